@@ -1,0 +1,131 @@
+"""Named things with typed options: what a YAML block `{name: …, option: …}` is built from.
+
+A registered constructor names every option it takes, keyword-only and annotated. `*args` and `**kwargs`
+are refused when it is registered, because they let misspelt options vanish.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from attnzoo.errors import UserError, nearest, unknown
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """A table of constructors of one kind.
+
+    `kind` is the word used in messages, such as "attention". Constructors take what the program knows
+    positionally and what the user chooses keyword-only.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that enters a class or function under `name`.
+
+        Raises TypeError for a constructor with `*args`, `**kwargs` or an option without annotation, and
+        ValueError for a name that is taken.
+        """
+
+        def enter(constructor: T) -> T:
+            for option in _parameters(constructor):
+                if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
+                    raise TypeError(f"{self.kind} {name!r}: *args and **kwargs hide misspelt options")
+                if option.kind is option.KEYWORD_ONLY and option.annotation is option.empty:
+                    raise TypeError(f"{self.kind} {name!r}: option {option.name!r} has no type")
+            if self._entries.setdefault(name, constructor) is not constructor:
+                raise ValueError(f"{self.kind} {name!r} is already registered")
+            return constructor
+
+        return enter
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        return sorted(self._entries)
+
+    def get(self, name: str, where: str = "") -> T:
+        """The constructor called `name`; raises UserError with the nearest name otherwise."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise unknown(self.kind, str(name), self._entries, where) from None
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The options (keyword-only parameters) that `name` takes."""
+        return {p.name: p for p in _parameters(self.get(name)) if p.kind is p.KEYWORD_ONLY}
+
+    def check(self, name: str, options: Mapping[str, Any], where: str = "") -> None:
+        """Raise UserError unless `name` takes each of `options` with a value of its type."""
+        constructor = self.get(name, where)
+        known = self.options(name)
+        hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+        place = f"{where}: " if where else ""
+        for option, value in options.items():
+            if option not in known:
+                takes = ", ".join(known) or "no options"
+                raise UserError(
+                    f"{place}{self.kind} {name!r} has no option {option!r}{nearest(option, known)} (it takes: {takes})"
+                )
+            if not _fits(value, hints[option]):
+                raise UserError(f"{place}{option} = {value!r}: expected {_spell(hints[option])}")
+        for option, parameter in known.items():
+            if parameter.default is parameter.empty and option not in options:
+                raise UserError(f"{place}{self.kind} {name!r} needs the option {option!r}")
+
+    def build(self, name: str, *given: Any, where: str = "", **options: Any) -> Any:
+        """Construct `name` from what the program knows (`given`) and the user's `options`.
+
+        Raises UserError for an unknown name, an option it does not take or a value of the wrong type.
+        """
+        self.check(name, options, where)
+        return self.get(name)(*given, **options)
+
+
+def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(constructor).parameters.values())
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can stand where `hint` is annotated: lists pass for tuples, ints for floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if origin is list or args[-1:] == (...,):
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if hint is types.NoneType:
+        return value is None
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, hint)
+
+
+def _spell(hint: Any) -> str:
+    """A type as a user reads it: `int`, `'a' | 'b'`, `list of int`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " | ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_spell, args))
+    if origin in (list, tuple):
+        return f"list of {' and '.join(dict.fromkeys(_spell(a) for a in args if a is not ...))}"
+    if hint is types.NoneType:
+        return "null"
+    return getattr(hint, "__name__", str(hint))

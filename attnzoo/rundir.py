@@ -1,0 +1,62 @@
+"""The files of one run: the only place that knows their names. Imports neither torch nor omegaconf."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+STATES = ("pending", "running", "interrupted", "failed", "done")
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunDir:
+    """`runs/<experiment>/<run>/`: config, metrics, status, checkpoints, log."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.status = self.path / "status.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.log = self.path / "log.txt"
+        self.environment = self.path / "environment.json"
+        self.tensorboard = self.path  # event files lie beside the rest, so that the run is one TensorBoard run
+
+    def read_status(self) -> dict[str, Any]:
+        """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started."""
+        try:
+            return dict(json.loads(self.status.read_text()))
+        except FileNotFoundError:
+            return {"state": "pending"}
+
+    def write_status(self, **fields: Any) -> None:
+        """Merge `fields` into the status file and stamp the heartbeat (seconds since the epoch)."""
+        status = self.read_status() | fields | {"heartbeat": time.time()}
+        with atomic_write(self.status) as file:
+            json.dump(status, file, indent=1)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl in order; a last line cut off by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
