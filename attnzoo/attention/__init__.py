@@ -5,6 +5,8 @@ import pkgutil
 from typing import Any
 
 from attnzoo.attention.base import ATTENTIONS, Attention, register
+from attnzoo.attention.trace import Trace, record
+from attnzoo.errors import UserError
 from attnzoo.geometry import Site
 
 for _module in pkgutil.iter_modules(__path__):
@@ -13,9 +15,21 @@ for _module in pkgutil.iter_modules(__path__):
 names = ATTENTIONS.names
 
 
-def build(name: str, site: Site, **options: Any) -> Attention:
-    """The attention `name` for `site`; raises UserError for a wrong name, role or option."""
-    raise NotImplementedError
+def build(name: str, site: Site, *, where: str = "", **options: Any) -> Attention:
+    """The attention `name` for `site`; `where` is the place named in messages, such as a key of a file.
+
+    Raises UserError for an unknown name, a role it cannot stand in, and an option it does not take.
+    """
+    kind = ATTENTIONS.get(name, where)
+    if site.role not in kind.roles:
+        place = f"{where}: " if where else ""
+        able = [other for other in names() if site.role in ATTENTIONS.get(other).roles]
+        raise UserError(
+            f"{place}attention {name!r} cannot stand in the {site.role} "
+            f"(it stands in: {', '.join(sorted(kind.roles))}; the {site.role} takes: {', '.join(able)})"
+        )
+    attention: Attention = ATTENTIONS.build(name, site, where=where, **options)
+    return attention
 
 
-__all__ = ["Attention", "build", "names", "register"]
+__all__ = ["ATTENTIONS", "Attention", "Trace", "build", "names", "record", "register"]

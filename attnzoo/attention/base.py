@@ -2,17 +2,19 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from attnzoo.attention.trace import Traceable
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
 from attnzoo.registry import Registry
 
 
-class Attention(nn.Module):
+class Attention(Traceable):
     """Queries look at a pyramid: `attn(queries, memory)`, (B, Q, C) before the residual.
 
     A subclass takes its `Site` and keyword-only options, declares the roles it can stand in and whether it
     needs references, and owns neither residual nor normalisation nor drop path: those are the block's.
+    Wrong values of options are `UserError`s.
     """
 
     roles: ClassVar[frozenset[Role]] = frozenset(Role)
@@ -32,6 +34,11 @@ class Attention(nn.Module):
         `queries` is the number of object queries, or the layout of queries that lie on a grid.
         """
         raise NotImplementedError
+
+
+def count(queries: int | Layout) -> int:
+    """Q, the number of queries."""
+    return queries.tokens if isinstance(queries, Layout) else queries
 
 
 ATTENTIONS: Registry[type[Attention]] = Registry("attention")

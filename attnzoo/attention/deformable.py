@@ -1,0 +1,123 @@
+"""Deformable attention, single- and multi-scale (Zhu et al., Deformable DETR, ICLR 2021, eq. 2 and 3)."""
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnzoo import ops
+from attnzoo.attention.base import Attention, count, register
+from attnzoo.errors import UserError
+from attnzoo.geometry import Layout, Pyramid, Queries, Site
+
+
+@register("ms_deform")
+class MultiScaleDeformableAttention(Attention):
+    """Each query reads `points` sampled points per head and level, at learned offsets from its reference.
+
+    Offsets and weights are linear in the query: there are no keys. Cost is linear in the number of tokens.
+    Parameters are named as in the published checkpoints.
+    """
+
+    needs_refs: ClassVar[bool] = True
+
+    def __init__(self, site: Site, *, points: int = 4):
+        super().__init__(site)
+        if points < 1:
+            raise UserError(f"points = {points}: must be at least 1")
+        self.points = points
+        samples = site.heads * site.levels * points
+        self.sampling_offsets = nn.Linear(site.dim, samples * 2)
+        self.attention_weights = nn.Linear(site.dim, samples)
+        self.value_proj = nn.Linear(site.dim, site.dim)
+        self.output_proj = nn.Linear(site.dim, site.dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Heads look in M directions, point k at distance k + 1 (max-norm, pixels), with uniform weights."""
+        angles = torch.arange(self.site.heads, dtype=torch.float32) * (2 * math.pi / self.site.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        rings = torch.arange(1, self.points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None] * rings[:, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.site.levels, -1, -1).flatten())
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
+        if memory.layout.levels != self.site.levels:
+            raise ValueError(f"built for {self.site.levels} levels, but the memory has {memory.layout.levels}")
+        asking = queries.positioned()
+        value = self.value_proj(memory.tokens)
+        if memory.layout.padding is not None:
+            value = value.masked_fill(memory.layout.padding[..., None], 0)
+        weights = self._weights(asking)
+        locations = self._locations(asking, queries.refs, memory.layout)
+        if self.traced:
+            assert queries.refs is not None
+            self.trace(weights=weights, locations=locations, references=queries.refs)
+        value = value.unflatten(-1, (self.site.heads, -1))
+        return self.output_proj(ops.ms_deform_attn(value, memory.layout.shapes, locations, weights))
+
+    def _weights(self, asking: Tensor) -> Tensor:
+        """Attention weights (B, Q, M, L, P): one softmax over the points of all levels."""
+        logits = self.attention_weights(asking).unflatten(-1, (self.site.heads, -1))
+        return logits.softmax(-1).unflatten(-1, (self.site.levels, self.points))
+
+    def _locations(self, asking: Tensor, refs: Tensor | None, layout: Layout) -> Tensor:
+        """Sampling locations (B, Q, M, L, P, 2) in [0, 1] of the padded maps, at least float32.
+
+        Half precision would move points by up to a quarter of a pixel.
+        """
+        if refs is None or refs.shape[-1] not in (2, 4):
+            given = "none" if refs is None else f"shape {tuple(refs.shape)}"
+            raise ValueError(f"deformable attention needs references (B, Q, 2) or (B, Q, 4), got {given}")
+        dtype = torch.promote_types(asking.dtype, torch.float32)
+        linear = self.sampling_offsets
+        with torch.autocast(asking.device.type, enabled=False):
+            offsets = F.linear(asking.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
+            offsets = offsets.unflatten(-1, (self.site.heads, self.site.levels, self.points, 2))
+            ratios = layout.valid_ratios[:, None]
+            points = (refs[:, :, None, :2].to(dtype) * ratios)[:, :, None, :, None]
+            if refs.shape[-1] == 2:
+                sizes = torch.tensor([(w, h) for h, w in layout.shapes], dtype=dtype, device=offsets.device)
+                return points + offsets / sizes[:, None]
+            # Offsets in half box sizes: the initial rings span the box.
+            boxes = (refs[:, :, None, 2:].to(dtype) * ratios)[:, :, None, :, None]
+            return points + offsets / self.points * boxes * 0.5
+
+    def flops(self, queries: int | Layout, memory: Layout) -> int:
+        asking, dim = count(queries), self.site.dim
+        samples = self.site.heads * self.site.levels * self.points
+        projections = (asking + memory.tokens) * dim**2 + asking * dim * samples * 3
+        # A bilinear sample is four corners, whose coefficients already hold the attention weight.
+        return projections + asking * self.site.levels * self.points * dim * 4
+
+
+@register("deform")
+class DeformableAttention(MultiScaleDeformableAttention):
+    """Multi-scale deformable attention on one level: `level` says which, if the memory has several."""
+
+    def __init__(self, site: Site, *, points: int = 4, level: int | None = None):
+        if level is None and site.levels > 1:
+            raise UserError(f"deform attends one level and there are {site.levels}: set level to 0 … {site.levels - 1}")
+        if level is not None and not 0 <= level < site.levels:
+            raise UserError(f"level = {level}: there are {site.levels} levels, counted from 0")
+        level = level or 0
+        sizes = site.map_sizes and (site.map_sizes[level],)
+        super().__init__(replace(site, levels=1, map_sizes=sizes), points=points)
+        self.level = level
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
+        return super().forward(queries, memory.level(self.level))
+
+    def flops(self, queries: int | Layout, memory: Layout) -> int:
+        return super().flops(queries, memory.level(self.level))
