@@ -76,6 +76,8 @@ class LossConfig:
     match_l1: float = 5.0
     match_giou: float = 2.0
     no_object_weight: float = 0.1  # cross_entropy: weight of the no-object class
+    focal_alpha: float = 0.25  # focal: weight of positives against negatives
+    focal_gamma: float = 2.0  # focal: how much easy examples are discounted
     auxiliary: bool = True  # the same losses on every decoder layer
 
 

@@ -1,0 +1,82 @@
+"""What a model costs: parameters, multiply-accumulates and time."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of inference.
+
+    - `params`: parameters, each counted once; buffers such as those of frozen BatchNorm are none
+    - `trainable`: those that training changes
+    - `gflops`: what papers call GFLOPs: multiply-accumulates of one image in units of 10⁹, as `count_macs`
+    - `ms`: milliseconds per image, the median of the repeats
+    """
+
+    params: int
+    trainable: int
+    gflops: float
+    ms: float
+
+
+def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, repeats: int = 10, warmup: int = 3) -> Cost:
+    """The cost of `model(images, mask)` for images (B, 3, H, W) and their padding mask (B, H, W).
+
+    Multiply-accumulates are those of the first image; time is that of the whole batch, divided by B. The
+    model runs in evaluation mode without gradients and is given back in the modes it came in.
+    """
+    parameters = list(model.parameters())
+    with _evaluating(model), torch.inference_mode():
+        macs = count_macs(model, images[:1], None if mask is None else mask[:1])
+        seconds = [_seconds(model, images, mask) for _ in range(warmup + repeats)][warmup:]
+    return Cost(
+        params=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        gflops=macs / 1e9,
+        ms=1000 * statistics.median(seconds) / len(images),
+    )
+
+
+def count_macs(function: Any, *args: Any) -> int:
+    """Multiply-accumulates of `function(*args)`: convolutions, matrix products, attentions and registered operators.
+
+    Additions of biases, normalisations and activations are left out, as torch.utils.flop_counter does.
+    """
+    # The kernel that dense attention takes on a CPU has no formula in torch; its siblings on a GPU have.
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        function(*args)
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _seconds(model: nn.Module, images: Tensor, mask: Tensor | None) -> float:
+    _wait(images.device)
+    start = time.perf_counter()
+    model(images, mask)
+    _wait(images.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
