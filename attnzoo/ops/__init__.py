@@ -1,5 +1,6 @@
-"""The operators: one Python face over the compiled library and its plain PyTorch fallback."""
+"""The operators: one Python face over the compiled library, with plain PyTorch where it is missing."""
 
-from attnzoo.ops.reference import ms_deform_attn
+from attnzoo.ops.deform_attn import ms_deform_attn
+from attnzoo.ops.library import backends
 
-__all__ = ["ms_deform_attn"]
+__all__ = ["backends", "ms_deform_attn"]

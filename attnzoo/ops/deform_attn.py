@@ -1,0 +1,130 @@
+"""Multi-scale deformable attention as an operator: schema, fake and autograd rules, FLOPs, and its Python face."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attnzoo.ops import library, reference
+from attnzoo.ops.checks import HALF, check_ms_deform_attn
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention (Zhu et al., Deformable DETR, arXiv:2010.04159, equation 3).
+
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `spatial_shapes`: (h, w) per level, Python ints
+    - `sampling_locations`: (B, Q, M, L, P, 2), x then y, [0, 1] over the map, pixel centres at (i + ½) / size
+    - `attention_weights`: (B, Q, M, L, P)
+
+    Bilinear samples, zero outside the map. A point with a NaN or infinite coordinate lies outside: it adds nothing
+    and receives zero gradients. B = 0 or Q = 0 gives an empty result; all other sizes must be at least 1.
+
+    Returns (B, Q, M·D) in the dtype of `value`. Beside a half-precision value, locations and weights may be float32;
+    the computation is in float32 then.
+
+    Raises TypeError or ValueError naming the argument that does not fit.
+    """
+    check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    if value.dtype in HALF:
+        output = torch.ops.attnzoo.ms_deform_attn(
+            value.float(), flat_shapes, sampling_locations.float(), attention_weights.float()
+        )
+        return output.to(value.dtype)
+    return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+
+
+_operators = torch.library.Library("attnzoo", "DEF")
+_operators.define(
+    "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations,"
+    " Tensor attention_weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.load()
+
+
+def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
+
+
+@cache
+def _warn_of_reference(device_type: str) -> None:
+    why = library.backends().get(device_type, "there is no compiled operator for this device")
+    warnings.warn(f"attnzoo: ms_deform_attn on {device_type} runs the slow reference: {why}", stacklevel=2)
+
+
+# The reference stands in wherever the library has no kernel for a device.
+@torch.library.impl(_operators, "ms_deform_attn", "CompositeExplicitAutograd")
+def _forward_reference(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    _warn_of_reference(value.device.type)
+    return reference.ms_deform_attn(value, _pairs(shapes), locations, weights)
+
+
+@torch.library.impl(_operators, "ms_deform_attn_backward", "CompositeExplicitAutograd")
+def _backward_reference(
+    grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.ms_deform_attn_backward(grad_output, value, _pairs(shapes), locations, weights)
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn", lib=_operators)
+def _forward_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn_backward", lib=_operators)
+def _backward_fake(
+    grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = torch.ops.attnzoo.ms_deform_attn_backward(
+        grad_output, value, ctx.shapes, locations, weights, torch.are_deterministic_algorithms_enabled()
+    )
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "ms_deform_attn has no second derivative; attnzoo.ops.reference.ms_deform_attn on CPU has one"
+    )
+
+
+torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_save, lib=_operators)
+torch.library.register_autograd("attnzoo::ms_deform_attn_backward", _no_second_derivative, lib=_operators)
+
+
+# Two per multiply-accumulate, as torch counts. A sample has four corners, whose coefficients hold the weight already.
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn)
+def _forward_flops(value: Sequence[int], shapes: Any, locations: Any, weights: Sequence[int], **_: Any) -> int:
+    return 2 * 4 * weights[0] * weights[1] * weights[2] * weights[3] * weights[4] * value[3]
+
+
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn_backward)
+def _backward_flops(
+    grad_output: Any, value: Sequence[int], shapes: Any, locations: Any, weights: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return 2 * _forward_flops(value, shapes, locations, weights)
