@@ -13,6 +13,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from attnzoo.errors import UserError
+
 
 class Role(StrEnum):
     """Where an attention stands in a model."""
@@ -29,7 +31,7 @@ class Site:
     `dim` channels are split over `heads`; `levels` feature maps are attended; `layer` counts from 0 in
     its stack; `map_sizes` holds (h, w) per level where the maps have a fixed size.
 
-    Raises ValueError unless heads divides dim and all counts are positive.
+    Raises UserError unless heads divides dim, all counts are positive and `map_sizes` fits `levels`.
     """
 
     dim: int
@@ -41,11 +43,13 @@ class Site:
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.levels) < 1:
-            raise ValueError(f"dim={self.dim}, heads={self.heads} and levels={self.levels} must be at least 1")
+            raise UserError(f"dim={self.dim}, heads={self.heads} and levels={self.levels} must be at least 1")
         if self.dim % self.heads:
-            raise ValueError(f"dim={self.dim} is not divisible by heads={self.heads}")
-        if self.role is Role.STAGE and self.levels != 1:
-            raise ValueError(f"a stage has one level, not {self.levels}")
+            raise UserError(f"dim={self.dim} is not divisible by heads={self.heads}")
+        if self.role == Role.STAGE and self.levels != 1:
+            raise UserError(f"a stage has one level, not {self.levels}")
+        if self.map_sizes is not None and len(self.map_sizes) != self.levels:
+            raise UserError(f"map_sizes has {len(self.map_sizes)} entries for levels={self.levels}")
 
     @property
     def head_dim(self) -> int:
@@ -60,12 +64,14 @@ class Layout:
     - `padding`: (B, S) bool, True where a token is padding, or None; the valid area is a top-left rectangle
     - `valid_ratios`: (B, L, 2) float32, valid part of each map in (0, 1], x then y
     - `centers`: (B, S, 2) float32, each token's centre; beyond 1 on padding
+    - `sizes`: (L, 2) float32, width and height of each map: `shapes` on the device
     """
 
     shapes: tuple[tuple[int, int], ...]
     padding: Tensor | None
     valid_ratios: Tensor
     centers: Tensor
+    sizes: Tensor
 
     @classmethod
     def from_masks(cls, masks: Sequence[Tensor]) -> "Layout":
@@ -73,17 +79,17 @@ class Layout:
         shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in masks)
         # The first row and column tell the valid rectangle (Deformable DETR, get_valid_ratio).
         valid = torch.stack([torch.stack([(~m[:, 0]).sum(-1), (~m[:, :, 0]).sum(-1)], -1) for m in masks], 1)
-        sizes = torch.tensor([(w, h) for h, w in shapes], device=valid.device)
+        sizes = _sizes(shapes, valid.device)
         ratios = valid.clamp(min=1) / sizes
         padding = torch.cat([m.flatten(1) for m in masks], 1)
-        return cls(shapes, padding, ratios, _centers(shapes, ratios))
+        return cls(shapes, padding, ratios, _centers(shapes, ratios), sizes)
 
     @classmethod
     def unpadded(cls, shapes: Sequence[tuple[int, int]], batch: int, device: torch.device | str = "cpu") -> "Layout":
         """The layout of maps of the given (h, w) without padding."""
         shapes = tuple((int(h), int(w)) for h, w in shapes)
         ratios = torch.ones(batch, len(shapes), 2, device=device)
-        return cls(shapes, None, ratios, _centers(shapes, ratios))
+        return cls(shapes, None, ratios, _centers(shapes, ratios), _sizes(shapes, ratios.device))
 
     @property
     def levels(self) -> int:
@@ -103,7 +109,8 @@ class Layout:
         """The layout of one level alone."""
         padding = None if self.padding is None else self.padding.split(self.lengths, 1)[index]
         centers = self.centers.split(self.lengths, 1)[index]
-        return Layout((self.shapes[index],), padding, self.valid_ratios[:, index : index + 1], centers)
+        here = slice(index, index + 1)
+        return Layout((self.shapes[index],), padding, self.valid_ratios[:, here], centers, self.sizes[here])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +169,12 @@ def _centers(shapes: tuple[tuple[int, int], ...], valid_ratios: Tensor) -> Tenso
         grid = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1)
         levels.append(grid / valid_ratios[:, index, None])
     return torch.cat(levels, 1)
+
+
+def _sizes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(w, h) of all levels as a tensor (L, 2), filled on the device: a copy from the host would wait for it."""
+    sides = [torch.full((1,), side, device=device, dtype=torch.float32) for h, w in shapes for side in (w, h)]
+    return torch.cat(sides).unflatten(0, (-1, 2))
 
 
 # Layouts, pyramids and queries pass through torch.export and checkpointing as the tensors they hold.

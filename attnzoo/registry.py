@@ -29,8 +29,8 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that enters a class or function under `name`.
 
-        Raises TypeError for a constructor with `*args`, `**kwargs` or an option without annotation, and
-        ValueError for a name that is taken.
+        Raises TypeError for a constructor with `*args`, `**kwargs`, an option without annotation or one called
+        `where`, and UserError for a name that is taken.
         """
 
         def enter(constructor: T) -> T:
@@ -39,8 +39,11 @@ class Registry(Generic[T]):
                     raise TypeError(f"{self.kind} {name!r}: *args and **kwargs hide misspelt options")
                 if option.kind is option.KEYWORD_ONLY and option.annotation is option.empty:
                     raise TypeError(f"{self.kind} {name!r}: option {option.name!r} has no type")
-            if self._entries.setdefault(name, constructor) is not constructor:
-                raise ValueError(f"{self.kind} {name!r} is already registered")
+                if option.name == "where":
+                    raise TypeError(f"{self.kind} {name!r}: no option can be called 'where', build takes it")
+            holder = self._entries.setdefault(name, constructor)
+            if holder is not constructor:
+                raise UserError(f"{self.kind} {name!r} is already registered by {holder.__module__}")
             return constructor
 
         return enter
@@ -51,10 +54,9 @@ class Registry(Generic[T]):
 
     def get(self, name: str, where: str = "") -> T:
         """The constructor called `name`; raises UserError with the nearest name otherwise."""
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise unknown(self.kind, str(name), self._entries, where) from None
+        if not isinstance(name, str) or name not in self._entries:  # a YAML file can put anything here
+            raise unknown(self.kind, str(name), self._entries, where)
+        return self._entries[name]
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The options (keyword-only parameters) that `name` takes."""
@@ -81,10 +83,14 @@ class Registry(Generic[T]):
     def build(self, name: str, *given: Any, where: str = "", **options: Any) -> Any:
         """Construct `name` from what the program knows (`given`) and the user's `options`.
 
-        Raises UserError for an unknown name, an option it does not take or a value of the wrong type.
+        Raises UserError for an unknown name, an option it does not take, a value of the wrong type, and what the
+        constructor refuses; `where` is named in all of them.
         """
         self.check(name, options, where)
-        return self.get(name)(*given, **options)
+        try:
+            return self.get(name)(*given, **options)
+        except UserError as error:
+            raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:

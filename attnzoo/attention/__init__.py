@@ -5,6 +5,7 @@ import pkgutil
 from typing import Any
 
 from attnzoo.attention.base import ATTENTIONS, Attention, register
+from attnzoo.attention.plugins import load_plugin
 from attnzoo.attention.trace import Trace, record
 from attnzoo.errors import UserError
 from attnzoo.geometry import Site
@@ -32,4 +33,4 @@ def build(name: str, site: Site, *, where: str = "", **options: Any) -> Attentio
     return attention
 
 
-__all__ = ["ATTENTIONS", "Attention", "Trace", "build", "names", "record", "register"]
+__all__ = ["ATTENTIONS", "Attention", "Trace", "build", "load_plugin", "names", "record", "register"]

@@ -88,8 +88,7 @@ class MultiScaleDeformableAttention(Attention):
             ratios = layout.valid_ratios[:, None]
             points = (refs[:, :, None, :2].to(dtype) * ratios)[:, :, None, :, None]
             if refs.shape[-1] == 2:
-                sizes = torch.tensor([(w, h) for h, w in layout.shapes], dtype=dtype, device=offsets.device)
-                return points + offsets / sizes[:, None]
+                return points + offsets / layout.sizes[:, None]
             # Offsets in half box sizes: the initial rings span the box.
             boxes = (refs[:, :, None, 2:].to(dtype) * ratios)[:, :, None, :, None]
             return points + offsets / self.points * boxes * 0.5

@@ -22,7 +22,9 @@ class Traceable(nn.Module):
         if self._entries is None:
             return False
         if torch.compiler.is_compiling():
-            raise RuntimeError("record() captures tensors that a compiled or exported graph does not compute: run eagerly")
+            raise RuntimeError(
+                "record() needs the eager path, but a graph is being traced: run without compile or export"
+            )
         return True
 
     def trace(self, **tensors: Tensor) -> None:
@@ -33,7 +35,7 @@ class Traceable(nn.Module):
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Trace]:
-    """Capture what every attention of `model` looks at: `with record(model) as trace: model(images)`.
+    """Capture what every attention of a model looks at, in the forward passes inside the `with` block.
 
     `trace` maps the qualified name of each attention in `model` to a list with one entry per forward call,
     in order. An entry holds detached tensors by name:
@@ -43,7 +45,12 @@ def record(model: nn.Module) -> Iterator[Trace]:
     - `references`: deformable only, the queries' references, (B, Q, 2 or 4), in [0, 1] of the valid image.
 
     The unfused path is taken inside, so memory and time are those of plain PyTorch. Outside it costs nothing.
-    Raises RuntimeError for a compiled model, and if a graph is compiled or exported inside.
+    Raises RuntimeError for a compiled model, and if a graph is compiled or exported inside. After
+
+        with record(model) as trace:
+            model(images, mask)
+
+    `trace["encoder.layers.0.attention"][0]["weights"]` are the weights of the first encoder layer.
     """
     for module in model.modules():
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:

@@ -1,0 +1,59 @@
+"""Attentions from a user's own file or module, outside the package."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from attnzoo.attention.base import ATTENTIONS
+from attnzoo.errors import UserError
+
+
+def load_plugin(source: str | Path, where: str = "") -> list[str]:
+    """Import a `.py` file or a module and return the names of the attentions that it registers.
+
+    `source` is a path ending in `.py`, or the dotted name of an importable module; `where` is the place named in
+    messages. Loading it again changes nothing. Raises UserError if it is missing, registers no attention or one
+    whose name is taken; whatever else goes wrong inside it is its author's to see.
+    """
+    place = f"{where}: " if where else ""
+    before = set(ATTENTIONS.names())
+    module = _load_file(Path(source), place) if str(source).endswith(".py") else _load_module(str(source), place)
+    names = [name for name in ATTENTIONS.names() if name not in before or _comes_from(name, module)]
+    if not names:
+        raise UserError(f"{place}plugin {str(source)!r} registers no attention (decorate its class with @register)")
+    return names
+
+
+def _load_file(path: Path, place: str) -> ModuleType:
+    path = path.expanduser().resolve()
+    name = f"attnzoo_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{place}plugin {str(path)!r} does not exist")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _load_module(name: str, place: str) -> ModuleType:
+    try:
+        found = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):  # a parent package is missing; the name is empty or relative
+        found = None
+    if found is None:
+        raise UserError(f"{place}plugin {name!r}: no such module (a file is given by its path, ending in .py)")
+    return importlib.import_module(name)
+
+
+def _comes_from(name: str, module: ModuleType) -> bool:
+    return f"{ATTENTIONS.get(name).__module__}.".startswith(f"{module.__name__}.")
