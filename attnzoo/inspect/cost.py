@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,27 @@ def count_macs(function: Any, *args: Any) -> int:
 
     Additions of biases, normalisations and activations are left out, as torch.utils.flop_counter does.
     """
-    # The kernel that dense attention takes on a CPU has no formula in torch; its siblings on a GPU have.
-    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with _plain_multihead(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         function(*args)
     return counter.get_total_flops() // 2
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Of the kernel that dense attention takes on a CPU: unlike its siblings on a GPU, torch has no formula for it."""
+    batch, heads, queries, dim = query
+    return 2 * batch * heads * queries * key[-2] * (dim + value[-1])
+
+
+@contextmanager
+def _plain_multihead() -> Iterator[None]:
+    """Keep nn.MultiheadAttention from its fused inference kernel, which no counter sees."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager
