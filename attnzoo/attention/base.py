@@ -1,8 +1,11 @@
 """The interface every attention fulfils, and the registry it is entered in."""
 
+from contextlib import nullcontext
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from attnzoo.attention.trace import Traceable
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
@@ -39,6 +42,16 @@ class Attention(Traceable):
 def count(queries: int | Layout) -> int:
     """Q, the number of queries."""
     return queries.tokens if isinstance(queries, Layout) else queries
+
+
+def full_precision(linear: nn.Linear, x: Tensor) -> Tensor:
+    """`linear(x)` in float32 at least, whatever autocast says: for what becomes a coordinate."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    kind = x.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if autocast else nullcontext():
+        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
 
 
 ATTENTIONS: Registry[type[Attention]] = Registry("attention")

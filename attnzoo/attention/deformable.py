@@ -5,11 +5,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnzoo import ops
-from attnzoo.attention.base import Attention, count, register
+from attnzoo.attention.base import Attention, count, full_precision, register
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Site
 
@@ -80,18 +79,16 @@ class MultiScaleDeformableAttention(Attention):
         if refs is None or refs.shape[-1] not in (2, 4):
             given = "none" if refs is None else f"shape {tuple(refs.shape)}"
             raise ValueError(f"deformable attention needs references (B, Q, 2) or (B, Q, 4), got {given}")
-        dtype = torch.promote_types(asking.dtype, torch.float32)
-        linear = self.sampling_offsets
-        with torch.autocast(asking.device.type, enabled=False):
-            offsets = F.linear(asking.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
-            offsets = offsets.unflatten(-1, (self.site.heads, self.site.levels, self.points, 2))
-            ratios = layout.valid_ratios[:, None]
-            points = (refs[:, :, None, :2].to(dtype) * ratios)[:, :, None, :, None]
-            if refs.shape[-1] == 2:
-                return points + offsets / layout.sizes[:, None]
-            # Offsets in half box sizes: the initial rings span the box.
-            boxes = (refs[:, :, None, 2:].to(dtype) * ratios)[:, :, None, :, None]
-            return points + offsets / self.points * boxes * 0.5
+        offsets = full_precision(self.sampling_offsets, asking)
+        offsets = offsets.unflatten(-1, (self.site.heads, self.site.levels, self.points, 2))
+        ratios = layout.valid_ratios[:, None]
+        refs = refs.to(offsets.dtype)
+        points = (refs[:, :, None, :2] * ratios)[:, :, None, :, None]
+        if refs.shape[-1] == 2:
+            return points + offsets / layout.sizes[:, None]
+        # Offsets in half box sizes: the initial rings span the box.
+        boxes = (refs[:, :, None, 2:] * ratios)[:, :, None, :, None]
+        return points + offsets / self.points * boxes * 0.5
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         asking, dim = count(queries), self.site.dim
