@@ -22,16 +22,6 @@ struct Inputs {
   const T* weights;
 };
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 // D is the number of channels per head where the compiler knows it, 0 where it is `Problem::head_dim`.
 // `zeros` is a row of zeros, read in place of corners that are off the map.
 template <typename T, int D>
@@ -173,16 +163,6 @@ void with_channels(int64_t channels, const Body& body) {
   }
 }
 
-template <typename Body>
-void with_scalar(const Tensor& tensor, const Body& body) {
-  using torch::headeronly::ScalarType;
-  if (tensor.scalar_type() == ScalarType::Float) {
-    return body(float());
-  }
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double, "ms_deform_attn: CPU takes float32 and float64");
-  body(double());
-}
-
 Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
   const Problem problem = describe(value, shapes, locations, weights);
   value = torch::stable::contiguous(value);
@@ -190,7 +170,7 @@ Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tens
   weights = torch::stable::contiguous(weights);
   Tensor output =
       torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
-  with_scalar(value, [&](auto scalar) {
+  with_scalar(value, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
     const Inputs<T> in{data<T>(value), data<T>(locations), data<T>(weights)};
     with_channels(problem.head_dim, [&](auto channels) {
@@ -212,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
   Tensor grad_locations = torch::stable::empty_like(locations);
   Tensor grad_weights = torch::stable::empty_like(weights);
-  with_scalar(value, [&](auto scalar) {
+  with_scalar(value, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
     const Inputs<T> in{data<T>(value), data<T>(locations), data<T>(weights)};
     const Gradients<T> out{mutable_data<T>(grad_value), mutable_data<T>(grad_locations), mutable_data<T>(grad_weights)};

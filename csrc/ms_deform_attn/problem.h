@@ -2,16 +2,14 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <vector>
 
+#include "../common/tensor.h"
 #include "bilinear.h"
 
 namespace attnzoo::ms_deform_attn {
-
-using torch::stable::Tensor;
 
 struct Problem {
   int64_t batch;
