@@ -1,0 +1,36 @@
+"""What a data set and an augmentation are, and the tables in which they are found by name."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from attnzoo.registry import Registry
+
+Target = dict[str, Tensor]
+Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
+"""From a `tv_tensors.Image` (3, h, w) uint8 and a target with `boxes` (a `tv_tensors.BoundingBoxes`, xyxy) and
+`labels` to the same, augmented. Randomness comes from torch's global CPU generator alone."""
+
+SPLITS = ("train", "val")
+
+
+class Source(Protocol):
+    """What a DATASETS block describes: a train and a val split with the same classes.
+
+    Options are checked when it is made; files are read when a split is opened.
+    """
+
+    @property
+    def num_classes(self) -> int:
+        """The number of class indices that labels run over."""
+
+    def open(self, split: str, transform: Transform) -> Any:
+        """The `DetectionDataset` of "train" or "val"."""
+
+
+DATASETS: Registry[Callable[..., Source]] = Registry("data set")
+"""Constructors take keyword-only options and return a `Source`."""
+
+AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
+"""Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""

@@ -1,0 +1,129 @@
+"""`digit_scenes`: handwritten digits on photographs, a detection data set that needs no download."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from attnzoo.data.cache import cached_folder
+from attnzoo.data.coco import CocoFolder, DetectionDataset
+from attnzoo.data.drawing import Look, Painter, Scene
+from attnzoo.data.registries import DATASETS, SPLITS, Transform
+from attnzoo.errors import UserError, unknown
+
+VERSION = 1  # raised whenever the same options would give other images
+CLASSES = 10
+
+
+@DATASETS.register("digit_scenes")
+@dataclass(frozen=True, kw_only=True)
+class DigitScenes(Look):
+    """scikit-learn's 8x8 handwritten digits on crops of its two photographs, written to the cache as a COCO folder.
+
+    Digits of each class and halves of each photograph belong to train or to val, never to both. Image i depends on
+    (seed, version, split, i) and the options of its look alone, not on how many images there are.
+
+    Besides the options of `Look`: the number of images of each split, and the seed.
+
+    Objects are small below (0.22 · image_size)² square pixels and large from (0.31 · image_size)²: 14 and 20 pixels at
+    64, which parts the default sizes into thirds. COCO's 32 and 96 pixels would call every one of them small.
+    """
+
+    train_images: int = 8000
+    val_images: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require("image_size", self.image_size, 16 <= self.image_size <= 4096, "from 16 to 4096 pixels")
+        _require("train_images", self.train_images, self.train_images >= 1, "at least 1")
+        _require("val_images", self.val_images, self.val_images >= 1, "at least 1")
+        for name, least in (("objects", 0), ("clutter", 0), ("sizes", 4), ("aspect", 0.1), ("contrast", 0)):
+            low, high = getattr(self, name)
+            _require(name, [low, high], least <= low <= high, f"two numbers from {least}, the smaller first")
+        _require("sizes", list(self.sizes), self.sizes[1] <= self.image_size, f"at most image_size = {self.image_size}")
+        _require("contrast", list(self.contrast), self.contrast[1] <= 255, "at most 255")
+        _require("aspect", list(self.aspect), self.aspect[1] <= 10, "at most 10")
+        _require("rotation", self.rotation, 0 <= self.rotation <= 180, "from 0 to 180 degrees")
+        _require("max_overlap", self.max_overlap, 0 <= self.max_overlap <= 1, "a share from 0 to 1")
+        _require("noise", self.noise, self.noise >= 0, "at least 0")
+        _require("seed", self.seed, self.seed >= 0, "at least 0")
+
+    @property
+    def num_classes(self) -> int:
+        return CLASSES
+
+    def open(self, split: str, transform: Transform) -> DetectionDataset:
+        """The split, from the cache; both splits are made if they are not there."""
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        return self._files.open(split, transform)
+
+    @cached_property
+    def _files(self) -> CocoFolder:
+        options = {key: _plain(value) for key, value in asdict(self).items()}
+        return CocoFolder(
+            root=str(cached_folder("digit_scenes", options | {"version": VERSION}, self.write)),
+            train_annotations="annotations/train.json",
+            val_annotations="annotations/val.json",
+            train_images="train",
+            val_images="val",
+            labels="contiguous",
+        )
+
+    def write(self, folder: Path) -> None:
+        """Draw both splits into `folder`: train/, val/ and annotations/."""
+        (folder / "annotations").mkdir()
+        for number, split in enumerate(SPLITS):
+            (folder / split).mkdir()
+            painter = Painter(self, split)
+            scenes = []
+            for i in range(getattr(self, f"{split}_images")):
+                scene = painter.paint(np.random.default_rng([self.seed, VERSION, number, i]))
+                Image.fromarray(scene.pixels).save(folder / split / f"{i:06d}.png", compress_level=0)
+                scenes.append(scene)
+            (folder / "annotations" / f"{split}.json").write_text(json.dumps(self._annotations(scenes)))
+
+    def _annotations(self, scenes: Iterable[Scene]) -> dict[str, Any]:
+        """A COCO instances file that also says what each image and object was made from.
+
+        `photo` and `region` (x0, y0, x1, y1) of an image; `source` of an object, its number in load_digits.
+        """
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
+        for number, scene in enumerate(scenes):
+            side = self.image_size
+            images.append(
+                {"id": number + 1, "file_name": f"{number:06d}.png", "width": side, "height": side}
+                | {"photo": scene.photo, "region": list(scene.region)}
+            )
+            for digit in scene.digits:
+                x, y, w, h = digit.box
+                objects.append(
+                    {"id": len(objects) + 1, "image_id": number + 1, "category_id": digit.label, "iscrowd": 0}
+                    | {"bbox": [x, y, w, h], "area": w * h, "source": digit.source}
+                )
+        return {
+            "info": {
+                "description": f"digit_scenes, version {VERSION}",
+                "options": asdict(self),
+                "area_thresholds": [(0.22 * self.image_size) ** 2, (0.31 * self.image_size) ** 2],
+            },
+            "images": images,
+            "annotations": objects,
+            "categories": [{"id": label, "name": str(label)} for label in range(CLASSES)],
+        }
+
+
+def _require(name: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UserError(f"data.dataset.{name} = {value}: expected {expected}")
+
+
+def _plain(value: Any) -> Any:
+    """Equal options as equal JSON: 20 and 20.0, lists and tuples."""
+    return [float(item) for item in value] if isinstance(value, list | tuple) else float(value)
