@@ -1,0 +1,137 @@
+"""How the operators stand in PyTorch: schema, fake and autograd rules, compiler, export, FLOP counter."""
+
+import pytest
+import torch
+from support_ops import arguments
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnzoo import ops
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck_forward(dtype, device):
+    value, shapes, locations, weights = arguments(dtype=dtype, device=device)
+    leaves = [t.requires_grad_() for t in (value, locations, weights)]
+    torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn.default, (leaves[0], flat(shapes), *leaves[1:]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck_backward(device):
+    value, shapes, locations, weights = arguments(device=device)
+    grad = torch.ones(2, 6, 24, dtype=value.dtype, device=device)
+    torch.library.opcheck(
+        torch.ops.attnzoo.ms_deform_attn_backward.default, (grad, value, flat(shapes), locations, weights, True)
+    )
+
+
+class Sampler(nn.Module):
+    """A small model around the operator: maps of any size, shapes taken from them."""
+
+    def __init__(self, heads: int = 2, dim: int = 16):
+        super().__init__()
+        self.heads = heads
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, feature_map: Tensor, locations: Tensor, logits: Tensor) -> Tensor:
+        h, w = feature_map.shape[-2:]
+        value = self.proj(feature_map.flatten(2).transpose(1, 2)).unflatten(-1, (self.heads, -1))
+        weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+        return ops.ms_deform_attn(value, ((h, w),), locations, weights)
+
+
+def sampler_inputs(h: int, w: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(2, 16, h, w, generator=generator),
+        torch.rand(2, queries, 2, 1, 4, 2, generator=generator),
+        torch.randn(2, queries, 2, 1, 4, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(dynamic):
+    torch.manual_seed(0)
+    model = Sampler()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for h, w, queries in ((5, 7, 6), (4, 9, 3)):
+        inputs = sampler_inputs(h, w, queries)
+        results = []
+        for function in (model, compiled):
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            output = function(*leaves)
+            results.append((output, *torch.autograd.grad(output.square().sum(), [*leaves, *model.parameters()])))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_dynamic_compilation_serves_other_sizes_with_one_graph():
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(Sampler(), fullgraph=True, dynamic=True, backend=counter)
+    for h, w, queries in ((5, 7, 6), (4, 9, 3), (8, 6, 11)):
+        compiled(*sampler_inputs(h, w, queries))
+    assert counter.frame_count == 1
+
+
+def test_wrong_call_is_refused_under_compile():
+    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value, ((5, 7),), locations, weights)
+
+    value, _, locations, weights = arguments(((5, 7),))
+    torch.compile(call, fullgraph=True, backend="aot_eager")(value, locations, weights)
+    with pytest.raises(Exception, match="has S = 34 tokens"):
+        torch.compile(call, fullgraph=True, backend="aot_eager")(value[:, 1:], locations, weights)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports(strict):
+    model = Sampler().eval()
+    queries = torch.export.Dim("queries", min=2, max=1000)
+    program = torch.export.export(
+        model, sampler_inputs(5, 7, 6), dynamic_shapes=(None, {1: queries}, {1: queries}), strict=strict
+    )
+    assert any("ms_deform_attn" in str(node.target) for node in program.graph.nodes)
+    other = sampler_inputs(5, 7, 13)
+    torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+def test_meta_tensors_give_shapes():
+    value, shapes, locations, weights = (t.to("meta") if isinstance(t, Tensor) else t for t in arguments())
+    assert ops.ms_deform_attn(value, shapes, locations, weights).shape == (2, 6, 24)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_flops(device):
+    value, shapes, locations, weights = (t.to(device) if isinstance(t, Tensor) else t for t in arguments())
+    leaves = [t.requires_grad_() for t in (value, locations, weights)]
+    forward = 2 * 4 * weights.numel() * value.shape[-1]
+    with FlopCounterMode(display=False) as counter:
+        output = ops.ms_deform_attn(leaves[0], shapes, *leaves[1:])
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 2 * forward
+
+
+def test_second_derivative_is_refused():
+    value, shapes, locations, weights = arguments()
+    value.requires_grad_()
+    locations.requires_grad_()
+    output = ops.ms_deform_attn(value, shapes, locations, weights)
+    (first,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        first.sum().backward()
+
+
+def test_runs_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        output = Sampler()(*sampler_inputs(5, 7, 6))  # the value is bfloat16, the softmax and locations float32
+    assert output.dtype == torch.bfloat16
+    assert output.isfinite().all()

@@ -1,0 +1,71 @@
+"""Inputs for operator tests, and an oracle that shares no code with what it checks."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Arguments = tuple[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor]
+
+
+def arguments(
+    shapes: Sequence[tuple[int, int]] = ((5, 7), (3, 4), (1, 2)),
+    *,
+    batch: int = 2,
+    queries: int = 6,
+    heads: int = 3,
+    head_dim: int = 8,
+    points: int = 4,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Arguments:
+    """Random value, shapes, locations and weights; the locations lie in and around the map, off the knots.
+
+    Derivatives by location jump where a point crosses a row or column of pixel centres, so no point is nearer than
+    a twentieth of a pixel to one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator, dtype=torch.float64)
+
+    tokens = sum(h * w for h, w in shapes)
+    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float64)[:, None]
+    places = random(batch, queries, heads, len(shapes), points, 2) * 1.6 - 0.3
+    pixels = places * sizes - 0.5
+    fraction = 0.05 + 0.9 * random(*pixels.shape)
+    locations = (pixels.floor() + fraction + 0.5) / sizes
+    value = random(batch, tokens, heads, head_dim) - 0.5
+    weights = random(batch, queries, heads, len(shapes), points)
+    given = (t.to(device, dtype) for t in (value, locations, weights))
+    value, locations, weights = given
+    return value, tuple(shapes), locations, weights
+
+
+def oracle(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """Deformable DETR (arXiv:2010.04159), equation 3, in plain loops over plain floats."""
+    batch, _, heads, head_dim = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    output = torch.zeros(batch, queries, heads, head_dim, dtype=torch.float64)
+    values, places, shares = value.double(), locations.double().tolist(), weights.double().tolist()
+    for b in range(batch):
+        for q in range(queries):
+            for m in range(heads):
+                start = 0
+                for level, (h, w) in enumerate(shapes):
+                    for p in range(points):
+                        x, y = places[b][q][m][level][p]
+                        if not (math.isfinite(x) and math.isfinite(y)):
+                            continue
+                        column, row = x * w - 0.5, y * h - 0.5
+                        for j in range(w):
+                            for i in range(h):
+                                # A bilinear sample weighs every pixel with a tent of half-width one.
+                                tent = max(0.0, 1 - abs(column - j)) * max(0.0, 1 - abs(row - i))
+                                if tent > 0:
+                                    pixel = values[b, start + i * w + j, m]
+                                    output[b, q, m] += shares[b][q][m][level][p] * tent * pixel
+                    start += h * w
+    return output.flatten(2)
