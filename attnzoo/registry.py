@@ -74,8 +74,8 @@ class Registry(Generic[T]):
                 raise UserError(
                     f"{place}{self.kind} {name!r} has no option {option!r}{nearest(option, known)} (it takes: {takes})"
                 )
-            if not _fits(value, hints[option]):
-                raise UserError(f"{place}{option} = {value!r}: expected {_spell(hints[option])}")
+            if not fits(value, hints[option]):
+                raise UserError(f"{place}{option} = {value!r}: expected {spell(hints[option])}")
         for option, parameter in known.items():
             if parameter.default is parameter.empty and option not in options:
                 raise UserError(f"{place}{self.kind} {name!r} needs the option {option!r}")
@@ -97,23 +97,23 @@ def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(constructor).parameters.values())
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can stand where `hint` is annotated: lists pass for tuples, ints for floats."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
+        return any(fits(value, arg) for arg in args)
     if origin is typing.Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
             return False
         if origin is list or args[-1:] == (...,):
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
+            return all(fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(fits, value, args))
     if origin is dict:
-        return isinstance(value, Mapping) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if hint is types.NoneType:
         return value is None
     if isinstance(value, bool):
@@ -123,15 +123,17 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _spell(hint: Any) -> str:
+def spell(hint: Any) -> str:
     """A type as a user reads it: `int`, `'a' | 'b'`, `list of int`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " | ".join(map(repr, args))
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(map(_spell, args))
+        return " | ".join(map(spell, args))
     if origin in (list, tuple):
-        return f"list of {' and '.join(dict.fromkeys(_spell(a) for a in args if a is not ...))}"
+        return f"list of {' and '.join(dict.fromkeys(spell(a) for a in args if a is not ...))}"
+    if origin is dict:
+        return "keys and values"
     if hint is types.NoneType:
         return "null"
     return getattr(hint, "__name__", str(hint))

@@ -2,18 +2,61 @@
 
 A block typed `dict` with a `name` is a *named block*: the name selects a registered constructor, the other
 keys are its options, checked against its signature. Changing the name drops the old options.
+
+A `Literal` lists the words a key takes; `number` and `numbers` give the range of a number, or of each in a list.
 """
 
+# ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
+
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import MISSING
 
 NamedBlock = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low` to `high`; None is no limit, an open end is not itself a member."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        low = [] if self.low is None else [f"{'more than' if self.open_low else 'at least'} {self.low:g}"]
+        high = [] if self.high is None else [f"{'less than' if self.open_high else 'at most'} {self.high:g}"]
+        return "a number " + " and ".join(low + high) if low or high else "a finite number"
+
+
+COUNT = Range(low=1)
+NON_NEGATIVE = Range(low=0)
+POSITIVE = Range(low=0, open_low=True)
+SHARE = Range(low=0, high=1)
+BELOW_ONE = Range(low=0, high=1, open_high=True)
+INSIDE_SHARE = Range(low=0, high=1, open_low=True, open_high=True)
+
+
+def number(default: Any, within: Range) -> Any:
+    """A field for a number, or null, in a range."""
+    return field(default=default, metadata={"range": within})
+
+
+def numbers(default: list[Any], within: Range) -> Any:
+    """A field for a list whose every number is in a range."""
+    return field(default_factory=lambda: list(default), metadata={"range": within})
+
+
 def _named(name: str) -> Any:
-    return field(default_factory=lambda: {"name": name})
+    return field(default_factory=lambda: {"name": name}, metadata={"named_block": True})
 
 
 @dataclass
@@ -21,10 +64,12 @@ class BackboneConfig:
     """A timm model as feature pyramid."""
 
     name: str = "resnet50"
-    options: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
-    strides: list[int] = field(default_factory=lambda: [8, 16, 32])  # of the maps taken
+    # passed to timm.create_model; dropped when the name changes
+    options: dict[str, Any] = field(default_factory=dict, metadata={"options_of": "name"})
+    strides: list[int] = numbers([8, 16, 32], COUNT)  # of the maps taken
     dilation: bool = False  # DC5: the last stage dilated instead of strided, so stride 32 becomes 16
-    norm: str = "frozen"  # frozen (buffers, not trained) | trained (whatever the backbone has)
+    # frozen: BatchNorm as buffers, trained: whatever norm the backbone has
+    norm: Literal["frozen", "trained"] = "frozen"
     freeze: list[str] = field(default_factory=lambda: ["conv1", "layer1"])  # name prefixes that are not trained
     weights: str | None = None  # a state-dict file; null: random
 
@@ -33,22 +78,23 @@ class BackboneConfig:
 class NeckConfig:
     """From backbone maps to a pyramid of equal width."""
 
-    norm: str = "group"  # group (GroupNorm of 32 groups) | none
+    norm: Literal["group", "none"] = "group"  # group: GroupNorm of 32 groups
     c6: bool = True  # one more level by a 3x3 stride-2 convolution on the last raw map
     fpn: bool = False  # top-down pathway before the levels are concatenated
     level_embedding: bool = True
-    position: str = "centered"  # centered ((i + 0.5), Deformable DETR) | cornered ((i + 1), DETR)
+    # centered: i + 0.5 (Deformable DETR), cornered: i + 1 (DETR)
+    position: Literal["centered", "cornered"] = "centered"
 
 
 @dataclass
 class EncoderConfig:
-    layers: int = 6
+    layers: int = number(6, NON_NEGATIVE)
     attention: NamedBlock = _named("ms_deform")
 
 
 @dataclass
 class DecoderConfig:
-    layers: int = 6
+    layers: int = number(6, COUNT)
     attention: NamedBlock = _named("ms_deform")  # cross-attention; self-attention is always dense
     norm: bool = False  # a final LayerNorm on every returned layer (DETR)
     learned_content: bool = True  # queries learn a content vector beside their position; false: zeros (DETR)
@@ -56,28 +102,32 @@ class DecoderConfig:
 
 @dataclass
 class HeadConfig:
-    boxes: str = "relative"  # relative (offset from the reference, in logit space) | absolute
+    # relative: offset from the reference, in logit space
+    boxes: Literal["relative", "absolute"] = "relative"
     shared: bool | None = None  # one pair of heads for all layers; null: shared unless boxes are refined
     refine: bool = False  # each layer starts from the boxes of the one before
     two_stage: bool = False  # queries come from encoder proposals
-    select: str = "first"  # two-stage top-k by the logit of class 0 ("first") or of the best class ("best")
-    anchor_size: float = 0.05  # two-stage proposals: width and height at the finest level, doubled per level
+    # two-stage top-k by the logit of class 0 ("first") or of the best class ("best")
+    select: Literal["first", "best"] = "first"
+    # two-stage proposals: width and height at the finest level, doubled per level
+    anchor_size: float = number(0.05, INSIDE_SHARE)
     box_size_bias: float | None = -2.0  # initial bias of width and height in logit space; null: PyTorch's default
-    class_prior: float | None = 0.01  # initial class probability (focal); null: PyTorch's default
+    # initial class probability (focal); null: PyTorch's default
+    class_prior: float | None = number(0.01, INSIDE_SHARE)
 
 
 @dataclass
 class LossConfig:
-    classification: str = "focal"  # focal | cross_entropy
-    class_weight: float = 2.0
-    l1_weight: float = 5.0
-    giou_weight: float = 2.0
-    match_class: float = 2.0
-    match_l1: float = 5.0
-    match_giou: float = 2.0
-    no_object_weight: float = 0.1  # cross_entropy: weight of the no-object class
-    focal_alpha: float = 0.25  # focal: weight of positives against negatives
-    focal_gamma: float = 2.0  # focal: how much easy examples are discounted
+    classification: Literal["focal", "cross_entropy"] = "focal"
+    class_weight: float = number(2.0, NON_NEGATIVE)
+    l1_weight: float = number(5.0, NON_NEGATIVE)
+    giou_weight: float = number(2.0, NON_NEGATIVE)
+    match_class: float = number(2.0, NON_NEGATIVE)
+    match_l1: float = number(5.0, NON_NEGATIVE)
+    match_giou: float = number(2.0, NON_NEGATIVE)
+    no_object_weight: float = number(0.1, NON_NEGATIVE)  # cross_entropy: weight of the no-object class
+    focal_alpha: float = number(0.25, SHARE)  # focal: weight of positives against negatives
+    focal_gamma: float = number(2.0, NON_NEGATIVE)  # focal: how much easy examples are discounted
     auxiliary: bool = True  # the same losses on every decoder layer
 
 
@@ -86,12 +136,12 @@ class ModelConfig:
     """A detector of the DETR family; `preset` names a published one, on which the other keys build."""
 
     preset: str | None = None
-    num_classes: int | None = None  # null: as many as the data set has
-    dim: int = 256
-    heads: int = 8
-    ffn: int = 1024
-    dropout: float = 0.1
-    queries: int = 300
+    num_classes: int | None = number(None, COUNT)  # null: as many as the data set has
+    dim: int = number(256, COUNT)
+    heads: int = number(8, COUNT)
+    ffn: int = number(1024, COUNT)
+    dropout: float = number(0.1, BELOW_ONE)
+    queries: int = number(300, COUNT)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -104,50 +154,52 @@ class ModelConfig:
 class DataConfig:
     dataset: NamedBlock = _named("digit_scenes")
     augment: NamedBlock = _named("none")  # of training images
-    batch_size: int = 2  # of all processes together, per optimiser step before accumulation
-    workers: int = 0  # loader processes per training process
+    batch_size: int = number(2, COUNT)  # of all processes together, per optimiser step before accumulation
+    workers: int = number(0, NON_NEGATIVE)  # loader processes per training process
 
 
 @dataclass
 class OptimizerConfig:
-    lr: float = 2e-4
-    weight_decay: float = 1e-4
+    lr: float = number(2e-4, POSITIVE)
+    weight_decay: float = number(1e-4, NON_NEGATIVE)
     decay_1d: bool = True  # also decay biases and normalisations
-    lr_multipliers: dict[str, float] = field(default_factory=dict)  # name part -> factor of lr
+    # part of a parameter's name -> factor of lr
+    lr_multipliers: dict[str, float] = field(default_factory=dict, metadata={"range": NON_NEGATIVE})
 
 
 @dataclass
 class ScheduleConfig:
-    name: str = "cosine"  # cosine | step | constant
-    warmup: float = 0.0  # share of all steps
-    milestones: list[float] = field(default_factory=list)  # step: shares of all steps
-    gamma: float = 0.1  # step: factor at each milestone
+    name: Literal["cosine", "step", "constant"] = "cosine"
+    warmup: float = number(0.0, BELOW_ONE)  # share of all steps
+    milestones: list[float] = numbers([], SHARE)  # step: shares of all steps
+    gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 
 
 @dataclass
 class TrainConfig:
-    steps: int | None = None  # optimiser steps; exactly one of steps and epochs
-    epochs: int | None = None
-    accumulate: int = 1  # batches per optimiser step
-    clip: float | None = 0.1  # maximum gradient norm
-    precision: str = "fp32"  # fp32 | bf16 (autocast)
-    ema: float | None = None  # decay of the averaged weights that are then evaluated
+    steps: int | None = number(None, COUNT)  # optimiser steps; exactly one of steps and epochs
+    epochs: int | None = number(None, COUNT)
+    accumulate: int = number(1, COUNT)  # batches per optimiser step
+    clip: float | None = number(0.1, POSITIVE)  # maximum gradient norm
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast
+    ema: float | None = number(None, BELOW_ONE)  # decay of the averaged weights that are then evaluated
     compile: bool = False
     channels_last: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    log_every: int = 50  # steps
-    eval_every: int | None = None  # steps; null: once, at the end
-    checkpoint_every: int | None = None  # steps; null: by time only
-    checkpoint_minutes: float = 10.0
+    log_every: int = number(50, COUNT)  # steps
+    eval_every: int | None = number(None, COUNT)  # steps; null: once, at the end
+    checkpoint_every: int | None = number(None, COUNT)  # steps; null: by time only
+    checkpoint_minutes: float = number(10.0, POSITIVE)
 
 
 @dataclass
 class SweepConfig:
-    grid: dict[str, list[Any]] = field(default_factory=dict)  # key -> values; all combinations
-    zip: dict[str, list[Any]] = field(default_factory=dict)  # key -> values; taken side by side
+    # key -> values: all combinations, and values taken side by side; a later file replaces them
+    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replaced": True})
+    zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replaced": True})
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations left out
-    seeds: list[int] = field(default_factory=list)  # each variant runs once per seed; empty: [seed]
+    seeds: list[int] = numbers([], NON_NEGATIVE)  # each variant runs once per seed; empty: [seed]
 
 
 @dataclass
@@ -155,14 +207,14 @@ class ExperimentConfig:
     name: str = MISSING
     description: str = ""
     output: str = "runs"
-    seed: int = 0
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int = 1  # CPU threads per process: part of the result, never changed by `jobs`
-    processes: int = 1  # of one run, through torch.distributed
+    seed: int = number(0, NON_NEGATIVE)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = number(1, COUNT)  # CPU threads per process: part of the result, never changed by `jobs`
+    processes: int = number(1, COUNT)  # of one run, through torch.distributed
     plugins: list[str] = field(default_factory=list)  # Python files or modules that register attentions
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    launcher: str = "local"
-    jobs: int = 1  # runs at a time
+    launcher: Literal["local"] = "local"
+    jobs: int = number(1, COUNT)  # runs at a time

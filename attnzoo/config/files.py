@@ -1,0 +1,69 @@
+"""Finding experiment files and what they build on."""
+
+import difflib
+from pathlib import Path
+
+from attnzoo.config import yaml12
+from attnzoo.config.merge import Layer
+from attnzoo.errors import UserError, nearest
+
+PACKAGED = Path(__file__).resolve().parent.parent / "experiments"
+PRESETS = Path(__file__).resolve().parent / "presets"
+
+
+def find(path: str | Path) -> Path:
+    """An experiment file: as given, or `experiments/…` from the package where there is no such file here.
+
+    Raises UserError with the nearest file otherwise.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if path.parts[:1] == (PACKAGED.name,) and (packaged := PACKAGED.joinpath(*path.parts[1:])).is_file():
+        return packaged
+    if path.is_dir():
+        raise UserError(f"{path}: expected an experiment file, found a folder")
+    beside = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    shipped = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
+    raise UserError(f"{path}: no such experiment file{nearest(str(path), dict.fromkeys(beside + shipped))}")
+
+
+def layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """A file's settings, lowest first: those of its `base:` files, which have bases of their own, then its own.
+
+    A base is looked for relative to the file, then among the package's experiments. Raises UserError for a base that
+    does not exist or builds on itself.
+    """
+    path = path.resolve()
+    if path in above:
+        chain = " -> ".join(str(p) for p in (*above[above.index(path) :], path))
+        raise UserError(f"{above[-1]}: base: files build on each other: {chain}")
+    content = yaml12.read(path)
+    bases = content.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{shown(path)}: base = {bases!r}: expected a file name or a list of them")
+    below = [layer for base in bases for layer in layers(_find_base(base, path), (*above, path))]
+    return [*below, Layer(shown(path), content)]
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: relative to the current folder where it lies below."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def preset_names() -> list[str]:
+    """The names of the published models."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _find_base(base: str, user: Path) -> Path:
+    for folder in (user.parent, PACKAGED):
+        if (found := folder / base).is_file():
+            return found
+    folders = [folder for folder in dict.fromkeys((user.parent, PACKAGED)) if folder.is_dir()]
+    known = {str(p.relative_to(folder)) for folder in folders for p in folder.glob(f"{Path(base).parent}/*.yaml")}
+    close = difflib.get_close_matches(base, sorted(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"{shown(user)}: base: no such file {base!r}{hint} (looked in {user.parent} and {PACKAGED})")

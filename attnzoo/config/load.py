@@ -1,0 +1,147 @@
+"""From experiment files, presets and overrides to a typed config, and back to a file that can be run again."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from attnzoo.config import yaml12
+from attnzoo.config.files import PRESETS, find, layers, preset_names, shown
+from attnzoo.config.merge import Layer, Settings, nested
+from attnzoo.config.schema import ExperimentConfig, ModelConfig, SweepConfig
+from attnzoo.errors import UserError, unknown
+from attnzoo.rundir import atomic_write
+
+COMMAND_LINE = "command line"
+# What a run's results do not depend on, or what tells the runs of one variant apart.
+NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "sweep")
+
+
+class Experiment:
+    """An experiment file with its bases and the command line's overrides, before a sweep sets its own keys."""
+
+    def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
+        self.path = find(path)
+        self.layers = [*layers(self.path), *map(parse_override, overrides)]
+
+    def config(self, changes: Mapping[str, Any] | None = None, where: str = "sweep") -> ExperimentConfig:
+        """The typed config with `changes` (full key -> value) made last; `where` is what messages call them.
+
+        Raises UserError for anything in it that is not allowed.
+        """
+        extra = [Layer(where, nested(ExperimentConfig, key, value)) for key, value in (changes or {}).items()]
+        settings = Settings(ExperimentConfig)
+        every = [*self.layers, *extra]
+        for layer in [*_preset_layers(every), *every]:
+            settings.lay(layer)
+        settings.values["model"]["preset"] = None  # its keys are all written out now
+        if settings.values["name"] == "???":
+            raise UserError(f"{shown(self.path)}: the key 'name' is missing: what the experiment is called")
+        config: ExperimentConfig = settings.build()
+        _check_experiment(config, settings)
+        config.plugins = [_plugin(plugin, self.path) for plugin in config.plugins]
+        return config
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The typed config of an experiment file or of a run's config.yaml, `overrides` as on the command line.
+
+    Raises UserError, naming file and key, for whatever the schema does not allow.
+    """
+    return Experiment(path, overrides).config()
+
+
+def save(config: ExperimentConfig, path: str | Path) -> None:
+    """Write the whole config, so that `load` gives it back."""
+    with atomic_write(Path(path)) as file:
+        file.write(yaml12.dump(dataclasses.asdict(config)))
+
+
+def digest(config: ExperimentConfig) -> str:
+    """Eight hexadecimal digits of everything that shapes a result but the seed."""
+    kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def single(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of one run: without the sweep it comes from."""
+    return dataclasses.replace(config, sweep=SweepConfig())
+
+
+def presets() -> list[str]:
+    """The names of the published models."""
+    return preset_names()
+
+
+def model_config(preset: str | None, overrides: Mapping[str, Any]) -> ModelConfig:
+    """A published model, or the schema's defaults, with keys of ModelConfig (nested or dotted) changed.
+
+    Raises UserError for a preset or key that does not exist or a value that does not fit.
+    """
+    settings = Settings(ModelConfig)
+    for layer in preset_chain(preset, "preset") if preset is not None else []:
+        settings.lay(layer)
+    for key, value in overrides.items():
+        settings.lay(Layer("model", nested(ModelConfig, key, value)))
+    settings.values["preset"] = None
+    return cast(ModelConfig, settings.build())
+
+
+def preset_chain(name: str, where: str) -> list[Layer]:
+    """The settings of a preset, relative to ModelConfig, lowest first: a preset may build on another."""
+    chain: list[Layer] = []
+    seen: list[str] = []
+    following: Any = name
+    while following is not None:
+        if following in seen:
+            raise UserError(f"{where}: presets build on each other: {' -> '.join([*seen, following])}")
+        if following not in preset_names():
+            raise unknown("preset", str(following), preset_names(), where)
+        seen.append(following)
+        content = yaml12.read(PRESETS / f"{following}.yaml")
+        following = content.pop("preset", None)
+        chain.insert(0, Layer(f"preset {seen[-1]}", content))
+    return chain
+
+
+def parse_override(text: str) -> Layer:
+    """`key=value` as a layer of its own. Raises UserError unless it has that form."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
+        raise UserError(f"{COMMAND_LINE}: expected key=value, such as train.steps=100, not {text!r}")
+    return Layer(COMMAND_LINE, nested(ExperimentConfig, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
+
+
+def _preset_layers(every: Iterable[Layer]) -> list[Layer]:
+    """The layers of the preset that the last of `every` names: they go below all of them."""
+    name, where = None, ""
+    for layer in every:
+        model = layer.content.get("model")
+        if isinstance(model, Mapping) and "preset" in model:
+            name, where = model["preset"], f"{layer.where}: model.preset"
+    if name is None:
+        return []
+    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where)]
+
+
+def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
+    """What concerns several keys, or the form of one."""
+    if not re.fullmatch(r"\w[\w.=,+-]*", config.name):
+        raise UserError(f"{settings.where('name')}name = {config.name!r}: expected the name of a folder, without '/'")
+    if (config.train.steps is None) == (config.train.epochs is None):
+        given = "both are set" if config.train.steps is not None else "neither is set"
+        raise UserError(f"{settings.where('train')}train: exactly one of train.steps and train.epochs, but {given}")
+    if config.data.batch_size % config.processes:
+        raise UserError(
+            f"{settings.where('processes')}data.batch_size = {config.data.batch_size}: "
+            f"expected a multiple of processes = {config.processes}"
+        )
+
+
+def _plugin(plugin: str, experiment: Path) -> str:
+    """A plugin's file relative to the experiment becomes absolute, so that a saved config finds it."""
+    beside = experiment.resolve().parent / plugin
+    return str(beside) if plugin.endswith(".py") and beside.is_file() else plugin

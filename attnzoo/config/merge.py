@@ -1,0 +1,143 @@
+"""Laying one source of settings over another, checked against the schema, each value knowing where it came from."""
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from attnzoo.config.schema import Range
+from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.registry import fits, spell
+
+Schema = type[Any]  # a dataclass of the schema
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one source: `where` is what messages call it, `content` nests like the schema."""
+
+    where: str
+    content: Mapping[str, Any]
+
+
+class Settings:
+    """The schema's defaults with layers laid over them, the last one winning.
+
+    Mappings are merged and lists replaced. In a named block another `name` drops the options of the old one; an
+    empty mapping clears one with free keys; a grid of a sweep replaces the grid below it.
+    """
+
+    def __init__(self, schema: Schema):
+        self.schema = schema
+        self.values: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(schema))  # type: ignore[assignment]
+        self.sources: dict[str, str] = {}  # full key -> the layer that set it
+
+    def lay(self, layer: Layer) -> None:
+        """Merge one layer. Raises UserError for an unknown key, a value of a wrong type or a word not allowed."""
+        self._merge(self.schema, self.values, layer.content, "", layer.where)
+
+    def build(self) -> Any:
+        """An instance of the schema, `${…}` resolved. Raises UserError for a missing key or a number out of range."""
+        try:
+            built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self.schema), self.values))
+        except MissingMandatoryValue as error:
+            raise UserError(f"the key {error.full_key!r} is missing") from None
+        except OmegaConfBaseException as error:
+            key = error.full_key or ""
+            raise UserError(f"{self.where(key)}{key}: {str(error).splitlines()[0]}") from None
+        for key, number, allowed in _numbers(built, ""):
+            if number not in allowed:
+                raise UserError(f"{self.where(key)}{key} = {number}: expected {allowed}")
+        return built
+
+    def where(self, key: str) -> str:
+        """The source of `key`, or of the nearest key above it, as the beginning of a message."""
+        while key and key not in self.sources:
+            key = key.rpartition(".")[0]
+        return f"{self.sources[key]}: " if key else ""
+
+    def _merge(
+        self, schema: Schema, values: dict[str, Any], update: Mapping[str, Any], prefix: str, where: str
+    ) -> None:
+        fields = {field.name: field for field in dataclasses.fields(schema)}
+        for name, field in fields.items():
+            owner = field.metadata.get("options_of")
+            if owner and update.get(owner, values[owner]) != values[owner]:
+                values[name] = {}
+        for name, new in update.items():
+            if name not in fields:
+                raise _unknown_key(self.schema, f"{prefix}{name}", fields, where)
+            key, field, old = f"{prefix}{name}", fields[name], values[name]
+            _check(field.type, key, new, where)
+            self.sources[key] = where
+            if dataclasses.is_dataclass(field.type):
+                self._merge(typing.cast(Schema, field.type), old, new, f"{key}.", where)
+            elif isinstance(old, dict):
+                if "named_block" in field.metadata and not isinstance(new.get("name", ""), str):
+                    raise UserError(f"{where}: {key}.name = {new['name']!r}: expected str")
+                self.sources |= {f"{key}.{option}": where for option in new}
+                switched = "named_block" in field.metadata and new.get("name", old["name"]) != old["name"]
+                fresh = switched or not new or "replaced" in field.metadata
+                values[name] = dict(new) if fresh else old | new
+            else:
+                values[name] = new
+
+
+def nested(schema: Schema, key: str, value: Any) -> dict[str, Any]:
+    """`a.b.c` and a value as mappings in each other; below a mapping with free keys the rest is one key."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {head: value}
+    hint = {field.name: field.type for field in dataclasses.fields(schema)}.get(head)
+    if hint is not None and dataclasses.is_dataclass(hint):
+        return {head: nested(typing.cast(Schema, hint), rest, value)}
+    return {head: {rest: value}}
+
+
+def leaves(schema: Schema, prefix: str = "") -> Iterator[str]:
+    """The full keys of a schema that hold a value rather than further keys."""
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            yield from leaves(typing.cast(Schema, field.type), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _check(hint: Any, key: str, value: Any, where: str) -> None:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: {key} = {value!r}: expected keys and values")
+    elif isinstance(value, str) and "${" in value:
+        return  # its value is checked when it is resolved
+    elif typing.get_origin(hint) is typing.Literal and isinstance(value, str):
+        if value not in typing.get_args(hint):
+            raise unknown(key, value, typing.get_args(hint), where)
+    elif not fits(value, hint):
+        raise UserError(f"{where}: {key} = {value!r}: expected {spell(hint)}")
+
+
+def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any], where: str) -> UserError:
+    """Suggests a sibling, or a key of the same last name elsewhere."""
+    head, _, name = key.rpartition(".")
+    prefix = f"{head}." if head else ""
+    hint = nearest(key, [f"{prefix}{sibling}" for sibling in siblings]) if nearest(name, siblings) else ""
+    elsewhere = [leaf for leaf in leaves(schema) if leaf.rpartition(".")[2] == name]
+    if not hint and elsewhere:
+        hint = f"; did you mean {elsewhere[0]!r}?"
+    place = f" ({head} takes: {', '.join(siblings)})" if head else f" (allowed: {', '.join(siblings)})"
+    return UserError(f"{where}: unknown key {key!r}{hint}{place}")
+
+
+def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
+    """All numbers of an instance of the schema that have a range, with their full keys."""
+    for field in dataclasses.fields(built):
+        value, key = getattr(built, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{key}.")
+        elif (within := field.metadata.get("range")) and value is not None:
+            members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            yield from ((key, member, within) for member in members)
