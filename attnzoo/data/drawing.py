@@ -16,6 +16,7 @@ TRIES = 40  # places that are tried for one object
 # Tables over mask values 0 … 255. Edges steeper than interpolation gives make strokes look drawn, not out of focus.
 STEEPER = [min(max(round((value - 48) * 1.7), 0), 255) for value in range(256)]
 INK = [255 * (value >= 64) for value in range(256)]
+SHUFFLE = [(7 * block + 3) % 16 for block in range(16)]
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -24,7 +25,7 @@ class Look:
     """What images look like.
 
     `image_size`: side in pixels. `objects`: fewest and most digits per image; one that finds no place is left out.
-    `clutter`: fewest and most distractors, which are digits with each quarter turned half round, not annotated.
+    `clutter`: fewest and most distractors, which are digits torn into pieces and shuffled, not annotated.
     `sizes`: of a digit's box, longer side in pixels, log-uniform. `aspect`: factor of width over height, log-uniform.
     `rotation`: up to this many degrees either way. `contrast`: difference in luminance to the background, of 255.
     `max_overlap`: of any two boxes, as a share of the smaller. `noise`: standard deviation, of 255.
@@ -181,10 +182,11 @@ def digit_ids(split: str) -> list[int]:
 
 @cache
 def glyph(source: int, torn: bool) -> Image.Image:
-    """A digit as an enlarged mask with a margin; `torn`: each quarter turned half round, so that it is no digit."""
+    """A digit as an enlarged mask with a margin; `torn`: its 16 blocks of 2x2 pixels shuffled."""
     small = _digits()[source]
     if torn:
-        small = small.reshape(2, 4, 2, 4)[:, ::-1, :, ::-1].reshape(8, 8)
+        blocks = small.reshape(4, 2, 4, 2).swapaxes(1, 2).reshape(16, 2, 2)[SHUFFLE]
+        small = blocks.reshape(4, 4, 2, 2).swapaxes(1, 2).reshape(8, 8)
     padded = Image.fromarray((np.pad(small, 1) * (255 / 16)).round().astype(np.uint8))
     large = padded.resize((padded.width * UPSCALE, padded.height * UPSCALE), Image.Resampling.BICUBIC)
     return large.point(STEEPER)

@@ -4,13 +4,13 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from attnzoo.data.annotations import index
 from attnzoo.data.coco import DetectionDataset
@@ -20,14 +20,17 @@ AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = (1, 10, 100)
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """The detections of one image: n category ids, scores, and boxes (n, 4) x, y, w, h in its pixels."""
+class Detection(NamedTuple):
+    category: int  # id
+    score: float
+    box: list[float]  # x, y, w, h in pixels of the original image
+
+
+class Row(NamedTuple):
+    """The detections of one image."""
 
     image_id: int
-    categories: list[int]
-    scores: list[float]
-    boxes: list[list[float]]
+    detections: list[Detection]
 
 
 class CocoEvaluator:
@@ -42,23 +45,20 @@ class CocoEvaluator:
         self.rows: list[Row] = []
 
     def add(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[Target]) -> None:
-        """Take one prediction per target: `scores` (n,), `labels` (n,) class indices, `boxes` (n, 4) xyxy in pixels of
-        the original image. Class indices that stand for no category are dropped, as COCO's evaluation does.
+        """Take one prediction per target: `scores` (n,), `labels` (n,) and `boxes` (n, 4), as `postprocess` makes them.
+
+        Boxes are xyxy in pixels of the original image. Labels that stand for no category are dropped, as COCO's own
+        evaluation does.
         """
         for prediction, target in zip(predictions, targets, strict=True):
-            categories = [self.dataset.categories[label] for label in prediction["labels"].tolist()]
-            boxes = prediction["boxes"].double().cpu().clone()
-            boxes[:, 2:] -= boxes[:, :2]
+            labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
+            boxes = box_convert(prediction["boxes"].double(), "xyxy", "xywh").tolist()
             found = [
-                (category, score, box)
-                for category, score, box in zip(categories, prediction["scores"].tolist(), boxes.tolist(), strict=True)
-                if category is not None
+                Detection(category, score, box)
+                for label, score, box in zip(labels, scores, boxes, strict=True)
+                if (category := self.dataset.categories[label]) is not None
             ]
-            self.rows.append(
-                Row(int(target["image_id"]), *(list(column) for column in zip(*found, strict=True)))
-                if found
-                else Row(int(target["image_id"]), [], [], [])
-            )
+            self.rows.append(Row(int(target["image_id"]), found))
 
     def summarize(self, rows: Iterable[Row] | None = None, per_class: bool = False) -> dict[str, float]:
         """AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100 and AR_S/M/L, each in 0…1.
@@ -106,7 +106,7 @@ class CocoEvaluator:
         found = [
             {"image_id": row.image_id, "category_id": category, "score": score, "bbox": box, "area": box[2] * box[3]}
             for row in rows
-            for category, score, box in zip(row.categories, row.scores, row.boxes, strict=True)
+            for category, score, box in row.detections
         ]
         numbered = [entry | {"id": number, "iscrowd": 0} for number, entry in enumerate(found, start=1)]
         return {"images": content["images"], "categories": content["categories"], "annotations": numbered}
