@@ -1,0 +1,112 @@
+"""What is drawn, in which order, and how it is put together."""
+
+import itertools
+
+import pytest
+import torch
+from support_data import coco_config
+
+from attnzoo.data import Draw, EpochBatches, build_dataset, collate, loader, val_indices
+from attnzoo.errors import UserError
+
+DETR = {"name": "detr", "short": [32, 40], "long": 60, "crop_short": [30], "crop": [16, 24], "eval_short": 32}
+
+
+def same(one, other):
+    torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
+    torch.testing.assert_close(one.mask, other.mask, rtol=0, atol=0)
+    for a, b in zip(one.targets, other.targets, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_an_epoch_is_a_shuffle_that_depends_on_seed_and_epoch():
+    drawn = [draw for batch in EpochBatches(23, 4, seed=1, epoch=2) for draw in batch]
+    assert len(drawn) == 20
+    assert len({draw.index for draw in drawn}) == len({draw.seed for draw in drawn}) == 20
+    assert list(EpochBatches(23, 4, seed=1, epoch=2)) == list(EpochBatches(23, 4, seed=1, epoch=2))
+    first = [list(EpochBatches(23, 4, *key))[0] for key in ((1, 2), (1, 3), (2, 2), (2, 1))]
+    assert all(a != b for a, b in itertools.combinations(first, 2))
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5, 9])
+def test_start_gives_the_tail(start):
+    tail = EpochBatches(23, 4, 0, 0, start=start)
+    assert list(tail) == list(EpochBatches(23, 4, 0, 0))[start:]
+    assert len(tail) == len(list(tail))
+
+
+def test_ranks_share_each_batch_in_order():
+    parts = [list(EpochBatches(23, 6, 0, 0, rank, 3)) for rank in range(3)]
+    assert [a + b + c for a, b, c in zip(*parts, strict=True)] == list(EpochBatches(23, 6, 0, 0))
+
+
+def test_impossible_batches_are_refused():
+    with pytest.raises(UserError, match=r"data\.batch_size = 5: expected a positive multiple of the 2"):
+        EpochBatches(23, 5, 0, 0, 0, 2)
+    with pytest.raises(UserError, match="only 3 images"):
+        EpochBatches(3, 4, 0, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_every_image_is_evaluated_once(world):
+    assert sorted(i for rank in range(world) for i in val_indices(7, rank, world)) == list(range(7))
+
+
+def test_padding_is_masked_and_zero(root):
+    dataset = build_dataset(coco_config(root), "val")
+    batch = collate([dataset[0], dataset[1]])
+    assert batch.images.shape == (2, 3, 36, 40)
+    for image, mask, sample in zip(batch.images, batch.mask, (dataset[0], dataset[1]), strict=True):
+        _, h, w = sample[0].shape
+        assert not mask[:h, :w].any()
+        assert mask.sum() == 36 * 40 - h * w
+        assert torch.equal(image[:, :h, :w], sample[0])
+        assert not image[:, mask].any()
+    assert collate([dataset[2], dataset[2]]).mask is None
+    moved = batch.to("meta")
+    assert {moved.images.device.type, moved.mask.device.type, moved.targets[0]["boxes"].device.type} == {"meta"}
+
+
+def test_workers_and_global_random_state_change_nothing(root):
+    dataset = build_dataset(coco_config(root, DETR), "train")
+    batches = list(itertools.chain.from_iterable(EpochBatches(5, 2, 0, epoch) for epoch in range(2)))
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    alone = list(loader(dataset, batches))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    helped = list(loader(dataset, batches, workers=2))
+    assert len(alone) == len(helped) == 4
+    for one, other in zip(alone, helped, strict=True):
+        same(one, other)
+
+
+def test_skipped_batches_are_not_read(root):
+    dataset = build_dataset(coco_config(root), "train")
+    tail = EpochBatches(5, 2, 0, 0, start=1)
+    used = {draw.index for batch in tail for draw in batch}
+    for i in set(range(5)) - used:
+        (root / "pictures" / f"{i + 1}.png").unlink()
+    assert len(list(loader(dataset, tail, workers=1))) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_is_reported_in_one_line(root, workers):
+    dataset = build_dataset(coco_config(root), "train")
+    (root / "pictures" / "1.png").write_bytes(b"none")
+    with pytest.raises(UserError) as caught:
+        list(loader(dataset, [[0]], workers))
+    assert "\n" not in str(caught.value)
+    assert "1.png: the image file is damaged" in str(caught.value)
+
+
+def test_samples_are_functions_of_index_and_seed(root):
+    dataset = build_dataset(coco_config(root, DETR), "train")
+    shapes = set()
+    for seed in range(12):
+        image, target = dataset[Draw(0, seed)]
+        again, target_again = build_dataset(coco_config(root, DETR), "train")[Draw(0, seed)]
+        assert torch.equal(image, again)
+        assert torch.equal(target["boxes"], target_again["boxes"])
+        shapes.add(tuple(image.shape))
+    assert len(shapes) > 2

@@ -1,0 +1,127 @@
+"""COCO folders as people have them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support_data import SIZES, coco_config, edit, picture
+
+from attnzoo.data import build_dataset, num_classes
+from attnzoo.data.coco import MEAN, STD
+from attnzoo.errors import UserError
+
+
+def test_targets_clamp_boxes_and_leave_out_crowds_and_degenerate_boxes(root):
+    dataset = build_dataset(coco_config(root), "train")
+    image, target = dataset[0]
+    width, height = SIZES[0]
+    torch.testing.assert_close(
+        target["boxes"] * torch.tensor([width, height] * 2), torch.tensor([[10.0, 10, 10, 12], [5, 5, 10, 10]])
+    )
+    assert target["labels"].tolist() == [3, 7]
+    assert target["size"].tolist() == target["orig_size"].tolist() == [height, width]
+    expected = (picture(width, height, 1) / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    assert dataset[1][1]["labels"].tolist() == [7]
+    assert dataset[3][1]["boxes"][0].tolist() == pytest.approx([26.5 / 33, 15 / 20, 13 / 33, 10 / 20])
+
+
+def test_images_without_objects_stay_unless_train_leaves_them_out(root):
+    assert [len(build_dataset(coco_config(root), split)) for split in ("train", "val")] == [5, 5]
+    config = coco_config(root, train_empty=False)
+    assert build_dataset(config, "train").image_ids == [1, 2, 4, 5]
+    assert len(build_dataset(config, "val")) == 5
+    _, target = build_dataset(coco_config(root), "val")[2]
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].dtype == torch.int64
+
+
+def test_labels_are_category_ids_or_contiguous(root):
+    assert num_classes(coco_config(root)) == 8
+    dataset = build_dataset(coco_config(root, labels="contiguous"), "train")
+    assert (dataset.num_classes, dataset.class_names) == (3, ["ant", "bee", "cat"])
+    assert dataset[0][1]["labels"].tolist() == [1, 2]
+    assert build_dataset(coco_config(root), "train").class_names == ["N/A", "ant", "N/A", "bee", *["N/A"] * 3, "cat"]
+
+
+def test_missing_and_truncated_images_name_the_file(root):
+    (root / "pictures" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"pictures/2\.png: the image file is missing"):
+        build_dataset(coco_config(root), "val")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_image_is_refused_or_skipped_with_a_count(root, kind, share, caplog):
+    path = root / "pictures" / "3.png"
+    Image.open(path).save(path, kind)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(UserError, match=r"pictures/3\.png: the image file is damaged"):
+        build_dataset(coco_config(root), "val")[2]
+    (root / "pictures" / "5.png").unlink()
+    dataset = build_dataset(coco_config(root, on_error="skip"), "val")
+    assert dataset.image_ids == [1, 2, 4]
+    assert "2 of 5 images are skipped" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_every_pixel_format_becomes_rgb(root, mode):
+    gray = np.tile(np.linspace(0, 255, 50).astype(np.uint8), (50, 1))
+    path = root / "pictures" / "3.png"
+    if mode == "I;16":
+        Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(gray).convert("RGB").convert(mode).save(path, "TIFF" if mode == "CMYK" else "PNG")
+    image, _ = build_dataset(coco_config(root), "val").raw(2)
+    assert (image.shape, image.dtype) == ((3, 50, 50), torch.uint8)
+    if mode != "1":
+        np.testing.assert_allclose(image[1].numpy(), gray, atol=6)
+
+
+def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
+    path = root / "pictures" / "1.png"
+    width, height = SIZES[0]
+    stored = picture(height, width, 9)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by a quarter
+    Image.fromarray(stored).save(path, exif=exif)
+    image, _ = build_dataset(coco_config(root), "val").raw(0)
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.rot90(stored, -1))
+
+    edit(root, lambda content: content["images"][0].update(width=height, height=width))
+    image, _ = build_dataset(coco_config(root), "val").raw(0)  # annotated as stored
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), stored)
+
+    edit(root, lambda content: content["images"][0].update(width=17))
+    with pytest.raises(UserError, match=r"1\.png: the image is 30x40 or 40x30 pixels, its annotation says 17x40"):
+        build_dataset(coco_config(root), "val").raw(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), "it has no list of categories"),
+        (lambda c: c["images"][1].pop("width"), r"images\[1\] has no 'width'"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotations\[2\].bbox = \[1, 2, 3\]: expected four"),
+        (lambda c: c["annotations"][0].update(category_id=5), r"annotations\[0\].category_id = 5 is none of"),
+        (lambda c: c["images"].append(c["images"][0]), "two of the images have the same id"),
+        (lambda c: c.update(images=[], annotations=[]), "no images are left"),
+    ],
+)
+def test_annotation_files_are_checked(root, change, message):
+    edit(root, change)
+    with pytest.raises(UserError, match=message):
+        build_dataset(coco_config(root), "val")
+
+
+def test_wrong_options_name_the_key(root, tmp_path):
+    with pytest.raises(UserError, match=r"data\.dataset\.root: there is no folder"):
+        num_classes(coco_config(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: there is no file"):
+        num_classes(coco_config(root, val_annotations="annotations/none.json"))
+    with pytest.raises(UserError, match="did you mean 'labels'"):
+        num_classes(coco_config(root, label="contiguous"))
+    with pytest.raises(UserError, match="'category_id' | 'contiguous'"):
+        num_classes(coco_config(root, labels="names"))
+    with pytest.raises(UserError, match="did you mean 'photometric'"):
+        num_classes(coco_config(root, augment={"name": "fotometric"}))

@@ -1,0 +1,129 @@
+"""Evaluation against pycocotools used directly, against hand-made cases, and over several processes."""
+
+import contextlib
+import io
+import math
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from support_data import coco_config, edit
+
+from attnzoo.data import CocoEvaluator, build_dataset, val_indices
+
+NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
+
+
+def predictions(dataset, position, noise):
+    """The objects of an image as detections, moved a little, with a false one beside them."""
+    generator = torch.Generator().manual_seed(position)
+    _, target = dataset.raw(position)
+    boxes = torch.cat([target["boxes"].as_subclass(torch.Tensor), torch.tensor([[1.0, 1, 9, 9]])])
+    boxes = boxes + noise * torch.randn(boxes.shape, generator=generator)
+    labels = torch.cat([target["labels"], torch.tensor([3])])
+    return {"scores": torch.rand(len(boxes), generator=generator), "labels": labels, "boxes": boxes}
+
+
+def evaluator(dataset, indices, noise=1.0):
+    result = CocoEvaluator(dataset)
+    for i in indices:
+        result.add([predictions(dataset, i, noise)], [dataset[i][1]])
+    return result
+
+
+def test_equals_pycocotools_used_directly(root):
+    edit(root, lambda content: [a.update(id=i) for i, a in enumerate(content["annotations"], start=1)])
+    dataset = build_dataset(coco_config(root), "val")
+    ours = evaluator(dataset, range(5)).summarize()
+    detections = []
+    for i, image_id in enumerate(dataset.image_ids):
+        found = predictions(dataset, i, 1.0)
+        for score, label, (x0, y0, x1, y1) in zip(
+            found["scores"].tolist(), found["labels"].tolist(), found["boxes"].tolist(), strict=True
+        ):
+            box = [x0, y0, x1 - x0, y1 - y0]
+            detections.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(root / "annotations" / "all.json"))
+        direct = COCOeval(truth, truth.loadRes(detections), "bbox")
+        direct.evaluate()
+        direct.accumulate()
+        direct.summarize()
+    expected = [float("nan") if value < 0 else value for value in direct.stats]
+    assert 0 < ours["AP"] < 1
+    assert [ours[name] for name in NAMES] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_perfect_detections_score_one_even_for_annotation_zero(root):
+    edit(root, lambda content: [a.update(bbox=[1, 1, 10, 10]) for a in content["annotations"]])
+    dataset = build_dataset(coco_config(root), "val")
+    result = CocoEvaluator(dataset)
+    for i in range(5):
+        _, target = dataset.raw(i)
+        boxes = target["boxes"].as_subclass(torch.Tensor)
+        result.add([{"scores": torch.ones(len(boxes)), "labels": target["labels"], "boxes": boxes}], [dataset[i][1]])
+    summary = result.summarize(per_class=True)
+    # Image 1 has two bees in one place, of which one detection each is right.
+    assert (summary["AP"], summary["AP/bee"], summary["AP50/cat"]) == pytest.approx((1, 1, 1))
+
+
+def test_one_of_two_found(root):
+    dataset = build_dataset(coco_config(root), "val")
+    result = CocoEvaluator(dataset)
+    for i in range(5):
+        _, target = dataset.raw(i)
+        cats = target["labels"] == 7  # objects in images 1 and 2, of which the first is found; no others are reported
+        keep = cats if i == 0 else torch.zeros_like(cats)
+        # The box as annotated reaches over the border; clamped, it overlaps it by 100/225 and so counts as missed.
+        boxes = torch.tensor([[-5.0, -5, 10, 10]]).expand(int(keep.sum()), 4)
+        result.add(
+            [{"scores": torch.ones(len(boxes)), "labels": target["labels"][keep], "boxes": boxes}], [dataset[i][1]]
+        )
+    summary = result.summarize(per_class=True)
+    assert summary["AP50/cat"] == pytest.approx(51 / 101)  # recall 0.50: the 51 points 0 … 0.50 of 101
+    assert summary["AP50/ant"] == summary["AP50/bee"] == 0
+    assert summary["AR_100"] == pytest.approx(0.5 / 3)
+
+
+def test_no_detections_score_zero_and_absent_areas_nan(root):
+    dataset = build_dataset(coco_config(root), "val")
+    result = CocoEvaluator(dataset)
+    nothing = {"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    for i in range(5):
+        result.add([nothing], [dataset[i][1]])
+    summary = result.summarize()
+    assert summary["AP"] == summary["AP50"] == summary["AR_100"] == 0
+    assert math.isnan(summary["AP_L"])
+
+
+def test_labels_without_category_are_dropped(root):
+    dataset = build_dataset(coco_config(root), "val")
+    plain, with_extra = evaluator(dataset, range(5)), CocoEvaluator(dataset)
+    for i in range(5):
+        found = predictions(dataset, i, 1.0)
+        extra = {"scores": torch.ones(1), "labels": torch.tensor([2]), "boxes": torch.tensor([[0.0, 0, 5, 5]])}
+        with_extra.add([{k: torch.cat([extra[k], found[k]]) for k in found}], [dataset[i][1]])
+    assert with_extra.rows == plain.rows
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_rows_of_several_processes_are_exact(root, world):
+    dataset = build_dataset(coco_config(root), "val")
+    rows = [row for rank in range(world) for row in evaluator(dataset, val_indices(5, rank, world)).rows]
+    whole = evaluator(dataset, range(5))
+    assert whole.summarize(rows) == pytest.approx(whole.summarize(), abs=0, nan_ok=True)
+    with pytest.raises(ValueError, match="1 images are missing, 0 rows"):
+        whole.summarize(rows[1:])
+    with pytest.raises(ValueError, match="0 images are missing, 1 rows"):
+        whole.summarize([*rows, rows[0]])
+
+
+def test_area_thresholds_come_from_the_annotation_file(root):
+    assert build_dataset(coco_config(root), "val").area_thresholds == (32.0**2, 96.0**2)
+    before = evaluator(build_dataset(coco_config(root), "val"), range(5), noise=0.0).summarize()
+    assert math.isnan(before["AP_L"])
+    edit(root, lambda content: content.update(info={"area_thresholds": [120, 250]}))
+    after = evaluator(build_dataset(coco_config(root), "val"), range(5), noise=0.0).summarize()
+    assert not math.isnan(after["AP_S"] + after["AP_M"])
+    assert after["AP_L"] == pytest.approx(1)

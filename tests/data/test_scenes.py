@@ -1,0 +1,168 @@
+"""The built-in data set: reproducible, disjoint, well formed, safe to make by several processes at once."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from attnzoo.config.schema import DataConfig
+from attnzoo.data import build_dataset, num_classes
+from attnzoo.data.drawing import digit_ids, overlap, photo_half
+from attnzoo.data.scenes import DigitScenes
+from attnzoo.errors import UserError
+
+SMALL = {"name": "digit_scenes", "train_images": 60, "val_images": 20, "clutter": [1, 2]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def config(**options):
+    return DataConfig(dataset=SMALL | options)
+
+
+def contents(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
+    made = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        (tmp_path / name).mkdir()
+        DigitScenes(train_images=12, val_images=5, seed=seed).write(tmp_path / name)
+        made.append(contents(tmp_path / name))
+    assert len(made[0]) == 12 + 5 + 2
+    assert made[0] == made[1]
+    assert not set(made[0].values()) & set(made[2].values())
+
+
+def test_train_and_val_share_neither_digits_nor_parts_of_photographs():
+    assert set(digit_ids("train")).isdisjoint(digit_ids("val"))
+    assert sorted(digit_ids("train") + digit_ids("val")) == list(range(1797))
+    for split in ("train", "val"):
+        coco = build_dataset(config(), split).coco
+        assert {a["source"] for a in coco.anns.values()} <= set(digit_ids(split))
+        for image in coco.imgs.values():
+            left, top, right, bottom = photo_half(image["photo"], split)
+            x0, y0, x1, y1 = image["region"]
+            assert left <= x0 < x1 <= right
+            assert top <= y0 < y1 <= bottom
+    assert photo_half("china.jpg", "train")[2] <= photo_half("china.jpg", "val")[0]
+
+
+def test_annotations_are_within_their_limits():
+    from sklearn.datasets import load_digits
+
+    dataset = build_dataset(config(noise=0.0), "train")
+    classes = load_digits().target
+    for i, image_id in enumerate(dataset.image_ids):
+        found = dataset.coco.imgToAnns.get(image_id, [])
+        assert 1 <= len(found) <= 4
+        for one in found:
+            x, y, w, h = one["bbox"]
+            assert x >= 0
+            assert y >= 0
+            assert max(x + w, y + h) <= 64
+            assert 9.5 <= max(w, h) <= 28.5
+            assert one["category_id"] == classes[one["source"]]
+            assert all(overlap(one["bbox"], other["bbox"]) <= 0.1 for other in found if other is not one)
+        assert dataset[i][0].shape == (3, 64, 64)
+    assert dataset.num_classes == num_classes(config()) == 10
+
+
+def test_boxes_are_tight():
+    """Drawn with and without its digits, an image differs inside the boxes, up to each of their sides."""
+    options = {
+        "train_images": 20,
+        "val_images": 1,
+        "noise": 0.0,
+        "rotation": 0.0,
+        "max_overlap": 0.0,
+        "clutter": [0, 0],
+    }
+    with_digits = build_dataset(config(objects=[1, 1], **options), "train")
+    without = build_dataset(config(objects=[0, 0], **options), "train")
+    for i in range(20):
+        changed = (with_digits.raw(i)[0].int() - without.raw(i)[0].int()).abs().amax(0) > 0
+        rows, columns = np.nonzero(changed.numpy())
+        x, y, w, h = with_digits.coco.imgToAnns[with_digits.image_ids[i]][0]["bbox"]
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert edges == pytest.approx([x, y, x + w, y + h], abs=1)
+
+
+def test_area_thresholds_scale_with_the_image_and_part_the_objects():
+    dataset = build_dataset(config(), "train")
+    small, medium = dataset.area_thresholds
+    areas = [a["area"] for a in dataset.coco.anns.values()]
+    assert min(areas) < small < medium < max(areas)
+    larger = build_dataset(config(image_size=128, train_images=1, val_images=1), "val").area_thresholds
+    assert larger == pytest.approx((4 * small, 4 * medium))
+
+
+def test_more_images_leave_the_first_as_they_are():
+    few, many = (build_dataset(config(train_images=n), "train") for n in (5, 9))
+    assert all((few.raw(i)[0] == many.raw(i)[0]).all() for i in range(5))
+
+
+def test_equal_options_share_a_folder(cache):
+    build_dataset(config(rotation=20), "val")
+    build_dataset(config(rotation=20.0, sizes=(10, 28)), "train")
+    assert len([path for path in (cache / "digit_scenes").iterdir() if path.is_dir()]) == 1
+    build_dataset(config(rotation=10.0), "val")
+    assert len([path for path in (cache / "digit_scenes").iterdir() if path.is_dir()]) == 2
+
+
+def test_several_processes_may_make_it_at_once(cache):
+    leftover = cache / "digit_scenes"
+    program = (
+        "from attnzoo.config.schema import DataConfig; from attnzoo.data import build_dataset\n"
+        f"d = build_dataset(DataConfig(dataset={SMALL | {'train_images': 300}!r}), 'train')\n"
+        "print(len(d), sum(int(d.raw(i)[0].sum()) for i in range(300)))"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ) for _ in range(2)]
+    answers = {run.communicate()[0] for run in runs}
+    assert [run.returncode for run in runs] == [0, 0]
+    assert len(answers) == 1
+    assert [path.suffix for path in sorted(leftover.iterdir())] == ["", ".lock"]
+
+
+def test_what_a_killed_process_left_is_replaced(cache):
+    build_dataset(config(), "val")
+    (made,) = (path for path in (cache / "digit_scenes").iterdir() if path.is_dir())
+    before = contents(made)
+    partial = made.with_suffix(".partial")
+    made.rename(partial)
+    (partial / "annotations" / "val.json").write_text(json.dumps({"images": []})[:5])
+    build_dataset(config(), "val")
+    assert contents(made) == before
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": [10, 80]}, r"data\.dataset\.sizes = \[10, 80\]: expected at most image_size = 64"),
+        ({"objects": [4, 2]}, r"data\.dataset\.objects = \[4, 2\]: expected two numbers from 0, the smaller first"),
+        ({"image_size": 8}, r"data\.dataset\.image_size = 8"),
+        ({"object": [1, 2]}, "did you mean 'objects'"),
+        ({"sizes": [1, 2, 3]}, "sizes"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        num_classes(config(**options))
+
+
+def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="ATTNZOO_CACHE"):
+        build_dataset(config(), "val")
