@@ -1,0 +1,57 @@
+"""metrics.jsonl, the truth about a run, and its view in TensorBoard."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from attnzoo.rundir import RunDir, atomic_write
+
+
+class MetricsWriter:
+    """Rows `{"step": 100, "train/loss": 3.2, …}`, appended to metrics.jsonl and to TensorBoard.
+
+    `step` counts optimiser steps done. A value that does not exist (AP of small objects where there are none) is left
+    out. Opening rewinds the file to the checkpoint of step `resume`, made after that step's training row and
+    before its evaluation, so that what is then repeated is not there twice; None starts from an empty file.
+    """
+
+    def __init__(self, run: RunDir, resume: int | None = None):
+        self.rows = [] if resume is None else [row for row in run.read_metrics() if _precedes(row, resume)]
+        with atomic_write(run.metrics) as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self._file = run.metrics.open("a", buffering=1)
+        self._events = SummaryWriter(str(run.tensorboard), purge_step=resume or 0)
+        for row in self.rows:
+            if row["step"] >= (resume or 0):
+                self._draw(row)
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> dict[str, Any]:
+        """Append one row; returns it as written."""
+        kept = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+        row = {"step": step, **kept}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._draw(row)
+        return row
+
+    def last(self, key: str) -> float | None:
+        """The newest value of `key`."""
+        return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        self._events.close()
+
+    def _draw(self, row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "step":
+                self._events.add_scalar(key, value, row["step"])
+
+
+def _precedes(row: dict[str, Any], resume: int) -> bool:
+    """Whether a row was written before the checkpoint of step `resume` was."""
+    return row["step"] < resume or (row["step"] == resume and not any(key.startswith("val/") for key in row))

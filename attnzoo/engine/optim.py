@@ -1,0 +1,83 @@
+"""AdamW with the parameter groups of the published recipes, and schedules that depend on the step alone."""
+
+from collections.abc import Iterable
+
+import torch
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
+from attnzoo.errors import UserError, unknown
+
+SCHEDULES = ("constant", "cosine", "step")
+
+
+def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
+    """The factor of the first entry whose key occurs in the parameter name, or 1."""
+    return next((factor for part, factor in multipliers.items() if part in name), 1.0)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    """Trainable parameters grouped by learning-rate factor (`lr_scale`, read by timm's schedulers) and weight decay.
+
+    The recipe of Deformable DETR is `{backbone: 0.1, reference_points: 0.1, sampling_offsets: 0.1}`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if config.decay_1d or parameter.ndim > 1 else 0.0
+            groups.setdefault((lr_multiplier(name, config.lr_multipliers), decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.lr, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; fused, because a small model on a CPU else spends its time in Python."""
+    groups = parameter_groups(model, config)
+    if not groups:
+        raise UserError("model: no parameter is trainable")
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Scheduler:
+    """The learning rate of every step; call `step_update(step)` before the optimiser step of that number, from 0.
+
+    Warm-up is linear over the first `warmup` share of `steps` and starts at one warm-up step's share of the full
+    rate, so that no step is wasted at rate zero. Cosine falls to zero at `steps`; step decays at its milestones.
+    """
+    if config.name not in SCHEDULES:
+        raise unknown("schedule", config.name, SCHEDULES, "train.schedule.name")
+    warmup = round(config.warmup * steps)
+    lr = optimizer.param_groups[0]["lr"]
+    first = lr / warmup if warmup else 0.0
+    if config.name == "cosine":
+        return CosineLRScheduler(
+            optimizer,
+            t_initial=max(steps - warmup, 1),
+            warmup_t=warmup,
+            warmup_lr_init=first,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+    milestones = config.milestones if config.name == "step" else []
+    return MultiStepLRScheduler(
+        optimizer,
+        decay_t=[round(share * steps) + 1 for share in sorted(milestones)],  # timm decays one update early
+        decay_rate=config.gamma,
+        warmup_t=warmup,
+        warmup_lr_init=first,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale all gradients so that their total 2-norm is at most `limit`; returns the norm before, a scalar."""
+    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None], foreach=True)
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(with_grad, limit, norm, foreach=True)
+    return norm

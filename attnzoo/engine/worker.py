@@ -1,0 +1,146 @@
+"""Train one run: `python -m attnzoo.engine.worker RUN_DIR`, alone or under torchrun.
+
+The run is what RUN_DIR/config.yaml says; a run with checkpoints is resumed, a finished one left alone. Exit code:
+0 done, 1 failed (status.json has the error, log.txt the traceback), 2 refused with nothing touched, 130 interrupted.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from attnzoo import config as configs
+from attnzoo.config.schema import ExperimentConfig
+from attnzoo.engine import distributed, environment
+from attnzoo.engine.checkpoint import Checkpoints
+from attnzoo.engine.detection import DetectionTask
+from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.interrupt import Interrupted, StopRequest
+from attnzoo.engine.lock import exclusive
+from attnzoo.engine.loop import Diverged, Trainer, count_steps
+from attnzoo.engine.metrics import MetricsWriter
+from attnzoo.engine.progress import Progress
+from attnzoo.errors import UserError
+from attnzoo.rundir import RunDir, atomic_write
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(run_dir: str | Path) -> int:
+    """Train the run to its end and return the exit code."""
+    run = RunDir(run_dir)
+    try:
+        config = configs.load(run.config, [])
+        torch.set_num_threads(config.threads)
+        ranks = distributed.join(config.device)
+        with ExitStack() as held:
+            _lock(run, ranks, held)
+            code = DONE if ranks.share(run.read_status()["state"]) == "done" else _supervise(run, config, ranks)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    if code != FAILED:
+        distributed.leave()
+    return code
+
+
+def _lock(run: RunDir, ranks: Ranks, held: ExitStack) -> None:
+    refusal = None
+    if ranks.is_main:
+        try:
+            held.enter_context(exclusive(run.path))
+        except UserError as error:
+            refusal = str(error)
+    refusal = ranks.share(refusal)
+    if refusal is not None:
+        raise UserError(refusal)
+
+
+def _supervise(run: RunDir, config: ExperimentConfig, ranks: Ranks) -> int:
+    """Train, and record how it ended."""
+    with _logging(run, ranks), StopRequest() as stop:
+        try:
+            _train(run, config, ranks, stop)
+        except (Interrupted, KeyboardInterrupt):
+            last = Checkpoints(run.checkpoints).last()
+            state = f"saved as {last}" if last else "nothing to save yet"
+            log.info("interrupted; %s. Run the same command again to resume.", state)
+            if ranks.is_main:
+                run.write_status(state="interrupted")
+            return INTERRUPTED
+        except (Diverged, UserError) as error:
+            log.error("%s", error)
+            _record_failure(run, str(error))
+            return FAILED
+        except Exception as error:
+            log.exception("rank %d failed", ranks.rank)
+            _record_failure(run, f"{type(error).__name__}: {error}")
+            return FAILED
+    return DONE
+
+
+def _record_failure(run: RunDir, error: str) -> None:
+    """Note the error, unless another rank has: its end is what makes the other ranks' exchanges fail."""
+    if run.read_status()["state"] != "failed":
+        run.write_status(state="failed", error=error)
+
+
+def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopRequest) -> None:
+    if ranks.is_main:
+        run.write_status(state="running", error=None, host=socket.gethostname(), pid=os.getpid())
+        with atomic_write(run.environment) as file:
+            json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)
+    task = DetectionTask(config, ranks)
+    steps, _ = count_steps(config.train, task.batches_per_epoch)
+    progress = Progress(run if ranks.is_main else None, steps)
+    trainer = Trainer(task, config.train, ranks, Checkpoints(run.checkpoints), progress, stop, config.seed)
+    for group in trainer.optimizer.param_groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
+    resumed = trainer.restore()
+    progress.beat(now=True, step=trainer.step)
+    metrics = MetricsWriter(run, resumed) if ranks.is_main else None
+    if metrics is not None and metrics.last("cost/ms") is None:
+        cost = task.cost()
+        row = {"cost/params": cost.params, "cost/gflops": cost.gflops, "cost/ms": cost.ms}
+        progress.report(metrics.write(trainer.step, row))
+    trainer.run(metrics)
+    if metrics is not None:
+        metrics.close()
+    progress.beat(now=True, state="done")
+
+
+@contextmanager
+def _logging(run: RunDir, ranks: Ranks) -> Iterator[None]:
+    """Log to log.txt and to standard output; ranks other than 0 only what goes wrong."""
+    root = logging.getLogger()
+    handlers: list[logging.Handler] = [logging.FileHandler(run.log), logging.StreamHandler(sys.stdout)]
+    for handler in handlers:
+        handler.setLevel(logging.INFO if ranks.is_main else logging.ERROR)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(handler)
+    level = root.level
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m attnzoo.engine.worker RUN_DIR")
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""A small task for tests of the training loop: regression with dropout and BatchNorm, on data made in memory."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from attnzoo.config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
+from attnzoo.engine.checkpoint import Checkpoints
+from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.interrupt import StopRequest
+from attnzoo.engine.loop import Trainer
+from attnzoo.engine.metrics import MetricsWriter
+from attnzoo.engine.progress import Progress
+from attnzoo.engine.task import StepLoss
+from attnzoo.rundir import RunDir
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+BATCHES = 10
+
+
+class Regression:
+    """Ten batches per epoch; the loss is a mean over the batch. Batch number `poison` of the run holds a NaN."""
+
+    best_metric = "AP"
+    batches_per_epoch = BATCHES
+    find_unused_parameters = False
+
+    def __init__(self, batch_size: int = 4, dropout: float = 0.5, norm: bool = True, poison: int | None = None):
+        torch.manual_seed(0)
+        middle = [nn.BatchNorm1d(8)] if norm else []
+        self.model = nn.Sequential(nn.Linear(5, 8), *middle, nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1))
+        data = torch.Generator().manual_seed(1)
+        self.inputs = torch.randn(160, 5, generator=data)
+        self.targets = self.inputs[:, :1] * 2 + 0.1 * torch.randn(160, 1, generator=data)
+        self.batch_size, self.poison = batch_size, poison
+        self.evaluations = 0
+
+    def batches(self, start: int, per_epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in count(start):
+            epoch, position = divmod(number, per_epoch)
+            order = torch.randperm(160, generator=torch.Generator().manual_seed(epoch))
+            chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+            inputs = self.inputs[chosen]
+            yield (inputs * torch.nan if number == self.poison else inputs), self.targets[chosen]
+
+    def normalizer(self, batches):
+        return 1.0
+
+    def loss(self, forward, batch, normalizer) -> StepLoss:
+        error = (forward(batch[0]).float() - batch[1]).abs().mean() / normalizer
+        return StepLoss(2 * error, {"l1": error.detach()})
+
+    def evaluate(self, forward, beat) -> dict[str, float]:
+        self.evaluations += 1
+        beat()
+        error = (forward(self.inputs).float() - self.targets).abs().mean().item()
+        return {"AP": 1 / (1 + error), "AP_S": float("nan")}
+
+
+def train_config(**changes) -> TrainConfig:
+    """Twenty-five steps, so that the run ends in its third epoch."""
+    optimizer = OptimizerConfig(lr=0.01, lr_multipliers={"4.": 0.1})
+    schedule = ScheduleConfig("cosine", warmup=0.2)
+    return TrainConfig(**({"steps": 25, "log_every": 4, "optimizer": optimizer, "schedule": schedule} | changes))
+
+
+class Run:
+    """One start of a training process on `folder`, resuming what is there."""
+
+    def __init__(self, folder: Path, task=None, ranks: Ranks = ALONE, **changes):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dir = RunDir(folder)
+        self.stop = StopRequest()
+        self.task = task if task is not None else Regression()
+        self.checkpoints = Checkpoints(self.dir.checkpoints)
+        config = train_config(**changes)
+        self.trainer = Trainer(
+            self.task, config, ranks, self.checkpoints, Progress(self.dir, config.steps), self.stop, seed=7
+        )
+
+    def train(self) -> list[dict]:
+        """Run to the end or to an exception; returns the rows of metrics."""
+        metrics = MetricsWriter(self.dir, self.trainer.restore())
+        try:
+            self.trainer.run(metrics)
+        finally:
+            metrics.close()
+        return self.dir.read_metrics()
