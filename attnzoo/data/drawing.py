@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +161,7 @@ def overlap(one: Box, other: Box) -> float:
 def photographs() -> dict[str, Image.Image]:
     """scikit-learn's sample photographs by file name."""
     bundled = load_sample_images()
-    return {name: Image.fromarray(pixels) for name, pixels in zip(bundled.filenames, bundled.images, strict=True)}
+    return {Path(f).name: Image.fromarray(pixels) for f, pixels in zip(bundled.filenames, bundled.images, strict=True)}
 
 
 def photo_half(name: str, split: str) -> Box:

@@ -70,6 +70,8 @@ def test_every_pixel_format_becomes_rgb(root, mode):
     path = root / "pictures" / "3.png"
     if mode == "I;16":
         Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+    elif mode == "P":
+        Image.fromarray(gray).quantize(256).save(path)
     else:
         Image.fromarray(gray).convert("RGB").convert(mode).save(path, "TIFF" if mode == "CMYK" else "PNG")
     image, _ = build_dataset(coco_config(root), "val").raw(2)
@@ -121,7 +123,7 @@ def test_wrong_options_name_the_key(root, tmp_path):
         num_classes(coco_config(root, val_annotations="annotations/none.json"))
     with pytest.raises(UserError, match="did you mean 'labels'"):
         num_classes(coco_config(root, label="contiguous"))
-    with pytest.raises(UserError, match="'category_id' | 'contiguous'"):
+    with pytest.raises(UserError, match=r"'category_id' \| 'contiguous'"):
         num_classes(coco_config(root, labels="names"))
     with pytest.raises(UserError, match="did you mean 'photometric'"):
         num_classes(coco_config(root, augment={"name": "fotometric"}))

@@ -126,4 +126,5 @@ def test_area_thresholds_come_from_the_annotation_file(root):
     edit(root, lambda content: content.update(info={"area_thresholds": [120, 250]}))
     after = evaluator(build_dataset(coco_config(root), "val"), range(5), noise=0.0).summarize()
     assert not math.isnan(after["AP_S"] + after["AP_M"])
-    assert after["AP_L"] == pytest.approx(1)
+    # Two classes have large objects: the bee is found; the ant, which reaches over the border, is not when clamped.
+    assert after["AP_L"] == pytest.approx(0.5)
