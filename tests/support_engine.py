@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from attnzoo import config as configs
 from attnzoo.config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 from attnzoo.engine.checkpoint import Checkpoints
 from attnzoo.engine.distributed import Ranks
@@ -89,3 +90,46 @@ class Run:
         finally:
             metrics.close()
         return self.dir.read_metrics()
+
+
+TINY = """
+name: tiny
+seed: 3
+device: cpu
+data:
+  dataset: {name: digit_scenes, image_size: 32, sizes: [8, 14], train_images: 24, val_images: 10}
+  batch_size: 4
+model:
+  dim: 32
+  heads: 2
+  ffn: 32
+  queries: 5
+  dropout: 0.1
+  backbone: {name: test_resnet, strides: [8, 16], norm: trained, freeze: []}
+  neck: {c6: false}
+  encoder: {layers: 1}
+  decoder: {layers: 2}
+  head: {refine: true}
+train:
+  steps: 20
+  log_every: 3
+  eval_every: 8
+  checkpoint_every: 5
+  ema: 0.9
+  optimizer: {lr: 1e-3}
+"""
+
+
+def tiny_run(folder: Path, **changes: str) -> RunDir:
+    """A run folder with a config that trains in about a second; `changes` are overrides, `.` spelt `__`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "experiment.yaml").write_text(TINY)
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    run = RunDir(folder)
+    configs.save(configs.load(folder / "experiment.yaml", overrides), run.config)
+    return run
+
+
+def results(run: RunDir) -> list[dict]:
+    """The rows of metrics without the one value that is a time."""
+    return [{key: value for key, value in row.items() if key != "cost/ms"} for row in run.read_metrics()]

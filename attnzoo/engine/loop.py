@@ -38,19 +38,13 @@ def derived_seed(*parts: int) -> int:
 
 def count_steps(config: TrainConfig, batches_per_epoch: int) -> tuple[int, int]:
     """(optimiser steps of the run, of one epoch). Batches that do not fill a step at an epoch's end are left out."""
-    if config.accumulate < 1:
-        raise UserError(f"train.accumulate = {config.accumulate}: expected at least 1")
-    if config.precision not in ("fp32", "bf16"):
-        raise UserError(f"train.precision = {config.precision!r}: expected fp32 or bf16")
-    if (config.steps is None) == (config.epochs is None):
-        raise UserError("train: give exactly one of steps and epochs")
     per_epoch = batches_per_epoch // config.accumulate
     if per_epoch == 0:
         raise UserError(
             f"train: an epoch has {batches_per_epoch} batches, too few for one step of {config.accumulate} "
             "(data.batch_size or train.accumulate is too large for the data set)"
         )
-    return (config.steps if config.steps is not None else config.epochs * per_epoch), per_epoch  # type: ignore[operator]
+    return config.steps or (config.epochs or 0) * per_epoch, per_epoch
 
 
 class Trainer:

@@ -8,9 +8,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
-from attnzoo.errors import UserError, unknown
-
-SCHEDULES = ("constant", "cosine", "step")
+from attnzoo.errors import UserError
 
 
 def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
@@ -48,8 +46,6 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, ste
     Warm-up is linear over the first `warmup` share of `steps` and starts at one warm-up step's share of the full
     rate, so that no step is wasted at rate zero. Cosine falls to zero at `steps`; step decays at its milestones.
     """
-    if config.name not in SCHEDULES:
-        raise unknown("schedule", config.name, SCHEDULES, "train.schedule.name")
     warmup = round(config.warmup * steps)
     lr = optimizer.param_groups[0]["lr"]
     first = lr / warmup if warmup else 0.0

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from attnzoo import config as configs
+from attnzoo.attention import load_plugin
 from attnzoo.config.schema import ExperimentConfig
 from attnzoo.engine import distributed, environment
 from attnzoo.engine.checkpoint import Checkpoints
@@ -38,8 +39,10 @@ def main(run_dir: str | Path) -> int:
     """Train the run to its end and return the exit code."""
     run = RunDir(run_dir)
     try:
-        config = configs.load(run.config, [])
+        config = configs.load(run.config)
         torch.set_num_threads(config.threads)
+        for plugin in config.plugins:
+            load_plugin(plugin, where="plugins")
         ranks = distributed.join(config.device)
         with ExitStack() as held:
             _lock(run, ranks, held)

@@ -233,19 +233,9 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         run.train()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": None}, "exactly one of steps and epochs"),
-        ({"epochs": 2}, "exactly one of steps and epochs"),
-        ({"accumulate": 0}, "train.accumulate = 0"),
-        ({"accumulate": 11}, "too few for one step"),
-        ({"precision": "fp16"}, "expected fp32 or bf16"),
-    ],
-)
-def test_wrong_settings_are_refused(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        count_steps(train_config(**changes), BATCHES)
+def test_an_epoch_too_short_for_one_step_is_refused():
+    with pytest.raises(UserError, match="10 batches, too few for one step of 11"):
+        count_steps(train_config(accumulate=11), BATCHES)
 
 
 def test_epochs_count_whole_steps():

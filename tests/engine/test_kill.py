@@ -1,0 +1,134 @@
+"""Real processes, really killed and interrupted: what resumes gives exactly what the uninterrupted run gives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import support_engine_kill
+import torch
+from support_engine import results, tiny_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from attnzoo.engine import worker
+from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.rundir import RunDir
+
+
+def kill_at(run: RunDir, moment: str, count: int) -> None:
+    command = [sys.executable, support_engine_kill.__file__, str(run.path), moment, str(count)]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert run.read_status()["state"] == "running"
+
+
+def assert_same(run: RunDir, whole: RunDir) -> None:
+    """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
+    assert results(run) == results(whole)
+    ours, theirs = (load(Checkpoints(r.checkpoints).last()) for r in (run, whole))
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, theirs[part][name]) for name, value in ours[part].items())
+    assert ours["best"] == theirs["best"]
+    assert Checkpoints(run.checkpoints).best().name[:13] == Checkpoints(whole.checkpoints).best().name[:13]
+    events = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
+    for tag in ("train/loss", "val/AP"):
+        assert [event.step for event in events.Scalars(tag)] == [row["step"] for row in results(run) if tag in row]
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [
+        ("writing", 3),
+        ("evaluation", 4),
+        pytest.param("step", 1, marks=pytest.mark.slow),
+        pytest.param("step", 13, marks=pytest.mark.slow),
+        pytest.param("step", 20, marks=pytest.mark.slow),
+        pytest.param("writing", 1, marks=pytest.mark.slow),
+        pytest.param("renaming", 2, marks=pytest.mark.slow),
+        pytest.param("saved", 2, marks=pytest.mark.slow),
+        pytest.param("evaluation", 9, marks=pytest.mark.slow),
+        pytest.param("metrics", 6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_results(whole, tmp_path, moment, count):
+    run = tiny_run(tmp_path)
+    kill_at(run, moment, count)
+    assert worker.main(run.path) == worker.DONE
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_arrives(whole, tmp_path):
+    run = tiny_run(tmp_path)
+    for moment, count in (("step", 7), ("saved", 2), ("step", 5), ("evaluation", 5)):
+        kill_at(run, moment, count)
+    assert worker.main(run.path) == worker.DONE
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_a_damaged_last_checkpoint_costs_only_the_way_from_the_one_before(whole, tmp_path):
+    run = tiny_run(tmp_path)
+    kill_at(run, "step", 18)
+    last = Checkpoints(run.checkpoints).last()
+    last.write_bytes(last.read_bytes()[:-1])
+    assert worker.main(run.path) == worker.DONE
+    assert "falling back to the checkpoint before" in run.log.read_text()
+    assert_same(run, whole)
+
+
+def start(run: RunDir) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "attnzoo.engine.worker", str(run.path)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_rows(run: RunDir, count: int) -> None:
+    limit = time.monotonic() + 120
+    while len(run.read_metrics()) < count:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
+    run = tiny_run(tmp_path, train__steps="100000", train__eval_every="null", train__checkpoint_every="null")
+    process = start(run)
+    wait_for_rows(run, 3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == worker.INTERRUPTED
+    last = Checkpoints(run.checkpoints).last()
+    assert run.read_status()["state"] == "interrupted"
+    assert load(last)["step"] >= run.read_metrics()[-1]["step"]
+    assert f"saved as {last}" in output
+    assert "again to resume" in output
+    assert "Traceback" not in output + run.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    run = tiny_run(tmp_path, train__steps="100000", data__batch_size="24")
+    process = start(run)
+    wait_for_rows(run, 2)
+    os.kill(process.pid, signal.SIGSTOP)  # both signals wait, as in a step that takes long
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(timeout=60) == worker.INTERRUPTED
+
+
+@pytest.mark.slow
+def test_a_term_signal_is_a_stop_request_too(whole, tmp_path):
+    run = tiny_run(tmp_path)
+    process = start(run)
+    wait_for_rows(run, 3)
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=60)
+    assert process.returncode in (worker.INTERRUPTED, worker.DONE)
+    assert worker.main(run.path) == worker.DONE
+    assert_same(run, whole)
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    assert Path(support_engine_kill.__file__).exists()

@@ -1,0 +1,113 @@
+"""metrics.jsonl and its view in TensorBoard, read back with TensorBoard's own readers."""
+
+import pytest
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+from attnzoo.engine import hparams
+from attnzoo.engine.metrics import MetricsWriter
+from attnzoo.rundir import RunDir
+
+
+def scalars(path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
+    run = RunDir(tmp_path)
+    metrics = MetricsWriter(run)
+    metrics.write(0, {"cost/params": 12, "cost/ms": None})
+    metrics.write(5, {"train/loss": 1.5, "train/lr": 0.25})
+    metrics.write(5, {"val/AP": 0.5, "val/AP_S": float("nan")})
+    metrics.close()
+    assert run.read_metrics() == [
+        {"step": 0, "cost/params": 12},
+        {"step": 5, "train/loss": 1.5, "train/lr": 0.25},
+        {"step": 5, "val/AP": 0.5},
+    ]
+    assert scalars(tmp_path) == {
+        "cost/params": [(0, 12)], "train/loss": [(5, 1.5)], "train/lr": [(5, 0.25)], "val/AP": [(5, 0.5)],
+    }  # fmt: skip
+    assert metrics.last("train/lr") == 0.25
+    assert metrics.last("train/grad_norm") is None
+
+
+@pytest.mark.parametrize("resume", [None, 0, 4, 5, 6])
+def test_resuming_rewinds_to_the_checkpoint_without_doubles(tmp_path, resume):
+    run = RunDir(tmp_path)
+
+    def write(metrics: MetricsWriter, first: int) -> None:
+        for step in range(first, 8):
+            metrics.write(step, {"train/loss": float(step)})
+            if step % 5 == 0:
+                metrics.write(step, {"val/AP": float(step)})
+        metrics.close()
+
+    write(MetricsWriter(run), 0)
+    rows = run.read_metrics()
+    with run.metrics.open("a") as file:
+        file.write('{"step": 8, "train/lo')  # the process died while writing
+    metrics = MetricsWriter(run, resume)
+    if resume is not None and resume % 5 == 0:  # the loop first repeats the evaluation that follows the checkpoint
+        metrics.write(resume, {"val/AP": float(resume)})
+    write(metrics, 0 if resume is None else resume + 1)
+    assert run.read_metrics() == rows
+    assert scalars(tmp_path) == {
+        "train/loss": [(step, step) for step in range(8)], "val/AP": [(0, 0), (5, 5)],
+    }  # fmt: skip
+
+
+def test_a_sweep_in_hparams(tmp_path):
+    """Union of columns, values per run, seeds of a variant grouped, metrics from the runs, no further runs."""
+    variants = {
+        "dense": {"name": "dense", "dropout": 0.5, "points": None},
+        "points=2": {"name": "ms_deform", "points": 2, "refine": True, "strides": [8, 16]},
+        "points=4": {"name": "ms_deform", "points": 4, "refine": False, "strides": [8, 16, 32]},
+    }
+    runs = []
+    for number, (variant, options) in enumerate(variants.items()):
+        for seed in (0, 1):
+            path = tmp_path / f"{variant}-seed={seed}"
+            metrics = MetricsWriter(RunDir(path))
+            metrics.write(3, {"val/AP": number + seed / 2})
+            metrics.close()
+            runs.append(hparams.HParamsRun(path, variant, options))
+    for _ in range(2):  # writing again leaves nothing double
+        hparams.write(tmp_path, runs)
+
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert set(multiplexer.Runs()) == {".", *(run.path.name for run in runs)}
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context = backend_context.Context(TBContext(logdir=str(tmp_path), data_provider=provider))
+    experiment = get_experiment.Handler(RequestContext(), context, "", api_pb2.GetExperimentRequest()).run()
+    columns = {
+        info.name: [value.WhichOneof("kind") for value in info.domain_discrete.values]
+        for info in experiment.hparam_infos
+    }
+    assert columns == {
+        "name": ["string_value"] * 2, "dropout": ["number_value"], "points": ["number_value"] * 2,
+        "refine": ["bool_value"] * 2, "strides": ["string_value"] * 2,
+    }  # fmt: skip
+
+    request = api_pb2.ListSessionGroupsRequest(
+        start_index=0,
+        slice_size=10,
+        aggregation_type=api_pb2.AGGREGATION_AVG,
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING, api_pb2.STATUS_SUCCESS],
+        col_params=[api_pb2.ColParams(metric=api_pb2.MetricName(tag="val/AP"), order=api_pb2.ORDER_ASC)],
+    )
+    groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    assert [group.name for group in groups] == list(variants)
+    assert [len(group.sessions) for group in groups] == [2, 2, 2]
+    averages = {group.name: m.value for group in groups for m in group.metric_values if m.name.tag == "val/AP"}
+    assert averages == {"dense": 0.25, "points=2": 1.25, "points=4": 2.25}
+    values = dict(groups[1].hparams)
+    assert values["points"].number_value == 2
+    assert values["refine"].bool_value is True
+    assert values["strides"].string_value == "[8, 16]"
+    assert "dropout" not in values
+    assert "points" not in dict(groups[0].hparams)

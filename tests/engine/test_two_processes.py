@@ -1,0 +1,76 @@
+"""Two processes on gloo: the results of one, ends that all ranks agree on, and no hanging."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import support_engine_rank
+from support_engine import results, tiny_run
+
+from attnzoo.engine import worker
+from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.rundir import RunDir
+
+STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__log_every": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+WORKER = ["-m", "attnzoo.engine.worker"]
+
+
+def assert_close(run: RunDir, other: RunDir) -> None:
+    for ours, theirs in zip(results(run), results(other), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+
+
+def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
+    one = tiny_run(tmp_path / "one", **STILL)
+    two = tiny_run(tmp_path / "two", **STILL, processes="2")
+    assert worker.main(one.path) == worker.DONE
+    done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_close(two, one)
+    ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (two, one))
+    for name, value in ours.items():
+        assert (value - theirs[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.slow
+def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
+    options = STILL | {"model__loss__auxiliary": "false", "train__accumulate": "2", "train__steps": "6"}
+    one, two = tiny_run(tmp_path / "one", **options), tiny_run(tmp_path / "two", **options, processes="2")
+    assert worker.main(one.path) == worker.DONE
+    done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_close(two, one)
+
+
+@pytest.mark.slow
+def test_a_failing_rank_ends_all_and_its_error_is_the_one_recorded(tmp_path):
+    run = tiny_run(tmp_path, processes="2")
+    started = time.monotonic()
+    done = subprocess.run(
+        [*TORCHRUN, support_engine_rank.__file__, str(run.path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    assert time.monotonic() - started < 90
+    status = run.read_status()
+    assert (status["state"], status["error"]) == ("failed", "RuntimeError: rank 1 has had enough")
+    assert "rank 1 failed" in run.log.read_text()
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
+    whole = tiny_run(tmp_path / "whole", processes="2")
+    command = [*TORCHRUN, *WORKER]
+    assert subprocess.run([*command, str(whole.path)], capture_output=True, timeout=300).returncode == 0
+    run = tiny_run(tmp_path / "run", processes="2")
+    process = subprocess.Popen([*command, str(run.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while len(run.read_metrics()) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=120)
+    assert run.read_status()["state"] in ("interrupted", "done")
+    assert subprocess.run([*command, str(run.path)], capture_output=True, timeout=300).returncode == 0
+    assert results(run) == results(whole)  # dropout and BatchNorm of both ranks included

@@ -1,0 +1,113 @@
+"""Whole runs on real components in this process: files, states, exit codes, lock, accumulation."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+from support_engine import results, tiny_run
+
+from attnzoo.engine import worker
+from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.lock import exclusive
+
+
+def test_a_run_leaves_what_the_run_folder_promises(whole):
+    status = whole.read_status()
+    rows = whole.read_metrics()
+    assert status["state"] == "done"
+    assert (status["step"], status["steps"], status["eta"], status["error"]) == (20, 20, 0, None)
+    assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
+    assert status["AP"] == rows[-1]["val/AP"]
+    assert [row["step"] for row in rows if "train/loss" in row] == [3, 6, 9, 12, 15, 18, 20]
+    assert [row["step"] for row in rows if "val/AP" in row] == [8, 16, 20]
+    assert rows[0].keys() == {"step", "cost/params", "cost/gflops", "cost/ms"}
+    training = next(row for row in rows if "train/loss" in row)
+    assert {"train/lr", "train/grad_norm", "train/loss_class", "train/loss_l1_0", "train/loss_giou"} < training.keys()
+    assert {"val/AP50", "val/AP75", "val/AR_100"} < rows[-1].keys()
+    environment = json.loads(whole.environment.read_text())
+    assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert environment["threads"] == 1
+    assert "step 20/20" in whole.log.read_text()
+    state = load(Checkpoints(whole.checkpoints).last())
+    assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
+    assert rows[0]["cost/params"] == sum(
+        value.numel() for name, value in state["model"].items() if "running_" not in name and "num_batches" not in name
+    )
+
+
+def test_a_finished_run_started_again_returns_at_once(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"}
+    assert worker.main(whole.path) == worker.DONE
+    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"} == before
+
+
+def test_the_same_config_gives_the_same_run_and_another_seed_another(whole, tmp_path):
+    for name, seed in (("same", 3), ("other", 4)):
+        run = tiny_run(tmp_path / name, seed=str(seed))
+        assert worker.main(run.path) == worker.DONE
+        assert (results(run) == results(whole)) == (name == "same")
+
+
+def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    with exclusive(run.path):
+        assert worker.main(run.path) == worker.REFUSED
+    message = capsys.readouterr().err
+    assert f"process {os.getpid()} on {socket.gethostname()}" in message
+    assert not run.status.exists()
+
+
+def test_a_config_that_is_not_allowed_is_refused(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
+    assert worker.main(run.path) == worker.REFUSED
+    assert "did you mean 'log_every'" in capsys.readouterr().err
+
+
+def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path):
+    run = tiny_run(tmp_path, train__optimizer__lr="1e30", train__checkpoint_every="1")
+    assert worker.main(run.path) == worker.FAILED
+    status = run.read_status()
+    assert status["state"] == "failed"
+    for part in ("step 2:", "loss_class", "loss_giou_0", "grad_norm", "step-00000001."):
+        assert part in status["error"]
+    assert status["error"] in run.log.read_text()
+
+
+def test_an_error_of_the_user_fails_the_run_without_a_traceback(tmp_path):
+    run = tiny_run(tmp_path, data__batch_size="25")
+    assert worker.main(run.path) == worker.FAILED
+    assert "only 24 images" in run.read_status()["error"]
+    assert "Traceback" not in run.log.read_text()
+
+
+def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_go_on(whole, tmp_path, monkeypatch):
+    run = tiny_run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("attnzoo.engine.detection.postprocess", lambda *arguments: 1 / 0)
+        assert worker.main(run.path) == worker.FAILED
+    assert run.read_status()["error"] == "ZeroDivisionError: division by zero"
+    assert "Traceback" in run.log.read_text()
+    assert worker.main(run.path) == worker.DONE
+    assert results(run) == results(whole)
+    assert run.read_status()["error"] is None
+
+
+STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__ema": "null", "train__log_every": "1"}
+
+
+def test_accumulated_batches_weigh_objects_as_one_large_batch_does(tmp_path):
+    large = tiny_run(tmp_path / "large", **STILL, data__batch_size="8", train__steps="3")
+    small = tiny_run(tmp_path / "small", **STILL, data__batch_size="4", train__steps="3", train__accumulate="2")
+    assert worker.main(large.path) == worker.main(small.path) == worker.DONE
+    for ours, theirs in zip(results(small), results(large), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_bf16_channels_last_and_loader_workers_train(tmp_path):
+    options = {"train__precision": "bf16", "train__channels_last": "true", "data__workers": "1", "train__steps": "4"}
+    run = tiny_run(tmp_path, **options)
+    assert worker.main(run.path) == worker.DONE
+    assert run.read_metrics()[-1]["val/AP"] >= 0

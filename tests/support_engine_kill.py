@@ -1,0 +1,70 @@
+"""A worker that dies by SIGKILL at an exact moment: `python support_engine_kill.py RUN_DIR MOMENT COUNT`."""
+
+import os
+import signal
+import sys
+
+import torch
+
+from attnzoo.data import CocoEvaluator
+from attnzoo.engine import worker
+from attnzoo.engine.metrics import MetricsWriter
+
+MOMENTS = ("step", "writing", "renaming", "saved", "evaluation", "metrics")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(moment: str, count: int) -> None:
+    """Let the process die at the `count`-th time it passes `moment`."""
+    left = iter(range(count - 1, -1, -1))
+    if moment == "step":  # the weights have changed, nothing else
+        inner_step = torch.optim.AdamW.step
+
+        def step(self, *arguments):
+            inner_step(self, *arguments)
+            if next(left) == 0:
+                die()
+
+        torch.optim.AdamW.step = step
+    elif moment in ("writing", "renaming", "saved"):
+        inner_replace = os.replace
+
+        def replace(source, target):
+            now = str(target).endswith(".pt") and next(left) == 0
+            if now and moment == "writing":
+                os.truncate(source, os.path.getsize(source) // 2)
+            if now and moment != "saved":
+                die()
+            inner_replace(source, target)
+            if now:
+                die()
+
+        os.replace = replace
+    elif moment == "evaluation":
+        inner_add = CocoEvaluator.add
+
+        def add(self, *arguments):
+            inner_add(self, *arguments)
+            if next(left) == 0:
+                die()
+
+        CocoEvaluator.add = add
+    else:  # a line of metrics is cut off
+        inner_write = MetricsWriter.write
+
+        def write(self, step, values):
+            if next(left) == 0:
+                self._file.write('{"step": ')
+                self._file.flush()
+                die()
+            return inner_write(self, step, values)
+
+        MetricsWriter.write = write
+
+
+if __name__ == "__main__":
+    arm(sys.argv[2], int(sys.argv[3]))
+    sys.exit(worker.main(sys.argv[1]))
