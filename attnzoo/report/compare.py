@@ -1,0 +1,106 @@
+"""The comparison of variants: means over seeds, with intervals, beside what each variant costs."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnzoo.config.labels import flatten, label
+from attnzoo.config.load import NOT_HASHED
+from attnzoo.report.runs import METRICS, Result, find
+from attnzoo.report.statistics import Estimate, estimate
+from attnzoo.report.table import markdown, to_csv
+from attnzoo.rundir import atomic_write
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The runs that differ in nothing but the seed. Only finished ones count in `estimates`.
+
+    `options` holds what tells it from the other variants, by short labels.
+    """
+
+    options: dict[str, Any]
+    estimates: dict[str, Estimate | None]
+    seeds: tuple[int, ...]
+    unfinished: tuple[str, ...]  # "seed 2 failed"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a table shows: its columns of options, a row per variant, and notes."""
+
+    columns: list[str]
+    variants: list[Variant]
+    notes: list[str]
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare all runs in `folders`. Raises UserError for a folder without runs."""
+    results = find(folders)
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.experiment, result.digest), []).append(result)
+    options = _differences([group[0] for group in groups.values()])
+    variants = [_variant(group, chosen) for group, chosen in zip(groups.values(), options, strict=True)]
+    columns = list(dict.fromkeys(column for variant in variants for column in variant.options))
+    variants.sort(key=lambda variant: [_order(variant.options.get(column)) for column in columns])
+    return Comparison(columns, variants, _notes(variants, results))
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """comparison.md and comparison.csv in `folder`."""
+    written = []
+    for name, content in (("comparison.md", markdown(comparison)), ("comparison.csv", to_csv(comparison))):
+        written.append(folder / name)
+        with atomic_write(written[-1]) as file:
+            file.write(content)
+    return written
+
+
+def _variant(group: Sequence[Result], options: dict[str, Any]) -> Variant:
+    done = [result for result in group if result.state == "done"]
+    values = {key: [result.metrics[key] for result in done if key in result.metrics] for key in METRICS}
+    return Variant(
+        options,
+        {key: estimate(numbers) for key, numbers in values.items()},
+        tuple(sorted(result.config.seed for result in done)),
+        tuple(f"seed {result.config.seed} {result.state}" for result in group if result.state != "done"),
+    )
+
+
+def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What each config has that is not the same in all, by short labels; the experiment where there are several."""
+    flat = []
+    for result in results:
+        kept = {key: value for key, value in dataclasses.asdict(result.config).items() if key not in NOT_HASHED}
+        flat.append(dict(flatten(kept)) | {"experiment": result.experiment})
+    keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
+    differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
+    return label([{key: config[key] for key in differing if key in config} for config in flat])
+
+
+def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:
+    notes = []
+    counts = sorted({len(variant.seeds) for variant in variants})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    interval = "mean ± 95 % confidence interval (Student's t) over seeds" if counts[-1] > 1 else "intervals n/a"
+    notes.append(f"Finished seeds per variant: {seeds}; {interval}. Differences within the intervals are noise.")
+    budgets = sorted({result.steps for result in results if result.state == "done"})
+    if len(budgets) == 1:
+        notes.append(f"Equal budgets: {budgets[0]} optimiser steps each.")
+    elif budgets:
+        notes.append(f"Warning: budgets differ ({', '.join(map(str, budgets))} optimiser steps).")
+    batches = sorted({result.config.data.batch_size * result.config.train.accumulate for result in results})
+    if len(batches) > 1:
+        notes.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
+    if missing := sum(len(variant.unfinished) for variant in variants):
+        notes.append(f"{missing} of {len(results)} runs are not finished; they are listed and not averaged.")
+    return notes
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, (int, float)):
+        return 0, float(value), ""
+    return 1, 0.0, str(value)

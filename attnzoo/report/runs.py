@@ -1,0 +1,55 @@
+"""Reading runs from their folders."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnzoo.config.load import digest, load
+from attnzoo.config.schema import ExperimentConfig
+from attnzoo.errors import UserError
+from attnzoo.rundir import RunDir
+
+METRICS = ("val/AP", "val/AP50", "cost/params", "cost/gflops", "cost/ms")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its config, its state, the last value of each of METRICS, and the steps it made."""
+
+    path: Path
+    config: ExperimentConfig
+    digest: str
+    state: str
+    metrics: dict[str, float]
+    steps: int
+
+    @property
+    def experiment(self) -> str:
+        return self.config.name
+
+
+def read(path: Path) -> Result:
+    """The run in a folder. Raises UserError for a config that is not one."""
+    run = RunDir(path)
+    config = load(run.config)
+    rows = run.read_metrics()
+    metrics = {key: row[key] for row in rows for key in METRICS if key in row}
+    steps = max((row["step"] for row in rows), default=0)
+    return Result(path, config, digest(config), str(run.read_status()["state"]), metrics, steps)
+
+
+def find(folders: Iterable[Path]) -> list[Result]:
+    """The runs in `folders`, each the folder of a run, of a sweep or of several sweeps.
+
+    Raises UserError for a folder without any.
+    """
+    found: dict[Path, Any] = {}
+    for folder in folders:
+        configs = [folder / "config.yaml", *folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")]
+        runs = [config.parent for config in sorted(configs) if config.is_file()]
+        if not runs:
+            reason = "no runs in it" if folder.is_dir() else "no such folder"
+            raise UserError(f"{folder}: {reason}; expected a folder of runs, such as runs/ablate_points")
+        found |= {run.resolve(): run for run in runs}
+    return [read(run) for run in found.values()]

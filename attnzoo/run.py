@@ -1,0 +1,44 @@
+"""Train what an experiment file describes: `python -m attnzoo.run EXPERIMENT.yaml [key=value …]`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from attnzoo.errors import UserError
+
+REFUSED = 2
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add what a run takes to a parser."""
+    parser.add_argument("experiment", metavar="EXPERIMENT.yaml", help="an experiment file, or a run's config.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes, such as train.steps=100 or jobs=2")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and write nothing")
+    return parser
+
+
+def report_errors(command: Callable[[], int]) -> int:
+    """The exit code of `command`; what a user can correct is printed as one line, with exit code 2."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return REFUSED
+
+
+def start(given: argparse.Namespace) -> int:
+    """Run what the arguments say."""
+    from attnzoo.sweep.run import run
+
+    return run(given.experiment, given.overrides, given.dry_run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m attnzoo.run`."""
+    parser = arguments(argparse.ArgumentParser("python -m attnzoo.run", description=(__doc__ or "").splitlines()[0]))
+    given = parser.parse_intermixed_args(argv)
+    return report_errors(lambda: start(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

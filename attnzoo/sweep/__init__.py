@@ -1,0 +1,1 @@
+"""Running an experiment file: its variants, their folders, the processes that train them."""

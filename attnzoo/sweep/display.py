@@ -1,0 +1,84 @@
+"""What a terminal shows of a sweep: a row per running run; plain lines where there is no terminal."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from attnzoo.sweep.folder import Planned
+
+
+class Display:
+    """Follows the status files of running runs; `on_start` is called as each starts. A context manager."""
+
+    def __init__(self, total: int, on_start: Callable[[Planned], None], console: Console | None = None):
+        self.on_start = on_start
+        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.total = total
+        self.begun = 0
+        self._tasks: dict[str, TaskID] = {}
+        self._evaluated: dict[str, float | None] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def start(self, planned: Planned) -> None:
+        """A run starts."""
+        self.on_start(planned)
+        self.begun += 1
+        self._say(f"[{self.begun}/{self.total}] {planned.dir.path.name}: starts ({planned.dir.path})")
+        name = planned.dir.path.name
+        self._tasks[name] = self._progress.add_task(name, total=None, values="starting")
+
+    def update(self, running: list[Planned]) -> None:
+        """Show where the running runs are and drop the rows of those that ended."""
+        for planned in running:
+            self._show(planned)
+        names = {planned.dir.path.name for planned in running}
+        for name in [name for name in self._tasks if name not in names]:
+            self._progress.remove_task(self._tasks.pop(name))
+
+    def finish(self, planned: Planned) -> None:
+        """A run ended."""
+        status = planned.dir.read_status()
+        self._say(f"{planned.dir.path.name}: {status['state']}{_values(status, ' at step {}/{}')}")
+
+    def _show(self, planned: Planned) -> None:
+        name, status = planned.dir.path.name, planned.dir.read_status()
+        step, steps = status.get("step"), status.get("steps")
+        if steps:
+            self._progress.update(
+                self._tasks[name], completed=step, total=steps, values=_values(status, "").lstrip(", ")
+            )
+        ap = status.get("AP")
+        if self._evaluated.setdefault(name, ap) != ap:
+            self._evaluated[name] = ap
+            if not self.console.is_terminal and status["state"] == "running":
+                self._say(f"{name}: evaluated{_values(status, ' at step {}/{}')}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+
+def _values(status: dict[str, object], position: str) -> str:
+    shown = position.format(status.get("step", 0), status.get("steps", "?"))
+    for key, form in (("loss", "loss {:.3f}"), ("AP", "AP {:.3f}"), ("AP50", "AP50 {:.3f}")):
+        if isinstance(value := status.get(key), (int, float)):
+            shown += ", " + form.format(value)
+    eta = status.get("eta")
+    if isinstance(eta, (int, float)) and eta > 0:
+        minutes, seconds = divmod(round(eta), 60)
+        shown += f", {minutes}:{seconds:02d} left"
+    return shown

@@ -1,0 +1,117 @@
+"""From the `sweep:` block to variants and seeds."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnzoo.config.labels import flatten, label, text
+from attnzoo.config.load import Experiment, digest, single
+from attnzoo.config.schema import ExperimentConfig, SweepConfig
+from attnzoo.errors import UserError, nearest
+
+# What belongs to the whole sweep and cannot differ between its runs.
+FIXED = ("name", "description", "output", "launcher", "jobs", "sweep", "seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep. `name` is readable and tells it from the others; `digest` is that of its config.
+
+    `changes` maps full keys to the sweep's values, `options` the same by their short labels; neither has the seed.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    options: dict[str, Any]
+    config: ExperimentConfig
+    digest: str
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+
+def expand(experiment: Experiment) -> list[Run]:
+    """All runs of an experiment, in the order of its file; one run if it has no sweep.
+
+    Raises UserError, naming the run, for whatever in a run's config is not allowed.
+    """
+    base = experiment.config()
+    _check(base.sweep, str(experiment.path))
+    seeds = base.sweep.seeds or [base.seed]
+    chosen = [
+        (changes, seed)
+        for changes in _combinations(base.sweep)
+        for seed in seeds
+        if not any(_matches(rule, changes | {"seed": seed}) for rule in base.sweep.exclude)
+    ]
+    if not chosen:
+        raise UserError(f"{experiment.path}: sweep.exclude leaves no run")
+    variants = [dict(flatten(changes)) for changes, _ in chosen]
+    runs = [
+        _make(experiment, changes, options, seed)
+        for (changes, seed), options in zip(chosen, label(variants), strict=True)
+    ]
+    _refuse_twins(runs, str(experiment.path))
+    return runs
+
+
+def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> Run:
+    parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
+    name = "-".join(parts).replace("/", "_").replace(" ", "")
+    config = single(experiment.config(changes | {"seed": seed}, where=f"{experiment.path}: sweep, run {name}"))
+    return Run(name, changes, options, config, digest(config))
+
+
+def _combinations(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """Every combination of the grid, each with every row of the zipped keys."""
+    rows = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
+    for row in rows:
+        for values in itertools.product(*sweep.grid.values()):
+            yield row | dict(zip(sweep.grid, values, strict=True))
+
+
+def _matches(rule: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    return all(changes[key] == value for key, value in rule.items())
+
+
+def _check(sweep: SweepConfig, where: str) -> None:
+    for kind, block in (("grid", sweep.grid), ("zip", sweep.zip)):
+        for key, values in block.items():
+            place = f"{where}: sweep.{kind}.{key}"
+            if key.split(".")[0] in FIXED:
+                hint = "; a sweep's seeds are listed in sweep.seeds" if key == "seed" else ""
+                raise UserError(f"{place}: {key!r} cannot differ between the runs of a sweep{hint}")
+            if not values:
+                raise UserError(f"{place}: an empty list leaves nothing to run")
+    if both := sweep.grid.keys() & sweep.zip.keys():
+        raise UserError(f"{where}: sweep: {min(both)!r} stands in both grid and zip")
+    lengths = {key: len(values) for key, values in sweep.zip.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise UserError(f"{where}: sweep.zip: expected lists of one length, but {listed} values")
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise UserError(f"{where}: sweep.seeds = {sweep.seeds}: a seed stands twice")
+    _check_exclude(sweep, where)
+
+
+def _check_exclude(sweep: SweepConfig, where: str) -> None:
+    swept = [*sweep.zip, *sweep.grid, "seed"]
+    for index, rule in enumerate(sweep.exclude):
+        for key, value in rule.items():
+            place = f"{where}: sweep.exclude[{index}]"
+            if key not in swept:
+                raise UserError(f"{place}: {key!r} is not swept{nearest(key, swept)} (swept: {', '.join(swept)})")
+            listed: Sequence[Any] = sweep.seeds if key == "seed" else sweep.zip.get(key) or sweep.grid[key]
+            if value not in listed:
+                raise UserError(f"{place}: {key} = {value!r} is not among its values {listed}")
+
+
+def _refuse_twins(runs: Sequence[Run], where: str) -> None:
+    """Two runs of one config and seed would share results; two of one name, a folder."""
+    for first, second in itertools.combinations(runs, 2):
+        if (first.digest, first.seed) == (second.digest, second.seed):
+            raise UserError(f"{where}: sweep: the runs {first.name} and {second.name} have the same config")
+        if first.name == second.name:
+            raise UserError(f"{where}: sweep: two runs are called {first.name}")

@@ -1,0 +1,107 @@
+"""The folder of a sweep: where each run goes, and the ledger sweep.json."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnzoo.config.load import digest, load, save
+from attnzoo.errors import UserError
+from attnzoo.rundir import RunDir, atomic_write
+from attnzoo.sweep.expand import Run
+
+LEDGER = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run and the folder that it has or gets."""
+
+    run: Run
+    dir: RunDir
+
+    @property
+    def state(self) -> str:
+        return str(self.dir.read_status()["state"])
+
+
+class SweepFolder:
+    """`runs/<experiment>/`: one folder per run, sweep.json, the comparison."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.ledger = path / LEDGER
+
+    def place(self, runs: Iterable[Run], at: str | None = None) -> list[Planned]:
+        """Where each run goes: the folder of its name, or `at`.
+
+        Where that folder holds another config, the name gets the config's digest: two never share one.
+        """
+        planned = []
+        for run in runs:
+            name = at or run.name
+            folder = self.path / name
+            if folder.exists() and not _holds(folder, run):
+                folder = self.path / f"{name}-{run.digest}"
+            planned.append(Planned(run, RunDir(folder)))
+        return planned
+
+    def create(self, planned: Sequence[Planned], experiment: str) -> None:
+        """Write the ledger, then every new run's config, before anything trains.
+
+        Entries of earlier sweeps in this folder stay if they were started. Raises UserError where nothing can be
+        written.
+        """
+        try:
+            known = self.entries()
+            kept = {name: entry for name, entry in known.items() if (self.path / name / "status.json").exists()}
+            entries = {p.dir.path.name: _entry(p, known.get(p.dir.path.name)) for p in planned}
+            self._write({"experiment": experiment, "runs": kept | entries})
+            for p in planned:
+                if not p.dir.config.exists():
+                    save(p.run.config, p.dir.config)
+        except OSError as error:
+            raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
+
+    def attempt(self, planned: Planned) -> None:
+        """Count one more start of a run."""
+        ledger = json.loads(self.ledger.read_text())
+        ledger["runs"][planned.dir.path.name]["attempts"] += 1
+        self._write(ledger)
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The ledger's runs by folder name; none where there is no ledger yet."""
+        try:
+            return dict(json.loads(self.ledger.read_text())["runs"])
+        except FileNotFoundError:
+            return {}
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{self.ledger}: damaged; move it away, and it is made anew") from None
+
+    def _write(self, ledger: dict[str, Any]) -> None:
+        with atomic_write(self.ledger) as file:
+            json.dump(ledger, file, indent=1)
+
+
+def _entry(planned: Planned, known: dict[str, Any] | None) -> dict[str, Any]:
+    run = planned.run
+    return {
+        "overrides": run.changes,
+        "options": run.options,
+        "seed": run.seed,
+        "digest": run.digest,
+        "attempts": known["attempts"] if known else 0,
+    }
+
+
+def _holds(folder: Path, run: Run) -> bool:
+    """Whether a folder is this very run's, or an empty one."""
+    config = RunDir(folder).config
+    if not config.exists():
+        return not any(folder.iterdir())
+    try:
+        held = load(config)
+    except UserError:  # from another version of the schema, or edited: not this config
+        return False
+    return (digest(held), held.seed) == (run.digest, run.seed)
