@@ -1,8 +1,9 @@
-"""A worker that dies by SIGKILL at an exact moment: `python support_engine_kill.py RUN_DIR MOMENT COUNT`."""
+"""A worker that dies by SIGKILL, or sleeps, at an exact moment: `support_engine_kill.py RUN_DIR MOMENT COUNT`."""
 
 import os
 import signal
 import sys
+import time
 
 import torch
 
@@ -10,23 +11,21 @@ from attnzoo.data import CocoEvaluator
 from attnzoo.engine import worker
 from attnzoo.engine.metrics import MetricsWriter
 
-MOMENTS = ("step", "writing", "renaming", "saved", "evaluation", "metrics")
-
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def arm(moment: str, count: int) -> None:
-    """Let the process die at the `count`-th time it passes `moment`."""
+    """Let it happen at the `count`-th time the process passes `moment`."""
     left = iter(range(count - 1, -1, -1))
-    if moment == "step":  # the weights have changed, nothing else
+    if moment in ("step", "sleep"):  # the weights have changed, nothing else
         inner_step = torch.optim.AdamW.step
 
         def step(self, *arguments):
             inner_step(self, *arguments)
             if next(left) == 0:
-                die()
+                time.sleep(60) if moment == "sleep" else die()
 
         torch.optim.AdamW.step = step
     elif moment in ("writing", "renaming", "saved"):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +25,7 @@ class MetricsWriter:
         with atomic_write(run.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self._file = run.metrics.open("a", buffering=1)
+        _wait_for_a_later_name(run)
         self._events = SummaryWriter(str(run.tensorboard), purge_step=resume or 0)
         for row in self.rows:
             if row["step"] >= (resume or 0):
@@ -50,6 +53,13 @@ class MetricsWriter:
         for key, value in row.items():
             if key != "step":
                 self._events.add_scalar(key, value, row["step"])
+
+
+def _wait_for_a_later_name(run: RunDir) -> None:
+    """TensorBoard reads event files in the order of their names: second, host, process, number."""
+    own = f".{os.getpid()}."
+    while any(own not in path.name for path in run.tensorboard.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
 
 
 def _precedes(row: dict[str, Any], resume: int) -> bool:

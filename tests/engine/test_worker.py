@@ -63,7 +63,7 @@ def test_a_config_that_is_not_allowed_is_refused(tmp_path, capsys):
     run = tiny_run(tmp_path)
     run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
     assert worker.main(run.path) == worker.REFUSED
-    assert "did you mean 'log_every'" in capsys.readouterr().err
+    assert "did you mean 'train.log_every'" in capsys.readouterr().err
 
 
 def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path):
