@@ -1,0 +1,119 @@
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnzoo.config import save
+from attnzoo.config.load import Experiment
+from attnzoo.errors import UserError
+from attnzoo.report.compare import compare, write
+from attnzoo.report.statistics import estimate
+from attnzoo.rundir import RunDir
+from attnzoo.sweep.expand import expand
+
+SWEEP = """
+name: x
+train: {steps: 5}
+sweep:
+  zip: {model.encoder.attention.points: [10, 2], model.decoder.attention.points: [10, 2]}
+  seeds: [0, 1, 2]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two variants with three seeds each; AP is points / 100 + seed / 10."""
+    (tmp_path / "x.yaml").write_text(SWEEP)
+    for run in expand(Experiment(tmp_path / "x.yaml")):
+        target = RunDir(tmp_path / "runs" / run.name)
+        save(run.config, target.config)
+        ap = run.options["points"] / 100 + run.seed / 10
+        rows = [
+            {"step": 0, "cost/params": 1000, "cost/gflops": 0.5, "cost/ms": 2.0 + run.seed},
+            {"step": 3, "val/AP": 0.9, "val/AP50": 0.9},
+            {"step": 5, "train/loss": 1.0},
+            {"step": 5, "val/AP": ap, "val/AP50": 2 * ap},
+        ]
+        target.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        target.write_status(state="done", step=5, steps=5)
+    return tmp_path / "runs"
+
+
+def test_the_interval_is_students_t() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None
+    assert found.margin is not None
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.margin == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), deviation 1
+    single = estimate([0.4])
+    assert single is not None
+    assert (single.mean, single.margin) == (0.4, None)
+    assert estimate([]) is None
+
+
+def test_variants_are_averaged_over_their_seeds(folder: Path) -> None:
+    comparison = compare([folder])
+    assert comparison.columns == ["points"]
+    assert [variant.options["points"] for variant in comparison.variants] == [2, 10]
+    ap = comparison.variants[0].estimates["val/AP"]
+    assert ap is not None
+    assert ap.mean == pytest.approx(0.12)
+    assert ap.margin == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert any("Equal budgets: 5" in note for note in comparison.notes)
+
+
+def test_files_hold_the_same_numbers(folder: Path) -> None:
+    paths = write(compare([folder]), folder)
+    assert [path.name for path in paths] == ["comparison.md", "comparison.csv"]
+    assert "| 2 | 0.120 ± 0.248 | 0.240 ± 0.497 | 1,000 | 0.5 | 3.00 | 3 |" in paths[0].read_text()
+    rows = list(csv.DictReader(io.StringIO(paths[1].read_text())))
+    assert float(rows[0]["AP"]) == pytest.approx(0.12)
+    assert rows[1]["seeds"] == "0 1 2"
+
+
+def test_one_seed_has_no_interval(folder: Path) -> None:
+    for seed in (1, 2):
+        for points in (2, 10):
+            RunDir(folder / f"points={points}-seed={seed}").config.unlink()
+    text = write(compare([folder]), folder)[0].read_text()
+    assert "0.020 ± n/a" in text
+    assert "intervals n/a" in text
+
+
+def test_unfinished_runs_are_listed_and_not_averaged(folder: Path) -> None:
+    RunDir(folder / "points=2-seed=2").write_status(state="failed")
+    RunDir(folder / "points=10-seed=0").status.unlink()
+    comparison = compare([folder])
+    assert comparison.variants[0].unfinished == ("seed 2 failed",)
+    assert comparison.variants[1].unfinished == ("seed 0 pending",)
+    ap = comparison.variants[0].estimates["val/AP"]
+    assert ap is not None
+    assert (ap.mean, ap.n) == (pytest.approx(0.07), 2)
+    assert any("2 of 6 runs are not finished" in note for note in comparison.notes)
+
+
+def test_unequal_budgets_are_warned_about(folder: Path) -> None:
+    with RunDir(folder / "points=2-seed=0").metrics.open("a") as file:
+        file.write('{"step": 9, "val/AP": 0.5}\n')
+    assert any(note.startswith("Warning: budgets differ (5, 9") for note in compare([folder]).notes)
+
+
+def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        compare([tmp_path / "nothing"])
+    with pytest.raises(UserError, match="no runs in it"):
+        compare([tmp_path])
+
+
+def test_comparing_imports_no_torch(folder: Path) -> None:
+    code = (
+        f"import sys; from attnzoo.__main__ import main; code = main(['compare', {str(folder)!r}]);"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+    assert (folder / "comparison.md").exists()
