@@ -83,6 +83,7 @@ def pick_device(device: str, local_rank: int) -> torch.device:
 def join(device: str) -> Ranks:
     """Join the process group that the environment describes (torchrun, submitit), or stand alone.
 
+    Joining again is free: torchrun's processes cannot leave a group and form another.
     Tensors on the CPU travel through gloo and tensors on a GPU through nccl, so flags and objects never wait for
     the GPU. A process that ends takes its sockets along: the other ranks' next exchange raises instead of waiting.
     """
@@ -90,7 +91,7 @@ def join(device: str) -> Ranks:
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world > 1:
+    if world > 1 and not dist.is_initialized():
         backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
     return Ranks(rank, world, chosen)

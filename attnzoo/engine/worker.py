@@ -36,7 +36,10 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(run_dir: str | Path) -> int:
-    """Train the run to its end and return the exit code."""
+    """Train the run to its end and return the exit code.
+
+    Runs may follow each other in one process; after the last, `distributed.leave()` unless a run has failed.
+    """
     run = RunDir(run_dir)
     try:
         config = configs.load(run.config)
@@ -50,8 +53,6 @@ def main(run_dir: str | Path) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return REFUSED
-    if code != FAILED:
-        distributed.leave()
     return code
 
 
@@ -146,4 +147,7 @@ def _logging(run: RunDir, ranks: Ranks) -> Iterator[None]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m attnzoo.engine.worker RUN_DIR")
-    sys.exit(main(sys.argv[1]))
+    exit_code = main(sys.argv[1])
+    if exit_code != FAILED:
+        distributed.leave()
+    sys.exit(exit_code)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import support_engine_rank
+import support_engine_runs
 from support_engine import results, tiny_run
 
 from attnzoo.engine import worker
@@ -74,3 +75,14 @@ def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
     assert run.read_status()["state"] in ("interrupted", "done")
     assert subprocess.run([*command, str(run.path)], capture_output=True, timeout=300).returncode == 0
     assert results(run) == results(whole)  # dropout and BatchNorm of both ranks included
+
+
+@pytest.mark.slow
+def test_runs_follow_each_other_in_one_group_of_processes(tmp_path):
+    runs = [tiny_run(tmp_path / name, processes="2", train__steps="4") for name in ("first", "second")]
+    paths = [str(run.path) for run in runs]
+    done = subprocess.run(
+        [*TORCHRUN, support_engine_runs.__file__, *paths], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert results(runs[0]) == results(runs[1])
