@@ -1,0 +1,170 @@
+"""The package as others get it: a wheel in an empty environment, a source archive, a second build."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+NOT_SOURCES = shutil.ignore_patterns(
+    ".*", "build", "dist", "runs", "*.egg-info", "*.so", "_build.json", "__pycache__", "shared"
+)
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, **environment},
+    )
+
+
+def build(source: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """setup.py as the build backend runs it, with the installed torch."""
+    return run(sys.executable, "setup.py", *arguments, cwd=source, **environment)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh copy of the sources, links kept, without anything built."""
+    copy = tmp_path_factory.mktemp("fresh") / "attnzoo"
+    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES, symlinks=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(
+        sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", folder, ".",
+        cwd=source, ATTNZOO_CUDA="0",
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_serves_all_later_pythons_and_holds_the_data(wheel):
+    assert "-cp311-abi3-linux" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "attnzoo/ops/_C.abi3.so" in names
+    assert "attnzoo/py.typed" in names
+    for folder, place in (("experiments", "attnzoo/experiments"), ("attnzoo/config/presets", "attnzoo/config/presets")):
+        files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.yaml")]
+        assert files
+        assert {f"{place}/{file}" for file in files} <= set(names)
+
+
+def test_library_needs_no_python_and_no_torch_internals(wheel, tmp_path):
+    if shutil.which("readelf") is None:
+        pytest.skip("NOT TESTED HERE: needs readelf (binutils)")
+    zipfile.ZipFile(wheel).extract("attnzoo/ops/_C.abi3.so", tmp_path)
+    library = tmp_path / "attnzoo" / "ops" / "_C.abi3.so"
+    needed = run("readelf", "-d", library, cwd=tmp_path).stdout
+    assert "libtorch_cpu.so" in needed
+    assert "libtorch_python" not in needed
+    symbols = run("readelf", "-Ws", "--dyn-syms", library, cwd=tmp_path).stdout
+    undefined = [line.split()[-1] for line in symbols.splitlines() if " UND " in line]
+    assert any(name.startswith("aoti_torch_") for name in undefined)
+    assert not [name for name in undefined if name.startswith(("_ZN2at", "_ZN3c10", "_ZNK2at", "_ZNK3c10", "Py"))]
+
+
+def test_wheel_works_in_an_empty_environment_from_any_folder(wheel, tmp_path):
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    installed = run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    # torch and the like are lent by this environment, without its link to the source folder.
+    (lent,) = home.glob("lib/python*/site-packages")
+    script = f"""
+import json, sys
+sys.path.append({sysconfig.get_path("purelib")!r})
+import torch, attnzoo
+from pathlib import Path
+from attnzoo import ops
+value = torch.rand(1, 6, 2, 4)
+output = ops.ms_deform_attn(value, ((2, 3),), torch.rand(1, 3, 2, 1, 2, 2), torch.rand(1, 3, 2, 1, 2))
+package = Path(attnzoo.__file__).parent
+experiments = len(list((package / "experiments").rglob("*.yaml")))
+print(json.dumps([str(package), list(output.shape), ops.backends(), experiments]))
+"""
+    result = run(python, "-W", "error", "-c", script, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    package, shape, backends, experiments = json.loads(result.stdout)
+    assert Path(package) == lent / "attnzoo"
+    assert shape == [1, 3, 8]
+    assert backends["cpu"] == "available"
+    assert backends["cuda"] == "not built: ATTNZOO_CUDA=0 forbids it"
+    assert experiments > 0
+
+
+def test_source_archive_holds_what_a_build_needs(source, tmp_path):
+    made = build(source, "-q", "sdist", "-d", tmp_path, ATTNZOO_CUDA="0")
+    assert made.returncode == 0, made.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    for folder, kind in (("csrc", "*.*"), ("experiments", "*.yaml"), ("attnzoo", "*.py")):
+        assert {str(path.relative_to(source)) for path in (source / folder).rglob(kind) if path.is_file()} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
+
+
+def test_second_build_compiles_nothing(source, wheel, tmp_path):
+    again = build(source, "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0")
+    assert again.returncode == 0, again.stderr
+    assert "no work to do" in again.stdout
+    header = source / "csrc" / "ms_deform_attn" / "problem.h"
+    header.touch()
+    touched = build(source, "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0")
+    assert "cpu.o" in touched.stdout
+
+
+def test_missing_compiler_is_one_line(source, tmp_path):
+    failed = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0", CXX="no-such-compiler")
+    assert failed.returncode != 0
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("attnzoo: no C++20")]
+    assert "no-such-compiler" in line
+    assert "Traceback" not in failed.stderr
+
+
+def test_cuda_that_cannot_be_had_is_an_error_only_if_asked_for(source, tmp_path):
+    without = {"CUDA_HOME": "", "CUDA_PATH": "", "PATH": "/nowhere"}
+    asked = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="1", **without)
+    assert asked.returncode != 0
+    assert "ATTNZOO_CUDA=1 asks for the CUDA operators, but nvcc was not found" in asked.stderr
+    assert "Traceback" not in asked.stderr
+    wrong = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="yes")
+    assert "ATTNZOO_CUDA='yes', expected 0 or 1" in wrong.stderr
+
+
+def test_cuda_kernels_compile_and_load_without_a_gpu(source, tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("NOT TESTED HERE: needs nvcc")
+    built = build(
+        source, "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="1", ATTNZOO_CUDA_ARCHS="9.0", CUDA_HOME=""
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert json.loads((tmp_path / "attnzoo" / "ops" / "_build.json").read_text()) == {"cuda": "for 9.0"}
+    shutil.copytree(source / "attnzoo", tmp_path / "attnzoo", dirs_exist_ok=True, symlinks=True)
+    script = "import json; from attnzoo import ops; from attnzoo.ops import library;"
+    script += "print(json.dumps([ops.backends(), library.compiled_for('cuda')]))"
+    loaded = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert loaded.returncode == 0, loaded.stderr
+    backends, compiled = json.loads(loaded.stdout)
+    assert compiled
+    assert backends["cpu"] == "available"
+    assert backends["cuda"] == "built (for 9.0), but no GPU is visible"
