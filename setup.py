@@ -150,7 +150,9 @@ def check_compiler() -> None:
     except FileNotFoundError:
         works = False
     if not works:
-        sys.exit(f"attnzoo: no C++20 compiler ({compiler}): install one (Debian: apt-get install g++) or name it in CXX")
+        sys.exit(
+            f"attnzoo: no C++20 compiler ({compiler}): install one (Debian: apt-get install g++) or name it in CXX"
+        )
 
 
 setup(
