@@ -109,6 +109,8 @@ class HeadConfig:
     two_stage: bool = False  # queries come from encoder proposals
     # two-stage top-k by the logit of class 0 ("first") or of the best class ("best")
     select: Literal["first", "best"] = "first"
+    # two-stage query content: from the sine embedding of the proposed box, or the token that proposed it
+    content: Literal["position", "memory"] = "position"
     # two-stage proposals: width and height at the finest level, doubled per level
     anchor_size: float = number(0.05, INSIDE_SHARE)
     box_size_bias: float | None = -2.0  # initial bias of width and height in logit space; null: PyTorch's default

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import attnzoo.attention.flops  # noqa: F401  registers the formulas that torch lacks
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -51,16 +53,9 @@ def count_macs(function: Any, *args: Any) -> int:
 
     Additions of biases, normalisations and activations are left out, as torch.utils.flop_counter does.
     """
-    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with _plain_multihead(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with _plain_multihead(), FlopCounterMode(display=False) as counter:
         function(*args)
     return counter.get_total_flops() // 2
-
-
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    """Of the kernel that dense attention takes on a CPU: unlike its siblings on a GPU, torch has no formula for it."""
-    batch, heads, queries, dim = query
-    return 2 * batch * heads * queries * key[-2] * (dim + value[-1])
 
 
 @contextmanager

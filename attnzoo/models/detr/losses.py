@@ -58,9 +58,8 @@ class DetectionLoss:
         least 1, so that averaging gradients over processes gives those of one process with all images.
         """
         if num_boxes is None:
-            num_boxes = _mean_over_processes(sum(len(target["labels"]) for target in targets), output.boxes).clamp(
-                min=1
-            )
+            objects = sum(len(target["labels"]) for target in targets)
+            num_boxes = _mean_over_processes(objects, output.boxes).clamp(min=1)
         first = 0 if self.config.auxiliary else output.logits.shape[0] - 1
         losses = self._layers(output.logits[first:], output.boxes[first:], targets, num_boxes)
         names = [*(f"_{layer}" for layer in range(len(losses["class"]) - 1)), ""]

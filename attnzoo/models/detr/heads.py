@@ -1,0 +1,79 @@
+"""What reads classes and boxes from decoder states, and their initialisation."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnzoo.config.schema import HeadConfig
+
+
+class BoxHead(nn.Module):
+    """Three linear layers from states (..., dim) to box logits (..., 4)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class Heads(nn.Module):
+    """A class head and a box head per decoder layer, and of their own for encoder proposals.
+
+    `classes` counts logits. Without `shared`, layers have heads of their own; null shares them unless boxes
+    are refined. Encoder heads are separate in either case.
+    """
+
+    def __init__(self, config: HeadConfig, dim: int, classes: int, layers: int):
+        super().__init__()
+        shared = not config.refine if config.shared is None else config.shared
+        self.classes = nn.ModuleList(_layers(lambda: _class_head(dim, classes, config.class_prior), layers, shared))
+        self.boxes = nn.ModuleList(_layers(lambda: _box_head(dim, config.box_size_bias), layers, shared))
+        self.encoder_class = _class_head(dim, classes, config.class_prior) if config.two_stage else None
+        self.encoder_box = _box_head(dim, config.box_size_bias) if config.two_stage else None
+        if config.box_size_bias is not None:
+            # Boxes that start from a reference with a size must not shrink: proposals have one from the
+            # beginning, refined boxes from the second layer on (Deformable DETR, DeformableDETR.__init__).
+            heads = list(self.boxes)
+            if config.two_stage:
+                heads.append(self.encoder_box)
+            elif config.refine and not shared:
+                heads = heads[1:]
+            else:
+                heads = []
+            for head in heads:
+                nn.init.zeros_(head.layers[-1].bias)
+
+
+def _layers(make: Callable[[], nn.Module], layers: int, shared: bool) -> list[nn.Module]:
+    first = make()
+    if shared:
+        return [first] * layers
+    # Published models start all layers from the same weights.
+    copies = [make() for _ in range(layers - 1)]
+    for copy in copies:
+        copy.load_state_dict(first.state_dict())
+    return [first, *copies]
+
+
+def _class_head(dim: int, classes: int, prior: float | None) -> nn.Linear:
+    head = nn.Linear(dim, classes)
+    if prior is not None:
+        nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
+    return head
+
+
+def _box_head(dim: int, size_bias: float | None) -> BoxHead:
+    head = BoxHead(dim)
+    if size_bias is not None:
+        last = head.layers[-1]
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
+    return head

@@ -1,0 +1,29 @@
+"""Sine embeddings of positions (Carion et al. 2020; Vaswani et al. 2017 in two dimensions)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def sine(x: Tensor, features: int) -> Tensor:
+    """Sines and cosines, interleaved, of x (...) in [0, 1] at `features`/2 frequencies: (..., features)."""
+    index = torch.arange(features, device=x.device)
+    frequencies = 10000 ** (2 * (index // 2) / features)
+    angles = x[..., None] * (2 * math.pi) / frequencies
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], -1).flatten(-2)
+
+
+def sine_position(mask: Tensor, dim: int, convention: Literal["centered", "cornered"]) -> Tensor:
+    """Position embedding (B, h, w, dim) of a map with padding mask (B, h, w): dim/2 features of y, then of x.
+
+    Positions count valid pixels. "cornered" starts at 1 (DETR), "centered" at ½ (Deformable DETR); both are
+    divided by the number of valid pixels.
+    """
+    valid = (~mask).float()
+    shift = 0.5 if convention == "centered" else 0.0
+    y, x = valid.cumsum(1), valid.cumsum(2)
+    y = (y - shift) / (y[:, -1:, :] + 1e-6)
+    x = (x - shift) / (x[:, :, -1:] + 1e-6)
+    return torch.cat([sine(y, dim // 2), sine(x, dim // 2)], -1)

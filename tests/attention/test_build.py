@@ -1,0 +1,56 @@
+"""Building attentions by name: what is refused, and how it is said."""
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from attnzoo.attention import ATTENTIONS, Attention, build, names, register
+from attnzoo.errors import UserError
+from attnzoo.geometry import Pyramid, Queries, Role, Site
+
+
+def test_names() -> None:
+    assert {"deform", "dense", "ms_deform"} <= set(names())
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("name", ["deform", "dense", "ms_deform"])
+def test_builds_in_every_role(name: str, role: Role) -> None:
+    attention = build(name, Site(16, 4, role=role))
+    assert isinstance(attention, Attention)
+    assert attention.site.role == role
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ms_defrom", {}, "model.encoder: unknown attention 'ms_defrom'; did you mean 'ms_deform'?"),
+        ("dense", {"droput": 0.1}, "model.encoder: attention 'dense' has no option 'droput'; did you mean 'dropout'?"),
+        ("dense", {"points": 4}, r"model.encoder: attention 'dense' has no option 'points' \(it takes: dropout\)"),
+        ("ms_deform", {"points": "4"}, "model.encoder: points = '4': expected int"),
+        ("ms_deform", {"points": True}, "model.encoder: points = True: expected int"),
+        ("ms_deform", {"points": -1}, "model.encoder: points = -1: must be at least 1"),
+        ("deform", {"level": 0.5}, r"model.encoder: level = 0.5: expected int \| null"),
+    ],
+)
+def test_refusals_name_place_and_remedy(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build(name, Site(16, 4), where="model.encoder", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_a_role_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTENTIONS, "_entries", dict(ATTENTIONS._entries))
+
+    @register("only_grid")
+    class OnlyGrid(Attention):
+        roles = frozenset({Role.ENCODER, Role.STAGE})
+
+        def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
+            return queries.tokens
+
+    assert build("only_grid", Site(16, 4)).site.role == Role.ENCODER
+    message = r"'only_grid' cannot stand in the decoder \(it stands in: encoder, stage; the decoder takes: .*dense"
+    with pytest.raises(UserError, match=message):
+        build("only_grid", Site(16, 4, role=Role.DECODER))

@@ -1,0 +1,111 @@
+"""A newcomer's attention in one file, outside the package: loaded, built, and held to the whole contract."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support_contract import CHECKS, Case
+
+from attnzoo.attention import ATTENTIONS, build, load_plugin
+from attnzoo.errors import UserError
+from attnzoo.geometry import Role, Site
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
+# Compiling is slow, and what it tests of low_rank the dense core has shown.
+QUICK = [clause for clause in CHECKS if not clause.startswith("compile")]
+
+
+@pytest.fixture(autouse=True)
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(ATTENTIONS, "_entries", dict(ATTENTIONS._entries))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("attnzoo_plugin_", "my_")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    """A user's copy of the example, under another name."""
+    path = tmp_path / "my_attention.py"
+    path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("mine")'))
+    return path
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("clause", QUICK)
+def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> None:
+    assert load_plugin(plugin) == ["mine"]
+    CHECKS[clause](Case("mine", role))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("clause", [clause for clause in CHECKS if clause not in QUICK])
+def test_example_compiles(clause: str, role: Role, plugin: Path) -> None:
+    load_plugin(plugin)
+    CHECKS[clause](Case("mine", role))
+
+
+def test_example_is_short() -> None:
+    assert len(EXAMPLE.read_text().splitlines()) <= 60
+    assert load_plugin(EXAMPLE) == ["low_rank"]
+
+
+def test_example_pools_tokens(plugin: Path) -> None:
+    load_plugin(plugin)
+    attention = build("mine", Site(16, 4), rank=3)
+    assert attention.pool.out_features == 3
+    with pytest.raises(UserError, match="rank = 0: must be at least 1"):
+        build("mine", Site(16, 4), rank=0)
+
+
+def test_loading_twice_changes_nothing(plugin: Path) -> None:
+    assert load_plugin(plugin) == ["mine"]
+    kind = ATTENTIONS.get("mine")
+    assert load_plugin(str(plugin)) == ["mine"]
+    assert ATTENTIONS.get("mine") is kind
+
+
+def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(plugin.parent)
+    assert load_plugin("my_attention") == ["mine"]
+    assert load_plugin("my_attention") == ["mine"]
+
+
+def test_refuses_what_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plugins: plugin '.*nothing.py' does not exist"):
+        load_plugin(tmp_path / "nothing.py", where="plugins")
+    for name in ("no_such_module", "no_such.module", "", ".relative"):
+        with pytest.raises(UserError, match="no such module"):
+            load_plugin(name)
+
+
+def test_refuses_what_registers_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "my_empty.py"
+    path.write_text("x = 1\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="registers no attention"):
+            load_plugin(path)
+    with pytest.raises(UserError, match="registers no attention"):
+        load_plugin("json")
+
+
+def test_refuses_a_name_that_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "my_dense.py"
+    path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("dense")'))
+    dense = ATTENTIONS.get("dense")
+    for _ in range(2):
+        with pytest.raises(UserError, match="'dense' is already registered by attnzoo.attention.dense"):
+            load_plugin(path)
+    assert ATTENTIONS.get("dense") is dense
+
+
+def test_errors_inside_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "my_broken.py"
+    path.write_text("import no_such_library\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        load_plugin(path)

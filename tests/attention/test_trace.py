@@ -1,0 +1,105 @@
+"""record(): what it captures, under which name, and that it never lies in silence."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from attnzoo.attention import build, record
+from attnzoo.attention.dense import MultiheadAttention
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+
+
+class Decoder(nn.Module):
+    """A layer with self-attention between objects and cross-attention of both kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attention = MultiheadAttention(16, 4)
+        self.cross = nn.ModuleList(
+            [build("dense", Site(16, 4, 2, Role.DECODER)), build("ms_deform", Site(16, 4, 2, Role.DECODER))]
+        )
+
+    def forward(self, tokens: Tensor, refs: Tensor, memory: Pyramid) -> Tensor:
+        tokens = tokens + self.self_attention(tokens, tokens, tokens)
+        for attention in self.cross:
+            tokens = tokens + attention(Queries(tokens, refs), memory)
+        return tokens
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor, Pyramid]:
+    torch.manual_seed(0)
+    masks = [torch.zeros(2, 4, 6, dtype=torch.bool), torch.zeros(2, 2, 3, dtype=torch.bool)]
+    masks[0][1, :, 2:] = True
+    masks[1][1, :, 1:] = True
+    return torch.randn(2, 5, 16), torch.rand(2, 5, 4), Pyramid(torch.randn(2, 30, 16), Layout.from_masks(masks))
+
+
+def test_captures_every_attention_by_its_name(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    model = Decoder().eval()
+    expected = model(*inputs)
+    with record(model) as trace:
+        assert_close(model(*inputs), expected)
+    shapes = {name: [{key: tuple(t.shape) for key, t in entry.items()} for entry in trace[name]] for name in trace}
+    assert shapes == {
+        "self_attention": [{"weights": (2, 4, 5, 5)}],
+        "cross.0": [{"weights": (2, 4, 5, 30)}],
+        "cross.1": [{"weights": (2, 5, 4, 2, 4), "locations": (2, 5, 4, 2, 4, 2), "references": (2, 5, 4)}],
+    }
+    assert torch.equal(trace["cross.1"][0]["references"], inputs[1])
+
+
+def test_dense_weights_are_the_softmax_over_valid_tokens(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    model, padding = Decoder().eval(), inputs[2].layout.padding
+    assert padding is not None
+    with record(model) as trace:
+        model(*inputs)
+    weights = trace["cross.0"][0]["weights"]
+    assert_close(weights.sum(-1), torch.ones(2, 4, 5))
+    assert weights[1, :, :, padding[1]].max() == 0
+    assert weights[1, :, :, ~padding[1]].min() > 0
+
+
+def test_one_entry_per_call_and_none_afterwards(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    model = Decoder()
+    with record(model) as trace:
+        model(*inputs)
+        model(*inputs)
+    model(*inputs)
+    assert {len(entries) for entries in trace.values()} == {2}
+
+
+def test_gradients_still_flow_and_entries_hold_no_graph(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    model = Decoder()
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(model(*inputs).square().sum(), parameters)
+    with record(model) as trace:
+        actual = torch.autograd.grad(model(*inputs).square().sum(), parameters)
+    assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    assert not any(t.requires_grad for entries in trace.values() for entry in entries for t in entry.values())
+
+
+def test_is_switched_off_after_an_error(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    model = Decoder()
+    with pytest.raises(ZeroDivisionError), record(model):
+        raise ZeroDivisionError
+    assert not any(module.traced for module in model.modules() if isinstance(module, MultiheadAttention))
+
+
+def test_refuses_compiled_models(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    with pytest.raises(RuntimeError, match="compiled model"), record(torch.compile(Decoder(), backend="eager")):
+        pass
+    model = Decoder()
+    model.cross[0].compile(backend="eager")
+    with pytest.raises(RuntimeError, match="compiled model"), record(model):
+        pass
+
+
+def test_refuses_to_be_compiled_or_exported(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+    model = Decoder()
+    with record(model):
+        with pytest.raises(Exception, match=r"record\(\) needs the eager path"):
+            torch.compile(lambda: model(*inputs), backend="eager", fullgraph=True)()
+        with pytest.raises(Exception, match=r"record\(\) needs the eager path"):
+            torch.export.export(model, inputs)
