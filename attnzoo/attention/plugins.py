@@ -48,7 +48,7 @@ def _load_file(path: Path, place: str) -> ModuleType:
 def _load_module(name: str, place: str) -> ModuleType:
     try:
         found = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):  # a parent package is missing; the name is empty or relative
+    except (ImportError, ValueError):  # a parent package is missing; the name is empty or relative
         found = None
     if found is None:
         raise UserError(f"{place}plugin {name!r}: no such module (a file is given by its path, ending in .py)")

@@ -78,7 +78,7 @@ class BackboneConfig:
 class NeckConfig:
     """From backbone maps to a pyramid of equal width."""
 
-    norm: Literal["group", "none"] = "group"  # group: GroupNorm of 32 groups
+    norm: Literal["group", "none"] = "group"  # group: GroupNorm of 32 groups, fewer where they do not divide dim
     c6: bool = True  # one more level by a 3x3 stride-2 convolution on the last raw map
     fpn: bool = False  # top-down pathway before the levels are concatenated
     level_embedding: bool = True

@@ -37,7 +37,7 @@ def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, repeat
     model runs in evaluation mode without gradients and is given back in the modes it came in.
     """
     parameters = list(model.parameters())
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), torch.no_grad():
         macs = count_macs(model, images[:1], None if mask is None else mask[:1])
         seconds = [_seconds(model, images, mask) for _ in range(warmup + repeats)][warmup:]
     return Cost(
@@ -53,7 +53,8 @@ def count_macs(function: Any, *args: Any) -> int:
 
     Additions of biases, normalisations and activations are left out, as torch.utils.flop_counter does.
     """
-    with _plain_multihead(), FlopCounterMode(display=False) as counter:
+    # The counter follows modules by hooks on gradients, which views of parameters lack without autograd.
+    with _plain_multihead(), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         function(*args)
     return counter.get_total_flops() // 2
 

@@ -1,5 +1,6 @@
 """From backbone maps to a pyramid of tokens of equal width."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.models.position import sine_position
 
-GROUPS = 32
+GROUPS = 32  # fewer where they do not divide the channels
 
 
 class Neck(nn.Module):
@@ -21,15 +22,13 @@ class Neck(nn.Module):
     plus the embedding of its level, since pixels of different levels share coordinates (Deformable DETR,
     appendix A.4). `levels` is the number of levels made.
 
-    Raises UserError for a `dim` that does not fit the normalisation or the sine embedding.
+    Raises UserError for a `dim` that does not fit the sine embedding.
     """
 
     def __init__(self, config: NeckConfig, channels: Sequence[int], dim: int):
         super().__init__()
         if dim % 4:
             raise UserError(f"model.dim = {dim}: must be a multiple of 4, for sines and cosines of x and y")
-        if config.norm == "group" and dim % GROUPS:
-            raise UserError(f"model.dim = {dim}: must be a multiple of {GROUPS} for model.neck.norm = group")
         self.config, self.dim = config, dim
         self.projections = nn.ModuleList([self._projection(c, 1) for c in channels])
         self.c6 = self._projection(channels[-1], 3) if config.c6 else None
@@ -43,7 +42,7 @@ class Neck(nn.Module):
             return nn.Sequential(convolution)
         nn.init.xavier_uniform_(convolution.weight)
         nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        return nn.Sequential(convolution, nn.GroupNorm(GROUPS, self.dim))
+        return nn.Sequential(convolution, nn.GroupNorm(math.gcd(GROUPS, self.dim), self.dim))
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor | None) -> Pyramid:
         """The pyramid of maps [(B, Cᵢ, hᵢ, wᵢ)] of images with padding mask (B, H, W), True where padded."""

@@ -82,17 +82,19 @@ def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str
         except UserError as error:
             refusal = str(error)
     refusal, paths = ranks.share((refusal, [p.dir.path for p in planned]))
-    distributed.leave()
     if refusal is not None:
         raise UserError(refusal)
+    code = DONE
     for p, path in zip(planned, paths, strict=True):
         if ranks.is_main and p.state != "done":
             folder.attempt(p)
         if (code := worker.main(path)) != DONE:
-            return code
-    if ranks.is_main:
+            break
+    if code != FAILED:  # after an error, other ranks may be waiting in an exchange
+        distributed.leave()
+    if ranks.is_main and code == DONE:
         _conclude(folder, planned)
-    return DONE
+    return code
 
 
 def _conclude(folder: SweepFolder, planned: Sequence[Planned]) -> None:
@@ -128,8 +130,11 @@ def last_line(log: Path) -> str:
 
 
 def _list(planned: Sequence[Planned]) -> None:
-    table = Table("run", "state", "changes", "folder", title=f"{len(planned)} runs")
+    table = Table(title=f"{len(planned)} runs")
+    for heading in ("run", "state", "changes", "folder"):
+        table.add_column(heading, overflow="fold")
     for p in planned:
         changes = ", ".join(f"{key}={text(value)}" for key, value in p.run.changes.items())
         table.add_row(p.run.name, p.state, changes or "none", str(p.dir.path))
-    Console(soft_wrap=True, highlight=False).print(table)
+    # A file or pipe has no width to keep to.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
