@@ -18,7 +18,9 @@ class StepLoss(NamedTuple):
 class Task(Protocol):
     """A model with its data, loss and evaluation."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
+
     best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
     batches_per_epoch: int  # of this rank
     find_unused_parameters: bool  # whether some parameter gets no gradient in a step

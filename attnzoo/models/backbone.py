@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
         return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, self.channels, strict=True)]
 
 
-def _create(config: BackboneConfig, **more: object) -> nn.Module:
+def _create(config: BackboneConfig, **more: Any) -> Any:
     """timm's feature extractor for a config; its complaints become one line."""
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)

@@ -49,8 +49,8 @@ class Detector(nn.Module):
         if config.head.two_stage:
             self.queries = ProposedQueries(config.head, config.queries, config.dim, num_classes)
         else:
-            looking = any(layer.cross_attention.needs_refs for layer in self.decoder)
-            refs = looking or config.head.boxes == "relative"
+            kind = attention.ATTENTIONS.get(config.decoder.attention["name"])
+            refs = kind.needs_refs or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:

@@ -1,7 +1,9 @@
 """What reads classes and boxes from decoder states, and their initialisation."""
 
+import copy
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +11,21 @@ from torch import Tensor, nn
 
 from attnzoo.config.schema import HeadConfig
 
+Head = TypeVar("Head", bound=nn.Module)
+
 
 class BoxHead(nn.Module):
     """Three linear layers from states (..., dim) to box logits (..., 4)."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+        self.hidden = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim)])
+        self.last = nn.Linear(dim, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
+        for layer in self.hidden:
             x = F.relu(layer(x))
-        return self.layers[-1](x)
+        return self.last(x)
 
 
 class Heads(nn.Module):
@@ -34,32 +39,27 @@ class Heads(nn.Module):
         super().__init__()
         shared = not config.refine if config.shared is None else config.shared
         self.classes = nn.ModuleList(_layers(lambda: _class_head(dim, classes, config.class_prior), layers, shared))
-        self.boxes = nn.ModuleList(_layers(lambda: _box_head(dim, config.box_size_bias), layers, shared))
+        boxes = _layers(lambda: _box_head(dim, config.box_size_bias), layers, shared)
+        self.boxes = nn.ModuleList(boxes)
         self.encoder_class = _class_head(dim, classes, config.class_prior) if config.two_stage else None
         self.encoder_box = _box_head(dim, config.box_size_bias) if config.two_stage else None
         if config.box_size_bias is not None:
             # Boxes that start from a reference with a size must not shrink: proposals have one from the
             # beginning, refined boxes from the second layer on (Deformable DETR, DeformableDETR.__init__).
-            heads = list(self.boxes)
-            if config.two_stage:
-                heads.append(self.encoder_box)
-            elif config.refine and not shared:
-                heads = heads[1:]
+            if self.encoder_box is not None:
+                sized = [*boxes, self.encoder_box]
             else:
-                heads = []
-            for head in heads:
-                nn.init.zeros_(head.layers[-1].bias)
+                sized = boxes[1:] if config.refine and not shared else []
+            for head in sized:
+                nn.init.zeros_(head.last.bias)
 
 
-def _layers(make: Callable[[], nn.Module], layers: int, shared: bool) -> list[nn.Module]:
+def _layers(make: Callable[[], Head], layers: int, shared: bool) -> list[Head]:
     first = make()
     if shared:
         return [first] * layers
     # Published models start all layers from the same weights.
-    copies = [make() for _ in range(layers - 1)]
-    for copy in copies:
-        copy.load_state_dict(first.state_dict())
-    return [first, *copies]
+    return [first, *(copy.deepcopy(first) for _ in range(layers - 1))]
 
 
 def _class_head(dim: int, classes: int, prior: float | None) -> nn.Linear:
@@ -72,8 +72,7 @@ def _class_head(dim: int, classes: int, prior: float | None) -> nn.Linear:
 def _box_head(dim: int, size_bias: float | None) -> BoxHead:
     head = BoxHead(dim)
     if size_bias is not None:
-        last = head.layers[-1]
-        nn.init.zeros_(last.weight)
+        nn.init.zeros_(head.last.weight)
         with torch.no_grad():
-            last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
+            head.last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
     return head

@@ -83,7 +83,10 @@ class ProposedQueries(nn.Module):
         return Queries(tokens, refs, pos), logits, box_logits.sigmoid()
 
     def _proposals(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
-        """Box logits (B, S, 4), infinite where a token is padding or its box leaves the image; which are usable (B, S, 1)."""
+        """Box logits (B, S, 4), and which are usable (B, S, 1).
+
+        Where a token is padding or its box leaves the image they are infinite.
+        """
         centers = memory.layout.centers
         sizes = torch.cat(
             [
