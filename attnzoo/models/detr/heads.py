@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,14 @@ class BoxHead(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.hidden = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim)])
-        self.last = nn.Linear(dim, 4)
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+
+    @property
+    def last(self) -> nn.Linear:
+        return cast(nn.Linear, self.layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.hidden:
+        for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.last(x)
 
