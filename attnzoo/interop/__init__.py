@@ -1,0 +1,1 @@
+"""Weights of other implementations under the names of this one."""

@@ -1,0 +1,98 @@
+"""Checkpoints of DETR and Deformable DETR as Hugging Face transformers 4 names them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attnzoo.config.schema import ModelConfig
+from attnzoo.errors import UserError
+from attnzoo.interop.rename import Rule, rename
+
+_BODY = r"model\.backbone\.conv_encoder\.model\."
+_BLOCK = _BODY + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_ENCODER = r"model\.encoder\.layers\.(\d+)\."
+_DECODER = r"model\.decoder\.layers\.(\d+)\."
+
+# transformers' ResNet counts stages and convolutions from 0; a timm backbone keeps its names.
+_BACKBONE: list[Rule] = [
+    (_BODY + r"embedder\.embedder\.convolution\.", "backbone.body.conv1."),
+    (_BODY + r"embedder\.embedder\.normalization\.", "backbone.body.bn1."),
+    (_BLOCK + r"layer\.(\d+)\.convolution\.", lambda m: f"{_block(m[1], m[2])}.conv{int(m[3]) + 1}."),
+    (_BLOCK + r"layer\.(\d+)\.normalization\.", lambda m: f"{_block(m[1], m[2])}.bn{int(m[3]) + 1}."),
+    (_BLOCK + r"shortcut\.convolution\.", lambda m: f"{_block(m[1], m[2])}.downsample.0."),
+    (_BLOCK + r"shortcut\.normalization\.", lambda m: f"{_block(m[1], m[2])}.downsample.1."),
+    (_BODY, "backbone.body."),
+]
+_TRANSFORMER: list[Rule] = [
+    (_ENCODER + r"self_attn_layer_norm\.", r"encoder.\1.attention_norm."),
+    (_ENCODER + r"final_layer_norm\.", r"encoder.\1.ffn_norm."),
+    (_ENCODER + r"fc([12])\.", r"encoder.\1.ffn.linear\2."),
+    (_DECODER + r"self_attn\.", r"decoder.\1.self_attention."),
+    (_DECODER + r"self_attn_layer_norm\.", r"decoder.\1.self_norm."),
+    (_DECODER + r"encoder_attn_layer_norm\.", r"decoder.\1.cross_norm."),
+    (_DECODER + r"final_layer_norm\.", r"decoder.\1.ffn_norm."),
+    (_DECODER + r"fc([12])\.", r"decoder.\1.ffn.linear\2."),
+    (r"model\.query_position_embeddings\.", "queries.embedding."),
+]
+_DETR: list[Rule] = [
+    (_ENCODER + r"self_attn\.", r"encoder.\1.attention.mha."),
+    (_DECODER + r"encoder_attn\.", r"decoder.\1.cross_attention.mha."),
+    (r"model\.decoder\.layernorm\.", "decoder_norm."),
+    (r"model\.input_projection\.", "neck.projections.0.0."),
+    (r"class_labels_classifier\.", "heads.classes.*."),
+    (r"bbox_predictor\.", "heads.boxes.*."),
+]
+_DEFORMABLE: list[Rule] = [
+    (_ENCODER + r"self_attn\.", r"encoder.\1.attention."),
+    (_DECODER + r"encoder_attn\.", r"decoder.\1.cross_attention."),
+    (r"model\.level_embed\Z", "neck.level_embedding"),
+    (r"model\.input_proj\.", "neck.projections."),
+    (r"model\.reference_points\.", "queries.reference_points."),
+    (r"model\.enc_output\.", "queries.output."),
+    (r"model\.enc_output_norm\.", "queries.output_norm."),
+    (r"model\.pos_trans\.", "queries.position."),
+    (r"model\.pos_trans_norm\.", "queries.position_norm."),
+    (r"class_embed\.", "heads.classes."),
+    (r"bbox_embed\.", "heads.boxes."),
+]
+# The heads once more, where the decoder refines boxes with them.
+_ALIASES = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
+
+
+def convert(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of our detector from that of `DetrForObjectDetection` or `DeformableDetrForObjectDetection`.
+
+    `config` describes the same model. The backbone is a ResNet, of timm or of transformers.
+    Raises UserError for a tensor that the model does not have.
+    """
+    layers = config.decoder.layers
+    # The last head is the encoder's, the last projection makes C6 (if there are any).
+    deformable: list[Rule] = [
+        (rf"class_embed\.{layers}\.", "heads.encoder_class."),
+        (rf"bbox_embed\.{layers}\.", "heads.encoder_box."),
+        (rf"model\.input_proj\.{len(config.backbone.strides)}\.", "neck.c6."),
+        *_DEFORMABLE,
+    ]
+    family = _DETR if config.encoder.attention["name"] == "dense" else deformable
+    rules = [*_BACKBONE, *_TRANSFORMER, *family]
+    return _merge(rename(state, rules, layers=layers, ignore=_ALIASES, source="transformers"))
+
+
+def _block(stage: str, block: str) -> str:
+    return f"backbone.body.layer{int(stage) + 1}.{block}"
+
+
+def _merge(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projections of queries, keys and values of dense attention as the one matrix we have."""
+    merged: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".q_proj." in name:
+            parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+            absent = [part for part in parts if part not in state]
+            if absent:
+                raise UserError(f"transformers: there is {name}, but no {absent[0]}")
+            merged[name.replace(".q_proj.", ".in_proj_")] = torch.cat([state[part] for part in parts])
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            merged[name] = tensor
+    return merged
