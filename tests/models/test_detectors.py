@@ -1,0 +1,200 @@
+"""The detectors as a whole: sizes, initialisation, combinations, refusals and invariances."""
+
+import math
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attnzoo import attention, models
+from attnzoo.errors import UserError
+from attnzoo.geometry import Layout, Pyramid
+from attnzoo.models import Detector
+from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.position import sine_position
+
+CLASSES = 5
+
+PARAMETERS = {  # all, trained
+    "detr_r50": (41_524_768, 41_302_368),
+    "detr_r50_dc5": (41_524_768, 41_302_368),
+    "deformable_detr_r50_single_scale": (34_066_593, 33_844_193),
+    "deformable_detr_r50_single_scale_dc5": (34_066_593, 33_844_193),
+    "deformable_detr_r50": (40_069_665, 39_847_265),
+    "deformable_detr_r50_refine": (40_849_660, 40_627_260),
+    "deformable_detr_r50_two_stage": (41_181_529, 40_959_129),
+}
+
+
+def tiny(preset: str = "deformable_detr_r50", **overrides: Any) -> Detector:
+    """A detector of width 32 with a ResNet of four blocks."""
+    backbone = {
+        "name": "resnet18",
+        "options": {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]},
+        "norm": "trained",
+        "freeze": [],
+        "strides": [16],
+    }
+    base: dict[str, Any] = {
+        "num_classes": CLASSES,
+        "dim": 32,
+        "heads": 4,
+        "ffn": 48,
+        "dropout": 0.0,
+        "queries": 6,
+        "encoder": {"layers": 1},
+        "decoder": {"layers": 2},
+    }
+    blocks = {"backbone": backbone, "neck": {"c6": False}}
+    for key in {**blocks, **base, **overrides}:
+        value = overrides.get(key, {})
+        known = blocks.get(key, base.get(key))
+        base[key] = {**known, **value} if isinstance(known, dict) else overrides.get(key, known)
+    torch.manual_seed(0)
+    return models.create(preset, **base)
+
+
+def test_every_preset_is_counted() -> None:
+    assert set(models.names()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
+def test_parameters_as_published(preset: str) -> None:
+    with torch.device("meta"):
+        model = models.create(preset)
+    counts = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
+    assert (sum(counts[0]), sum(counts[1])) == PARAMETERS[preset]
+
+
+@pytest.mark.parametrize(
+    ("head", "size_biases"),
+    [({}, [-2, -2]), ({"refine": True}, [-2, 0]), ({"refine": True, "two_stage": True}, [0, 0, 0])],
+    ids=["plain", "refine", "two_stage"],
+)
+def test_published_initialisation(head: dict[str, bool], size_biases: list[float]) -> None:
+    model = tiny(head=head)
+    for classifier in model.heads.classes:
+        torch.testing.assert_close(classifier.bias, torch.full((CLASSES,), -math.log(99)))
+    boxes = [*model.heads.boxes, *([model.heads.encoder_box] if model.heads.encoder_box is not None else [])]
+    assert [box.layers[-1].bias.tolist() for box in boxes] == [[0, 0, b, b] for b in size_biases]
+    assert all(box.layers[-1].weight.eq(0).all() for box in boxes)
+    if "two_stage" not in head:
+        assert model.queries.reference_points.bias.eq(0).all()
+
+
+def test_level_embedding_is_standard_normal() -> None:
+    torch.manual_seed(0)
+    neck = models.create("deformable_detr_r50", encoder={"layers": 0}, decoder={"layers": 1}).neck
+    assert abs(neck.level_embedding.std().item() - 1) < 0.1
+    assert abs(neck.level_embedding.mean().item()) < 0.1
+
+
+COMBINATIONS = list(
+    product(
+        [name for name in attention.names() if "encoder" in attention.ATTENTIONS.get(name).roles],
+        [name for name in attention.names() if "decoder" in attention.ATTENTIONS.get(name).roles],
+        [1, 2],
+        [(False, False), (True, False), (True, True)],
+    )
+)
+
+
+@pytest.mark.parametrize(("encoder", "decoder", "levels", "stages"), COMBINATIONS)
+def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tuple[bool, bool]) -> None:
+    def block(name: str) -> dict[str, Any]:
+        return {"name": name, "level": 0} if name == "deform" and levels > 1 else {"name": name}
+
+    refine, two_stage = stages
+    model = tiny(
+        backbone={"strides": [8, 16][-levels:]},
+        encoder={"layers": 1, "attention": block(encoder)},
+        decoder={"layers": 2, "attention": block(decoder)},
+        head={"refine": refine, "two_stage": two_stage},
+    )
+    images = torch.randn(2, 3, 64, 48)
+    mask = torch.zeros(2, 64, 48, dtype=torch.bool)
+    mask[1, 48:] = True
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.3], [0.3, 0.6, 0.4, 0.2]])
+    targets = [{"labels": torch.tensor([1, 4]), "boxes": boxes}, {"labels": torch.tensor([2]), "boxes": boxes[:1]}]
+    output = model(images, mask)
+    assert output.logits.shape == (2, 2, 6, CLASSES)
+    assert output.boxes.shape == (2, 2, 6, 4)
+    loss = DetectionLoss(model.config.loss, CLASSES)(output, targets).total
+    loss.backward()
+    assert loss.isfinite()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"heads": 5}, r"model\.heads"),
+        ({"head": {"refine": True, "boxes": "absolute"}}, r"model\.head\.refine"),
+        (
+            {"backbone": {"strides": [8, 16]}, "encoder": {"attention": {"name": "deform"}}},
+            r"model\.encoder\.attention",
+        ),
+        ({"backbone": {"name": "resnet5000", "options": {}}}, r"model\.backbone\.name"),
+        ({"backbone": {"options": {"colour": 3}}}, r"model\.backbone"),
+        ({"backbone": {"strides": [7]}}, r"model\.backbone\.strides"),
+        ({"backbone": {"freeze": ["layer9"]}}, r"model\.backbone\.freeze"),
+    ],
+    ids=["heads", "refine", "level", "backbone", "option", "stride", "freeze"],
+)
+def test_refusals_name_the_key(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        tiny(**overrides)
+    assert "\n" not in str(caught.value)
+
+
+def perturbed(model: Detector) -> Detector:
+    """Weights as after training: nothing is zero any more."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
+    layout = Layout.from_masks(masks)
+    tokens = torch.randn(len(masks[0]), layout.tokens, 32, generator=generator)
+    pos = torch.cat([sine_position(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
+    return Pyramid(tokens, layout, pos)
+
+
+@torch.no_grad()
+def test_permuted_queries_give_permuted_detections() -> None:
+    model = perturbed(tiny("detr_r50", neck={"c6": False}))
+    memory = pyramid([torch.zeros(1, 4, 5, dtype=torch.bool)], torch.Generator().manual_seed(1))
+    before = model.detect(memory)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    model.queries.embedding.weight.copy_(model.queries.embedding.weight[order])
+    after = model.detect(memory)
+    torch.testing.assert_close(after.logits, before.logits[:, :, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after.boxes, before.boxes[:, :, order], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["detr_r50", "deformable_detr_r50", "deformable_detr_r50_refine"])
+def test_padding_changes_nothing(preset: str) -> None:
+    levels = 1 if preset == "detr_r50" else 2
+    model = perturbed(tiny(preset, backbone={"strides": [8, 16][-levels:]}))
+    g = torch.Generator().manual_seed(1)
+    sizes = [((4, 6), (7, 9)), ((2, 3), (4, 5))][:levels]  # valid, padded
+    small = pyramid([torch.zeros(1, *valid, dtype=torch.bool) for valid, _ in sizes], g)
+    masks = []
+    for (h, w), size in sizes:
+        mask = torch.ones(1, *size, dtype=torch.bool)
+        mask[:, :h, :w] = False
+        masks.append(mask)
+    large = pyramid(masks, g)
+    assert large.layout.padding is not None
+    large.tokens[~large.layout.padding] = small.tokens[0]
+    plain = model.detect(small)
+    padded = model.detect(replace(large))
+    torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded.boxes, plain.boxes, atol=1e-5, rtol=1e-5)
