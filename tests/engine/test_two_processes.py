@@ -33,7 +33,10 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     assert_close(two, one)
     ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (two, one))
     for name, value in ours.items():
-        assert (value - theirs[name]).abs().max() < 1e-5, name
+        if name.startswith("neck.projections") and name.endswith(".0.bias"):
+            continue  # the GroupNorm behind it takes it away: its gradient is zero but for rounding
+        # looser than the losses: AdamW divides small gradients by their own size, rounding included
+        assert (value - theirs[name]).abs().max() < 1e-4, name
 
 
 @pytest.mark.slow
