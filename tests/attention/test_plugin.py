@@ -99,7 +99,7 @@ def test_refuses_a_name_that_is_taken(tmp_path: Path) -> None:
     path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("dense")'))
     dense = ATTENTIONS.get("dense")
     for _ in range(2):
-        with pytest.raises(UserError, match="'dense' is already registered by attnzoo.attention.dense"):
+        with pytest.raises(UserError, match=r"'dense' is already registered by attnzoo\.attention\.dense"):
             load_plugin(path)
     assert ATTENTIONS.get("dense") is dense
 
