@@ -1,0 +1,168 @@
+"""Layouts of padded pyramids, and that geometry passes through compilers and checkpoints."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from attnzoo.errors import UserError
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+
+
+def masks_of(sizes: list[tuple[int, int]], valid: list[tuple[int, int]]) -> list[Tensor]:
+    """One mask per level, with the valid (h, w) at the top left of (h, w); a second image without padding."""
+    masks = []
+    for (h, w), (vh, vw) in zip(sizes, valid, strict=True):
+        mask = torch.zeros(2, h, w, dtype=torch.bool)
+        mask[0] = True
+        mask[0, :vh, :vw] = False
+        masks.append(mask)
+    return masks
+
+
+SIZES, VALID = [(4, 6), (2, 3)], [(3, 4), (2, 2)]
+
+
+def test_layout_of_masks() -> None:
+    layout = Layout.from_masks(masks_of(SIZES, VALID))
+    assert layout.shapes == ((4, 6), (2, 3))
+    assert (layout.levels, layout.tokens, layout.lengths) == (2, 30, (24, 6))
+    assert torch.equal(layout.sizes, torch.tensor([[6.0, 4.0], [3.0, 2.0]]))
+    assert_close(layout.valid_ratios[0], torch.tensor([[4 / 6, 3 / 4], [2 / 3, 1.0]]))
+    assert torch.equal(layout.valid_ratios[1], torch.ones(2, 2))
+    assert layout.padding is not None
+    assert layout.padding.sum(1).tolist() == [24 - 12 + 6 - 4, 0]
+    assert layout.valid_ratios.dtype == layout.centers.dtype == torch.float32
+
+
+def test_centers_are_normalised_to_the_valid_image() -> None:
+    """Pixel i of n valid ones lies at (i + ½) / n, x before y; padded ones lie beyond 1."""
+    layout = Layout.from_masks(masks_of(SIZES, VALID))
+    first = layout.centers[0, :24].view(4, 6, 2)
+    assert_close(first[2, 3], torch.tensor([3.5 / 4, 2.5 / 3]))
+    assert_close(layout.centers[1, :24].view(4, 6, 2)[2, 3], torch.tensor([3.5 / 6, 2.5 / 4]))
+    assert layout.padding is not None
+    assert torch.equal((layout.centers > 1).any(-1), layout.padding)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(1, 9)] * 4), min_size=1, max_size=3))
+def test_a_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]) -> None:
+    """center · valid_ratio · size − ½ is the pixel's index on the padded map, on every level."""
+    sizes = [(max(h, vh), max(w, vw)) for h, w, vh, vw in levels]
+    layout = Layout.from_masks(masks_of(sizes, [(vh, vw) for _, _, vh, vw in levels]))
+    for index, (h, w) in enumerate(sizes):
+        level = layout.level(index)
+        pixels = level.centers * level.valid_ratios * level.sizes - 0.5
+        expected = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).flatten(0, 1)
+        assert_close(pixels, expected.float().expand_as(pixels), atol=1e-5, rtol=0)
+
+
+def test_unpadded_is_a_mask_without_padding() -> None:
+    unpadded = Layout.unpadded(SIZES, 2)
+    masked = Layout.from_masks(masks_of(SIZES, SIZES))
+    assert unpadded.padding is None
+    assert unpadded.shapes == masked.shapes
+    for name in ("valid_ratios", "centers", "sizes"):
+        assert torch.equal(getattr(unpadded, name), getattr(masked, name)), name
+
+
+def test_an_image_of_padding_alone_has_finite_geometry() -> None:
+    layout = Layout.from_masks([torch.ones(1, 4, 6, dtype=torch.bool)])
+    assert layout.centers.isfinite().all()
+    assert (layout.valid_ratios > 0).all()
+
+
+def test_levels_can_be_taken_alone() -> None:
+    layout = Layout.from_masks(masks_of(SIZES, VALID))
+    memory = Pyramid(torch.randn(2, 30, 8), layout, torch.randn(2, 30, 8))
+    for index, here in enumerate((slice(0, 24), slice(24, 30))):
+        alone = memory.level(index)
+        direct = Layout.from_masks(masks_of(SIZES[index : index + 1], VALID[index : index + 1]))
+        assert alone.layout.shapes == direct.shapes
+        for name in ("padding", "valid_ratios", "centers", "sizes"):
+            assert torch.equal(getattr(alone.layout, name), getattr(direct, name)), name
+        assert torch.equal(alone.tokens, memory.tokens[:, here])
+        assert torch.equal(alone.positioned(), memory.positioned()[:, here])
+    assert Pyramid(memory.tokens, layout).level(1).pos is None
+
+
+def test_a_pyramid_asks_with_its_own_tokens_and_centers() -> None:
+    memory = Pyramid(torch.randn(2, 30, 8), Layout.from_masks(masks_of(SIZES, VALID)), torch.randn(2, 30, 8))
+    queries = memory.as_queries()
+    assert queries.tokens is memory.tokens
+    assert queries.refs is memory.layout.centers
+    assert queries.layout is memory.layout
+    assert torch.equal(queries.positioned(), memory.tokens + memory.pos)
+    assert Queries(memory.tokens).positioned() is memory.tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 10, "heads": 4}, "dim=10 is not divisible by heads=4"),
+        ({"dim": 0, "heads": 4}, "must be at least 1"),
+        ({"dim": 8, "heads": 4, "levels": 0}, "must be at least 1"),
+        ({"dim": 8, "heads": 4, "levels": 2, "role": Role.STAGE}, "a stage has one level, not 2"),
+        ({"dim": 8, "heads": 4, "levels": 2, "map_sizes": ((3, 4),)}, "map_sizes has 1 entries for levels=2"),
+    ],
+)
+def test_refuses_impossible_sites(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Site(**arguments)
+
+
+def look(tokens: Tensor, masks: list[Tensor]) -> Tensor:
+    """Every part of the geometry takes part in the result."""
+    memory = Pyramid(tokens, Layout.from_masks(masks), tokens.sin())
+    queries, last = memory.as_queries(), memory.level(memory.layout.levels - 1)
+    assert queries.refs is not None
+    assert last.layout.padding is not None
+    sizes = last.layout.sizes.sum() * last.layout.valid_ratios.sum()
+    return queries.positioned() * queries.refs.sum(-1, keepdim=True) * sizes + last.layout.padding.sum()
+
+
+class Look(torch.nn.Module):
+    def forward(self, tokens: Tensor, masks: list[Tensor]) -> Tensor:
+        return look(tokens, masks)
+
+
+class LookAt(torch.nn.Module):
+    """Takes geometry itself as input."""
+
+    def forward(self, memory: Pyramid) -> Tensor:
+        return memory.positioned() * memory.layout.centers.sum(-1, keepdim=True)
+
+
+def test_compiles_without_breaks_for_all_sizes() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(look, fullgraph=True, dynamic=True, backend="eager")
+    for grow in (1, 3):  # sizes that are equal by chance would be taken for one size
+        masks = masks_of([(h + grow, w + 3 * grow) for h, w in SIZES], VALID)
+        tokens = torch.randn(2, sum(m[0].numel() for m in masks), 8)
+        assert_close(compiled(tokens, masks), look(tokens, masks))
+
+
+def test_exports() -> None:
+    masks, tokens = masks_of(SIZES, VALID), torch.randn(2, 30, 8)
+    exported = torch.export.export(Look(), (tokens, masks)).module()
+    assert_close(exported(tokens * 2, masks), look(tokens * 2, masks))
+    memory = Pyramid(tokens, Layout.from_masks(masks), tokens)
+    assert_close(torch.export.export(LookAt(), (memory,)).module()(memory), LookAt()(memory))
+
+
+def test_checkpointing_keeps_gradients_through_geometry() -> None:
+    tokens, masks = torch.randn(2, 30, 8, requires_grad=True), masks_of(SIZES, VALID)
+    weight = torch.randn(8, requires_grad=True)
+
+    def layer(memory: Pyramid) -> Tensor:
+        return memory.positioned() * weight
+
+    memory = Pyramid(tokens * 2, Layout.from_masks(masks), tokens.sin())
+    expected = torch.autograd.grad(layer(memory).square().sum(), (tokens, weight), retain_graph=True)
+    output = checkpoint(layer, memory, use_reentrant=False)
+    assert isinstance(output, Tensor)
+    assert_close(torch.autograd.grad(output.square().sum(), (tokens, weight)), expected)

@@ -1,0 +1,159 @@
+"""Registries: options are checked against the constructor's signature, and messages say what to do."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+
+from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.registry import Registry
+
+
+class Box:
+    def __init__(
+        self,
+        site: str,
+        *,
+        width: int = 1,
+        scale: float = 1.0,
+        sides: tuple[int, ...] = (),
+        span: tuple[int, int] = (0, 1),
+        kind: Literal["thin", "thick"] = "thin",
+        level: int | None = None,
+        names: list[str] | None = None,
+        weights: dict[str, float] | None = None,
+        flag: bool = False,
+        anything: Any = None,
+    ):
+        self.site, self.width = site, width
+        if width < 1:
+            raise UserError(f"width = {width}: must be at least 1")
+
+
+def lid(*, height: int) -> int:
+    return height
+
+
+@pytest.fixture
+def registry() -> Registry[Callable[..., Any]]:
+    registry: Registry[Callable[..., Any]] = Registry("part")
+    registry.register("box")(Box)
+    registry.register("lid")(lid)
+    return registry
+
+
+def test_builds_classes_and_functions(registry: Registry) -> None:
+    assert registry.names() == ["box", "lid"]
+    box = registry.build("box", "here", width=3)
+    assert (box.site, box.width) == ("here", 3)
+    assert registry.build("lid", height=2) == 2
+    assert set(registry.options("lid")) == {"height"}
+    assert "site" not in registry.options("box")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("scale", 2),
+        ("sides", [1, 2, 3]),
+        ("sides", ()),
+        ("span", [3, 4]),
+        ("kind", "thick"),
+        ("level", None),
+        ("level", 0),
+        ("names", ["a"]),
+        ("weights", {"a": 1}),
+        ("flag", True),
+        ("anything", object()),
+    ],
+)
+def test_takes_what_yaml_gives(registry: Registry, option: str, value: Any) -> None:
+    registry.check("box", {option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("width", "3", "expected int"),
+        ("width", 3.0, "expected int"),
+        ("width", True, "expected int"),
+        ("width", None, "expected int"),
+        ("scale", "fast", "expected float"),
+        ("scale", True, "expected float"),
+        ("sides", 3, "expected list of int"),
+        ("sides", [1, "2"], "expected list of int"),
+        ("sides", "12", "expected list of int"),
+        ("span", [1, 2, 3], "expected list of int"),
+        ("kind", "wide", "expected 'thin' | 'thick'"),
+        ("level", "1", "expected int | null"),
+        ("names", [1], "expected list of str | null"),
+        ("weights", {"a": "b"}, "expected keys and values | null"),
+        ("flag", 1, "expected bool"),
+    ],
+)
+def test_refuses_wrong_types(registry: Registry, option: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        registry.check("box", {option: value}, where="model.part")
+    assert str(caught.value) == f"model.part: {option} = {value!r}: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bxo", {}, "part: unknown part 'bxo'; did you mean 'box'? (allowed: box, lid)"),
+        ("q", {}, "part: unknown part 'q' (allowed: box, lid)"),
+        (["box"], {}, "part: unknown part \"['box']\"; did you mean 'box'? (allowed: box, lid)"),
+        (None, {}, "part: unknown part 'None' (allowed: box, lid)"),
+        ("lid", {}, "part: part 'lid' needs the option 'height'"),
+        (
+            "lid",
+            {"height": 1, "hieght": 2},
+            "part: part 'lid' has no option 'hieght'; did you mean 'height'? (it takes: height)",
+        ),
+        ("box", {"width": 0}, "part: width = 0: must be at least 1"),
+    ],
+)
+def test_refusals_are_one_line_with_place_and_remedy(
+    registry: Registry, name: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        registry.build(name, *(["here"] if name == "box" else []), where="part", **options)
+    assert str(caught.value) == message
+
+
+def test_what_the_program_passes_is_no_option(registry: Registry) -> None:
+    with pytest.raises(UserError, match="has no option 'site'"):
+        registry.check("box", {"site": "there"})
+
+
+def test_refuses_constructors_that_hide_options(registry: Registry) -> None:
+    def loose(**options: int) -> None: ...
+
+    def packed(*sizes: int) -> None: ...
+
+    def untyped(*, size=1): ...
+
+    def clashing(*, where: str = ""): ...
+
+    for constructor, message in (
+        (loose, "hide misspelt options"),
+        (packed, "hide misspelt options"),
+        (untyped, "option 'size' has no type"),
+        (clashing, "no option can be called 'where'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            registry.register("new")(constructor)
+    assert "new" not in registry.names()
+
+
+def test_refuses_a_name_that_is_taken(registry: Registry) -> None:
+    assert registry.register("lid")(lid) is lid
+    with pytest.raises(UserError, match=f"part 'lid' is already registered by {lid.__module__}"):
+        registry.register("lid")(Box)
+    assert registry.get("lid") is lid
+
+
+def test_nearest_names() -> None:
+    assert nearest("ms_defrom", ["dense", "ms_deform"]) == "; did you mean 'ms_deform'?"
+    assert nearest("xyz", ["dense"]) == ""
+    assert str(unknown("thing", "a", [])) == "unknown thing 'a' (allowed: none)"
