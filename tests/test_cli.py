@@ -160,3 +160,35 @@ def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
     ended = subprocess.run(command, text=True, capture_output=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert [json.loads(path.read_text())["state"] for path in statuses] == ["done"] * 2
+
+
+def results(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics without the one value that is a time."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "cost/ms"} for row in rows]
+
+
+@pytest.mark.slow
+def test_several_processes_by_launcher_and_by_torchrun(tiny: Path) -> None:
+    ended = sweep("processes=2", "jobs=1", "output=launched")
+    assert ended.returncode == 0, ended.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = [*torchrun, "attnzoo.run", "tiny.yaml", "processes=2"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "points" in done.stdout
+    for name in ("points=1-seed=0", "points=2-seed=0"):
+        assert results(tiny.parent / "runs/tiny" / name) == results(tiny.parent / "launched/tiny" / name)
+    assert len((tiny.parent / "runs/tiny/comparison.csv").read_text().splitlines()) == 3
+    again = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_under_torchrun_is_told_and_writes_nothing(tiny: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = [*torchrun, "attnzoo.run", "tiny.yaml", "train.stpes=3"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    assert done.returncode != 0
+    assert "did you mean 'train.steps'?" in done.stderr
+    assert not (tiny.parent / "runs").exists()

@@ -13,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnzoo.attention.flops  # noqa: F401  registers the formulas that torch lacks
 
+WARMUP = 3  # calls before time counts: they allocate and choose algorithms
+FEWEST, MOST = 10, 100  # timed calls
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -21,7 +24,7 @@ class Cost:
     - `params`: parameters, each counted once; buffers such as those of frozen BatchNorm are none
     - `trainable`: those that training changes
     - `gflops`: what papers call GFLOPs: multiply-accumulates of one image in units of 10⁹, as `count_macs`
-    - `ms`: milliseconds per image, the median of the repeats
+    - `ms`: milliseconds per image, the median of many
     """
 
     params: int
@@ -30,21 +33,22 @@ class Cost:
     ms: float
 
 
-def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, repeats: int = 10, warmup: int = 3) -> Cost:
+def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, *, seconds: float = 2.0) -> Cost:
     """The cost of `model(images, mask)` for images (B, 3, H, W) and their padding mask (B, H, W).
 
-    Multiply-accumulates are those of the first image; time is that of the whole batch, divided by B. The
-    model runs in evaluation mode without gradients and is given back in the modes it came in.
+    Multiply-accumulates are those of the first image; time is that of the whole batch, divided by B: the median of
+    10 to 100 calls, as many as fit into `seconds`. The model runs in evaluation mode without gradients and is given
+    back in the modes it came in.
     """
     parameters = list(model.parameters())
     with _evaluating(model), torch.no_grad():
         macs = count_macs(model, images[:1], None if mask is None else mask[:1])
-        seconds = [_seconds(model, images, mask) for _ in range(warmup + repeats)][warmup:]
+        times = _times(model, images, mask, seconds)
     return Cost(
         params=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         gflops=macs / 1e9,
-        ms=1000 * statistics.median(seconds) / len(images),
+        ms=1000 * statistics.median(times) / len(images),
     )
 
 
@@ -79,6 +83,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _times(model: nn.Module, images: Tensor, mask: Tensor | None, seconds: float) -> list[float]:
+    for _ in range(WARMUP):
+        _seconds(model, images, mask)
+    times: list[float] = []
+    while len(times) < FEWEST or (len(times) < MOST and sum(times) < seconds):
+        times.append(_seconds(model, images, mask))
+    return times
 
 
 def _seconds(model: nn.Module, images: Tensor, mask: Tensor | None) -> float:

@@ -35,7 +35,7 @@ MACS = 35 * 8 * 27 + 35 * 8 * 8 + 2 * 35 * 35 * 8  # convolution, linear layer, 
 @pytest.mark.parametrize("masked", [False, True])
 def test_counts_by_hand(masked):
     images = torch.rand(4, 3, 5, 7)
-    cost = measure(Small(), images, torch.zeros(4, 5, 7, dtype=torch.bool) if masked else None, repeats=2)
+    cost = measure(Small(), images, torch.zeros(4, 5, 7, dtype=torch.bool) if masked else None, seconds=0)
     assert cost.params == (8 * 27 + 8) + 2 * 8 + 8 * 8
     assert cost.trainable == cost.params - 8 * 8
     assert cost.gflops == pytest.approx(MACS / 1e9, rel=1e-12)
@@ -53,7 +53,7 @@ def test_known_model():
         def forward(self, images, mask):
             return self.body(images)
 
-    cost = measure(Detector(), torch.rand(1, 3, 224, 224), repeats=1, warmup=0)
+    cost = measure(Detector(), torch.rand(1, 3, 224, 224), seconds=0)
     assert cost.params == cost.trainable == 11_689_512
     assert cost.gflops == pytest.approx(1.814, abs=5e-4)
 
@@ -70,7 +70,7 @@ def test_modes_come_back_even_after_an_error():
     model = Small().train()
     model.norm.eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    measure(model, torch.rand(2, 3, 5, 7), repeats=1)
+    measure(model, torch.rand(2, 3, 5, 7), seconds=0)
     assert model.training
     assert not model.norm.training
     assert not any(training for training, _, _ in model.calls)
@@ -82,13 +82,27 @@ def test_modes_come_back_even_after_an_error():
     assert not model.norm.training
 
 
+class Sleeper(nn.Module):
+    """Sleeps in turn as long as told: for the count, three times to warm up, then for the calls that are timed."""
+
+    def __init__(self, timed):
+        super().__init__()
+        self.waits = iter([0.0, 0.3, 0.3, 0.3, *timed])
+
+    def forward(self, images, mask):
+        time.sleep(next(self.waits))
+
+
 def test_time_is_the_median_per_image_after_warm_up():
-    class Sleeper(nn.Module):
-        waits = iter([0.0, 0.3, 0.08, 0.04, 0.5])  # counting, warm-up, three repeats
-
-        def forward(self, images, mask):
-            time.sleep(next(self.waits))
-
-    cost = measure(Sleeper(), torch.rand(4, 3, 2, 2), repeats=3, warmup=1)
-    assert cost.ms == pytest.approx(80 / 4, rel=0.5)
+    cost = measure(Sleeper([0.02] * 4 + [0.06] * 3 + [0.12] * 3), torch.rand(4, 3, 2, 2), seconds=0)
+    assert cost.ms == pytest.approx(60 / 4, rel=0.5)
     assert cost.params == cost.gflops == 0
+
+
+def test_as_many_calls_as_fit_but_no_more_than_a_hundred():
+    quick = Sleeper([0.0] * 100)
+    measure(quick, torch.rand(1, 3, 2, 2), seconds=60)
+    assert next(quick.waits, None) is None
+    slow = Sleeper([0.02] * 100)
+    measure(slow, torch.rand(1, 3, 2, 2), seconds=0.3)
+    assert 80 <= len(list(slow.waits)) <= 90

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny
+from torch import Tensor
 
 from attnzoo import attention, models
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
-from attnzoo.models import Detector
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.position import sine_position
-
-CLASSES = 5
 
 PARAMETERS = {  # all, trained
     "detr_r50": (41_524_768, 41_302_368),
@@ -27,34 +25,6 @@ PARAMETERS = {  # all, trained
     "deformable_detr_r50_refine": (40_849_660, 40_627_260),
     "deformable_detr_r50_two_stage": (41_181_529, 40_959_129),
 }
-
-
-def tiny(preset: str = "deformable_detr_r50", **overrides: Any) -> Detector:
-    """A detector of width 32 with a ResNet of four blocks."""
-    backbone = {
-        "name": "resnet18",
-        "options": {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]},
-        "norm": "trained",
-        "freeze": [],
-        "strides": [16],
-    }
-    base: dict[str, Any] = {
-        "num_classes": CLASSES,
-        "dim": 32,
-        "heads": 4,
-        "ffn": 48,
-        "dropout": 0.0,
-        "queries": 6,
-        "encoder": {"layers": 1},
-        "decoder": {"layers": 2},
-    }
-    blocks = {"backbone": backbone, "neck": {"c6": False}}
-    for key in {**blocks, **base, **overrides}:
-        value = overrides.get(key, {})
-        known = blocks.get(key, base.get(key))
-        base[key] = {**known, **value} if isinstance(known, dict) else overrides.get(key, known)
-    torch.manual_seed(0)
-    return models.create(preset, **base)
 
 
 def test_every_preset_is_counted() -> None:
@@ -114,15 +84,10 @@ def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tup
         decoder={"layers": 2, "attention": block(decoder)},
         head={"refine": refine, "two_stage": two_stage},
     )
-    images = torch.randn(2, 3, 64, 48)
-    mask = torch.zeros(2, 64, 48, dtype=torch.bool)
-    mask[1, 48:] = True
-    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.3], [0.3, 0.6, 0.4, 0.2]])
-    targets = [{"labels": torch.tensor([1, 4]), "boxes": boxes}, {"labels": torch.tensor([2]), "boxes": boxes[:1]}]
-    output = model(images, mask)
+    output = model(*padded_images(64, 48))
     assert output.logits.shape == (2, 2, 6, CLASSES)
     assert output.boxes.shape == (2, 2, 6, 4)
-    loss = DetectionLoss(model.config.loss, CLASSES)(output, targets).total
+    loss = DetectionLoss(model.config.loss, CLASSES)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -150,13 +115,6 @@ def test_refusals_name_the_key(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         tiny(**overrides)
     assert "\n" not in str(caught.value)
-
-
-def perturbed(model: Detector) -> Detector:
-    """Weights as after training: nothing is zero any more."""
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return model.eval()
 
 
 def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:

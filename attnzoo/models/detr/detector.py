@@ -14,7 +14,7 @@ from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.boxes import inverse_sigmoid
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.detr.output import DetectorOutput
-from attnzoo.models.detr.queries import LearnedQueries, ProposedQueries
+from attnzoo.models.detr.queries import LARGEST_PROPOSAL, LearnedQueries, ProposedQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
 
@@ -47,6 +47,7 @@ class Detector(nn.Module):
         self.heads = Heads(config.head, config.dim, classes, config.decoder.layers)
         self.queries: LearnedQueries | ProposedQueries
         if config.head.two_stage:
+            _check_anchors(config, self.neck.levels)
             self.queries = ProposedQueries(config.head, config.queries, config.dim, num_classes)
         else:
             kind = attention.ATTENTIONS.get(config.decoder.attention["name"])
@@ -102,3 +103,13 @@ def _check(config: ModelConfig) -> None:
         raise UserError(f"model.heads = {config.heads}: must divide model.dim = {config.dim}")
     if config.head.refine and config.head.boxes == "absolute":
         raise UserError("model.head.refine refines boxes relative to references: it needs model.head.boxes = relative")
+
+
+def _check_anchors(config: ModelConfig, levels: int) -> None:
+    """Refuse proposals larger than the image: a whole level would silently propose nothing."""
+    coarsest = config.head.anchor_size * 2 ** (levels - 1)
+    if coarsest >= LARGEST_PROPOSAL:
+        raise UserError(
+            f"model.head.anchor_size = {config.head.anchor_size}: doubled per level it is {coarsest:g} of the image on "
+            f"the last of {levels} levels, and must stay below {LARGEST_PROPOSAL}"
+        )

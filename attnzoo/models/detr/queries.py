@@ -9,6 +9,9 @@ from attnzoo.geometry import Pyramid, Queries
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.position import sine
 
+# Of the image: proposals whose centre or size lies beyond are not used (Deformable DETR, gen_encoder_output_proposals).
+SMALLEST_PROPOSAL, LARGEST_PROPOSAL = 0.01, 0.99
+
 
 class LearnedQueries(nn.Module):
     """`count` learned queries: a position each, a content if `content` (zeros otherwise), references if `refs`.
@@ -71,7 +74,8 @@ class ProposedQueries(nn.Module):
         logits = heads.encoder_class(features)
         box_logits = heads.encoder_box(features).float() + proposals
         # Class 0 is "object" in the published encoder loss; "best" goes with real labels there.
-        score = logits[..., 0] if self.config.select == "first" else logits[..., : self.objects].amax(-1)
+        score = self._scores(logits)
+        score = score[..., 0] if self.config.select == "first" else score.amax(-1)
         chosen = score.topk(self.count, 1).indices[..., None]
         refs = box_logits.gather(1, chosen.expand(-1, -1, 4)).detach().sigmoid()
         embedded = sine(refs, self.dim // 2).flatten(2).to(features.dtype)
@@ -81,6 +85,13 @@ class ProposedQueries(nn.Module):
         else:
             tokens = features.gather(1, chosen.expand(-1, -1, self.dim)).detach()
         return Queries(tokens, refs, pos), logits, box_logits.sigmoid()
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """What ranks proposals, (B, S, objects).
+
+        Logits rank as their sigmoids do, but not as a softmax, which a constant added to all of them leaves alone.
+        """
+        return logits if logits.shape[-1] == self.objects else logits.softmax(-1)[..., : self.objects]
 
     def _proposals(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
         """Box logits (B, S, 4), and which are usable (B, S, 1).
@@ -95,7 +106,7 @@ class ProposedQueries(nn.Module):
             ]
         )
         boxes = torch.cat([centers, sizes.expand_as(centers)], -1)
-        usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
+        usable = ((boxes > SMALLEST_PROPOSAL) & (boxes < LARGEST_PROPOSAL)).all(-1, keepdim=True)
         if memory.layout.padding is not None:
             usable = usable & ~memory.layout.padding[..., None]
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable

@@ -1,0 +1,248 @@
+"""What the notes of the published models question: every option does what it says."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny
+from torch import Tensor
+
+from attnzoo import models
+from attnzoo.config.schema import HeadConfig, NeckConfig
+from attnzoo.errors import UserError
+from attnzoo.geometry import Layout, Pyramid
+from attnzoo.inspect import count_macs
+from attnzoo.models.detr.heads import Heads
+from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.queries import ProposedQueries
+from attnzoo.models.neck import Neck
+from attnzoo.models.position import sine
+
+TWO_LEVELS = {"backbone": {"strides": [8, 16]}}
+MAPS = [(6, 9), (3, 5)]  # the finer one is not twice the coarser
+
+
+def feature_maps(channels: list[int]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(2, c, *size, generator=g) for c, size in zip(channels, MAPS, strict=True)]
+
+
+def level_tokens(pyramid: Pyramid) -> list[Tensor]:
+    return list(pyramid.tokens.split(pyramid.layout.lengths, 1))
+
+
+def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
+    neck = perturbed(Neck(NeckConfig(fpn=True, c6=False), [8, 12], 16))
+    maps = feature_maps([8, 12])
+    fine, coarse = (project(m) for project, m in zip(neck.projections, maps, strict=True))
+    rows, columns = torch.arange(6) * 3 // 6, torch.arange(9) * 5 // 9  # the nearest coarser pixel
+    expected = [neck.smooth[0](fine + coarse[:, :, rows][:, :, :, columns]), neck.smooth[1](coarse)]
+    found = level_tokens(neck(maps, None))
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted.flatten(2).transpose(1, 2))
+
+
+def test_c6_is_made_from_the_raw_map() -> None:
+    maps = feature_maps([8, 12])
+    assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.shapes == tuple(MAPS)
+    neck = perturbed(Neck(NeckConfig(c6=True), [8, 12], 16))
+    pyramid = neck(maps, None)
+    assert pyramid.layout.shapes == (*MAPS, (2, 3))
+    convolution, norm = neck.c6
+    expected = norm(F.conv2d(maps[-1], convolution.weight, convolution.bias, stride=2, padding=1))
+    torch.testing.assert_close(level_tokens(pyramid)[-1], expected.flatten(2).transpose(1, 2))
+
+
+def test_level_embedding_tells_levels_apart() -> None:
+    maps = feature_maps([8, 12])
+    plain = Neck(NeckConfig(c6=False, level_embedding=False), [8, 12], 16)
+    assert plain.level_embedding is None
+    neck = Neck(NeckConfig(c6=False), [8, 12], 16)
+    shift = neck(maps, None).pos - plain(maps, None).pos
+    expected = neck.level_embedding.repeat_interleave(torch.tensor([h * w for h, w in MAPS]), 0)
+    torch.testing.assert_close(shift, expected.expand_as(shift), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_absolute_boxes_ignore_references() -> None:
+    model = perturbed(tiny(head={"boxes": "absolute"}))
+    assert model.queries.reference_points is not None, "deformable attention still looks where references are"
+    delta, refs = torch.randn(2, 6, 4), torch.rand(2, 6, 2)
+    torch.testing.assert_close(model._box(delta, refs), delta.sigmoid())
+    assert tiny("detr_r50").queries.reference_points is None
+    relative = tiny("detr_r50", head={"boxes": "relative"})
+    assert relative.queries.reference_points is not None
+    torch.testing.assert_close(relative._box(torch.zeros(2, 6, 4), refs)[..., :2], refs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("head", "different"),
+    [
+        ({}, 1),
+        ({"shared": False}, 2),
+        ({"refine": True}, 2),
+        ({"refine": True, "shared": True}, 1),
+        ({"two_stage": True}, 1),
+        ({"two_stage": True, "refine": True}, 2),
+    ],
+    ids=lambda value: str(value),
+)
+def test_heads_are_shared_or_of_each_layer(head: dict[str, bool], different: int) -> None:
+    heads = tiny(head=head).heads
+    for modules, of_encoder in ((heads.classes, heads.encoder_class), (heads.boxes, heads.encoder_box)):
+        assert len({id(module) for module in modules}) == different
+        assert (of_encoder is not None) == head.get("two_stage", False)
+        assert of_encoder not in list(modules), "the encoder's heads are copies of their own"
+
+
+def proposing(classes: int = CLASSES, **options: Any) -> tuple[ProposedQueries, Heads, Pyramid]:
+    """Proposals of a pyramid of two levels, with heads whose weights are not zero."""
+    torch.manual_seed(0)
+    config = HeadConfig(two_stage=True, **options)
+    queries = perturbed(ProposedQueries(config, 7, 16, CLASSES))
+    heads = perturbed(Heads(config, 16, classes, 1))
+    layout = Layout.unpadded(MAPS, 2)
+    return queries, heads, Pyramid(torch.randn(2, layout.tokens, 16), layout, torch.zeros(2, layout.tokens, 16))
+
+
+def chosen_tokens(logits: Tensor, select: str) -> Tensor:
+    score = logits[..., 0] if select == "first" else logits.amax(-1)
+    return score.topk(7, 1).indices
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("select", ["first", "best"])
+def test_proposals_are_chosen_by_the_first_or_the_best_class(select: str) -> None:
+    queries, heads, memory = proposing(select=select)
+    found, logits, boxes = queries(memory, heads)
+    assert not torch.equal(chosen_tokens(logits, "first"), chosen_tokens(logits, "best"))
+    index = chosen_tokens(logits, select)[..., None].expand(-1, -1, 4)
+    torch.testing.assert_close(found.refs, boxes.gather(1, index))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("select", ["first", "best"])
+def test_softmax_proposals_are_ranked_by_probability(select: str) -> None:
+    queries, heads, memory = proposing(CLASSES + 1, select=select)
+    found, logits, boxes = queries(memory, heads)
+    index = chosen_tokens(logits.softmax(-1)[..., :-1], select)
+    assert not torch.equal(index, chosen_tokens(logits[..., :-1], select))
+    torch.testing.assert_close(found.refs, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
+
+
+@torch.no_grad()
+def test_content_comes_from_the_token_that_proposed() -> None:
+    queries, heads, memory = proposing(content="memory")
+    found, logits, _ = queries(memory, heads)
+    index = chosen_tokens(logits, "first")[..., None].expand(-1, -1, 16)
+    features = queries.output_norm(queries.output(memory.tokens))
+    torch.testing.assert_close(found.tokens, features.gather(1, index))
+
+
+@torch.no_grad()
+def test_content_comes_from_the_box() -> None:
+    queries, heads, memory = proposing()
+    found, _, _ = queries(memory, heads)
+    embedded = torch.cat([sine(found.refs[..., i], 8) for i in range(4)], -1)
+    pos, tokens = queries.position_norm(queries.position(embedded)).chunk(2, -1)
+    torch.testing.assert_close(found.tokens, tokens)
+    torch.testing.assert_close(found.pos, pos)
+
+
+def test_more_queries_than_tokens_are_refused() -> None:
+    model = tiny(head={"two_stage": True}, queries=100)
+    with pytest.raises(UserError, match=r"model\.queries = 100: the memory has only 12 tokens"):
+        model(torch.zeros(1, 3, 48, 64))
+
+
+def test_proposals_larger_than_the_image_are_refused() -> None:
+    tiny(head={"two_stage": True, "anchor_size": 0.4}, **TWO_LEVELS)
+    with pytest.raises(UserError, match=r"model\.head\.anchor_size = 0\.5: .* it is 1 of the image on the last of 2"):
+        tiny(head={"two_stage": True, "anchor_size": 0.5}, **TWO_LEVELS)
+
+
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fpn": ("deformable_detr_r50", {"neck": {"fpn": True}, **TWO_LEVELS}),
+    "c6": ("deformable_detr_r50", {"neck": {"c6": True}}),
+    "no level embedding": ("deformable_detr_r50", {"neck": {"level_embedding": False}, **TWO_LEVELS}),
+    "absolute boxes": ("deformable_detr_r50", {"head": {"boxes": "absolute"}}),
+    "relative boxes": ("detr_r50", {"head": {"boxes": "relative"}}),
+    "heads per layer": ("detr_r50", {"head": {"shared": False}}),
+    "one head for refinement": ("deformable_detr_r50_refine", {"head": {"shared": True}}),
+    "two stages without refinement": ("deformable_detr_r50", {"head": {"two_stage": True}}),
+    "best class": ("deformable_detr_r50_two_stage", {"head": {"select": "best"}}),
+    "content of memory": ("deformable_detr_r50_two_stage", {"head": {"content": "memory"}}),
+    "no box bias": ("deformable_detr_r50", {"head": {"box_size_bias": None}}),
+    "focal DETR (DC5+)": (
+        "detr_r50_dc5",
+        {
+            "backbone": {"dilation": False},
+            "loss": {"classification": "focal", "class_weight": 2.0, "match_class": 2.0},
+            "head": {"class_prior": 0.01},
+            "queries": 9,
+        },
+    ),
+    "cross-entropy, two stages": (
+        "deformable_detr_r50_two_stage",
+        {"loss": {"classification": "cross_entropy"}, "head": {"class_prior": None, "select": "best"}},
+    ),
+    "a hierarchical ViT": (
+        "deformable_detr_r50",
+        {
+            "backbone": {
+                "name": "swin_tiny_patch4_window7_224",
+                "options": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "img_size": [48, 64]},
+                "strides": [8, 16],
+            }
+        },
+    ),
+    "another CNN": (
+        "deformable_detr_r50",
+        {"backbone": {"name": "convnext_atto", "options": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains(name: str) -> None:
+    preset, overrides = OPTIONS[name]
+    model = tiny(preset, **overrides)
+    images, mask = padded_images(48, 64)
+    output = model(images, mask)
+    select = model.config.head.select
+    loss = DetectionLoss(model.config.loss, CLASSES, select=select)(output, detection_targets()).total
+    loss.backward()
+    assert loss.isfinite()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+    reached = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {"backbone", "neck", "encoder", "decoder", "heads", "queries"} <= reached
+
+
+@torch.no_grad()
+def test_swin_maps_have_the_strides_and_channels_they_claim() -> None:
+    model = tiny(*OPTIONS["a hierarchical ViT"][:1], **OPTIONS["a hierarchical ViT"][1])
+    maps = model.backbone(torch.randn(1, 3, 48, 64))
+    assert [tuple(m.shape) for m in maps] == [(1, 16, 6, 8), (1, 32, 3, 4)]
+    assert model.backbone.channels == [16, 32]
+
+
+GMACS = {  # DETR's table 1 and Deformable DETR's README
+    "detr_r50": 86,
+    "detr_r50_dc5": 187,
+    "deformable_detr_r50_single_scale": 78,
+    "deformable_detr_r50_single_scale_dc5": 128,
+    "deformable_detr_r50": 173,
+    "deformable_detr_r50_refine": 173,
+    "deformable_detr_r50_two_stage": 173,
+}
+
+
+@pytest.mark.parametrize("preset", GMACS)
+def test_cost_as_published(preset: str) -> None:
+    """The published figures are means over COCO images: some are 800 x 1066 pixels, many wider, about 800 x 1120."""
+    with torch.device("meta"):
+        model = models.create(preset).eval()
+        macs = count_macs(model, torch.empty(1, 3, 800, 1120))
+    assert macs / 1e9 == pytest.approx(GMACS[preset], rel=0.03)
