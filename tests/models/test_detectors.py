@@ -1,7 +1,6 @@
 """The detectors as a whole: sizes, initialisation, combinations, refusals and invariances."""
 
 import math
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -136,11 +135,8 @@ def test_permuted_queries_give_permuted_detections() -> None:
     torch.testing.assert_close(after.boxes, before.boxes[:, :, order], atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("preset", ["detr_r50", "deformable_detr_r50", "deformable_detr_r50_refine"])
-def test_padding_changes_nothing(preset: str) -> None:
-    levels = 1 if preset == "detr_r50" else 2
-    model = perturbed(tiny(preset, backbone={"strides": [8, 16][-levels:]}))
+def small_and_padded(levels: int) -> tuple[Pyramid, Pyramid]:
+    """The same features on their own, and in larger maps with other values in the padding."""
     g = torch.Generator().manual_seed(1)
     sizes = [((4, 6), (7, 9)), ((2, 3), (4, 5))][:levels]  # valid, padded
     small = pyramid([torch.zeros(1, *valid, dtype=torch.bool) for valid, _ in sizes], g)
@@ -152,7 +148,31 @@ def test_padding_changes_nothing(preset: str) -> None:
     large = pyramid(masks, g)
     assert large.layout.padding is not None
     large.tokens[~large.layout.padding] = small.tokens[0]
-    plain = model.detect(small)
-    padded = model.detect(replace(large))
+    return small, large
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["detr_r50", "deformable_detr_r50", "deformable_detr_r50_refine"])
+def test_padding_changes_nothing(preset: str) -> None:
+    levels = 1 if preset == "detr_r50" else 2
+    model = perturbed(tiny(preset, backbone={"strides": [8, 16][-levels:]}))
+    small, large = small_and_padded(levels)
+    plain, padded = model.detect(small), model.detect(large)
+    torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded.boxes, plain.boxes, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_changes_no_proposal_that_is_chosen() -> None:
+    """As published, padded tokens have a constant score and may be chosen: here it is low."""
+    model = perturbed(tiny("deformable_detr_r50_two_stage", backbone={"strides": [8, 16]}))
+    small, large = small_and_padded(levels=2)
+    plain, padded = model.detect(small), model.detect(large)
+    assert plain.encoder_logits is not None
+    assert padded.encoder_logits is not None
+    assert large.layout.padding is not None
+    of_padding = padded.encoder_logits[..., 0][large.layout.padding]
+    assert (of_padding == of_padding[0]).all()
+    assert plain.encoder_logits[..., 0].topk(6).values.min() > of_padding[0]
     torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded.boxes, plain.boxes, atol=1e-5, rtol=1e-5)
