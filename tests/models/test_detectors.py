@@ -166,6 +166,8 @@ def test_padding_changes_nothing(preset: str) -> None:
 def test_padding_changes_no_proposal_that_is_chosen() -> None:
     """As published, padded tokens have a constant score and may be chosen: here it is low."""
     model = perturbed(tiny("deformable_detr_r50_two_stage", backbone={"strides": [8, 16]}))
+    of_nothing = model.queries.output_norm(model.queries.output.bias)
+    model.heads.encoder_class.weight[0] = -of_nothing
     small, large = small_and_padded(levels=2)
     plain, padded = model.detect(small), model.detect(large)
     assert plain.encoder_logits is not None
