@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attnzoo.ops import library, reference
+from attnzoo.ops import library, reference, vmap
 from attnzoo.ops.checks import HALF, check_ms_deform_attn
 
 
@@ -115,6 +115,8 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_save, lib=_operators)
 torch.library.register_autograd("attnzoo::ms_deform_attn_backward", _no_second_derivative, lib=_operators)
+for _operator in (torch.ops.attnzoo.ms_deform_attn.default, torch.ops.attnzoo.ms_deform_attn_backward.default):
+    vmap.register(_operator, _operators)
 
 
 # Two per multiply-accumulate, as torch counts. A sample has four corners, whose coefficients hold the weight already.

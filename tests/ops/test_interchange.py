@@ -1,0 +1,58 @@
+"""The operator under other people's names and formats."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from support_ops import arguments
+from torch import Tensor, nn
+
+from attnzoo import ops
+
+
+def as_published(shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Shapes and starts of levels as Deformable-DETR passes them."""
+    table = torch.tensor(shapes)
+    return table, torch.cat([table.new_zeros(1), table.prod(1).cumsum(0)[:-1]])
+
+
+def test_arguments_of_deformable_detr():
+    value, shapes, locations, weights = arguments()
+    leaves = [t.requires_grad_() for t in (value, locations, weights)]
+    output = ops.MSDeformAttnFunction.apply(value, *as_published(shapes), locations, weights, 64)
+    expected = ops.ms_deform_attn(value, shapes, locations, weights)
+    assert torch.equal(output, expected)
+    gradients, wanted = (torch.autograd.grad(out.square().sum(), leaves) for out in (output, expected))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+
+
+def test_levels_must_follow_each_other():
+    value, shapes, locations, weights = arguments()
+    table, starts = as_published(shapes)
+    with pytest.raises(ValueError, match="value_level_start_index: is "):
+        ops.MSDeformAttnFunction.apply(value, table, starts + 1, locations, weights)
+
+
+class Sampling(nn.Module):
+    def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value, ((5, 7), (3, 4), (1, 2)), locations, weights)
+
+
+def test_onnx(tmp_path):
+    value, _, locations, weights = arguments(dtype=torch.float32)
+    locations[0, 0, 0, 0, 0, 0], locations[0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
+    queries = torch.export.Dim("queries", min=2, max=1000)
+    program = torch.export.export(
+        Sampling(), (value, locations, weights), dynamic_shapes=(None, {1: queries}, {1: queries})
+    )
+    plain = program.run_decompositions(ops.decompositions())
+    file = tmp_path / "sampling.onnx"
+    torch.onnx.export(plain, opset_version=20, verbose=False).save(file)
+    assert "GridSample" in {node.op_type for node in onnx.load(file).graph.node}
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for more in (1, 2):  # the number of queries is free
+        given = [value, locations.repeat(1, more, 1, 1, 1, 1), weights.repeat(1, more, 1, 1, 1)]
+        names = [entry.name for entry in session.get_inputs()]
+        (output,) = session.run(None, {name: t.numpy() for name, t in zip(names, given, strict=True)})
+        np.testing.assert_allclose(output, Sampling()(*given).numpy(), atol=2e-6)

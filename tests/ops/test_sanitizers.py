@@ -1,0 +1,59 @@
+"""The CPU kernels under the address and undefined-behaviour sanitizers pass the tests of their values."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+# Python and torch never free some of what they allocate, and torch's own libraries are not instrumented.
+OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with attnzoo whose kernels are instrumented."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
+    shutil.copytree(ROOT, source, ignore=unwanted, symlinks=True)
+    environment = os.environ | {"ATTNZOO_CUDA": "0", "CFLAGS": f"{SANITIZE} -g1 -O1", "LDFLAGS": SANITIZE}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    built = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return source
+
+
+def run(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | OPTIONS | {"LD_PRELOAD": " ".join(found), "PYTHONPATH": str(package)}
+    # -P: not the package in the current folder
+    return subprocess.run(
+        [sys.executable, "-P", *arguments], cwd=package, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_instrumented_library_is_what_runs(package):
+    script = "from attnzoo.ops import library; print(library.load() or library.LIBRARY)"
+    shown = run(package, "-c", script)
+    assert shown.stdout.strip() == str(package / "attnzoo" / "ops" / "_C.abi3.so"), shown.stderr
+    symbols = subprocess.run(["nm", "-D", shown.stdout.strip()], capture_output=True, text=True, check=True).stdout
+    assert "__asan_report_load4" in symbols
+    assert "__ubsan_handle_" in symbols
+
+
+def test_values(package):
+    tests = ["tests/ops/test_values.py", "-m", "not slow", "-x", "-q", "-p", "no:cacheprovider"]
+    tested = run(package, "-m", "pytest", *tests)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert " passed" in tested.stdout
+    assert "runtime error" not in tested.stderr

@@ -1,0 +1,47 @@
+"""vmap over the operator equals a loop over it."""
+
+import pytest
+import torch
+from support_ops import arguments
+from torch import Tensor
+
+from attnzoo import ops
+
+
+def copies(count: int, **options) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
+    """Value, locations and weights of `count` calls, stacked in front; the shapes."""
+    calls = [arguments(seed=seed, **options) for seed in range(count)]
+    return [torch.stack(tensors) for tensors in zip(*((c[0], c[2], c[3]) for c in calls), strict=True)], calls[0][1]
+
+
+@pytest.mark.parametrize("dims", [(0, 0, 0), (1, 0, 2), (None, 0, 0), (0, None, None)])
+def test_equals_a_loop(dims):
+    stacked, shapes = copies(3)
+    given = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip(stacked, dims, strict=True)]
+
+    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value, shapes, locations, weights)
+
+    at = [[t if dim is None else t.select(dim, i) for t, dim in zip(given, dims, strict=True)] for i in range(3)]
+    expected = torch.stack([call(*tensors) for tensors in at])
+    torch.testing.assert_close(torch.vmap(call, in_dims=dims)(*given), expected)
+
+
+def test_empty_batch():
+    stacked, shapes = copies(3, batch=0)
+    output = torch.vmap(lambda v, x, a: ops.ms_deform_attn(v, shapes, x, a))(*stacked)
+    assert output.shape == (3, 0, 6, 24)
+
+
+def test_gradients():
+    stacked, shapes = copies(3)
+    shared = stacked[0][0].clone().requires_grad_()  # one value for all: its gradient is the sum
+
+    def call(locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(shared, shapes, locations, weights)
+
+    leaves = [shared, *(t.requires_grad_() for t in stacked[1:])]
+    mapped = torch.autograd.grad(torch.vmap(call)(*leaves[1:]).square().sum(), leaves)
+    looped = torch.stack([call(*(t[i] for t in leaves[1:])) for i in range(3)])
+    for gradient, expected in zip(mapped, torch.autograd.grad(looped.square().sum(), leaves), strict=True):
+        torch.testing.assert_close(gradient, expected)
