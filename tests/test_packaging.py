@@ -168,3 +168,47 @@ def test_cuda_kernels_compile_and_load_without_a_gpu(source, tmp_path):
     assert compiled
     assert backends["cpu"] == "available"
     assert backends["cuda"] == "built (for 9.0), but no GPU is visible"
+
+
+OTHER_TORCH = "2.13.0"
+ALONE = """
+import json, sys
+import torch
+from attnzoo import attention, ops
+from attnzoo.geometry import Layout, Pyramid, Site
+
+value = torch.rand(2, 6, 2, 8, dtype=torch.float64, requires_grad=True)
+locations = torch.rand(2, 3, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+weights = torch.rand(2, 3, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+inputs = (value, locations, weights)
+call = lambda v, x, a: ops.ms_deform_attn(v, ((2, 3),), x, a)
+assert torch.autograd.gradcheck(call, inputs)
+torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn.default, (value, [2, 3], locations, weights))
+torch.compile(call, fullgraph=True, backend="aot_eager")(*inputs).sum().backward()
+
+layout = Layout.from_masks([torch.zeros(2, 4, 5, dtype=torch.bool)])
+memory = Pyramid(torch.randn(2, 20, 32), layout)
+trained = []
+for name in attention.names():
+    module = attention.build(name, Site(dim=32, heads=4))
+    module(memory.as_queries(), memory).square().mean().backward()
+    trained.append(name)
+others = [package for package in ("torchvision", "timm", "numpy") if package in sys.modules]
+print(json.dumps([torch.__version__, ops.backends()["cpu"], trained, others]))
+"""
+
+
+def test_operators_and_attentions_stand_alone_with_another_torch(wheel, tmp_path):
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    for wanted in (f"torch=={OTHER_TORCH}", "einops"), ("--no-deps", wheel):
+        installed = run(python, "-m", "pip", "install", "-q", *wanted, cwd=tmp_path)
+        assert installed.returncode == 0, installed.stderr
+    result = run(python, "-c", ALONE, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    version, cpu, trained, others = json.loads(result.stdout.splitlines()[-1])
+    assert version.startswith(OTHER_TORCH)
+    assert cpu == "available"
+    assert {"dense", "deform", "ms_deform"} <= set(trained)
+    assert others == []
