@@ -267,12 +267,12 @@ class FromTensors(nn.Module):
         return maps, masks, objects, torch.rand(BATCH, OBJECTS + grow, 2, generator=random)
 
 
-def compiles(case: Case, dynamic: bool, growths: tuple[int, ...]) -> None:
+def compiles(case: Case, dynamic: bool, growths: tuple[int, ...], backend: str = "aot_eager") -> None:
     """One graph without breaks gives the eager outputs and gradients on maps grown by each of `growths`."""
     module = FromTensors(case)
     parameters = list(module.parameters())
     torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    compiled = torch.compile(module, fullgraph=True, backend=backend, dynamic=dynamic)
     for grow in growths:
         inputs = module.example(grow)
         with torch._dynamo.config.patch(error_on_recompile=True):
