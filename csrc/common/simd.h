@@ -6,10 +6,8 @@
 // compiled for one instruction set for the same function compiled for another.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 #include <utility>
 

@@ -1,7 +1,6 @@
 // What the operator on CPU and its kernels, compiled once per instruction set, agree on.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -14,20 +13,34 @@ enum class Storage { kFull, kBFloat16, kHalf };
 template <typename T>
 using Token = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// The level that each sample of a query and head lies in, sample by sample, for `Call::padded_samples` samples.
+// Where a level lies in value, and in a map: one head's tokens in a row, every level with a border of zeros around it.
+struct MapLevel {
+  int64_t height;
+  int64_t width;
+  int64_t start;  // index of the level's first token in value
+  int64_t first;  // index of the first token of its border in a map
+
+  int64_t pitch() const {
+    return width + 2;
+  }
+  int64_t end() const {
+    return first + (height + 2) * pitch();
+  }
+};
+
+// The level of each sample of a query and head, sample by sample. Readable a whole vector beyond the last sample.
 template <typename T>
 struct SampleLevels {
   const T* width;
   const T* height;
-  const Token<T>* columns;
-  const Token<T>* rows;
-  const Token<T>* start;
+  const Token<T>* pitch;   // tokens from one row to the next
+  const Token<T>* origin;  // token of the first pixel
 };
 
 constexpr int64_t kVectorBytes = 64;  // the widest vector of any instruction set
 
 template <typename T>
-constexpr int64_t round_to_vectors(int64_t count) {
+constexpr int64_t whole_vectors(int64_t count) {
   constexpr int64_t lanes = kVectorBytes / sizeof(T);
   return (count + lanes - 1) / lanes * lanes;
 }
@@ -39,65 +52,58 @@ struct Call {
   int64_t heads;
   int64_t head_dim;
   int64_t queries;
-  int64_t num_levels;
   int64_t points;
-  SampleLevels<T> levels;
+  int64_t num_levels;
+  const MapLevel* levels;
+  SampleLevels<T> in_map;
+  SampleLevels<T> in_value;
 
-  const void* value;  // (B, S, M, D)
   Storage storage;
-  // Either sampling locations and attention weights, or, with references, offsets and logits.
-  const T* places;      // (B, Q, M, L, P, 2)
-  const T* scores;      // (B, Q, M, L, P)
-  const T* references;  // (B, Q, L, reference_size) or null
-  int64_t reference_size;
+  const void* value;     // (B, S, M, D)
+  const T* locations;    // (B, Q, M, L, P, 2)
+  const T* weights;      // (B, Q, M, L, P)
+  void* output;          // (B, Q, M, D)
 
-  void* output;  // (B, Q, M, D)
-
-  const void* grad_output;
+  const void* grad_output;  // (B, Q, M, D)
   void* grad_value;
-  T* grad_places;  // with references: by the pixel coordinates
-  T* grad_scores;
-  int64_t parts;          // threads that share an image's head
-  const uint16_t* owner;  // the part that each token belongs to, for tokens + 1 of them
+  T* grad_locations;
+  T* grad_weights;
+  int64_t level_groups;  // 1: a thread takes all levels of a head; num_levels: one
 
   int64_t samples() const {
     return num_levels * points;
   }
-  int64_t padded_samples() const {
-    return round_to_vectors<T>(samples());
+  // Channels of a row of a map: a multiple of four, which is the smallest vector.
+  int64_t map_channels() const {
+    return (head_dim + 3) / 4 * 4;
   }
-  bool usual_head_dim() const {
-    return head_dim == 8 || head_dim == 16 || head_dim == 32 || head_dim == 64;
+  // Numbers in a map of the levels [begin, end). Two tokens of zeros follow the last border.
+  int64_t map_size(int64_t begin, int64_t end, int64_t rows_per_token) const {
+    return whole_vectors<T>((levels[end - 1].end() - levels[begin].first + 2) * map_channels() * rows_per_token);
   }
-  int64_t padded_head_dim() const {
-    return usual_head_dim() ? head_dim : round_to_vectors<T>(head_dim);
-  }
-  // Copying an image's head together is worth it if each of its tokens is read several times.
+  // Copying a head together is worth it if its tokens are read several times over; a row that is not made of vectors
+  // is read from a copy only.
   bool copy_pays(int64_t queries_of_head) const {
-    return storage != Storage::kFull || !usual_head_dim() || queries_of_head * samples() >= tokens;
+    return head_dim % 4 != 0 || queries_of_head * samples() >= 2 * tokens;
   }
 };
-
-constexpr int64_t kTile = 4;  // queries whose footprints are computed together
-
-// Numbers that a thread needs for itself. First the map of one head, then what belongs to the queries in hand.
-template <typename T>
-int64_t map_size(const Call<T>& call, int64_t rows_per_token) {
-  return round_to_vectors<T>((call.tokens + 1) * call.padded_head_dim() * rows_per_token);
-}
-
-template <typename T>
-int64_t workspace_size(const Call<T>& call) {
-  return kTile * 12 * call.padded_samples() + 12 * call.padded_samples() + 4 * round_to_vectors<T>(call.head_dim) + 64;
-}
 
 template <typename T>
 struct Kernels {
-  // Output of the queries of all images and heads, counted with the queries of one image's head in a row.
+  // Output of the queries [begin, end), counted with the queries of an image's head in a row.
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
-  // Gradients of `parts` parts of every image's head.
+  // Gradients of tasks [begin, end); there is one per image, head and level group.
   void (*backward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
 };
+
+constexpr int64_t kTile = 4;           // queries whose footprints are computed together
+constexpr int64_t kFootprintSize = 8;  // numbers per sample
+
+// Numbers in the scratch memory of a thread, besides the map.
+template <typename T>
+int64_t workspace_size(const Call<T>& call) {
+  return (kTile * kFootprintSize + 7) * whole_vectors<T>(call.samples()) + 2 * whole_vectors<T>(call.map_channels());
+}
 
 namespace baseline {
 template <typename T>

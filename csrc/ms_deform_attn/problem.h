@@ -11,6 +11,13 @@
 
 namespace attnzoo::ms_deform_attn {
 
+// The dtype of locations and weights beside a value: float32 for the half precisions, else the value's own.
+inline torch::headeronly::ScalarType computed_in(torch::headeronly::ScalarType value) {
+  using torch::headeronly::ScalarType;
+  const bool half = value == ScalarType::Half || value == ScalarType::BFloat16;
+  return half ? ScalarType::Float : value;
+}
+
 struct Problem {
   int64_t batch;
   int64_t tokens;
@@ -30,8 +37,8 @@ inline Problem describe(
     const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations, const Tensor& weights) {
   STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong dimensions");
   STD_TORCH_CHECK(
-      value.scalar_type() == locations.scalar_type() && value.scalar_type() == weights.scalar_type(),
-      "ms_deform_attn: value, sampling_locations and attention_weights differ in dtype");
+      locations.scalar_type() == weights.scalar_type() && computed_in(value.scalar_type()) == weights.scalar_type(),
+      "ms_deform_attn: value, sampling_locations and attention_weights do not fit in dtype");
   Problem problem{
       value.size(0), value.size(1), value.size(2), value.size(3), locations.size(1), locations.size(4), {}};
   int64_t start = 0;

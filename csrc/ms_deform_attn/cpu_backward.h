@@ -1,0 +1,140 @@
+// Gradients of multi-scale deformable attention. A thread has the levels of an image's head to itself, so nothing is
+// added to by two threads, and every sum has its order whatever the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu_footprints.h"
+#include "cpu_map.h"
+
+namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
+
+// Adds to the gradients of all corners, and to `products` Σ_d grad[d] · value[corner][d], four for each sample.
+template <int kChannels, typename T>
+ATTNZOO_INLINE void scatter(
+    const Map<T>& map,
+    const Token<T>* pitch,
+    const Footprints<T>& at,
+    int64_t count,
+    const T* grad,
+    int64_t channels,
+    T* products) {
+  using V = ChunkVector<T, kChannels>;
+  constexpr int vectors = kChannels / kLanes<V>;
+  V grads[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    grads[v] = load<V>(grad + v * kLanes<V>);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    T* const first = map.row(at.tokens[i]);
+    T* const below = first + pitch[i] * map.stride;
+    T* const rows[4] = {first, first + map.stride, below, below + map.stride};
+    V sums[4];
+    for (int k = 0; k < 4; ++k) {
+      const V share = broadcast<V>(at.shares[k * at.padded + i]);
+      sums[k] = V{};
+      for (int v = 0; v < vectors; ++v) {
+        sums[k] += grads[v] * load<V>(rows[k] + v * kLanes<V>);
+        T* const to = rows[k] + channels + v * kLanes<V>;
+        store(to, load<V>(to) + share * grads[v]);
+      }
+    }
+    add_sums(products + 4 * i, sums);
+  }
+}
+
+// From products to the gradients of weights and locations. `to_weights` has room for whole vectors, and so has
+// `to_locations`.
+template <typename T>
+ATTNZOO_INLINE void differentiate_samples(
+    const SampleLevels<T>& levels, const Footprints<T>& at, const T* products, T* to_locations, T* to_weights) {
+  using V = Vector<T, kWidest<T>>;
+  for (int64_t i = 0; i < at.padded; i += kLanes<V>) {
+    V corner[4];
+    load_quadruples(products + 4 * i, corner);
+    const V fx = load<V>(at.fx + i);
+    const V fy = load<V>(at.fy + i);
+    const V weight = load<V>(at.weights + i);
+    const V upper = corner[0] + fx * (corner[1] - corner[0]);
+    const V lower = corner[2] + fx * (corner[3] - corner[2]);
+    const V along_x = (1 - fy) * (corner[1] - corner[0]) + fy * (corner[3] - corner[2]);
+    store(to_weights + i, upper + fy * (lower - upper));
+    store_pairs(
+        to_locations + 2 * i,
+        weight * load<V>(levels.width + i) * along_x,
+        weight * load<V>(levels.height + i) * (lower - upper));
+  }
+}
+
+// The samples of the levels [begin, end) of one query.
+template <typename T, typename E>
+ATTNZOO_INLINE void backward_query(
+    const Call<T>& call,
+    int64_t item,
+    int64_t begin,
+    int64_t count,
+    const SampleLevels<T>& levels,
+    const Map<T>& map,
+    const Footprints<T>& at,
+    const Workspace<T>& workspace) {
+  const int64_t channels = call.map_channels();
+  copy_row(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim, workspace.row);
+  std::memset(workspace.products, 0, 4 * at.padded * sizeof(T));
+  for_chunks(channels, [&](auto size, int64_t channel) __attribute__((always_inline)) {
+    const Map<T> chunk{map.rows + channel, map.first, map.stride};
+    scatter<size.value>(chunk, levels.pitch, at, count, workspace.row + channel, channels, workspace.products);
+  });
+  const int64_t first = item * call.samples() + begin;
+  const bool whole = count == at.padded;
+  T* const to_locations = whole ? call.grad_locations + 2 * first : workspace.staging;
+  T* const to_weights = whole ? call.grad_weights + first : workspace.staging + 2 * at.padded;
+  differentiate_samples(levels, at, workspace.products, to_locations, to_weights);
+  if (!whole) {
+    std::memcpy(call.grad_locations + 2 * first, to_locations, 2 * count * sizeof(T));
+    std::memcpy(call.grad_weights + first, to_weights, count * sizeof(T));
+  }
+}
+
+// The levels [begin, end) of an image's head.
+template <typename T, typename E>
+void backward_levels(
+    const Call<T>& call, int64_t image, int64_t head, int64_t begin, int64_t end, const Workspace<T>& workspace) {
+  const Map<T> map{workspace.map, call.levels[begin].first, 2 * call.map_channels()};
+  fill_map<T, E>(call, image, head, begin, end, map);
+  const int64_t skipped = begin * call.points;
+  const int64_t count = (end - begin) * call.points;
+  const SampleLevels<T>& all = call.in_map;
+  const SampleLevels<T> levels{all.width + skipped, all.height + skipped, all.pitch + skipped, all.origin + skipped};
+  Footprints<T> tile[kTile];
+  for (int64_t t = 0; t < kTile; ++t) {
+    tile[t] = workspace.footprints(t, count);
+  }
+  for (int64_t query = 0; query < call.queries; query += kTile) {
+    const int64_t queries = std::min(kTile, call.queries - query);
+    const int64_t item = (image * call.queries + query) * call.heads + head;
+    for (int64_t t = 0; t < queries; ++t) {
+      place_samples<true>(call, item + t * call.heads, skipped, count, workspace.staging, tile[t]);
+    }
+    for (int64_t t = 0; t < queries; ++t) {
+      backward_query<T, E>(call, item + t * call.heads, skipped, count, levels, map, tile[t], workspace);
+    }
+  }
+  write_gradients<T, E>(call, image, head, begin, end, map);
+}
+
+template <typename T>
+void backward(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
+  const Workspace<T> workspace(call, scratch);
+  const int64_t levels = call.num_levels / call.level_groups;
+  with_storage(call, [&](auto stored) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % call.level_groups * levels;
+      const int64_t head = task / call.level_groups;
+      backward_levels<T, decltype(stored)>(
+          call, head / call.heads, head % call.heads, first, first + levels, workspace);
+    }
+  });
+}
+
+}  // namespace attnzoo::ms_deform_attn::ATTNZOO_ISA

@@ -1,0 +1,167 @@
+// From sampling locations to the tokens that are read and their shares, a vector of samples at a time.
+#pragma once
+
+#include <cstring>
+
+#include "../common/simd.h"
+#include "cpu.h"
+
+namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
+
+using namespace attnzoo::ATTNZOO_ISA;
+
+// The samples of one query and head; corner k lies (k & 1) to the right of and (k >> 1) below the first.
+template <typename T>
+struct Footprints {
+  int64_t padded;    // samples, rounded up to whole vectors
+  Token<T>* tokens;  // in a map that of corner 0; in value those of corner k at k * padded, -1 off the map
+  T* shares;         // of corner k at k * padded, attention weight included
+  T* fx;             // distances to the left column and the top row, for the backward pass: in a map only
+  T* fy;
+  T* weights;  // 0 for a sample that touches no pixel
+};
+
+// Whole vectors that hold `count` numbers, in numbers.
+template <typename T>
+ATTNZOO_INLINE int64_t padded_count(int64_t count) {
+  return (count + kWidest<T> - 1) / kWidest<T> * kWidest<T>;
+}
+
+// What a thread's scratch memory holds; `workspace_size` numbers before the map.
+template <typename T>
+struct Workspace {
+  Workspace(const Call<T>& call, T* scratch)
+      : row(scratch),
+        zeros(row + whole_vectors<T>(call.map_channels())),
+        products(zeros + whole_vectors<T>(call.map_channels())),
+        staging(products + 4 * whole_vectors<T>(call.samples())),
+        tile(staging + 3 * whole_vectors<T>(call.samples())),
+        map(scratch + workspace_size(call)) {}
+
+  T* row;       // of a query: its output, or the gradient of it
+  T* zeros;     // a row of zeros
+  T* products;  // four per sample
+  T* staging;   // three per sample
+  T* tile;      // footprints
+  T* map;
+
+  // The footprints of query t of a tile, `count` samples each.
+  ATTNZOO_INLINE Footprints<T> footprints(int64_t t, int64_t count) const {
+    static_assert(sizeof(Token<T>) == sizeof(T));
+    const int64_t padded = padded_count<T>(count);
+    T* memory = tile + t * kFootprintSize * padded;
+    return {
+        padded,
+        reinterpret_cast<Token<T>*>(memory),
+        memory + 4 * padded,
+        memory + padded,
+        memory + 2 * padded,
+        memory + 3 * padded};
+  }
+};
+
+// Largest integers not above numbers that fit in 32 bits.
+template <typename V>
+ATTNZOO_INLINE Mask<V> floor_to_integer(const V& x) {
+  using Narrow = Vector<int32_t, kLanes<V>>;  // most instruction sets convert double to 32 bits only
+  const Mask<V> truncated = __builtin_convertvector(__builtin_convertvector(x, Narrow), Mask<V>);
+  return truncated + (x < __builtin_convertvector(truncated, V));
+}
+
+// Corners in a map need no case: off the map lies the border, and a sample that touches no pixel is sent to four
+// zeros, between the border below its level and what follows.
+template <typename V>
+ATTNZOO_INLINE void place_in_map(
+    const Mask<V>& touches, const V& height, const Mask<V>& pitch, const Mask<V>& origin, int64_t i,
+    const Mask<V>& left, const Mask<V>& top, const Footprints<Element<V>>& at) {
+  const Mask<V> below = __builtin_convertvector(height, Mask<V>);
+  store(at.tokens + i, origin + (touches ? top : below) * pitch + (touches ? left : Mask<V>{} - 1));
+}
+
+template <typename V>
+ATTNZOO_INLINE void place_in_value(
+    const Mask<V>& on_map, const Mask<V>& token, int k, int64_t i, const V& share,
+    const Footprints<Element<V>>& at) {
+  store(at.tokens + k * at.padded + i, on_map ? token : Mask<V>{} - 1);
+  store(at.shares + k * at.padded + i, on_map ? share : V{});
+}
+
+// A vector of samples at (column, row) in pixels, pixel centres at integers. As `locate` in bilinear.h, without
+// branches: a NaN fails every comparison, and nothing that fails them is converted to an integer.
+template <bool kInMap, typename V>
+ATTNZOO_INLINE void place(
+    const SampleLevels<Element<V>>& levels,
+    int64_t i,
+    const V& column,
+    const V& row,
+    const V& weight,
+    const Footprints<Element<V>>& at) {
+  using I = Mask<V>;
+  const V width = load<V>(levels.width + i);
+  const V height = load<V>(levels.height + i);
+  const I pitch = load<I>(levels.pitch + i);
+  const I origin = load<I>(levels.origin + i);
+  const I touches = (column > -1) & (column < width) & (row > -1) & (row < height);
+  const V x = touches ? column : V{};
+  const V y = touches ? row : V{};
+  const I left = floor_to_integer(x);
+  const I top = floor_to_integer(y);
+  const V fx = x - __builtin_convertvector(left, V);
+  const V fy = y - __builtin_convertvector(top, V);
+  const V masked = touches ? weight : V{};
+  const V upper = masked * (1 - fy);
+  const V lower = masked * fy;
+  const V shares[4] = {upper * (1 - fx), upper * fx, lower * (1 - fx), lower * fx};
+  if constexpr (kInMap) {
+    store(at.fx + i, fx);
+    store(at.fy + i, fy);
+    store(at.weights + i, masked);
+    place_in_map<V>(touches, height, pitch, origin, i, left, top, at);
+    for (int k = 0; k < 4; ++k) {
+      store(at.shares + k * at.padded + i, shares[k]);
+    }
+  } else {
+    const I on_map[4] = {
+        touches & (x >= 0) & (y >= 0),
+        touches & (x < width - 1) & (y >= 0),
+        touches & (x >= 0) & (y < height - 1),
+        touches & (x < width - 1) & (y < height - 1)};
+    const I first = origin + top * pitch + left;
+    for (int k = 0; k < 4; ++k) {
+      place_in_value<V>(on_map[k], first + (k & 1) + (k >> 1) * pitch, k, i, shares[k], at);
+    }
+  }
+}
+
+// `count` numbers that can be read in whole vectors: where they lie, or else copied with zeros after them.
+template <typename T>
+ATTNZOO_INLINE const T* in_whole_vectors(const T* from, int64_t count, int64_t padded_count, T* copy) {
+  if (count == padded_count) {
+    return from;
+  }
+  std::memcpy(copy, from, count * sizeof(T));
+  std::memset(copy + count, 0, (padded_count - count) * sizeof(T));
+  return copy;
+}
+
+// The samples [begin, begin + count) of a query and head. `staging` has room for three numbers per padded sample.
+template <bool kInMap, typename T>
+ATTNZOO_INLINE void place_samples(
+    const Call<T>& call, int64_t item, int64_t begin, int64_t count, T* staging, const Footprints<T>& at) {
+  using V = Vector<T, kWidest<T>>;
+  const SampleLevels<T>& all = kInMap ? call.in_map : call.in_value;
+  const SampleLevels<T> levels{all.width + begin, all.height + begin, all.pitch + begin, all.origin + begin};
+  const int64_t first = item * call.samples() + begin;
+  const int64_t padded = at.padded;
+  const T* locations = in_whole_vectors(call.locations + 2 * first, 2 * count, 2 * padded, staging);
+  const T* weights = in_whole_vectors(call.weights + first, count, padded, staging + 2 * padded);
+  for (int64_t i = 0; i < padded; i += kLanes<V>) {
+    V x, y;
+    load_pairs(locations + 2 * i, x, y);
+    const V column = x * load<V>(levels.width + i) - T(0.5);
+    const V row = y * load<V>(levels.height + i) - T(0.5);
+    place<kInMap>(levels, i, column, row, load<V>(weights + i), at);
+  }
+}
+
+}  // namespace attnzoo::ms_deform_attn::ATTNZOO_ISA
