@@ -96,7 +96,8 @@ struct Kernels {
   void (*backward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
 };
 
-constexpr int64_t kTile = 4;           // queries whose footprints are computed together
+constexpr int64_t kTile = 4;        // queries whose footprints are computed together
+constexpr int64_t kAhead = 2 * kTile;  // queries between asking for samples and using them
 constexpr int64_t kFootprintSize = 8;  // numbers per sample
 
 // Numbers in the scratch memory of a thread, besides the map.

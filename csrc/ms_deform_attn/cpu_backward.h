@@ -113,6 +113,10 @@ void backward_levels(
   for (int64_t query = 0; query < call.queries; query += kTile) {
     const int64_t queries = std::min(kTile, call.queries - query);
     const int64_t item = (image * call.queries + query) * call.heads + head;
+    for (int64_t t = kAhead; t < std::min(kAhead + kTile, call.queries - query); ++t) {
+      prefetch_samples(call, item + t * call.heads, skipped, count);
+      prefetch(static_cast<const E*>(call.grad_output) + (item + t * call.heads) * call.head_dim, call.head_dim);
+    }
     for (int64_t t = 0; t < queries; ++t) {
       place_samples<true>(call, item + t * call.heads, skipped, count, workspace.staging, tile[t]);
     }

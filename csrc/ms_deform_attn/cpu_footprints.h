@@ -144,6 +144,22 @@ ATTNZOO_INLINE const T* in_whole_vectors(const T* from, int64_t count, int64_t p
   return copy;
 }
 
+template <typename T>
+ATTNZOO_INLINE void prefetch(const T* from, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += line) {
+    __builtin_prefetch(from + i);
+  }
+}
+
+// Queries of one head lie too far apart for the machine to foresee: their samples are asked for ahead of time.
+template <typename T>
+ATTNZOO_INLINE void prefetch_samples(const Call<T>& call, int64_t item, int64_t begin, int64_t count) {
+  const int64_t first = item * call.samples() + begin;
+  prefetch(call.locations + 2 * first, 2 * count);
+  prefetch(call.weights + first, count);
+}
+
 // The samples [begin, begin + count) of a query and head. `staging` has room for three numbers per padded sample.
 template <bool kInMap, typename T>
 ATTNZOO_INLINE void place_samples(

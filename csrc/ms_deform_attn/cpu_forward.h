@@ -78,6 +78,9 @@ void forward_queries(
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t queries = std::min(kTile, end - first);
     const int64_t item = (image * call.queries + first) * call.heads + head;
+    for (int64_t t = kAhead; t < std::min(kAhead + kTile, end - first); ++t) {
+      prefetch_samples(call, item + t * call.heads, 0, call.samples());
+    }
     for (int64_t t = 0; t < queries; ++t) {
       place_samples<kInMap>(call, item + t * call.heads, 0, call.samples(), workspace.staging, tile[t]);
     }
