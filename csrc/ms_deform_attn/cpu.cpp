@@ -9,7 +9,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
+#include <limits>
+#include <new>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -18,6 +20,8 @@
 
 namespace attnzoo::ms_deform_attn {
 namespace {
+
+constexpr int64_t kWorthAThread = 262144;  // multiply-accumulates
 
 template <typename T>
 Kernels<T> choose_kernels() {
@@ -88,15 +92,18 @@ struct Scratch {
   T* memory;
 };
 
-Storage storage_of(const Tensor& tensor) {
+Storage storage_of(const Tensor& value) {
   using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
+  switch (value.scalar_type()) {
     case ScalarType::BFloat16:
       return Storage::kBFloat16;
     case ScalarType::Half:
       return Storage::kHalf;
-    default:
+    case ScalarType::Float:
+    case ScalarType::Double:
       return Storage::kFull;
+    default:
+      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float16, bfloat16, float32 or float64");
   }
 }
 
@@ -116,46 +123,68 @@ struct Tables {
   SampleLevelTable<T> in_value;
 };
 
-template <typename T>
-Call<T> describe_call(
-    const Problem& problem,
-    const Tables<T>& tables,
-    const Tensor& value,
-    const Tensor& locations,
-    const Tensor& weights) {
-  Call<T> call{};
-  call.tokens = problem.tokens;
-  call.heads = problem.heads;
-  call.head_dim = problem.head_dim;
-  call.queries = problem.queries;
-  call.points = problem.points;
-  call.num_levels = static_cast<int64_t>(problem.levels.size());
-  call.levels = tables.levels.data();
-  call.in_map = tables.in_map.view();
-  call.in_value = tables.in_value.view();
-  call.storage = storage_of(value);
-  call.value = value.const_data_ptr();
-  call.locations = data<T>(locations);
-  call.weights = data<T>(weights);
-  return call;
-}
+// All arguments in contiguous memory. The fused form's offsets and logits stand for locations and weights.
+struct Arguments {
+  Arguments(
+      const Tensor& given_value,
+      const std::vector<int64_t>& shapes,
+      const Tensor& given_places,
+      const Tensor& given_scores,
+      std::optional<Tensor> given_references)
+      : problem(describe(given_value, shapes, given_places, given_scores)),
+        value(torch::stable::contiguous(given_value)),
+        places(torch::stable::contiguous(given_places)),
+        scores(torch::stable::contiguous(given_scores)) {
+    if (given_references) {
+      check_references(*given_references, value, problem);
+      references = torch::stable::contiguous(*given_references);
+    }
+  }
 
-Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
-  const Problem problem = describe(value, shapes, locations, weights);
-  value = torch::stable::contiguous(value);
-  locations = torch::stable::contiguous(locations);
-  weights = torch::stable::contiguous(weights);
+  template <typename T>
+  Call<T> call(const Tables<T>& tables) const {
+    STD_TORCH_CHECK(
+        tables.levels.back().end() <= std::numeric_limits<Token<T>>::max() - 2, "ms_deform_attn: too many tokens");
+    Call<T> call{};
+    call.tokens = problem.tokens;
+    call.heads = problem.heads;
+    call.head_dim = problem.head_dim;
+    call.queries = problem.queries;
+    call.points = problem.points;
+    call.num_levels = static_cast<int64_t>(problem.levels.size());
+    call.levels = tables.levels.data();
+    call.in_map = tables.in_map.view();
+    call.in_value = tables.in_value.view();
+    call.storage = storage_of(value);
+    call.value = value.const_data_ptr();
+    call.places = data<T>(places);
+    call.scores = data<T>(scores);
+    if (references) {
+      call.references = data<T>(*references);
+      call.reference_size = references->size(3);
+    }
+    return call;
+  }
+
+  Problem problem;
+  Tensor value;
+  Tensor places;
+  Tensor scores;
+  std::optional<Tensor> references;
+};
+
+Tensor run_forward(const Arguments& given) {
+  const Problem& problem = given.problem;
   Tensor output =
-      torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
-  with_scalar(locations, "ms_deform_attn", [&](auto scalar) {
+      torch::stable::new_empty(given.value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
+  with_scalar(given.places, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
     const Tables<T> tables(problem);
-    Call<T> call = describe_call<T>(problem, tables, value, locations, weights);
+    Call<T> call = given.call(tables);
     call.output = output.mutable_data_ptr();
     const Kernels<T> kernels = choose_kernels<T>();
     const int64_t scratch_size = workspace_size(call) + call.map_size(0, call.num_levels, 1);
-    const int64_t work = std::max<int64_t>(1, call.samples() * call.head_dim);
-    const int64_t grain = std::max<int64_t>(1, 262144 / work);
+    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (call.samples() * call.head_dim));
     torch::stable::parallel_for(
         0, problem.batch * problem.heads * problem.queries, grain, [&](int64_t begin, int64_t end) {
           const Scratch<T> scratch(scratch_size);
@@ -165,40 +194,91 @@ Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tens
   return output;
 }
 
+struct Gradients {
+  explicit Gradients(const Arguments& given)
+      : value(torch::stable::empty_like(given.value)),
+        places(torch::stable::empty_like(given.places)),
+        scores(torch::stable::empty_like(given.scores)) {
+    if (given.references) {
+      references = torch::stable::empty_like(*given.references);
+    }
+  }
+
+  Tensor value;
+  Tensor places;
+  Tensor scores;
+  std::optional<Tensor> references;
+};
+
+// Numbers in the largest map that a task of the backward pass needs.
+template <typename T>
+int64_t backward_map_size(const Call<T>& call) {
+  const int64_t levels = call.num_levels / call.level_groups;
+  int64_t size = 0;
+  for (int64_t first = 0; first < call.num_levels; first += levels) {
+    size = std::max(size, call.map_size(first, first + levels, 2));
+  }
+  return size;
+}
+
+Gradients run_backward(const Tensor& given_grad_output, const Arguments& given) {
+  const Problem& problem = given.problem;
+  check_grad_output(given_grad_output, given.value, problem);
+  const Tensor grad_output = torch::stable::contiguous(given_grad_output);
+  Gradients gradients(given);
+  with_scalar(given.places, "ms_deform_attn_backward", [&](auto scalar) {
+    using T = decltype(scalar);
+    const Tables<T> tables(problem);
+    Call<T> call = given.call(tables);
+    call.grad_output = grad_output.const_data_ptr();
+    call.grad_value = gradients.value.mutable_data_ptr();
+    call.grad_places = mutable_data<T>(gradients.places);
+    call.grad_scores = mutable_data<T>(gradients.scores);
+    const int64_t heads = problem.batch * problem.heads;
+    call.level_groups = heads < torch::stable::get_num_threads() ? call.num_levels : 1;
+    const Kernels<T> kernels = choose_kernels<T>();
+    const int64_t scratch_size = workspace_size(call) + backward_map_size(call);
+    torch::stable::parallel_for(0, heads * call.level_groups, 1, [&](int64_t begin, int64_t end) {
+      const Scratch<T> scratch(scratch_size);
+      kernels.backward(call, begin, end, scratch.memory);
+    });
+    if (gradients.references) {
+      call.grad_references = mutable_data<T>(*gradients.references);
+      const int64_t grain = std::max<int64_t>(1, kWorthAThread / (64 * problem.heads * call.samples()));
+      torch::stable::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
+        const Scratch<T> scratch(workspace_size(call));
+        kernels.finish(call, begin, end, scratch.memory);
+      });
+    }
+  });
+  return gradients;
+}
+
+Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
+  return run_forward(Arguments(value, shapes, locations, weights, std::nullopt));
+}
+
+Tensor forward_fused(Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
+  return run_forward(Arguments(value, shapes, offsets, logits, references));
+}
+
 // The last argument asks for a deterministic result, which this one always is.
 std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor grad_output, Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights, bool) {
-  const Problem problem = describe(value, shapes, locations, weights);
-  check_grad_output(grad_output, value, problem);
-  grad_output = torch::stable::contiguous(grad_output);
-  value = torch::stable::contiguous(value);
-  locations = torch::stable::contiguous(locations);
-  weights = torch::stable::contiguous(weights);
-  Tensor grad_value = torch::stable::empty_like(value);
-  Tensor grad_locations = torch::stable::empty_like(locations);
-  Tensor grad_weights = torch::stable::empty_like(weights);
-  with_scalar(locations, "ms_deform_attn", [&](auto scalar) {
-    using T = decltype(scalar);
-    const Tables<T> tables(problem);
-    Call<T> call = describe_call<T>(problem, tables, value, locations, weights);
-    call.grad_output = grad_output.const_data_ptr();
-    call.grad_value = grad_value.mutable_data_ptr();
-    call.grad_locations = mutable_data<T>(grad_locations);
-    call.grad_weights = mutable_data<T>(grad_weights);
-    const int64_t heads = problem.batch * problem.heads;
-    call.level_groups = heads < torch::stable::get_num_threads() ? call.num_levels : 1;
-    const int64_t levels = call.num_levels / call.level_groups;
-    int64_t map_size = 0;
-    for (int64_t first = 0; first < call.num_levels; first += levels) {
-      map_size = std::max(map_size, call.map_size(first, first + levels, 2));
-    }
-    const Kernels<T> kernels = choose_kernels<T>();
-    torch::stable::parallel_for(0, heads * call.level_groups, 1, [&](int64_t begin, int64_t end) {
-      const Scratch<T> scratch(workspace_size(call) + map_size);
-      kernels.backward(call, begin, end, scratch.memory);
-    });
-  });
-  return {grad_value, grad_locations, grad_weights};
+  const Gradients by = run_backward(grad_output, Arguments(value, shapes, locations, weights, std::nullopt));
+  return {by.value, by.places, by.scores};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
+    Tensor grad_output,
+    Tensor value,
+    std::vector<int64_t> shapes,
+    Tensor references,
+    Tensor offsets,
+    Tensor logits,
+    bool) {
+  const Gradients by = run_backward(grad_output, Arguments(value, shapes, offsets, logits, references));
+  return {by.value, *by.references, by.places, by.scores};
 }
 
 }  // namespace
@@ -206,6 +286,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 STABLE_TORCH_LIBRARY_IMPL(attnzoo, CPU, library) {
   library.impl("ms_deform_attn", TORCH_BOX(&forward));
   library.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
+  library.impl("ms_deform_attn_fused", TORCH_BOX(&forward_fused));
+  library.impl("ms_deform_attn_fused_backward", TORCH_BOX(&backward_fused));
 }
 
 }  // namespace attnzoo::ms_deform_attn

@@ -60,14 +60,18 @@ struct Call {
 
   Storage storage;
   const void* value;     // (B, S, M, D)
-  const T* locations;    // (B, Q, M, L, P, 2)
-  const T* weights;      // (B, Q, M, L, P)
-  void* output;          // (B, Q, M, D)
+  // Sampling locations and attention weights or, with references, offsets and logits.
+  const T* places;         // (B, Q, M, L, P, 2)
+  const T* scores;         // (B, Q, M, L, P)
+  const T* references;     // (B, Q, L, reference_size) or null
+  int64_t reference_size;  // 2: points, 4: boxes
+  void* output;            // (B, Q, M, D)
 
   const void* grad_output;  // (B, Q, M, D)
   void* grad_value;
-  T* grad_locations;
-  T* grad_weights;
+  T* grad_places;  // with references by the places in pixels and by the weights, until `finish` has run
+  T* grad_scores;
+  T* grad_references;
   int64_t level_groups;  // 1: a thread takes all levels of a head; num_levels: one
 
   int64_t samples() const {
@@ -94,16 +98,20 @@ struct Kernels {
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
   // Gradients of tasks [begin, end); there is one per image, head and level group.
   void (*backward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
+  // With references: their gradients and those of offsets and logits, of the queries [begin, end) of all images.
+  void (*finish)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
 };
 
 constexpr int64_t kTile = 4;        // queries whose footprints are computed together
 constexpr int64_t kAhead = 2 * kTile;  // queries between asking for samples and using them
 constexpr int64_t kFootprintSize = 8;  // numbers per sample
+constexpr int64_t kStagingSize = 7;
 
 // Numbers in the scratch memory of a thread, besides the map.
 template <typename T>
 int64_t workspace_size(const Call<T>& call) {
-  return (kTile * kFootprintSize + 7) * whole_vectors<T>(call.samples()) + 2 * whole_vectors<T>(call.map_channels());
+  return (kTile * kFootprintSize + kStagingSize + 4) * whole_vectors<T>(call.samples()) +
+         2 * whole_vectors<T>(call.map_channels()) + whole_vectors<T>(1);
 }
 
 namespace baseline {

@@ -44,11 +44,16 @@ ATTNZOO_INLINE void scatter(
   }
 }
 
-// From products to the gradients of weights and locations. `to_weights` has room for whole vectors, and so has
-// `to_locations`.
+// From products to the gradients by weights and by places: sampling locations, or pixels where there are references.
+// There must be room for whole vectors.
 template <typename T>
-ATTNZOO_INLINE void differentiate_samples(
-    const SampleLevels<T>& levels, const Footprints<T>& at, const T* products, T* to_locations, T* to_weights) {
+ATTNZOO_INLINE void differentiate(
+    const Call<T>& call,
+    const SampleLevels<T>& levels,
+    const Footprints<T>& at,
+    const T* products,
+    T* to_places,
+    T* to_weights) {
   using V = Vector<T, kWidest<T>>;
   for (int64_t i = 0; i < at.padded; i += kLanes<V>) {
     V corner[4];
@@ -58,23 +63,23 @@ ATTNZOO_INLINE void differentiate_samples(
     const V weight = load<V>(at.weights + i);
     const V upper = corner[0] + fx * (corner[1] - corner[0]);
     const V lower = corner[2] + fx * (corner[3] - corner[2]);
-    const V along_x = (1 - fy) * (corner[1] - corner[0]) + fy * (corner[3] - corner[2]);
+    V by_x = weight * ((1 - fy) * (corner[1] - corner[0]) + fy * (corner[3] - corner[2]));
+    V by_y = weight * (lower - upper);
+    if (!call.references) {
+      by_x *= load<V>(levels.width + i);
+      by_y *= load<V>(levels.height + i);
+    }
     store(to_weights + i, upper + fy * (lower - upper));
-    store_pairs(
-        to_locations + 2 * i,
-        weight * load<V>(levels.width + i) * along_x,
-        weight * load<V>(levels.height + i) * (lower - upper));
+    store_pairs(to_places + 2 * i, by_x, by_y);
   }
 }
 
-// The samples of the levels [begin, end) of one query.
+// The samples of some levels of one query.
 template <typename T, typename E>
 ATTNZOO_INLINE void backward_query(
     const Call<T>& call,
     int64_t item,
-    int64_t begin,
-    int64_t count,
-    const SampleLevels<T>& levels,
+    const LevelRange<T>& range,
     const Map<T>& map,
     const Footprints<T>& at,
     const Workspace<T>& workspace) {
@@ -83,48 +88,45 @@ ATTNZOO_INLINE void backward_query(
   std::memset(workspace.products, 0, 4 * at.padded * sizeof(T));
   for_chunks(channels, [&](auto size, int64_t channel) __attribute__((always_inline)) {
     const Map<T> chunk{map.rows + channel, map.first, map.stride};
-    scatter<size.value>(chunk, levels.pitch, at, count, workspace.row + channel, channels, workspace.products);
+    const T* grad = workspace.row + channel;
+    scatter<size.value>(chunk, range.levels.pitch, at, range.count, grad, channels, workspace.products);
   });
-  const int64_t first = item * call.samples() + begin;
-  const bool whole = count == at.padded;
-  T* const to_locations = whole ? call.grad_locations + 2 * first : workspace.staging;
-  T* const to_weights = whole ? call.grad_weights + first : workspace.staging + 2 * at.padded;
-  differentiate_samples(levels, at, workspace.products, to_locations, to_weights);
+  const int64_t first = item * call.samples() + range.skipped;
+  const bool whole = range.count == at.padded;
+  T* const to_places = whole ? call.grad_places + 2 * first : workspace.staging;
+  T* const to_weights = whole ? call.grad_scores + first : workspace.staging + 2 * at.padded;
+  differentiate(call, range.levels, at, workspace.products, to_places, to_weights);
   if (!whole) {
-    std::memcpy(call.grad_locations + 2 * first, to_locations, 2 * count * sizeof(T));
-    std::memcpy(call.grad_weights + first, to_weights, count * sizeof(T));
+    std::memcpy(call.grad_places + 2 * first, to_places, 2 * range.count * sizeof(T));
+    std::memcpy(call.grad_scores + first, to_weights, range.count * sizeof(T));
   }
 }
 
-// The levels [begin, end) of an image's head.
 template <typename T, typename E>
 void backward_levels(
-    const Call<T>& call, int64_t image, int64_t head, int64_t begin, int64_t end, const Workspace<T>& workspace) {
-  const Map<T> map{workspace.map, call.levels[begin].first, 2 * call.map_channels()};
-  fill_map<T, E>(call, image, head, begin, end, map);
-  const int64_t skipped = begin * call.points;
-  const int64_t count = (end - begin) * call.points;
-  const SampleLevels<T>& all = call.in_map;
-  const SampleLevels<T> levels{all.width + skipped, all.height + skipped, all.pitch + skipped, all.origin + skipped};
+    const Call<T>& call, int64_t image, int64_t head, const LevelRange<T>& range, const Workspace<T>& workspace) {
+  const Map<T> map{workspace.map, call.levels[range.begin].first, 2 * call.map_channels()};
+  fill_map<T, E>(call, image, head, range.begin, range.end, map);
   Footprints<T> tile[kTile];
   for (int64_t t = 0; t < kTile; ++t) {
-    tile[t] = workspace.footprints(t, count);
+    tile[t] = workspace.footprints(t, range.count);
   }
-  for (int64_t query = 0; query < call.queries; query += kTile) {
-    const int64_t queries = std::min(kTile, call.queries - query);
-    const int64_t item = (image * call.queries + query) * call.heads + head;
-    for (int64_t t = kAhead; t < std::min(kAhead + kTile, call.queries - query); ++t) {
-      prefetch_samples(call, item + t * call.heads, skipped, count);
-      prefetch(static_cast<const E*>(call.grad_output) + (item + t * call.heads) * call.head_dim, call.head_dim);
+  const int64_t end = (image + 1) * call.queries;
+  for (int64_t query = image * call.queries; query < end; query += kTile) {
+    const int64_t queries = std::min(kTile, end - query);
+    for (int64_t ahead = query + kAhead; ahead < std::min(query + kAhead + kTile, end); ++ahead) {
+      const int64_t item = ahead * call.heads + head;
+      prefetch_samples(call, item, range);
+      prefetch(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      place_samples<true>(call, item + t * call.heads, skipped, count, workspace.staging, tile[t]);
+      place_samples<true>(call, query + t, head, range, workspace.staging, tile[t]);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      backward_query<T, E>(call, item + t * call.heads, skipped, count, levels, map, tile[t], workspace);
+      backward_query<T, E>(call, (query + t) * call.heads + head, range, map, tile[t], workspace);
     }
   }
-  write_gradients<T, E>(call, image, head, begin, end, map);
+  write_gradients<T, E>(call, image, head, range.begin, range.end, map);
 }
 
 template <typename T>
@@ -135,8 +137,8 @@ void backward(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % call.level_groups * levels;
       const int64_t head = task / call.level_groups;
-      backward_levels<T, decltype(stored)>(
-          call, head / call.heads, head % call.heads, first, first + levels, workspace);
+      const LevelRange<T> range(call, call.in_map, first, first + levels);
+      backward_levels<T, decltype(stored)>(call, head / call.heads, head % call.heads, range, workspace);
     }
   });
 }

@@ -1,9 +1,12 @@
-// From sampling locations to the tokens that are read and their shares, a vector of samples at a time.
+// From sampling locations, or from references, offsets and logits, to the tokens that are read and their shares, a
+// vector of samples at a time.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
+#include <limits>
 
-#include "../common/simd.h"
+#include "../common/simd_math.h"
 #include "cpu.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
@@ -35,13 +38,13 @@ struct Workspace {
         zeros(row + whole_vectors<T>(call.map_channels())),
         products(zeros + whole_vectors<T>(call.map_channels())),
         staging(products + 4 * whole_vectors<T>(call.samples())),
-        tile(staging + 3 * whole_vectors<T>(call.samples())),
+        tile(staging + kStagingSize * whole_vectors<T>(call.samples()) + whole_vectors<T>(1)),
         map(scratch + workspace_size(call)) {}
 
   T* row;       // of a query: its output, or the gradient of it
   T* zeros;     // a row of zeros
   T* products;  // four per sample
-  T* staging;   // three per sample
+  T* staging;   // kStagingSize per sample
   T* tile;      // footprints
   T* map;
 
@@ -59,14 +62,6 @@ struct Workspace {
         memory + 3 * padded};
   }
 };
-
-// Largest integers not above numbers that fit in 32 bits.
-template <typename V>
-ATTNZOO_INLINE Mask<V> floor_to_integer(const V& x) {
-  using Narrow = Vector<int32_t, kLanes<V>>;  // most instruction sets convert double to 32 bits only
-  const Mask<V> truncated = __builtin_convertvector(__builtin_convertvector(x, Narrow), Mask<V>);
-  return truncated + (x < __builtin_convertvector(truncated, V));
-}
 
 // Corners in a map need no case: off the map lies the border, and a sample that touches no pixel is sent to four
 // zeros, between the border below its level and what follows.
@@ -152,31 +147,100 @@ ATTNZOO_INLINE void prefetch(const T* from, int64_t count) {
   }
 }
 
-// Queries of one head lie too far apart for the machine to foresee: their samples are asked for ahead of time.
+// The softmax over all samples of a query and head, in whole vectors.
 template <typename T>
-ATTNZOO_INLINE void prefetch_samples(const Call<T>& call, int64_t item, int64_t begin, int64_t count) {
-  const int64_t first = item * call.samples() + begin;
-  prefetch(call.locations + 2 * first, 2 * count);
-  prefetch(call.weights + first, count);
+ATTNZOO_INLINE void weigh(const Call<T>& call, int64_t item, T* weights) {
+  using V = Vector<T, kWidest<T>>;
+  const int64_t count = call.samples();
+  const int64_t padded = padded_count<T>(count);
+  std::memcpy(weights, call.scores + item * count, count * sizeof(T));
+  std::fill(weights + count, weights + padded, -std::numeric_limits<T>::infinity());
+  softmax<V>(weights, padded, weights);
 }
 
-// The samples [begin, begin + count) of a query and head. `staging` has room for three numbers per padded sample.
+// Levels [begin, end) of a head, and their samples among all of its samples.
+template <typename T>
+struct LevelRange {
+  LevelRange(const Call<T>& call, const SampleLevels<T>& all, int64_t begin, int64_t end)
+      : begin(begin),
+        end(end),
+        skipped(begin * call.points),
+        count((end - begin) * call.points),
+        levels{all.width + skipped, all.height + skipped, all.pitch + skipped, all.origin + skipped} {}
+
+  int64_t begin;
+  int64_t end;
+  int64_t skipped;
+  int64_t count;
+  SampleLevels<T> levels;
+};
+
+// Queries of one head lie too far apart for the machine to foresee: their samples are asked for ahead of time.
+template <typename T>
+ATTNZOO_INLINE void prefetch_samples(const Call<T>& call, int64_t item, const LevelRange<T>& range) {
+  const int64_t first = item * call.samples() + range.skipped;
+  prefetch(call.places + 2 * first, 2 * range.count);
+  prefetch(call.scores + first, range.count);
+}
+
+// Staging memory, in arrays of whole vectors. The weights come last, because they may belong to more samples.
+template <typename T>
+struct Staging {
+  Staging(T* memory, int64_t padded)
+      : places(memory), origin{memory + 2 * padded, memory + 3 * padded}, unit{memory + 4 * padded, memory + 5 * padded},
+        weights(memory + 6 * padded) {}
+
+  T* places;
+  T* origin[2];  // where offsets are counted from, x and y in pixels
+  T* unit[2];    // what they are counted in
+  T* weights;
+};
+
+template <typename T>
+ATTNZOO_INLINE void refer(const Call<T>& call, int64_t query, const LevelRange<T>& range, const Staging<T>& staging) {
+  const T* reference = call.references + (query * call.num_levels + range.begin) * call.reference_size;
+  const T per_point = T(0.5) / static_cast<T>(call.points);
+  int64_t i = 0;
+  for (int64_t l = range.begin; l < range.end; ++l, i += call.points, reference += call.reference_size) {
+    const T sizes[2] = {static_cast<T>(call.levels[l].width), static_cast<T>(call.levels[l].height)};
+    for (int axis = 0; axis < 2; ++axis) {
+      const T origin = reference[axis] * sizes[axis] - T(0.5);
+      const T unit = call.reference_size == 4 ? reference[2 + axis] * sizes[axis] * per_point : T(1);
+      std::fill_n(staging.origin[axis] + i, call.points, origin);
+      std::fill_n(staging.unit[axis] + i, call.points, unit);
+    }
+  }
+}
+
+// The samples of some levels of a query, counted over all images, and head.
 template <bool kInMap, typename T>
 ATTNZOO_INLINE void place_samples(
-    const Call<T>& call, int64_t item, int64_t begin, int64_t count, T* staging, const Footprints<T>& at) {
+    const Call<T>& call, int64_t query, int64_t head, const LevelRange<T>& range, T* memory,
+    const Footprints<T>& at) {
   using V = Vector<T, kWidest<T>>;
-  const SampleLevels<T>& all = kInMap ? call.in_map : call.in_value;
-  const SampleLevels<T> levels{all.width + begin, all.height + begin, all.pitch + begin, all.origin + begin};
-  const int64_t first = item * call.samples() + begin;
-  const int64_t padded = at.padded;
-  const T* locations = in_whole_vectors(call.locations + 2 * first, 2 * count, 2 * padded, staging);
-  const T* weights = in_whole_vectors(call.weights + first, count, padded, staging + 2 * padded);
-  for (int64_t i = 0; i < padded; i += kLanes<V>) {
+  const int64_t item = query * call.heads + head;
+  const int64_t first = item * call.samples() + range.skipped;
+  const Staging<T> staging(memory, at.padded);
+  const T* places = in_whole_vectors(call.places + 2 * first, 2 * range.count, 2 * at.padded, staging.places);
+  const T* weights = staging.weights + range.skipped;
+  if (call.references) {
+    weigh(call, item, staging.weights);
+    refer(call, query, range, staging);
+  } else {
+    weights = in_whole_vectors(call.scores + first, range.count, at.padded, staging.weights);
+  }
+  for (int64_t i = 0; i < at.padded; i += kLanes<V>) {
     V x, y;
-    load_pairs(locations + 2 * i, x, y);
-    const V column = x * load<V>(levels.width + i) - T(0.5);
-    const V row = y * load<V>(levels.height + i) - T(0.5);
-    place<kInMap>(levels, i, column, row, load<V>(weights + i), at);
+    load_pairs(places + 2 * i, x, y);
+    V column, row;
+    if (call.references) {
+      column = x * load<V>(staging.unit[0] + i) + load<V>(staging.origin[0] + i);
+      row = y * load<V>(staging.unit[1] + i) + load<V>(staging.origin[1] + i);
+    } else {
+      column = x * load<V>(range.levels.width + i) - T(0.5);
+      row = y * load<V>(range.levels.height + i) - T(0.5);
+    }
+    place<kInMap>(range.levels, i, column, row, load<V>(weights + i), at);
   }
 }
 

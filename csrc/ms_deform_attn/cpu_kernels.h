@@ -2,13 +2,14 @@
 #pragma once
 
 #include "cpu_backward.h"
+#include "cpu_finish.h"
 #include "cpu_forward.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
 template <typename T>
 Kernels<T> kernels() {
-  return {&forward<T>, &backward<T>};
+  return {&forward<T>, &backward<T>, &finish<T>};
 }
 
 template Kernels<float> kernels<float>();
