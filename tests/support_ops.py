@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from attnzoo.ops import reference
 
 Arguments = tuple[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor]
 
@@ -69,3 +72,54 @@ def oracle(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, 
                                     output[b, q, m] += shares[b][q][m][level][p] * tent * pixel
                     start += h * w
     return output.flatten(2)
+
+
+class Fused(NamedTuple):
+    """Arguments of the fused form; references are points (B, Q, L, 2) or boxes (B, Q, L, 4)."""
+
+    value: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    references: Tensor
+    offsets: Tensor
+    logits: Tensor
+
+    def double(self) -> "Fused":
+        return Fused(*(t.double() if isinstance(t, Tensor) else t for t in self))
+
+    def locations(self) -> Tensor:
+        """Sampling locations (B, Q, M, L, P, 2) (Deformable DETR, arXiv:2010.04159, section 4.1 and appendix A.4)."""
+        references = self.references[:, :, None, :, None]
+        if references.shape[-1] == 4:
+            points = self.offsets.shape[4]
+            return references[..., :2] + self.offsets / points * references[..., 2:] * 0.5
+        sizes = self.offsets.new_tensor([(w, h) for h, w in self.shapes])
+        return references + self.offsets / sizes[:, None]
+
+
+def fused_arguments(
+    box: bool,
+    shapes: Sequence[tuple[int, int]] = ((5, 7), (3, 4), (1, 2)),
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **sizes: Any,
+) -> Fused:
+    """As `arguments`, with references, offsets and logits that lead to its locations."""
+    value, shapes, locations, weights = arguments(shapes, seed=seed, **sizes)
+    batch, queries, _, levels, points, _ = locations.shape
+    generator = torch.Generator().manual_seed(seed)
+    references = torch.rand(batch, queries, levels, 4 if box else 2, generator=generator, dtype=torch.float64)
+    from_reference = locations - references[:, :, None, :, None, :2]
+    if box:
+        offsets = from_reference * points / (0.5 * (references[:, :, None, :, None, 2:] + 0.2))
+        references[..., 2:] += 0.2
+    else:
+        offsets = from_reference * locations.new_tensor([(w, h) for h, w in shapes])[:, None]
+    beside = torch.float64 if dtype == torch.float64 else torch.float32
+    return Fused(value.to(dtype), shapes, references.to(beside), offsets.to(beside), (4 * weights).to(beside))
+
+
+def fused_reference(given: Fused) -> Tensor:
+    """The fused form out of the unfused reference."""
+    weights = given.logits.flatten(-2).softmax(-1).view(given.logits.shape)
+    return reference.ms_deform_attn(given.value, given.shapes, given.locations(), weights)

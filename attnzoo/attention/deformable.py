@@ -11,6 +11,7 @@ from attnzoo import ops
 from attnzoo.attention.base import Attention, count, full_precision, register
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Site
+from attnzoo.ops import reference
 
 
 @register("ms_deform")
@@ -58,37 +59,29 @@ class MultiScaleDeformableAttention(Attention):
         value = self.value_proj(memory.tokens)
         if memory.layout.padding is not None:
             value = value.masked_fill(memory.layout.padding[..., None], 0)
-        weights = self._weights(asking)
-        locations = self._locations(asking, queries.refs, memory.layout)
-        if self.traced:
-            assert queries.refs is not None
-            self.trace(weights=weights, locations=locations, references=queries.refs)
         value = value.unflatten(-1, (self.site.heads, -1))
-        return self.output_proj(ops.ms_deform_attn(value, memory.layout.shapes, locations, weights))
+        shapes = memory.layout.shapes
+        # Half precision would move points by up to a quarter of a pixel.
+        offsets = full_precision(self.sampling_offsets, asking)
+        offsets = offsets.unflatten(-1, (self.site.heads, self.site.levels, self.points, 2))
+        references = self._references(queries.refs, memory.layout, offsets.dtype)
+        logits = self.attention_weights(asking).unflatten(-1, (self.site.heads, self.site.levels, self.points))
+        if not self.traced:
+            return self.output_proj(ops.ms_deform_attn_fused(value, shapes, references, offsets, logits))
+        assert queries.refs is not None
+        weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+        locations = reference.sampling_locations(shapes, references, offsets)
+        self.trace(weights=weights, locations=locations, references=queries.refs)
+        return self.output_proj(ops.ms_deform_attn(value, shapes, locations, weights))
 
-    def _weights(self, asking: Tensor) -> Tensor:
-        """Attention weights (B, Q, M, L, P): one softmax over the points of all levels."""
-        logits = self.attention_weights(asking).unflatten(-1, (self.site.heads, -1))
-        return logits.softmax(-1).unflatten(-1, (self.site.levels, self.points))
-
-    def _locations(self, asking: Tensor, refs: Tensor | None, layout: Layout) -> Tensor:
-        """Sampling locations (B, Q, M, L, P, 2) in [0, 1] of the padded maps, at least float32.
-
-        Half precision would move points by up to a quarter of a pixel.
-        """
+    @staticmethod
+    def _references(refs: Tensor | None, layout: Layout, dtype: torch.dtype) -> Tensor:
+        """References (B, Q, L, 2 or 4) over the padded map of each level."""
         if refs is None or refs.shape[-1] not in (2, 4):
             given = "none" if refs is None else f"shape {tuple(refs.shape)}"
             raise ValueError(f"deformable attention needs references (B, Q, 2) or (B, Q, 4), got {given}")
-        offsets = full_precision(self.sampling_offsets, asking)
-        offsets = offsets.unflatten(-1, (self.site.heads, self.site.levels, self.points, 2))
         ratios = layout.valid_ratios[:, None]
-        refs = refs.to(offsets.dtype)
-        points = (refs[:, :, None, :2] * ratios)[:, :, None, :, None]
-        if refs.shape[-1] == 2:
-            return points + offsets / layout.sizes[:, None]
-        # Offsets in half box sizes: the initial rings span the box.
-        boxes = (refs[:, :, None, 2:] * ratios)[:, :, None, :, None]
-        return points + offsets / self.points * boxes * 0.5
+        return refs.to(dtype)[:, :, None] * (ratios if refs.shape[-1] == 2 else torch.cat([ratios, ratios], -1))
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         asking, dim = count(queries), self.site.dim

@@ -19,11 +19,35 @@ def check_ms_deform_attn(
     attention_weights: Tensor,
 ) -> None:
     """Raise TypeError for a wrong kind or dtype and ValueError for a wrong shape or device."""
+    _check_samples(
+        value, spatial_shapes, sampling_locations=sampling_locations, attention_weights=attention_weights
+    )
+
+
+def check_ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> None:
+    """Raise TypeError for a wrong kind or dtype and ValueError for a wrong shape or device."""
+    _check_samples(value, spatial_shapes, offsets=offsets, logits=logits)
+    _check_tensor("references", references, "(B, Q, L, 2 or 4)")
+    _check_like_value("references", references, value)
+    if references.shape[-1] not in (2, 4):
+        raise ValueError(f"references: expected points (x, y) or boxes (cx, cy, w, h), got {_spell(references)}")
+    _check_sizes("references", references, {"B": value.shape[0], "Q": offsets.shape[1], "L": len(spatial_shapes)})
+
+
+def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **samples: Tensor) -> None:
+    """Value and shapes, and what holds the places and the weights of the samples, in this order."""
+    (places_name, places), (weights_name, weights) = samples.items()
     _check_tensor("value", value, "(B, S, M, D)")
-    _check_tensor("sampling_locations", sampling_locations, "(B, Q, M, L, P, 2)")
-    _check_tensor("attention_weights", attention_weights, "(B, Q, M, L, P)")
-    _check_like_value("sampling_locations", sampling_locations, value)
-    _check_like_value("attention_weights", attention_weights, value)
+    _check_tensor(places_name, places, "(B, Q, M, L, P, 2)")
+    _check_tensor(weights_name, weights, "(B, Q, M, L, P)")
+    _check_like_value(places_name, places, value)
+    _check_like_value(weights_name, weights, value)
     tokens = _check_shapes(spatial_shapes)
 
     batch, length, heads, head_dim = value.shape
@@ -32,12 +56,12 @@ def check_ms_deform_attn(
     if length != tokens:
         raise ValueError(f"value: has S = {length} tokens, but spatial_shapes add up to {tokens}")
 
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    queries, points = places.shape[1], places.shape[4]
     if points < 1:
-        raise ValueError(f"sampling_locations: P must be at least 1, got {_spell(sampling_locations)}")
+        raise ValueError(f"{places_name}: P must be at least 1, got {_spell(places)}")
     sizes = {"B": batch, "Q": queries, "M": heads, "L": len(spatial_shapes), "P": points}
-    _check_sizes("sampling_locations", sampling_locations, {**sizes, "(x, y)": 2})
-    _check_sizes("attention_weights", attention_weights, sizes)
+    _check_sizes(places_name, places, {**sizes, "(x, y)": 2})
+    _check_sizes(weights_name, weights, sizes)
 
 
 def _check_tensor(name: str, tensor: Tensor, layout: str) -> None:

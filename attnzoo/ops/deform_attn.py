@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from attnzoo.ops import library, reference, vmap
-from attnzoo.ops.checks import HALF, check_ms_deform_attn
+from attnzoo.ops.checks import HALF, check_ms_deform_attn, check_ms_deform_attn_fused
 
 
 def ms_deform_attn(
@@ -37,11 +37,34 @@ def ms_deform_attn(
     check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
-        output = torch.ops.attnzoo.ms_deform_attn(
-            value.float(), flat_shapes, sampling_locations.float(), attention_weights.float()
-        )
-        return output.to(value.dtype)
+        sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
     return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention from what a layer predicts: locations and softmax never reach memory.
+
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `spatial_shapes`: (h, w) per level, Python ints
+    - `references`: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), [0, 1] over the map of each level
+    - `offsets`: (B, Q, M, L, P, 2), x then y: in pixels of the level from a point, in 1 / (2P) of a box's width and
+      height from its centre (Deformable DETR, arXiv:2010.04159, appendix A.4)
+    - `logits`: (B, Q, M, L, P), any real numbers: the weights are their softmax over L·P
+
+    The same as `ms_deform_attn` at these locations with these weights, in all other respects too. Raises TypeError
+    or ValueError naming the argument that does not fit.
+    """
+    check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    if value.dtype in HALF:
+        references, offsets, logits = references.float(), offsets.float(), logits.float()
+    return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
 
 
 _operators = torch.library.Library("attnzoo", "DEF")
@@ -53,6 +76,16 @@ _operators.define(
 _operators.define(
     "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations,"
     " Tensor attention_weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor references, Tensor offsets, Tensor logits)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor references,"
+    " Tensor offsets, Tensor logits, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.load()
@@ -82,6 +115,27 @@ def _backward_reference(
     return reference.ms_deform_attn_backward(grad_output, value, _pairs(shapes), locations, weights)
 
 
+@torch.library.impl(_operators, "ms_deform_attn_fused", "CompositeExplicitAutograd")
+def _fused_forward_reference(
+    value: Tensor, shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    _warn_of_reference(value.device.type)
+    return reference.ms_deform_attn_fused(value, _pairs(shapes), references, offsets, logits)
+
+
+@torch.library.impl(_operators, "ms_deform_attn_fused_backward", "CompositeExplicitAutograd")
+def _fused_backward_reference(
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return reference.ms_deform_attn_fused_backward(grad_output, value, _pairs(shapes), references, offsets, logits)
+
+
 @torch.library.register_fake("attnzoo::ms_deform_attn", lib=_operators)
 def _forward_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
@@ -92,6 +146,29 @@ def _backward_fake(
     grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn_fused", lib=_operators)
+def _fused_forward_fake(
+    value: Tensor, shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    return _forward_fake(value, shapes, offsets, logits)
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn_fused_backward", lib=_operators)
+def _fused_backward_fake(
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_value, by_references, by_offsets, by_logits = (
+        t.new_empty(t.shape) for t in (value, references, offsets, logits)
+    )
+    return by_value, by_references, by_offsets, by_logits
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
@@ -107,15 +184,37 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tens
     return grad_value, None, grad_locations, grad_weights
 
 
+def _fused_save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.shapes, references, offsets, logits = inputs
+    ctx.save_for_backward(value, references, offsets, logits)
+
+
+def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
+    value, references, offsets, logits = ctx.saved_tensors
+    by_value, by_references, by_offsets, by_logits = torch.ops.attnzoo.ms_deform_attn_fused_backward(
+        grad_output, value, ctx.shapes, references, offsets, logits, torch.are_deterministic_algorithms_enabled()
+    )
+    return by_value, None, by_references, by_offsets, by_logits
+
+
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
-        "ms_deform_attn has no second derivative; attnzoo.ops.reference.ms_deform_attn on CPU has one"
+        "ms_deform_attn has no second derivative; attnzoo.ops.reference has the same function, which on CPU has one"
     )
 
 
 torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_save, lib=_operators)
 torch.library.register_autograd("attnzoo::ms_deform_attn_backward", _no_second_derivative, lib=_operators)
-for _operator in (torch.ops.attnzoo.ms_deform_attn.default, torch.ops.attnzoo.ms_deform_attn_backward.default):
+torch.library.register_autograd(
+    "attnzoo::ms_deform_attn_fused", _fused_backward, setup_context=_fused_save, lib=_operators
+)
+torch.library.register_autograd("attnzoo::ms_deform_attn_fused_backward", _no_second_derivative, lib=_operators)
+for _operator in (
+    torch.ops.attnzoo.ms_deform_attn.default,
+    torch.ops.attnzoo.ms_deform_attn_backward.default,
+    torch.ops.attnzoo.ms_deform_attn_fused.default,
+    torch.ops.attnzoo.ms_deform_attn_fused_backward.default,
+):
     vmap.register(_operator, _operators)
 
 
@@ -130,3 +229,18 @@ def _backward_flops(
     grad_output: Any, value: Sequence[int], shapes: Any, locations: Any, weights: Sequence[int], *_: Any, **__: Any
 ) -> int:
     return 2 * _forward_flops(value, shapes, locations, weights)
+
+
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn_fused)
+def _fused_forward_flops(
+    value: Sequence[int], shapes: Any, references: Any, offsets: Any, logits: Sequence[int], **_: Any
+) -> int:
+    return _forward_flops(value, shapes, offsets, logits)
+
+
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn_fused_backward)
+def _fused_backward_flops(
+    grad_output: Any, value: Sequence[int], shapes: Any, references: Any, offsets: Any, logits: Sequence[int],
+    *_: Any, **__: Any
+) -> int:
+    return 2 * _forward_flops(value, shapes, offsets, logits)

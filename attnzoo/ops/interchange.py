@@ -50,9 +50,16 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
         program = torch.export.export(model, inputs).run_decompositions(attnzoo.ops.decompositions())
         torch.onnx.export(program, opset_version=20).save("model.onnx")
     """
+    return {
+        torch.ops.attnzoo.ms_deform_attn.default: _plain(reference.ms_deform_attn),
+        torch.ops.attnzoo.ms_deform_attn_fused.default: _plain(reference.ms_deform_attn_fused),
+    }
 
-    def plain(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-        pairs = list(zip(shapes[::2], shapes[1::2], strict=True))
-        return reference.ms_deform_attn(value, pairs, locations, weights)
 
-    return {torch.ops.attnzoo.ms_deform_attn.default: plain}
+def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` with its shapes as the operators' schemas have them: h, w of each level in turn."""
+
+    def decomposition(value: Tensor, shapes: Sequence[int], *others: Tensor) -> Tensor:
+        return function(value, list(zip(shapes[::2], shapes[1::2], strict=True)), *others)
+
+    return decomposition

@@ -1,206 +1,284 @@
-// Multi-scale deformable attention on CPU (Deformable DETR, arXiv:2010.04159, equation 3), float and double.
+// Multi-scale deformable attention on CPU (Deformable DETR, arXiv:2010.04159, equation 3).
 //
-// Forward: queries are split over threads. Backward: images and heads are split over threads, so that no two threads
-// add to the same gradient; the result is the same, bit for bit, for any number of threads.
+// Forward: queries are split over threads. Backward: images, heads and, where these are fewer than the threads, levels
+// are split over threads, so that no two threads add to the same gradient; the result is the same, bit for bit, for
+// any number of threads.
+
+#include "cpu.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <limits>
+#include <new>
+#include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../common/simd.h"
+#include "../common/simd_level.h"
 #include "problem.h"
 
 namespace attnzoo::ms_deform_attn {
 namespace {
 
-template <typename T>
-struct Inputs {
-  const T* value;
-  const T* locations;
-  const T* weights;
-};
-
-// D is the number of channels per head where the compiler knows it, 0 where it is `Problem::head_dim`.
-// `zeros` is a row of zeros, read in place of corners that are off the map.
-template <typename T, int D>
-ATTNZOO_INLINE void forward_query(
-    const Problem& problem, const Inputs<T>& in, int64_t query, const T* zeros, T* output) {
-  const int64_t channels = D ? D : problem.head_dim;
-  const int64_t stride = problem.heads * channels;
-  const T* image = in.value + query / problem.queries * problem.tokens * stride;
-  for (int64_t head = 0; head < problem.heads; ++head) {
-    const int64_t item = query * problem.heads + head;
-    const T* locations = in.locations + item * problem.samples_per_head() * 2;
-    const T* weights = in.weights + item * problem.samples_per_head();
-    T registers[D ? D : 1] = {};
-    T* sum = D ? registers : output + item * channels;
-    std::fill(sum, sum + channels, T(0));
-    for (const Level& level : problem.levels) {
-      for (int64_t point = 0; point < problem.points; ++point, locations += 2, ++weights) {
-        Footprint<T> at;
-        if (!locate(locations[0], locations[1], level, at)) {
-          continue;
-        }
-        const T* rows[4];
-        T shares[4];
-        for (int k = 0; k < 4; ++k) {
-          const int64_t token = at.token(k, level);
-          rows[k] = token < 0 ? zeros : image + token * stride + head * channels;
-          shares[k] = *weights * at.share(k);
-        }
-#pragma omp simd
-        for (int64_t d = 0; d < channels; ++d) {
-          sum[d] += shares[0] * rows[0][d] + shares[1] * rows[1][d] + shares[2] * rows[2][d] + shares[3] * rows[3][d];
-        }
-      }
-    }
-    if (D) {
-      std::copy(sum, sum + channels, output + item * channels);
-    }
-  }
-}
-
-template <typename T, int D>
-void forward_queries(const Problem& problem, const Inputs<T>& in, T* output) {
-  const std::vector<T> zeros(problem.head_dim, T(0));
-  const int64_t work = problem.heads * problem.samples_per_head() * problem.head_dim;
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work));
-  torch::stable::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
-    run_vectorised([&]() __attribute__((always_inline)) {
-      for (int64_t query = begin; query < end; ++query) {
-        forward_query<T, D>(problem, in, query, zeros.data(), output);
-      }
-    });
-  });
-}
+constexpr int64_t kWorthAThread = 262144;  // multiply-accumulates
 
 template <typename T>
-struct Gradients {
-  T* value;
-  T* locations;
-  T* weights;
-};
-
-// `dump` is a row that takes the gradients of corners that are off the map.
-template <typename T, int D>
-ATTNZOO_INLINE void backward_head(
-    const Problem& problem,
-    const Inputs<T>& in,
-    const T* grad_output,
-    int64_t image,
-    int64_t head,
-    const T* zeros,
-    T* dump,
-    const Gradients<T>& out) {
-  const int64_t channels = D ? D : problem.head_dim;
-  const int64_t stride = problem.heads * channels;
-  const int64_t base = image * problem.tokens * stride + head * channels;
-  for (int64_t query = 0; query < problem.queries; ++query) {
-    const int64_t item = (image * problem.queries + query) * problem.heads + head;
-    const T* grad = grad_output + item * channels;
-    int64_t sample = item * problem.samples_per_head();
-    for (const Level& level : problem.levels) {
-      for (int64_t point = 0; point < problem.points; ++point, ++sample) {
-        Footprint<T> at;
-        if (!locate(in.locations[2 * sample], in.locations[2 * sample + 1], level, at)) {
-          out.weights[sample] = out.locations[2 * sample] = out.locations[2 * sample + 1] = T(0);
-          continue;
-        }
-        const T weight = in.weights[sample];
-        T products[4];
-        for (int k = 0; k < 4; ++k) {
-          const int64_t token = at.token(k, level);
-          const T* row = token < 0 ? zeros : in.value + base + token * stride;
-          T* grad_row = token < 0 ? dump : out.value + base + token * stride;
-          const T share = weight * at.share(k);
-          T product = 0;
-#pragma omp simd reduction(+ : product)
-          for (int64_t d = 0; d < channels; ++d) {
-            product += grad[d] * row[d];
-            grad_row[d] += share * grad[d];
-          }
-          products[k] = product;
-        }
-        const PointGradient<T> gradient = differentiate(at, products, weight, level);
-        out.weights[sample] = gradient.weight;
-        out.locations[2 * sample] = gradient.x;
-        out.locations[2 * sample + 1] = gradient.y;
-      }
-    }
-  }
-}
-
-template <typename T, int D>
-void backward_heads(const Problem& problem, const Inputs<T>& in, const T* grad_output, const Gradients<T>& out) {
-  const std::vector<T> zeros(problem.head_dim, T(0));
-  torch::stable::parallel_for(0, problem.batch * problem.heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> dump(problem.head_dim);
-    run_vectorised([&]() __attribute__((always_inline)) {
-      for (int64_t task = begin; task < end; ++task) {
-        backward_head<T, D>(
-            problem, in, grad_output, task / problem.heads, task % problem.heads, zeros.data(), dump.data(), out);
-      }
-    });
-  });
-}
-
-// Calls `body` with the number of channels as a constant where it is a usual one.
-template <typename Body>
-void with_channels(int64_t channels, const Body& body) {
-  switch (channels) {
-    case 8:
-      return body(std::integral_constant<int, 8>());
-    case 16:
-      return body(std::integral_constant<int, 16>());
-    case 32:
-      return body(std::integral_constant<int, 32>());
-    case 64:
-      return body(std::integral_constant<int, 64>());
+Kernels<T> choose_kernels() {
+  switch (simd_level()) {
+#if defined(__x86_64__)
+    case SimdLevel::kAvx512:
+      return avx512::kernels<T>();
+    case SimdLevel::kAvx2:
+      return avx2::kernels<T>();
+#endif
     default:
-      return body(std::integral_constant<int, 0>());
+      return baseline::kernels<T>();
   }
+}
+
+std::vector<MapLevel> map_levels(const Problem& problem) {
+  std::vector<MapLevel> levels;
+  int64_t first = 0;
+  for (const Level& level : problem.levels) {
+    levels.push_back({level.height, level.width, level.start, first});
+    first = levels.back().end();
+  }
+  return levels;
+}
+
+// `SampleLevels` and the memory that it points to.
+template <typename T>
+class SampleLevelTable {
+ public:
+  // `describe_level` gives the pitch and the origin of a level.
+  template <typename DescribeLevel>
+  SampleLevelTable(const std::vector<MapLevel>& levels, int64_t points, const DescribeLevel& describe_level) {
+    for (const MapLevel& level : levels) {
+      const auto [pitch, origin] = describe_level(level);
+      width_.insert(width_.end(), points, static_cast<T>(level.width));
+      height_.insert(height_.end(), points, static_cast<T>(level.height));
+      pitch_.insert(pitch_.end(), points, static_cast<Token<T>>(pitch));
+      origin_.insert(origin_.end(), points, static_cast<Token<T>>(origin));
+    }
+    const int64_t readable = width_.size() + kVectorBytes / sizeof(T);
+    width_.resize(readable);
+    height_.resize(readable);
+    pitch_.resize(readable);
+    origin_.resize(readable);
+  }
+
+  SampleLevels<T> view() const {
+    return {width_.data(), height_.data(), pitch_.data(), origin_.data()};
+  }
+
+ private:
+  std::vector<T> width_;
+  std::vector<T> height_;
+  std::vector<Token<T>> pitch_;
+  std::vector<Token<T>> origin_;
+};
+
+// Memory for one thread, aligned to vectors and not touched before it is used.
+template <typename T>
+struct Scratch {
+  explicit Scratch(int64_t size) : memory(new (std::align_val_t(kVectorBytes)) T[size]) {}
+  ~Scratch() {
+    ::operator delete[](memory, std::align_val_t(kVectorBytes));
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  T* memory;
+};
+
+Storage storage_of(const Tensor& value) {
+  using torch::headeronly::ScalarType;
+  switch (value.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Storage::kBFloat16;
+    case ScalarType::Half:
+      return Storage::kHalf;
+    case ScalarType::Float:
+    case ScalarType::Double:
+      return Storage::kFull;
+    default:
+      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float16, bfloat16, float32 or float64");
+  }
+}
+
+// What `Call` points to.
+template <typename T>
+struct Tables {
+  explicit Tables(const Problem& problem)
+      : levels(map_levels(problem)),
+        in_map(
+            levels,
+            problem.points,
+            [](const MapLevel& level) { return std::pair(level.pitch(), level.first + level.pitch() + 1); }),
+        in_value(levels, problem.points, [](const MapLevel& level) { return std::pair(level.width, level.start); }) {}
+
+  std::vector<MapLevel> levels;
+  SampleLevelTable<T> in_map;
+  SampleLevelTable<T> in_value;
+};
+
+// All arguments in contiguous memory. The fused form's offsets and logits stand for locations and weights.
+struct Arguments {
+  Arguments(
+      const Tensor& given_value,
+      const std::vector<int64_t>& shapes,
+      const Tensor& given_places,
+      const Tensor& given_scores,
+      std::optional<Tensor> given_references)
+      : problem(describe(given_value, shapes, given_places, given_scores)),
+        value(torch::stable::contiguous(given_value)),
+        places(torch::stable::contiguous(given_places)),
+        scores(torch::stable::contiguous(given_scores)) {
+    if (given_references) {
+      check_references(*given_references, value, problem);
+      references = torch::stable::contiguous(*given_references);
+    }
+  }
+
+  template <typename T>
+  Call<T> call(const Tables<T>& tables) const {
+    STD_TORCH_CHECK(
+        tables.levels.back().end() <= std::numeric_limits<Token<T>>::max() - 2, "ms_deform_attn: too many tokens");
+    Call<T> call{};
+    call.tokens = problem.tokens;
+    call.heads = problem.heads;
+    call.head_dim = problem.head_dim;
+    call.queries = problem.queries;
+    call.points = problem.points;
+    call.num_levels = static_cast<int64_t>(problem.levels.size());
+    call.levels = tables.levels.data();
+    call.in_map = tables.in_map.view();
+    call.in_value = tables.in_value.view();
+    call.storage = storage_of(value);
+    call.value = value.const_data_ptr();
+    call.places = data<T>(places);
+    call.scores = data<T>(scores);
+    if (references) {
+      call.references = data<T>(*references);
+      call.reference_size = references->size(3);
+    }
+    return call;
+  }
+
+  Problem problem;
+  Tensor value;
+  Tensor places;
+  Tensor scores;
+  std::optional<Tensor> references;
+};
+
+Tensor run_forward(const Arguments& given) {
+  const Problem& problem = given.problem;
+  Tensor output =
+      torch::stable::new_empty(given.value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
+  with_scalar(given.places, "ms_deform_attn", [&](auto scalar) {
+    using T = decltype(scalar);
+    const Tables<T> tables(problem);
+    Call<T> call = given.call(tables);
+    call.output = output.mutable_data_ptr();
+    const Kernels<T> kernels = choose_kernels<T>();
+    const int64_t scratch_size = workspace_size(call) + call.map_size(0, call.num_levels, 1);
+    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (call.samples() * call.head_dim));
+    torch::stable::parallel_for(
+        0, problem.batch * problem.heads * problem.queries, grain, [&](int64_t begin, int64_t end) {
+          const Scratch<T> scratch(scratch_size);
+          kernels.forward(call, begin, end, scratch.memory);
+        });
+  });
+  return output;
+}
+
+struct Gradients {
+  explicit Gradients(const Arguments& given)
+      : value(torch::stable::empty_like(given.value)),
+        places(torch::stable::empty_like(given.places)),
+        scores(torch::stable::empty_like(given.scores)) {
+    if (given.references) {
+      references = torch::stable::empty_like(*given.references);
+    }
+  }
+
+  Tensor value;
+  Tensor places;
+  Tensor scores;
+  std::optional<Tensor> references;
+};
+
+// Numbers in the largest map that a task of the backward pass needs.
+template <typename T>
+int64_t backward_map_size(const Call<T>& call) {
+  const int64_t levels = call.num_levels / call.level_groups;
+  int64_t size = 0;
+  for (int64_t first = 0; first < call.num_levels; first += levels) {
+    size = std::max(size, call.map_size(first, first + levels, 2));
+  }
+  return size;
+}
+
+Gradients run_backward(const Tensor& given_grad_output, const Arguments& given) {
+  const Problem& problem = given.problem;
+  check_grad_output(given_grad_output, given.value, problem);
+  const Tensor grad_output = torch::stable::contiguous(given_grad_output);
+  Gradients gradients(given);
+  with_scalar(given.places, "ms_deform_attn_backward", [&](auto scalar) {
+    using T = decltype(scalar);
+    const Tables<T> tables(problem);
+    Call<T> call = given.call(tables);
+    call.grad_output = grad_output.const_data_ptr();
+    call.grad_value = gradients.value.mutable_data_ptr();
+    call.grad_places = mutable_data<T>(gradients.places);
+    call.grad_scores = mutable_data<T>(gradients.scores);
+    const int64_t heads = problem.batch * problem.heads;
+    call.level_groups = heads < torch::stable::get_num_threads() ? call.num_levels : 1;
+    const Kernels<T> kernels = choose_kernels<T>();
+    const int64_t scratch_size = workspace_size(call) + backward_map_size(call);
+    torch::stable::parallel_for(0, heads * call.level_groups, 1, [&](int64_t begin, int64_t end) {
+      const Scratch<T> scratch(scratch_size);
+      kernels.backward(call, begin, end, scratch.memory);
+    });
+    if (gradients.references) {
+      call.grad_references = mutable_data<T>(*gradients.references);
+      const int64_t grain = std::max<int64_t>(1, kWorthAThread / (64 * problem.heads * call.samples()));
+      torch::stable::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
+        const Scratch<T> scratch(workspace_size(call));
+        kernels.finish(call, begin, end, scratch.memory);
+      });
+    }
+  });
+  return gradients;
 }
 
 Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
-  const Problem problem = describe(value, shapes, locations, weights);
-  value = torch::stable::contiguous(value);
-  locations = torch::stable::contiguous(locations);
-  weights = torch::stable::contiguous(weights);
-  Tensor output =
-      torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
-  with_scalar(value, "ms_deform_attn", [&](auto scalar) {
-    using T = decltype(scalar);
-    const Inputs<T> in{data<T>(value), data<T>(locations), data<T>(weights)};
-    with_channels(problem.head_dim, [&](auto channels) {
-      forward_queries<T, channels.value>(problem, in, mutable_data<T>(output));
-    });
-  });
-  return output;
+  return run_forward(Arguments(value, shapes, locations, weights, std::nullopt));
+}
+
+Tensor forward_fused(Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
+  return run_forward(Arguments(value, shapes, offsets, logits, references));
 }
 
 // The last argument asks for a deterministic result, which this one always is.
 std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor grad_output, Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights, bool) {
-  const Problem problem = describe(value, shapes, locations, weights);
-  check_grad_output(grad_output, value, problem);
-  grad_output = torch::stable::contiguous(grad_output);
-  value = torch::stable::contiguous(value);
-  locations = torch::stable::contiguous(locations);
-  weights = torch::stable::contiguous(weights);
-  Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
-  Tensor grad_locations = torch::stable::empty_like(locations);
-  Tensor grad_weights = torch::stable::empty_like(weights);
-  with_scalar(value, "ms_deform_attn", [&](auto scalar) {
-    using T = decltype(scalar);
-    const Inputs<T> in{data<T>(value), data<T>(locations), data<T>(weights)};
-    const Gradients<T> out{mutable_data<T>(grad_value), mutable_data<T>(grad_locations), mutable_data<T>(grad_weights)};
-    with_channels(problem.head_dim, [&](auto channels) {
-      backward_heads<T, channels.value>(problem, in, data<T>(grad_output), out);
-    });
-  });
-  return {grad_value, grad_locations, grad_weights};
+  const Gradients by = run_backward(grad_output, Arguments(value, shapes, locations, weights, std::nullopt));
+  return {by.value, by.places, by.scores};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
+    Tensor grad_output,
+    Tensor value,
+    std::vector<int64_t> shapes,
+    Tensor references,
+    Tensor offsets,
+    Tensor logits,
+    bool) {
+  const Gradients by = run_backward(grad_output, Arguments(value, shapes, offsets, logits, references));
+  return {by.value, *by.references, by.places, by.scores};
 }
 
 }  // namespace
@@ -208,6 +286,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 STABLE_TORCH_LIBRARY_IMPL(attnzoo, CPU, library) {
   library.impl("ms_deform_attn", TORCH_BOX(&forward));
   library.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
+  library.impl("ms_deform_attn_fused", TORCH_BOX(&forward_fused));
+  library.impl("ms_deform_attn_fused_backward", TORCH_BOX(&backward_fused));
 }
 
 }  // namespace attnzoo::ms_deform_attn

@@ -25,13 +25,24 @@ struct Problem {
   }
 };
 
+// Places and weights are in float32, beside a float64 value in float64.
+inline void check_dtype(const Tensor& value, const Tensor& other, const char* name) {
+  using torch::headeronly::ScalarType;
+  const auto expected = value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(
+      other.scalar_type() == expected,
+      "ms_deform_attn: ",
+      name,
+      " must be float64 beside a float64 value and float32 beside any other");
+}
+
 // `shapes` holds h, w of each level in turn; value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P).
+// The fused form's offsets and logits take the place of locations and weights.
 inline Problem describe(
     const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations, const Tensor& weights) {
   STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong dimensions");
-  STD_TORCH_CHECK(
-      value.scalar_type() == locations.scalar_type() && value.scalar_type() == weights.scalar_type(),
-      "ms_deform_attn: value, sampling_locations and attention_weights differ in dtype");
+  check_dtype(value, locations, "locations or offsets");
+  check_dtype(value, weights, "weights or logits");
   Problem problem{
       value.size(0), value.size(1), value.size(2), value.size(3), locations.size(1), locations.size(4), {}};
   int64_t start = 0;
@@ -43,6 +54,9 @@ inline Problem describe(
   STD_TORCH_CHECK(
       start == problem.tokens && shapes.size() % 2 == 0,
       "ms_deform_attn: spatial_shapes do not add up to the tokens of value");
+  STD_TORCH_CHECK(
+      problem.heads > 0 && problem.head_dim > 0 && problem.points > 0 && !problem.levels.empty(),
+      "ms_deform_attn: heads, channels, levels and points must be at least 1");
   const int64_t expected[] = {
       problem.batch, problem.queries, problem.heads, static_cast<int64_t>(problem.levels.size()), problem.points, 2};
   for (int i = 0; i < 6; ++i) {
@@ -51,6 +65,16 @@ inline Problem describe(
         "ms_deform_attn: value, sampling_locations and attention_weights differ in size");
   }
   return problem;
+}
+
+// References (B, Q, L, 2) are points, (B, Q, L, 4) boxes.
+inline void check_references(const Tensor& references, const Tensor& value, const Problem& problem) {
+  check_dtype(value, references, "references");
+  STD_TORCH_CHECK(
+      references.dim() == 4 && references.size(0) == problem.batch && references.size(1) == problem.queries &&
+          references.size(2) == static_cast<int64_t>(problem.levels.size()) &&
+          (references.size(3) == 2 || references.size(3) == 4),
+      "ms_deform_attn: references differ in size from the other tensors");
 }
 
 inline void check_grad_output(const Tensor& grad_output, const Tensor& value, const Problem& problem) {

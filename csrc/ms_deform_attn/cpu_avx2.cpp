@@ -1,0 +1,13 @@
+#if defined(__x86_64__)
+
+#define ATTNZOO_ISA avx2
+#define ATTNZOO_VECTOR_BYTES 32
+#define ATTNZOO_HAS_F16C 1
+
+#include "../common/simd_headers.h"
+
+ATTNZOO_BEGIN_TARGET("avx2,fma,f16c")
+#include "cpu_kernels.h"
+ATTNZOO_END_TARGET
+
+#endif

@@ -1,0 +1,13 @@
+#if defined(__x86_64__)
+
+#define ATTNZOO_ISA avx512
+#define ATTNZOO_VECTOR_BYTES 64
+#define ATTNZOO_HAS_F16C 1
+
+#include "../common/simd_headers.h"
+
+ATTNZOO_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#include "cpu_kernels.h"
+ATTNZOO_END_TARGET
+
+#endif

@@ -1,0 +1,146 @@
+// Gradients of multi-scale deformable attention. A thread has the levels of an image's head to itself, so nothing is
+// added to by two threads, and every sum has its order whatever the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu_footprints.h"
+#include "cpu_map.h"
+
+namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
+
+// Adds to the gradients of all corners, and to `products` Σ_d grad[d] · value[corner][d], four for each sample.
+template <int kChannels, typename T>
+ATTNZOO_INLINE void scatter(
+    const Map<T>& map,
+    const Token<T>* pitch,
+    const Footprints<T>& at,
+    int64_t count,
+    const T* grad,
+    int64_t channels,
+    T* products) {
+  using V = ChunkVector<T, kChannels>;
+  constexpr int vectors = kChannels / kLanes<V>;
+  V grads[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    grads[v] = load<V>(grad + v * kLanes<V>);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    T* const first = map.row(at.tokens[i]);
+    T* const below = first + pitch[i] * map.stride;
+    T* const rows[4] = {first, first + map.stride, below, below + map.stride};
+    V sums[4];
+    for (int k = 0; k < 4; ++k) {
+      const V share = broadcast<V>(at.shares[k * at.padded + i]);
+      sums[k] = V{};
+      for (int v = 0; v < vectors; ++v) {
+        sums[k] += grads[v] * load<V>(rows[k] + v * kLanes<V>);
+        T* const to = rows[k] + channels + v * kLanes<V>;
+        store(to, load<V>(to) + share * grads[v]);
+      }
+    }
+    add_sums(products + 4 * i, sums);
+  }
+}
+
+// From products to the gradients by weights and by places: sampling locations, or pixels where there are references.
+// There must be room for whole vectors.
+template <typename T>
+ATTNZOO_INLINE void differentiate(
+    const Call<T>& call,
+    const SampleLevels<T>& levels,
+    const Footprints<T>& at,
+    const T* products,
+    T* to_places,
+    T* to_weights) {
+  using V = Vector<T, kWidest<T>>;
+  for (int64_t i = 0; i < at.padded; i += kLanes<V>) {
+    V corner[4];
+    load_quadruples(products + 4 * i, corner);
+    const V fx = load<V>(at.fx + i);
+    const V fy = load<V>(at.fy + i);
+    const V weight = load<V>(at.weights + i);
+    const V upper = corner[0] + fx * (corner[1] - corner[0]);
+    const V lower = corner[2] + fx * (corner[3] - corner[2]);
+    V by_x = weight * ((1 - fy) * (corner[1] - corner[0]) + fy * (corner[3] - corner[2]));
+    V by_y = weight * (lower - upper);
+    if (!call.references) {
+      by_x *= load<V>(levels.width + i);
+      by_y *= load<V>(levels.height + i);
+    }
+    store(to_weights + i, upper + fy * (lower - upper));
+    store_pairs(to_places + 2 * i, by_x, by_y);
+  }
+}
+
+// The samples of some levels of one query.
+template <typename T, typename E>
+ATTNZOO_INLINE void backward_query(
+    const Call<T>& call,
+    int64_t item,
+    const LevelRange<T>& range,
+    const Map<T>& map,
+    const Footprints<T>& at,
+    const Workspace<T>& workspace) {
+  const int64_t channels = call.map_channels();
+  copy_row(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim, workspace.row);
+  std::memset(workspace.products, 0, 4 * at.padded * sizeof(T));
+  for_chunks(channels, [&](auto size, int64_t channel) __attribute__((always_inline)) {
+    const Map<T> chunk{map.rows + channel, map.first, map.stride};
+    const T* grad = workspace.row + channel;
+    scatter<size.value>(chunk, range.levels.pitch, at, range.count, grad, channels, workspace.products);
+  });
+  const int64_t first = item * call.samples() + range.skipped;
+  const bool whole = range.count == at.padded;
+  T* const to_places = whole ? call.grad_places + 2 * first : workspace.staging;
+  T* const to_weights = whole ? call.grad_scores + first : workspace.staging + 2 * at.padded;
+  differentiate(call, range.levels, at, workspace.products, to_places, to_weights);
+  if (!whole) {
+    std::memcpy(call.grad_places + 2 * first, to_places, 2 * range.count * sizeof(T));
+    std::memcpy(call.grad_scores + first, to_weights, range.count * sizeof(T));
+  }
+}
+
+template <typename T, typename E>
+void backward_levels(
+    const Call<T>& call, int64_t image, int64_t head, const LevelRange<T>& range, const Workspace<T>& workspace) {
+  const Map<T> map{workspace.map, call.levels[range.begin].first, 2 * call.map_channels()};
+  fill_map<T, E>(call, image, head, range.begin, range.end, map);
+  Footprints<T> tile[kTile];
+  for (int64_t t = 0; t < kTile; ++t) {
+    tile[t] = workspace.footprints(t, range.count);
+  }
+  const int64_t end = (image + 1) * call.queries;
+  for (int64_t query = image * call.queries; query < end; query += kTile) {
+    const int64_t queries = std::min(kTile, end - query);
+    for (int64_t ahead = query + kAhead; ahead < std::min(query + kAhead + kTile, end); ++ahead) {
+      const int64_t item = ahead * call.heads + head;
+      prefetch_samples(call, item, range);
+      prefetch(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim);
+    }
+    for (int64_t t = 0; t < queries; ++t) {
+      place_samples<true>(call, query + t, head, range, workspace.staging, tile[t]);
+    }
+    for (int64_t t = 0; t < queries; ++t) {
+      backward_query<T, E>(call, (query + t) * call.heads + head, range, map, tile[t], workspace);
+    }
+  }
+  write_gradients<T, E>(call, image, head, range.begin, range.end, map);
+}
+
+template <typename T>
+void backward(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
+  const Workspace<T> workspace(call, scratch);
+  const int64_t levels = call.num_levels / call.level_groups;
+  with_storage(call, [&](auto stored) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % call.level_groups * levels;
+      const int64_t head = task / call.level_groups;
+      const LevelRange<T> range(call, call.in_map, first, first + levels);
+      backward_levels<T, decltype(stored)>(call, head / call.heads, head % call.heads, range, workspace);
+    }
+  });
+}
+
+}  // namespace attnzoo::ms_deform_attn::ATTNZOO_ISA

@@ -1,0 +1,203 @@
+"""The CPU kernels for each instruction set: the same results, for any sizes, places and number of threads."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support_ops import Arguments, Fused, arguments, fused_arguments, oracle
+from torch import Tensor
+
+from attnzoo import ops
+from attnzoo.ops import reference
+
+LEVELS = ["baseline", "avx2", "avx512"]
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}
+
+
+def force(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNZOO_SIMD", level)
+    try:
+        ops.ms_deform_attn(*arguments(dtype=F32))
+    except RuntimeError as error:
+        assert "this machine does not have it" in str(error)
+        pytest.skip(f"this machine has no {level}: its kernels are not tested")
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    force(request.param, monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def results(args: Arguments | Fused) -> list[Tensor]:
+    """Output and all gradients, of a loss that weighs all outputs differently."""
+    leaves = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in args]
+    function = ops.ms_deform_attn_fused if isinstance(args, Fused) else ops.ms_deform_attn
+    return differentiated(function(*leaves), leaves, args[0].dtype)
+
+
+def expected_results(args: Arguments | Fused) -> list[Tensor]:
+    """The same in float64, by PyTorch's own derivatives."""
+    leaves = [t.double().requires_grad_() if isinstance(t, Tensor) else t for t in args]
+    function = reference.ms_deform_attn_fused if isinstance(args, Fused) else reference.ms_deform_attn
+    return differentiated(function(*leaves), leaves, args[0].dtype)
+
+
+def differentiated(output: Tensor, leaves: list, dtype: torch.dtype) -> list[Tensor]:
+    slope = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype).to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, [t for t in leaves if isinstance(t, Tensor)], slope)]
+
+
+def call(form: str, **options) -> Arguments | Fused:
+    return arguments(**options) if form == "plain" else fused_arguments(form == "boxes", **options)
+
+
+@pytest.mark.parametrize("form", ["plain", "points", "boxes"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("head_dim", [1, 4, 7, 8, 16, 32, 64, 100, 128, 171])
+def test_agrees_with_the_reference_in_float64(head_dim, dtype, form, level):
+    args = call(form, head_dim=head_dim, dtype=dtype)
+    for got, expected in zip(results(args), expected_results(args), strict=True):
+        assert got.dtype == dtype
+        tolerance = 500 * ROUNDING[dtype] * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("queries", [1, 40])  # read where the value lies, and from a copy
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("head_dim", [3, 8, 32])
+def test_half_precision_errs_by_one_rounding(head_dim, dtype, queries, level):
+    value, *others = arguments(head_dim=head_dim, queries=queries, dtype=F32)
+    args = (value.to(dtype), *others)
+    output, by_value, by_locations, by_weights = results(args)
+    exact = expected_results(args)
+    for got, expected in zip((output, by_value), exact[:2], strict=True):
+        assert got.dtype == dtype
+        assert ((got.double() - expected).abs() <= ROUNDING[dtype] * expected.abs() + 1e-5).all()
+    for got, expected in zip((by_locations, by_weights), exact[2:], strict=True):
+        assert got.dtype == F32
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_every_half_precision_number_is_read(dtype, queries, level):
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    value = numbers.view(1024, 1, 1, 64)  # 1024 images of one pixel, sampled in its middle
+    locations = torch.full((1024, queries, 1, 1, 1, 2), 0.5)
+    output = ops.ms_deform_attn(value, ((1, 1),), locations, torch.ones(1024, queries, 1, 1, 1))
+    torch.testing.assert_close(output, value[:, 0].expand(-1, queries, -1), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("scale", [1.0, 1 / 3, 7e-4, 3e4])
+def test_half_precision_is_rounded_as_pytorch_does(scale, dtype, level):
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    value = numbers.view(1024, 1, 1, 64)
+    weights = torch.full((1024, 1, 1, 1, 1), scale)
+    output = ops.ms_deform_attn(value, ((1, 1),), torch.full((1024, 1, 1, 1, 1, 2), 0.5), weights)
+    torch.testing.assert_close(output, (value[:, 0] * weights[:, 0, 0]).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_levels_are_really_different(monkeypatch):
+    args = arguments(((12, 17), (6, 9)), queries=60, head_dim=32, dtype=F32)
+    outputs = []
+    for name in LEVELS:
+        force(name, monkeypatch)
+        outputs.append(results(args))
+    for other in outputs[1:]:
+        for a, b in zip(outputs[0], other, strict=True):
+            assert not torch.equal(a, b)  # sums in another order
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    monkeypatch.delenv("ATTNZOO_SIMD")
+    assert all(torch.equal(a, b) for a, b in zip(outputs[-1], results(args), strict=True))  # the best is taken
+
+
+def test_an_unknown_level_is_refused(monkeypatch):
+    monkeypatch.setenv("ATTNZOO_SIMD", "avx9")
+    with pytest.raises(RuntimeError, match="ATTNZOO_SIMD=avx9: expected baseline, avx2 or avx512"):
+        ops.ms_deform_attn(*arguments())
+
+
+@pytest.mark.parametrize("form", ["plain", "points", "boxes"])
+@pytest.mark.parametrize("sizes", [{"batch": 1, "heads": 1}, {"batch": 2, "heads": 4}])
+def test_threads_do_not_change_a_bit(sizes, form, level, threads):
+    # One head: its levels are split over threads. 60 queries: a head is worth a copy whole, but not by halves.
+    args = call(form, shapes=((12, 17), (6, 9)), queries=80, head_dim=32, dtype=F32, **sizes)
+    assert 80 * 8 >= 2 * 258 > 40 * 8
+    expected = None
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        got = results(args)
+        expected = expected or got
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+SPOTS = [0.0, 1.0, 0.5, -0.1, 1.1, -3.0, 1e9, -1e30, math.nan, math.inf, -math.inf]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4),
+    sizes=st.fixed_dictionaries(
+        {
+            "batch": st.integers(0, 2),
+            "queries": st.integers(0, 9),
+            "heads": st.integers(1, 3),
+            "head_dim": st.integers(1, 21),
+            "points": st.integers(1, 5),
+        }
+    ),
+    level=st.sampled_from(LEVELS),
+    data=st.data(),
+)
+def test_any_sizes_and_places(shapes, sizes, level, data):
+    with pytest.MonkeyPatch.context() as patch:
+        force(level, patch)
+        value, shapes, locations, weights = arguments(shapes, **sizes, seed=data.draw(st.integers(0, 99)))
+        # Pixel centres and edges, and spots off the map or nowhere.
+        map_sizes = locations.new_tensor([(w, h) for h, w in shapes])[:, None]
+        halves = (locations * map_sizes * 2).round() / (map_sizes * 2)
+        spots = locations.new_tensor(data.draw(st.lists(st.sampled_from(SPOTS), min_size=16, max_size=16)))
+        choice = torch.randint(0, 3, locations.shape, generator=torch.Generator().manual_seed(1))
+        places = torch.arange(locations.numel()).view(locations.shape) % 16
+        locations = torch.where(choice == 0, locations, torch.where(choice == 1, halves, spots[places]))
+        output, *gradients = results((value, shapes, locations, weights))
+        torch.testing.assert_close(output, oracle(value, shapes, locations, weights), rtol=0, atol=1e-12)
+        assert all(g.isfinite().all() for g in gradients)
+        nowhere = ~locations.isfinite().all(-1)
+        assert not gradients[1][nowhere].any()
+        assert not gradients[2][nowhere].any()
+
+
+@pytest.mark.parametrize("form", ["plain", "boxes"])
+@pytest.mark.parametrize("queries", [1, 40])
+def test_strided_and_expanded_arguments(queries, form, level):
+    args = call(form, queries=queries, dtype=F32)
+    strided = [t.flip(0).transpose(1, -1).contiguous().transpose(1, -1).flip(0) if isinstance(t, Tensor) else t for t in args]
+    assert not any(t.is_contiguous() for t in strided[2:] if t.shape[1] > 1)
+    strided = Fused(*strided) if isinstance(args, Fused) else strided
+    for got, expected in zip(results(strided), results(args), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_infinite_pixels_spoil_only_what_reads_them(level):
+    value, shapes, locations, weights = arguments(((3, 4),), batch=1, queries=1, heads=1, points=1, head_dim=8, dtype=F32)
+    value[0, 0] = math.inf
+    for queries in (1, 30):
+        off_by_one = torch.tensor([-0.1, 0.5 / 3]).expand(1, queries, 1, 1, 1, 2)  # left of the first pixel
+        ones = torch.ones(1, queries, 1, 1, 1)
+        assert ops.ms_deform_attn(value, shapes, off_by_one, ones).isposinf().all()
+        far = torch.tensor([2.0, 2.0]).expand(1, queries, 1, 1, 1, 2)
+        assert not ops.ms_deform_attn(value, shapes, far, ones).any()
