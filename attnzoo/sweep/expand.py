@@ -11,14 +11,15 @@ from attnzoo.config.schema import ExperimentConfig, SweepConfig
 from attnzoo.errors import UserError, nearest
 
 # What belongs to the whole sweep and cannot differ between its runs.
-FIXED = ("name", "description", "output", "launcher", "jobs", "sweep", "seed")
+FIXED = ("name", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of a sweep. `name` is readable and tells it from the others; `digest` is that of its config.
 
-    `changes` maps full keys to the sweep's values, `options` the same by their short labels; neither has the seed.
+    `changes` maps full keys to the sweep's values, `options` those that shape results by their short labels; neither
+    has the seed.
     """
 
     name: str
@@ -48,7 +49,7 @@ def expand(experiment: Experiment) -> list[Run]:
     ]
     if not chosen:
         raise UserError(f"{experiment.path}: sweep.exclude leaves no run")
-    variants = [dict(flatten(changes)) for changes, _ in chosen]
+    variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
     runs = [
         _make(experiment, changes, options, seed)
         for (changes, seed), options in zip(chosen, label(variants), strict=True)
@@ -62,6 +63,11 @@ def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, An
     name = "-".join(parts).replace("/", "_").replace(" ", "")
     config = single(experiment.config(changes | {"seed": seed}, where=f"{experiment.path}: sweep, run {name}"))
     return Run(name, changes, options, config, digest(config))
+
+
+def _of_results(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes without what a run asks of a cluster, which may go side by side with them."""
+    return {key: value for key, value in changes.items() if key.split(".")[0] != "slurm"}
 
 
 def _combinations(sweep: SweepConfig) -> Iterator[dict[str, Any]]:

@@ -198,7 +198,7 @@ def _run(folder: Path, *command: str) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """This environment without a surrounding job's variables."""
+    """Our environment without a surrounding job's variables."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     return kept | {"SLURM_CONF": str(folder / "slurm.conf")}
 
