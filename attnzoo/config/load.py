@@ -59,7 +59,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 def save(config: ExperimentConfig, path: str | Path) -> None:
     """Write the whole config, so that `load` gives it back."""
     with atomic_write(Path(path)) as file:
-        file.write(yaml12.dump(dataclasses.asdict(config)))
+        file.write(text(config))
+
+
+def text(config: ExperimentConfig) -> str:
+    """The whole config as a file holds it."""
+    return yaml12.dump(dataclasses.asdict(config))
 
 
 def digest(config: ExperimentConfig) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.load import digest, load, save
+from attnzoo.config.load import digest, load, save, text
 from attnzoo.errors import UserError
 from attnzoo.ledger import Ledger
 from attnzoo.rundir import RunDir
@@ -45,8 +45,10 @@ class SweepFolder:
             planned.append(Planned(run, RunDir(folder)))
         return planned
 
-    def create(self, planned: Sequence[Planned], experiment: str) -> None:
-        """Write the ledger, then every new run's config, before anything trains.
+    def create(self, planned: Sequence[Planned], experiment: str, todo: Sequence[Planned] = ()) -> None:
+        """Write the ledger, then the config of every new run and of those in `todo`, before anything trains.
+
+        The latter start again, and what does not shape their results may have changed.
 
         Entries of earlier sweeps in this folder stay if they were started. Raises UserError where nothing can be
         written.
@@ -57,16 +59,12 @@ class SweepFolder:
                 kept = {name: entry for name, entry in known.items() if self._started(name, entry)}
                 entries = {p.dir.path.name: _entry(p, known.get(p.dir.path.name, {})) for p in planned}
                 content |= {"experiment": experiment, "runs": kept | entries}
+            again = {p.dir.path for p in todo}
             for p in planned:
-                if not p.dir.config.exists():
+                if p.dir.path in again or not p.dir.config.exists():
                     save(p.run.config, p.dir.config)
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
-
-    def prepare(self, planned: Iterable[Planned]) -> None:
-        """Write the configs of runs that start again: what does not shape their results may have changed."""
-        for p in planned:
-            save(p.run.config, p.dir.config)
 
     def attempt(self, planned: Planned) -> None:
         """Count one more start of a run."""
@@ -99,6 +97,8 @@ def _holds(folder: Path, run: Run) -> bool:
     config = RunDir(folder).config
     if not config.exists():
         return not any(folder.iterdir())
+    if config.read_text() == text(run.config):  # loading would take ten times as long
+        return True
     try:
         held = load(config)
     except UserError:  # from another version of the schema, or edited: not this config

@@ -57,7 +57,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     if dry_run:
         _list(planned, states)
         return DONE
-    folder.create(planned, str(experiment.path))
+    folder.create(planned, str(experiment.path), todo)
     ended = _train(folder, planned, todo, config.jobs)
     _conclude(folder, planned)
     failures = _report_failures(planned, ended)
@@ -99,8 +99,7 @@ def _submit(
         if not scheduler.available():
             print("SLURM is not installed here: whether it would take these jobs was not checked")
         return DONE
-    folder.create(planned, str(experiment.path))
-    folder.prepare(todo)
+    folder.create(planned, str(experiment.path), todo)
     for line in slurm.submit(found, folder):
         print(line)
     if left_out := len(planned) - len(todo):
@@ -126,7 +125,6 @@ def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Plann
         print(f"{done} of {len(planned)} runs are done already")
     if left_out := len(planned) - done - len(todo):
         print(f"{left_out} of {len(planned)} runs are being worked on or not asked for")
-    folder.prepare(todo)
     with folder.ledger.changing() as content:
         content["local"] = {"host": attempts.node_name(), "pid": os.getpid()}
     with Display(len(todo), folder.attempt) as display:
