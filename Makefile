@@ -2,11 +2,12 @@
 PYTHON ?= python3
 CXX ?= g++
 VENV := .venv
+CLUSTER ?= /tmp/attnzoo-slurm-$(shell id -un)
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format wheel clean
+.PHONY: help setup demo test test-slow lint format wheel slurm-up slurm-down clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +34,12 @@ format: setup  ## let ruff mend what it can
 
 wheel: setup  ## build a wheel into dist/
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+
+slurm-up:  ## start a SLURM cluster of two nodes on this machine, to try sweeps
+	@$(PYTHON) slurm/local/cluster.py up $(CLUSTER)
+
+slurm-down:  ## stop it
+	@$(PYTHON) slurm/local/cluster.py down $(CLUSTER)
 
 clean:  ## remove what was built, .venv included
 	rm -rf $(VENV) build dist *.egg-info attnzoo/ops/*.so

@@ -1,4 +1,4 @@
-"""`python -m attnzoo VERB`: run, compare, list."""
+"""`python -m attnzoo VERB`: run, status, cancel, compare, list."""
 
 import argparse
 import sys
@@ -14,6 +14,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     running = run.arguments(verbs.add_parser("run", help="train what an experiment file describes"))
     running.set_defaults(command=run.start)
+    following = verbs.add_parser("status", help="where the runs of a sweep are")
+    following.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
+    following.add_argument("--watch", action="store_true", help="keep up with them until none is active")
+    following.add_argument("--json", action="store_true", help="everything that is known, for programs")
+    following.set_defaults(command=_status)
+    cancelling = verbs.add_parser("cancel", help="stop the runs of a sweep; they save first")
+    cancelling.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
+    cancelling.add_argument("runs", metavar="RUN", nargs="*", help="these runs only, by their names")
+    cancelling.set_defaults(command=_cancel)
     comparing = verbs.add_parser("compare", help="compare finished runs: means, intervals, cost")
     comparing.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     comparing.set_defaults(command=_compare)
@@ -22,6 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.set_defaults(command=_list)
     given = parser.parse_args(argv)
     return run.report_errors(lambda: given.command(given))
+
+
+def _status(given: argparse.Namespace) -> int:
+    from attnzoo.report.status_table import show
+
+    return show(given.folder, given.watch, given.json)
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    from attnzoo.sweep.cancel import cancel
+
+    for line in cancel(given.folder, given.runs):
+        print(line)
+    return 0
 
 
 def _compare(given: argparse.Namespace) -> int:

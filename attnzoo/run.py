@@ -13,7 +13,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add what a run takes to a parser."""
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml", help="an experiment file, or a run's config.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes, such as train.steps=100 or jobs=2")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, what they ask for, and write nothing")
+    parser.add_argument("--only", choices=("failed", "missing", "interrupted"), help="start these runs and no others")
     return parser
 
 
@@ -30,7 +31,7 @@ def start(given: argparse.Namespace) -> int:
     """Run what the arguments say."""
     from attnzoo.sweep.run import run
 
-    return run(given.experiment, given.overrides, given.dry_run)
+    return run(given.experiment, given.overrides, given.dry_run, given.only)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

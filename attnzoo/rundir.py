@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-STATES = ("pending", "running", "interrupted", "failed", "done")
+STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
 
 
 @contextmanager
@@ -39,6 +39,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.log = self.path / "log.txt"
         self.environment = self.path / "environment.json"
+        self.attempts = self.path / "attempts.jsonl"
         self.tensorboard = self.path  # event files lie beside the rest, so that the run is one TensorBoard run
 
     def read_status(self) -> dict[str, Any]:
@@ -53,6 +54,22 @@ class RunDir:
         status = self.read_status() | fields | {"heartbeat": time.time()}
         with atomic_write(self.status) as file:
             json.dump(status, file, indent=1)
+
+    def heartbeat(self) -> float | None:
+        """When the run last gave a sign of life, in seconds since the epoch by the clock of the file system."""
+        try:
+            return self.status.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def touch(self) -> None:
+        """Give a sign of life."""
+        os.utime(self.status)
+
+    def last_step(self) -> int:
+        """The step of the newest checkpoint, sound or not, by its name; 0 where there is none."""
+        names = (path.name.split(".")[0] for path in self.checkpoints.glob("step-*.pt"))
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl in order; a last line cut off by a crash is left out."""

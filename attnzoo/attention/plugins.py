@@ -10,6 +10,13 @@ from types import ModuleType
 from attnzoo.attention.base import ATTENTIONS
 from attnzoo.errors import UserError
 
+SNAPSHOT = Path(__file__).resolve().parents[2] / "plugins"  # in a snapshot of the code
+
+
+def snapshot_name(source: str) -> str:
+    """What a plugin's file is called in a snapshot of the code, from which it is then loaded."""
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
+
 
 def load_plugin(source: str | Path, where: str = "") -> list[str]:
     """Import a `.py` file or a module and return the names of the attentions that it registers.
@@ -19,6 +26,8 @@ def load_plugin(source: str | Path, where: str = "") -> list[str]:
     whose name is taken; whatever else goes wrong inside it is its author's to see.
     """
     place = f"{where}: " if where else ""
+    carried = SNAPSHOT / snapshot_name(str(source))
+    source = carried if carried.is_file() else source
     before = set(ATTENTIONS.names())
     module = _load_file(Path(source), place) if str(source).endswith(".py") else _load_module(str(source), place)
     names = [name for name in ATTENTIONS.names() if name not in before or _comes_from(name, module)]

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from attnzoo.config import yaml12
 from attnzoo.config.merge import Layer
-from attnzoo.errors import UserError, nearest
+from attnzoo.errors import UserError, nearest, unknown
 
 PACKAGED = Path(__file__).resolve().parent.parent / "experiments"
 PRESETS = Path(__file__).resolve().parent / "presets"
+PROFILES = Path(__file__).resolve().parents[2] / "slurm"  # in a checkout
 
 
 def find(path: str | Path) -> Path:
@@ -45,6 +46,23 @@ def layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         raise UserError(f"{shown(path)}: base = {bases!r}: expected a file name or a list of them")
     below = [layer for base in bases for layer in layers(_find_base(base, path), (*above, path))]
     return [*below, Layer(shown(path), content)]
+
+
+def find_profile(name: str, where: str, experiment: Path) -> Path:
+    """The file of a SLURM profile: a path, or NAME.yaml in slurm/ here, above the experiment, or in the checkout.
+
+    Raises UserError with the known profiles otherwise.
+    """
+    if name.endswith(".yaml"):
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        raise UserError(f"{where}: no such file {name!r}")
+    folders = [Path("slurm"), *(above / "slurm" for above in experiment.resolve().parents), PROFILES]
+    for folder in folders:
+        if (found := folder / f"{name}.yaml").is_file():
+            return found
+    raise unknown("profile", name, {path.stem for folder in folders for path in folder.glob("*.yaml")}, where)
 
 
 def shown(path: Path) -> str:

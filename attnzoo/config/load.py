@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from attnzoo.config import yaml12
-from attnzoo.config.files import PRESETS, find, layers, preset_names, shown
+from attnzoo.config.files import PRESETS, find, find_profile, layers, preset_names, shown
 from attnzoo.config.merge import Layer, Settings, nested
 from attnzoo.config.schema import ExperimentConfig, ModelConfig, SweepConfig
+from attnzoo.config.slurm import check_slurm
 from attnzoo.errors import UserError, unknown
 from attnzoo.rundir import atomic_write
 
 COMMAND_LINE = "command line"
 # What a run's results do not depend on, or what tells the runs of one variant apart.
-NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "sweep")
+NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
 
 
 class Experiment:
@@ -35,9 +36,10 @@ class Experiment:
         extra = [Layer(where, nested(ExperimentConfig, key, value)) for key, value in (changes or {}).items()]
         settings = Settings(ExperimentConfig)
         every = [*self.layers, *extra]
-        for layer in [*_preset_layers(every), *every]:
+        for layer in [*_profile_layers(every, self.path), *_preset_layers(every), *every]:
             settings.lay(layer)
         settings.values["model"]["preset"] = None  # its keys are all written out now
+        settings.values["slurm"]["profile"] = None
         if settings.values["name"] == "???":
             raise UserError(f"{shown(self.path)}: the key 'name' is missing: what the experiment is called")
         config: ExperimentConfig = settings.build()
@@ -57,7 +59,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 def save(config: ExperimentConfig, path: str | Path) -> None:
     """Write the whole config, so that `load` gives it back."""
     with atomic_write(Path(path)) as file:
-        file.write(yaml12.dump(dataclasses.asdict(config)))
+        file.write(text(config))
+
+
+def text(config: ExperimentConfig) -> str:
+    """The whole config as a file holds it."""
+    return yaml12.dump(dataclasses.asdict(config))
 
 
 def digest(config: ExperimentConfig) -> str:
@@ -117,14 +124,32 @@ def parse_override(text: str) -> Layer:
 
 def _preset_layers(every: Iterable[Layer]) -> list[Layer]:
     """The layers of the preset that the last of `every` names: they go below all of them."""
-    name, where = None, ""
-    for layer in every:
-        model = layer.content.get("model")
-        if isinstance(model, Mapping) and "preset" in model:
-            name, where = model["preset"], f"{layer.where}: model.preset"
+    name, where = _last(every, "model", "preset")
     if name is None:
         return []
     return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where)]
+
+
+def _profile_layers(every: Iterable[Layer], experiment: Path) -> list[Layer]:
+    """The SLURM profile that the last of `every` names, as a layer that goes below all of them."""
+    name, where = _last(every, "slurm", "profile")
+    if name is None:
+        return []
+    path = find_profile(str(name), where, experiment)
+    content = yaml12.read(path)
+    if "profile" in content:
+        raise UserError(f"{shown(path)}: a profile cannot build on another")
+    return [Layer(shown(path), {"slurm": content})]
+
+
+def _last(every: Iterable[Layer], block: str, key: str) -> tuple[Any, str]:
+    """What the last of `every` that has `block.key` says, and the place that messages name."""
+    value, where = None, ""
+    for layer in every:
+        content = layer.content.get(block)
+        if isinstance(content, Mapping) and key in content:
+            value, where = content[key], f"{layer.where}: {block}.{key}"
+    return value, where
 
 
 def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
@@ -139,6 +164,7 @@ def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
             f"{settings.where('processes')}data.batch_size = {config.data.batch_size}: "
             f"expected a multiple of processes = {config.processes}"
         )
+    check_slurm(config.slurm, config.processes, settings.where)
 
 
 def _plugin(plugin: str, experiment: Path) -> str:

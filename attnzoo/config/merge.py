@@ -1,6 +1,7 @@
 """Laying one source of settings over another, checked against the schema, each value knowing where it came from."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Settings:
 
     def __init__(self, schema: Schema):
         self.schema = schema
-        self.values: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(schema))  # type: ignore[assignment]
+        self.values: dict[str, Any] = OmegaConf.to_container(_defaults(schema))  # type: ignore[assignment]
         self.sources: dict[str, str] = {}  # full key -> the layer that set it
 
     def lay(self, layer: Layer) -> None:
@@ -43,7 +44,7 @@ class Settings:
     def build(self) -> Any:
         """An instance of the schema, `${…}` resolved. Raises UserError for a missing key or a number out of range."""
         try:
-            built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self.schema), self.values))
+            built = OmegaConf.to_object(OmegaConf.merge(_defaults(self.schema), self.values))
         except MissingMandatoryValue as error:
             raise UserError(f"the key {error.full_key!r} is missing") from None
         except OmegaConfBaseException as error:
@@ -85,6 +86,12 @@ class Settings:
                 values[name] = dict(new) if fresh else old | new
             else:
                 values[name] = new
+
+
+@functools.cache
+def _defaults(schema: Schema) -> Any:
+    """The schema with its defaults as OmegaConf holds them, which takes it long; never to be changed."""
+    return OmegaConf.structured(schema)
 
 
 def nested(schema: Schema, key: str, value: Any) -> dict[str, Any]:

@@ -205,6 +205,28 @@ class SweepConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What one run asks of a SLURM cluster; `profile` names a file of these keys, on which the other keys build."""
+
+    profile: str | None = None  # slurm/NAME.yaml, or the path of a file
+    partition: str | None = None  # null, here and below: the cluster's default
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = number(1, COUNT)
+    tasks_per_node: int | None = number(None, COUNT)  # null: processes / nodes
+    gpus_per_node: int = number(0, NON_NEGATIVE)
+    cpus_per_task: int = number(1, COUNT)
+    memory: str | None = None  # of a node: 500M, 16G
+    time: int | str = 60  # minutes, or HH:MM:SS, or D-HH:MM:SS
+    signal_seconds: int = number(120, COUNT)  # before the end of its time a run is told to save
+    retries: int | None = number(None, NON_NEGATIVE)  # null: the experiment's
+    parallelism: int | None = number(None, COUNT)  # runs of a job array at a time; null: all
+    setup: list[str] = field(default_factory=list)  # shell lines before a run starts, such as module loads
+    options: dict[str, str] = field(default_factory=dict)  # any other of sbatch: {reservation: name}
+
+
+@dataclass
 class ExperimentConfig:
     name: str = MISSING
     description: str = ""
@@ -218,5 +240,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    launcher: Literal["local"] = "local"
-    jobs: int = number(1, COUNT)  # runs at a time
+    launcher: Literal["local", "slurm"] = "local"
+    jobs: int = number(1, COUNT)  # local: runs at a time
+    retries: int = number(3, NON_NEGATIVE)  # after failures of the machine in a row, without a new checkpoint between
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)

@@ -1,10 +1,13 @@
-"""One process or several: the same calls for a plain start and for torchrun."""
+"""One process or several: the same calls for a plain start, for torchrun and for SLURM's srun."""
 
 import os
+import re
+import subprocess
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,25 @@ from torch import Tensor
 from attnzoo.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # longest wait for another rank: rank 0 summarises a whole evaluation alone
+# What gloo and nccl say when the process at the other end is gone.
+LOST = re.compile(
+    r"closed by peer|reset by peer|broken pipe|socket closed|connection (was )?(closed|reset)|remote process exited"
+    r"|timed out waiting|no data received|failed to (recv|read)|communicator was aborted",
+    re.IGNORECASE,
+)
+
+
+class NoRendezvous(UserError):
+    """The processes of a run did not find each other."""
+
+
+class Place(NamedTuple):
+    """Where a process stands among those of its run. `url` is where they meet."""
+
+    rank: int
+    world: int
+    local_rank: int
+    url: str
 
 
 @dataclass(frozen=True)
@@ -80,21 +102,64 @@ def pick_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def place() -> Place:
+    """What torchrun's variables say, or those of srun, or that this process is alone.
+
+    Under srun the processes meet at MASTER_ADDR, or the first node of the step, and MASTER_PORT, or a port that
+    depends on the job and its restarts.
+    """
+    env = os.environ
+    if "RANK" in env:
+        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "env://")
+    world = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if world == 1:
+        return Place(0, 1, 0, "")
+    start = ".".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+    port = env.get("MASTER_PORT") or 20000 + zlib.crc32(start.encode()) % 20000
+    host = env.get("MASTER_ADDR") or _first_node(env["SLURM_STEP_NODELIST"])
+    return Place(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), f"tcp://{host}:{port}")
+
+
+def _first_node(nodes: str) -> str:
+    command = ["scontrol", "show", "hostnames", nodes]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+
+
 def join(device: str) -> Ranks:
-    """Join the process group that the environment describes (torchrun, submitit), or stand alone.
+    """Join the process group that the environment describes (torchrun, srun), or stand alone.
 
     Joining again is free: torchrun's processes cannot leave a group and form another.
     Tensors on the CPU travel through gloo and tensors on a GPU through nccl, so flags and objects never wait for
     the GPU. A process that ends takes its sockets along: the other ranks' next exchange raises instead of waiting.
+    Raises NoRendezvous if the others do not come.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    rank, world, local_rank, url = place()
+    chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
         backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
+        try:
+            dist.init_process_group(backend, url, rank=rank, world_size=world, timeout=TIMEOUT)
+        except (RuntimeError, OSError) as error:
+            raise NoRendezvous(_no_rendezvous(rank, world, url, error)) from error
     return Ranks(rank, world, chosen)
+
+
+def _no_rendezvous(rank: int, world: int, url: str, error: Exception) -> str:
+    address = url.removeprefix("tcp://")
+    if url == "env://":
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    reason = str(error).splitlines()[0]
+    return (
+        f"process {rank} of {world} could not join the others at {address} within {TIMEOUT.total_seconds():g} s "
+        f"({reason}); check that every node can reach that address, or set MASTER_ADDR and MASTER_PORT"
+    )
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether an exchange failed because another process is gone, which is that process's failure."""
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 def leave() -> None:

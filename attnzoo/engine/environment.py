@@ -1,6 +1,7 @@
 """What a run ran on: recorded beside its results, never part of them."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -13,6 +14,7 @@ import torch
 
 import attnzoo
 
+SOURCE = "source.json"  # in a snapshot of the code
 PACKAGES = ("attnzoo", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "omegaconf", "tensorboard")
 
 
@@ -30,7 +32,7 @@ def describe(device: torch.device, world: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda,
         "processes": world,
-        "source": _source(),
+        "source": source(),
     }
 
 
@@ -47,9 +49,14 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _source() -> dict[str, str] | None:
-    """Commit and uncommitted changes; None where the package does not run from a checkout of its own."""
-    root = Path(attnzoo.__file__).parents[1]
+def source(root: Path | None = None) -> dict[str, str] | None:
+    """Commit and uncommitted changes of the code that runs, or of that in `root`.
+
+    A snapshot of the code brings them along; None where the package comes from neither that nor a git checkout.
+    """
+    root = root or Path(attnzoo.__file__).parents[1]
+    if (root / SOURCE).exists():
+        return dict(json.loads((root / SOURCE).read_text()))
     if not (root / ".git").exists():
         return None
     try:

@@ -13,10 +13,15 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Installed while a run trains: `requested` becomes true with the first signal. A context manager."""
+    """Installed while a run trains: `requested` becomes true with the first signal. A context manager.
+
+    `number` is the signal that asked; SIGTERM, which asks to stop for good, prevails over SIGUSR2, which comes before
+    a time limit or a preemption.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.number = 0
         self._since = 0.0
         self._previous: dict[int, signal._HANDLER] = {}
 
@@ -30,6 +35,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.number = max(self.number, number)
         if not self.requested:
             self.requested, self._since = True, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:

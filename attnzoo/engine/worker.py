@@ -1,29 +1,32 @@
-"""Train one run: `python -m attnzoo.engine.worker RUN_DIR`, alone or under torchrun.
+"""Train one run: `python -m attnzoo.engine.worker RUN_DIR`, alone or under torchrun or srun.
 
 The run is what RUN_DIR/config.yaml says; a run with checkpoints is resumed, a finished one left alone. Exit code:
-0 done, 1 failed (status.json has the error, log.txt the traceback), 2 refused with nothing touched, 130 interrupted.
+0 done, 1 failed (status.json has the error, log.txt the traceback), 2 refused with nothing touched, 75 another process
+of the run is gone, 130 interrupted.
 """
 
 import json
 import logging
 import os
-import socket
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
+from attnzoo import attempts
 from attnzoo import config as configs
 from attnzoo.attention import load_plugin
 from attnzoo.config.schema import ExperimentConfig
 from attnzoo.engine import distributed, environment
 from attnzoo.engine.checkpoint import Checkpoints
 from attnzoo.engine.detection import DetectionTask
-from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.distributed import NoRendezvous, Ranks
+from attnzoo.engine.heartbeat import beating
 from attnzoo.engine.interrupt import Interrupted, StopRequest
-from attnzoo.engine.lock import exclusive
+from attnzoo.engine.lock import STALE_SECONDS, exclusive
 from attnzoo.engine.loop import Diverged, Trainer, count_steps
 from attnzoo.engine.metrics import MetricsWriter
 from attnzoo.engine.progress import Progress
@@ -32,7 +35,7 @@ from attnzoo.rundir import RunDir, atomic_write
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, REFUSED, LOST, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(run_dir: str | Path) -> int:
@@ -50,6 +53,9 @@ def main(run_dir: str | Path) -> int:
         with ExitStack() as held:
             _lock(run, ranks, held)
             code = DONE if ranks.share(run.read_status()["state"]) == "done" else _supervise(run, config, ranks)
+    except NoRendezvous as error:
+        print(error, file=sys.stderr)
+        return LOST
     except UserError as error:
         print(error, file=sys.stderr)
         return REFUSED
@@ -60,7 +66,8 @@ def _lock(run: RunDir, ranks: Ranks, held: ExitStack) -> None:
     refusal = None
     if ranks.is_main:
         try:
-            held.enter_context(exclusive(run.path))
+            # a job that was moved here may come before the end of its earlier start has reached this node
+            held.enter_context(exclusive(run.path, wait=STALE_SECONDS + 10 if attempts.job_id() else 0))
         except UserError as error:
             refusal = str(error)
     refusal = ranks.share(refusal)
@@ -70,36 +77,59 @@ def _lock(run: RunDir, ranks: Ranks, held: ExitStack) -> None:
 
 def _supervise(run: RunDir, config: ExperimentConfig, ranks: Ranks) -> int:
     """Train, and record how it ended."""
-    with _logging(run, ranks), StopRequest() as stop:
+    with _logging(run, ranks), StopRequest() as stop, beating(run) if ranks.is_main else nullcontext():
         try:
-            _train(run, config, ranks, stop)
-        except (Interrupted, KeyboardInterrupt):
-            last = Checkpoints(run.checkpoints).last()
-            state = f"saved as {last}" if last else "nothing to save yet"
-            log.info("interrupted; %s. Run the same command again to resume.", state)
-            if ranks.is_main:
-                run.write_status(state="interrupted")
+            try:
+                _train(run, config, ranks, stop)
+            except Interrupted:
+                _record_interrupt(run, ranks, max(ranks.gather(stop.number)))
+                return INTERRUPTED
+        except KeyboardInterrupt:
+            _record_interrupt(run, ranks, signal.SIGINT)
             return INTERRUPTED
         except (Diverged, UserError) as error:
             log.error("%s", error)
             _record_failure(run, str(error))
             return FAILED
         except Exception as error:
+            if ranks.world > 1 and distributed.lost_peer(error):
+                log.error("rank %d: another process of the run is gone (%s)", ranks.rank, str(error).splitlines()[0])
+                return LOST
             log.exception("rank %d failed", ranks.rank)
             _record_failure(run, f"{type(error).__name__}: {error}")
             return FAILED
+        if ranks.is_main:
+            attempts.end(run, "done")
     return DONE
+
+
+def _record_interrupt(run: RunDir, ranks: Ranks, number: int) -> None:
+    last = Checkpoints(run.checkpoints).last()
+    state = f"saved as {last}" if last else "nothing to save yet"
+    name = signal.Signals(number).name if number else "a request"
+    log.info("interrupted by %s; %s. Run the same command again to resume.", name, state)
+    if ranks.is_main:
+        run.write_status(state="interrupted", signal=name)
+        attempts.end(run, "interrupted", name)
 
 
 def _record_failure(run: RunDir, error: str) -> None:
     """Note the error, unless another rank has: its end is what makes the other ranks' exchanges fail."""
-    if run.read_status()["state"] != "failed":
+    if run.read_status()["state"] == "failed":
+        return
+    try:
         run.write_status(state="failed", error=error)
+        attempts.end(run, "failed", error)
+    except OSError as refusal:  # the error itself may be that the disk is full
+        log.error("%s: the failure cannot be noted (%s)", run.path, refusal.strerror)
 
 
 def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopRequest) -> None:
     if ranks.is_main:
-        run.write_status(state="running", error=None, host=socket.gethostname(), pid=os.getpid())
+        run.write_status(
+            state="running", error=None, signal=None, host=attempts.node_name(), pid=os.getpid(), job=attempts.job_id()
+        )
+        _refuse_hopeless(run, config)
         with atomic_write(run.environment) as file:
             json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)
     task = DetectionTask(config, ranks)
@@ -110,6 +140,8 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
         count = sum(parameter.numel() for parameter in group["params"])
         log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
     resumed = trainer.restore()
+    if ranks.is_main:
+        attempts.begin(run, trainer.step, lost=_steps_done(run) - trainer.step)
     progress.beat(now=True, step=trainer.step)
     metrics = MetricsWriter(run, resumed) if ranks.is_main else None
     if metrics is not None and metrics.last("cost/ms") is None:
@@ -120,6 +152,19 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
     if metrics is not None:
         metrics.close()
     progress.beat(now=True, state="done")
+
+
+def _refuse_hopeless(run: RunDir, config: ExperimentConfig) -> None:
+    """Raise UserError when the machine has failed under this run too often."""
+    retries = config.retries if config.slurm.retries is None or not attempts.job_id() else config.slurm.retries
+    if reason := attempts.exhausted(run, retries):
+        raise UserError(reason)
+
+
+def _steps_done(run: RunDir) -> int:
+    """The last step that earlier starts are known to have done, saved or not."""
+    rows = [row["step"] for row in run.read_metrics()]
+    return max([run.last_step(), run.read_status().get("step", 0), *rows])
 
 
 @contextmanager
@@ -148,6 +193,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m attnzoo.engine.worker RUN_DIR")
     exit_code = main(sys.argv[1])
-    if exit_code != FAILED:
+    if exit_code not in (FAILED, LOST):
         distributed.leave()
     sys.exit(exit_code)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from attnzoo.sweep.folder import Planned
+from attnzoo.sweep.outcome import Outcome
 
 
 class Display:
@@ -50,10 +51,14 @@ class Display:
         for name in [name for name in self._tasks if name not in names]:
             self._progress.remove_task(self._tasks.pop(name))
 
-    def finish(self, planned: Planned) -> None:
+    def finish(self, planned: Planned, outcome: Outcome, again: bool) -> None:
         """A run ended."""
         status = planned.dir.read_status()
-        self._say(f"{planned.dir.path.name}: {status['state']}{_values(status, ' at step {}/{}')}")
+        reason = f" ({outcome.reason})" if outcome.reason else ""
+        self._say(f"{planned.dir.path.name}: {outcome.kind}{reason}{_values(status, ' at step {}/{}')}")
+        if again:
+            self.begun -= 1
+            self._say(f"{planned.dir.path.name}: is tried again")
 
     def _show(self, planned: Planned) -> None:
         name, status = planned.dir.path.name, planned.dir.read_status()

@@ -1,5 +1,7 @@
 """From the `sweep:` block to variants and seeds."""
 
+import copy
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +13,15 @@ from attnzoo.config.schema import ExperimentConfig, SweepConfig
 from attnzoo.errors import UserError, nearest
 
 # What belongs to the whole sweep and cannot differ between its runs.
-FIXED = ("name", "description", "output", "launcher", "jobs", "sweep", "seed")
+FIXED = ("name", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of a sweep. `name` is readable and tells it from the others; `digest` is that of its config.
 
-    `changes` maps full keys to the sweep's values, `options` the same by their short labels; neither has the seed.
+    `changes` maps full keys to the sweep's values, `options` those that shape results by their short labels; neither
+    has the seed.
     """
 
     name: str
@@ -48,20 +51,34 @@ def expand(experiment: Experiment) -> list[Run]:
     ]
     if not chosen:
         raise UserError(f"{experiment.path}: sweep.exclude leaves no run")
-    variants = [dict(flatten(changes)) for changes, _ in chosen]
-    runs = [
-        _make(experiment, changes, options, seed)
-        for (changes, seed), options in zip(chosen, label(variants), strict=True)
-    ]
+    variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
+    make = _Maker(experiment)
+    runs = [make(changes, options, seed) for (changes, seed), options in zip(chosen, label(variants), strict=True)]
     _refuse_twins(runs, str(experiment.path))
     return runs
 
 
-def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> Run:
-    parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
-    name = "-".join(parts).replace("/", "_").replace(" ", "")
-    config = single(experiment.config(changes | {"seed": seed}, where=f"{experiment.path}: sweep, run {name}"))
-    return Run(name, changes, options, config, digest(config))
+class _Maker:
+    """Makes the runs of an experiment; the seeds of a variant share its config unless that refers to other keys."""
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._refers = "${" in repr(experiment.layers)
+        self._variant: tuple[dict[str, Any], ExperimentConfig] | None = None
+
+    def __call__(self, changes: dict[str, Any], options: dict[str, Any], seed: int) -> Run:
+        parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
+        name = "-".join(parts).replace("/", "_").replace(" ", "")
+        if self._variant is None or self._variant[0] != changes or self._refers:
+            where = f"{self._experiment.path}: sweep, run {name}"
+            self._variant = changes, single(self._experiment.config(changes | {"seed": seed}, where))
+        config = dataclasses.replace(copy.deepcopy(self._variant[1]), seed=seed)
+        return Run(name, changes, options, config, digest(config))
+
+
+def _of_results(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes without what a run asks of a cluster, which may go side by side with them."""
+    return {key: value for key, value in changes.items() if key.split(".")[0] != "slurm"}
 
 
 def _combinations(sweep: SweepConfig) -> Iterator[dict[str, Any]]:

@@ -1,17 +1,15 @@
-"""The folder of a sweep: where each run goes, and the ledger sweep.json."""
+"""The folder of a sweep: where each run goes, and what the ledger says of it."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.load import digest, load, save
+from attnzoo.config.load import digest, load, save, text
 from attnzoo.errors import UserError
-from attnzoo.rundir import RunDir, atomic_write
+from attnzoo.ledger import Ledger
+from attnzoo.rundir import RunDir
 from attnzoo.sweep.expand import Run
-
-LEDGER = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class SweepFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.ledger = path / LEDGER
+        self.ledger = Ledger(path)
 
     def place(self, runs: Iterable[Run], at: str | None = None) -> list[Planned]:
         """Where each run goes: the folder of its name, or `at`.
@@ -47,51 +45,50 @@ class SweepFolder:
             planned.append(Planned(run, RunDir(folder)))
         return planned
 
-    def create(self, planned: Sequence[Planned], experiment: str) -> None:
-        """Write the ledger, then every new run's config, before anything trains.
+    def create(self, planned: Sequence[Planned], experiment: str, todo: Sequence[Planned] = ()) -> None:
+        """Write the ledger, then the config of every new run and of those in `todo`, before anything trains.
+
+        The latter start again, and what does not shape their results may have changed.
 
         Entries of earlier sweeps in this folder stay if they were started. Raises UserError where nothing can be
         written.
         """
         try:
-            known = self.entries()
-            kept = {name: entry for name, entry in known.items() if (self.path / name / "status.json").exists()}
-            entries = {p.dir.path.name: _entry(p, known.get(p.dir.path.name)) for p in planned}
-            self._write({"experiment": experiment, "runs": kept | entries})
+            with self.ledger.changing() as content:
+                known = content["runs"]
+                kept = {name: entry for name, entry in known.items() if self._started(name, entry)}
+                entries = {p.dir.path.name: _entry(p, known.get(p.dir.path.name, {})) for p in planned}
+                content |= {"experiment": experiment, "runs": kept | entries}
+            again = {p.dir.path for p in todo}
             for p in planned:
-                if not p.dir.config.exists():
+                if p.dir.path in again or not p.dir.config.exists():
                     save(p.run.config, p.dir.config)
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
 
     def attempt(self, planned: Planned) -> None:
         """Count one more start of a run."""
-        ledger = json.loads(self.ledger.read_text())
-        ledger["runs"][planned.dir.path.name]["attempts"] += 1
-        self._write(ledger)
+        with self.ledger.changing() as content:
+            entry = content["runs"][planned.dir.path.name]
+            entry["attempts"] += 1
+            entry.pop("cancelled", None)
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The ledger's runs by folder name; none where there is no ledger yet."""
-        try:
-            return dict(json.loads(self.ledger.read_text())["runs"])
-        except FileNotFoundError:
-            return {}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{self.ledger}: damaged; move it away, and it is made anew") from None
+        return dict(self.ledger.read()["runs"])
 
-    def _write(self, ledger: dict[str, Any]) -> None:
-        with atomic_write(self.ledger) as file:
-            json.dump(ledger, file, indent=1)
+    def _started(self, name: str, entry: dict[str, Any]) -> bool:
+        return "submission" in entry or (self.path / name / "status.json").exists()
 
 
-def _entry(planned: Planned, known: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(planned: Planned, known: dict[str, Any]) -> dict[str, Any]:
     run = planned.run
-    return {
+    return known | {
         "overrides": run.changes,
         "options": run.options,
         "seed": run.seed,
         "digest": run.digest,
-        "attempts": known["attempts"] if known else 0,
+        "attempts": known.get("attempts", 0),
     }
 
 
@@ -100,6 +97,8 @@ def _holds(folder: Path, run: Run) -> bool:
     config = RunDir(folder).config
     if not config.exists():
         return not any(folder.iterdir())
+    if config.read_text() == text(run.config):  # loading would take ten times as long
+        return True
     try:
         held = load(config)
     except UserError:  # from another version of the schema, or edited: not this config

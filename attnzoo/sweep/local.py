@@ -5,31 +5,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from attnzoo.rundir import RunDir
+from attnzoo.sweep import outcome
 from attnzoo.sweep.folder import Planned
+from attnzoo.sweep.outcome import Kind, Outcome
 
-WORKER = "attnzoo.engine.worker"
+WORKER, LAUNCH = "attnzoo.engine.worker", "attnzoo.engine.launch"
 POLL_SECONDS = 0.2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass
-class Outcome:
-    """How a sweep ended: the exit code of every run that was started, and whether it was interrupted."""
+class Ended:
+    """How a sweep ended: what became of every run that was started, and whether it was interrupted."""
 
-    codes: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
     interrupted: bool = False
 
 
 def command(run: RunDir, processes: int) -> list[str]:
-    """What trains a run: the worker, under torchrun if it has several processes."""
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    return [sys.executable, "-m", *(launcher if processes > 1 else []), WORKER, str(run.path)]
+    """What trains a run: the worker, or several of them."""
+    what = [LAUNCH, str(processes)] if processes > 1 else [WORKER]
+    return [sys.executable, "-m", *what, str(run.path)]
 
 
 class Watcher(Protocol):
@@ -41,50 +44,82 @@ class Watcher(Protocol):
     def update(self, running: list[Planned]) -> None:
         """These runs are running; called several times a second."""
 
-    def finish(self, planned: Planned) -> None:
-        """A run's process ended."""
+    def finish(self, planned: Planned, outcome: Outcome, again: bool) -> None:
+        """A run's process ended; `again` says that it is tried once more."""
 
 
-def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Outcome:
+def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Ended:
     """Train `planned`, `jobs` at a time; one that fails does not stop the others.
 
-    Ctrl-C lets every run finish its step and save; a second one ends them at once.
+    A run that is killed, not by its own program, is started again at once, up to its `retries`. Ctrl-C lets every
+    run finish its step and save; a second one ends them at once.
     """
-    waiting, running, outcome = list(planned), list[_Running](), Outcome()
+    waiting, running, ended = list(planned), list[_Running](), Ended()
     with _Interrupts(running) as interrupts:
         while running or (waiting and not interrupts.count):
             while waiting and len(running) < jobs and not interrupts.count:
                 following = waiting.pop(0)
                 watcher.start(following)
-                running.append(_Running(following, _start(following)))
+                running.append(_start(following))
             time.sleep(POLL_SECONDS)
             watcher.update([one.planned for one in running])
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                outcome.codes[one.planned.dir.path.name] = one.process.returncode
-                watcher.finish(one.planned)
-        outcome.interrupted = bool(interrupts.count)
-    return outcome
+                result = _conclude(one)
+                again = result.kind is Kind.MACHINE and not interrupts.count
+                ended.outcomes[one.planned.dir.path.name] = result
+                watcher.finish(one.planned, result, again)
+                if again:
+                    waiting.insert(0, one.planned)
+        ended.interrupted = bool(interrupts.count)
+    return ended
 
 
 class _Running(NamedTuple):
     planned: Planned
     process: subprocess.Popen[bytes]
+    began: float
 
 
-def _start(planned: Planned) -> subprocess.Popen[bytes]:
-    config = planned.run.config
+def _conclude(one: _Running) -> Outcome:
+    """What became of a run, written down; a machine failure too many is a failure."""
+    run = one.planned.dir
+    result = outcome.judge(run, one.process.returncode, one.began)
+    try:
+        outcome.record(run, result)
+        reason = outcome.give_up(run, one.planned.run.config.retries) if result.kind is Kind.MACHINE else None
+    except OSError as error:
+        return Outcome(Kind.FAILED, f"{result.reason}; {run.path}: cannot be written ({error.strerror})")
+    return result if reason is None else Outcome(Kind.FAILED, reason)
+
+
+def _start(planned: Planned) -> _Running:
+    config, began = planned.run.config, time.time()
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(config.threads))
     # The worker logs to log.txt itself; what it cannot log (a crash, torchrun's own words) goes there from stderr.
-    with planned.dir.log.open("ab") as log:
-        return subprocess.Popen(
+    with crash_log(planned.dir) as stderr:
+        process = subprocess.Popen(
             command(planned.dir, config.processes),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=log,
+            stderr=stderr,
             start_new_session=True,  # a terminal's Ctrl-C comes through us, once
         )
+    return _Running(planned, process, began)
+
+
+@contextmanager
+def crash_log(run: RunDir) -> Iterator[IO[bytes] | None]:
+    """The run's log to append to; None, which is our own stderr, where it cannot be written."""
+    try:
+        file = run.log.open("ab")
+    except OSError as error:
+        print(f"{run.log}: cannot be written ({error.strerror})", file=sys.stderr)
+        yield None
+    else:
+        with file:
+            yield file
 
 
 class _Interrupts:
@@ -106,7 +141,7 @@ class _Interrupts:
         self.count += 1
         if self.count == 1:
             print("\nstopping: every run finishes its step and saves (Ctrl-C again ends them at once)", file=sys.stderr)
-        for _, process in self._running:
+        for _, process, _ in self._running:
             if process.poll() is not None:
                 continue
             if self.count == 1:

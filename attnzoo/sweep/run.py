@@ -3,31 +3,43 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from attnzoo import attempts, scheduler
 from attnzoo.config.labels import text
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
+from attnzoo.ledger import NAME as LEDGER
 from attnzoo.report.compare import compare, write
+from attnzoo.report.status import RunState, collect
 from attnzoo.report.table import show
 from attnzoo.rundir import RunDir
 from attnzoo.sweep import local
 from attnzoo.sweep.display import Display
 from attnzoo.sweep.expand import Run, expand
-from attnzoo.sweep.folder import LEDGER, Planned, SweepFolder
+from attnzoo.sweep.folder import Planned, SweepFolder
+from attnzoo.sweep.outcome import Kind
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+ONLY = {
+    "failed": lambda one: one.state == "failed",
+    "missing": lambda one: one.missing,
+    "interrupted": lambda one: one.state in ("interrupted", "cancelled", "dead"),
+}
 
 
-def run(path: str, overrides: Sequence[str], dry_run: bool = False) -> int:
-    """Train what `path` describes, or list it; returns the exit code.
+def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | None = None) -> int:
+    """Train or submit what `path` describes, or list it; returns the exit code.
 
-    0 everything is done, 1 a run failed, 130 interrupted. Raises UserError, with nothing written, for whatever in
-    any run's config is not allowed.
+    `only` chooses among the runs that are neither done nor being worked on: those that failed, those that are missing
+    because nobody was ever told to train them, or those that were interrupted.
+
+    0 everything is done or submitted, 1 a run failed, 130 interrupted. Raises UserError, with nothing written, for
+    whatever in any run's config is not allowed.
     """
     experiment = Experiment(path, overrides)
     runs = expand(experiment)
@@ -35,20 +47,65 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False) -> int:
 
     validate(runs)
     folder, planned = _place(experiment, runs)
-    if dry_run:
-        _list(planned)
-        return DONE
-    if "RANK" in os.environ:
+    config = experiment.config()
+    if _is_one_of_several_processes():
         return _train_here(folder, planned, str(experiment.path))
-    folder.create(planned, str(experiment.path))
-    outcome = _train(folder, planned, experiment.config().jobs)
+    states = _states(folder)
+    todo = [p for p in planned if _wanted(p, states.get(p.dir.path.name), only)]
+    if config.launcher == "slurm":
+        return _submit(experiment, folder, planned, todo, dry_run)
+    if dry_run:
+        _list(planned, states)
+        return DONE
+    folder.create(planned, str(experiment.path), todo)
+    ended = _train(folder, planned, todo, config.jobs)
     _conclude(folder, planned)
-    failures = _report_failures(planned, outcome)
-    if outcome.interrupted:
+    failures = _report_failures(planned, ended)
+    if ended.interrupted:
         again = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
         print(f"interrupted; to resume, run the same command again: {again}", file=sys.stderr)
         return INTERRUPTED
     return FAILED if failures else DONE
+
+
+def _is_one_of_several_processes() -> bool:
+    """Whether torchrun started us, or srun with others."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def _states(folder: SweepFolder) -> dict[str, RunState]:
+    return {one.name: one for one in collect(folder.path)} if folder.ledger.path.exists() else {}
+
+
+def _wanted(planned: Planned, state: RunState | None, only: str | None) -> bool:
+    """Whether a run is to be started now: it is not done, nobody works on it, and it is of the kind asked for."""
+    state = state or RunState(planned.dir.path.name, "pending", missing=True)
+    return state.state != "done" and not state.active and (only is None or ONLY[only](state))
+
+
+def _submit(
+    experiment: Experiment, folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Planned], dry_run: bool
+) -> int:
+    from attnzoo.sweep import slurm
+
+    found = slurm.groups(todo)
+    if scheduler.available():
+        slurm.check(found, folder)
+    elif not dry_run:
+        raise UserError("launcher = 'slurm': SLURM is not installed here (no squeue); log in to a machine that has it")
+    if dry_run:
+        _list(planned, _states(folder))
+        print(slurm.describe(found, folder))
+        if not scheduler.available():
+            print("SLURM is not installed here: whether it would take these jobs was not checked")
+        return DONE
+    folder.create(planned, str(experiment.path), todo)
+    for line in slurm.submit(found, folder):
+        print(line)
+    if left_out := len(planned) - len(todo):
+        print(f"{left_out} of {len(planned)} runs are done, submitted already or not asked for")
+    print(f"to follow them: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
+    return DONE
 
 
 def _place(experiment: Experiment, runs: list[Run]) -> tuple[SweepFolder, list[Planned]]:
@@ -62,10 +119,14 @@ def _place(experiment: Experiment, runs: list[Run]) -> tuple[SweepFolder, list[P
     return folder, folder.place(runs)
 
 
-def _train(folder: SweepFolder, planned: Sequence[Planned], jobs: int) -> local.Outcome:
-    todo = [p for p in planned if p.state != "done"]
-    if skipped := len(planned) - len(todo):
-        print(f"{skipped} of {len(planned)} runs are done already")
+def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Planned], jobs: int) -> local.Ended:
+    done = sum(p.state == "done" for p in planned)
+    if done:
+        print(f"{done} of {len(planned)} runs are done already")
+    if left_out := len(planned) - done - len(todo):
+        print(f"{left_out} of {len(planned)} runs are being worked on or not asked for")
+    with folder.ledger.changing() as content:
+        content["local"] = {"host": attempts.node_name(), "pid": os.getpid()}
     with Display(len(todo), folder.attempt) as display:
         return local.train(todo, jobs, display)
 
@@ -109,32 +170,24 @@ def _conclude(folder: SweepFolder, planned: Sequence[Planned]) -> None:
     hparams.write(folder.path, runs)
 
 
-def _report_failures(planned: Sequence[Planned], outcome: local.Outcome) -> int:
+def _report_failures(planned: Sequence[Planned], ended: local.Ended) -> int:
     """Name every run that ended in an error, with its log; returns how many."""
-    failed = [p for p in planned if outcome.codes.get(p.dir.path.name, DONE) not in (DONE, INTERRUPTED)]
-    for p in failed:
-        code = outcome.codes[p.dir.path.name]
-        status = p.dir.read_status()
-        reason = status.get("error") if status["state"] == "failed" else None
-        print(
-            f"failed: {p.run.name} (exit code {code}): {reason or last_line(p.dir.log)} (log: {p.dir.log})",
-            file=sys.stderr,
-        )
-    return len(failed)
+    count = 0
+    for p in planned:
+        outcome = ended.outcomes.get(p.dir.path.name)
+        if outcome is not None and outcome.kind in (Kind.FAILED, Kind.REFUSED, Kind.MACHINE):
+            print(f"{outcome.kind}: {p.run.name}: {outcome.reason} (log: {p.dir.log})", file=sys.stderr)
+            count += 1
+    return count
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing"
-
-
-def _list(planned: Sequence[Planned]) -> None:
+def _list(planned: Sequence[Planned], states: Mapping[str, RunState]) -> None:
     table = Table(title=f"{len(planned)} runs")
     for heading in ("run", "state", "changes", "folder"):
         table.add_column(heading, overflow="fold")
     for p in planned:
         changes = ", ".join(f"{key}={text(value)}" for key, value in p.run.changes.items())
-        table.add_row(p.run.name, p.state, changes or "none", str(p.dir.path))
+        state = states[p.dir.path.name].state if p.dir.path.name in states else p.state
+        table.add_row(p.run.name, state, changes or "none", str(p.dir.path))
     # A file or pipe has no width to keep to.
     Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)

@@ -32,7 +32,7 @@ def _validate(config: ExperimentConfig) -> None:
     chosen = config.model.num_classes or classes
     if chosen < classes:
         raise UserError(f"model.num_classes = {chosen}: the data set has {classes} classes")
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)")
     with torch.device("meta"):
         models.build(config.model, chosen)

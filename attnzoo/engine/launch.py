@@ -1,0 +1,26 @@
+"""The processes of one run on this machine: `python -m attnzoo.engine.launch PROCESSES RUN_DIR`.
+
+torchrun, but for its exit code: it is that of the process that failed, 128 and the signal where it was killed.
+"""
+
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from attnzoo.engine import worker
+
+
+def main(processes: int, run_dir: str) -> int:
+    """Run the worker in each process; returns the exit code."""
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", worker.__name__, run_dir])
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        killed = [code for code in codes if code < 0]
+        return 128 - killed[0] if killed else min(codes)  # worker.FAILED says more than worker.LOST
+    return worker.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))

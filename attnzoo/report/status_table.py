@@ -1,0 +1,76 @@
+"""`attnzoo status`: a table, JSON, or a table that keeps up."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from attnzoo.report.status import RunState, collect, counts
+
+WATCH_SECONDS = 2.0
+
+
+def show(sweep: Path, watch: bool, as_json: bool) -> int:
+    """Print where the runs of `sweep` are; with `watch` until none is active. Returns 1 if a run failed or is dead."""
+    states = collect(sweep)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in states], indent=1))
+    elif watch:
+        states = _watch(sweep, states)
+    else:
+        _console().print(table(sweep, states))
+    return int(any(one.state in ("failed", "dead") for one in states))
+
+
+def table(sweep: Path, states: Sequence[RunState]) -> Table:
+    """The runs, one a row; how many are in which state as its title."""
+    title = ", ".join(f"{count} {state}" for state, count in counts(states).items())
+    found = Table("run", "state", "step", "AP", "left", "requeued", "job", "note", title=f"{sweep}: {title}")
+    for one in states:
+        step = "" if one.step is None else f"{one.step}/{one.steps}"
+        ap = "" if one.ap is None else f"{one.ap:.3f}"
+        found.add_row(
+            one.name,
+            one.state,
+            step,
+            ap,
+            _duration(one.left),
+            _requeued(one),
+            one.job or "",
+            one.note,
+        )
+    return found
+
+
+def _requeued(one: RunState) -> str:
+    if not one.requeued and not one.machine_failures:
+        return ""
+    failures = one.machine_failures
+    return f"{one.requeued}" + (f", {failures} machine failure{'s' if failures > 1 else ''}" if failures else "")
+
+
+def _duration(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=1000)  # a pipe has no width to keep to
+
+
+def _watch(sweep: Path, states: list[RunState]) -> list[RunState]:
+    with Live(table(sweep, states), console=_console(), auto_refresh=False) as live:
+        while any(one.active for one in states):
+            time.sleep(WATCH_SECONDS)
+            states = collect(sweep)
+            live.update(table(sweep, states), refresh=True)
+    return states

@@ -1,0 +1,46 @@
+"""Stopping runs for good: they save if there is time, and nothing starts them again but a new submission."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnzoo import scheduler
+from attnzoo.attempts import node_name
+from attnzoo.errors import unknown
+from attnzoo.ledger import Ledger
+from attnzoo.report.status import RunState, adopt, collect
+from attnzoo.rundir import RunDir
+
+
+def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
+    """Cancel the active runs of a sweep, or those of `names`; returns what was done, a line for each kind.
+
+    Raises UserError for a name that is not a run of the sweep, and scheduler.Unreachable.
+    """
+    states = {one.name: one for one in collect(sweep)}
+    for name in names:
+        if name not in states:
+            raise unknown("run", name, states, str(sweep))
+    chosen = [states[name] for name in names or states if states[name].active]
+    ledger = Ledger(sweep)
+    with ledger.changing() as content:
+        adopt(ledger, content)
+        for one in chosen:
+            content["runs"][one.name]["cancelled"] = time.time()
+    jobs = [one.job for one in chosen if one.job]
+    scheduler.cancel(jobs)
+    here = [one for one in chosen if not one.job and _stop(RunDir(sweep / one.name), one)]
+    elsewhere = [one.name for one in chosen if not one.job and one.state == "running" and one not in here]
+    lines = [f"{len(chosen)} runs cancelled: {len(jobs)} jobs, {len(here)} processes here"]
+    return lines + [f"{name} runs on another machine, where it has to be cancelled" for name in elsewhere]
+
+
+def _stop(run: RunDir, state: RunState) -> bool:
+    """Ask a run's process on this machine to save and stop."""
+    status = run.read_status()
+    if state.state != "running" or status.get("host") != node_name():
+        return False
+    os.kill(status["pid"], signal.SIGTERM)
+    return True

@@ -1,0 +1,243 @@
+"""A real SLURM cluster on this machine, for trying sweeps and for tests: `cluster.py up DIR`, `cluster.py down DIR`.
+
+Two nodes, n1 and n2, and a controller of their own run as this user. Everything lies in DIR; nothing in /etc, /run or
+/var is read or written, and neither systemd nor root is needed. `up` writes DIR/env for the shell to source.
+"""
+
+import argparse
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+NEEDED = {
+    "munged": "munge",
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "squeue": "slurm-client",
+}
+SOCKET_LENGTH = 90
+START_SECONDS = 60
+STOP_SECONDS = 10
+
+# cred_expire is also how long a requeued job is held back. Preempted jobs get the signal that they asked for only with
+# preempt_send_user_signal and a grace time.
+CONF = """\
+ClusterName=local
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+MpiDefault=none
+SwitchType=switch/none
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=30,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+SlurmctldParameters=preempt_send_user_signal
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+EnforcePartLimits=ALL
+MaxArraySize=1001
+JobRequeue=1
+ReturnToService=2
+SlurmdTimeout=10
+SlurmctldTimeout=10
+KillWait=5
+CompleteWait=0
+MinJobAge=86400
+InactiveLimit=0
+MessageTimeout=5
+BatchStartTimeout=10
+TreeWidth=2
+{nodes}
+PartitionName=debug       Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 PriorityTier=10 PreemptMode=OFF
+PartitionName=preemptible Nodes=ALL Default=NO  MaxTime=60 DefaultTime=10 PriorityTier=1 GraceTime=8
+PartitionName=killable    Nodes=ALL Default=NO  MaxTime=60 DefaultTime=10 PriorityTier=1 GraceTime=0
+"""
+NODE = "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
+
+
+class ClusterError(RuntimeError):
+    """The cluster did not start. The message is one line."""
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("action", choices=("up", "down"))
+    parser.add_argument("folder", type=Path, help="where the cluster keeps its files, short: sockets lie in it")
+    parser.add_argument("--cpus", type=int, default=4, help="CPUs that each node claims to have")
+    given = parser.parse_args()
+    folder = given.folder.resolve()
+    if given.action == "down":
+        down(folder)
+        print(f"the cluster in {folder} is down")
+        return 0
+    try:
+        up(folder, given.cpus)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"two nodes are up; in this shell: . {folder / 'env'}")
+    return 0
+
+
+def up(folder: Path, cpus: int = 4) -> None:
+    """Start the cluster and wait until both nodes are idle. Raises ClusterError."""
+    _check_programs()
+    if _pids(folder):
+        raise ClusterError(f"a cluster runs in {folder} already")
+    if len(str(folder)) > SOCKET_LENGTH:
+        raise ClusterError(f"{folder}: the path is too long for a socket; name a folder in /tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("state", "log", "spool/n1", "spool/n2"):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    _configure(folder, cpus)
+    try:
+        _start(folder)
+    except BaseException:
+        down(folder)
+        raise
+
+
+def down(folder: Path) -> None:
+    """Cancel what runs, then end the daemons, the last one first."""
+    pids = _pids(folder)
+    if any(name == "slurmctld" for _, name in pids):
+        _run(folder, "scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
+        _run(folder, "scancel", "--user", getpass.getuser())
+        _wait(STOP_SECONDS, lambda: not _run(folder, "squeue", "--noheader"))
+    for pid, name in reversed(pids):
+        os.kill(pid, signal.SIGTERM)
+        if not _wait(STOP_SECONDS, lambda pid=pid, name=name: not _alive(pid, name)):
+            os.kill(pid, signal.SIGKILL)
+    (folder / "pids").unlink(missing_ok=True)
+
+
+def start_node(folder: Path, name: str) -> int:
+    """Start the daemon of a node; returns its process id."""
+    return _launch(folder, f"slurmd-{name}", "slurmd", "-D", "-N", name, "-f", str(folder / "slurm.conf"))
+
+
+def _check_programs() -> None:
+    os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/sbin"  # where daemons are, and an ordinary user's PATH is not
+    missing = [program for program in NEEDED if shutil.which(program) is None]
+    if missing:
+        packages = " ".join(dict.fromkeys(NEEDED[program] for program in missing))
+        raise ClusterError(f"{', '.join(missing)} missing: install SLURM (Debian: apt-get install {packages})")
+
+
+def _configure(folder: Path, cpus: int) -> None:
+    host, (port, *ports) = socket.gethostname().split(".")[0], _free_ports(3)
+    lines = [NODE.format(number=i, host=host, port=p, cpus=cpus) for i, p in enumerate(ports, start=1)]
+    text = CONF.format(host=host, port=port, user=getpass.getuser(), folder=folder, nodes="\n".join(lines))
+    (folder / "slurm.conf").write_text(text)
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # left to detect it, slurmd fails without cgroups
+    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+    (folder / "munge.key").chmod(0o600)
+    (folder / "env").write_text(f"export SLURM_CONF='{folder}/slurm.conf'\n")
+
+
+def _start(folder: Path) -> None:
+    files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "seed-file": "munge.seed"}
+    options = [f"--{option}={folder / name}" for option, name in {**files, "log-file": "log/munge.log"}.items()]
+    _launch(folder, "munged", "munged", "--foreground", "--force", *options)
+    if not _wait(START_SECONDS, (folder / "munge.socket").exists):
+        raise ClusterError(f"munged did not start; see {folder}/log")
+    _launch(folder, "slurmctld", "slurmctld", "-D", "-i", "-f", str(folder / "slurm.conf"))
+    for name in ("n1", "n2"):
+        start_node(folder, name)
+    if not _wait(START_SECONDS, lambda: _idle_nodes(folder) == 2):
+        raise ClusterError(f"the nodes did not become idle within {START_SECONDS} s; see {folder}/log")
+
+
+def _idle_nodes(folder: Path) -> int:
+    return _run(folder, "sinfo", "--noheader", "--Node", "--partition=debug", "--format=%T").split().count("idle")
+
+
+def _launch(folder: Path, name: str, *command: str) -> int:
+    """A daemon in a session of its own, so that it outlives this program."""
+    with (folder / "log" / f"{name}.out").open("ab") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(folder), start_new_session=True
+        )
+    with (folder / "pids").open("a") as pids:
+        pids.write(f"{process.pid} {name}\n")
+    return process.pid
+
+
+def _run(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, env=_environment(folder), text=True, capture_output=True, timeout=30)
+    return done.stdout
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Our environment without a surrounding job's variables."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+    return kept | {"SLURM_CONF": str(folder / "slurm.conf")}
+
+
+def _pids(folder: Path) -> list[tuple[int, str]]:
+    """The daemons that run, in the order of their start."""
+    file = folder / "pids"
+    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return [(int(pid), name) for pid, name in lines if _alive(int(pid), name)]
+
+
+def _alive(pid: int, name: str) -> bool:
+    """Whether the process runs and is that daemon: after a restart of the machine its number may be another's."""
+    try:
+        program, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return program == name.split("-")[0] and rest.split()[0] != "Z"
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _wait(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether the condition came true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
