@@ -185,7 +185,9 @@ def test_any_sizes_and_places(shapes, sizes, level, data):
 @pytest.mark.parametrize("queries", [1, 40])
 def test_strided_and_expanded_arguments(queries, form, level):
     args = call(form, queries=queries, dtype=F32)
-    strided = [t.flip(0).transpose(1, -1).contiguous().transpose(1, -1).flip(0) if isinstance(t, Tensor) else t for t in args]
+    strided = [
+        t.flip(0).transpose(1, -1).contiguous().transpose(1, -1).flip(0) if isinstance(t, Tensor) else t for t in args
+    ]
     assert not any(t.is_contiguous() for t in strided[2:] if t.shape[1] > 1)
     strided = Fused(*strided) if isinstance(args, Fused) else strided
     for got, expected in zip(results(strided), results(args), strict=True):
@@ -193,7 +195,9 @@ def test_strided_and_expanded_arguments(queries, form, level):
 
 
 def test_infinite_pixels_spoil_only_what_reads_them(level):
-    value, shapes, locations, weights = arguments(((3, 4),), batch=1, queries=1, heads=1, points=1, head_dim=8, dtype=F32)
+    value, shapes, *_ = arguments(
+        ((3, 4),), batch=1, queries=1, heads=1, points=1, head_dim=8, dtype=F32
+    )
     value[0, 0] = math.inf
     for queries in (1, 30):
         off_by_one = torch.tensor([-0.1, 0.5 / 3]).expand(1, queries, 1, 1, 1, 2)  # left of the first pixel
