@@ -19,9 +19,7 @@ def check_ms_deform_attn(
     attention_weights: Tensor,
 ) -> None:
     """Raise TypeError for a wrong kind or dtype and ValueError for a wrong shape or device."""
-    _check_samples(
-        value, spatial_shapes, sampling_locations=sampling_locations, attention_weights=attention_weights
-    )
+    _check_samples(value, spatial_shapes, sampling_locations=sampling_locations, attention_weights=attention_weights)
 
 
 def check_ms_deform_attn_fused(

@@ -240,7 +240,13 @@ def _fused_forward_flops(
 
 @register_flop_formula(torch.ops.attnzoo.ms_deform_attn_fused_backward)
 def _fused_backward_flops(
-    grad_output: Any, value: Sequence[int], shapes: Any, references: Any, offsets: Any, logits: Sequence[int],
-    *_: Any, **__: Any
+    grad_output: Any,
+    value: Sequence[int],
+    shapes: Any,
+    references: Any,
+    offsets: Any,
+    logits: Sequence[int],
+    *_: Any,
+    **__: Any,
 ) -> int:
     return 2 * _forward_flops(value, shapes, offsets, logits)

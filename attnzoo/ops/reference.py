@@ -82,9 +82,7 @@ def ms_deform_attn_fused_backward(
     """Gradients of `ms_deform_attn_fused` by value, references, offsets and logits, given that of its output."""
     weights = _softmax(logits)
     locations = sampling_locations(spatial_shapes, references, offsets)
-    by_value, by_locations, by_weights = ms_deform_attn_backward(
-        grad_output, value, spatial_shapes, locations, weights
-    )
+    by_value, by_locations, by_weights = ms_deform_attn_backward(grad_output, value, spatial_shapes, locations, weights)
     by_logits = weights * (by_weights - (weights * by_weights).sum((-1, -2), keepdim=True))
     by_center = by_locations.sum((2, 4))
     units = _units(spatial_shapes, references, offsets)

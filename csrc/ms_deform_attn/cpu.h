@@ -58,6 +58,8 @@ struct Call {
   SampleLevels<T> in_map;
   SampleLevels<T> in_value;
 
+  const int64_t* order;  // the queries of an image in the order in which they are taken; null: as they come
+
   Storage storage;
   const void* value;     // (B, S, M, D)
   // Sampling locations and attention weights or, with references, offsets and logits.
@@ -77,6 +79,9 @@ struct Call {
   int64_t samples() const {
     return num_levels * points;
   }
+  int64_t query_at(int64_t position) const {
+    return order ? order[position] : position;
+  }
   // Channels of a row of a map: a multiple of four, which is the smallest vector.
   int64_t map_channels() const {
     return (head_dim + 3) / 4 * 4;
@@ -94,7 +99,7 @@ struct Call {
 
 template <typename T>
 struct Kernels {
-  // Output of the queries [begin, end), counted with the queries of an image's head in a row.
+  // Output of the queries at [begin, end), counted with the queries of an image's head in a row, in their order.
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
   // Gradients of tasks [begin, end); there is one per image, head and level group.
   void (*backward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);

@@ -111,19 +111,20 @@ void backward_levels(
   for (int64_t t = 0; t < kTile; ++t) {
     tile[t] = workspace.footprints(t, range.count);
   }
-  const int64_t end = (image + 1) * call.queries;
-  for (int64_t query = image * call.queries; query < end; query += kTile) {
-    const int64_t queries = std::min(kTile, end - query);
-    for (int64_t ahead = query + kAhead; ahead < std::min(query + kAhead + kTile, end); ++ahead) {
-      const int64_t item = ahead * call.heads + head;
+  const int64_t offset = image * call.queries;
+  for (int64_t first = 0; first < call.queries; first += kTile) {
+    const int64_t queries = std::min(kTile, call.queries - first);
+    for (int64_t ahead = first + kAhead; ahead < std::min(first + kAhead + kTile, call.queries); ++ahead) {
+      const int64_t item = (offset + call.query_at(ahead)) * call.heads + head;
       prefetch_samples(call, item, range);
       prefetch(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      place_samples<true>(call, query + t, head, range, workspace.staging, tile[t]);
+      place_samples<true>(call, offset + call.query_at(first + t), head, range, workspace.staging, tile[t]);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      backward_query<T, E>(call, (query + t) * call.heads + head, range, map, tile[t], workspace);
+      const int64_t item = (offset + call.query_at(first + t)) * call.heads + head;
+      backward_query<T, E>(call, item, range, map, tile[t], workspace);
     }
   }
   write_gradients<T, E>(call, image, head, range.begin, range.end, map);

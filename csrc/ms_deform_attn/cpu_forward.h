@@ -66,28 +66,29 @@ ATTNZOO_INLINE void gather(const Rows& source, const Footprints<T>& at, int64_t 
   }
 }
 
-// The queries [begin, end), counted over all images, for one head.
+// The queries at the positions [begin, end) of an image, for one head.
 template <bool kInMap, typename T, typename E, typename Rows>
 void forward_queries(
-    const Call<T>& call, int64_t head, int64_t begin, int64_t end, const Rows& source,    const Workspace<T>& workspace) {
+    const Call<T>& call, int64_t image, int64_t head, int64_t begin, int64_t end, const Rows& source,    const Workspace<T>& workspace) {
   const LevelRange<T> range(call, kInMap ? call.in_map : call.in_value, 0, call.num_levels);
   Footprints<T> tile[kTile];
   for (int64_t t = 0; t < kTile; ++t) {
     tile[t] = workspace.footprints(t, call.samples());
   }
-  for (int64_t query = begin; query < end; query += kTile) {
-    const int64_t queries = std::min(kTile, end - query);
-    for (int64_t ahead = query + kAhead; ahead < std::min(query + kAhead + kTile, end); ++ahead) {
-      prefetch_samples(call, ahead * call.heads + head, range);
+  const int64_t offset = image * call.queries;
+  for (int64_t first = begin; first < end; first += kTile) {
+    const int64_t queries = std::min(kTile, end - first);
+    for (int64_t ahead = first + kAhead; ahead < std::min(first + kAhead + kTile, end); ++ahead) {
+      prefetch_samples(call, (offset + call.query_at(ahead)) * call.heads + head, range);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      place_samples<kInMap>(call, query + t, head, range, workspace.staging, tile[t]);
+      place_samples<kInMap>(call, offset + call.query_at(first + t), head, range, workspace.staging, tile[t]);
     }
     for (int64_t t = 0; t < queries; ++t) {
       for_chunks(call.map_channels(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
         gather<size.value>(source, tile[t], range.count, channel, workspace.row);
       });
-      const int64_t item = (query + t) * call.heads + head;
+      const int64_t item = (offset + call.query_at(first + t)) * call.heads + head;
       write_row(workspace.row, call.head_dim, static_cast<E*>(call.output) + item * call.head_dim);
     }
   }
@@ -102,16 +103,15 @@ void forward_as(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
     const int64_t head = begin / call.queries % call.heads;
     const int64_t first = begin % call.queries;
     const int64_t last = std::min(call.queries, first + end - begin);
-    const int64_t offset = image * call.queries;
     if (call.copy_pays(last - first)) {
       const Map<T> map{workspace.map, 0, call.map_channels()};
       fill_map<T, E>(call, image, head, 0, call.num_levels, map);
-      forward_queries<true, T, E>(call, head, offset + first, offset + last, MapRows<T>{map, call.in_map}, workspace);
+      forward_queries<true, T, E>(call, image, head, first, last, MapRows<T>{map, call.in_map}, workspace);
     } else {
       const int64_t between = call.heads * call.head_dim;
       const E* value = static_cast<const E*>(call.value) + image * call.tokens * between + head * call.head_dim;
       const auto* zeros = reinterpret_cast<const E*>(workspace.zeros);
-      forward_queries<false, T, E>(call, head, offset + first, offset + last, ValueRows<T, E>{value, between, zeros}, workspace);
+      forward_queries<false, T, E>(call, image, head, first, last, ValueRows<T, E>{value, between, zeros}, workspace);
     }
     begin += last - first;
   }
