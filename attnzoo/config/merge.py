@@ -34,7 +34,7 @@ class Settings:
 
     def __init__(self, schema: Schema):
         self.schema = schema
-        self.values: dict[str, Any] = OmegaConf.to_container(_defaults(schema))  # type: ignore[assignment]
+        self.values: dict[str, Any] = OmegaConf.to_container(_defaults(typing.cast(Any, schema)))  # type: ignore[assignment]
         self.sources: dict[str, str] = {}  # full key -> the layer that set it
 
     def lay(self, layer: Layer) -> None:
@@ -44,7 +44,7 @@ class Settings:
     def build(self) -> Any:
         """An instance of the schema, `${…}` resolved. Raises UserError for a missing key or a number out of range."""
         try:
-            built = OmegaConf.to_object(OmegaConf.merge(_defaults(self.schema), self.values))
+            built = OmegaConf.to_object(OmegaConf.merge(_defaults(typing.cast(Any, self.schema)), self.values))
         except MissingMandatoryValue as error:
             raise UserError(f"the key {error.full_key!r} is missing") from None
         except OmegaConfBaseException as error:
