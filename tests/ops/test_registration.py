@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from support_ops import arguments
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -204,9 +204,7 @@ def test_strided_and_expanded_arguments(queries, form, level):
 
 
 def test_infinite_pixels_spoil_only_what_reads_them(level):
-    value, shapes, *_ = arguments(
-        ((3, 4),), batch=1, queries=1, heads=1, points=1, head_dim=8, dtype=F32
-    )
+    value, shapes, *_ = arguments(((3, 4),), batch=1, queries=1, heads=1, points=1, head_dim=8, dtype=F32)
     value[0, 0] = math.inf
     for queries in (1, 30):
         off_by_one = torch.tensor([-0.1, 0.5 / 3]).expand(1, queries, 1, 1, 1, 2)  # left of the first pixel
