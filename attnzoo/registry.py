@@ -80,6 +80,16 @@ class Registry(Generic[T]):
             if parameter.default is parameter.empty and option not in options:
                 raise UserError(f"{place}{self.kind} {name!r} needs the option {option!r}")
 
+    def complete(self, block: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        """A block `{name: …, option: …}` with the options that it leaves out at their defaults.
+
+        Raises UserError, naming `where`, for an unknown name.
+        """
+        self.get(block["name"], where)
+        known = self.options(block["name"])
+        defaults = {name: option.default for name, option in known.items() if option.default is not option.empty}
+        return {"name": block["name"], **_plain(defaults), **{k: v for k, v in block.items() if k != "name"}}
+
     def build(self, name: str, *given: Any, where: str = "", **options: Any) -> Any:
         """Construct `name` from what the program knows (`given`) and the user's `options`.
 
@@ -91,6 +101,13 @@ class Registry(Generic[T]):
             return self.get(name)(*given, **options)
         except UserError as error:
             raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """A default as YAML would hold it: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:

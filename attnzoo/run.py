@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from attnzoo.errors import UserError
 
-REFUSED = 2
+REFUSED, INTERRUPTED = 2, 130
 
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -25,6 +25,9 @@ def report_errors(command: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def start(given: argparse.Namespace) -> int:

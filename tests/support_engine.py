@@ -27,7 +27,6 @@ class Regression:
 
     best_metric = "AP"
     batches_per_epoch = BATCHES
-    find_unused_parameters = False
 
     def __init__(self, batch_size: int = 4, dropout: float = 0.5, norm: bool = True, poison: int | None = None):
         torch.manual_seed(0)

@@ -48,6 +48,11 @@ def perturbed(module: Module) -> Module:
     return module.eval()
 
 
+def without_gradient(module: nn.Module) -> list[str]:
+    """Trainable parameters that a backward pass left without a gradient."""
+    return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+
+
 def padded_images(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Two images, the second with padding below: images, mask."""
     mask = torch.zeros(2, height, width, dtype=torch.bool)

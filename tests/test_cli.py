@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import run as attnzoo_run
@@ -58,6 +60,13 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
         (["tiny.yaml", "sweep.zip={model.decoder.attention.point: [3]}"], "did you mean 'points'?"),
         (["tiny.yaml", "model.heads=3"], "heads"),
         (["tiny.yaml", "model.num_classes=3"], "the data set has 10 classes"),
+        (["tiny.yaml", "model.queries=1000"], "has only 20 tokens"),
+        (["tiny.yaml", "model.backbone.options.in_chans=4"], "model: does not run on images of 32 x 32 pixels"),
+        (["tiny.yaml", "model.backbone.weights=none.pth"], "there is no file none.pth"),
+        (["tiny.yaml", "model.backbone.weights=tiny.yaml"], "tiny.yaml is not a state dict"),
+        (["tiny.yaml", "data.batch_size=1000"], "there are 24 training images"),
+        (["tiny.yaml", "seed=99999999999999999999999"], "at most 4294967295"),
+        (["tiny.yaml", "data.dataset.noise=loud"], "error: command line: run "),
         (["tiny.yaml", "plugins=[mine.py]"], "plugin"),
     ],
 )
@@ -105,6 +114,20 @@ def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, capture_output=True, timeout=300)
 
 
+def _assert_hparams(folder: Path, columns: set[str], runs: int) -> None:
+    """Every one of the folder's runs says what it has for every column."""
+
+    def content(path: Path) -> HParamsPluginData:
+        events = EventAccumulator(str(path)).Reload()
+        (found,) = [content for tag, content in events.PluginTagToContent("hparams").items() if "end" not in tag]
+        return HParamsPluginData.FromString(found)
+
+    assert {info.name for info in content(folder).experiment.hparam_infos} == columns
+    sessions = [content(path.parent).session_start_info for path in folder.glob("*/*.hparams")]
+    assert len(sessions) == runs
+    assert all(set(session.hparams) == columns for session in sessions)
+
+
 @pytest.mark.slow
 def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
     first = sweep()
@@ -121,6 +144,13 @@ def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
     assert again.returncode == 0
     assert "2 of 2 runs are done already" in again.stdout
     assert (folder / "points=1-seed=0" / "metrics.jsonl").read_text() == metrics
+
+    (folder / "older").mkdir()
+    (folder / "older" / "config.yaml").write_text("no: key of today\n")
+    other = sweep("sweep={grid: {train.optimizer.lr: [1e-3]}}")  # in the same folder
+    assert other.returncode == 0, other.stderr
+    assert len((folder / "comparison.csv").read_text().splitlines()) == 2
+    _assert_hparams(folder, {"points", "lr"}, runs=3)
 
     own = [sys.executable, "-m", "attnzoo.run", str(folder / "points=1-seed=0" / "config.yaml"), "--dry-run"]
     listed = subprocess.run(own, text=True, capture_output=True, check=True).stdout

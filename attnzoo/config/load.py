@@ -33,11 +33,7 @@ class Experiment:
 
         Raises UserError for anything in it that is not allowed.
         """
-        extra = [Layer(where, nested(ExperimentConfig, key, value)) for key, value in (changes or {}).items()]
-        settings = Settings(ExperimentConfig)
-        every = [*self.layers, *extra]
-        for layer in [*_profile_layers(every, self.path), *_preset_layers(every), *every]:
-            settings.lay(layer)
+        settings = self._settings(changes, where)
         settings.values["model"]["preset"] = None  # its keys are all written out now
         settings.values["slurm"]["profile"] = None
         if settings.values["name"] == "???":
@@ -46,6 +42,18 @@ class Experiment:
         _check_experiment(config, settings)
         config.plugins = [_plugin(plugin, self.path) for plugin in config.plugins]
         return config
+
+    def source(self, key: str, changes: Mapping[str, Any] | None = None, where: str = "sweep") -> str:
+        """What set `key`, as the beginning of a message: a file, the command line, `where`, or nothing."""
+        return self._settings(changes, where).where(key)
+
+    def _settings(self, changes: Mapping[str, Any] | None, where: str) -> Settings:
+        extra = [Layer(where, nested(ExperimentConfig, key, value)) for key, value in (changes or {}).items()]
+        settings = Settings(ExperimentConfig)
+        every = [*self.layers, *extra]
+        for layer in [*_profile_layers(every, self.path), *_preset_layers(every), *every]:
+            settings.lay(layer)
+        return settings
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -68,8 +76,9 @@ def text(config: ExperimentConfig) -> str:
 
 
 def digest(config: ExperimentConfig) -> str:
-    """Eight hexadecimal digits of everything that shapes a result but the seed."""
+    """Eight hexadecimal digits of everything that shapes a result but the seed; of a plugin's file, its content."""
     kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+    kept["plugins"] = [_content(plugin) for plugin in config.plugins]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -168,6 +177,13 @@ def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
 
 
 def _plugin(plugin: str, experiment: Path) -> str:
-    """A plugin's file relative to the experiment becomes absolute, so that a saved config finds it."""
-    beside = experiment.resolve().parent / plugin
-    return str(beside) if plugin.endswith(".py") and beside.is_file() else plugin
+    """A plugin's file, relative to the experiment or the current folder, by its whole path: a saved config finds it."""
+    if not plugin.endswith(".py"):
+        return plugin
+    found = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if path.is_file()]
+    return str(found[0]) if found else plugin
+
+
+def _content(plugin: str) -> str:
+    path = Path(plugin)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if plugin.endswith(".py") and path.is_file() else plugin

@@ -32,8 +32,8 @@ class Range:
         return math.isfinite(value) and above and below
 
     def __str__(self) -> str:
-        low = [] if self.low is None else [f"{'more than' if self.open_low else 'at least'} {self.low:g}"]
-        high = [] if self.high is None else [f"{'less than' if self.open_high else 'at most'} {self.high:g}"]
+        low = [] if self.low is None else [f"{'more than' if self.open_low else 'at least'} {self.low}"]
+        high = [] if self.high is None else [f"{'less than' if self.open_high else 'at most'} {self.high}"]
         return "a number " + " and ".join(low + high) if low or high else "a finite number"
 
 
@@ -42,6 +42,7 @@ NON_NEGATIVE = Range(low=0)
 POSITIVE = Range(low=0, open_low=True)
 SHARE = Range(low=0, high=1)
 BELOW_ONE = Range(low=0, high=1, open_high=True)
+SEED = Range(low=0, high=2**32 - 1)
 INSIDE_SHARE = Range(low=0, high=1, open_low=True, open_high=True)
 
 
@@ -201,7 +202,7 @@ class SweepConfig:
     grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replaced": True})
     zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replaced": True})
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations left out
-    seeds: list[int] = numbers([], NON_NEGATIVE)  # each variant runs once per seed; empty: [seed]
+    seeds: list[int] = numbers([], SEED)  # each variant runs once per seed; empty: [seed]
 
 
 @dataclass
@@ -231,7 +232,7 @@ class ExperimentConfig:
     name: str = MISSING
     description: str = ""
     output: str = "runs"
-    seed: int = number(0, NON_NEGATIVE)
+    seed: int = number(0, SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = number(1, COUNT)  # CPU threads per process: part of the result, never changed by `jobs`
     processes: int = number(1, COUNT)  # of one run, through torch.distributed

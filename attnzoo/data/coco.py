@@ -146,6 +146,14 @@ class CocoFolder:
     def num_classes(self) -> int:
         return len(self._categories)
 
+    @property
+    def shape(self) -> None:
+        return None
+
+    @property
+    def train_length(self) -> None:
+        return None
+
     def open(self, split: str, transform: Transform) -> DetectionDataset:
         """The split's images in the order of their ids; raises UserError for whatever is wrong with its files."""
         if split not in SPLITS:

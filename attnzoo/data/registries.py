@@ -25,6 +25,14 @@ class Source(Protocol):
     def num_classes(self) -> int:
         """The number of class indices that labels run over."""
 
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(h, w) in pixels where all images have the same, known without reading one."""
+
+    @property
+    def train_length(self) -> int | None:
+        """The number of training images where it is known without reading files."""
+
     def open(self, split: str, transform: Transform) -> Any:
         """The `DetectionDataset` of "train" or "val"."""
 

@@ -57,6 +57,14 @@ class DigitScenes(Look):
     def num_classes(self) -> int:
         return CLASSES
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
+
+    @property
+    def train_length(self) -> int:
+        return self.train_images
+
     def open(self, split: str, transform: Transform) -> DetectionDataset:
         """The split, from the cache; both splits are made if they are not there."""
         if split not in SPLITS:

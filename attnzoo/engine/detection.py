@@ -1,19 +1,21 @@
 """Object detection as a task for the training loop."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count, islice
 
 import torch
 
 from attnzoo import models
 from attnzoo.config.schema import ExperimentConfig
-from attnzoo.data import Batch, CocoEvaluator, Draw, EpochBatches, build_dataset, collate, loader, val_indices
+from attnzoo.data import Batch, CocoEvaluator, Draw, EpochBatches, build_dataset, collate, loader, outline, val_indices
 from attnzoo.engine.distributed import Ranks
 from attnzoo.engine.task import Forward, StepLoss
 from attnzoo.errors import UserError
 from attnzoo.inspect.cost import Cost, measure
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import DetectionLoss, seen
 from attnzoo.models.detr.postprocess import postprocess
+from attnzoo.models.trial import untrained
 
 
 class DetectionTask:
@@ -36,8 +38,11 @@ class DetectionTask:
         self.model = models.build(config.model, num_classes)
         self._loss = DetectionLoss(config.model.loss, num_classes, select=config.model.head.select)
         self.batches_per_epoch = len(self._epoch(0, 0))
-        # without losses on earlier layers, the heads that only those would train get no gradient
-        self.find_unused_parameters = not config.model.loss.auxiliary
+        with torch.device("meta"):
+            twin = models.build(config.model, num_classes)
+        # What no loss would train (a level that nothing reads, heads without auxiliary losses) is not to be trained.
+        for name in untrained(twin, outline(config.data).size, partial(seen, config.model.loss)):
+            self.model.get_parameter(name).requires_grad_(False)
 
     def _build_data(self) -> None:
         self.train = build_dataset(self.config.data, "train")

@@ -238,9 +238,7 @@ class Trainer:
 
     def _parallel(self) -> DistributedDataParallel:
         devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-        return DistributedDataParallel(
-            self.model, device_ids=devices, find_unused_parameters=self.task.find_unused_parameters
-        )
+        return DistributedDataParallel(self.model, device_ids=devices)
 
     def _autocast(self, model: Any) -> Forward:
         if self.config.precision == "fp32":

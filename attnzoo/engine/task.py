@@ -23,7 +23,6 @@ class Task(Protocol):
 
     best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
     batches_per_epoch: int  # of this rank
-    find_unused_parameters: bool  # whether some parameter gets no gradient in a step
 
     def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
         """The rank's batches from number `start` of the run on, without end; an epoch gives its first `per_epoch`.

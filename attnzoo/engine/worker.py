@@ -50,6 +50,8 @@ def main(run_dir: str | Path) -> int:
         for plugin in config.plugins:
             load_plugin(plugin, where="plugins")
         ranks = distributed.join(config.device)
+        if ranks.world != config.processes:
+            raise UserError(f"{run.config}: processes = {config.processes}, but {ranks.world} were started")
         with ExitStack() as held:
             _lock(run, ranks, held)
             code = DONE if ranks.share(run.read_status()["state"]) == "done" else _supervise(run, config, ranks)

@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         deepest = {stride: index for index, stride in enumerate(offered)}
         self.body = _create(config, out_indices=tuple(deepest[stride] for stride in config.strides))
         self.channels: list[int] = self.body.feature_info.channels()
-        if config.weights is not None and not next(self.body.parameters()).is_meta:
+        if config.weights is not None:
             _load(self.body, config.weights)
         if config.norm == "frozen":
             self.body = freeze_batch_norm_2d(self.body)
@@ -74,9 +74,24 @@ def _create(config: BackboneConfig, **more: Any) -> Any:
 
 
 def _load(body: nn.Module, path: str) -> None:
-    """Load a state dict, such as torchvision's ResNet-50, leaving out what features do not need."""
+    """Load a state dict, such as torchvision's ResNet-50, leaving out what features do not need.
+
+    It is read and compared on the meta device too, where there is nowhere to load it.
+    """
     if not Path(path).is_file():
         raise UserError(f"{WHERE}.weights: there is no file {path}")
-    missing, _ = body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=False)
-    if missing:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+    except Exception as error:  # whatever the file holds
+        raise UserError(f"{WHERE}.weights: {path} is not a state dict ({type(error).__name__})") from error
+    wanted = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if missing := [name for name in wanted if name not in shapes]:
         raise UserError(f"{WHERE}.weights: {path} lacks {len(missing)} tensors of the backbone, such as {missing[0]!r}")
+    for name, tensor in wanted.items():
+        if shapes[name] != tensor.shape:
+            raise UserError(
+                f"{WHERE}.weights: {name!r} is {tuple(shapes[name])} in {path}, the backbone's is {tuple(tensor.shape)}"
+            )
+    if not next(body.parameters()).is_meta:
+        body.load_state_dict(state, strict=False)

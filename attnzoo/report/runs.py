@@ -42,7 +42,7 @@ def read(path: Path) -> Result:
 def find(folders: Iterable[Path]) -> list[Result]:
     """The runs in `folders`, each the folder of a run, of a sweep or of several sweeps.
 
-    Raises UserError for a folder without any.
+    Raises UserError for a folder without any, and for a run that is there twice.
     """
     found: dict[Path, Any] = {}
     for folder in folders:
@@ -52,4 +52,10 @@ def find(folders: Iterable[Path]) -> list[Result]:
             reason = "no runs in it" if folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {reason}; expected a folder of runs, such as runs/ablate_points")
         found |= {run.resolve(): run for run in runs}
-    return [read(run) for run in found.values()]
+    results = [read(run) for run in found.values()]
+    known: dict[tuple[str, str, int], Path] = {}
+    for result in results:
+        key = (result.experiment, result.digest, result.config.seed)
+        if (other := known.setdefault(key, result.path)) != result.path:
+            raise UserError(f"{result.path}: the same config and seed as {other}; as two seeds they would count twice")
+    return results

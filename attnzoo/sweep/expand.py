@@ -54,7 +54,7 @@ def expand(experiment: Experiment) -> list[Run]:
     variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
     make = _Maker(experiment)
     runs = [make(changes, options, seed) for (changes, seed), options in zip(chosen, label(variants), strict=True)]
-    _refuse_twins(runs, str(experiment.path))
+    refuse_twins(runs, str(experiment.path))
     return runs
 
 
@@ -125,7 +125,7 @@ def _check_exclude(sweep: SweepConfig, where: str) -> None:
                 raise UserError(f"{place}: {key} = {value!r} is not among its values {listed}")
 
 
-def _refuse_twins(runs: Sequence[Run], where: str) -> None:
+def refuse_twins(runs: Sequence[Run], where: str) -> None:
     """Two runs of one config and seed would share results; two of one name, a folder."""
     for first, second in itertools.combinations(runs, 2):
         if (first.digest, first.seed) == (second.digest, second.seed):

@@ -65,7 +65,7 @@ def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Ended:
             watcher.update([one.planned for one in running])
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                result = _conclude(one)
+                result = _conclude(one, interrupts.count > 0)
                 again = result.kind is Kind.MACHINE and not interrupts.count
                 ended.outcomes[one.planned.dir.path.name] = result
                 watcher.finish(one.planned, result, again)
@@ -81,10 +81,12 @@ class _Running(NamedTuple):
     began: float
 
 
-def _conclude(one: _Running) -> Outcome:
-    """What became of a run, written down; a machine failure too many is a failure."""
+def _conclude(one: _Running, interrupted: bool) -> Outcome:
+    """What became of a run, written down; a machine failure too many is a failure, and our own kill is none."""
     run = one.planned.dir
     result = outcome.judge(run, one.process.returncode, one.began)
+    if result.kind is Kind.MACHINE and interrupted:
+        result = Outcome(Kind.INTERRUPTED, "SIGKILL")
     try:
         outcome.record(run, result)
         reason = outcome.give_up(run, one.planned.run.config.retries) if result.kind is Kind.MACHINE else None

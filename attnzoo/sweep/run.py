@@ -14,11 +14,10 @@ from attnzoo.config.labels import text
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.ledger import NAME as LEDGER
-from attnzoo.report.compare import compare, write
 from attnzoo.report.status import RunState, collect
-from attnzoo.report.table import show
 from attnzoo.rundir import RunDir
 from attnzoo.sweep import local
+from attnzoo.sweep.conclude import conclude
 from attnzoo.sweep.display import Display
 from attnzoo.sweep.expand import Run, expand
 from attnzoo.sweep.folder import Planned, SweepFolder
@@ -41,11 +40,11 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     0 everything is done or submitted, 1 a run failed, 130 interrupted. Raises UserError, with nothing written, for
     whatever in any run's config is not allowed.
     """
-    experiment = Experiment(path, overrides)
+    experiment = Experiment(path, [*overrides, *_processes()])
     runs = expand(experiment)
     from attnzoo.sweep.validate import validate  # imports torch: seconds that a misspelt key need not wait
 
-    validate(runs)
+    runs = validate(experiment, runs)
     folder, planned = _place(experiment, runs)
     config = experiment.config()
     if _is_one_of_several_processes():
@@ -59,7 +58,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
         return DONE
     folder.create(planned, str(experiment.path), todo)
     ended = _train(folder, planned, todo, config.jobs)
-    _conclude(folder, planned)
+    conclude(folder, planned)
     failures = _report_failures(planned, ended)
     if ended.interrupted:
         again = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
@@ -71,6 +70,13 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
 def _is_one_of_several_processes() -> bool:
     """Whether torchrun started us, or srun with others."""
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def _processes() -> list[str]:
+    """The number of processes as an override, where it is no longer ours to choose."""
+    if not _is_one_of_several_processes():
+        return []
+    return [f"processes={os.environ.get('WORLD_SIZE') or os.environ['SLURM_STEP_NUM_TASKS']}"]
 
 
 def _states(folder: SweepFolder) -> dict[str, RunState]:
@@ -154,20 +160,8 @@ def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str
     if code != FAILED:  # after an error, other ranks may be waiting in an exchange
         distributed.leave()
     if ranks.is_main and code == DONE:
-        _conclude(folder, planned)
+        conclude(folder, planned)
     return code
-
-
-def _conclude(folder: SweepFolder, planned: Sequence[Planned]) -> None:
-    """The comparison in the terminal, in files and in TensorBoard."""
-    from attnzoo.engine import hparams
-
-    comparison = compare([folder.path])
-    show(comparison)
-    for path in write(comparison, folder.path):
-        print(path)
-    runs = [hparams.HParamsRun(p.dir.path, p.run.digest, p.run.options) for p in planned if p.state != "pending"]
-    hparams.write(folder.path, runs)
 
 
 def _report_failures(planned: Sequence[Planned], ended: local.Ended) -> int:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from support_data import SIZES, coco_config, edit, picture
 
-from attnzoo.data import build_dataset, num_classes
+from attnzoo.data import build_dataset, outline
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
 
@@ -37,7 +37,7 @@ def test_images_without_objects_stay_unless_train_leaves_them_out(root):
 
 
 def test_labels_are_category_ids_or_contiguous(root):
-    assert num_classes(coco_config(root)) == 8
+    assert outline(coco_config(root)).num_classes == 8
     dataset = build_dataset(coco_config(root, labels="contiguous"), "train")
     assert (dataset.num_classes, dataset.class_names) == (3, ["ant", "bee", "cat"])
     assert dataset[0][1]["labels"].tolist() == [1, 2]
@@ -118,12 +118,12 @@ def test_annotation_files_are_checked(root, change, message):
 
 def test_wrong_options_name_the_key(root, tmp_path):
     with pytest.raises(UserError, match=r"data\.dataset\.root: there is no folder"):
-        num_classes(coco_config(tmp_path / "nowhere"))
+        outline(coco_config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: there is no file"):
-        num_classes(coco_config(root, val_annotations="annotations/none.json"))
+        outline(coco_config(root, val_annotations="annotations/none.json"))
     with pytest.raises(UserError, match="did you mean 'labels'"):
-        num_classes(coco_config(root, label="contiguous"))
+        outline(coco_config(root, label="contiguous"))
     with pytest.raises(UserError, match=r"'category_id' \| 'contiguous'"):
-        num_classes(coco_config(root, labels="names"))
+        outline(coco_config(root, labels="names"))
     with pytest.raises(UserError, match="did you mean 'photometric'"):
-        num_classes(coco_config(root, augment={"name": "fotometric"}))
+        outline(coco_config(root, augment={"name": "fotometric"}))

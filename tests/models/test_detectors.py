@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny
+from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
 from torch import Tensor
 
 from attnzoo import attention, models
@@ -89,9 +89,8 @@ def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tup
     loss = DetectionLoss(model.config.loss, CLASSES)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    assert gradients
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert without_gradient(model) == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny
+from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
 from torch import Tensor
 
 from attnzoo import models
@@ -214,8 +214,9 @@ def test_every_option_trains(name: str) -> None:
     loss = DetectionLoss(model.config.loss, CLASSES, select=select)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
+    assert without_gradient(model) == []
     for key, parameter in model.named_parameters():
-        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), key
     reached = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert {"backbone", "neck", "encoder", "decoder", "heads", "queries"} <= reached
 

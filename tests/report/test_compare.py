@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_unequal_budgets_are_warned_about(folder: Path) -> None:
     with RunDir(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/AP": 0.5}\n')
     assert any(note.startswith("Warning: budgets differ (5, 9") for note in compare([folder]).notes)
+
+
+def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
+    copied = folder.parent / "again"
+    shutil.copytree(folder, copied)
+    with pytest.raises(UserError, match="the same config and seed as"):
+        compare([folder, copied])
 
 
 def test_folders_without_runs_are_refused(tmp_path: Path) -> None:

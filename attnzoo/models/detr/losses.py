@@ -125,6 +125,13 @@ class DetectionLoss:
         return losses.unflatten(0, logits.shape[:3]).sum((1, 2)) / weights
 
 
+def seen(config: LossConfig, output: DetectorOutput) -> Tensor:
+    """The sum of all that the losses look at, whatever the targets: a parameter that it depends on trains."""
+    first = 0 if config.auxiliary else output.logits.shape[0] - 1
+    tensors = (output.logits[first:], output.boxes[first:], output.encoder_logits, output.encoder_boxes)
+    return torch.stack([tensor.sum() for tensor in tensors if tensor is not None]).sum()
+
+
 def _at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

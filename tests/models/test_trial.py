@@ -1,0 +1,44 @@
+"""Trying a model on the meta device tells what trains, without training it."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from support_models import CLASSES, detection_targets, padded_images, tiny, without_gradient
+
+from attnzoo.errors import UserError
+from attnzoo.models.detr.losses import DetectionLoss, seen
+from attnzoo.models.trial import untrained
+
+UNREAD = {
+    "a level embedding that no attention reads": {"encoder": {"layers": 0}},
+    "heads without auxiliary losses": {"loss": {"auxiliary": False}, "head": {"refine": True}},
+    "stages beyond the last stride": {"backbone": {"name": "mobilenetv3_small_050", "options": {}, "strides": [8]}},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_gets_no_gradient_is_foretold(name: str) -> None:
+    model = tiny(**UNREAD[name])
+    with torch.device("meta"):
+        twin = tiny(**UNREAD[name])
+    foretold = untrained(twin, (64, 48), partial(seen, model.config.loss))
+    assert bool(foretold) == (name != "nothing")
+    DetectionLoss(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
+    assert without_gradient(model) == foretold
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"backbone": {"options": {"layers": [1, 1, 1, 1], "in_chans": 4}}}, "does not run on images of 64 x 48"),
+        ({"head": {"two_stage": True, "refine": True}, "queries": 900}, "has only 12 tokens"),
+    ],
+)
+def test_a_model_that_does_not_run_is_refused(overrides: dict[str, Any], message: str) -> None:
+    with torch.device("meta"):
+        twin = tiny(**overrides)
+    with pytest.raises(UserError, match=message):
+        untrained(twin, (64, 48), partial(seen, twin.config.loss))

@@ -1,0 +1,79 @@
+"""What a sweep refuses or writes out before anything is written."""
+
+from pathlib import Path
+
+import pytest
+
+from attnzoo.config.load import Experiment, digest, load
+from attnzoo.errors import UserError
+from attnzoo.sweep.expand import Run, expand
+from attnzoo.sweep.validate import validate
+
+SMALL = """
+base: base/detr_scenes.yaml
+name: small
+data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14]}}
+model: {dim: 16, heads: 2, ffn: 16, queries: 5}
+"""
+
+
+def valid(folder: Path, *overrides: str) -> list[Run]:
+    path = folder / "small.yaml"
+    path.write_text(SMALL)
+    experiment = Experiment(path, overrides)
+    return validate(experiment, expand(experiment))
+
+
+def test_defaults_are_written_out_and_hashed(tmp_path: Path) -> None:
+    (plain,) = valid(tmp_path)
+    assert plain.config.model.encoder.attention["points"] == 4
+    assert plain.config.data.dataset["train_images"] == 8000
+    assert plain.config.data.augment["invert"] == 0.3
+    (spelt,) = valid(tmp_path, "model.encoder.attention.points=4", "data.dataset.seed=0")
+    assert spelt.digest == plain.digest
+    (other,) = valid(tmp_path, "model.encoder.attention.points=2")
+    assert other.digest != plain.digest
+
+
+def test_a_default_spelt_out_is_no_second_variant(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="have the same config"):
+        valid(tmp_path, "sweep.grid={model.encoder.attention: [{name: ms_deform}, {name: ms_deform, points: 4}]}")
+
+
+def test_seeds_keep_what_they_are(tmp_path: Path) -> None:
+    runs = valid(tmp_path, "sweep.seeds=[3, 5]")
+    assert [run.config.seed for run in runs] == [run.seed for run in runs] == [3, 5]
+    assert len({run.digest for run in runs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "source"),
+    [("", "small.yaml: "), ("data.dataset.image_size=8", "command line: "), ("seed=1", "small.yaml: ")],
+)
+def test_the_place_of_a_bad_option_is_named(tmp_path: Path, override: str, source: str) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.replace("image_size: 32", "image_size: 9"))
+    experiment = Experiment(path, [override] if override else [])
+    with pytest.raises(UserError) as refused:
+        validate(experiment, expand(experiment))
+    assert source in str(refused.value)
+    assert "run seed=" in str(refused.value)
+    assert "data.dataset.image_size" in str(refused.value)
+
+
+def test_the_sweep_is_named_where_it_set_the_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"small\.yaml: sweep: run points=0-seed=0: .*points = 0"):
+        valid(tmp_path, "sweep.grid={model.encoder.attention.points: [0, 4]}")
+
+
+def test_a_plugin_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    plugin = tmp_path / "mine.py"
+    digests = []
+    for folder, content in ((tmp_path, "x = 1"), (tmp_path.parent, "x = 1"), (tmp_path, "x = 2")):
+        monkeypatch.chdir(folder)
+        plugin.write_text(content)
+        config = load(tmp_path / "small.yaml", ["plugins=[mine.py]"])
+        assert config.plugins == [str(plugin)]
+        digests.append(digest(config))
+    assert digests[0] == digests[1] != digests[2]
