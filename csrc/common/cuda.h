@@ -1,4 +1,4 @@
-// The device a tensor is on made current, and its current stream.
+// Launching kernels from tensors: the current stream of a device, the launch, its errors.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,10 +10,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace attnzoo {
 
 constexpr int kWarp = 32;
+constexpr uint32_t kAllLanes = 0xffffffffu;
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
@@ -21,19 +23,25 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Blocks for a loop over `items` with `per_block` at a time; the loop itself strides over what is left.
-inline unsigned blocks_for(int64_t items, int64_t per_block) {
-  const int64_t blocks = (items + per_block - 1) / per_block;
-  return static_cast<unsigned>(std::min<int64_t>(blocks, std::numeric_limits<int>::max()));
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
 }
 
-// Sum over the lanes of a warp, in every lane. All lanes must call it.
-template <typename T>
-__device__ T warp_sum(T x) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, offset);
-  }
-  return x;
+inline unsigned checked_blocks(int64_t blocks) {
+  STD_TORCH_CHECK(
+      blocks <= std::numeric_limits<int32_t>::max(), "attnzoo: a kernel of ", blocks, " blocks is more than CUDA takes");
+  return static_cast<unsigned>(blocks);
+}
+
+template <typename... Parameters>
+void launch(
+    void (*kernel)(Parameters...), int64_t blocks, unsigned threads, cudaStream_t stream,
+    const std::type_identity_t<Parameters>&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(checked_blocks(blocks));
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 
 }  // namespace attnzoo

@@ -30,4 +30,18 @@ void with_scalar(const Tensor& tensor, const char* operation, const Body& body) 
   body(double());
 }
 
+// Calls `body` with a number of the type that the tensor holds.
+template <typename Body>
+void with_storage(const Tensor& tensor, const char* operation, const Body& body) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return body(c10::Half());
+    case ScalarType::BFloat16:
+      return body(c10::BFloat16());
+    default:
+      return with_scalar(tensor, operation, body);
+  }
+}
+
 }  // namespace attnzoo

@@ -8,17 +8,20 @@
 
 namespace attnzoo::ms_deform_attn {
 
-struct Level {
-  int64_t height;
-  int64_t width;
-  int64_t start;  // index of the level's first token
+template <typename Index>
+struct LevelOf {
+  Index height;
+  Index width;
+  Index start;  // index of the level's first token
 };
 
+using Level = LevelOf<int64_t>;
+
 // The four pixels around a point. Corner k lies (k & 1) to the right of and (k >> 1) below the first.
-template <typename T>
+template <typename T, typename Index = int64_t>
 struct Footprint {
-  int64_t left;
-  int64_t top;
+  Index left;
+  Index top;
   T fx;  // distance to the left column, in [0, 1)
   T fy;  // distance to the top row, in [0, 1)
 
@@ -28,20 +31,18 @@ struct Footprint {
   }
 
   // Token of corner k, or -1 where the corner is off the map.
-  ATTNZOO_HOST_DEVICE int64_t token(int k, const Level& level) const {
-    const int64_t x = left + (k & 1);
-    const int64_t y = top + (k >> 1);
+  ATTNZOO_HOST_DEVICE Index token(int k, const LevelOf<Index>& level) const {
+    const Index x = left + (k & 1);
+    const Index y = top + (k >> 1);
     const bool on_map = x >= 0 && x < level.width && y >= 0 && y < level.height;
     return on_map ? level.start + y * level.width + x : -1;
   }
 };
 
-// The footprint of a point at (x, y) in [0, 1] over the map (align_corners=False). False where no corner is on the
-// map, NaN and infinity included: every comparison with NaN fails, and nothing is converted to an integer then.
-template <typename T>
-ATTNZOO_HOST_DEVICE bool locate(T x, T y, const Level& level, Footprint<T>& footprint) {
-  const T column = x * static_cast<T>(level.width) - T(0.5);
-  const T row = y * static_cast<T>(level.height) - T(0.5);
+// The footprint of a point at (column, row) in pixels, pixel centres at integers. False where no corner is on the map,
+// NaN and infinity included: every comparison with NaN fails, and nothing is converted to an integer then.
+template <typename T, typename Index>
+ATTNZOO_HOST_DEVICE bool locate_pixel(T column, T row, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
   const bool touches = column > T(-1) && column < static_cast<T>(level.width) && row > T(-1) &&
                        row < static_cast<T>(level.height);
   if (!touches) {
@@ -49,11 +50,18 @@ ATTNZOO_HOST_DEVICE bool locate(T x, T y, const Level& level, Footprint<T>& foot
   }
   const T left = std::floor(column);
   const T top = std::floor(row);
-  footprint = {static_cast<int64_t>(left), static_cast<int64_t>(top), column - left, row - top};
+  footprint = {static_cast<Index>(left), static_cast<Index>(top), column - left, row - top};
   return true;
 }
 
-// Gradients of one point, given the products Σ_d grad_output[d] · value[corner k][d] and the attention weight.
+// The footprint of a point at (x, y) in [0, 1] over the map (align_corners=False).
+template <typename T, typename Index>
+ATTNZOO_HOST_DEVICE bool locate(T x, T y, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
+  return locate_pixel(
+      x * static_cast<T>(level.width) - T(0.5), y * static_cast<T>(level.height) - T(0.5), level, footprint);
+}
+
+// Gradients of one point by its weight and its place.
 template <typename T>
 struct PointGradient {
   T weight;
@@ -61,19 +69,25 @@ struct PointGradient {
   T y;
 };
 
-template <typename T>
-ATTNZOO_HOST_DEVICE PointGradient<T> differentiate(
-    const Footprint<T>& at, const T (&products)[4], T weight, const Level& level) {
+// By the place in pixels, given the products Σ_d grad_output[d] · value[corner k][d] and the attention weight.
+template <typename T, typename Index>
+ATTNZOO_HOST_DEVICE PointGradient<T> differentiate_pixel(
+    const Footprint<T, Index>& at, const T (&products)[4], T weight) {
   T sampled = 0;
   for (int k = 0; k < 4; ++k) {
     sampled += at.share(k) * products[k];
   }
   const T along_x = (T(1) - at.fy) * (products[1] - products[0]) + at.fy * (products[3] - products[2]);
   const T along_y = (T(1) - at.fx) * (products[2] - products[0]) + at.fx * (products[3] - products[1]);
-  return {
-      sampled,
-      weight * static_cast<T>(level.width) * along_x,
-      weight * static_cast<T>(level.height) * along_y};
+  return {sampled, weight * along_x, weight * along_y};
+}
+
+// By the place in [0, 1].
+template <typename T, typename Index>
+ATTNZOO_HOST_DEVICE PointGradient<T> differentiate(
+    const Footprint<T, Index>& at, const T (&products)[4], T weight, const LevelOf<Index>& level) {
+  const PointGradient<T> by_pixel = differentiate_pixel(at, products, weight);
+  return {by_pixel.weight, by_pixel.x * static_cast<T>(level.width), by_pixel.y * static_cast<T>(level.height)};
 }
 
 }  // namespace attnzoo::ms_deform_attn

@@ -1,0 +1,128 @@
+// Stands in for CUDA's own header: with it on the include path a C++ compiler takes the sources of the CUDA operators,
+// and a launch runs on the CPU, warp by warp.
+//
+// The lanes of a warp are coroutines. They take turns in a random order and change only where CUDA makes them wait for
+// each other (shuffles, __syncwarp): what needs a barrier and has none goes wrong in some order. Blocks run in a random
+// order too. Lanes that wait for lanes that never come are reported. Kernels with __syncthreads do not run here.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __host__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  dim3(unsigned x = 1) : x(x) {}
+  unsigned x;
+  unsigned y = 1;
+  unsigned z = 1;
+};
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+
+namespace emulation {
+
+extern unsigned thread;  // of the lane that runs
+extern unsigned block;
+constexpr unsigned kWarpSize = 32;
+
+// Blocks the running lane until all lanes of `mask` wait with the same mask.
+void wait_for(uint32_t mask);
+
+// What each lane of the running warp lays out for the others to read.
+extern uint64_t exchanged[kWarpSize];
+
+// Makes the launch under way fail: addresses of vectors must be multiples of their size.
+void require_alignment(const void* address, size_t bytes);
+
+void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
+
+template <typename T>
+T exchange(uint32_t mask, T mine, unsigned from_lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  std::memcpy(&exchanged[thread % kWarpSize], &mine, sizeof(T));
+  wait_for(mask);
+  T theirs;
+  std::memcpy(&theirs, &exchanged[from_lane], sizeof(T));
+  wait_for(mask);
+  return theirs;
+}
+
+// threadIdx, blockIdx.
+struct Coordinate {
+  unsigned& x;
+};
+
+}  // namespace emulation
+
+inline const emulation::Coordinate threadIdx{emulation::thread};
+inline const emulation::Coordinate blockIdx{emulation::block};
+extern dim3 gridDim;
+
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  emulation::wait_for(mask);
+}
+
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T x, int lane_mask) {
+  return emulation::exchange(mask, x, emulation::thread % emulation::kWarpSize ^ lane_mask);
+}
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T x, int lane, int width) {
+  return emulation::exchange(mask, x, emulation::thread % emulation::kWarpSize / width * width + lane);
+}
+
+template <typename T>
+T __ldg(const T* from) {
+  emulation::require_alignment(from, sizeof(T));
+  return *from;
+}
+
+template <typename T>
+void atomicAdd(T* to, T x) {
+  *to += x;
+}
+
+inline void atomicAdd(float4* to, float4 x) {
+  emulation::require_alignment(to, sizeof(x));
+  *to = {to->x + x.x, to->y + x.y, to->z + x.z, to->w + x.w};
+}
+
+using std::min;
+
+using cudaStream_t = void*;
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim;
+  dim3 blockDim;
+  cudaStream_t stream;
+};
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(
+    const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  emulation::run(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}

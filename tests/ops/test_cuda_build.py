@@ -1,0 +1,62 @@
+"""The CUDA kernels compile for every architecture that the library is built for, without spills where it matters."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import support_ptxas
+from support_ptxas import ARCHS, MAIN_PATH, Usage
+
+SAMPLE = """ptxas info    : Compiling entry function 'k' for 'sm_90'
+ptxas info    : Function properties for k
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 63 registers, used 1 barriers, 8 bytes cumulative stack size, 4096 bytes smem
+ptxas info    : Compile time = 1.0 ms
+ptxas info    : Compiling entry function 'k' for 'sm_80'
+ptxas info    : Function properties for k
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 24 registers, used 0 barriers, 376 bytes cmem[0]
+"""
+
+
+def test_the_compilers_report_is_read():
+    if shutil.which("c++filt") is None:
+        pytest.skip("NOT TESTED HERE: needs c++filt (binutils)")
+    first, second = support_ptxas.read_usage(SAMPLE)
+    assert (first.arch, first.registers, first.spilled, first.shared) == ("80", 24, 0, 0)
+    assert (second.arch, second.registers, second.stack, second.spilled, second.shared) == ("90", 63, 8, 16, 4096)
+    assert "| `k` | 24 | 63 | 16 | 8 | 4096 |" in support_ptxas.report([first, second], "nvcc")
+
+
+def test_kernels_are_named_briefly():
+    ours = "attnzoo::ms_deform_attn"
+    signature = (
+        f"void {ours}::forward_kernel<c10::Half, true, {ours}::GivenSamples<float> >({ours}::ForwardCall<float>)"
+    )
+    assert support_ptxas.short_name(signature) == "forward_kernel<Half, true, GivenSamples<float>>"
+    assert MAIN_PATH.match("forward_kernel<Half, true, GivenSamples<float>>")
+    assert not MAIN_PATH.match("forward_kernel<Half, false, GivenSamples<float>>")
+
+
+@pytest.fixture(scope="module")
+def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
+    if shutil.which("nvcc") is None:
+        pytest.skip("NOT TESTED HERE: needs nvcc")
+    return support_ptxas.read_usage(support_ptxas.compile_verbosely(Path(tmp_path_factory.mktemp("build"))))
+
+
+@pytest.mark.slow
+def test_the_main_path_does_not_spill(usages):
+    main_path = [usage for usage in usages if MAIN_PATH.match(usage.kernel)]
+    assert len(main_path) == 2 * 3 * 2 * len(ARCHS)  # directions, types, given and fused samples
+    assert [usage for usage in main_path if usage.spilled or usage.stack] == []
+
+
+@pytest.mark.slow
+def test_the_kept_report_is_of_these_kernels(usages):
+    kept = support_ptxas.REPORT.read_text()
+    compiler = support_ptxas.nvcc_version()
+    again = "docs/results/cuda-kernels.md is out of date: python tests/support_ptxas.py"
+    assert all(f"`{usage.kernel}`" in kept for usage in usages), again
+    if compiler in kept:  # another compiler allots registers otherwise
+        assert support_ptxas.report(usages, compiler) == kept, again

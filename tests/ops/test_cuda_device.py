@@ -1,0 +1,254 @@
+"""How the CUDA operators behave on a GPU: streams, graphs, devices, memory, large tensors, registration."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support_ops import Fused, arguments, fused_arguments, fused_reference
+from torch import Tensor
+
+from attnzoo.ops import reference
+
+pytestmark = pytest.mark.cuda
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+def on(device: str, given: Fused) -> Fused:
+    return Fused(*(t.to(device) if isinstance(t, Tensor) else t for t in given))
+
+
+def fused_call(given: Fused, grad: Tensor, deterministic: bool) -> Call:
+    """The fused form forward and backward, on tensors that are changed in place between calls."""
+    value, shapes, *others = given
+
+    def call() -> tuple[Tensor, ...]:
+        output = torch.ops.attnzoo.ms_deform_attn_fused(value, flat(shapes), *others)
+        grads = torch.ops.attnzoo.ms_deform_attn_fused_backward(grad, value, flat(shapes), *others, deterministic)
+        return output, *grads
+
+    return call
+
+
+def plain_call(given: Fused, grad: Tensor, deterministic: bool) -> Call:
+    value, shapes, _, _, logits = given
+    locations = given.locations().contiguous()
+    weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+
+    def call() -> tuple[Tensor, ...]:
+        output = torch.ops.attnzoo.ms_deform_attn(value, flat(shapes), locations, weights)
+        grads = torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), locations, weights, deterministic)
+        return output, *grads
+
+    return call
+
+
+CALLS = pytest.mark.parametrize("make", [plain_call, fused_call])
+DTYPES = pytest.mark.parametrize("dtype", [F16, BF16, F32])
+WAYS = pytest.mark.parametrize("deterministic", [False, True])
+
+
+def given_on_gpu(dtype: torch.dtype) -> tuple[Fused, Tensor]:
+    given = on("cuda", fused_arguments(False, head_dim=32, queries=200, dtype=dtype))
+    generator = torch.Generator().manual_seed(1)
+    return given, torch.randn(2, 200, 96, generator=generator).to("cuda", dtype)
+
+
+def assert_all_close(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    # Additions by atomics come in another order each time.
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype in (F16, BF16) else 1e-4, atol=1e-4)
+
+
+@CALLS
+@WAYS
+def test_work_goes_to_the_current_stream(make, deterministic):
+    given, grad = given_on_gpu(F32)
+    call = make(given, grad, deterministic)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        given.value.mul_(2)  # late on this stream: who does not wait for it computes with the old value
+        got = call()
+    stream.synchronize()
+    assert_all_close(got, call())
+
+
+@CALLS
+@DTYPES
+@WAYS
+def test_captured_in_a_graph(make, dtype, deterministic):
+    given, grad = given_on_gpu(dtype)
+    call = make(given, grad, deterministic)
+    call()  # so that nothing is loaded or compiled within the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for factor in (1.0, -0.5):
+        given.value.mul_(factor)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_all_close(captured, call())
+
+
+@CALLS
+@WAYS
+def test_nothing_waits_for_the_gpu(make, deterministic):
+    call = make(*given_on_gpu(F32), deterministic)
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@CALLS
+@WAYS
+def test_runs_on_the_device_of_its_tensors(make, deterministic):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("NOT TESTED HERE: needs two GPUs")
+    given, grad = given_on_gpu(F32)
+    expected = make(given, grad, deterministic)()
+    assert torch.cuda.current_device() == 0
+    got = make(on("cuda:1", given), grad.to("cuda:1"), deterministic)()
+    assert torch.cuda.current_device() == 0
+    assert_all_close(tuple(t.to("cuda:0") for t in got), expected)
+
+
+def test_other_devices_are_refused():
+    value, shapes, locations, weights = arguments(dtype=F32)
+    with pytest.raises(RuntimeError, match="must be on the device of value"):
+        torch.ops.attnzoo.ms_deform_attn(value.cuda(), flat(shapes), locations, weights.cuda())
+
+
+def extra_memory(call: Call) -> int:
+    """Bytes at the peak of a call beside what is there before and what it returns."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    returned = call()
+    torch.cuda.synchronize()
+    assert returned
+    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+
+
+@CALLS
+@DTYPES
+def test_memory_is_that_of_the_results(make, dtype):
+    given, grad = given_on_gpu(dtype)
+    sums = 0 if dtype == F32 else given.value.numel() * 4  # a half-precision gradient is added up in float32
+    slack = 2048  # an allocation is rounded up
+    assert extra_memory(make(given, grad, False)) <= sums + slack
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_more_than_2_to_the_31_elements(deterministic):
+    # 2³¹ elements lie before the last image's, so that 32 bits would lead somewhere else.
+    shapes, heads, head_dim, batch = ((1024, 1024),), 8, 64, 5
+    tokens = shapes[0][0] * shapes[0][1]
+    elements = batch * tokens * heads * head_dim
+    assert elements > 2**31
+    needed = elements * (2 + 2 + 4) + 2**30  # value, gradient, sums
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"NOT TESTED HERE: needs {needed / 2**30:.0f} GiB of GPU memory")
+    _, _, locations, weights = arguments(shapes, batch=1, queries=50, heads=heads, head_dim=1, dtype=F32, device="cuda")
+    image = torch.randn(1, tokens, heads, head_dim, device="cuda", dtype=F16)
+    value = torch.zeros(batch, tokens, heads, head_dim, device="cuda", dtype=F16)
+    value[-1:] = image
+    everywhere = [t.expand(batch, *t.shape[1:]).contiguous() for t in (locations, weights)]
+    output = torch.ops.attnzoo.ms_deform_attn(value, flat(shapes), *everywhere)
+    expected = torch.ops.attnzoo.ms_deform_attn(image, flat(shapes), locations, weights)
+    assert not output[:-1].any()
+    assert torch.equal(output[-1:], expected)
+    grad = torch.zeros_like(output)
+    grad[-1] = 1
+    got = torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), *everywhere, deterministic)
+    wanted = torch.ops.attnzoo.ms_deform_attn_backward(grad[-1:], image, flat(shapes), locations, weights, True)
+    assert not got[0][:-1].any()
+    torch.testing.assert_close(got[0][-1:], wanted[0])
+    torch.testing.assert_close(got[1][-1:], wanted[1])
+
+
+def test_encoder_sizes_agree_with_the_reference():
+    # 17,821 = 71 · 251 queries: no convenient number divides them.
+    shapes = ((100, 134), (50, 67), (25, 34), (13, 17))
+    tokens = sum(h * w for h, w in shapes)
+    assert tokens == 17_821
+    given = fused_arguments(False, shapes, batch=1, queries=tokens, heads=8, head_dim=32, dtype=F32)
+    output = torch.ops.attnzoo.ms_deform_attn_fused(*_flattened(on("cuda", given)))
+    torch.testing.assert_close(output.cpu().double(), fused_reference(given.double()), rtol=0, atol=1e-5)
+
+
+def _flattened(given: Fused) -> tuple:
+    value, shapes, *others = given
+    return value, flat(shapes), *others
+
+
+@pytest.mark.parametrize("dtype", [F16, F32, torch.float64])
+def test_opcheck(dtype):
+    given = on("cuda", fused_arguments(True, dtype=dtype))
+    grad = torch.ones(2, 6, 24, device="cuda", dtype=dtype)
+    value, shapes, *others = _flattened(given)
+    locations = given.locations().contiguous()
+    weights = given.logits.softmax(-1)
+    for deterministic in (False, True):
+        torch.library.opcheck(
+            torch.ops.attnzoo.ms_deform_attn_backward.default,
+            (grad, value, shapes, locations, weights, deterministic),
+            # Atomic additions come in another order each time.
+            atol=1e-2,
+            rtol=1e-2,
+        )
+        torch.library.opcheck(
+            torch.ops.attnzoo.ms_deform_attn_fused_backward.default,
+            (grad, value, shapes, *others, deterministic),
+            atol=1e-2,
+            rtol=1e-2,
+        )
+    torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn.default, (value, shapes, locations, weights))
+    torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn_fused.default, (value, shapes, *others))
+
+
+@pytest.mark.parametrize("box", [False, True])
+def test_fused_gradients_are_those_of_differences(box):
+    given = on(
+        "cuda",
+        fused_arguments(box, ((3, 4), (2, 1)), batch=1, queries=2, heads=2, head_dim=4, points=2),
+    )
+    value, shapes, *others = _flattened(given)
+    leaves = [t.contiguous() for t in (value, *others)]
+    grad = torch.linspace(-1, 1, 16, device="cuda", dtype=torch.float64).view(1, 2, 8)
+
+    def loss() -> Tensor:
+        return (torch.ops.attnzoo.ms_deform_attn_fused(leaves[0], shapes, *leaves[1:]) * grad).sum()
+
+    got = torch.ops.attnzoo.ms_deform_attn_fused_backward(grad, leaves[0], shapes, *leaves[1:], True)
+    step = 1e-6
+    for leaf, by_leaf in zip(leaves, got, strict=True):
+        entries = leaf.view(-1)
+        for index in range(0, entries.numel(), max(1, entries.numel() // 7)):
+            before = entries[index].item()
+            entries[index] = before + step
+            above = loss()
+            entries[index] = before - step
+            below = loss()
+            entries[index] = before
+            torch.testing.assert_close((above - below) / (2 * step), by_leaf.view(-1)[index], rtol=1e-5, atol=1e-7)
+
+
+def test_half_precision_agrees_with_the_reference_of_the_same_numbers():
+    for dtype in (F16, BF16):
+        value, shapes, locations, weights = arguments(dtype=F32, head_dim=32)
+        half = value.to(dtype)
+        output = torch.ops.attnzoo.ms_deform_attn(half.cuda(), flat(shapes), locations.cuda(), weights.cuda())
+        expected = reference.ms_deform_attn(half.float(), shapes, locations, weights)
+        torch.testing.assert_close(output.cpu().float(), expected, rtol=2**-8, atol=2**-8)
