@@ -1,4 +1,4 @@
-// Where a sampling point falls on a map: shared by CPU and CUDA so that both agree to the last decision.
+// Where one sampling point falls on a map, and its gradients. cpu_footprints.h does the same for vectors of samples.
 #pragma once
 
 #include <cmath>
@@ -42,7 +42,7 @@ struct Footprint {
 // The footprint of a point at (column, row) in pixels, pixel centres at integers. False where no corner is on the map,
 // NaN and infinity included: every comparison with NaN fails, and nothing is converted to an integer then.
 template <typename T, typename Index>
-ATTNZOO_HOST_DEVICE bool locate_pixel(T column, T row, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
+ATTNZOO_HOST_DEVICE bool locate(T column, T row, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
   const bool touches = column > T(-1) && column < static_cast<T>(level.width) && row > T(-1) &&
                        row < static_cast<T>(level.height);
   if (!touches) {
@@ -54,14 +54,7 @@ ATTNZOO_HOST_DEVICE bool locate_pixel(T column, T row, const LevelOf<Index>& lev
   return true;
 }
 
-// The footprint of a point at (x, y) in [0, 1] over the map (align_corners=False).
-template <typename T, typename Index>
-ATTNZOO_HOST_DEVICE bool locate(T x, T y, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
-  return locate_pixel(
-      x * static_cast<T>(level.width) - T(0.5), y * static_cast<T>(level.height) - T(0.5), level, footprint);
-}
-
-// Gradients of one point by its weight and its place.
+// Gradients of one point by its weight and its place in pixels.
 template <typename T>
 struct PointGradient {
   T weight;
@@ -69,9 +62,9 @@ struct PointGradient {
   T y;
 };
 
-// By the place in pixels, given the products Σ_d grad_output[d] · value[corner k][d] and the attention weight.
+// Given the products Σ_d grad_output[d] · value[corner k][d] and the attention weight.
 template <typename T, typename Index>
-ATTNZOO_HOST_DEVICE PointGradient<T> differentiate_pixel(
+ATTNZOO_HOST_DEVICE PointGradient<T> differentiate(
     const Footprint<T, Index>& at, const T (&products)[4], T weight) {
   T sampled = 0;
   for (int k = 0; k < 4; ++k) {
@@ -80,14 +73,6 @@ ATTNZOO_HOST_DEVICE PointGradient<T> differentiate_pixel(
   const T along_x = (T(1) - at.fy) * (products[1] - products[0]) + at.fy * (products[3] - products[2]);
   const T along_y = (T(1) - at.fx) * (products[2] - products[0]) + at.fx * (products[3] - products[1]);
   return {sampled, weight * along_x, weight * along_y};
-}
-
-// By the place in [0, 1].
-template <typename T, typename Index>
-ATTNZOO_HOST_DEVICE PointGradient<T> differentiate(
-    const Footprint<T, Index>& at, const T (&products)[4], T weight, const LevelOf<Index>& level) {
-  const PointGradient<T> by_pixel = differentiate_pixel(at, products, weight);
-  return {by_pixel.weight, by_pixel.x * static_cast<T>(level.width), by_pixel.y * static_cast<T>(level.height)};
 }
 
 }  // namespace attnzoo::ms_deform_attn

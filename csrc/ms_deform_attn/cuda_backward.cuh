@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     bool touches = false;
     if (mine) {
       sample = call.samples.sample(sizes, item, state, i);
-      touches = locate_pixel(sample.column, sample.row, sample.level, at);
+      touches = locate(sample.column, sample.row, sample.level, at);
       if (call.grad_value == nullptr) {
         call.list.set(call.cells, sizes, item, i, sample, at, touches);
       }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     if (mine) {
       const PointGradient<A> by =
-          touches ? differentiate_pixel(at, sums, sample.weight) : PointGradient<A>{A(0), A(0), A(0)};
+          touches ? differentiate(at, sums, sample.weight) : PointGradient<A>{A(0), A(0), A(0)};
       call.samples.add_gradients(sizes, item, state, i, sample, by);
     }
   }

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>)
       if (begin + my.lane < sizes.samples()) {
         const auto sample = call.samples.sample(sizes, item, state, begin + my.lane);
         Footprint<A, int32_t> at;
-        if (locate_pixel(sample.column, sample.row, sample.level, at)) {
+        if (locate(sample.column, sample.row, sample.level, at)) {
           mine = corners_of(at, sample.level, sample.weight);
         }
       }
