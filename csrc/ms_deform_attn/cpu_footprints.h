@@ -67,15 +67,25 @@ struct Workspace {
 // zeros, between the border below its level and what follows.
 template <typename V>
 ATTNZOO_INLINE void place_in_map(
-    const Mask<V>& touches, const V& height, const Mask<V>& pitch, const Mask<V>& origin, int64_t i,
-    const Mask<V>& left, const Mask<V>& top, const Footprints<Element<V>>& at) {
+    const Mask<V>& touches,
+    const V& height,
+    const Mask<V>& pitch,
+    const Mask<V>& origin,
+    int64_t i,
+    const Mask<V>& left,
+    const Mask<V>& top,
+    const Footprints<Element<V>>& at) {
   const Mask<V> below = __builtin_convertvector(height, Mask<V>);
   store(at.tokens + i, origin + (touches ? top : below) * pitch + (touches ? left : Mask<V>{} - 1));
 }
 
 template <typename V>
 ATTNZOO_INLINE void place_in_value(
-    const Mask<V>& on_map, const Mask<V>& token, int k, int64_t i, const V& share,
+    const Mask<V>& on_map,
+    const Mask<V>& token,
+    int k,
+    int64_t i,
+    const V& share,
     const Footprints<Element<V>>& at) {
   store(at.tokens + k * at.padded + i, on_map ? token : Mask<V>{} - 1);
   store(at.shares + k * at.padded + i, on_map ? share : V{});
@@ -233,7 +243,11 @@ ATTNZOO_INLINE void refer(const Call<T>& call, int64_t query, const LevelRange<T
 // The samples of some levels of a query, counted over all images, and head.
 template <bool kInMap, typename T>
 ATTNZOO_INLINE void place_samples(
-    const Call<T>& call, int64_t query, int64_t head, const LevelRange<T>& range, T* memory,
+    const Call<T>& call,
+    int64_t query,
+    int64_t head,
+    const LevelRange<T>& range,
+    T* memory,
     const Footprints<T>& at) {
   using V = Vector<T, kWidest<T>>;
   const int64_t item = query * call.heads + head;
