@@ -81,7 +81,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 def library(cuda: bool) -> Extension:
     """The one library that holds all operators, with or without the CUDA kernels."""
-    flags = ["-std=c++20", "-O3", "-fopenmp-simd", "-fvisibility=hidden", "-Wall"]
+    flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall"]
     patterns = ["*/*.cpp", "*/*.cu"] if cuda else ["*/*.cpp"]
     sources = sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]

@@ -26,6 +26,10 @@ using Vector = typename VectorOf<T, N>::type;
 template <typename T>
 constexpr int kWidest = ATTNZOO_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
+// The widest vector that divides a chunk of kCount numbers, a power of two.
+template <typename T, int kCount>
+using ChunkVector = Vector<T, (kCount < kWidest<T> ? kCount : kWidest<T>)>;
+
 template <typename V>
 using Element = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
 

@@ -115,8 +115,9 @@ constexpr int64_t kStagingSize = 7;
 // Numbers in the scratch memory of a thread, besides the map.
 template <typename T>
 int64_t workspace_size(const Call<T>& call) {
-  return (kTile * kFootprintSize + kStagingSize + 4) * whole_vectors<T>(call.samples()) +
-         2 * whole_vectors<T>(call.map_channels()) + whole_vectors<T>(1);
+  return (kTile * kFootprintSize + 4) * whole_vectors<T>(call.samples()) +
+         kStagingSize * (whole_vectors<T>(call.samples()) + whole_vectors<T>(1)) +
+         2 * whole_vectors<T>(call.map_channels());
 }
 
 namespace baseline {

@@ -38,7 +38,7 @@ struct Workspace {
         zeros(row + whole_vectors<T>(call.map_channels())),
         products(zeros + whole_vectors<T>(call.map_channels())),
         staging(products + 4 * whole_vectors<T>(call.samples())),
-        tile(staging + kStagingSize * whole_vectors<T>(call.samples()) + whole_vectors<T>(1)),
+        tile(staging + kStagingSize * (whole_vectors<T>(call.samples()) + whole_vectors<T>(1))),
         map(scratch + workspace_size(call)) {}
 
   T* row;       // of a query: its output, or the gradient of it
@@ -67,15 +67,25 @@ struct Workspace {
 // zeros, between the border below its level and what follows.
 template <typename V>
 ATTNZOO_INLINE void place_in_map(
-    const Mask<V>& touches, const V& height, const Mask<V>& pitch, const Mask<V>& origin, int64_t i,
-    const Mask<V>& left, const Mask<V>& top, const Footprints<Element<V>>& at) {
+    const Mask<V>& touches,
+    const V& height,
+    const Mask<V>& pitch,
+    const Mask<V>& origin,
+    int64_t i,
+    const Mask<V>& left,
+    const Mask<V>& top,
+    const Footprints<Element<V>>& at) {
   const Mask<V> below = __builtin_convertvector(height, Mask<V>);
   store(at.tokens + i, origin + (touches ? top : below) * pitch + (touches ? left : Mask<V>{} - 1));
 }
 
 template <typename V>
 ATTNZOO_INLINE void place_in_value(
-    const Mask<V>& on_map, const Mask<V>& token, int k, int64_t i, const V& share,
+    const Mask<V>& on_map,
+    const Mask<V>& token,
+    int k,
+    int64_t i,
+    const V& share,
     const Footprints<Element<V>>& at) {
   store(at.tokens + k * at.padded + i, on_map ? token : Mask<V>{} - 1);
   store(at.shares + k * at.padded + i, on_map ? share : V{});
@@ -153,9 +163,13 @@ ATTNZOO_INLINE void weigh(const Call<T>& call, int64_t item, T* weights) {
   using V = Vector<T, kWidest<T>>;
   const int64_t count = call.samples();
   const int64_t padded = padded_count<T>(count);
-  std::memcpy(weights, call.scores + item * count, count * sizeof(T));
-  std::fill(weights + count, weights + padded, -std::numeric_limits<T>::infinity());
-  softmax<V>(weights, padded, weights);
+  const T* scores = call.scores + item * count;
+  if (count != padded) {
+    std::memcpy(weights, scores, count * sizeof(T));
+    std::fill(weights + count, weights + padded, -std::numeric_limits<T>::infinity());
+    scores = weights;
+  }
+  softmax<V>(scores, padded, weights);
 }
 
 // Levels [begin, end) of a head, and their samples among all of its samples.
@@ -183,18 +197,32 @@ ATTNZOO_INLINE void prefetch_samples(const Call<T>& call, int64_t item, const Le
   prefetch(call.scores + first, range.count);
 }
 
-// Staging memory, in arrays of whole vectors. The weights come last, because they may belong to more samples.
+// Staging memory, in arrays that can be written a whole vector beyond their end. The weights come last, because they
+// may belong to more samples.
 template <typename T>
 struct Staging {
   Staging(T* memory, int64_t padded)
-      : places(memory), origin{memory + 2 * padded, memory + 3 * padded}, unit{memory + 4 * padded, memory + 5 * padded},
-        weights(memory + 6 * padded) {}
+      : size(padded + whole_vectors<T>(1)),
+        places(memory + 4 * size),
+        origin{memory, memory + size},
+        unit{memory + 2 * size, memory + 3 * size},
+        weights(memory + 6 * size) {}
 
+  int64_t size;
   T* places;
   T* origin[2];  // where offsets are counted from, x and y in pixels
   T* unit[2];    // what they are counted in
   T* weights;
 };
+
+// Writes `count` numbers and up to three more.
+template <typename T>
+ATTNZOO_INLINE void fill(T* to, int64_t count, T x) {
+  using V = ChunkVector<T, 4>;
+  for (int64_t i = 0; i < count; i += kLanes<V>) {
+    store(to + i, broadcast<V>(x));
+  }
+}
 
 template <typename T>
 ATTNZOO_INLINE void refer(const Call<T>& call, int64_t query, const LevelRange<T>& range, const Staging<T>& staging) {
@@ -206,8 +234,8 @@ ATTNZOO_INLINE void refer(const Call<T>& call, int64_t query, const LevelRange<T
     for (int axis = 0; axis < 2; ++axis) {
       const T origin = reference[axis] * sizes[axis] - T(0.5);
       const T unit = call.reference_size == 4 ? reference[2 + axis] * sizes[axis] * per_point : T(1);
-      std::fill_n(staging.origin[axis] + i, call.points, origin);
-      std::fill_n(staging.unit[axis] + i, call.points, unit);
+      fill(staging.origin[axis] + i, call.points, origin);
+      fill(staging.unit[axis] + i, call.points, unit);
     }
   }
 }
@@ -215,7 +243,11 @@ ATTNZOO_INLINE void refer(const Call<T>& call, int64_t query, const LevelRange<T
 // The samples of some levels of a query, counted over all images, and head.
 template <bool kInMap, typename T>
 ATTNZOO_INLINE void place_samples(
-    const Call<T>& call, int64_t query, int64_t head, const LevelRange<T>& range, T* memory,
+    const Call<T>& call,
+    int64_t query,
+    int64_t head,
+    const LevelRange<T>& range,
+    T* memory,
     const Footprints<T>& at) {
   using V = Vector<T, kWidest<T>>;
   const int64_t item = query * call.heads + head;

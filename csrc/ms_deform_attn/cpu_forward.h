@@ -69,7 +69,13 @@ ATTNZOO_INLINE void gather(const Rows& source, const Footprints<T>& at, int64_t 
 // The queries at the positions [begin, end) of an image, for one head.
 template <bool kInMap, typename T, typename E, typename Rows>
 void forward_queries(
-    const Call<T>& call, int64_t image, int64_t head, int64_t begin, int64_t end, const Rows& source,    const Workspace<T>& workspace) {
+    const Call<T>& call,
+    int64_t image,
+    int64_t head,
+    int64_t begin,
+    int64_t end,
+    const Rows& source,
+    const Workspace<T>& workspace) {
   const LevelRange<T> range(call, kInMap ? call.in_map : call.in_value, 0, call.num_levels);
   Footprints<T> tile[kTile];
   for (int64_t t = 0; t < kTile; ++t) {

@@ -38,10 +38,6 @@ ATTNZOO_INLINE void for_chunks(int64_t channels, const Body& body) {
   }
 }
 
-// The widest vector for a chunk of kChannels.
-template <typename T, int kChannels>
-using ChunkVector = Vector<T, (kChannels < kWidest<T> ? kChannels : kWidest<T>)>;
-
 // The channels that are no multiple of four go through four numbers that can be read and written whole.
 template <typename T, typename E>
 ATTNZOO_INLINE void copy_row(const E* from, int64_t channels, T* to) {
