@@ -1,0 +1,252 @@
+// Attention to displaced keys with a relative position bias on CPU, float and double: see attnzoo/ops/deform_kv.py.
+//
+// Forward: blocks of queries are split over threads. Backward: images and heads are split over threads, and what they
+// share is added up in a fixed order, so that the result is the same, bit for bit, for any number of threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "../common/tensor.h"
+#include "call.h"
+#include "parameters.h"
+#include "problem.h"
+
+namespace attnzoo::deform_kv_attn {
+
+#if defined(__x86_64__)
+namespace avx512 {
+template <typename T>
+Kernels<T> kernels(Kind kind);
+}
+namespace avx2 {
+template <typename T>
+Kernels<T> kernels(Kind kind);
+}
+#endif
+namespace baseline {
+template <typename T>
+Kernels<T> kernels(Kind kind);
+}
+
+namespace {
+
+template <typename T>
+Kernels<T> kernels_of_this_machine(Kind kind) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw")) {
+    return avx512::kernels<T>(kind);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return avx2::kernels<T>(kind);
+  }
+#endif
+  return baseline::kernels<T>(kind);
+}
+
+Runs view(const std::vector<Run>& runs) {
+  return {runs.data(), runs.data() + runs.size()};
+}
+
+template <typename T>
+Rows<const T> rows(const Tensor& tensor) {
+  return {data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+template <typename T>
+Rows<T> mutable_rows(const Tensor& tensor) {
+  return {mutable_data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+// (B, H, N, D), ordered in memory as (B, N, H, D): its heads can be joined without a copy.
+Tensor new_by_token(const Tensor& like, const Problem& problem, int64_t length) {
+  return torch::stable::transpose(
+      torch::stable::new_empty(like, {problem.batch, length, problem.heads, problem.dim}), 1, 2);
+}
+
+template <typename T>
+Inputs<T> inputs(const Call& call, const std::vector<T>& parameters) {
+  return {rows<T>(call.query), rows<T>(call.key), rows<T>(call.value), data<T>(call.query_positions),
+          data<T>(call.key_positions), parameters.data()};
+}
+
+// to[outer, inner] = the sum of parts[outer, part, inner]
+template <typename T>
+void add_up(const std::vector<T>& parts, int64_t outer, int64_t count, int64_t inner, T* to) {
+  std::fill(to, to + outer * inner, T(0));
+  for (int64_t i = 0; i < outer * count; ++i) {
+    const T* from = parts.data() + i * inner;
+    T* sum = to + i / count * inner;
+    for (int64_t j = 0; j < inner; ++j) {
+      sum[j] += from[j];
+    }
+  }
+}
+
+// (B, H, Nk, padded D) without the padding
+template <typename T>
+void unpad(const std::vector<T>& padded, int64_t columns, const Problem& problem, const Rows<T>& to) {
+  for (int64_t task = 0; task < problem.batch * problem.heads; ++task) {
+    for (int64_t key = 0; key < problem.keys; ++key) {
+      const T* from = padded.data() + (task * problem.keys + key) * columns;
+      std::copy_n(from, problem.dim, to.of(task / problem.heads, task % problem.heads) + key * to.row);
+    }
+  }
+}
+
+// A call with its bias, `Tables` or `Perceptrons`, ready for the kernels.
+template <typename Bias>
+struct Prepared {
+  Call call;
+  Bias bias;
+  std::vector<Level> levels;
+  Problem problem;
+  std::vector<std::vector<Run>> runs;
+
+  Prepared(Call given, Bias given_bias)
+      : call(std::move(given)), bias(std::move(given_bias)), levels(bias.levels()), problem(call.describe(levels)) {
+    bias.describe(problem);
+    check(bias.has_dtype_of(call.query), "the bias differs in dtype");
+    call.make_contiguous();
+    runs = call.runs(problem);
+  }
+  Prepared(const Prepared&) = delete;  // `problem` points to the other members
+};
+
+template <typename Bias>
+std::tuple<Tensor, Tensor> attend(Call call, Bias bias) {
+  const Prepared<Bias> given(std::move(call), std::move(bias));
+  const Problem& problem = given.problem;
+  Tensor output = new_by_token(given.call.query, problem, problem.queries);
+  Tensor log_sums = torch::stable::new_empty(given.call.query, {problem.batch, problem.heads, problem.queries});
+  with_scalar(given.call.query, "deform_kv_attention", [&](auto scalar) {
+    using T = decltype(scalar);
+    const Kernels<T> kernels = kernels_of_this_machine<T>(Bias::kKind);
+    const std::vector<T> parameters = given.bias.template pack<T>(problem);
+    const Inputs<T> in = inputs<T>(given.call, parameters);
+    const Outputs<T> out{mutable_rows<T>(output), mutable_data<T>(log_sums)};
+    const int64_t blocks = (problem.queries + kernels.block - 1) / kernels.block;
+    torch::stable::parallel_for(
+        0, problem.batch * problem.heads * blocks, 1, [&](int64_t begin, int64_t end) {
+          std::vector<T> scratch(kernels.scratch(problem));
+          for (int64_t task = begin; task < end; ++task) {
+            const int64_t image = task / blocks / problem.heads;
+            const int64_t head = task / blocks % problem.heads;
+            const int64_t first = task % blocks * kernels.block;
+            kernels.forward(problem, in, view(given.runs[image]), image, head, first, scratch.data(), out);
+          }
+        });
+  });
+  return {output, log_sums};
+}
+
+// Gradients by query, key, value, positions of queries and of keys, and the parameters of the bias.
+template <typename Bias, typename ByBias>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, ByBias> differentiate(
+    Tensor grad_output, Call call, Bias bias, Tensor output, Tensor log_sums) {
+  const Prepared<Bias> given(std::move(call), std::move(bias));
+  const Problem& problem = given.problem;
+  const Tensor& query = given.call.query;
+  for (const Tensor* tensor : {&grad_output, &output}) {
+    check(
+        has_sizes(*tensor, {problem.batch, problem.heads, problem.queries, problem.dim}) &&
+            tensor->scalar_type() == query.scalar_type(),
+        "grad_output and output do not fit the queries");
+  }
+  check(
+      has_sizes(log_sums, {problem.batch, problem.heads, problem.queries}) &&
+          log_sums.scalar_type() == query.scalar_type(),
+      "log_sums does not fit the queries");
+  grad_output = with_neighbouring_channels(grad_output);
+  output = with_neighbouring_channels(output);
+  log_sums = torch::stable::contiguous(log_sums);
+  Tensor by_query = new_by_token(query, problem, problem.queries);
+  Tensor by_key = new_by_token(query, problem, problem.keys);
+  Tensor by_value = new_by_token(query, problem, problem.keys);
+  Tensor by_query_positions = torch::stable::new_empty(query, given.call.query_positions.sizes());
+  Tensor by_key_positions = torch::stable::new_empty(query, given.call.key_positions.sizes());
+  std::optional<ByBias> by_bias;
+  with_scalar(query, "deform_kv_attention", [&](auto scalar) {
+    using T = decltype(scalar);
+    const Kernels<T> kernels = kernels_of_this_machine<T>(Bias::kKind);
+    const std::vector<T> parameters = given.bias.template pack<T>(problem);
+    const int64_t tasks = problem.batch * problem.heads;
+    const int64_t columns = (problem.dim + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+    const int64_t level_queries = problem.level_count * problem.queries * 2;
+    std::vector<T> keys(tasks * problem.keys * columns);
+    std::vector<T> values(tasks * problem.keys * columns);
+    std::vector<T> query_places(tasks * level_queries);
+    std::vector<T> key_places(tasks * problem.keys * 2);
+    std::vector<T> by_parameters(tasks * problem.parameters);
+    const Inputs<T> in = inputs<T>(given.call, parameters);
+    const Gradients<T> out{
+        rows<T>(grad_output), rows<T>(output), data<T>(log_sums), mutable_rows<T>(by_query), keys.data(),
+        values.data(), query_places.data(), key_places.data(), by_parameters.data()};
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> scratch(kernels.scratch(problem));
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t image = task / problem.heads;
+        kernels.backward(problem, in, view(given.runs[image]), image, task % problem.heads, scratch.data(), out);
+      }
+    });
+    unpad(keys, columns, problem, mutable_rows<T>(by_key));
+    unpad(values, columns, problem, mutable_rows<T>(by_value));
+    add_up(query_places, problem.batch, problem.heads, level_queries, mutable_data<T>(by_query_positions));
+    add_up(
+        key_places, problem.batch * problem.groups, problem.heads / problem.groups, problem.keys * 2,
+        mutable_data<T>(by_key_positions));
+    by_bias = given.bias.template unpack<T>(by_parameters, problem);
+  });
+  return {by_query, by_key, by_value, by_query_positions, by_key_positions, *by_bias};
+}
+
+using Ints = std::vector<int64_t>;
+using Padding = std::optional<Tensor>;
+
+std::tuple<Tensor, Tensor> table_forward(
+    Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions, Tensor tables, Ints shapes,
+    Ints counts, Padding padding, double scale) {
+  return attend<Tables>({query, key, value, query_positions, key_positions, counts, padding, scale}, {tables, shapes});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> table_backward(
+    Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions,
+    Tensor tables, Ints shapes, Ints counts, Padding padding, double scale, Tensor output, Tensor log_sums) {
+  return differentiate<Tables, Tensor>(
+      grad_output, {query, key, value, query_positions, key_positions, counts, padding, scale}, {tables, shapes},
+      output, log_sums);
+}
+
+std::tuple<Tensor, Tensor> mlp_forward(
+    Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions, std::vector<Tensor> layers,
+    Ints counts, Padding padding, double scale) {
+  const auto levels = static_cast<int64_t>(counts.size());
+  return attend<Perceptrons>(
+      {query, key, value, query_positions, key_positions, counts, padding, scale}, {layers, levels});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> mlp_backward(
+    Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions,
+    std::vector<Tensor> layers, Ints counts, Padding padding, double scale, Tensor output, Tensor log_sums) {
+  const auto levels = static_cast<int64_t>(counts.size());
+  return differentiate<Perceptrons, std::vector<Tensor>>(
+      grad_output, {query, key, value, query_positions, key_positions, counts, padding, scale}, {layers, levels},
+      output, log_sums);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(attnzoo, CPU, library) {
+  library.impl("deform_kv_attention", TORCH_BOX(&table_forward));
+  library.impl("deform_kv_attention_backward", TORCH_BOX(&table_backward));
+  library.impl("deform_kv_attention_mlp", TORCH_BOX(&mlp_forward));
+  library.impl("deform_kv_attention_mlp_backward", TORCH_BOX(&mlp_backward));
+}
+
+}  // namespace attnzoo::deform_kv_attn
