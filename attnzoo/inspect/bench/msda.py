@@ -48,15 +48,14 @@ def pyramid(height: int, width: int, strides: tuple[int, ...] = (8, 16, 32, 64))
     return tuple((-(-height // stride), -(-width // stride)) for stride in strides)
 
 
-_SMALL = pyramid(512, 512)
+BATCHES = (1, 2, 4)
 CASES = [
-    Case("decoder-b1", _SMALL, queries=300),
-    Case("decoder-b4", _SMALL, batch=4, queries=300),
-    Case("encoder-5440", _SMALL),
+    *(Case(f"decoder-b{batch}", pyramid(512, 512), batch=batch, queries=300) for batch in BATCHES),
+    Case("encoder-512x512-b1", pyramid(512, 512)),
     *(
         Case(f"encoder-800x{width}-b{batch}", pyramid(800, width), batch=batch)
         for width in (1066, 1333)
-        for batch in (1, 2, 4)
+        for batch in BATCHES
     ),
 ]
 
@@ -91,6 +90,11 @@ def _locations(case: Case, pattern: str, g: torch.Generator) -> Tensor:
     return (whole + KNOT_MARGIN + (1 - 2 * KNOT_MARGIN) * (pixels - whole) + 0.5) / extent
 
 
+def output(case: Case) -> tuple[int, ...]:
+    """(B, Q, M·D)."""
+    return case.batch, case.asking, case.heads * case.head_dim
+
+
 def authority(case: Case, tensors: tuple[Tensor, ...], slope: Tensor) -> list[Tensor]:
     """Output and gradients of the reference in float64, one image at a time to spare memory."""
 
@@ -110,5 +114,13 @@ def macs(case: Case) -> int:
 
 
 MS_DEFORM_ATTN = Operation(
-    "ms_deform_attn", {case.name: case for case in CASES}, ("local", "uniform"), inputs, authority, macs
+    "ms_deform_attn",
+    cases={case.name: case for case in CASES},
+    brief=("decoder-b1", "decoder-b4", "encoder-512x512-b1", "encoder-800x1066-b1"),
+    patterns=("local", "uniform"),
+    tensors=("value", "sampling_locations", "attention_weights"),
+    inputs=inputs,
+    output=output,
+    authority=authority,
+    macs=macs,
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ Call = Callable[..., Tensor]
 Load = Callable[[Any, torch.device], Call]
 
 
+def spell(dtype: torch.dtype) -> str:
+    """The name of a dtype without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
+DTYPES = {spell(dtype): dtype for dtype in (torch.float32, torch.float64, *HALF)}
+
+
 class UnavailableError(Exception):
     """Why an implementation cannot run here: it is not installed, or not made for the device or the case."""
 
@@ -21,9 +29,9 @@ class UnavailableError(Exception):
 class Peer:
     """One implementation of an operation.
 
-    `load(case, device)` imports what it needs and returns a function of the operation's tensors. ImportError and
-    UnavailableError mean that it cannot run here; `install` says what would change that. `package` is the
-    distribution whose version is recorded.
+    `load(case, device)` imports what it needs and returns a function of the operation's tensors; its docstring says
+    which version it was written for and how the arguments map. ImportError and UnavailableError mean that it cannot
+    run here; `install` says what would change that. `package` is the distribution whose version is recorded.
     """
 
     name: str
@@ -36,18 +44,26 @@ class Peer:
 class Operation:
     """What is measured.
 
-    - `inputs(case, pattern, dtype, device)`: the tensors of one call, all differentiable, the same in every process
+    - `brief`: the cases that are measured on a CPU unless others are asked for
+    - `tensors`: names of the arguments that are tensors, all differentiable
+    - `inputs(case, pattern, dtype, device)`: those tensors, the same in every process
+    - `output(case)`: the shape of the output
     - `authority(case, tensors, slope)`: output and gradients in float64, by plain PyTorch
     - `macs(case)`: multiply-accumulates of the forward pass; the backward pass has twice as many
+    - `unit`: what carries them out: "fma" where every one needs an operand of its own, "matrix" for products
     - `peers`: implementations by name; "attnzoo" is the one that the others are compared with
     """
 
     name: str
     cases: dict[str, Any]
+    brief: tuple[str, ...]
     patterns: tuple[str, ...]
+    tensors: tuple[str, ...]
     inputs: Callable[[Any, str, torch.dtype, torch.device], tuple[Tensor, ...]]
+    output: Callable[[Any], tuple[int, ...]]
     authority: Callable[[Any, tuple[Tensor, ...], Tensor], list[Tensor]]
     macs: Callable[[Any], int]
+    unit: Literal["fma", "matrix"] = "fma"
     peers: dict[str, Peer] = field(default_factory=dict)
 
     def peer(self, name: str, *, install: str, package: str) -> Callable[[Load], Load]:

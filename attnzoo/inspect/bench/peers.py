@@ -1,6 +1,6 @@
-"""The implementations that are compared, one function each.
+"""The implementations of multi-scale deformable attention that are compared, one function each.
 
-Adding one is a function under `@OPERATION.peer(name, ...)`: it imports the package and returns a call.
+Adding one is a function under `@MS_DEFORM_ATTN.peer(name, ...)`: it imports the package and returns a call.
 """
 
 from itertools import accumulate
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from attnzoo.inspect.bench.msda import MS_DEFORM_ATTN, Case
-from attnzoo.inspect.bench.operation import HALF, Call, Operation, UnavailableError
+from attnzoo.inspect.bench.operation import HALF, Call, UnavailableError
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in [MS_DEFORM_ATTN]}
 OURS = "attnzoo"
+BUILD = "pip install --no-build-isolation . in the source folder"
+_DEFORMOPS = "pip install deformops==3.0.1 (Python 3.12 or 3.13)"
+_DEFORMOPS_CUDA = "pip install --no-build-isolation --no-binary deformops deformops==3.0.1 (Python 3.12 or 3.13, nvcc)"
 
 
-@MS_DEFORM_ATTN.peer(OURS, install="pip install --no-build-isolation . in the source folder", package="attnzoo")
+@MS_DEFORM_ATTN.peer(OURS, install=BUILD, package="attnzoo")
 def _attnzoo(case: Case, device: torch.device) -> Call:
+    """This package's compiled operator, with its own argument order."""
     from attnzoo import ops
 
     require_compiled(device)
@@ -26,6 +29,7 @@ def _attnzoo(case: Case, device: torch.device) -> Call:
 
 @MS_DEFORM_ATTN.peer("grid_sample", install="part of attnzoo", package="attnzoo")
 def _grid_sample(case: Case, device: torch.device) -> Call:
+    """The baseline: this package's own formulation with torch's grid_sample, same arguments; half by way of float32."""
     from attnzoo.ops import reference
 
     return _in_float32(
@@ -33,8 +37,13 @@ def _grid_sample(case: Case, device: torch.device) -> Call:
     )
 
 
-@MS_DEFORM_ATTN.peer("transformers", install="pip install transformers", package="transformers")
+@MS_DEFORM_ATTN.peer("transformers", install="pip install transformers==4.57.6", package="transformers")
 def _transformers(case: Case, device: torch.device) -> Call:
+    """The module of transformers 4.57 and 5 without a hub kernel, that is by grid_sample.
+
+    Level shapes are given as a tensor and as a list, the first token of each level as a tensor, im2col_step (unused)
+    as 64. Half by way of float32: it would round locations.
+    """
     from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
     module = MultiScaleDeformableAttention().to(device)
@@ -50,36 +59,40 @@ def _transformers(case: Case, device: torch.device) -> Call:
     package="torch-ms-deform-attn",
 )
 def _torch_ms_deform_attn(case: Case, device: torch.device) -> Call:
+    """torch-ms-deform-attn 0.1.1: C++ on the CPU, Deformable DETR's kernels (one thread per channel) on CUDA.
+
+    Level shapes and first tokens are int64 tensors, im2col_step is left at its 64, or the whole batch where that does
+    not divide it. Half by way of float32: it would round locations.
+    """
     from torch_ms_deform_attn import ms_deform_attn
 
     shapes, starts = _metadata(case, device)
     return _in_float32(lambda value, locations, weights: ms_deform_attn(value, shapes, starts, locations, weights))
 
 
-@MS_DEFORM_ATTN.peer(
-    "deformops-eager", install="pip install deformops==3.0.1 (Python 3.12 or 3.13)", package="deformops"
-)
+@MS_DEFORM_ATTN.peer("deformops-eager", install=_DEFORMOPS, package="deformops")
 def _deformops_eager(case: Case, device: torch.device) -> Call:
+    """deformops 3.0.1, plain PyTorch: what its users get on a CPU. Arguments as `_deformops`."""
     return _deformops("EAGER", case, device)
 
 
-@MS_DEFORM_ATTN.peer(
-    "deformops-triton", install="pip install deformops==3.0.1 (Python 3.12 or 3.13)", package="deformops"
-)
+@MS_DEFORM_ATTN.peer("deformops-triton", install=_DEFORMOPS, package="deformops")
 def _deformops_triton(case: Case, device: torch.device) -> Call:
+    """deformops 3.0.1, Triton kernels: what its users get on a GPU. Arguments as `_deformops`."""
     return _deformops("TRITON", case, device)
 
 
-@MS_DEFORM_ATTN.peer(
-    "deformops-cuda",
-    install="pip install --no-build-isolation --no-binary deformops deformops==3.0.1 (Python 3.12 or 3.13, nvcc)",
-    package="deformops",
-)
+@MS_DEFORM_ATTN.peer("deformops-cuda", install=_DEFORMOPS_CUDA, package="deformops")
 def _deformops_cuda(case: Case, device: torch.device) -> Call:
+    """deformops 3.0.1, CUDA kernels, compiled when it is installed. Arguments as `_deformops`."""
     return _deformops("CUDA", case, device)
 
 
 def _deformops(backend: str, case: Case, device: torch.device) -> Call:
+    """`registry.msda` with one backend: shapes and first tokens as int64 tensors, weights (B, Q, M, L·P).
+
+    Half-precision values stay what they are, locations stay float32: it takes both.
+    """
     if backend != "EAGER" and device.type != "cuda":
         raise UnavailableError(f"has GPU kernels only, not for {device.type}")
     try:
