@@ -11,9 +11,9 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, to
 """Largest error allowed, in units of the largest element of the tensor at hand: a few roundings of each dtype."""
 
 
-def errors(call: Call, names: Sequence[str], tensors: tuple[Tensor, ...], slope: Tensor, truth: Sequence[Tensor]) -> (
-    dict[str, float]
-):
+def errors(
+    call: Call, names: Sequence[str], tensors: tuple[Tensor, ...], slope: Tensor, truth: Sequence[Tensor]
+) -> dict[str, float]:
     """Largest error of the output and of every gradient against `truth`, relative to the largest true element."""
     found = differentiate(call, tensors, slope)
     labels = ["output", *(f"gradient of {name}" for name in names)]

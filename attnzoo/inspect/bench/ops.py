@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnzoo.errors import unknown
 from attnzoo.inspect.bench import agreement, ceilings, memory, record
 from attnzoo.inspect.bench.ceilings import Ceilings
 from attnzoo.inspect.bench.operation import DTYPES, Call, Operation, Peer, UnavailableError, differentiate, spell
 from attnzoo.inspect.bench.operators import OPERATIONS
+from attnzoo.inspect.bench.peers import OURS
 from attnzoo.inspect.bench.sampling import interleave
+from attnzoo.inspect.bench.select import ALL, pick, present
 
 PASSES = ("forward", "forward+backward")
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,10 @@ def plan(
     measurements = []
     for operation in chosen:
         usual = operation.brief if device.type == "cpu" else (ALL,)
-        wanted = _present(usual if cases is None else cases, operation.cases)
-        for dtype, case, pattern in product(kinds, wanted, _present(patterns, operation.patterns)):
+        wanted = present(usual if cases is None else cases, operation.cases)
+        for dtype, case, pattern in product(kinds, wanted, present(patterns, operation.patterns)):
             measurements.append(Measurement(operation, case, pattern, DTYPES[dtype]))
     return measurements
-
-
-def pick(kind: str, names: Sequence[str], allowed: Any) -> list[str]:
-    """`names`, or all that are allowed for "all". Raises UserError for one that is not allowed."""
-    for name in names:
-        if name != ALL and name not in allowed:
-            raise unknown(kind, name, [*allowed, ALL])
-    return _present(names, allowed)
-
-
-def _present(names: Sequence[str], allowed: Any) -> list[str]:
-    return [name for name in allowed if ALL in names or name in names]
 
 
 def run(
@@ -115,11 +103,11 @@ def measure(measurement: Measurement, settings: Settings, limits: Ceilings) -> d
     truth = operation.authority(case, tensors, slope)
     found: dict[str, dict[str, Any]] = {}
     calls: dict[str, Call] = {}
-    for peer in (operation.peers[name] for name in _present(settings.peers, operation.peers)):
+    for peer in (operation.peers[name] for name in present(settings.peers, operation.peers)):
         found[peer.name], call = _admit(peer, case, operation, tensors, slope, truth)
         if call is not None:
             calls[peer.name] = call
-    row = {
+    row: dict[str, Any] = {
         "operation": operation.name,
         "case": measurement.case,
         "sizes": str(case),
@@ -151,8 +139,9 @@ def _admit(
         return entry, None
     except UnavailableError as error:
         return entry | {"state": "unavailable", "reason": str(error)}, None
-    except Exception as error:  # whatever goes wrong in someone else's code costs its own row alone
-        return entry | {"state": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, None
+    except Exception as error:  # whatever goes wrong in the code of others costs their own rows alone
+        what = " ".join(str(error).split())[:300]
+        return entry | {"state": "failed", "reason": f"{type(error).__name__}: {what}"}, None
     wrong = agreement.verdict(entry["errors"], slope.dtype)
     if wrong:
         return entry | {"state": "disagrees", "reason": wrong}, None
@@ -170,16 +159,24 @@ def _pass(call: Call, tensors: tuple[Tensor, ...], slope: Tensor, backward: bool
     return forward
 
 
-def availability(device: torch.device) -> Iterator[tuple[Operation, Peer, str]]:
-    """Every implementation of every operation: "available", or why it cannot run here and what would change that."""
-    for operation in OPERATIONS.values():
-        case = next(iter(operation.cases.values()))
-        for peer in operation.peers.values():
-            try:
-                peer.load(case, device)
-            except ImportError:
-                yield operation, peer, f"missing: {peer.install}"
-            except UnavailableError as error:
-                yield operation, peer, f"unavailable: {error}"
-            else:
-                yield operation, peer, "available"
+def faults(record: dict[str, Any]) -> list[str]:
+    """Where this package's own operators are wrong or fail."""
+    return [
+        f"{row['operation']} {row['case']} {row['pattern']} {row['dtype']}: {ours['reason']}"
+        for row in record["rows"]
+        if (ours := row["implementations"].get(OURS)) and ours["state"] in ("disagrees", "failed")
+    ]
+
+
+def availability(operation: Operation, device: torch.device) -> Iterator[tuple[Peer, str]]:
+    """Every implementation: "available", or why it cannot run here and what would change that."""
+    case = next(iter(operation.cases.values()))
+    for peer in operation.peers.values():
+        try:
+            peer.load(case, device)
+        except ImportError:
+            yield peer, f"missing: {peer.install}"
+        except UnavailableError as error:
+            yield peer, f"unavailable: {error}"
+        else:
+            yield peer, "available"

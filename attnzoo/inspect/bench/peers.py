@@ -20,7 +20,7 @@ _DEFORMOPS_CUDA = "pip install --no-build-isolation --no-binary deformops deform
 
 @MS_DEFORM_ATTN.peer(OURS, install=BUILD, package="attnzoo")
 def _attnzoo(case: Case, device: torch.device) -> Call:
-    """This package's compiled operator, with its own argument order."""
+    """The compiled operator of this package, with its own argument order."""
     from attnzoo import ops
 
     require_compiled(device)
@@ -106,9 +106,7 @@ def _deformops(backend: str, case: Case, device: torch.device) -> Call:
     except Exception as error:  # its own classes, which differ by what is missing
         raise UnavailableError(" ".join(str(error).split())) from error
     shapes, starts = _metadata(case, device)
-    return lambda value, locations, weights: msda(
-        value, shapes, starts, locations, weights.flatten(-2), backend=chosen
-    )
+    return lambda value, locations, weights: msda(value, shapes, starts, locations, weights.flatten(-2), backend=chosen)
 
 
 def require_compiled(device: torch.device) -> None:

@@ -4,12 +4,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -26,26 +28,35 @@ class Rows:
 
     title: str
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     labels: int
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """The table for a page."""
         rules = ["---"] * self.labels + ["--:"] * (len(self.header) - self.labels)
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rules, *self.rows)]
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rules, *self._sparse())]
         return "\n".join([f"### {self.title}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
 
     def show(self, console: Console) -> None:
-        """The table for a terminal; lines of any length where there is none."""
-        table = Table(*self.header, title=self.title, title_justify="left")
-        for column in table.columns[self.labels :]:
-            column.justify = "right"
-        for row in self.rows:
+        """The table for a terminal."""
+        table = Table(*self.header, title=self.title, title_justify="left", box=SIMPLE)
+        for index, column in enumerate(table.columns):
+            column.overflow = "fold"
+            column.justify = "left" if index < self.labels else "right"
+        for row in self._sparse():
             table.add_row(*row)
-        console.print(table, soft_wrap=not console.is_terminal)
+        console.print(table)
         for note in self.notes:
             console.print(note, markup=False, soft_wrap=True)
+
+    def _sparse(self) -> Iterator[tuple[str, ...]]:
+        """The rows, labels left out that the row above has too: what changes stands out."""
+        above: tuple[str, ...] = ()
+        for row in self.rows:
+            same = next((i for i in range(self.labels - 1) if row[: i + 1] != above[: i + 1]), self.labels - 1)
+            yield ("",) * same + row[same:]
+            above = row
 
 
 def header(kind: str, device: torch.device, packages: list[str]) -> dict[str, Any]:

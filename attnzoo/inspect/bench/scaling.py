@@ -100,7 +100,7 @@ def run(
     device: torch.device,
     attentions: Sequence[str],
     passes: Sequence[str] = PASSES,
-    limits: Limits = Limits(),  # noqa: B008 frozen
+    limits: Limits = Limits(),
     seconds: float = 1.0,
     progress: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
