@@ -94,6 +94,7 @@ def entrants(name: str, size: Size, device: torch.device) -> tuple[dict[str, Ent
         return {OURS: Ours(ours.to(device))}, f"transformers {why}: {INSTALL}"
     theirs = _theirs(name, size)
     _perturb(theirs)
+    _freeze_as_published(theirs)
     ours.load_state_dict(huggingface.convert(theirs.state_dict(), ours.config))
     return {OURS: Ours(ours.to(device)), THEIRS: Theirs(theirs.to(device))}, None
 
@@ -149,6 +150,12 @@ def _theirs(name: str, size: Size) -> nn.Module:
     if dense:
         return DetrForObjectDetection(DetrConfig(**options))
     return DeformableDetrForObjectDetection(DeformableDetrConfig(**options))
+
+
+def _freeze_as_published(model: nn.Module) -> None:
+    """The stem and the first stage: transformers 4.57 means that, but freezes every stage of its own ResNet."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("backbone" not in name or any(f"stages.{stage}." in name for stage in (1, 2, 3)))
 
 
 def _perturb(model: nn.Module) -> None:

@@ -96,7 +96,7 @@ def _predict(entrant: Entrant, images: Tensor) -> Outputs:
 
 
 def _learn(entrant: Entrant, images: Tensor, targets: Sequence[Target]) -> Outputs:
-    """The loss, and the norm of all gradients."""
+    """The loss, the norm of all gradients, and how many parameters are trained."""
     entrant.model.train()
     entrant.model.zero_grad()
     loss = entrant.loss(images, targets)
@@ -104,7 +104,8 @@ def _learn(entrant: Entrant, images: Tensor, targets: Sequence[Target]) -> Outpu
     gradients = [p.grad for p in entrant.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     entrant.model.zero_grad()
-    return {"loss": loss.detach(), "gradient norm": norm}
+    trained = sum(p.numel() for p in entrant.model.parameters() if p.requires_grad)
+    return {"loss": loss.detach(), "gradient norm": norm, "number of trained parameters": torch.tensor(trained)}
 
 
 def _call(entrant: Entrant, work: str, images: Tensor, targets: Sequence[Target]) -> Callable[[], object]:
