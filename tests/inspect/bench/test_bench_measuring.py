@@ -78,9 +78,9 @@ def test_no_exponent_from_one_size():
 def test_peak_memory_sees_what_a_call_holds_and_forgets_what_was_before():
     kept = torch.ones(10 * MIB)  # there before: not the call's
     first = memory.peak(lambda: torch.ones(16 * MIB).sum(), CPU)
-    second = memory.peak(lambda: torch.ones(4 * MIB).sum(), CPU)
+    second = memory.peak(lambda: torch.ones(12 * MIB).sum(), CPU)
     assert first / MIB == pytest.approx(64, abs=2)
-    assert second / MIB == pytest.approx(16, abs=2)
+    assert second / MIB == pytest.approx(48, abs=2)
     assert kept.sum() == 10 * MIB
 
 
@@ -99,9 +99,9 @@ def test_peak_memory_sees_allocations_outside_torch():
 def test_peak_memory_is_the_highest_not_the_sum():
     def call() -> None:
         for _ in range(4):
-            torch.ones(6 * MIB)
+            torch.ones(10 * MIB)  # large enough for malloc to give back each at once
 
-    assert memory.peak(call, CPU) / MIB == pytest.approx(24, abs=2)
+    assert memory.peak(call, CPU) / MIB == pytest.approx(40, abs=2)
 
 
 def test_errors_of_the_right_thing_are_rounding():
