@@ -132,7 +132,7 @@ def run(step: Step, deadline: float, variables: dict[str, str]) -> Result:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            state = f"stopped after {allowed:.0f} s"
+            state = f"stopped after {allowed:.3g} s"
         log.seek(0)
         return Result(step.name, state, time.monotonic() - begun, log.read())
 
