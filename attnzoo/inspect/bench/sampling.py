@@ -24,11 +24,11 @@ def interleave(
     order = list(calls)
     start = time.perf_counter()
     for done in range(max(MOST, fewest)):
-        if done >= fewest and time.perf_counter() - start > seconds:
+        if not order or (done >= fewest and time.perf_counter() - start > seconds):
             break
         for name in order:
             samples[name].append(time_calls(calls[name], repeats[name], device))
-        order.append(order.pop(0))
+        order = order[1:] + order[:1]
     return samples
 
 

@@ -167,11 +167,12 @@ def whole_models(record: dict[str, Any]) -> list[Rows]:
     for row in record["rows"]:
         entries = row["implementations"]
         ours = entries.get(OURS, {}).get("seconds")
+        error = NONE if row["error"] is None else f"{row['error']:.0e}"
         for name, entry in entries.items():
             if entry["seconds"]:
                 compared = ratio(entry["seconds"], ours) if ours and name != OURS else NONE
                 numbers = (milliseconds(entry["seconds"]), compared, mebibytes(entry["peak_bytes"]))
-                lines.append((row["model"], row["work"], name, *numbers, f"{row['error']:.0e}"))
+                lines.append((row["model"], row["work"], name, *numbers, error))
         if row["reason"]:
             lines.append((row["model"], row["work"], NONE, row["reason"], NONE, NONE, NONE))
     header = ("model", "work", "implementation", "ms (quartiles)", "ratio (quartiles)", "peak MiB", "error")

@@ -30,7 +30,7 @@ def setup(tokens: int) -> Setup:
 def test_pyramids_have_about_the_tokens_asked_for(tokens, levels):
     shapes = shapes_for(tokens, levels)
     assert len(shapes) == levels
-    assert sum(h * w for h, w in shapes) == pytest.approx(tokens, rel=0.03)
+    assert sum(h * w for h, w in shapes) == pytest.approx(tokens, rel=0.05)
     assert shapes[0] > shapes[-1] or levels == 1
 
 
@@ -70,9 +70,10 @@ def test_exponents_are_fitted_from_4k_tokens_on():
     assert fit["memory"]["exponent"] == pytest.approx(1)
 
 
-def test_from_the_command_line_to_the_plot(tmp_path, capsys):
+def test_from_the_command_line_to_the_plot(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "TOKENS", (64, 128))
     raw, plot = tmp_path / "scaling.json", tmp_path / "scaling.png"
-    command = ["bench", "scaling", "--attentions", "ms_deform", "--tokens", "1024", "--seconds", "0"]
+    command = ["bench", "scaling", "--attentions", "ms_deform", "--seconds", "0"]
     assert attnzoo_main.main([*command, "--json", str(raw), "--plot", str(plot)]) == 0
     out = capsys.readouterr().out
     assert "against points" in out
