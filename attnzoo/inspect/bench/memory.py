@@ -1,7 +1,6 @@
 """Peak memory of a call, measured."""
 
 import ctypes
-import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
 
     `call` should have run before, so that what it allocates once is there. None where the system cannot tell.
     """
-    gc.collect()
     if device.type == "cuda":
         return _peak_of_gpu(call, device)
     if not _CLEAR.exists():
