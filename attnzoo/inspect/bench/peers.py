@@ -32,7 +32,7 @@ def _grid_sample(case: Case, device: torch.device) -> Call:
     """The baseline: this package's own formulation with torch's grid_sample, same arguments; half by way of float32."""
     from attnzoo.ops import reference
 
-    return _in_float32(
+    return in_float32(
         lambda value, locations, weights: reference.ms_deform_attn(value, case.shapes, locations, weights)
     )
 
@@ -48,7 +48,7 @@ def _transformers(case: Case, device: torch.device) -> Call:
 
     module = MultiScaleDeformableAttention().to(device)
     shapes, starts = _metadata(case, device)
-    return _in_float32(
+    return in_float32(
         lambda value, locations, weights: module(value, shapes, case.shapes, starts, locations, weights, 64)
     )
 
@@ -67,7 +67,7 @@ def _torch_ms_deform_attn(case: Case, device: torch.device) -> Call:
     from torch_ms_deform_attn import ms_deform_attn
 
     shapes, starts = _metadata(case, device)
-    return _in_float32(lambda value, locations, weights: ms_deform_attn(value, shapes, starts, locations, weights))
+    return in_float32(lambda value, locations, weights: ms_deform_attn(value, shapes, starts, locations, weights))
 
 
 @MS_DEFORM_ATTN.peer("deformops-eager", install=_DEFORMOPS, package="deformops")
@@ -124,7 +124,7 @@ def _metadata(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(case.shapes, device=device), torch.tensor(starts, device=device)
 
 
-def _in_float32(call: Call) -> Call:
+def in_float32(call: Call) -> Call:
     """`call` for half-precision values by way of float32, for implementations that would round coordinates."""
 
     def upcast(value: Tensor, *others: Any) -> Tensor:

@@ -8,13 +8,22 @@ import torch
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo.errors import UserError
-from attnzoo.inspect.bench import ceilings, ops, tables
+from attnzoo.inspect.bench import ceilings, dat, msda_fused, ops, tables
 from attnzoo.inspect.bench.msda import MS_DEFORM_ATTN, Case, inputs
 from attnzoo.inspect.bench.operation import DTYPES, UnavailableError
 from attnzoo.inspect.bench.operators import OPERATIONS
 
 CPU = torch.device("cpu")
 TINY = Case("tiny", ((5, 6), (3, 2)), batch=2, queries=7, heads=2, head_dim=8, points=3)
+
+TINY_MAP = dat.Case("tiny", 7, 9, stride=2, heads=4, groups=2, batch=2, head_dim=8)
+SMALLEST = {
+    "ms_deform_attn": TINY,
+    "ms_deform_attn_fused": TINY,
+    "deform_kv_attention": TINY_MAP,
+    "deform_kv_attention_mlp": TINY_MAP,
+}
+BASELINES = {"deform_kv_attention_mlp": "plain"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +46,13 @@ def run(operation, *peers, passes=ops.PASSES, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_installed_agrees_in_every_dtype(operation, dtype):
     """Ours and the baseline always are; others join in where they can be imported."""
-    smallest = replace(OPERATIONS[operation], cases={"tiny": TINY})
-    entries = run(smallest, "all", passes=(), dtype=DTYPES[dtype])["rows"][0]["implementations"]
+    smallest = replace(OPERATIONS[operation], cases={"tiny": SMALLEST[operation]})
+    measurement = ops.Measurement(smallest, "tiny", smallest.patterns[0], DTYPES[dtype])
+    record = ops.run([measurement], ops.Settings(CPU, passes=()))
+    entries = record["rows"][0]["implementations"]
     states = {name: entry["state"] for name, entry in entries.items()}
     assert {states[name] for name in states} <= {"measured", "missing", "unavailable"}, entries
-    assert states["attnzoo"] == states["grid_sample"] == "measured"
+    assert states["attnzoo"] == states[BASELINES.get(operation, "grid_sample")] == "measured"
 
 
 def test_a_row_holds_all_samples():
@@ -125,6 +136,19 @@ def test_after_the_budget_the_rest_is_named():
     assert record["left_out"] == ["ms_deform_attn tiny local float32"] * 2
     later = ops.run([measurement], ops.Settings(CPU, ("forward",), ("attnzoo",), seconds=0, budget=60))
     assert later["left_out"] == []
+
+
+def test_the_fused_form_samples_where_the_plain_one_does():
+    value, references, offsets, logits = msda_fused.inputs(TINY, "local", torch.float64, CPU)
+    _, locations, weights = inputs(TINY, "local", torch.float64, CPU)
+    seen = {}
+
+    def plain(value, locations, weights):
+        seen.update(locations=locations, weights=weights)
+        return value
+
+    msda_fused.unfused(plain, TINY)(value, references, offsets, logits)
+    torch.testing.assert_close(seen, {"locations": locations, "weights": weights})
 
 
 @pytest.mark.parametrize("pattern", MS_DEFORM_ATTN.patterns)
