@@ -10,6 +10,7 @@ from attnzoo.inspect.bench.dat import (
     HIDDEN,
     Case,
     mlp_bias,
+    perceptron,
     plain,
     query_positions,
     table_bias,
@@ -58,8 +59,8 @@ def _attnzoo_mlp(case: Case, device: torch.device) -> Call:
     require_compiled(device)
 
     def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, *layers: Tensor) -> Tensor:
-        mlps = [list(zip(layers[::2], layers[1::2], strict=True))]
-        return deform_kv_attention_mlp(query, key, value, query_positions(case, keys)[None, None], keys, mlps)
+        places = query_positions(case, keys)[None, None]
+        return deform_kv_attention_mlp(query, key, value, places, keys, [perceptron(layers)])
 
     return call
 
@@ -88,7 +89,8 @@ def _lucidrains(case: Case, device: torch.device) -> Call:
     def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, *layers: Tensor) -> Tensor:
         grid_q = query_positions(case, keys).unflatten(0, (case.height, case.width))
         grid_kv = keys.flatten(0, 1).unflatten(1, case.grid)
-        bias = torch.func.functional_call(cpb, dict(zip(names, layers, strict=True)), (grid_q, grid_kv))
+        parameters = [tensor for layer in perceptron(layers) for tensor in layer]
+        bias = torch.func.functional_call(cpb, dict(zip(names, parameters, strict=True)), (grid_q, grid_kv))
         scores = torch.einsum("bhid,bhjd->bhij", query * query.shape[-1] ** -0.5, key) + bias
         weights = (scores - scores.amax(-1, keepdim=True).detach()).softmax(-1)
         return torch.einsum("bhij,bhjd->bhid", weights, value)

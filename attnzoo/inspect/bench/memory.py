@@ -1,7 +1,9 @@
 """Peak memory of a call, measured."""
 
 import ctypes
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import torch
 
 METHODS = {
     "cuda": "torch.cuda.max_memory_allocated above what was allocated before the call",
-    "cpu": "highest resident size (VmHWM, reset before the call) above that before it, free memory given back, "
-    "least of three calls",
+    "cpu": "highest resident size (VmHWM, reset before the call) above that before it, in a forked process, one thread",
 }
+PATIENCE = 600  # seconds
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # proc(5): /proc/pid/clear_refs
+_M_MMAP_THRESHOLD, _LARGE = -3, 2**16  # mallopt(3)
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int | None:
@@ -23,10 +26,7 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return _peak_of_gpu(call, device)
-    if not _CLEAR.exists():
-        return None
-    # malloc sometimes takes new pages beside free ones, which only adds.
-    return min(_peak_of_process(call) for _ in range(3))
+    return _peak_of_fork(call) if _CLEAR.exists() else None
 
 
 def _peak_of_gpu(call: Callable[[], object], device: torch.device) -> int:
@@ -38,9 +38,30 @@ def _peak_of_gpu(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def _peak_of_fork(call: Callable[[], object]) -> int | None:
+    """None where the call fails in the forked process, which has one thread only."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(PATIENCE)
+            torch.set_num_threads(1)  # the others did not come along
+            os.write(writing, str(_peak_of_process(call)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        found = answer.read()
+    os.waitpid(child, 0)
+    return int(found) if found else None
+
+
 def _peak_of_process(call: Callable[[], object]) -> int:
     """Counts every allocation, those of compiled code outside torch's allocator included."""
-    ctypes.CDLL(None).malloc_trim(0)  # else the call could use free pages that are resident already
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)  # malloc then gives every block back as soon as it is free
+    call()
+    libc.malloc_trim(0)  # else the call could use free pages that are resident already
     _CLEAR.write_text(_RESET_PEAK)
     before = _resident("VmRSS")
     call()
