@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from attnzoo import bench
+from attnzoo.inspect.bench.operators import OPERATIONS
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("gpu", ROOT / "tools" / "gpu.py")
@@ -57,14 +58,20 @@ def test_an_old_torch_and_a_missing_folder_are_one_line(monkeypatch, capsys, tmp
 @pytest.mark.parametrize("tiny", [False, True])
 def test_every_planned_benchmark_is_one_the_command_line_takes(tmp_path, device, tiny):
     planned = {step.name: step.command for step in gpu.steps(device, tiny, tmp_path)}
-    assert list(planned) == ["tests", "ops", "models", "scaling"]
-    for name in ("ops", "models", "scaling"):
+    assert list(planned) == ["tests", *gpu.RAW]
+    for name in gpu.RAW:
         verb, *rest = planned[name][3:]
         assert verb == "bench"
         given = bench.arguments(argparse.ArgumentParser()).parse_args(rest)
-        assert (given.bench, given.device) == (name, device)
+        assert (given.bench, given.device) == (name.partition("-")[0], device)
         assert given.json == tmp_path / f"{name}.json"
-    assert ("cuda" in planned["tests"]) == (device == "cuda")
+    assert ("cuda" in planned["tests"]) == (device == "cuda" and not tiny)
+
+
+def test_every_operation_is_measured(tmp_path):
+    steps = {step.name: step.command for step in gpu.steps("cuda", False, tmp_path)}
+    measured = {name for raw in (gpu.PLAIN, gpu.OTHERS) for name in steps[raw] if name in OPERATIONS}
+    assert measured == set(OPERATIONS)
 
 
 def test_archives_are_installed_one_by_one_sources_last(tmp_path):
@@ -102,10 +109,10 @@ def test_the_same_command_on_a_cpu(tmp_path):
     command = [sys.executable, "tools/gpu.py", "--device", "cpu", "--tiny", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
     summary = {entry["name"]: entry["state"] for entry in json.loads((out / "summary.json").read_text())}
-    assert summary == dict.fromkeys(["build", "tests", "ops", "models", "scaling", "tables"], "done"), done.stdout
+    assert summary == dict.fromkeys(["build", "tests", *gpu.RAW, "tables"], "done"), done.stdout
     assert done.returncode == 0
     assert {path.name for path in out.iterdir()} == {
-        "ops.json", "models.json", "scaling.json", "scaling.png", "operators.md", "log.txt", "summary.json",
+        *(f"{name}.json" for name in gpu.RAW), "scaling.png", "operators.md", "log.txt", "summary.json",
     }  # fmt: skip
     page = (out / "operators.md").read_text()
     assert "| grid_sample |" in page

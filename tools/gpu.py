@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OLDEST_TORCH = (2, 11)
 ARCHIVES = (".whl", ".tar.gz")
 BUILD, TESTS = "build", "tests"
+RAW = PLAIN, OTHERS, MODELS, SCALING = "ops", "ops-fused-and-dat", "models", "scaling"
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,30 @@ def build_step() -> Step:
 
 def steps(device: str, tiny: bool, out: Path) -> list[Step]:
     """What follows the build, most important first."""
-    bench = [sys.executable, "-m", "attnzoo", "bench"]
-    on = ["--device", device]
-    ops = ["--seconds", "0.2", "--budget", "150", "--json", str(out / "ops.json")]
-    scaling = ["--seconds", "0.2", "--limit", "1", "--json", str(out / "scaling.json")]
-    scaling += ["--plot", str(out / "scaling.png")]
-    models = ["--seconds", "1", "--json", str(out / "models.json")]
+
+    def bench(name: str, verb: str, seconds: float, *options: str) -> Step:
+        command = [sys.executable, "-m", "attnzoo", "bench", verb, "--device", device]
+        return Step(name, [*command, "--json", str(out / f"{name}.json"), *options], seconds)
+
     tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_calls.py"]
+    plain, others = ["ms_deform_attn"], ["deform_kv_attention", "ms_deform_attn_fused", "deform_kv_attention_mlp"]
+    ops, models, scaling = ["--seconds", "0.1"], ["--seconds", "1"], ["--seconds", "0.2", "--limit", "1"]
     if tiny:
-        ops += ["--cases", "decoder-b1", "--patterns", "local", "--dtypes", "float32"]
-        ops += ["--peers", "attnzoo", "grid_sample"]
-        scaling += ["--tokens", "1024"]
+        others, tests = ["ms_deform_attn_fused"], ["tests/ops/test_calls.py"]
+        ops += ["--cases", "decoder-b1", "--patterns", "local", "--dtypes", "float32", "--passes", "forward"]
         models += ["--tiny", "--models", "detr_r50", "--forward", "1x64x96", "--training", "1x64x64"]
+        scaling += ["--tokens", "1024"]
     return [
         Step(TESTS, [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", *tests], 90),
-        Step("ops", [*bench, "ops", *on, *ops], 190),
-        Step("models", [*bench, "models", *on, *models], 60),
-        Step("scaling", [*bench, "scaling", *on, *scaling], 60),
+        bench(PLAIN, "ops", 150, *ops, "--budget", "120", "--operations", *plain),
+        bench(OTHERS, "ops", 90, *ops, "--budget", "70", "--operations", *others),
+        bench(MODELS, "models", 60, *models),
+        bench(SCALING, "scaling", 60, *scaling, "--plot", str(out / "scaling.png")),
     ]
 
 
 def tables_step(out: Path) -> Step:
-    raw = [str(path) for name in ("ops", "models", "scaling") if (path := out / f"{name}.json").exists()]
+    raw = [str(path) for name in RAW if (path := out / f"{name}.json").exists()]
     page = ["--title", "Operators", "--out", str(out / "operators.md")]
     return Step("tables", [sys.executable, "-m", "attnzoo", "bench", "tables", *raw, *page], 30)
 

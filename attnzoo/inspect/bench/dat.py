@@ -181,7 +181,7 @@ DEFORM_KV_ATTENTION = Operation(
 )
 DEFORM_KV_ATTENTION_MLP = Operation(
     "deform_kv_attention_mlp",
-    cases={case.name: case for case in CASES},
+    cases={case.name: case for case in CASES[:2]},  # a detector's pairs times HIDDEN are more than a GPU holds
     brief=("stage3-224-b8", "stage1-224-b8"),
     patterns=("displaced",),
     tensors=(*TOKENS, *LAYERS),

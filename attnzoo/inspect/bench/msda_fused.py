@@ -51,7 +51,7 @@ def authority(case: Case, tensors: tuple[Tensor, ...], slope: Tensor) -> list[Te
 MS_DEFORM_ATTN_FUSED = Operation(
     "ms_deform_attn_fused",
     cases=MS_DEFORM_ATTN.cases,
-    brief=MS_DEFORM_ATTN.brief,
+    brief=("decoder-b1", "encoder-512x512-b1"),
     patterns=MS_DEFORM_ATTN.patterns,
     tensors=("value", "references", "offsets", "logits"),
     inputs=inputs,
