@@ -87,7 +87,7 @@ def steps(device: str, tiny: bool, out: Path) -> list[Step]:
         others, tests = ["ms_deform_attn_fused"], ["tests/ops/test_calls.py"]
         ops += ["--cases", "decoder-b1", "--patterns", "local", "--dtypes", "float32", "--passes", "forward"]
         models += ["--tiny", "--models", "detr_r50", "--forward", "1x64x96", "--training", "1x64x64"]
-        scaling += ["--tokens", "1024"]
+        scaling += ["--tokens", "1024", "--attentions", "ms_deform"]
     return [
         Step(TESTS, [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", *tests], 90),
         bench(PLAIN, "ops", 150, *ops, "--budget", "120", "--operations", *plain),
