@@ -68,7 +68,7 @@ def plan(
     for operation in chosen:
         usual = operation.brief if device.type == "cpu" else (ALL,)
         wanted = present(usual if cases is None else cases, operation.cases)
-        for dtype, case, pattern in product(kinds, wanted, present(patterns, operation.patterns)):
+        for case, dtype, pattern in product(wanted, kinds, present(patterns, operation.patterns)):
             measurements.append(Measurement(operation, case, pattern, DTYPES[dtype]))
     return measurements
 
