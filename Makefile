@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format wheel slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow bench gpu lint format wheel slurm-up slurm-down clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,13 @@ test: setup  ## the test-suite without the slow part
 
 test-slow: setup  ## the slow part: whole trainings, kills, packaging, compiler runs
 	$(RUN) -m pytest -m slow
+
+bench: setup  ## time the CPU operators beside what is installed of others, some minutes
+	$(RUN) -m attnzoo bench ops --json runs/bench/ops.json
+
+gpu:  ## build, test and measure on this machine's GPU: make gpu OUT=folder [WHEELS=folder]
+	@test -n "$(OUT)" || { echo "OUT is not set: make gpu OUT=folder [WHEELS=folder]"; exit 1; }
+	@$(PYTHON) tools/gpu.py --out "$(OUT)" $(if $(WHEELS),--wheels "$(WHEELS)")
 
 lint: setup  ## ruff check and format, mypy
 	$(RUN) -m ruff check .

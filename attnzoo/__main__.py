@@ -1,11 +1,11 @@
-"""`python -m attnzoo VERB`: run, status, cancel, compare, list."""
+"""`python -m attnzoo VERB`: run, status, cancel, compare, bench, list."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnzoo import run
+from attnzoo import bench, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparing = verbs.add_parser("compare", help="compare finished runs: means, intervals, cost")
     comparing.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     comparing.set_defaults(command=_compare)
+    measuring = bench.arguments(verbs.add_parser("bench", help="time operators, attentions and models beside others"))
+    measuring.set_defaults(command=bench.start)
     listing = verbs.add_parser("list", help="list attentions, models, data sets and augmentations")
     listing.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     listing.set_defaults(command=_list)

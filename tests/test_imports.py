@@ -24,11 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {*FOUNDATION, "config"},
     "attention": {*FOUNDATION, "config", "ops"},
     "models": {*FOUNDATION, "config", "ops", "attention"},
-    "inspect": {*FOUNDATION, "config", "ops", "attention", "models"},
+    "inspect": {*FOUNDATION, "config", "ops", "attention", "models", "interop"},
     "interop": {*FOUNDATION, "config", "ops", "attention", "models"},
     "data": {"errors", "rundir", "registry", "config"},
     "engine": {*FOUNDATION, "config", "ops", "attention", "models", "inspect", "interop", "data"},
     "report": {"errors", "rundir", "attempts", "ledger", "scheduler", "config"},
+    "bench": {"errors", "inspect"},
 }
 ANYTHING = {"sweep", "run", "__main__"}  # the top: sweep may not import run and __main__, tested below
 HEAVY = ["torchvision", "timm", "omegaconf", "submitit", "pycocotools", "tensorboard", "rich", "matplotlib", "scipy"]
@@ -81,6 +82,12 @@ def loaded_by(statement: str) -> set[str]:
     program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(result.stdout.split()) - set(sys.stdlib_module_names)
+
+
+def test_the_command_line_loads_nothing_before_it_knows_what_is_asked() -> None:
+    loaded = loaded_by("import attnzoo.__main__")
+    assert "attnzoo" in loaded
+    assert not loaded & {"torch", *HEAVY}
 
 
 def test_operators_and_attentions_need_torch_and_einops_alone() -> None:

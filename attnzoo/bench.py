@@ -1,0 +1,217 @@
+"""Benchmarks from the command line: `python -m attnzoo bench {ops,scaling,models,tables}`."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnzoo.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("cpu", "cuda")
+WIDTH = 180  # characters, where no terminal sets a limit
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add what the benchmarks take to a parser."""
+    kinds = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
+    _ops(kinds.add_parser("ops", help="operators beside other implementations of them"))
+    _scaling(kinds.add_parser("scaling", help="attentions against map size, points and levels"))
+    _models(kinds.add_parser("models", help="whole detectors beside those of transformers"))
+    _tables(kinds.add_parser("tables", help="a Markdown page from raw files"))
+    return parser
+
+
+def _ops(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(benchmark=_run_ops)
+    _common(parser, seconds=2.0)
+    for option, what in (
+        ("operations", "operators"),
+        ("cases", "sizes of the inputs; on the CPU a few unless given"),
+        ("patterns", "where sampling points lie"),
+        ("dtypes", "float32 unless given, on a GPU float16 and bfloat16 too"),
+        ("passes", "forward, forward+backward"),
+        ("peers", "implementations; those that are not installed are listed as missing"),
+    ):
+        default = None if option in ("cases", "dtypes") else ["all"]
+        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", default=default, help=f"{what} (or all)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", default=float("inf"), help="begin nothing after it")
+    parser.add_argument("--list", action="store_true", help="list operators, cases and implementations, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be measured, and stop")
+
+
+def _scaling(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(benchmark=_run_scaling)
+    _common(parser, seconds=1.0)
+    parser.add_argument("--attentions", nargs="+", metavar="NAME", default=["all"], help="attentions (or all)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="the largest map")
+    parser.add_argument(
+        "--limit", type=float, metavar="SECONDS", default=10.0, help="leave out calls expected to take longer"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture: png, pdf or svg")
+
+
+def _models(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(benchmark=_run_models)
+    _common(parser, seconds=5.0)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="published models (or all)")
+    parser.add_argument("--forward", type=_shape, metavar="BxHxW", help="images of the forward pass, 1x800x1066")
+    parser.add_argument("--training", type=_shape, metavar="BxHxW", help="images of the training step, 2x256x256")
+    parser.add_argument("--tiny", action="store_true", help="models of a few layers, to try the command")
+
+
+def _tables(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(benchmark=_run_tables)
+    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=Path, help="what --json wrote")
+    parser.add_argument("--title", default="Benchmarks", help="the heading of the page")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write here instead of printing")
+
+
+def _common(parser: argparse.ArgumentParser, seconds: float) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's own number unless given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples here")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help="for each comparison, but five rounds at least (scaling: three)"
+    )
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected BxHxW, such as 1x800x1066")
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def start(given: argparse.Namespace) -> int:
+    """Run what the arguments say."""
+    exit_code: int = given.benchmark(given)
+    return exit_code
+
+
+def _prepare(given: argparse.Namespace) -> "torch.device":
+    """The device, there and ready. Raises UserError for one that is not."""
+    import torch
+
+    if given.device not in DEVICES:
+        raise unknown("device", given.device, DEVICES)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU")
+    if given.threads is not None:
+        if given.threads < 1:
+            raise UserError(f"--threads {given.threads}: must be at least 1")
+        torch.set_num_threads(given.threads)
+    return torch.device(given.device)
+
+
+def _run_ops(given: argparse.Namespace) -> int:
+    device = _prepare(given)
+    from attnzoo.inspect.bench import ops
+    from attnzoo.inspect.bench.operators import OPERATIONS
+    from attnzoo.inspect.bench.select import pick
+
+    if given.list:
+        _list(device)
+        return 0
+    measurements = ops.plan(device, given.operations, given.cases, given.patterns, given.dtypes)
+    known = {name for operation in OPERATIONS.values() for name in operation.peers}
+    peers = pick("peer", given.peers, sorted(known))
+    passes = pick("pass", given.passes, ops.PASSES)
+    if given.dry_run:
+        for measurement in measurements:
+            print(measurement)
+        print(f"{len(measurements)} measurements of {' and '.join(passes)}, about {given.seconds:g} s a pass or more")
+        return 0
+    settings = ops.Settings(device, passes, peers, given.seconds, given.budget)
+    record = ops.run(measurements, settings, _keep(given, len(measurements)))
+    return _finish(given, record, ops.faults(record))
+
+
+def _list(device: "torch.device") -> None:
+    from attnzoo.inspect.bench import ops
+    from attnzoo.inspect.bench.operators import OPERATIONS
+    from attnzoo.inspect.environment import version
+
+    for operation in OPERATIONS.values():
+        print(f"{operation.name}: patterns {', '.join(operation.patterns)}")
+        for name, case in operation.cases.items():
+            print(f"  case {name}: {case}")
+        for peer, state in ops.availability(operation, device):
+            print(f"  peer {peer.name} ({peer.package} {version(peer.package) or 'not installed'}): {state}")
+
+
+def _run_scaling(given: argparse.Namespace) -> int:
+    device = _prepare(given)
+    from attnzoo.inspect.bench import plot, scaling
+    from attnzoo.inspect.bench.select import pick
+
+    names = pick("attention", given.attentions, scaling.grid_attentions())
+    limits = scaling.Limits(given.limit, given.tokens or scaling.TOKENS[-1])
+    record = scaling.run(device, names, limits=limits, seconds=given.seconds, progress=_keep(given))
+    if given.plot:
+        plot.scaling(record, given.plot)
+    return _finish(given, record, [])
+
+
+def _run_models(given: argparse.Namespace) -> int:
+    device = _prepare(given)
+    from attnzoo.inspect.bench import detectors
+    from attnzoo.inspect.bench.detector_pairs import PUBLISHED, TINY
+
+    record = detectors.run(
+        device,
+        given.models or detectors.USUAL,
+        seconds=given.seconds,
+        size=TINY if given.tiny else PUBLISHED,
+        forward=given.forward or detectors.FORWARD,
+        training=given.training or detectors.TRAINING,
+        progress=_keep(given),
+    )
+    return _finish(given, record, detectors.faults(record))
+
+
+def _run_tables(given: argparse.Namespace) -> int:
+    from attnzoo.inspect.bench.record import read
+    from attnzoo.inspect.bench.tables import page
+
+    text = page({path: read(path) for path in given.raw}, given.title)
+    if given.out is None:
+        print(text)
+    else:
+        given.out.write_text(text)
+    return 0
+
+
+def _keep(given: argparse.Namespace, total: int | None = None) -> Callable[[dict[str, Any]], None]:
+    """Writes the record as it grows, so that an interruption loses the last row only, and says how far it is."""
+    from attnzoo.inspect.bench import record as records
+
+    def keep(record: dict[str, Any]) -> None:
+        if given.json is not None:
+            records.write(given.json, record)
+        print(f"{len(record['rows'])}{f' of {total}' if total else ''} rows measured", flush=True)
+
+    return keep
+
+
+def _finish(given: argparse.Namespace, record: dict[str, Any], faults: list[str]) -> int:
+    """Show and write a record; exit code 1 if what is ours is at fault in it."""
+    from rich.console import Console
+
+    from attnzoo.inspect.bench import record as records
+    from attnzoo.inspect.bench.tables import tables
+
+    if given.json is not None:
+        records.write(given.json, record)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(records.machine(record), markup=False, soft_wrap=True)
+    for table in tables(record):
+        table.show(console)
+    for fault in faults:
+        console.print(f"FAULT: {fault}", markup=False, soft_wrap=True)
+    return 1 if faults else 0

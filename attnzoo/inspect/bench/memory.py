@@ -1,0 +1,74 @@
+"""Peak memory of a call, measured."""
+
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+METHODS = {
+    "cuda": "torch.cuda.max_memory_allocated above what was allocated before the call",
+    "cpu": "highest resident size (VmHWM, reset before the call) above that before it, in a forked process, one thread",
+}
+PATIENCE = 600  # seconds
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_RESET_PEAK = "5"  # proc(5): /proc/pid/clear_refs
+_M_MMAP_THRESHOLD, _LARGE = -3, 2**16  # mallopt(3)
+
+
+def peak(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that `call` holds at its peak beyond what was there before, its result included; METHODS says how.
+
+    `call` should have run before, so that what it allocates once is there. None where the system cannot tell.
+    """
+    if device.type == "cuda":
+        return _peak_of_gpu(call, device)
+    return _peak_of_fork(call) if _CLEAR.exists() else None
+
+
+def _peak_of_gpu(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_of_fork(call: Callable[[], object]) -> int | None:
+    """None where the call fails in the forked process, which has one thread only."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(PATIENCE)
+            torch.set_num_threads(1)  # the others did not come along
+            os.write(writing, str(_peak_of_process(call)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        found = answer.read()
+    os.waitpid(child, 0)
+    return int(found) if found else None
+
+
+def _peak_of_process(call: Callable[[], object]) -> int:
+    """Counts every allocation, those of compiled code outside torch's allocator included."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)  # malloc then gives every block back as soon as it is free
+    call()
+    libc.malloc_trim(0)  # else the call could use free pages that are resident already
+    _CLEAR.write_text(_RESET_PEAK)
+    before = _resident("VmRSS")
+    call()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert found, f"{_STATUS} has no {field}"
+    return 1024 * int(found[1])

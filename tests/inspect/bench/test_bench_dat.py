@@ -1,0 +1,48 @@
+"""The inputs and the formula that implementations of DAT's attention are compared with."""
+
+import torch
+
+from attnzoo.inspect.bench import dat
+from attnzoo.inspect.bench.operation import differentiate
+
+CPU = torch.device("cpu")
+CASE = dat.Case("odd", 5, 7, stride=2, heads=2, groups=1, head_dim=4)
+
+
+def test_a_whole_displacement_reads_its_own_cell():
+    table = torch.arange(2 * 9 * 13, dtype=torch.float64).view(2, 9, 13)
+    queries = dat.query_positions(CASE, table)
+    assert queries.tolist()[:8] == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 0], [5, 0], [6, 0], [0, 1]]
+    bias = dat.table_bias((queries[:, None] - queries)[None, None], table)
+    for asking in (0, 8, 34):
+        for seen in (0, 5, 34):
+            x, y = (queries[asking] - queries[seen]).long().tolist()
+            torch.testing.assert_close(bias[0, :, asking, seen], table[:, 4 + y, 6 + x])
+
+
+def test_blocks_of_queries_give_the_whole(monkeypatch):
+    monkeypatch.setattr(dat, "BLOCK", 8)
+    for bias, made in ((dat.table_bias, dat.table_inputs), (dat.mlp_bias, dat.mlp_inputs)):
+        tensors = made(CASE, "displaced", torch.float64, CPU)
+        slope = torch.randn(dat.output(CASE), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        places = dat.query_positions(CASE, tensors[0])
+        whole = differentiate(lambda *given, b=bias, p=places: dat.plain(b, p, *given), tensors, slope)
+        torch.testing.assert_close(dat.authority(bias, CASE, tensors, slope), whole)
+
+
+def test_keys_keep_off_the_knots_around_their_grid():
+    *_, places = dat.tokens(dat.CASES[1], torch.float32, CPU, torch.Generator().manual_seed(0))
+    assert places.shape == (8, 1, 49, 2)
+    fraction = places - places.floor()
+    assert fraction.min() > 0.015
+    assert fraction.max() < 0.985
+    assert (places[:, 0, 0].mean(0) - 3.5).abs().max() < 3
+
+
+def test_the_published_sizes():
+    detector = dat.CASES[2]
+    assert (detector.queries, detector.keys) == (66_800, 1_050)
+    assert dat.pairs(detector) * 4 / 2**20 > 500  # MiB of one copy of the bias, never to be held
+    stage = dat.CASES[0]
+    assert dat.table_macs(stage) == 8 * 12 * 196 * 196 * 2 * 32
+    assert dat.mlp_macs(stage) - dat.table_macs(stage) == 8 * 6 * 196 * 196 * (2 * 32 + 32 * 32 + 32 * 2)

@@ -1,0 +1,167 @@
+"""The instruments: sampling, memory, fits, agreement, ceilings."""
+
+import ctypes
+from itertools import pairwise
+
+import pytest
+import torch
+
+from attnzoo.inspect.bench import agreement, ceilings, memory
+from attnzoo.inspect.bench.fit import power_law
+from attnzoo.inspect.bench.msda import MS_DEFORM_ATTN
+from attnzoo.inspect.bench.sampling import interleave, quartiles, ratios
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def rounds_of(log: list[str]) -> list[list[str]]:
+    """The order in which calls were sampled after the warm-up, a list per round; repeats of one sample count once."""
+    changes = [log[0], *(name for before, name in pairwise(log) if name != before)]
+    return [changes[i : i + 3] for i in range(0, len(changes), 3)]
+
+
+def test_every_round_samples_each_call_once_and_starts_with_the_next():
+    log: list[str] = []
+
+    def call(name: str):
+        def slow() -> None:
+            log.append(name)
+            torch.randn(400, 400) @ torch.randn(400, 400)
+
+        return slow
+
+    samples = interleave({name: call(name) for name in "abc"}, CPU, seconds=0, fewest=4)
+    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4, "c": 4}
+    assert all(value > 0 for values in samples.values() for value in values)
+    warm_up = log.index("c") + 2
+    measured = rounds_of(log[warm_up:])
+    assert measured[:2] == [list("abc"), list("bca")]
+    assert all(sorted(names) == list("abc") for names in measured)
+
+
+def test_more_rounds_where_there_is_time():
+    samples = interleave({"a": lambda: None}, CPU, seconds=0.05)["a"]
+    assert 5 < len(samples) <= 50
+
+
+def test_quick_calls_are_timed_several_at_a_time():
+    calls = []
+    interleave({"a": lambda: calls.append(0)}, CPU, seconds=0)
+    assert len(calls) > 100
+
+
+def test_spread_and_ratios_by_hand():
+    assert quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert ratios([6.0, 1.0], [2.0, 4.0]) == [3.0, 0.25]
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law_is_recovered(exponent):
+    sizes = [4096, 8192, 16384, 65536]
+    law = power_law(sizes, [3e-6 * size**exponent for size in sizes])
+    assert law.exponent == pytest.approx(exponent, abs=1e-12)
+    assert law.scale == pytest.approx(3e-6)
+    assert law.spread == pytest.approx(0, abs=1e-6)
+    noisy = power_law(sizes, [size**exponent * factor for size, factor in zip(sizes, (1, 1.1, 0.9, 1), strict=True)])
+    assert noisy.exponent == pytest.approx(exponent, abs=0.15)
+    assert noisy.spread > 0.01
+
+
+def test_no_exponent_from_one_size():
+    assert power_law([4096], [1.0]) is None
+    assert power_law([4096, 4096], [1.0, 2.0]) is None
+    assert power_law([1, 2], [1.0, 2.0]).spread is None
+
+
+def test_peak_memory_sees_what_a_call_holds_and_forgets_what_was_before():
+    kept = torch.ones(10 * MIB)  # there before: not the call's
+    first = memory.peak(lambda: torch.ones(16 * MIB).sum(), CPU)
+    second = memory.peak(lambda: torch.ones(4 * MIB).sum(), CPU)
+    assert first / MIB == pytest.approx(64, abs=1)
+    assert second / MIB == pytest.approx(16, abs=1)
+    assert kept.sum() == 10 * MIB
+
+
+def test_peak_memory_sees_allocations_outside_torch():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+
+    def call() -> None:
+        block = ctypes.c_void_p(libc.malloc(32 * MIB))
+        ctypes.memset(block, 1, 32 * MIB)
+        libc.free(block)
+
+    assert memory.peak(call, CPU) / MIB == pytest.approx(32, abs=1)
+
+
+def test_peak_memory_is_the_highest_not_the_sum():
+    def call() -> None:
+        for _ in range(4):
+            torch.ones(6 * MIB)
+
+    assert memory.peak(call, CPU) / MIB == pytest.approx(24, abs=1)
+
+
+def test_peak_memory_of_a_backward_pass_holds_what_the_forward_saved():
+    x = torch.ones(2 * MIB, requires_grad=True)
+
+    def call() -> None:
+        x.exp().exp().sum().backward()  # two results saved, their gradients come after
+
+    call()
+    assert memory.peak(call, CPU) / MIB == pytest.approx(24, abs=5)
+
+
+def test_peak_memory_is_unknown_where_the_call_fails():
+    def call() -> None:
+        raise RuntimeError
+
+    assert memory.peak(call, CPU) is None
+
+
+def test_errors_of_the_right_thing_are_rounding():
+    value = torch.randn(3, 4, dtype=torch.float64)
+    slope = torch.randn(3, 4, dtype=torch.float64)
+    truth = [value.sin(), slope * value.cos()]
+    found = agreement.errors(torch.sin, ["value"], (value,), slope, truth)
+    assert list(found) == ["output", "gradient of value"]
+    assert agreement.verdict(found, torch.float64) is None
+
+
+def test_a_wrong_gradient_is_a_disagreement():
+    value = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    slope = torch.ones_like(value)
+
+    def detached(x: torch.Tensor) -> torch.Tensor:
+        return (x * x.detach()).clone()  # the output is right, its derivative is half
+
+    found = agreement.errors(detached, ["value"], (value,), slope, [value**2, 2 * value])
+    assert found["output"] == 0
+    assert agreement.verdict(found, torch.float64).startswith("gradient of value is off by 5.0e-01")
+
+
+def test_distances():
+    truth = torch.tensor([1.0, -4.0])
+    assert agreement.distance(torch.tensor([1.0, -3.0]), truth) == 0.25
+    assert agreement.distance(torch.tensor([1.0, torch.nan]), truth) == float("inf")
+    assert agreement.distance(torch.zeros(3), truth) == float("inf")
+    assert agreement.distance(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_ceilings_are_measured_and_bound_time(monkeypatch):
+    monkeypatch.setitem(ceilings.COPIED, "cpu", 2**22)
+    monkeypatch.setitem(ceilings.SIDE, "cpu", 128)
+    limits = ceilings.measure([MS_DEFORM_ATTN], [torch.bfloat16, torch.float32], CPU)
+    assert len(limits.copy) == ceilings.SAMPLES
+    assert list(limits.macs) == ["float32"]  # what half-precision samples are multiplied in
+    limits = ceilings.Ceilings(copy=[1e9, 2e9], macs={"float32": [5e9, 4e9]})
+    assert ceilings.bound(MS_DEFORM_ATTN, 1e10, 1e9, torch.float16, limits) == 2  # by arithmetic
+    assert ceilings.bound(MS_DEFORM_ATTN, 1e9, 4e9, torch.float32, limits) == 2  # by traffic
+
+
+def test_traffic_by_hand():
+    tensors = (torch.zeros(10), torch.zeros(3, dtype=torch.float16))
+    assert ceilings.traffic(tensors, torch.zeros(5), backward=False) == 46 + 20
+    assert ceilings.traffic(tensors, torch.zeros(5), backward=True) == 66 + 46 + 20 + 46

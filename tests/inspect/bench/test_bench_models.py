@@ -1,0 +1,83 @@
+"""`bench models` on tiny detectors: the same weights, compared before anything is timed."""
+
+import json
+
+import pytest
+import torch
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo.inspect.bench import detector_pairs, detectors, tables
+from attnzoo.inspect.bench.detector_pairs import MODELS, TINY
+
+CPU = torch.device("cpu")
+SMALL = {"seconds": 0, "size": TINY, "forward": (1, 32, 64), "training": (2, 32, 32)}
+
+pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_gradients_agree(name):
+    found, missing = detector_pairs.entrants(name, TINY, CPU)
+    assert missing is None
+    images, targets = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)), detectors._targets(2, CPU)
+    outputs = {side: detectors._learn(entrant, images, targets) for side, entrant in found.items()}
+    error, reason = detectors.compare(outputs)
+    assert reason is None
+    assert error < 1e-5
+    trained = outputs["attnzoo"]["number of trained parameters"]
+    assert 0 < trained < sum(p.numel() for p in found["attnzoo"].model.parameters())  # the stem is not
+
+
+def test_both_are_timed_on_both_works():
+    record = detectors.run(CPU, ["deformable_detr_r50"], **SMALL)
+    assert [row["work"] for row in record["rows"]] == ["forward, 1 x 32x64", "training step, 2 x 32x32"]
+    for row in record["rows"]:
+        assert row["reason"] is None
+        assert row["error"] < 1e-5
+        assert {side: len(entry["seconds"]) for side, entry in row["implementations"].items()} == {
+            "attnzoo": 5, "transformers": 5,
+        }  # fmt: skip
+        assert all(entry["peak_bytes"] > 0 for entry in row["implementations"].values())
+    assert detectors.faults(record) == []
+    assert len(tables.whole_models(record)[0].rows) == 4
+
+
+def test_different_weights_are_a_disagreement_and_nothing_is_timed(monkeypatch):
+    entrants = detector_pairs.entrants
+
+    def changed(*arguments):
+        found, missing = entrants(*arguments)
+        with torch.no_grad():
+            found["transformers"].model.class_embed[0].bias += 0.1
+        return found, missing
+
+    monkeypatch.setattr(detectors, "entrants", changed)
+    record = detectors.run(CPU, ["deformable_detr_r50"], **SMALL)
+    assert len(detectors.faults(record)) == 2
+    assert all(row["implementations"] == {} for row in record["rows"])
+    (table,) = tables.whole_models(record)
+    assert "disagrees: logits of transformers" in table.rows[0][3]
+
+
+@pytest.mark.parametrize(("version", "said"), [(None, "is missing"), ("5.1", "5.1 names its tensors differently")])
+def test_without_the_right_transformers_ours_is_timed_alone(monkeypatch, version, said):
+    monkeypatch.setattr(detector_pairs, "version", lambda _: version)
+    record = detectors.run(CPU, ["detr_r50"], **SMALL)
+    for row in record["rows"]:
+        assert said in row["reason"]
+        assert list(row["implementations"]) == ["attnzoo"]
+    assert said in tables.whole_models(record)[0].markdown()
+    assert detectors.faults(record) == []
+
+
+def test_from_the_command_line(capsys, tmp_path):
+    raw = tmp_path / "models.json"
+    sizes = ["--tiny", "--forward", "1x32x32", "--training", "1x32x32", "--seconds", "0", "--json", str(raw)]
+    assert attnzoo_main.main(["bench", "models", "--models", "detr_r50", *sizes]) == 0
+    assert "training step, 1 x 32x32" in capsys.readouterr().out
+    assert len(json.loads(raw.read_text())["rows"]) == 2
+
+
+def test_an_unknown_model_is_one_line(capsys):
+    assert attnzoo_main.main(["bench", "models", "--models", "detr_r5"]) == 2
+    assert "unknown model 'detr_r5'; did you mean 'detr_r50'?" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""`make gpu`, as far as it runs without a GPU: what it plans, how it fails, and the same command on a CPU."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnzoo import bench
+from attnzoo.inspect.bench.operators import OPERATIONS
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("gpu", ROOT / "tools" / "gpu.py")
+gpu = importlib.util.module_from_spec(spec)
+sys.modules["gpu"] = gpu
+spec.loader.exec_module(gpu)
+
+VARIABLES = gpu.environment("cpu", Path("nowhere"))
+
+
+def python(program: str, seconds: float = 60) -> "gpu.Step":
+    return gpu.Step("try", [sys.executable, "-c", program], seconds)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_one_line_and_nothing_is_made(tmp_path):
+    command = ["make", "gpu", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ")]
+    assert len(lines) == 1
+    assert "sees no GPU" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_out_it_is_one_line():
+    done = subprocess.run(["make", "gpu"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode != 0
+    assert done.stdout == "OUT is not set: make gpu OUT=folder [WHEELS=folder]\n"
+
+
+def test_an_old_torch_and_a_missing_folder_are_one_line(monkeypatch, capsys, tmp_path):
+    arguments = ["--device", "cpu", "--out", str(tmp_path / "out")]
+    assert gpu.main([*arguments, "--wheels", str(tmp_path / "absent")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cu128")
+    assert gpu.main(arguments) == 2
+    assert capsys.readouterr().err == "error: torch 2.10.1+cu128 is too old: 2.11 or later is needed\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_planned_benchmark_is_one_the_command_line_takes(tmp_path, device, tiny):
+    planned = {step.name: step.command for step in gpu.steps(device, tiny, tmp_path)}
+    assert list(planned) == ["tests", *gpu.RAW]
+    for name in gpu.RAW:
+        verb, *rest = planned[name][3:]
+        assert verb == "bench"
+        given = bench.arguments(argparse.ArgumentParser()).parse_args(rest)
+        assert (given.bench, given.device) == (name.partition("-")[0], device)
+        assert given.json == tmp_path / f"{name}.json"
+    assert ("cuda" in planned["tests"]) == (device == "cuda" and not tiny)
+
+
+def test_every_operation_is_measured(tmp_path):
+    steps = {step.name: step.command for step in gpu.steps("cuda", False, tmp_path)}
+    measured = {name for raw in (gpu.PLAIN, gpu.OTHERS) for name in steps[raw] if name in OPERATIONS}
+    assert measured == set(OPERATIONS)
+
+
+def test_archives_are_installed_one_by_one_sources_last(tmp_path):
+    for name in ("b-1.tar.gz", "c-1-py3-none-any.whl", "a-1-py3-none-any.whl", "notes.txt"):
+        (tmp_path / name).write_text("")
+    made = gpu.install_steps(tmp_path, Path("target"))
+    assert [step.name for step in made] == [
+        "install a-1-py3-none-any.whl", "install c-1-py3-none-any.whl", "install b-1.tar.gz",
+    ]  # fmt: skip
+    assert all("--no-index" in step.command for step in made)
+    assert gpu.install_steps(None, Path("target")) == []
+
+
+def test_a_step_that_takes_too_long_is_stopped_with_all_it_started(tmp_path):
+    child = f"import time; time.sleep(1); open({str(tmp_path / 'late')!r}, 'w')"
+    program = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    result = gpu.run(python(program, seconds=0.6), time.monotonic() + 60, VARIABLES)
+    assert result.state == "stopped after 0.6 s"
+    assert result.seconds < 1
+    time.sleep(1)
+    assert not (tmp_path / "late").exists()
+
+
+def test_how_steps_end():
+    later = time.monotonic() + 60
+    done = gpu.run(python("print('hello')"), later, VARIABLES)
+    assert (done.state, done.output) == ("done", "hello\n")
+    assert gpu.run(python("raise SystemExit(3)"), later, VARIABLES).state == "failed with exit code 3"
+    assert gpu.run(python("print()"), time.monotonic() - 1, VARIABLES).state == "not begun: out of time"
+
+
+@pytest.mark.slow
+def test_the_same_command_on_a_cpu(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "tools/gpu.py", "--device", "cpu", "--tiny", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
+    summary = {entry["name"]: entry["state"] for entry in json.loads((out / "summary.json").read_text())}
+    assert summary == dict.fromkeys(["build", "tests", *gpu.RAW, "tables"], "done"), done.stdout
+    assert done.returncode == 0
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{name}.json" for name in gpu.RAW), "scaling.png", "operators.md", "log.txt", "summary.json",
+    }  # fmt: skip
+    page = (out / "operators.md").read_text()
+    assert "| grid_sample |" in page
+    assert "### whole models" in page
+    assert "### fitted exponents" in page
