@@ -68,6 +68,16 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
         (["tiny.yaml", "seed=99999999999999999999999"], "at most 4294967295"),
         (["tiny.yaml", "data.dataset.noise=loud"], "error: command line: run "),
         (["tiny.yaml", "plugins=[mine.py]"], "plugin"),
+        (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "does not exist"),
+        (["tiny.yaml", "model.encoder.attention.site=3"], "has no option 'site' (it takes: points)"),
+        (["tiny.yaml", "model.encoder.attention.where=3"], "has no option 'where' (it takes: points)"),
+        (["tiny.yaml", "model.encoder.attention.self=3"], "has no option 'self' (it takes: points)"),
+        (["tiny.yaml", "data.dataset.sizes=[6]"], "sizes = [6]: expected list of 2 float"),
+        (["tiny.yaml", "data.dataset.where=3"], "data set 'digit_scenes' has no option 'where'"),
+        (["tiny.yaml", "data.dataset.self=3"], "data set 'digit_scenes' has no option 'self'"),
+        (["tiny.yaml", "data.augment.where=x"], "augmentation 'photometric' has no option 'where'"),
+        (["tiny.yaml", "data.augment={}", "data.augment.split=x"], "augmentation 'photometric' has no option 'split'"),
+        (["tiny.yaml", "train={[a]: 1}"], "command line: train:1: not valid YAML: a key must be a word"),
     ],
 )
 @pytest.mark.parametrize("extra", [[], ["--dry-run"]])

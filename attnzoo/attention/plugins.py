@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,7 @@ def load_plugin(source: str | Path, where: str = "") -> list[str]:
     """
     place = f"{where}: " if where else ""
     carried = SNAPSHOT / snapshot_name(str(source))
-    source = carried if carried.is_file() else source
+    source = carried if isfile(carried) else source
     before = set(ATTENTIONS.names())
     module = _load_file(Path(source), place) if str(source).endswith(".py") else _load_module(str(source), place)
     names = [name for name in ATTENTIONS.names() if name not in before or _comes_from(name, module)]
@@ -42,7 +43,7 @@ def _load_file(path: Path, place: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None or not isfile(path):
         raise UserError(f"{place}plugin {str(path)!r} does not exist")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

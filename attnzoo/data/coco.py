@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,7 +173,7 @@ class CocoFolder:
             entries = _readable(folder, entries)
         else:
             for entry in entries:
-                if not (folder / entry["file_name"]).is_file():
+                if not isfile(folder / entry["file_name"]):
                     raise UserError(f"{folder / entry['file_name']}: the image file is missing")
         if not entries:
             raise UserError(f"{self._path(f'{split}_annotations')}: no images are left to use")
@@ -191,7 +192,7 @@ class CocoFolder:
     def _path(self, key: str, directory: bool = False) -> Path:
         root = Path(self.root).expanduser()
         path = root if key == "root" else root / getattr(self, key)
-        if not (path.is_dir() if directory else path.is_file()):
+        if not (isdir(path) if directory else isfile(path)):
             raise UserError(f"data.dataset.{key}: there is no {'folder' if directory else 'file'} {path}")
         return path
 

@@ -117,7 +117,7 @@ def test_annotation_files_are_checked(root, change, message):
 
 
 def test_wrong_options_name_the_key(root, tmp_path):
-    with pytest.raises(UserError, match=r"data\.dataset\.root: there is no folder"):
+    with pytest.raises(UserError, match=r"^data\.dataset\.root: there is no folder"):
         outline(coco_config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: there is no file"):
         outline(coco_config(root, val_annotations="annotations/none.json"))

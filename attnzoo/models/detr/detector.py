@@ -56,8 +56,9 @@ class Detector(nn.Module):
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         site = Site(self.config.dim, self.config.heads, self.neck.levels, role, layer)
-        options = {key: value for key, value in block.items() if key != "name"}
-        return attention.build(block["name"], site, where=f"model.{role}.attention", **options)
+        where = f"model.{role}.attention"
+        name, options = attention.ATTENTIONS.read_block(block, where)
+        return attention.build(name, site, where=where, **options)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
