@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,26 @@ def test_dry_run_lists_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixt
     assert "pending" in out
     assert "model.encoder.attention.points=2" in out
     assert not (tiny.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("main", [attnzoo_run.main, lambda words: attnzoo_main.main(["run", *words])])
+@pytest.mark.parametrize("place", range(4))
+def test_options_and_overrides_stand_in_any_order(
+    tiny: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], place: int
+) -> None:
+    words = ["tiny.yaml", "train.steps=4", "sweep.seeds=[7]"]
+    words.insert(place, "--dry-run")
+    assert main(words) == 0
+    assert "points=1-seed=7" in capsys.readouterr().out
+    assert not (tiny.parent / "runs").exists()
+
+
+def test_the_installed_command_is_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    script = tomllib.loads(pyproject.read_text())["project"]["scripts"]["attnzoo"]
+    entry = EntryPoint("attnzoo", script, "console_scripts").load()
+    assert entry(["list", "--ops"]) == 0
+    assert "reference: available" in capsys.readouterr().out
 
 
 def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
