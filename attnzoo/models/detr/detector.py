@@ -80,7 +80,7 @@ class Detector(nn.Module):
         for layer, class_head, box_head in zip(self.decoder, self.heads.classes, self.heads.boxes, strict=True):
             queries = layer(queries, memory)
             state = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
-            box = self._box(box_head(state).float(), queries.refs)
+            box = self._box(box_head(state), queries.refs)
             logits.append(class_head(state))
             boxes.append(box)
             if self.config.head.refine:
