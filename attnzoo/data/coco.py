@@ -25,6 +25,7 @@ from attnzoo.errors import UserError, unknown
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
 COCO_AREAS = (32.0**2, 96.0**2)
+MOST_CLASSES = 100_000  # by category id, where a gap costs a class
 KEPT_BYTES = 256 * 2**20  # data sets up to this size, once decoded, stay in memory
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,16 @@ class CocoFolder:
     @property
     def _categories(self) -> list[int | None]:
         ids = _ids(self._val_content)
-        return list(ids) if self.labels == "contiguous" else [i if i in ids else None for i in range(ids[-1] + 1)]
+        if self.labels == "contiguous":
+            return list(ids)
+        if ids[-1] >= MOST_CLASSES:
+            path = self._path("val_annotations")
+            raise UserError(
+                f"{path}: categories: category id {ids[-1]} would make as many classes, {MOST_CLASSES} are the most; "
+                "use labels: contiguous"
+            )
+        known = set(ids)
+        return [i if i in known else None for i in range(ids[-1] + 1)]
 
     def _path(self, key: str, directory: bool = False) -> Path:
         root = Path(self.root).expanduser()
