@@ -1,4 +1,4 @@
-"""`python -m attnzoo VERB`: run, status, cancel, compare, bench, list."""
+"""`attnzoo VERB` or `python -m attnzoo VERB`: run, status, cancel, compare, bench, list."""
 
 import argparse
 import sys
@@ -9,11 +9,13 @@ from attnzoo import bench, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of `attnzoo` and `python -m attnzoo`."""
+    """The command line of `attnzoo` and `python -m attnzoo`; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["run"]:  # its overrides may stand anywhere, which argparse allows no sub-command
+        return run.main(words[1:], "attnzoo run")
     parser = argparse.ArgumentParser("attnzoo", description="Which attention should this vision model use?")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    running = run.arguments(verbs.add_parser("run", help="train what an experiment file describes"))
-    running.set_defaults(command=run.start)
+    verbs.add_parser("run", help="train what an experiment file describes")
     following = verbs.add_parser("status", help="where the runs of a sweep are")
     following.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
     following.add_argument("--watch", action="store_true", help="keep up with them until none is active")
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing = verbs.add_parser("list", help="list attentions, models, data sets and augmentations")
     listing.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     listing.set_defaults(command=_list)
-    given = parser.parse_args(argv)
+    given = parser.parse_args(words)
     return run.report_errors(lambda: given.command(given))
 
 

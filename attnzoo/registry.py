@@ -90,7 +90,17 @@ class Registry(Generic[T]):
         defaults = {name: option.default for name, option in known.items() if option.default is not option.empty}
         return {"name": block["name"], **_plain(defaults), **{k: v for k, v in block.items() if k != "name"}}
 
-    def build(self, name: str, *given: Any, where: str = "", **options: Any) -> Any:
+    def read_block(self, block: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+        """The name in a block of a file and its options, checked, which `build` can then take as keywords.
+
+        Raises UserError as `check` does.
+        """
+        options = dict(block)
+        name = options.pop("name")
+        self.check(name, options, where)
+        return name, options
+
+    def build(self, name: str, /, *given: Any, where: str = "", **options: Any) -> Any:
         """Construct `name` from what the program knows (`given`) and the user's `options`.
 
         Raises UserError for an unknown name, an option it does not take, a value of the wrong type, and what the
@@ -100,7 +110,8 @@ class Registry(Generic[T]):
         try:
             return self.get(name)(*given, **options)
         except UserError as error:
-            raise UserError(f"{where}: {error}" if where else str(error)) from None
+            placed = not where or str(error).startswith(f"{where}.")
+            raise UserError(str(error) if placed else f"{where}: {error}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -141,16 +152,22 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def spell(hint: Any) -> str:
-    """A type as a user reads it: `int`, `'a' | 'b'`, `list of int`."""
+    """A type as a user reads it: `int`, `'a' | 'b'`, `list of 2 int`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " | ".join(map(repr, args))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(spell, args))
+    if hint == list[Any]:
+        return "list"
     if origin in (list, tuple):
-        return f"list of {' and '.join(dict.fromkeys(spell(a) for a in args if a is not ...))}"
+        kinds = list(dict.fromkeys(spell(a) for a in args if a is not ...))
+        count = f"{len(args)} " if origin is tuple and ... not in args else ""
+        return f"list of {count}{' and '.join(kinds)}"
     if origin is dict:
-        return "keys and values"
+        return f"keys ({spell(args[0])}) and values ({spell(args[1])})"
+    if hint is Any:
+        return "anything"
     if hint is types.NoneType:
         return "null"
     return getattr(hint, "__name__", str(hint))

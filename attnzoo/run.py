@@ -9,8 +9,8 @@ from attnzoo.errors import UserError
 REFUSED, INTERRUPTED = 2, 130
 
 
-def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add what a run takes to a parser."""
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml", help="an experiment file, or a run's config.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes, such as train.steps=100 or jobs=2")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, what they ask for, and write nothing")
@@ -30,18 +30,16 @@ def report_errors(command: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def start(given: argparse.Namespace) -> int:
-    """Run what the arguments say."""
+def _start(given: argparse.Namespace) -> int:
     from attnzoo.sweep.run import run
 
     return run(given.experiment, given.overrides, given.dry_run, given.only)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of `python -m attnzoo.run`."""
-    parser = arguments(argparse.ArgumentParser("python -m attnzoo.run", description=(__doc__ or "").splitlines()[0]))
-    given = parser.parse_intermixed_args(argv)
-    return report_errors(lambda: start(given))
+def main(argv: Sequence[str] | None = None, program: str = "python -m attnzoo.run") -> int:
+    """The command line of `python -m attnzoo.run` and of `attnzoo run`, as help calls it; returns the exit code."""
+    given = _parser(program).parse_intermixed_args(argv)
+    return report_errors(lambda: _start(given))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from attnzoo.errors import UserError
+
 STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
 
 
@@ -43,11 +45,19 @@ class RunDir:
         self.tensorboard = self.path  # event files lie beside the rest, so that the run is one TensorBoard run
 
     def read_status(self) -> dict[str, Any]:
-        """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started."""
+        """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started.
+
+        Raises UserError for a file that is damaged.
+        """
         try:
-            return dict(json.loads(self.status.read_text()))
+            status = json.loads(self.status.read_text())
         except FileNotFoundError:
             return {"state": "pending"}
+        except ValueError:  # not JSON, or not text
+            status = None
+        if not isinstance(status, dict) or status.get("state") not in STATES:
+            raise UserError(f"{self.status}: damaged; move it away, and the run counts as not finished")
+        return status
 
     def write_status(self, **fields: Any) -> None:
         """Merge `fields` into the status file and stamp the heartbeat (seconds since the epoch)."""
@@ -72,8 +82,24 @@ class RunDir:
         return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl in order; a last line cut off by a crash is left out."""
+        """All rows of metrics.jsonl in order, each with its `step`; a last line cut off by a crash is left out.
+
+        Raises UserError, naming the line, for any other that is not a row.
+        """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
+            raise UserError(f"{self.metrics}:{number}: damaged; expected step and other numbers by their names")
+        return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,16 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
         (["tiny.yaml", "seed=99999999999999999999999"], "at most 4294967295"),
         (["tiny.yaml", "data.dataset.noise=loud"], "error: command line: run "),
         (["tiny.yaml", "plugins=[mine.py]"], "plugin"),
+        (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "does not exist"),
+        (["tiny.yaml", "model.encoder.attention.site=3"], "has no option 'site' (it takes: points)"),
+        (["tiny.yaml", "model.encoder.attention.where=3"], "has no option 'where' (it takes: points)"),
+        (["tiny.yaml", "model.encoder.attention.self=3"], "has no option 'self' (it takes: points)"),
+        (["tiny.yaml", "data.dataset.sizes=[6]"], "sizes = [6]: expected list of 2 float"),
+        (["tiny.yaml", "data.dataset.where=3"], "data set 'digit_scenes' has no option 'where'"),
+        (["tiny.yaml", "data.dataset.self=3"], "data set 'digit_scenes' has no option 'self'"),
+        (["tiny.yaml", "data.augment.where=x"], "augmentation 'photometric' has no option 'where'"),
+        (["tiny.yaml", "data.augment={}", "data.augment.split=x"], "augmentation 'photometric' has no option 'split'"),
+        (["tiny.yaml", "train={[a]: 1}"], "command line: train:1: not valid YAML: a key must be a word"),
     ],
 )
 @pytest.mark.parametrize("extra", [[], ["--dry-run"]])
@@ -97,6 +110,26 @@ def test_dry_run_lists_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixt
     assert "pending" in out
     assert "model.encoder.attention.points=2" in out
     assert not (tiny.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("main", [attnzoo_run.main, lambda words: attnzoo_main.main(["run", *words])])
+@pytest.mark.parametrize("place", range(4))
+def test_options_and_overrides_stand_in_any_order(
+    tiny: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], place: int
+) -> None:
+    words = ["tiny.yaml", "train.steps=4", "sweep.seeds=[7]"]
+    words.insert(place, "--dry-run")
+    assert main(words) == 0
+    assert "points=1-seed=7" in capsys.readouterr().out
+    assert not (tiny.parent / "runs").exists()
+
+
+def test_the_installed_command_is_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    script = tomllib.loads(pyproject.read_text())["project"]["scripts"]["attnzoo"]
+    entry = EntryPoint("attnzoo", script, "console_scripts").load()
+    assert entry(["list", "--ops"]) == 0
+    assert "reference: available" in capsys.readouterr().out
 
 
 def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

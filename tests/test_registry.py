@@ -83,11 +83,11 @@ def test_takes_what_yaml_gives(registry: Registry, option: str, value: Any) -> N
         ("sides", 3, "expected list of int"),
         ("sides", [1, "2"], "expected list of int"),
         ("sides", "12", "expected list of int"),
-        ("span", [1, 2, 3], "expected list of int"),
+        ("span", [1, 2, 3], "expected list of 2 int"),
         ("kind", "wide", "expected 'thin' | 'thick'"),
         ("level", "1", "expected int | null"),
         ("names", [1], "expected list of str | null"),
-        ("weights", {"a": "b"}, "expected keys and values | null"),
+        ("weights", {"a": "b"}, "expected keys (str) and values (float) | null"),
         ("flag", 1, "expected bool"),
     ],
 )
@@ -124,6 +124,15 @@ def test_refusals_are_one_line_with_place_and_remedy(
 def test_what_the_program_passes_is_no_option(registry: Registry) -> None:
     with pytest.raises(UserError, match="has no option 'site'"):
         registry.check("box", {"site": "there"})
+
+
+def test_a_block_cannot_take_the_place_of_an_argument_of_build(registry: Registry) -> None:
+    assert registry.read_block({"name": "lid", "height": 2}, "part") == ("lid", {"height": 2})
+    for option in ("where", "self", "name_", "given"):
+        with pytest.raises(UserError, match=f"part: part 'lid' has no option '{option}'"):
+            registry.read_block({"name": "lid", "height": 2, option: 3}, "part")
+    with pytest.raises(UserError, match="has no option 'self'"):
+        registry.build("lid", self=1, height=2)
 
 
 def test_refuses_constructors_that_hide_options(registry: Registry) -> None:

@@ -16,7 +16,7 @@ for _module in pkgutil.iter_modules(__path__):
 names = ATTENTIONS.names
 
 
-def build(name: str, site: Site, *, where: str = "", **options: Any) -> Attention:
+def build(name: str, site: Site, /, *, where: str = "", **options: Any) -> Attention:
     """The attention `name` for `site`; `where` is the place named in messages, such as a key of a file.
 
     Raises UserError for an unknown name, a role it cannot stand in, and an option it does not take.

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 
@@ -22,27 +23,31 @@ def load_plugin(source: str | Path, where: str = "") -> list[str]:
     """Import a `.py` file or a module and return the names of the attentions that it registers.
 
     `source` is a path ending in `.py`, or the dotted name of an importable module; `where` is the place named in
-    messages. Loading it again changes nothing. Raises UserError if it is missing, registers no attention or one
-    whose name is taken; whatever else goes wrong inside it is its author's to see.
+    messages. Loading it again changes nothing. Raises UserError if it is missing, is not valid Python, registers no
+    attention or one whose name is taken; whatever else goes wrong inside it is its author's to see.
     """
     place = f"{where}: " if where else ""
     carried = SNAPSHOT / snapshot_name(str(source))
-    source = carried if carried.is_file() else source
+    source = carried if isfile(carried) else source
     before = set(ATTENTIONS.names())
-    module = _load_file(Path(source), place) if str(source).endswith(".py") else _load_module(str(source), place)
+    load = _load_file if str(source).endswith(".py") else _load_module
+    try:
+        module = load(str(source), place)
+    except SyntaxError as error:
+        raise UserError(f"{place}{error.filename or source}:{error.lineno or 1}: SyntaxError: {error.msg}") from None
     names = [name for name in ATTENTIONS.names() if name not in before or _comes_from(name, module)]
     if not names:
         raise UserError(f"{place}plugin {str(source)!r} registers no attention (decorate its class with @register)")
     return names
 
 
-def _load_file(path: Path, place: str) -> ModuleType:
-    path = path.expanduser().resolve()
+def _load_file(source: str, place: str) -> ModuleType:
+    path = Path(source).expanduser().resolve()
     name = f"attnzoo_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None or not isfile(path):
         raise UserError(f"{place}plugin {str(path)!r} does not exist")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -1,6 +1,7 @@
 """Finding experiment files and what they build on."""
 
 import difflib
+from os.path import isdir, isfile  # unlike those of Path they do not raise for a name that is too long
 from pathlib import Path
 
 from attnzoo.config import yaml12
@@ -18,13 +19,13 @@ def find(path: str | Path) -> Path:
     Raises UserError with the nearest file otherwise.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if isfile(path):
         return path
-    if path.parts[:1] == (PACKAGED.name,) and (packaged := PACKAGED.joinpath(*path.parts[1:])).is_file():
+    if path.parts[:1] == (PACKAGED.name,) and isfile(packaged := PACKAGED.joinpath(*path.parts[1:])):
         return packaged
-    if path.is_dir():
+    if isdir(path):
         raise UserError(f"{path}: expected an experiment file, found a folder")
-    beside = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    beside = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if isdir(path.parent) else []
     shipped = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
     raise UserError(f"{path}: no such experiment file{nearest(str(path), dict.fromkeys(beside + shipped))}")
 
@@ -55,12 +56,12 @@ def find_profile(name: str, where: str, experiment: Path) -> Path:
     """
     if name.endswith(".yaml"):
         path = Path(name).expanduser()
-        if path.is_file():
+        if isfile(path):
             return path
         raise UserError(f"{where}: no such file {name!r}")
     folders = [Path("slurm"), *(above / "slurm" for above in experiment.resolve().parents), PROFILES]
     for folder in folders:
-        if (found := folder / f"{name}.yaml").is_file():
+        if isfile(found := folder / f"{name}.yaml"):
             return found
     raise unknown("profile", name, {path.stem for folder in folders for path in folder.glob("*.yaml")}, where)
 
@@ -78,7 +79,7 @@ def preset_names() -> list[str]:
 
 def _find_base(base: str, user: Path) -> Path:
     for folder in (user.parent, PACKAGED):
-        if (found := folder / base).is_file():
+        if isfile(found := folder / base):
             return found
     folders = [folder for folder in dict.fromkeys((user.parent, PACKAGED)) if folder.is_dir()]
     known = {str(p.relative_to(folder)) for folder in folders for p in folder.glob(f"{Path(base).parent}/*.yaml")}

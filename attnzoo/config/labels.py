@@ -25,13 +25,14 @@ def label(variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def text(value: Any) -> str:
-    """A value as a run's name or a table shows it."""
+    """A value as a run's name or a table shows it; other numbers have other texts."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     if isinstance(value, (list, tuple)):
         return ",".join(map(text, value))
     return str(value)

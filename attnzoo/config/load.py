@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,6 +129,8 @@ def parse_override(text: str) -> Layer:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         raise UserError(f"{COMMAND_LINE}: expected key=value, such as train.steps=100, not {text!r}")
+    if key == "base":
+        raise UserError(f"{COMMAND_LINE}: base: only a file can name the files that it builds on")
     return Layer(COMMAND_LINE, nested(ExperimentConfig, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
 
 
@@ -180,10 +183,10 @@ def _plugin(plugin: str, experiment: Path) -> str:
     """A plugin's file, relative to the experiment or the current folder, by its whole path: a saved config finds it."""
     if not plugin.endswith(".py"):
         return plugin
-    found = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if path.is_file()]
+    found = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if isfile(path)]
     return str(found[0]) if found else plugin
 
 
 def _content(plugin: str) -> str:
     path = Path(plugin)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if plugin.endswith(".py") and path.is_file() else plugin
+    return hashlib.sha256(path.read_bytes()).hexdigest() if plugin.endswith(".py") and isfile(path) else plugin

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from attnzoo.config.schema import Range
+from attnzoo.config.schema import FINITE, Range
 from attnzoo.errors import UserError, nearest, unknown
 from attnzoo.registry import fits, spell
 
@@ -29,7 +29,7 @@ class Settings:
     """The schema's defaults with layers laid over them, the last one winning.
 
     Mappings are merged and lists replaced. In a named block another `name` drops the options of the old one; an
-    empty mapping clears one with free keys; a grid of a sweep replaces the grid below it.
+    empty mapping clears one with free keys, all but a name; a grid of a sweep replaces the grid below it.
     """
 
     def __init__(self, schema: Schema):
@@ -74,6 +74,8 @@ class Settings:
                 raise _unknown_key(self.schema, f"{prefix}{name}", fields, where)
             key, field, old = f"{prefix}{name}", fields[name], values[name]
             _check(field.type, key, new, where)
+            if field.metadata.get("filled") and new == []:
+                raise UserError(f"{where}: {key} = []: expected at least one number")
             self.sources[key] = where
             if dataclasses.is_dataclass(field.type):
                 self._merge(typing.cast(Schema, field.type), old, new, f"{key}.", where)
@@ -83,7 +85,8 @@ class Settings:
                 self.sources |= {f"{key}.{option}": where for option in new}
                 switched = "named_block" in field.metadata and new.get("name", old["name"]) != old["name"]
                 fresh = switched or not new or "replaced" in field.metadata
-                values[name] = dict(new) if fresh else old | new
+                kept = {"name": old["name"]} if "named_block" in field.metadata else {}
+                values[name] = (kept if fresh else old) | new
             else:
                 values[name] = new
 
@@ -123,6 +126,9 @@ def _check(hint: Any, key: str, value: Any, where: str) -> None:
     elif typing.get_origin(hint) is typing.Literal and isinstance(value, str):
         if value not in typing.get_args(hint):
             raise unknown(key, value, typing.get_args(hint), where)
+    elif typing.get_origin(hint) is dict and fits(value, dict[str, Any]):
+        for name, member in value.items():
+            _check(typing.get_args(hint)[1], f"{key}.{name}", member, where)
     elif not fits(value, hint):
         raise UserError(f"{where}: {key} = {value!r}: expected {spell(hint)}")
 
@@ -140,11 +146,23 @@ def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any], where: s
 
 
 def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
-    """All numbers of an instance of the schema that have a range, with their full keys."""
+    """All numbers of an instance of the schema with their full keys and ranges."""
     for field in dataclasses.fields(built):
         value, key = getattr(built, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{key}.")
-        elif (within := field.metadata.get("range")) and value is not None:
-            members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-            yield from ((key, member, within) for member in members)
+        else:
+            within = field.metadata.get("range", FINITE)
+            yield from ((place, member, within) for place, member in _members(value, key))
+
+
+def _members(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    """The numbers in a value, in lists and mappings too, with their keys."""
+    if isinstance(value, Mapping):
+        for name, member in value.items():
+            yield from _members(member, f"{key}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for member in value:
+            yield from _members(member, key)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield key, value

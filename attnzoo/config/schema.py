@@ -3,7 +3,8 @@
 A block typed `dict` with a `name` is a *named block*: the name selects a registered constructor, the other
 keys are its options, checked against its signature. Changing the name drops the old options.
 
-A `Literal` lists the words a key takes; `number` and `numbers` give the range of a number, or of each in a list.
+A `Literal` lists the words a key takes; `number` and `numbers` give the range of a number, or of each in a list. All
+numbers are finite, those in options of named blocks too.
 """
 
 # ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
@@ -29,7 +30,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open_high else value <= self.high)
-        return math.isfinite(value) and above and below
+        return (isinstance(value, int) or math.isfinite(value)) and above and below  # isfinite overflows on large ints
 
     def __str__(self) -> str:
         low = [] if self.low is None else [f"{'more than' if self.open_low else 'at least'} {self.low}"]
@@ -37,6 +38,7 @@ class Range:
         return "a number " + " and ".join(low + high) if low or high else "a finite number"
 
 
+FINITE = Range()
 COUNT = Range(low=1)
 NON_NEGATIVE = Range(low=0)
 POSITIVE = Range(low=0, open_low=True)
@@ -52,8 +54,8 @@ def number(default: Any, within: Range) -> Any:
 
 
 def numbers(default: list[Any], within: Range) -> Any:
-    """A field for a list whose every number is in a range."""
-    return field(default_factory=lambda: list(default), metadata={"range": within})
+    """A field for a list whose every number is in a range; it is empty only where the default is."""
+    return field(default_factory=lambda: list(default), metadata={"range": within, "filled": bool(default)})
 
 
 def _named(name: str) -> Any:

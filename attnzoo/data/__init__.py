@@ -37,7 +37,7 @@ def build_dataset(config: DataConfig, split: str) -> DetectionDataset:
 
     Raises UserError for unknown names and options, and for missing or damaged files.
     """
-    name, options = _parts(config.augment)
+    name, options = AUGMENTATIONS.read_block(config.augment, "data.augment")
     transform = AUGMENTATIONS.build(name, split, where="data.augment", **options)
     dataset: DetectionDataset = _source(config).open(split, transform)
     return dataset
@@ -59,7 +59,7 @@ class Outline:
 def outline(config: DataConfig) -> Outline:
     """The outline of the data set; checks the options of both blocks. Raises UserError as `build_dataset` does."""
     source = _source(config)
-    name, options = _parts(config.augment)
+    name, options = AUGMENTATIONS.read_block(config.augment, "data.augment")
     AUGMENTATIONS.build(name, "train", where="data.augment", **options)
     transform = AUGMENTATIONS.build(name, "val", where="data.augment", **options)
     h, w = source.shape or LIKELY_SHAPE
@@ -70,11 +70,6 @@ def outline(config: DataConfig) -> Outline:
 
 
 def _source(config: DataConfig) -> Source:
-    name, options = _parts(config.dataset)
+    name, options = DATASETS.read_block(config.dataset, "data.dataset")
     source: Source = DATASETS.build(name, where="data.dataset", **options)
     return source
-
-
-def _parts(block: dict[str, object]) -> tuple[str, dict[str, object]]:
-    options = dict(block)
-    return str(options.pop("name")), options

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from attnzoo.errors import UserError, unknown
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
 COCO_AREAS = (32.0**2, 96.0**2)
+MOST_CLASSES = 100_000  # by category id, where a gap costs a class
 KEPT_BYTES = 256 * 2**20  # data sets up to this size, once decoded, stay in memory
 
 log = logging.getLogger(__name__)
@@ -172,7 +174,7 @@ class CocoFolder:
             entries = _readable(folder, entries)
         else:
             for entry in entries:
-                if not (folder / entry["file_name"]).is_file():
+                if not isfile(folder / entry["file_name"]):
                     raise UserError(f"{folder / entry['file_name']}: the image file is missing")
         if not entries:
             raise UserError(f"{self._path(f'{split}_annotations')}: no images are left to use")
@@ -186,12 +188,21 @@ class CocoFolder:
     @property
     def _categories(self) -> list[int | None]:
         ids = _ids(self._val_content)
-        return list(ids) if self.labels == "contiguous" else [i if i in ids else None for i in range(ids[-1] + 1)]
+        if self.labels == "contiguous":
+            return list(ids)
+        if ids[-1] >= MOST_CLASSES:
+            path = self._path("val_annotations")
+            raise UserError(
+                f"{path}: categories: category id {ids[-1]} would make as many classes, {MOST_CLASSES} are the most; "
+                "use labels: contiguous"
+            )
+        known = set(ids)
+        return [i if i in known else None for i in range(ids[-1] + 1)]
 
     def _path(self, key: str, directory: bool = False) -> Path:
         root = Path(self.root).expanduser()
         path = root if key == "root" else root / getattr(self, key)
-        if not (path.is_dir() if directory else path.is_file()):
+        if not (isdir(path) if directory else isfile(path)):
             raise UserError(f"data.dataset.{key}: there is no {'folder' if directory else 'file'} {path}")
         return path
 

@@ -65,6 +65,8 @@ def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **s
 def _check_tensor(name: str, tensor: Tensor, layout: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor {layout}, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if tensor.dim() != layout.count(",") + 1:

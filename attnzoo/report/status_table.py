@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect, counts
 
 WATCH_SECONDS = 2.0
@@ -23,7 +23,7 @@ def show(sweep: Path, watch: bool, as_json: bool) -> int:
     elif watch:
         states = _watch(sweep, states)
     else:
-        _console().print(table(sweep, states))
+        console().print(table(sweep, states))
     return int(any(one.state in ("failed", "dead") for one in states))
 
 
@@ -62,13 +62,8 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=1000)  # a pipe has no width to keep to
-
-
 def _watch(sweep: Path, states: list[RunState]) -> list[RunState]:
-    with Live(table(sweep, states), console=_console(), auto_refresh=False) as live:
+    with Live(table(sweep, states), console=console(), auto_refresh=False) as live:
         while any(one.active for one in states):
             time.sleep(WATCH_SECONDS)
             states = collect(sweep)

@@ -5,10 +5,10 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from attnzoo.config.labels import text
+from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -20,9 +20,13 @@ MISSING = "n/a"
 def rich_table(comparison: "Comparison") -> Table:
     """The table for a terminal."""
     header, rows = _cells(comparison)
-    table = Table(*header)
-    for column in table.columns[len(comparison.columns) :]:
-        column.justify = "right"
+    table = Table()
+    for place, title in enumerate(header):
+        longest = max(len(row[place]) for row in (header, *rows))
+        if place < len(comparison.columns):
+            table.add_column(title, overflow="fold")
+        else:  # numbers: narrowed after the options, and never cut
+            table.add_column(title, overflow="fold", justify="right", width=longest)
     for row in rows:
         table.add_row(*row)
     return table
@@ -30,10 +34,10 @@ def rich_table(comparison: "Comparison") -> Table:
 
 def show(comparison: "Comparison") -> None:
     """Print the table and its notes; lines of any length where there is no terminal."""
-    console = Console(highlight=False)
-    console.print(rich_table(comparison), soft_wrap=not console.is_terminal)
+    out = console()
+    out.print(rich_table(comparison))
     for note in comparison.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        out.print(note, markup=False, soft_wrap=True)
 
 
 def markdown(comparison: "Comparison") -> str:

@@ -48,6 +48,9 @@ inline Problem describe(
   int64_t start = 0;
   for (size_t i = 0; i + 1 < shapes.size(); i += 2) {
     STD_TORCH_CHECK(shapes[i] > 0 && shapes[i + 1] > 0, "ms_deform_attn: spatial_shapes must be positive");
+    STD_TORCH_CHECK(  // a division, because the product can overflow
+        shapes[i + 1] <= (problem.tokens - start) / shapes[i],
+        "ms_deform_attn: spatial_shapes do not add up to the tokens of value");
     problem.levels.push_back({shapes[i], shapes[i + 1], start});
     start += shapes[i] * shapes[i + 1];
   }

@@ -104,6 +104,16 @@ def test_refuses_a_name_that_is_taken(tmp_path: Path) -> None:
     assert ATTENTIONS.get("dense") is dense
 
 
+def test_a_syntax_error_is_one_line_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "my_typo.py"
+    path.write_text("x = 1\ndef f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for source in (path, "my_typo"):
+        with pytest.raises(UserError) as caught:
+            load_plugin(source, where="plugins")
+        assert str(caught.value) == f"plugins: {path}:2: SyntaxError: invalid syntax"
+
+
 def test_errors_inside_are_shown_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "my_broken.py"
     path.write_text("import no_such_library\n")

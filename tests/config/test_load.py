@@ -77,6 +77,7 @@ def test_lists_are_replaced_and_an_empty_mapping_clears(experiment: Path) -> Non
     assert config.model.backbone.freeze == []
     assert config.train.optimizer.lr_multipliers == {"a.b": 0.5, "c": 2.0}
     assert load(experiment, ["model.backbone.options={}"]).model.backbone.options == {}
+    assert load(experiment, ["model.encoder.attention={}"]).model.encoder.attention == {"name": "ms_deform"}
 
 
 def test_interpolation_is_resolved(experiment: Path) -> None:
@@ -109,7 +110,7 @@ BAD = [
     ("model.dropout=1.0", "model.dropout = 1.0: expected a number at least 0 and less than 1"),
     ("model.backbone.strides=4,8", "model.backbone.strides = '4,8': expected list of int"),
     ("model.backbone.strides=[4, 0]", "model.backbone.strides = 0: expected a number at least 1"),
-    ("model.encoder.attention=dense", "model.encoder.attention = 'dense': expected keys and values"),
+    ("model.encoder.attention=dense", "model.encoder.attention = 'dense': expected keys (str) and values (anything)"),
     ("model.encoder.attention.name=null", "model.encoder.attention.name = None: expected str"),
     ("model.preset=detr_r51", "model.preset: unknown preset 'detr_r51'"),
     ("model.ffn=${model.dimm}", "Interpolation key 'model.dimm' not found"),
@@ -117,6 +118,14 @@ BAD = [
     ("train.optimizer.lr=0", "train.optimizer.lr = 0.0: expected a number more than 0"),
     ("name=a/b", "name = 'a/b': expected the name of a folder"),
     ("processes=3", "data.batch_size = 2: expected a multiple of processes = 3"),
+    ("data.dataset.noise=.inf", "data.dataset.noise = inf: expected a finite number"),
+    ("data.dataset.sizes=[6, .nan]", "data.dataset.sizes = nan: expected a finite number"),
+    ("model.head.box_size_bias=.nan", "model.head.box_size_bias = nan: expected a finite number"),
+    ("train.optimizer.lr_multipliers={a: .inf}", "lr_multipliers.a = inf: expected a number at least 0"),
+    ("train.optimizer.lr_multipliers.backbone=x", "train.optimizer.lr_multipliers.backbone = 'x': expected float"),
+    ("model.encoder.attention={1: 2}", "{1: 2}: expected keys (str) and values (anything)"),
+    ("model.backbone.strides=[]", "model.backbone.strides = []: expected at least one number"),
+    ("base=foo.yaml", "base: only a file can name the files that it builds on"),
     ("steps", "expected key=value"),
     ("train.steps=[1", "train.steps:1: not valid YAML"),
 ]

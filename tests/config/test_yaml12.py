@@ -60,6 +60,8 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
     [
         ("a: 1\nb: [1\nc: 2\n", 3, "expected"),
         ("a: 1\na: 2\n", 2, "'a' stands twice"),
+        ("a: 1\n[b]: 2\n", 2, "a key must be a word"),
+        ("a: 1\n? {b: 1}\n: 2\n", 2, "a key must be a word"),
         ("a: 1\n\tb: 2\n", 2, "cannot start any token"),
     ],
 )

@@ -1,5 +1,7 @@
 """COCO folders as people have them."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,21 @@ def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
         (lambda c: c["annotations"][0].update(category_id=5), r"annotations\[0\].category_id = 5 is none of"),
         (lambda c: c["images"].append(c["images"][0]), "two of the images have the same id"),
         (lambda c: c.update(images=[], annotations=[]), "no images are left"),
+        (lambda c: c.update(images=[1]), r"images\[0\] = 1: expected keys and values"),
+        (lambda c: c.update(annotations=[None]), r"annotations\[0\] = None: expected keys and values"),
+        (lambda c: c.update(annotations=["bbox"]), r"annotations\[0\] = 'bbox': expected keys and values"),
+        (lambda c: c.update(categories=[[]]), r"categories\[0\] = \[\]: expected keys and values"),
+        (lambda c: c.update(info=[]), r"all.json: info = \[\]: expected keys and values"),
+        (
+            lambda c: c.update(info={"area_thresholds": [9, 4]}),
+            r"info.area_thresholds = \[9, 4\]: expected two numbers",
+        ),
+        (lambda c: c.update(info={"area_thresholds": 4}), "info.area_thresholds = 4: expected two numbers"),
+        (lambda c: c.update(info={"area_thresholds": ["a", 4]}), "expected two numbers"),
+        (
+            lambda c: c["categories"].append({"id": 10**9, "name": "x"}),
+            "category id 1000000000 .* use labels: contiguous",
+        ),
     ],
 )
 def test_annotation_files_are_checked(root, change, message):
@@ -116,8 +133,39 @@ def test_annotation_files_are_checked(root, change, message):
         build_dataset(coco_config(root), "val")
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        *product(["images"], ["id"], ["1", None, [1], 1.5, True, 10**30]),
+        *product(["images"], ["width", "height"], [None, "40", 0, -3, 40.5]),
+        *product(["images"], ["file_name"], [None, 3]),
+        *product(["annotations"], ["image_id", "category_id"], [None, "1", [1], {}]),
+        *product(["annotations"], ["bbox"], [None, 3, {}, [1, 2, 3, "4"], [1, 2, float("nan"), 4], [1, 2, 3, 1e999]]),
+        *product(["annotations"], ["iscrowd"], [None, 2, "0", []]),
+        *product(["annotations"], ["area"], [None, "9", float("nan")]),
+        *product(["categories"], ["id"], [None, "1", -1, [1]]),
+    ],
+)
+def test_what_entries_hold_is_checked(root, section, key, value):
+    edit(root, lambda content: content[section][0].update({key: value}))
+    with pytest.raises(UserError, match=rf"all\.json: {section}\[0\]\.{key} = .*: expected") as caught:
+        build_dataset(coco_config(root), "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_large_category_ids_are_numbered_contiguously(root):
+    edit(root, lambda content: content["categories"].append({"id": 10**9, "name": "x"}))
+    assert outline(coco_config(root, labels="contiguous")).num_classes == 4
+
+
+def test_crowd_and_area_may_be_left_out(root):
+    edit(root, lambda content: [content["annotations"][0].pop(key) for key in ("iscrowd", "area")])
+    annotation = build_dataset(coco_config(root), "val").coco.anns[1]
+    assert (annotation["iscrowd"], annotation["area"]) == (0, 120)
+
+
 def test_wrong_options_name_the_key(root, tmp_path):
-    with pytest.raises(UserError, match=r"data\.dataset\.root: there is no folder"):
+    with pytest.raises(UserError, match=r"^data\.dataset\.root: there is no folder"):
         outline(coco_config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: there is no file"):
         outline(coco_config(root, val_annotations="annotations/none.json"))

@@ -2,6 +2,9 @@
 
 import logging
 import pickle
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +87,19 @@ def test_a_write_cut_short_is_ignored_and_cleared_away(checkpoints):
     assert load(checkpoints.newest_sound())["step"] == 15
     checkpoints.save(state(25), 25)
     assert not torn.exists()
+
+
+def test_the_documented_way_to_a_trained_detector_gives_the_evaluated_weights(whole):
+    page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+    snippet = textwrap.dedent("".join(re.findall(r"^    .*\n", page.read_text(), re.MULTILINE)))
+    example = "runs/ablate_points/points=4-seed=0"
+    assert example in snippet
+    names = {}
+    exec(snippet.replace(example, str(whole.path)), names)
+    saved, loaded = names["state"], names["detector"].state_dict()
+    assert saved["step"] == max(whole.read_metrics(), key=lambda row: row.get("val/AP", -1))["step"]
+    assert all(torch.equal(loaded[key], weight) for key, weight in saved["ema"].items())
+    assert not all(torch.equal(loaded[key], weight) for key, weight in saved["model"].items())
 
 
 class Payload:

@@ -12,7 +12,9 @@ from torch import Tensor
 from attnzoo import attention, models
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
+from attnzoo.models.detr.heads import BoxHead
 from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.queries import LearnedQueries
 from attnzoo.models.position import sine_position
 
 PARAMETERS = {  # all, trained
@@ -52,6 +54,20 @@ def test_published_initialisation(head: dict[str, bool], size_biases: list[float
     assert all(box.layers[-1].weight.eq(0).all() for box in boxes)
     if "two_stage" not in head:
         assert model.queries.reference_points.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_references_and_boxes_stay_in_float32(autocast: bool) -> None:
+    """bfloat16 would misplace a reference at the far end of a map of width 134 by a quarter of a pixel."""
+    sources = perturbed(LearnedQueries(50, 32, content=True, refs=True)), perturbed(BoxHead(32))
+    states = torch.randn(50, 32).bfloat16().float()  # exact in both
+    queries, head = (module.bfloat16().float() for module in sources)
+    exact = queries(2).refs, head(states)
+    if not autocast:
+        queries, head, states = queries.bfloat16(), head.bfloat16(), states.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(queries(2).refs, exact[0])
+        assert torch.equal(head(states), exact[1])
 
 
 def test_level_embedding_is_standard_normal() -> None:

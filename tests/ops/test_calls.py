@@ -55,6 +55,8 @@ WRONG_TYPES = [
     ("sampling_locations", lambda x: x.half(), "is torch.float16, expected torch.float32"),
     ("attention_weights", lambda w: w.double(), "is torch.float64, expected torch.float32"),
     ("attention_weights", lambda w: w.bool(), "got torch.bool"),
+    ("value", lambda v: v.to_sparse(), "expected a dense tensor, got layout torch.sparse_coo"),
+    ("attention_weights", lambda w: w.to_sparse(), "expected a dense tensor, got layout torch.sparse_coo"),
     ("spatial_shapes", lambda s: torch.tensor(s), "expected ((h, w), …) of Python ints, got Tensor"),
     ("spatial_shapes", lambda s: (35, 12, 2), "expected (h, w) per level"),
     ("spatial_shapes", lambda s: ((5.0, 7), *s[1:]), "expected Python ints"),
@@ -93,6 +95,9 @@ def test_the_kernels_check_sizes_themselves():
     for wrong in ([5, 7, 3, 4, 1], [5, 7, 3, 4], [5, 7, 3, 4, 2, 2], [5, 7, 3, 4, -1, -2]):
         with pytest.raises(RuntimeError, match="ms_deform_attn"):
             forward(value, wrong, locations, weights)
+    four, _, two_levels, its_weights = arguments(((1, 2), (1, 2)))
+    with pytest.raises(RuntimeError, match="do not add up"):
+        forward(four, [2**32, 2**32, 2, 2], two_levels, its_weights)  # h·w is 0 in 64 bits
     with pytest.raises(RuntimeError, match="differ in size"):
         forward(value, [5, 7, 3, 4, 1, 2], locations[:, :5], weights)
     with pytest.raises(RuntimeError, match="grad_output"):

@@ -5,15 +5,19 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from attnzoo.__main__ import main
 from attnzoo.config import save
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.report.compare import compare, write
 from attnzoo.report.statistics import estimate
+from attnzoo.report.table import rich_table, show
 from attnzoo.rundir import RunDir
 from attnzoo.sweep.expand import expand
 
@@ -77,6 +81,25 @@ def test_files_hold_the_same_numbers(folder: Path) -> None:
     assert rows[1]["seeds"] == "0 1 2"
 
 
+def test_a_printed_table_is_whole_whatever_its_width(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = compare([folder])
+    long = replace(comparison.variants[0], options={"points": "a_long_word" * 20})
+    comparison = replace(comparison, variants=[long, *comparison.variants[1:]])
+    show(comparison)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "a_long_word" in line)
+    assert "a_long_word" * 20 in row
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == [
+        "0.120 ± 0.248", "0.240 ± 0.497", "1,000", "0.5", "3.00", "3",
+    ]  # fmt: skip
+    for width in (100, 40):
+        out = io.StringIO()
+        Console(width=width, file=out).print(rich_table(comparison))
+        text = out.getvalue()
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+        assert "0.120 ± 0.248" in text or width == 40
+
+
 def test_one_seed_has_no_interval(folder: Path) -> None:
     for seed in (1, 2):
         for points in (2, 10):
@@ -109,6 +132,33 @@ def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
     shutil.copytree(folder, copied)
     with pytest.raises(UserError, match="the same config and seed as"):
         compare([folder, copied])
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"{}", b"[]", b"3", b'{"state": "dnoe"}', b"\xff"])
+def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(folder / "points=2-seed=0")
+    run.status.write_bytes(content)
+    with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: damaged"):
+        compare([folder])
+    (folder / "sweep.json").write_text(json.dumps({"runs": {"points=2-seed=0": {}}}))
+    assert main(["status", str(folder)]) == 2
+    assert "status.json: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
+def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
+    run = RunDir(folder / "points=2-seed=0")
+    with run.metrics.open("a", errors="surrogateescape") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError, match=r"points=2-seed=0/metrics\.jsonl:5: damaged"):
+        compare([folder])
+
+
+def test_a_row_cut_off_by_a_kill_is_left_out(folder: Path) -> None:
+    before = compare([folder])
+    with RunDir(folder / "points=2-seed=0").metrics.open("a") as file:
+        file.write('{"step": 9, "val/A')
+    assert compare([folder]) == before
 
 
 def test_folders_without_runs_are_refused(tmp_path: Path) -> None:

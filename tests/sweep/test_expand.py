@@ -31,6 +31,11 @@ def test_a_grid_takes_all_combinations_with_all_seeds(tmp_path: Path) -> None:
     assert found[-1] == "dim=16-refine=false-seed=1"
 
 
+def test_numbers_that_differ_late_have_names_that_differ(tmp_path: Path) -> None:
+    found = names(tmp_path, "sweep: {grid: {train.optimizer.lr: [0.1234567, 0.1234568, 2.0, 1e-5]}}")
+    assert found == [f"lr={lr}-seed=3" for lr in ("0.1234567", "0.1234568", "2", "1e-05")]
+
+
 def test_zipped_keys_that_say_the_same_share_a_label(tmp_path: Path) -> None:
     sweep = f"sweep: {{zip: {{{ENCODER}.points: [1, 2], {DECODER}.points: [1, 2]}}, seeds: [0]}}"
     runs = runs_of(tmp_path, sweep)
@@ -70,7 +75,7 @@ def test_seeds_share_a_digest_and_variants_do_not(tmp_path: Path) -> None:
     [
         ("grid: {model.dimm: [1]}", "run dimm=1-seed=3: unknown key 'model.dimm'; did you mean 'model.dim'"),
         ("grid: {model.dim: [8, x]}", "run dim=x-seed=3: model.dim = 'x': expected int"),
-        ("grid: {model.dim: 8}", "sweep.grid = {'model.dim': 8}: expected keys and values"),
+        ("grid: {model.dim: 8}", "sweep.grid.model.dim = 8: expected list"),
         ("grid: {model.dim: []}", "sweep.grid.model.dim: an empty list"),
         ("grid: {seed: [1]}", "'seed' cannot differ between the runs of a sweep; a sweep's seeds"),
         ("grid: {output: [a, b]}", "'output' cannot differ"),

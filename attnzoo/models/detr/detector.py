@@ -56,8 +56,9 @@ class Detector(nn.Module):
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         site = Site(self.config.dim, self.config.heads, self.neck.levels, role, layer)
-        options = {key: value for key, value in block.items() if key != "name"}
-        return attention.build(block["name"], site, where=f"model.{role}.attention", **options)
+        where = f"model.{role}.attention"
+        name, options = attention.ATTENTIONS.read_block(block, where)
+        return attention.build(name, site, where=where, **options)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
@@ -79,7 +80,7 @@ class Detector(nn.Module):
         for layer, class_head, box_head in zip(self.decoder, self.heads.classes, self.heads.boxes, strict=True):
             queries = layer(queries, memory)
             state = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
-            box = self._box(box_head(state).float(), queries.refs)
+            box = self._box(box_head(state), queries.refs)
             logits.append(class_head(state))
             boxes.append(box)
             if self.config.head.refine:

@@ -9,13 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnzoo.attention.base import full_precision
 from attnzoo.config.schema import HeadConfig
 
 Head = TypeVar("Head", bound=nn.Module)
 
 
 class BoxHead(nn.Module):
-    """Three linear layers from states (..., dim) to box logits (..., 4)."""
+    """Three linear layers from states (..., dim) to box logits (..., 4), which become coordinates.
+
+    In float32 at least, whatever the type of the states and under autocast too.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -27,8 +31,8 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.last(x)
+            x = F.relu(full_precision(cast(nn.Linear, layer), x))
+        return full_precision(self.last, x)
 
 
 class Heads(nn.Module):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from attnzoo.attention.base import full_precision
 from attnzoo.config.schema import HeadConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries
@@ -34,7 +35,7 @@ class LearnedQueries(nn.Module):
         pos, tokens = table.chunk(2, -1) if self.content else (table, torch.zeros_like(table))
         refs = None
         if self.reference_points is not None:
-            refs = self.reference_points(pos).float().sigmoid()
+            refs = full_precision(self.reference_points, pos).sigmoid()
         return Queries(tokens, refs, pos)
 
 
@@ -72,7 +73,7 @@ class ProposedQueries(nn.Module):
         proposals, usable = self._proposals(memory)
         features = self.output_norm(self.output(memory.tokens.masked_fill(~usable, 0)))
         logits = heads.encoder_class(features)
-        box_logits = heads.encoder_box(features).float() + proposals
+        box_logits = heads.encoder_box(features) + proposals
         # Class 0 is "object" in the published encoder loss; "best" goes with real labels there.
         score = self._scores(logits)
         score = score[..., 0] if self.config.select == "first" else score.amax(-1)
