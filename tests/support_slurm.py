@@ -66,7 +66,7 @@ def wait(condition: Callable[[], object], seconds: float = 120, what: str = "") 
     """Wait until the condition is true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s in vain {what}"
+        assert time.monotonic() < end, f"waited {seconds} s in vain {what() if callable(what) else what}"
         time.sleep(0.1)
 
 
