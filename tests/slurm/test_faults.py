@@ -59,7 +59,11 @@ def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed)
     assert sweep.wait_for_step(25) < STEPS
     node = sweep.state().host
     cluster.kill_node(node)
-    wait(lambda: cluster.node_state(node).startswith("down"), 60, lambda: f"for {node} to be down: {cluster.node_state(node)} {cluster.job(sweep.job())}")
+    wait(
+        lambda: cluster.node_state(node).startswith("down"),
+        60,
+        lambda: f"for {node} to be down: {cluster.node_state(node)} {cluster.job(sweep.job())}",
+    )
     wait(lambda: cluster.restarts(sweep.job()) == 1, 60, "for the requeue")
     try:
         assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
