@@ -62,7 +62,7 @@ def _cluster_program() -> ModuleType:
 program = _cluster_program()
 
 
-def wait(condition: Callable[[], object], seconds: float = 120, what: str = "") -> None:
+def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> None:
     """Wait until the condition is true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
@@ -210,7 +210,7 @@ class Sweep:
         assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
         return reached
 
-    def wait_for_end(self, seconds: float = 180) -> dict[str, RunState]:
+    def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
         """Wait until no run is active; returns their states."""
         wait(lambda: not any(one.active for one in collect(self.runs)), seconds, f"for the end in {self.runs}")
         return self.states()

@@ -75,7 +75,8 @@ class Soak:
 
     def time_over(self, name: str, job: str) -> None:
         before = self.cluster.restarts(job)
-        self.cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        hours, minutes, _ = map(int, self.cluster.job(job)["RunTime"].split(":"))
+        self.cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1}")
         self._wait_for_restart(job, before)
         self.cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
