@@ -91,4 +91,6 @@ def test_a_mistake_in_a_profile_is_named_with_its_file(experiment: Path, tmp_pat
 
 def test_every_shipped_profile_is_valid(experiment: Path) -> None:
     for path in (Path(__file__).parents[2] / "slurm").glob("*.yaml"):
-        assert isinstance(load(experiment, [f"slurm.profile={path}", "slurm.nodes=2", "slurm.tasks_per_node=2"]), ExperimentConfig)
+        assert isinstance(
+            load(experiment, [f"slurm.profile={path}", "slurm.nodes=2", "slurm.tasks_per_node=2"]), ExperimentConfig
+        )

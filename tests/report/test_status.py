@@ -53,7 +53,14 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
         "running": ("running", ""),
         "elsewhere": ("running", ""),
     }
-    assert counts(collect(tmp_path)) == {"done": 1, "running": 2, "pending": 1, "interrupted": 1, "dead": 2, "failed": 1}
+    assert counts(collect(tmp_path)) == {
+        "done": 1,
+        "running": 2,
+        "pending": 1,
+        "interrupted": 1,
+        "dead": 2,
+        "failed": 1,
+    }
 
 
 def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
@@ -86,7 +93,9 @@ def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
     assert (one.requeued, one.machine_failures, one.steps_lost) == (2, 2, 6)
 
 
-def test_json_holds_everything_and_failures_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_everything_and_failures_give_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep(tmp_path, ["a", "b"])
     assert attnzoo_main.main(["status", str(tmp_path), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)[0]

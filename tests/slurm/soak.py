@@ -49,7 +49,14 @@ class Soak:
     def strike(self) -> None:
         """Let one fault happen to a run that trains, and wait until SLURM tells of it."""
         name = self._wait_for_training_run()
-        kinds = (self.rank_killed, self.node_lost, self.preempted, self.time_over, self.cancelled, self.supervisor_killed)
+        kinds = (
+            self.rank_killed,
+            self.node_lost,
+            self.preempted,
+            self.time_over,
+            self.cancelled,
+            self.supervisor_killed,
+        )
         kind = self.random.choice(kinds)
         job, step = self.sweep.job(name), self.sweep.step(name)
         print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
@@ -86,11 +93,17 @@ class Soak:
         self._resubmit(name, job)
 
     def supervisor_killed(self, name: str, job: str) -> None:
-        raw = self.cluster.job(job)["JobId"]
+        """The job fails, and nobody is left to requeue it, unless SLURM is just preempting it."""
+        raw, before = self.cluster.job(job)["JobId"], self.cluster.restarts(job)
         for pid in processes(raw, b"submitit.core._submit"):
             kill(pid)
-        wait(lambda: self.cluster.job(job)["JobState"] == "FAILED", 120, "for the job to fail")
-        self._resubmit(name, job)
+
+        def failed() -> bool:
+            return self.cluster.job(job)["JobState"] == "FAILED"
+
+        wait(lambda: failed() or self.cluster.restarts(job) > before, 180, f"for the end of {job}")
+        if failed():
+            self._resubmit(name, job)
 
     def _resubmit(self, name: str, job: str) -> None:
         self.sweep.submit()
@@ -169,8 +182,8 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
     lines = [
         "# Soak",
         "",
-        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on a sweep of {len(states)} runs of {STEPS} steps, "
-        f"on two nodes, in {seconds / 60:.0f} minutes. A checkpoint at least every {0.02 * 60:g} s.",
+        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on a sweep of {len(states)} runs of {STEPS} "
+        f"steps, on two nodes, in {seconds / 60:.0f} minutes. A checkpoint at least every {0.02 * 60:g} s.",
         "",
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",

@@ -64,19 +64,22 @@ def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(clus
     assert code == -signal.SIGKILL
     (submission,) = Ledger(sweep.runs).read()["submissions"].values()
     assert submission["job"] is None
-    assert len(cluster.ask("squeue", "-h", "--states=all", "-n", "faults", "-o", "%i").split()) == 1
+    listed = ("squeue", "--noheader", "--states=all", "--format=%k")
+    assert cluster.ask(*listed).count(str(sweep.runs)) == 1
     assert sweep.state().active
     sweep.submit("train.steps=5")
     assert sweep.wait_for_end()["seed=3"].state == "done"
-    assert len(cluster.ask("squeue", "-h", "--states=all", "-n", "faults", "-o", "%i").split()) == 1
+    assert cluster.ask(*listed).count(str(sweep.runs)) == 1
 
 
 def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
     plugin = shutil.copy(PLUGIN, sweep.folder / "mine.py")
-    later = "slurm.options={begin: now+8}"
-    assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", later) == 0
+    other = cluster.ask("sbatch", "--parsable", "--wrap", "sleep 1000").strip()
+    after = f"slurm.options={{dependency: 'afterany:{other}'}}"
+    assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", after) == 0
     (sweep.folder / "mine.py").write_text("raise SystemExit('edited')\n")
-    assert sweep.state().note == "BeginTime"
+    assert (sweep.state().state, sweep.state().note) == ("pending", "Dependency")
+    cluster.ask("scancel", other)
     assert sweep.wait_for_end()["seed=3"].state == "done"
 
 
