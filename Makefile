@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench gpu lint format wheel slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow test-slurm soak bench gpu lint format wheel slurm-up slurm-down clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -21,7 +21,13 @@ test: setup  ## the test-suite without the slow part
 	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup  ## the slow part: whole trainings, kills, packaging, compiler runs
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow and not slurm"
+
+test-slurm: setup  ## sweeps and faults on a SLURM cluster of this machine's own
+	$(RUN) -m pytest -m slurm -n 2 --dist loadfile
+
+soak: setup  ## thirty random faults on one sweep; writes docs/results/soak
+	OMP_NUM_THREADS=1 $(RUN) tests/slurm/soak.py --faults 30 --seed 0
 
 bench: setup  ## time the CPU operators beside what is installed of others, some minutes
 	$(RUN) -m attnzoo bench ops --json runs/bench/ops.json

@@ -13,6 +13,8 @@ from attnzoo.errors import UserError
 
 STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
 
+RESERVE_BYTES = 65536
+
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -42,6 +44,7 @@ class RunDir:
         self.log = self.path / "log.txt"
         self.environment = self.path / "environment.json"
         self.attempts = self.path / "attempts.jsonl"
+        self._reserve = self.path / ".reserve"
         self.tensorboard = self.path  # event files lie beside the rest, so that the run is one TensorBoard run
 
     def read_status(self) -> dict[str, Any]:
@@ -75,6 +78,14 @@ class RunDir:
     def touch(self) -> None:
         """Give a sign of life."""
         os.utime(self.status)
+
+    def reserve(self) -> None:
+        """Take the room that noting a failure needs, so that a full disk can be noted."""
+        self._reserve.write_bytes(b"0" * RESERVE_BYTES)
+
+    def release(self) -> None:
+        """Give that room back."""
+        self._reserve.unlink(missing_ok=True)
 
     def last_step(self) -> int:
         """The step of the newest checkpoint, sound or not, by its name; 0 where there is none."""

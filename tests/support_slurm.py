@@ -62,11 +62,11 @@ def _cluster_program() -> ModuleType:
 program = _cluster_program()
 
 
-def wait(condition: Callable[[], object], seconds: float = 120, what: str = "") -> None:
+def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> None:
     """Wait until the condition is true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s in vain {what}"
+        assert time.monotonic() < end, f"waited {seconds} s in vain {what() if callable(what) else what}"
         time.sleep(0.1)
 
 
@@ -113,9 +113,8 @@ class Cluster:
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
-        for pid, environment in _environments():
-            here = (environment.get("SLURM_JOB_ID"), environment.get("SLURM_PROCID")) == (job, str(rank))
-            if here and "SLURM_STEP_ID" in environment and b"attnzoo.engine.worker" in _read(pid, "cmdline"):
+        for pid, environment in processes(job, b"attnzoo.engine.worker").items():
+            if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
                 os.kill(pid, signal.SIGKILL)
                 return environment["SLURMD_NODENAME"]
         raise AssertionError(f"job {job} has no process of rank {rank}")
@@ -128,7 +127,7 @@ class Cluster:
         steps = {_parent(pid) for pid in mine}
         steps = {pid for pid in steps if _read(pid, "comm").strip() == b"slurmstepd"}
         for pid in [*pids[-1:], *steps, *mine]:
-            with_suppressed_kill(pid)
+            kill(pid)
 
     def revive(self, node: str) -> None:
         """Start a killed node again and wait until it takes jobs."""
@@ -136,12 +135,18 @@ class Cluster:
         wait(lambda: self.node_state(node) in ("idle", "mixed", "allocated"), 60, f"for {node}")
 
 
-def with_suppressed_kill(pid: int) -> None:
+def kill(pid: int) -> None:
     """SIGKILL to a process that may be gone already."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def processes(job: str, program: bytes) -> dict[int, dict[str, str]]:
+    """The processes of a job whose command names `program`, with their environments."""
+    found = {pid: environment for pid, environment in _environments() if environment.get("SLURM_JOB_ID") == job}
+    return {pid: environment for pid, environment in found.items() if program in _read(pid, "cmdline")}
 
 
 def _environments() -> Iterator[tuple[int, dict[str, str]]]:
@@ -205,7 +210,7 @@ class Sweep:
         assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
         return reached
 
-    def wait_for_end(self, seconds: float = 180) -> dict[str, RunState]:
+    def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
         """Wait until no run is active; returns their states."""
         wait(lambda: not any(one.active for one in collect(self.runs)), seconds, f"for the end in {self.runs}")
         return self.states()

@@ -225,6 +225,44 @@ def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
     assert [json.loads(path.read_text())["state"] for path in statuses] == ["done"] * 2
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Path) -> None:
+    """The first time by SIGKILL to its process; the results are those of a sweep left alone."""
+    command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=300", "train.checkpoint_every=20"]
+    process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run = tiny.parent / "runs/tiny/points=1-seed=0"
+    deadline = time.monotonic() + 240
+    while not list(run.glob("checkpoints/step-*.pt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(json.loads((run / "status.json").read_text())["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "machine failure (killed by SIGKILL)" in out
+    assert "is tried again" in out
+    shown = subprocess.run([sys.executable, "-m", "attnzoo", "status", "runs/tiny", "--json"], capture_output=True)
+    first, second = json.loads(shown.stdout)
+    assert (first["state"], first["requeued"], first["machine_failures"]) == ("done", 1, 1)
+    assert (second["state"], second["requeued"]) == ("done", 0)
+    whole = subprocess.run([*command, "output=whole"], capture_output=True, timeout=300)
+    assert whole.returncode == 0
+    assert results(run) == results(tiny.parent / "whole/tiny/points=1-seed=0")
+
+
+@pytest.mark.slow
+def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path) -> None:
+    """Each start runs out of processor time, which its limit turns into SIGKILL, before the first checkpoint."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (7, 7)); from attnzoo import run;"
+    code = f"{limited} sys.exit(run.main(sys.argv[1:]))"
+    arguments = ["tiny.yaml", "train.steps=5000", "retries=1", "jobs=1", "sweep.zip={}"]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], text=True, capture_output=True, timeout=300)
+    assert ended.returncode == 1, ended.stderr
+    assert "failed: seed=0: the machine failed 2 times in a row at step 0 (retries = 1" in ended.stderr
+    status = json.loads((tiny.parent / "runs/tiny/seed=0/status.json").read_text())
+    assert status["state"] == "failed"
+
+
 def results(run: Path) -> list[dict[str, float]]:
     """The rows of metrics without the one value that is a time."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -101,6 +101,7 @@ def _supervise(run: RunDir, config: ExperimentConfig, ranks: Ranks) -> int:
             _record_failure(run, f"{type(error).__name__}: {error}")
             return FAILED
         if ranks.is_main:
+            run.release()
             attempts.end(run, "done")
     return DONE
 
@@ -120,9 +121,10 @@ def _record_failure(run: RunDir, error: str) -> None:
     if run.read_status()["state"] == "failed":
         return
     try:
+        run.release()  # the error itself may be that the disk is full
         run.write_status(state="failed", error=error)
         attempts.end(run, "failed", error)
-    except OSError as refusal:  # the error itself may be that the disk is full
+    except OSError as refusal:
         log.error("%s: the failure cannot be noted (%s)", run.path, refusal.strerror)
 
 
@@ -131,6 +133,7 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
         run.write_status(
             state="running", error=None, signal=None, host=attempts.node_name(), pid=os.getpid(), job=attempts.job_id()
         )
+        run.reserve()
         _refuse_hopeless(run, config)
         with atomic_write(run.environment) as file:
             json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)

@@ -25,7 +25,11 @@ from attnzoo.sweep.outcome import Kind, Outcome
 
 POLL_SECONDS = 0.2
 MARGIN_SECONDS = 15  # before the end of its time a job that has not saved is requeued all the same
-CULPRIT = re.compile(r"srun: error: (?:Node failure on (?P<node>\S+)|(?P<host>\S+): tasks? \S+: (?!Terminated))")
+FAILURE = re.compile(
+    r"srun: error: (?:Node failure on (?P<lost>\S+)"
+    r"|(?P<node>\S+): tasks? [\d,-]+: (?:Exited with exit code (?P<code>\d+)|(?P<signal>[A-Z][a-z ]+)))"
+)
+SIGNALS = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
 
 log = logging.getLogger(__name__)
 
@@ -53,22 +57,27 @@ class _Supervisor:
     def __init__(self, task: RunJob):
         self.task, self.run = task, RunDir(task.run)
         self.job = attempts.job_id() or ""
-        self.began = time.time()
+        self.began, self.step = time.time(), self.run.last_step()
+        self.start_of_log = 0
+        self._limit: float | None = None
+        self.told = False  # by SIGTERM: SLURM ends the job, to cancel or to requeue it
 
     def supervise(self) -> int:
         """Run the processes to their end and decide what follows; returns the exit code."""
         if self.run.read_status()["state"] == "done":
             log.info("%s is done", self.run.path)
             return outcome.DONE
-        logged = self.run.log.stat().st_size if self.run.log.exists() else 0
-        code = self._train()
-        result = outcome.judge(self.run, code, self.began) if code is not None else Outcome(Kind.INTERRUPTED, "timeout")
-        log.info("%s: %s%s", self.run.path, result.kind, f" ({result.reason})" if result.reason else "")
         try:
-            return self._follow(result, logged)
+            with (self.run.path / ".lock").open("a"):
+                pass
+            self.start_of_log = self.run.log.stat().st_size if self.run.log.exists() else 0
+            code = self._train()
+            result = self._judge(code)
+            log.info("%s: %s%s", self.run.path, result.kind, f" ({result.reason})" if result.reason else "")
+            return self._follow(result)
         except OSError as error:
             log.error("%s: cannot be written (%s)", self.run.path, error.strerror)
-            return 1
+            return outcome.REFUSED
 
     def _train(self) -> int | None:
         """The exit code of srun; None if the job's time ends before the processes have."""
@@ -77,7 +86,7 @@ class _Supervisor:
                 self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
             )
         self._install_handlers(process)
-        end = self._end()
+        end = self._limit = self._end()
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             if end is not None and time.time() > end - MARGIN_SECONDS:
@@ -97,8 +106,11 @@ class _Supervisor:
         def forward(number: int, frame: FrameType | None) -> None:
             process.send_signal(number)
 
-        for number in (signal.SIGTERM, signal.SIGCONT):
-            signal.signal(number, lambda number, frame: None)
+        def note(number: int, frame: FrameType | None) -> None:
+            self.told = True
+
+        signal.signal(signal.SIGTERM, note)
+        signal.signal(signal.SIGCONT, lambda number, frame: None)
         signal.signal(signal.SIGUSR2, forward)
 
     def _end(self) -> float | None:
@@ -108,7 +120,24 @@ class _Supervisor:
         except ValueError:  # unlimited, or no answer
             return None
 
-    def _follow(self, result: Outcome, logged: int) -> int:
+    def _judge(self, code: int | None) -> Outcome:
+        """What became of the processes; the first that failed counts, since srun then ends the others."""
+        if code is None:
+            return Outcome(Kind.INTERRUPTED, "timeout")
+        _, first = self._first_failure()
+        if first is not None:
+            code = first
+        result = outcome.judge(self.run, code, self.began)
+        if result.kind is Kind.MACHINE and self.told:
+            return Outcome(Kind.INTERRUPTED, "SIGTERM")
+        if result == (Kind.INTERRUPTED, "SIGTERM") and not self.told:
+            return Outcome(Kind.MACHINE, "killed by SIGTERM")
+        late = self._limit is not None and time.time() > (self.began + self._limit) / 2
+        if result == (Kind.INTERRUPTED, "SIGUSR2") and late and self.run.last_step() == self.step:
+            return Outcome(Kind.FAILED, "slurm.time is too short: not a step was saved")
+        return result
+
+    def _follow(self, result: Outcome) -> int:
         outcome.record(self.run, result)
         if result.kind is Kind.INTERRUPTED:
             if result.reason in ("SIGUSR2", "timeout"):
@@ -121,7 +150,7 @@ class _Supervisor:
         if reason := outcome.give_up(self.run, self.task.retries):
             log.error("%s", reason)
             return 1
-        return self._requeue(self._culprits(logged))
+        return self._requeue(self._culprits())
 
     def _requeue(self, exclude: Collection[str] = ()) -> int:
         """Requeue the job, unless SLURM is ending or requeueing it already."""
@@ -133,13 +162,20 @@ class _Supervisor:
         scheduler.requeue(self.job, exclude)
         return 1
 
-    def _culprits(self, logged: int) -> set[str]:
-        """The node that failed first by srun's words since `logged`, if the job can do without it."""
+    def _culprits(self) -> set[str]:
+        """The node that failed first, if the job can do without it."""
+        node, _ = self._first_failure()
+        others = scheduler.usable_nodes(os.environ["SLURM_JOB_PARTITION"]) - {node}
+        return {node} if node and len(others) >= self.task.nodes else set()
+
+    def _first_failure(self) -> tuple[str | None, int | None]:
+        """The node on which a process failed first and its exit code, by srun's words; None for what they leave out."""
         with self.run.log.open("rb") as file:
-            file.seek(logged)
-            found = CULPRIT.search(file.read().decode(errors="replace"))
+            file.seek(self.start_of_log)
+            found = FAILURE.search(file.read().decode(errors="replace"))
         if found is None:
-            return set()
-        culprit = found["node"] or found["host"]
-        others = scheduler.usable_nodes(os.environ["SLURM_JOB_PARTITION"]) - {culprit}
-        return {culprit} if len(others) >= self.task.nodes else set()
+            return None, None
+        if found["lost"]:
+            return found["lost"], outcome.LOST
+        code = int(found["code"]) if found["code"] else SIGNALS.get(found["signal"].strip())
+        return found["node"], code

@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import support_engine_rank
 import support_engine_runs
 from support_engine import results, tiny_run
 
-from attnzoo.engine import worker
+from attnzoo.engine import distributed, worker
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.rundir import RunDir
 
@@ -37,6 +38,27 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
             continue  # the GroupNorm behind it takes it away: its gradient is zero but for rounding
         # looser than the losses: AdamW divides small gradients by their own size, rounding included
         assert (value - theirs[name]).abs().max() < 1e-4, name
+
+
+def test_processes_under_srun_take_their_place_from_its_variables(monkeypatch):
+    for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    first = distributed.place()
+    assert first[:3] == (3, 4, 1)
+    assert first.url.startswith("tcp://node7:")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert distributed.place().url != first.url  # the port may be what was in the way
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert distributed.place().url == "tcp://node7:1234"
+
+
+def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(distributed.NoRendezvous, match=r"process 1 of 2 could not join the others at 127\.0\.0\.1:9 "):
+        distributed.join("cpu")
 
 
 @pytest.mark.slow

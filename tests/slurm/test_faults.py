@@ -4,6 +4,7 @@ import pytest
 from support_engine import results
 from support_slurm import INTERVAL_STEPS, Sweep, wait
 
+from attnzoo import __main__ as attnzoo_main
 from attnzoo import attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -42,3 +43,67 @@ def test_a_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
     assert (first.outcome, first.reason) == (attempts.MACHINE, "killed by SIGKILL")
     assert first.host == node != second.host
     assert sweep.state().machine_failures == 1
+
+
+def test_a_preemption_without_the_signal_loses_no_more_than_an_interval(cluster, sweep, undisturbed):
+    sweep.submit("slurm.partition=killable")
+    assert sweep.wait_for_step(25) < STEPS
+    cluster.preempt()
+    wait(lambda: cluster.restarts(sweep.job()) == 1, 60, "for the preemption")
+    assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
+    assert attempts.read(sweep.run())[0].reason != "SIGUSR2"
+
+
+def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed):
+    sweep.submit()
+    assert sweep.wait_for_step(25) < STEPS
+    node = sweep.state().host
+    cluster.kill_node(node)
+    wait(
+        lambda: cluster.node_state(node).startswith("down"),
+        60,
+        lambda: f"for {node} to be down: {cluster.node_state(node)} {cluster.job(sweep.job())}",
+    )
+    wait(lambda: cluster.restarts(sweep.job()) == 1, 60, "for the requeue")
+    try:
+        assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
+    finally:
+        cluster.revive(node)
+    first, second = attempts.read(sweep.run())
+    assert first.outcome is None  # there was nobody left to tell
+    assert first.host == node != second.host
+
+
+def test_a_time_limit_requeues_and_loses_no_step(cluster, sweep):
+    sweep.submit("train.steps=900", "train.checkpoint_minutes=10")
+    sweep.wait_for_step(10)
+    cluster.ask("scontrol", "update", f"JobId={sweep.job()}", "TimeLimit=1")
+    wait(lambda: cluster.restarts(sweep.job()) == 1, 100, "for the time limit")
+    first = attempts.read(sweep.run())[0]
+    assert (first.outcome, first.reason) == ("interrupted", "SIGUSR2")
+    wait(lambda: len(attempts.read(sweep.run())) == 2, 60, "for the second start")
+    second = attempts.read(sweep.run())[1]
+    assert second.lost == 0
+    assert 10 <= second.step < 900
+    assert_cancelled(cluster, sweep)
+
+
+def test_a_cancelled_run_saves_and_stays_away_until_it_is_submitted_again(cluster, sweep, undisturbed):
+    sweep.submit()
+    assert sweep.wait_for_step(25) < STEPS
+    assert_cancelled(cluster, sweep)
+    assert sweep.run().last_step() == sweep.step() < STEPS
+    assert cluster.job(sweep.job())["JobState"] == "CANCELLED"
+    assert sweep.start("launcher=slurm", "--only", "failed", "--dry-run") == 0
+    sweep.submit("--only", "interrupted")
+    assert_survived(sweep, undisturbed, lost=0)
+
+
+def assert_cancelled(cluster, sweep: Sweep) -> None:
+    """Cancel the sweep's run; it ends, is not requeued, and says so."""
+    before = cluster.restarts(sweep.job())
+    assert attnzoo_main.main(["cancel", str(sweep.runs)]) == 0
+    wait(lambda: cluster.job(sweep.job())["JobState"] == "CANCELLED", 60, "for the cancellation")
+    assert cluster.restarts(sweep.job()) == before
+    assert sweep.state().state == "cancelled"
+    assert not sweep.state().active

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+
+from attnzoo.config import digest, load
+from attnzoo.config.schema import ExperimentConfig, SlurmConfig
+from attnzoo.config.slurm import minutes
+from attnzoo.errors import UserError
+
+PROFILE = "partition: long\ntime: 2:30:00\nsetup: [module load x]\n"
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "mine.yaml").write_text(PROFILE)
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\ntrain: {steps: 5}\nprocesses: 4\ndata: {batch_size: 4}\n")
+    return path
+
+
+def slurm(experiment: Path, *overrides: str) -> SlurmConfig:
+    return load(experiment, overrides).slurm
+
+
+def test_a_profile_lies_below_everything_else(experiment: Path) -> None:
+    experiment.write_text(experiment.read_text() + "slurm: {profile: mine, partition: short}\n")
+    found = slurm(experiment, "slurm.time=30", "slurm.nodes=2")
+    assert (found.partition, found.time, found.nodes, found.setup) == ("short", 30, 2, ["module load x"])
+    assert found.profile is None  # its keys are written out
+
+
+def test_a_profile_is_a_name_or_a_file(experiment: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("partition: other\n")
+    assert slurm(experiment, f"slurm.profile={tmp_path / 'other.yaml'}").partition == "other"
+    assert slurm(experiment, "slurm.profile=mine").partition == "long"
+    assert slurm(experiment, "slurm.profile=local").partition == "debug"  # ships with the checkout
+
+
+def test_what_a_run_asks_of_a_cluster_is_not_part_of_its_identity(experiment: Path) -> None:
+    here = load(experiment)
+    there = load(experiment, ["launcher=slurm", "slurm.profile=mine", "retries=9"])
+    assert digest(here) == digest(there)
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [(90, 90), ("1:00:00", 60), ("0:00:30", 1), ("1-0", 1440), ("2-3:30", 3090), ("1-2:03:04", 1564)],
+)
+def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> None:
+    assert minutes(time) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("slurm.profile=mein", "unknown profile 'mein'; did you mean 'mine'?"),
+        ("slurm.profile=nowhere/x.yaml", "slurm.profile: no such file 'nowhere/x.yaml'"),
+        ("slurm.partitoin=x", "did you mean 'slurm.partition'?"),
+        ("slurm.time=1h", "slurm.time = '1h': expected minutes, HH:MM:SS or D-HH:MM:SS"),
+        ("slurm.time=30:00", "expected minutes, HH:MM:SS"),  # minutes to SLURM, hours to most readers
+        ("slurm.time=0", "slurm.time = 0: expected"),
+        ("slurm.memory=16", "slurm.memory = 16: expected str"),
+        ("slurm.memory=16GiB", "slurm.memory = '16GiB': expected a number and K, M, G or T"),
+        ("slurm.partition=two words", "expected a name without spaces"),
+        ("slurm.signal_seconds=3600", "expected less than the time limit"),
+        ("slurm.nodes=3", "slurm.nodes = 3: does not give processes = 4"),
+        ("slurm.tasks_per_node=3", "slurm.nodes = 1 x slurm.tasks_per_node = 3: does not give processes = 4"),
+        ("slurm.nodes=0", "slurm.nodes = 0: expected a number at least 1"),
+        ("slurm.options={mem: 3G}", "slurm.options.mem: set with slurm.memory"),
+        ("slurm.options={array: 1-3}", "slurm.options.array: set by the sweep itself"),
+        ("slurm.options={cpus_per_task: x}", "without dashes before it; did you mean 'cpus-per-task'?"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(experiment: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(experiment, [change])
+    assert message in str(caught.value)
+    assert "command line" in str(caught.value)
+
+
+def test_a_mistake_in_a_profile_is_named_with_its_file(experiment: Path, tmp_path: Path) -> None:
+    (tmp_path / "slurm" / "mine.yaml").write_text("gpus: 4\n")
+    with pytest.raises(UserError, match=r"slurm/mine\.yaml: unknown key 'slurm\.gpus'"):
+        slurm(experiment, "slurm.profile=mine")
+    (tmp_path / "slurm" / "mine.yaml").write_text("profile: gpu\n")
+    with pytest.raises(UserError, match="a profile cannot build on another"):
+        slurm(experiment, "slurm.profile=mine")
+
+
+def test_every_shipped_profile_is_valid(experiment: Path) -> None:
+    for path in (Path(__file__).parents[2] / "slurm").glob("*.yaml"):
+        assert isinstance(
+            load(experiment, [f"slurm.profile={path}", "slurm.nodes=2", "slurm.tasks_per_node=2"]), ExperimentConfig
+        )

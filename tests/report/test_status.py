@@ -1,0 +1,124 @@
+"""Status from ledger and run folders; what the scheduler adds is tested on a real cluster in tests/slurm."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo import attempts
+from attnzoo.errors import UserError
+from attnzoo.ledger import Ledger
+from attnzoo.report.status import collect, counts
+from attnzoo.rundir import RunDir
+
+
+def sweep(folder: Path, names: list[str]) -> None:
+    entry = {"overrides": {}, "options": {}, "seed": 0, "digest": "", "attempts": 0}
+    with Ledger(folder).changing() as content:
+        content["runs"] = {name: dict(entry) for name in names}
+    for name in names:
+        (folder / name).mkdir()
+
+
+def states(folder: Path) -> dict[str, tuple[str, str]]:
+    return {one.name: (one.state, one.note) for one in collect(folder)}
+
+
+def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
+    sweep(tmp_path, ["new", "done", "failed", "stopped", "running", "killed", "elsewhere", "silent"])
+    here = attempts.node_name()
+    RunDir(tmp_path / "done").write_status(state="done", step=9, steps=9, AP=0.5)
+    RunDir(tmp_path / "failed").write_status(state="failed", error="it was me")
+    RunDir(tmp_path / "stopped").write_status(state="interrupted", signal="SIGINT")
+    RunDir(tmp_path / "running").write_status(state="running", host=here, pid=os.getpid(), step=3, steps=9, eta=60)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    RunDir(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid)
+    RunDir(tmp_path / "elsewhere").write_status(state="running", host="far", pid=1)
+    RunDir(tmp_path / "silent").write_status(state="running", host="far", pid=1)
+    os.utime(tmp_path / "silent" / "status.json", (time.time() - 999, time.time() - 999))
+    found = states(tmp_path)
+    assert found.pop("killed")[0] == "dead"
+    assert found.pop("silent") == ("dead", "no sign of life for 999 s")
+    assert found == {
+        "new": ("pending", "not submitted"),
+        "done": ("done", ""),
+        "failed": ("failed", "it was me"),
+        "stopped": ("interrupted", "SIGINT"),
+        "running": ("running", ""),
+        "elsewhere": ("running", ""),
+    }
+    assert counts(collect(tmp_path)) == {
+        "done": 1,
+        "running": 2,
+        "pending": 1,
+        "interrupted": 1,
+        "dead": 2,
+        "failed": 1,
+    }
+
+
+def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
+    sweep(tmp_path, ["a"])
+    assert collect(tmp_path)[0].missing
+    with Ledger(tmp_path).changing() as content:
+        content["local"] = {"host": attempts.node_name(), "pid": os.getpid()}
+    assert states(tmp_path) == {"a": ("pending", "waits for its turn")}
+    assert collect(tmp_path)[0].active
+
+
+def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
+    sweep(tmp_path, ["a", "b"])
+    RunDir(tmp_path / "a").write_status(state="interrupted", signal="SIGTERM")
+    assert attnzoo_main.main(["cancel", str(tmp_path), "c"]) == 2
+    with Ledger(tmp_path).changing() as content:
+        content["runs"]["a"]["cancelled"] = time.time()
+    assert states(tmp_path)["a"] == ("cancelled", "")
+
+
+def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
+    sweep(tmp_path, ["a"])
+    run = RunDir(tmp_path / "a")
+    attempts.begin(run, 0, lost=0)
+    attempts.end(run, attempts.MACHINE, "killed by SIGKILL")
+    attempts.begin(run, 0, lost=4)
+    attempts.begin(run, 3, lost=2)
+    run.write_status(state="running", host=attempts.node_name(), pid=os.getpid())
+    (one,) = collect(tmp_path)
+    assert (one.requeued, one.machine_failures, one.steps_lost) == (2, 2, 6)
+
+
+def test_json_holds_everything_and_failures_give_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path, ["a", "b"])
+    assert attnzoo_main.main(["status", str(tmp_path), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)[0]
+    assert (first["name"], first["state"], first["missing"]) == ("a", "pending", True)
+    RunDir(tmp_path / "b").write_status(state="failed", error="x")
+    assert attnzoo_main.main(["status", str(tmp_path)]) == 1
+    assert "1 pending, 1 failed" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no sweep\.json in it"):
+        collect(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        collect(tmp_path / "x")
+
+
+def test_five_hundred_runs_need_neither_torch_nor_long(tmp_path: Path) -> None:
+    """A second of processor time, of which the machine may have many at once."""
+    sweep(tmp_path, [f"run-{number}" for number in range(500)])
+    for number in range(500):
+        RunDir(tmp_path / f"run-{number}").write_status(state="done", step=9, steps=9, AP=0.5)
+    code = (
+        "import sys, time; from attnzoo.__main__ import main; code = main(['status', sys.argv[1]]);"
+        "assert not {'torch', 'omegaconf'} & set(sys.modules); assert time.process_time() < 1; sys.exit(code)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60, capture_output=True)

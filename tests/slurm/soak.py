@@ -1,0 +1,210 @@
+"""Random faults on one sweep until so many have happened: `python tests/slurm/soak.py [--faults 30] [--seed 0]`.
+
+Ends with exit code 0 if every run is complete and gives the metrics of an undisturbed one. Writes soak.md and soak.json
+into --output.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support_engine import results
+from support_slurm import Cluster, Sweep, kill, processes, wait
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo import attempts
+from attnzoo import config as configs
+from attnzoo.engine import worker
+from attnzoo.rundir import RunDir
+
+STEPS = 900
+SECONDS = 0.4  # of sleep in a step
+# Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
+SWEEP = (
+    "sweep.zip={model.ffn: [16, 32], slurm.partition: [preemptible, killable]}",
+    "sweep.seeds=[0, 1]",
+    f"train.steps={STEPS}",
+    "slurm.retries=5",
+)
+
+
+class Soak:
+    """Faults on the runs of a sweep, one after the other."""
+
+    def __init__(self, cluster: Cluster, sweep: Sweep, seed: int):
+        self.cluster, self.sweep = cluster, sweep
+        self.random = random.Random(seed)
+        self.faults: list[dict[str, object]] = []
+
+    def strike(self) -> None:
+        """Let one fault happen to a run that trains, and wait until SLURM tells of it."""
+        name = self._wait_for_training_run()
+        kinds = (
+            self.rank_killed,
+            self.node_lost,
+            self.preempted,
+            self.time_over,
+            self.cancelled,
+            self.supervisor_killed,
+        )
+        kind = self.random.choice(kinds)
+        job, step = self.sweep.job(name), self.sweep.step(name)
+        print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
+        kind(name, job)
+        self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": STEPS})
+
+    def rank_killed(self, name: str, job: str) -> None:
+        before = self.cluster.restarts(job)
+        self.cluster.kill_rank(self.cluster.job(job)["JobId"])
+        self._wait_for_restart(job, before)
+
+    def node_lost(self, name: str, job: str) -> None:
+        before, node = self.cluster.restarts(job), self.cluster.job(job)["NodeList"]
+        self.cluster.kill_node(node)
+        wait(lambda: self.cluster.node_state(node).startswith("down"), 120, f"for {node} to be down")
+        self._wait_for_restart(job, before)
+        self.cluster.revive(node)
+
+    def preempted(self, name: str, job: str) -> None:
+        before = self.cluster.restarts(job)
+        self.cluster.preempt()
+        self._wait_for_restart(job, before)
+
+    def time_over(self, name: str, job: str) -> None:
+        before = self.cluster.restarts(job)
+        hours, minutes, _ = map(int, self.cluster.job(job)["RunTime"].split(":"))
+        self.cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1}")
+        self._wait_for_restart(job, before)
+        self.cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+    def cancelled(self, name: str, job: str) -> None:
+        assert attnzoo_main.main(["cancel", str(self.sweep.runs), name]) == 0
+        wait(lambda: self.cluster.job(job)["JobState"] == "CANCELLED", 120, "for the cancellation")
+        self._resubmit(name, job)
+
+    def supervisor_killed(self, name: str, job: str) -> None:
+        """The job fails, and nobody is left to requeue it, unless SLURM is just preempting it."""
+        raw, before = self.cluster.job(job)["JobId"], self.cluster.restarts(job)
+        for pid in processes(raw, b"submitit.core._submit"):
+            kill(pid)
+
+        def failed() -> bool:
+            return self.cluster.job(job)["JobState"] == "FAILED"
+
+        wait(lambda: failed() or self.cluster.restarts(job) > before, 180, f"for the end of {job}")
+        if failed():
+            self._resubmit(name, job)
+
+    def _resubmit(self, name: str, job: str) -> None:
+        self.sweep.submit()
+        assert self.sweep.job(name) != job
+
+    def _wait_for_restart(self, job: str, before: int) -> None:
+        wait(lambda: self.cluster.restarts(job) > before, 180, f"for the requeue of {job}")
+
+    def _wait_for_training_run(self) -> str:
+        found: list[str] = []
+
+        def training() -> bool:
+            states = self.sweep.states().values()
+            assert not all(one.state == "done" for one in states), "the sweep ended before the faults did"
+            broken = [one for one in states if one.state in ("failed", "dead")]
+            assert not broken, broken
+            found[:] = [one.name for one in states if one.state == "running" and 0 < (one.step or 0) < STEPS - 50]
+            return bool(found)
+
+        wait(training, 300, "for a run that trains")
+        time.sleep(self.random.uniform(0, 4))
+        training()
+        return self.random.choice(found) if found else self._wait_for_training_run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
+    given = parser.parse_args()
+    output = given.output.resolve()
+    folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
+    os.environ["ATTNZOO_CACHE"] = str(folder / "cache")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    try:
+        with Cluster(folder / "c").up() as cluster:
+            return soak(cluster, folder, given.faults, given.seed, output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def soak(cluster: Cluster, folder: Path, faults: int, seed: int, output: Path) -> int:
+    began = time.time()
+    sweep = Sweep(folder / "sweep")
+    sweep.overrides += SWEEP
+    os.environ["ATTNZOO_TEST_SLEEP"] = str(SECONDS)
+    sweep.submit()
+    trial = Soak(cluster, sweep, seed)
+    while len(trial.faults) < faults:
+        trial.strike()
+    wait(lambda: not any(one.active for one in sweep.states().values()), 1200, "for the end of the sweep")
+    seconds = time.time() - began
+    same = {name: same_as_undisturbed(sweep, name) for name in sweep.states()}
+    tell(sweep, trial, same, seed, seconds, output)
+    return 0 if all(same.values()) else 1
+
+
+def same_as_undisturbed(sweep: Sweep, name: str) -> bool:
+    """Train the run's config in this process, where nothing sleeps and nothing happens, and compare."""
+    run = RunDir(sweep.folder / "undisturbed" / name)
+    configs.save(configs.load(sweep.run(name).config), run.config)
+    assert worker.main(run.path) == worker.DONE
+    return results(run) == results(sweep.run(name))
+
+
+def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: float, output: Path) -> None:
+    states = sweep.states()
+    reasons = Counter(
+        f"{one.outcome or 'no word'}{f' ({one.reason})' if one.reason else ''}"
+        for name in states
+        for one in attempts.read(sweep.run(name))[:-1]
+    )
+    lost = [one.lost for name in states for one in attempts.read(sweep.run(name))]
+    kinds = Counter(str(fault["kind"]) for fault in trial.faults)
+    lines = [
+        "# Soak",
+        "",
+        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on a sweep of {len(states)} runs of {STEPS} "
+        f"steps, on two nodes, in {seconds / 60:.0f} minutes. A checkpoint at least every {0.02 * 60:g} s.",
+        "",
+        "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
+        "| --- | --- | --: | --: | --: | --- |",
+        *(
+            f"| {name} | {one.state} | {one.requeued + 1} | {one.machine_failures} | {one.steps_lost} "
+            f"| {'identical' if same[name] else 'DIFFERENT'} |"
+            for name, one in states.items()
+        ),
+        "",
+        "| fault | times |",
+        "| --- | --: |",
+        *(f"| {kind} | {count} |" for kind, count in sorted(kinds.items())),
+        "",
+        f"How starts ended: {', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))}.",
+        f"Steps repeated per start: at most {max(lost)}.",
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "soak.md").write_text("\n".join(lines) + "\n")
+    (output / "soak.json").write_text(json.dumps({"seed": seed, "faults": trial.faults, "lost": lost}, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

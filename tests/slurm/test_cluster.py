@@ -1,0 +1,24 @@
+"""What `make slurm-up` says where SLURM is missing."""
+
+import subprocess
+import sys
+
+from support_slurm import ROOT
+
+
+def test_what_is_missing_is_one_line_and_nothing_is_made(tmp_path):
+    command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(tmp_path / "c")]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, text=True, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "sbatch, squeue missing: install SLURM (Debian: apt-get install " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path, cluster):
+    long = tmp_path / ("x" * 90)
+    command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(long)]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == 1
+    assert "too long for a socket" in done.stderr

@@ -1,0 +1,56 @@
+"""Runs of several processes on two nodes: the losses of one process, and ends that all share."""
+
+import pytest
+from support_engine import results
+from support_slurm import INTERVAL_STEPS, reference, wait
+
+from attnzoo import attempts
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+STILL = ("model.dropout=0", "model.backbone.norm=frozen", "train.steps=6")
+PAIR = ("processes=2", "slurm.nodes=2")
+
+
+def test_four_processes_on_two_nodes_give_the_losses_of_one(cluster, sweep):
+    sweep.overrides += STILL
+    sweep.submit("processes=4", "slurm.nodes=2")
+    one = reference(sweep)
+    assert sweep.wait_for_end()["seed=3"].state == "done", sweep.tell("seed=3")
+    shown = cluster.job(sweep.job())
+    assert (shown["NumNodes"], shown["NumTasks"]) == ("2", "4")
+    four = results(sweep.run())
+    assert len(four) == len(one)
+    for ours, theirs in zip(four, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+
+
+def test_a_rank_that_raises_ends_the_job_and_is_not_tried_again(cluster, sweep, monkeypatch):
+    monkeypatch.setenv("ATTNZOO_TEST_RAISE", "1:4")
+    sweep.submit(*PAIR)
+    state = sweep.wait_for_end()["seed=3"]
+    assert (state.state, state.note) == ("failed", "RuntimeError: process 1 has had enough")
+    wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 60, "for the job's end")
+    assert cluster.restarts(sweep.job()) == 0
+    log = sweep.run().log.read_text()
+    assert log.index("process 1 has had enough") < log.find("another process of the run is gone") % len(log)
+    assert log.count("Traceback") == 1
+    assert [one.outcome for one in attempts.read(sweep.run())] == ["failed"]
+
+
+def test_a_killed_rank_takes_the_others_along_and_all_resume(cluster, sweep):
+    whole = reference_of_pair(sweep)
+    sweep.submit(*PAIR)
+    assert sweep.wait_for_step(20) < 60
+    cluster.kill_rank(sweep.job(), rank=1)
+    wait(lambda: cluster.restarts(sweep.job()) == 1, 90, "for the requeue")
+    state = sweep.wait_for_end()["seed=3"]
+    assert state.state == "done", sweep.tell("seed=3")
+    assert state.machine_failures == 1
+    assert state.steps_lost <= INTERVAL_STEPS
+    assert results(sweep.run()) == whole
+
+
+def reference_of_pair(sweep) -> list[dict]:
+    """The same run of two processes by the local launcher."""
+    assert sweep.start("processes=2", f"output={sweep.folder / 'whole'}") == 0
+    return results(type(sweep.run())(sweep.folder / "whole" / "faults" / "seed=3"))

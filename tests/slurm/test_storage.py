@@ -1,0 +1,71 @@
+"""Disks that are full or cannot be written: said so, nothing damaged, and the run goes on once they can."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from support_engine import results
+from support_slurm import Sweep, wait
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.slurm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED HERE: mounting needs root"),
+]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 12 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Take all that is left of a file system."""
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(b"0" * 4096)
+            except OSError:
+                return filler
+
+
+def test_a_full_disk_fails_the_run_which_resumes_once_there_is_room(cluster, small_disk, undisturbed, monkeypatch):
+    sweep = Sweep(small_disk)
+    monkeypatch.chdir(small_disk)
+    sweep.submit()
+    assert sweep.wait_for_step(20) < 60
+    filler = fill(small_disk)
+    state = sweep.wait_for_end()["seed=3"]
+    assert state.state == "failed"
+    assert "No space left on device" in state.note
+    assert cluster.job(sweep.job())["JobState"] == "FAILED"
+    assert cluster.restarts(sweep.job()) == 0
+    filler.unlink()
+    sweep.submit("--only", "failed")
+    assert sweep.wait_for_end()["seed=3"].state == "done", sweep.tell("seed=3")
+    assert results(sweep.run()) == undisturbed
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_not_retried(cluster, sweep, undisturbed):
+    sweep.submit("slurm.options={begin: now+5}")
+    run = sweep.run().path
+    subprocess.run(["mount", "--bind", run, run], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
+        state = sweep.wait_for_end()["seed=3"]
+        assert state.state == "failed"
+        assert "cannot be written (Read-only file system)" in state.note
+        wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 60, "for the job's end")
+        assert cluster.restarts(sweep.job()) == 0
+    finally:
+        subprocess.run(["umount", run], check=True)
+    sweep.submit("--only", "failed")
+    assert sweep.wait_for_end()["seed=3"].state == "done"
+    assert results(sweep.run()) == undisturbed

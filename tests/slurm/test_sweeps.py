@@ -1,0 +1,103 @@
+"""Whole sweeps on a real cluster: submission, the ledger, what happens to the submitting machine and to the source."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import support_slurm_submit
+from support_engine import results
+from support_slurm import PLUGIN, wait
+
+from attnzoo.ledger import Ledger
+from attnzoo.rundir import RunDir
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+EIGHT = ("sweep.grid={model.ffn: [16, 24, 32, 40]}", "sweep.seeds=[0, 1]", "train.steps=12")
+
+
+def submit_elsewhere(sweep, *arguments: str, program: tuple[str, ...] = ("-m", "attnzoo.run")) -> int:
+    """Submit in a process of its own."""
+    command = [sys.executable, *program, str(sweep.file), f"output={sweep.folder / 'runs'}", "launcher=slurm"]
+    return subprocess.run([*command, *arguments], capture_output=True, timeout=300).returncode
+
+
+def test_eight_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep):
+    """With cpus_per_task=2, a node of four CPUs takes two at a time."""
+    sweep.submit(*EIGHT, "slurm.parallelism=4", "slurm.cpus_per_task=2")
+    content = Ledger(sweep.runs).read()
+    (submission,) = content["submissions"].values()
+    assert len(submission["runs"]) == 8
+    most = 0
+
+    def at_once() -> bool:
+        nonlocal most
+        most = max(most, cluster.ask("squeue", "-h", "-t", "RUNNING", "-o", "%T").count("RUNNING"))
+        return not any(one.active for one in sweep.states().values())
+
+    wait(at_once, 300, "for the sweep")
+    states = sweep.states()
+    assert {one.state for one in states.values()} == {"done"}
+    assert most == 4
+    nodes = {cluster.job(sweep.job(name))["NodeList"] for name in states}
+    assert nodes == {"n1", "n2"}
+    local = sweep.folder / "local"
+    assert sweep.start(*EIGHT, f"output={local}", "jobs=2", "launcher=local") == 0
+    for name in states:
+        assert results(sweep.run(name)) == results(RunDir(local / "faults" / name))
+
+
+def test_submitting_again_adds_only_what_is_missing(cluster, sweep, capsys):
+    sweep.submit("train.steps=5", "sweep.seeds=[0]")
+    sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
+    assert [one["runs"] for one in Ledger(sweep.runs).read()["submissions"].values()] == [["seed=0"], ["seed=1"]]
+    sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
+    assert len(Ledger(sweep.runs).read()["submissions"]) == 2
+    assert "2 of 2 runs are done, submitted already or not asked for" in capsys.readouterr().out
+    assert {one.state for one in sweep.wait_for_end().values()} == {"done"}
+
+
+def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(cluster, sweep):
+    """Killed when SLURM has the job and the ledger does not yet know its number."""
+    code = submit_elsewhere(sweep, "train.steps=5", program=(support_slurm_submit.__file__,))
+    assert code == -signal.SIGKILL
+    (submission,) = Ledger(sweep.runs).read()["submissions"].values()
+    assert submission["job"] is None
+    listed = ("squeue", "--noheader", "--states=all", "--format=%k")
+    assert cluster.ask(*listed).count(str(sweep.runs)) == 1
+    assert sweep.state().active
+    sweep.submit("train.steps=5")
+    assert sweep.wait_for_end()["seed=3"].state == "done"
+    assert cluster.ask(*listed).count(str(sweep.runs)) == 1
+
+
+def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
+    plugin = shutil.copy(PLUGIN, sweep.folder / "mine.py")
+    other = cluster.ask("sbatch", "--parsable", "--wrap", "sleep 1000").strip()
+    after = f"slurm.options={{dependency: 'afterany:{other}'}}"
+    assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", after) == 0
+    (sweep.folder / "mine.py").write_text("raise SystemExit('edited')\n")
+    assert (sweep.state().state, sweep.state().note) == ("pending", "Dependency")
+    cluster.ask("scancel", other)
+    assert sweep.wait_for_end()["seed=3"].state == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("slurm.partition=nowhere", "Invalid partition name"),
+        ("slurm.time=2-00:00:00", "time limit is invalid"),
+        ("slurm.gpus_per_node=3", "gres"),
+        ("slurm.constraint=fast", "Invalid feature"),
+        ("slurm.memory=1T", "node configuration is not available"),
+        ("slurm.options={reservation: mine}", "reservation"),
+    ],
+)
+def test_what_slurm_would_refuse_is_refused_before_anything_is_written(cluster, sweep, capsys, change, message):
+    assert sweep.start("launcher=slurm", change) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: SLURM refuses seed=3: ")
+    assert message.lower() in err.lower()
+    assert err.count("\n") == 1
+    assert not sweep.runs.exists()
