@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo import __main__ as attnzoo_main
+from attnzoo import attention
 from attnzoo import run as attnzoo_run
 
 TINY = """
@@ -135,7 +136,8 @@ def test_the_installed_command_is_the_command_line(capsys: pytest.CaptureFixture
 def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "attentions: deform, dense, ms_deform" in out
+    assert f"attentions: {', '.join(attention.names())}\n" in out
+    assert {"dense", "deform", "ms_deform", "dat"} <= set(attention.names())
     assert "deformable_detr_r50_two_stage" in out
     assert "data sets: coco, digit_scenes" in out
     assert attnzoo_main.main(["list", "--ops"]) == 0

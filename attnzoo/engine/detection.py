@@ -40,7 +40,7 @@ class DetectionTask:
         self.batches_per_epoch = len(self._epoch(0, 0))
         with torch.device("meta"):
             twin = models.build(config.model, num_classes)
-        # What no loss would train (a level that nothing reads, heads without auxiliary losses) is not to be trained.
+        # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
         for name in untrained(twin, outline(config.data).size, partial(seen, config.model.loss)):
             self.model.get_parameter(name).requires_grad_(False)
 

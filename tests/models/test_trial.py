@@ -13,7 +13,6 @@ from attnzoo.models.trial import untrained
 
 UNREAD = {
     "a level embedding that no attention reads": {"encoder": {"layers": 0}},
-    "heads without auxiliary losses": {"loss": {"auxiliary": False}, "head": {"refine": True}},
     "stages beyond the last stride": {"backbone": {"name": "mobilenetv3_small_050", "options": {}, "strides": [8]}},
     "nothing": {},
 }
