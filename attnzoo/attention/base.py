@@ -1,7 +1,7 @@
 """The interface every attention fulfils, and the registry it is entered in."""
 
-from contextlib import nullcontext
-from typing import ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +48,15 @@ def full_precision(linear: nn.Linear, x: Tensor) -> Tensor:
     """`linear(x)` in float32 at least, whatever autocast says: for what becomes a coordinate."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     bias = None if linear.bias is None else linear.bias.to(dtype)
+    with without_autocast(x):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which what is computed on the device of `x` keeps its precision."""
     kind = x.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+    return torch.autocast(kind, enabled=False) if autocast else nullcontext()
 
 
 ATTENTIONS: Registry[type[Attention]] = Registry("attention")

@@ -40,9 +40,11 @@ def record(model: nn.Module) -> Iterator[Trace]:
     `trace` maps the qualified name of each attention in `model` to a list with one entry per forward call,
     in order. An entry holds detached tensors by name:
 
-    - `weights`: after softmax, before dropout. Dense (B, M, Q, S); deformable (B, Q, M, L, P).
-    - `locations`: deformable only, (B, Q, M, L, P, 2), x, y in [0, 1] of the padded map of each level.
-    - `references`: deformable only, the queries' references, (B, Q, 2 or 4), in [0, 1] of the valid image.
+    - `weights`: after softmax, before dropout. Dense (B, M, Q, S); deformable (B, Q, M, L, P); dat (B, M, Q, keys).
+    - `locations`: x, y in [0, 1] of the padded map of each level. Deformable (B, Q, M, L, P, 2); dat (B, keys, G, 2),
+      the levels' keys concatenated.
+    - `references`: deformable and dat, the queries' references, (B, Q, 2 or 4), in [0, 1] of the valid image.
+    - `bias`: dat with a table or perceptron, (B, M, Q, keys), as added to the scores.
 
     The unfused path is taken inside, so memory and time are those of plain PyTorch. Outside it costs nothing.
     Raises RuntimeError for a compiled model, and if a graph is compiled or exported inside. After

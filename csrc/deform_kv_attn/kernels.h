@@ -1,0 +1,330 @@
+// Attention of blocks of queries to tiles of keys, forward and backward. Of the (queries × keys) scores and biases only
+// one tile exists at a time.
+//
+// Lanes of vectors are queries, which makes the softmax free of sums across lanes and, where queries stand in a row of
+// a map, reads their biases from neighbouring cells of the table.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "table.h"
+
+namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
+
+constexpr int kVectors = 4;  // of queries in a block
+constexpr int64_t kTile = 64;  // keys
+
+template <typename T>
+constexpr int64_t kBlock = kVectors * kLanes<T>;
+
+constexpr int64_t kAlignment = 64;
+
+template <typename T>
+constexpr int64_t padded(int64_t size) {
+  return (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+template <typename T>
+int64_t scratch_size(int64_t dim) {
+  return 3 * dim * kBlock<T> + 2 * kBlock<T> * padded<T>(dim);
+}
+
+// The queries of one block. Missing ones at the end of the sequence are zeros.
+template <typename T>
+struct Block {
+  int64_t first;
+  int64_t count;
+
+  // rows (count, D) as columns (D, kBlock), times `scale`
+  ATTNZOO_INLINE void transpose(const T* rows, int64_t stride, int64_t dim, T scale, T* columns) const {
+    for (int64_t d = 0; d < dim; ++d) {
+      for (int64_t i = 0; i < kBlock<T>; ++i) {
+        columns[d * kBlock<T> + i] = i < count ? scale * rows[(first + i) * stride + d] : T(0);
+      }
+    }
+  }
+
+  // rows (count, D) as rows (kBlock, padded D), times `scale`
+  ATTNZOO_INLINE void copy(const T* rows, int64_t stride, int64_t dim, T scale, T* to) const {
+    std::fill(to, to + kBlock<T> * padded<T>(dim), T(0));
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t d = 0; d < dim; ++d) {
+        to[i * padded<T>(dim) + d] = scale * rows[(first + i) * stride + d];
+      }
+    }
+  }
+
+  ATTNZOO_INLINE void transpose_back(const T* columns, int64_t dim, const T* factors, T* rows, int64_t stride) const {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t d = 0; d < dim; ++d) {
+        rows[(first + i) * stride + d] = columns[d * kBlock<T> + i] * factors[i];
+      }
+    }
+  }
+};
+
+// Where the queries of a block lie in the tables of one level.
+template <typename T>
+struct Places {
+  Vector<T> x[kVectors];  // counted from the first cell of the frame, less the position of the key
+  Vector<T> y[kVectors];
+};
+
+template <typename T>
+ATTNZOO_INLINE Places<T> place(const Level& level, const T* positions, const Block<T>& block) {
+  alignas(kAlignment) T x[kBlock<T>] = {};
+  alignas(kAlignment) T y[kBlock<T>] = {};
+  const T middle_x = static_cast<T>(kFrame) + static_cast<T>(level.width - 1) / 2;
+  const T middle_y = static_cast<T>(kFrame) + static_cast<T>(level.height - 1) / 2;
+  for (int64_t i = 0; i < block.count; ++i) {
+    x[i] = positions[2 * (block.first + i)] + middle_x;
+    y[i] = positions[2 * (block.first + i) + 1] + middle_y;
+  }
+  Places<T> places;
+  for (int v = 0; v < kVectors; ++v) {
+    places.x[v] = load(x + v * kLanes<T>);
+    places.y[v] = load(y + v * kLanes<T>);
+  }
+  return places;
+}
+
+// What a task sees of its head.
+template <typename T>
+struct View {
+  const Problem& problem;
+  const T* key;
+  const T* value;
+  int64_t key_row;
+  int64_t value_row;
+  const T* key_positions;
+  const T* query_positions;  // of the image, all levels
+  const T* table;
+
+  View(const Problem& p, const Inputs<T>& in, int64_t image, int64_t head)
+      : problem(p),
+        key(in.key.of(image, head)),
+        value(in.value.of(image, head)),
+        key_row(in.key.row),
+        value_row(in.value.row),
+        key_positions(in.key_positions + (image * p.groups + head / (p.heads / p.groups)) * p.keys * 2),
+        query_positions(in.query_positions + image * p.level_count * p.queries * 2),
+        table(in.framed_tables + head * p.framed_cells) {}
+
+  ATTNZOO_INLINE Places<T> places(int64_t level, const Block<T>& block) const {
+    return place(problem.levels[level], query_positions + level * problem.queries * 2, block);
+  }
+};
+
+// Scores (keys, kBlock) of a tile: products with the scaled queries (D, kBlock), plus bias.
+template <typename T>
+ATTNZOO_INLINE void score(
+    const View<T>& view, const Places<T>& places, const Level& level, const T* query, int64_t first, int64_t keys,
+    T* scores) {
+  const T* table = view.table + level.framed_cells;
+  for (int64_t j = 0; j < keys; ++j) {
+    const T* at = view.key_positions + 2 * (first + j);
+    for (int v = 0; v < kVectors; ++v) {
+      const Footprint<T> footprint = locate<T>(places.x[v] - at[0], places.y[v] - at[1], level);
+      store(scores + j * kBlock<T> + v * kLanes<T>, interpolate(table, footprint, level).value);
+    }
+  }
+  const Matrix<T> key{view.key + first * view.key_row, view.key_row, 1};
+  add_product(key, keys, view.problem.dim, query, scores, kBlock<T>);
+}
+
+// The softmax so far: the largest score of each query, and the sum of exponentials relative to it.
+template <typename T>
+struct Softmax {
+  Vector<T> largest[kVectors];
+  Vector<T> sum[kVectors];
+};
+
+// Takes the scores of a tile into the softmax and leaves their exponentials; what was summed before, `output`
+// (D, kBlock) included, is brought to the new largest score.
+template <typename T>
+ATTNZOO_INLINE void take_in(Softmax<T>& softmax, T* scores, int64_t keys, T* output, int64_t dim) {
+  for (int v = 0; v < kVectors; ++v) {
+    T* column = scores + v * kLanes<T>;
+    Vector<T> largest = softmax.largest[v];
+    for (int64_t j = 0; j < keys; ++j) {
+      const Vector<T> x = load(column + j * kBlock<T>);
+      largest = x > largest ? x : largest;
+    }
+    const Vector<T> shrink = exp_nonpositive(softmax.largest[v] - largest);
+    softmax.largest[v] = largest;
+    Vector<T> sum = softmax.sum[v] * shrink;
+    for (int64_t j = 0; j < keys; ++j) {
+      const Vector<T> x = exp_nonpositive(load(column + j * kBlock<T>) - largest);
+      store(column + j * kBlock<T>, x);
+      sum += x;
+    }
+    softmax.sum[v] = sum;
+    for (int64_t d = 0; d < dim; ++d) {
+      T* channel = output + d * kBlock<T> + v * kLanes<T>;
+      store(channel, load(channel) * shrink);
+    }
+  }
+}
+
+template <typename T>
+void forward_block(
+    const Problem& problem, const Inputs<T>& in, Runs runs, int64_t image, int64_t head, int64_t first_query,
+    T* scratch, const Outputs<T>& out) {
+  const Block<T> block{first_query, std::min(kBlock<T>, problem.queries - first_query)};
+  const View<T> view(problem, in, image, head);
+  T* query = scratch;
+  T* output = query + problem.dim * kBlock<T>;
+  block.transpose(in.query.of(image, head), in.query.row, problem.dim, static_cast<T>(problem.scale), query);
+  std::fill(output, output + problem.dim * kBlock<T>, T(0));
+  alignas(kAlignment) T scores[kTile * kBlock<T>];
+  // The lowest finite number: its difference from itself, unlike that of infinity, is a number.
+  Softmax<T> softmax;
+  for (int v = 0; v < kVectors; ++v) {
+    softmax.largest[v] = broadcast(std::numeric_limits<T>::lowest());
+    softmax.sum[v] = Vector<T>{};
+  }
+  for (const Run* run = runs.begin; run != runs.end; ++run) {
+    const Places<T> places = view.places(run->level, block);
+    for (int64_t first = run->begin; first < run->end; first += kTile) {
+      const int64_t keys = std::min(kTile, run->end - first);
+      score(view, places, problem.levels[run->level], query, first, keys, scores);
+      take_in(softmax, scores, keys, output, problem.dim);
+      const Matrix<T> value{view.value + first * view.value_row, 1, view.value_row};
+      add_product(value, problem.dim, keys, scores, output, kBlock<T>);
+    }
+  }
+  alignas(kAlignment) T factors[kBlock<T>];
+  T* log_sums = out.log_sums + (image * problem.heads + head) * problem.queries + block.first;
+  for (int64_t i = 0; i < block.count; ++i) {
+    const T sum = softmax.sum[i / kLanes<T>][i % kLanes<T>];
+    // Without a key the output is zero, and an infinite logarithm makes all weights zero in the backward pass.
+    factors[i] = runs.begin == runs.end ? T(0) : T(1) / sum;
+    log_sums[i] = runs.begin == runs.end ? std::numeric_limits<T>::infinity()
+                                         : softmax.largest[i / kLanes<T>][i % kLanes<T>] + std::log(sum);
+  }
+  block.transpose_back(output, problem.dim, factors, out.output.of(image, head), out.output.row);
+}
+
+// Gradients of one tile by everything that its bias depends on, given those of its scores.
+template <typename T>
+ATTNZOO_INLINE void backward_bias(
+    const View<T>& view, const Places<T>& places, const Level& level, const T* by_scores, int64_t first, int64_t keys,
+    T* by_table, Places<T>& by_places, T* by_key_positions) {
+  const T* table = view.table + level.framed_cells;
+  for (int64_t j = 0; j < keys; ++j) {
+    const T* at = view.key_positions + 2 * (first + j);
+    Vector<T> by_x{};
+    Vector<T> by_y{};
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector<T> gradient = load(by_scores + j * kBlock<T> + v * kLanes<T>);
+      const Footprint<T> footprint = locate<T>(places.x[v] - at[0], places.y[v] - at[1], level);
+      const Bias<T> bias = interpolate(table, footprint, level);
+      spread(by_table + level.framed_cells, footprint, level, gradient);
+      by_places.x[v] += gradient * bias.by_x;
+      by_places.y[v] += gradient * bias.by_y;
+      by_x += gradient * bias.by_x;
+      by_y += gradient * bias.by_y;
+    }
+    by_key_positions[2 * (first + j)] -= sum_of_lanes<T>(by_x);
+    by_key_positions[2 * (first + j) + 1] -= sum_of_lanes<T>(by_y);
+  }
+}
+
+template <typename T>
+ATTNZOO_INLINE void add_places(const Places<T>& places, const Block<T>& block, T* positions) {
+  for (int64_t i = 0; i < block.count; ++i) {
+    positions[2 * (block.first + i)] += places.x[i / kLanes<T>][i % kLanes<T>];
+    positions[2 * (block.first + i) + 1] += places.y[i / kLanes<T>][i % kLanes<T>];
+  }
+}
+
+// Turns products of value and output gradient (keys, kBlock) into gradients by score, and scores into weights.
+template <typename T>
+ATTNZOO_INLINE void backward_softmax(T* scores, T* products, int64_t keys, const T* log_sums, const T* means) {
+  for (int v = 0; v < kVectors; ++v) {
+    const Vector<T> log_sum = load(log_sums + v * kLanes<T>);
+    const Vector<T> mean = load(means + v * kLanes<T>);
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t at = j * kBlock<T> + v * kLanes<T>;
+      const Vector<T> weight = exp_nonpositive(load(scores + at) - log_sum);
+      store(scores + at, weight);
+      store(products + at, weight * (load(products + at) - mean));
+    }
+  }
+}
+
+// All gradients of one head of one image.
+template <typename T>
+void backward_head(
+    const Problem& problem, const Inputs<T>& in, Runs runs, int64_t image, int64_t head, T* scratch,
+    const Gradients<T>& out) {
+  const int64_t dim = problem.dim;
+  const int64_t columns = padded<T>(dim);
+  const int64_t task = image * problem.heads + head;
+  const View<T> view(problem, in, image, head);
+  const T scale = static_cast<T>(problem.scale);
+  const T* by_output = out.by_output.of(image, head);
+  const T* output = out.output.of(image, head);
+  T* by_key = out.by_key + task * problem.keys * columns;
+  T* by_value = out.by_value + task * problem.keys * columns;
+  T* by_query_positions = out.by_query_positions + task * problem.level_count * problem.queries * 2;
+  T* by_key_positions = out.by_key_positions + task * problem.keys * 2;
+  T* by_table = out.by_framed_tables + task * problem.framed_cells;
+
+  T* query_columns = scratch;
+  T* slope_columns = query_columns + dim * kBlock<T>;  // the gradient by the output
+  T* by_query = slope_columns + dim * kBlock<T>;
+  T* query_rows = by_query + dim * kBlock<T>;
+  T* slope_rows = query_rows + kBlock<T> * columns;
+  alignas(kAlignment) T scores[kTile * kBlock<T>];
+  alignas(kAlignment) T by_scores[kTile * kBlock<T>];
+  alignas(kAlignment) T log_sums[kBlock<T>];
+  alignas(kAlignment) T means[kBlock<T>];
+  alignas(kAlignment) T scales[kBlock<T>];
+  std::fill(scales, scales + kBlock<T>, scale);
+
+  for (int64_t first_query = 0; first_query < problem.queries; first_query += kBlock<T>) {
+    const Block<T> block{first_query, std::min(kBlock<T>, problem.queries - first_query)};
+    block.transpose(in.query.of(image, head), in.query.row, dim, scale, query_columns);
+    block.copy(in.query.of(image, head), in.query.row, dim, scale, query_rows);
+    block.transpose(by_output, out.by_output.row, dim, T(1), slope_columns);
+    block.copy(by_output, out.by_output.row, dim, T(1), slope_rows);
+    std::fill(by_query, by_query + dim * kBlock<T>, T(0));
+    for (int64_t i = 0; i < kBlock<T>; ++i) {
+      const bool there = i < block.count;
+      log_sums[i] = there ? out.log_sums[task * problem.queries + first_query + i] : std::numeric_limits<T>::infinity();
+      means[i] = 0;
+      for (int64_t d = 0; there && d < dim; ++d) {
+        means[i] += slope_rows[i * columns + d] * output[(first_query + i) * out.output.row + d];
+      }
+    }
+    for (const Run* run = runs.begin; run != runs.end; ++run) {
+      const Level& level = problem.levels[run->level];
+      const Places<T> places = view.places(run->level, block);
+      Places<T> by_places{};
+      for (int64_t first = run->begin; first < run->end; first += kTile) {
+        const int64_t keys = std::min(kTile, run->end - first);
+        score(view, places, level, query_columns, first, keys, scores);
+        std::fill(by_scores, by_scores + keys * kBlock<T>, T(0));
+        const Matrix<T> value{view.value + first * view.value_row, view.value_row, 1};
+        add_product(value, keys, dim, slope_columns, by_scores, kBlock<T>);
+        backward_softmax(scores, by_scores, keys, log_sums, means);
+        add_product<T>({scores, kBlock<T>, 1}, keys, kBlock<T>, slope_rows, by_value + first * columns, columns);
+        add_product<T>({by_scores, kBlock<T>, 1}, keys, kBlock<T>, query_rows, by_key + first * columns, columns);
+        const Matrix<T> key{view.key + first * view.key_row, 1, view.key_row};
+        add_product(key, dim, keys, by_scores, by_query, kBlock<T>);
+        backward_bias(view, places, level, by_scores, first, keys, by_table, by_places, by_key_positions);
+      }
+      add_places(by_places, block, by_query_positions + run->level * problem.queries * 2);
+    }
+    block.transpose_back(by_query, dim, scales, out.by_query.of(image, head), out.by_query.row);
+  }
+}
+
+template <typename T>
+Kernels<T> kernels() {
+  return {kBlock<T>, kLanes<T>, scratch_size<T>, forward_block<T>, backward_head<T>};
+}
+
+}  // namespace attnzoo::deform_kv_attn::ATTNZOO_ISA

@@ -1,0 +1,247 @@
+"""Attention to displaced keys: oracle, formula, blocks and kernels agree, and hidden keys are never read."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support_deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, oracle, with_leaves
+from torch import Tensor
+from torch.testing import assert_close
+
+from attnzoo.ops import deform_kv_blocks as blocks
+from attnzoo.ops import library
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def on(device: str, call: dict[str, Any]) -> dict[str, Any]:
+    moved = {n: a.to(device) if isinstance(a, Tensor) else a for n, a in call.items()}
+    return with_leaves(moved, [tensor.to(device) for tensor in leaves(call)])
+
+
+def test_the_compiled_kernels_are_there() -> None:
+    assert library.load() is None
+    for name in ("deform_kv_attention", "deform_kv_attention_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attnzoo::{name}", "CPU")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_agrees_with_the_oracle(kind: str, padded: bool) -> None:
+    call = arguments(kind, padded=padded)
+    expected = oracle(call)
+    assert_close(FORMULAS[kind](**call), expected, rtol=0, atol=1e-12)
+    assert_close(FACES[kind](**call), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("head_dim", [1, 5, 32, 71])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_agree_with_the_formula(kind: str, head_dim: int, device: str) -> None:
+    call = arguments(kind, head_dim=head_dim, queries=70, counts=(150, 67))  # several blocks and tiles, not all full
+    for got, expected in zip(gradients(FACES[kind], on(device, call)), gradients(FORMULAS[kind], call), strict=True):
+        assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(KINDS),
+    batch=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    queries=st.integers(1, 5),
+    counts=st.lists(st.integers(0, 4), min_size=1, max_size=2).map(tuple),
+    head_dim=st.integers(1, 9),
+    tables=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=2).map(tuple),
+    per_image=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_sizes(kind: str, **sizes: Any) -> None:
+    call = arguments(kind, **sizes)
+    assert_close(FACES[kind](**call), oracle(call), rtol=0, atol=1e-12)
+    for got, expected in zip(gradients(FACES[kind], call), gradients(FORMULAS[kind], call), strict=True):
+        assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind: str, device: str) -> None:
+    call = on(device, arguments(kind, batch=1, queries=3, counts=(3, 2), head_dim=3))
+    tensors = [tensor.requires_grad_() for tensor in leaves(call)]
+    torch.autograd.gradcheck(lambda *given: FACES[kind](**with_leaves(call, list(given))), tensors, nondet_tol=1e-12)
+
+
+def test_second_derivative_of_the_formula() -> None:
+    """By everything but positions, which interpolation in PyTorch differentiates once."""
+    call = arguments(batch=1, queries=2, counts=(2, 1), head_dim=2, heads=2)
+    tensors = leaves(call)
+    free = [t.requires_grad_() for t in (*tensors[:3], *tensors[5:])]
+    torch.autograd.gradgradcheck(
+        lambda *given: FORMULAS["table"](**with_leaves(call, [*given[:3], *tensors[3:5], *given[3:]])), free
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_on_a_grid_reads_neighbouring_cells(kind: str) -> None:
+    """Queries in rows of a map, one cell apart, as the fast path of the kernels has them."""
+    call = arguments(kind, queries=66, counts=(9,), tables=((11, 43), (1, 1)), padded=False)
+    y, x = torch.meshgrid(torch.arange(3.0), torch.arange(22.0), indexing="ij")
+    call["query_positions"] = torch.stack([x, y], -1).double().flatten(0, 1)[None, None]
+    call["key_positions"] = call["key_positions"] * torch.tensor([6.0, 1.0]) + torch.tensor([11.0, 1.0])
+    for got, expected in zip(gradients(FACES[kind], call), gradients(FORMULAS[kind], call), strict=True):
+        assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_agrees_with_float64(kind: str) -> None:
+    call = arguments(kind, head_dim=32, queries=70, counts=(90, 40), dtype=torch.float32)
+    doubled = with_leaves(call, [tensor.double() for tensor in leaves(call)])
+    for got, expected in zip(gradients(FACES[kind], call), gradients(FORMULAS[kind], doubled), strict=True):
+        assert got.dtype == torch.float32
+        assert_close(got.double(), expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_softmax_keeps_its_precision_at_any_size_of_scores(scale: float) -> None:
+    call = arguments(dtype=torch.float32, head_dim=16, counts=(40,), queries=33, padded=False)
+    doubled = with_leaves(call, [tensor.double() for tensor in leaves(call)])
+    expected = FORMULAS["table"](**doubled, scale=scale)
+    assert expected.isfinite().all()
+    assert_close(FACES["table"](**call, scale=scale).double(), expected, rtol=0, atol=2e-6 * max(1.0, 10 * scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_computes_in_float32(kind: str, dtype: torch.dtype) -> None:
+    call = arguments(kind, dtype=torch.float32)
+    half = [tensor.to(dtype) for tensor in leaves(call)[:3]]
+    mixed = with_leaves(call, [*half, *leaves(call)[3:]])
+    exact = with_leaves(call, [*(tensor.float() for tensor in half), *leaves(call)[3:]])
+    output, *grads = gradients(FACES[kind], mixed)
+    assert [g.dtype for g in grads] == [dtype] * 3 + [torch.float32] * (len(grads) - 3)
+    assert torch.equal(output, FACES[kind](**exact).to(dtype))
+    assert FACES[kind](**with_leaves(call, [t.to(dtype) for t in leaves(call)])).dtype == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_takes_the_dtype_of_autocast(kind: str) -> None:
+    call = arguments(kind, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert FACES[kind](**call).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_keys_are_never_read(kind: str) -> None:
+    call = arguments(kind)
+    expected = gradients(FACES[kind], call)
+    spoilt = {name: call[name].clone() for name in ("key", "value", "key_positions")}
+    hidden = call["key_padding"]
+    assert hidden.any(1).all()
+    for tensor in spoilt.values():
+        tensor.transpose(1, 2)[hidden] = math.nan
+    for got, clean in zip(gradients(FACES[kind], {**call, **spoilt}), expected, strict=True):
+        assert_close(got, clean, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("function", ["face", "formula"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_without_keys_gives_zero(kind: str, function: str) -> None:
+    call = arguments(kind)
+    call["key_padding"][1] = True
+    output, *grads = gradients((FACES if function == "face" else FORMULAS)[kind], call)
+    assert output[0].any()
+    assert not output[1].any()
+    assert all(grad.isfinite().all() for grad in grads)
+    assert not any(grad[1].any() for grad in grads[:5])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e19])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_positions_that_are_no_places_lie_beyond_the_table(bad: float, axis: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        call = arguments(dtype=dtype, padded=False)
+        spoilt, far = (call["key_positions"].clone() for _ in range(2))
+        spoilt[:, :, ::2, axis] = bad
+        far[:, :, ::2, axis] = 1e4
+        expected = FORMULAS["table"](**{**call, "key_positions": far})
+        for function in (FACES["table"], FORMULAS["table"]):
+            output, *grads = gradients(function, {**call, "key_positions": spoilt})
+            assert_close(output, expected)
+            assert all(grad.isfinite().all() for grad in grads)
+            assert not grads[4][:, :, ::2].any()
+            assert grads[4][:, :, 1::2].any()
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "counts"), [(0, 5, (3, 2)), (2, 0, (3, 2)), (2, 5, (0, 0)), (2, 5, (0, 4))]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty(kind: str, batch: int, queries: int, counts: tuple[int, ...]) -> None:
+    call = arguments(kind, batch=batch, queries=queries, counts=counts, padded=False)
+    output, *grads = gradients(FACES[kind], call)
+    assert output.shape == (batch, 4, queries, 5)
+    assert bool(output.any()) == (batch * queries * sum(counts) > 0)
+    assert [grad.shape for grad in grads] == [tensor.shape for tensor in leaves(call)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strided_and_expanded_arguments(kind: str) -> None:
+    call = arguments(kind, padded=False)
+    expected = gradients(FACES[kind], call)
+    query, key, value, query_positions, key_positions, *bias = leaves(call)
+    strided = [
+        query.transpose(1, 2).contiguous().transpose(1, 2),
+        key.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([value, value], -1)[..., :5],
+        query_positions.flip(0).flip(0),
+        key_positions.transpose(1, 2).contiguous().transpose(1, 2),
+        *bias,
+    ]
+    assert not any(tensor.is_contiguous() for tensor in (*strided[:3], strided[4]))
+    assert torch.equal(FACES[kind](**with_leaves(call, strided)), expected[0])
+    output = FACES[kind](**call)
+    assert output.transpose(1, 2).is_contiguous()
+    tensors = [tensor.clone().requires_grad_() for tensor in leaves(call)]
+    FACES[kind](**with_leaves(call, tensors)).sum().backward()  # its gradient is one expanded number
+    formula = [tensor.clone().requires_grad_() for tensor in leaves(call)]
+    FORMULAS[kind](**with_leaves(call, formula)).sum().backward()
+    for got, right in zip(tensors, formula, strict=True):
+        assert_close(got.grad, right.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_agree_with_the_formula(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a device without kernels, in several blocks of queries."""
+    monkeypatch.setattr(blocks, "NUMBERS", 200)
+    call = arguments(kind)
+    tensors, scale = leaves(call), call["query"].shape[-1] ** -0.5
+    bias: blocks.Bias = blocks.MlpBias(tensors[5:], 2)
+    if kind == "table":
+        bias = blocks.TableBias(torch.cat([table.flatten(1) for table in tensors[5:]], 1), [(5, 7), (1, 3)])
+    call_in_blocks = blocks.Call(*tensors[:5], call["key_counts"], call["key_padding"], scale)
+    assert len(list(blocks._blocks(call_in_blocks, bias))) > 1
+    output, log_sums = blocks.forward(call_in_blocks, bias)
+    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    by_tokens = blocks.backward(call_in_blocks, bias, slope, output, log_sums)
+    by_bias = bias.gradients
+    if kind == "table":
+        by_bias = [g.view_as(t) for g, t in zip(bias.gradients.split([35, 3], 1), tensors[5:], strict=True)]
+    for got, expected in zip((output, *by_tokens, *by_bias), gradients(FORMULAS[kind], call), strict=True):
+        assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
+    call = arguments(queries=150, counts=(100, 30), head_dim=16, dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(gradients(FACES["table"], call))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
