@@ -52,7 +52,16 @@ def test_the_instrumented_library_is_what_runs(package):
 
 
 def test_values(package):
-    tests = ["tests/ops/test_values.py", "tests/ops/test_deform_kv.py", "-m", "not slow", "-x", "-q", "-p", "no:cacheprovider"]
+    tests = [
+        "tests/ops/test_values.py",
+        "tests/ops/test_deform_kv.py",
+        "-m",
+        "not slow",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     tested = run(package, "-m", "pytest", *tests)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert " passed" in tested.stdout
