@@ -180,6 +180,7 @@ def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor
 
 @torch.library.impl(_operators, "deform_kv_attention_mlp", "CompositeExplicitAutograd")
 def _mlp_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _warn_of_blocks(query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_mlp_call(query, *others))
 

@@ -20,8 +20,8 @@
 
 namespace attnzoo::deform_kv_attn::avx2 {
 
-template Kernels<float> kernels<float>();
-template Kernels<double> kernels<double>();
+template Kernels<float> kernels<float>(Kind);
+template Kernels<double> kernels<double>(Kind);
 
 }  // namespace attnzoo::deform_kv_attn::avx2
 

@@ -7,7 +7,7 @@
 
 namespace attnzoo::deform_kv_attn::baseline {
 
-template Kernels<float> kernels<float>();
-template Kernels<double> kernels<double>();
+template Kernels<float> kernels<float>(Kind);
+template Kernels<double> kernels<double>(Kind);
 
 }  // namespace attnzoo::deform_kv_attn::baseline

@@ -8,85 +8,17 @@
 #include <algorithm>
 #include <limits>
 
+#include "block.h"
+#include "mlp.h"
 #include "table.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 
-constexpr int kVectors = 4;  // of queries in a block
 constexpr int64_t kTile = 64;  // keys
 
-template <typename T>
-constexpr int64_t kBlock = kVectors * kLanes<T>;
-
-constexpr int64_t kAlignment = 64;
-
-template <typename T>
-constexpr int64_t padded(int64_t size) {
-  return (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
-
-template <typename T>
-int64_t scratch_size(int64_t dim) {
-  return 3 * dim * kBlock<T> + 2 * kBlock<T> * padded<T>(dim);
-}
-
-// The queries of one block. Missing ones at the end of the sequence are zeros.
-template <typename T>
-struct Block {
-  int64_t first;
-  int64_t count;
-
-  // rows (count, D) as columns (D, kBlock), times `scale`
-  ATTNZOO_INLINE void transpose(const T* rows, int64_t stride, int64_t dim, T scale, T* columns) const {
-    for (int64_t d = 0; d < dim; ++d) {
-      for (int64_t i = 0; i < kBlock<T>; ++i) {
-        columns[d * kBlock<T> + i] = i < count ? scale * rows[(first + i) * stride + d] : T(0);
-      }
-    }
-  }
-
-  // rows (count, D) as rows (kBlock, padded D), times `scale`
-  ATTNZOO_INLINE void copy(const T* rows, int64_t stride, int64_t dim, T scale, T* to) const {
-    std::fill(to, to + kBlock<T> * padded<T>(dim), T(0));
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t d = 0; d < dim; ++d) {
-        to[i * padded<T>(dim) + d] = scale * rows[(first + i) * stride + d];
-      }
-    }
-  }
-
-  ATTNZOO_INLINE void transpose_back(const T* columns, int64_t dim, const T* factors, T* rows, int64_t stride) const {
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t d = 0; d < dim; ++d) {
-        rows[(first + i) * stride + d] = columns[d * kBlock<T> + i] * factors[i];
-      }
-    }
-  }
-};
-
-// Where the queries of a block lie in the tables of one level.
-template <typename T>
-struct Places {
-  Vector<T> x[kVectors];  // counted from the first cell of the frame, less the position of the key
-  Vector<T> y[kVectors];
-};
-
-template <typename T>
-ATTNZOO_INLINE Places<T> place(const Level& level, const T* positions, const Block<T>& block) {
-  alignas(kAlignment) T x[kBlock<T>] = {};
-  alignas(kAlignment) T y[kBlock<T>] = {};
-  const T middle_x = static_cast<T>(kFrame) + static_cast<T>(level.width - 1) / 2;
-  const T middle_y = static_cast<T>(kFrame) + static_cast<T>(level.height - 1) / 2;
-  for (int64_t i = 0; i < block.count; ++i) {
-    x[i] = positions[2 * (block.first + i)] + middle_x;
-    y[i] = positions[2 * (block.first + i) + 1] + middle_y;
-  }
-  Places<T> places;
-  for (int v = 0; v < kVectors; ++v) {
-    places.x[v] = load(x + v * kLanes<T>);
-    places.y[v] = load(y + v * kLanes<T>);
-  }
-  return places;
+template <typename T, template <typename> class BiasOf>
+int64_t scratch_size(const Problem& problem) {
+  return 3 * problem.dim * kBlock<T> + 2 * kBlock<T> * padded<T>(problem.dim) + BiasOf<T>::scratch_size(problem);
 }
 
 // What a task sees of its head.
@@ -99,7 +31,6 @@ struct View {
   int64_t value_row;
   const T* key_positions;
   const T* query_positions;  // of the image, all levels
-  const T* table;
 
   View(const Problem& p, const Inputs<T>& in, int64_t image, int64_t head)
       : problem(p),
@@ -108,26 +39,16 @@ struct View {
         key_row(in.key.row),
         value_row(in.value.row),
         key_positions(in.key_positions + (image * p.groups + head / (p.heads / p.groups)) * p.keys * 2),
-        query_positions(in.query_positions + image * p.level_count * p.queries * 2),
-        table(in.framed_tables + head * p.framed_cells) {}
-
-  ATTNZOO_INLINE Places<T> places(int64_t level, const Block<T>& block) const {
-    return place(problem.levels[level], query_positions + level * problem.queries * 2, block);
-  }
+        query_positions(in.query_positions + image * p.level_count * p.queries * 2) {}
 };
 
 // Scores (keys, kBlock) of a tile: products with the scaled queries (D, kBlock), plus bias.
-template <typename T>
+template <typename T, template <typename> class BiasOf>
 ATTNZOO_INLINE void score(
-    const View<T>& view, const Places<T>& places, const Level& level, const T* query, int64_t first, int64_t keys,
-    T* scores) {
-  const T* table = view.table + level.framed_cells;
+    const View<T>& view, const BiasOf<T>& bias, const Places<T>& places, const Level& level, const T* query,
+    int64_t first, int64_t keys, T* scores) {
   for (int64_t j = 0; j < keys; ++j) {
-    const T* at = view.key_positions + 2 * (first + j);
-    for (int v = 0; v < kVectors; ++v) {
-      const Footprint<T> footprint = locate<T>(places.x[v] - at[0], places.y[v] - at[1], level);
-      store(scores + j * kBlock<T> + v * kLanes<T>, interpolate(table, footprint, level).value);
-    }
+    bias.evaluate(level, places, view.key_positions + 2 * (first + j), scores + j * kBlock<T>);
   }
   const Matrix<T> key{view.key + first * view.key_row, view.key_row, 1};
   add_product(key, keys, view.problem.dim, query, scores, kBlock<T>);
@@ -167,7 +88,7 @@ ATTNZOO_INLINE void take_in(Softmax<T>& softmax, T* scores, int64_t keys, T* out
   }
 }
 
-template <typename T>
+template <typename T, template <typename> class BiasOf>
 void forward_block(
     const Problem& problem, const Inputs<T>& in, Runs runs, int64_t image, int64_t head, int64_t first_query,
     T* scratch, const Outputs<T>& out) {
@@ -175,6 +96,8 @@ void forward_block(
   const View<T> view(problem, in, image, head);
   T* query = scratch;
   T* output = query + problem.dim * kBlock<T>;
+  const BiasOf<T> bias(
+      problem, in.parameters + head * problem.parameters, nullptr, output + problem.dim * kBlock<T>);
   block.transpose(in.query.of(image, head), in.query.row, problem.dim, static_cast<T>(problem.scale), query);
   std::fill(output, output + problem.dim * kBlock<T>, T(0));
   alignas(kAlignment) T scores[kTile * kBlock<T>];
@@ -185,10 +108,12 @@ void forward_block(
     softmax.sum[v] = Vector<T>{};
   }
   for (const Run* run = runs.begin; run != runs.end; ++run) {
-    const Places<T> places = view.places(run->level, block);
+    const Level& level = problem.levels[run->level];
+    const T* positions = view.query_positions + run->level * problem.queries * 2;
+    const Places<T> places = place(BiasOf<T>::origin(level), positions, block);
     for (int64_t first = run->begin; first < run->end; first += kTile) {
       const int64_t keys = std::min(kTile, run->end - first);
-      score(view, places, problem.levels[run->level], query, first, keys, scores);
+      score(view, bias, places, level, query, first, keys, scores);
       take_in(softmax, scores, keys, output, problem.dim);
       const Matrix<T> value{view.value + first * view.value_row, 1, view.value_row};
       add_product(value, problem.dim, keys, scores, output, kBlock<T>);
@@ -207,35 +132,23 @@ void forward_block(
 }
 
 // Gradients of one tile by everything that its bias depends on, given those of its scores.
-template <typename T>
+template <typename T, template <typename> class BiasOf>
 ATTNZOO_INLINE void backward_bias(
-    const View<T>& view, const Places<T>& places, const Level& level, const T* by_scores, int64_t first, int64_t keys,
-    T* by_table, Places<T>& by_places, T* by_key_positions) {
-  const T* table = view.table + level.framed_cells;
+    const View<T>& view, const BiasOf<T>& bias, const Places<T>& places, const Level& level, const T* by_scores,
+    int64_t first, int64_t keys, Places<T>& by_places, T* by_key_positions) {
   for (int64_t j = 0; j < keys; ++j) {
-    const T* at = view.key_positions + 2 * (first + j);
+    const T* key = view.key_positions + 2 * (first + j);
+    const Places<T> by_displacement = bias.differentiate(level, places, key, by_scores + j * kBlock<T>);
     Vector<T> by_x{};
     Vector<T> by_y{};
     for (int v = 0; v < kVectors; ++v) {
-      const Vector<T> gradient = load(by_scores + j * kBlock<T> + v * kLanes<T>);
-      const Footprint<T> footprint = locate<T>(places.x[v] - at[0], places.y[v] - at[1], level);
-      const Bias<T> bias = interpolate(table, footprint, level);
-      spread(by_table + level.framed_cells, footprint, level, gradient);
-      by_places.x[v] += gradient * bias.by_x;
-      by_places.y[v] += gradient * bias.by_y;
-      by_x += gradient * bias.by_x;
-      by_y += gradient * bias.by_y;
+      by_places.x[v] += by_displacement.x[v];
+      by_places.y[v] += by_displacement.y[v];
+      by_x += by_displacement.x[v];
+      by_y += by_displacement.y[v];
     }
     by_key_positions[2 * (first + j)] -= sum_of_lanes<T>(by_x);
     by_key_positions[2 * (first + j) + 1] -= sum_of_lanes<T>(by_y);
-  }
-}
-
-template <typename T>
-ATTNZOO_INLINE void add_places(const Places<T>& places, const Block<T>& block, T* positions) {
-  for (int64_t i = 0; i < block.count; ++i) {
-    positions[2 * (block.first + i)] += places.x[i / kLanes<T>][i % kLanes<T>];
-    positions[2 * (block.first + i) + 1] += places.y[i / kLanes<T>][i % kLanes<T>];
   }
 }
 
@@ -255,7 +168,7 @@ ATTNZOO_INLINE void backward_softmax(T* scores, T* products, int64_t keys, const
 }
 
 // All gradients of one head of one image.
-template <typename T>
+template <typename T, template <typename> class BiasOf>
 void backward_head(
     const Problem& problem, const Inputs<T>& in, Runs runs, int64_t image, int64_t head, T* scratch,
     const Gradients<T>& out) {
@@ -270,13 +183,14 @@ void backward_head(
   T* by_value = out.by_value + task * problem.keys * columns;
   T* by_query_positions = out.by_query_positions + task * problem.level_count * problem.queries * 2;
   T* by_key_positions = out.by_key_positions + task * problem.keys * 2;
-  T* by_table = out.by_framed_tables + task * problem.framed_cells;
-
   T* query_columns = scratch;
   T* slope_columns = query_columns + dim * kBlock<T>;  // the gradient by the output
   T* by_query = slope_columns + dim * kBlock<T>;
   T* query_rows = by_query + dim * kBlock<T>;
   T* slope_rows = query_rows + kBlock<T> * columns;
+  const BiasOf<T> bias(
+      problem, in.parameters + head * problem.parameters, out.by_parameters + task * problem.parameters,
+      slope_rows + kBlock<T> * columns);
   alignas(kAlignment) T scores[kTile * kBlock<T>];
   alignas(kAlignment) T by_scores[kTile * kBlock<T>];
   alignas(kAlignment) T log_sums[kBlock<T>];
@@ -301,11 +215,12 @@ void backward_head(
     }
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       const Level& level = problem.levels[run->level];
-      const Places<T> places = view.places(run->level, block);
+      const int64_t level_start = run->level * problem.queries * 2;
+      const Places<T> places = place(BiasOf<T>::origin(level), view.query_positions + level_start, block);
       Places<T> by_places{};
       for (int64_t first = run->begin; first < run->end; first += kTile) {
         const int64_t keys = std::min(kTile, run->end - first);
-        score(view, places, level, query_columns, first, keys, scores);
+        score(view, bias, places, level, query_columns, first, keys, scores);
         std::fill(by_scores, by_scores + keys * kBlock<T>, T(0));
         const Matrix<T> value{view.value + first * view.value_row, view.value_row, 1};
         add_product(value, keys, dim, slope_columns, by_scores, kBlock<T>);
@@ -314,17 +229,23 @@ void backward_head(
         add_product<T>({by_scores, kBlock<T>, 1}, keys, kBlock<T>, query_rows, by_key + first * columns, columns);
         const Matrix<T> key{view.key + first * view.key_row, 1, view.key_row};
         add_product(key, dim, keys, by_scores, by_query, kBlock<T>);
-        backward_bias(view, places, level, by_scores, first, keys, by_table, by_places, by_key_positions);
+        backward_bias(view, bias, places, level, by_scores, first, keys, by_places, by_key_positions);
       }
-      add_places(by_places, block, by_query_positions + run->level * problem.queries * 2);
+      add_places(by_places, block, by_query_positions + level_start);
     }
     block.transpose_back(by_query, dim, scales, out.by_query.of(image, head), out.by_query.row);
   }
+  bias.finish();
+}
+
+template <typename T, template <typename> class BiasOf>
+Kernels<T> kernels_with() {
+  return {kBlock<T>, kLanes<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
 }
 
 template <typename T>
-Kernels<T> kernels() {
-  return {kBlock<T>, kLanes<T>, scratch_size<T>, forward_block<T>, backward_head<T>};
+Kernels<T> kernels(Kind kind) {
+  return kind == Kind::kTable ? kernels_with<T, TableBias>() : kernels_with<T, MlpBias>();
 }
 
 }  // namespace attnzoo::deform_kv_attn::ATTNZOO_ISA

@@ -5,15 +5,17 @@
 
 namespace attnzoo::deform_kv_attn {
 
+enum class Kind { kTable, kMlp };
+
 // A table is copied into a frame of zeros, so that what lies beyond it is read and written without a question.
 constexpr int64_t kFrame = 2;
 
-// One level: its bias table, and which keys are its own.
+// One level: the parameters of its bias, and which keys are its own.
 struct Level {
-  int64_t height;
+  int64_t height;  // of its table, if it has one
   int64_t width;
-  int64_t cells;  // where its table begins among the tables of a head
-  int64_t framed_cells;  // the same with frames
+  int64_t given;  // where its parameters begin among those that were given for a head
+  int64_t parameters;  // the same as the kernels have them: tables with frames
   int64_t first_key;
   int64_t end_key;
 
@@ -32,11 +34,13 @@ struct Problem {
   int64_t queries;
   int64_t keys;
   int64_t dim;  // channels per head
-  int64_t cells;  // of all tables of a head
-  int64_t framed_cells;
+  int64_t parameters;  // of the bias of a head, all levels
   double scale;
   const Level* levels;
   int64_t level_count;
+  // What the layers of a perceptron take and give: x and y first, the bias of one head last.
+  const int64_t* widths;
+  int64_t layers;
 };
 
 // Neighbouring keys of one level that are all seen. Hidden keys are in no run: they are never read.
@@ -71,7 +75,7 @@ struct Inputs {
   Rows<const T> value;
   const T* query_positions;  // (B, L, Nq, 2)
   const T* key_positions;  // (B, G, Nk, 2)
-  const T* framed_tables;  // (H, framed_cells)
+  const T* parameters;  // (H, parameters)
 };
 
 template <typename T>
@@ -92,15 +96,15 @@ struct Gradients {
   T* by_value;  // (B, H, Nk, padded D)
   T* by_query_positions;  // (B, H, L, Nq, 2)
   T* by_key_positions;  // (B, H, Nk, 2)
-  T* by_framed_tables;  // (B, H, framed_cells)
+  T* by_parameters;  // (B, H, parameters)
 };
 
-// The kernels of one instruction set.
+// The kernels of one instruction set for one kind of bias.
 template <typename T>
 struct Kernels {
   int64_t block;  // queries that `forward` takes at a time
   int64_t lanes;  // what D is padded to a multiple of in gradients of keys and values
-  int64_t (*scratch)(int64_t dim);  // numbers of working memory that a task needs
+  int64_t (*scratch)(const Problem&);  // numbers of working memory that a task needs
   void (*forward)(
       const Problem&, const Inputs<T>&, Runs, int64_t image, int64_t head, int64_t query, T* scratch, const Outputs<T>&);
   void (*backward)(

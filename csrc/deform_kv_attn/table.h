@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "block.h"
 #include "problem.h"
 #include "vector.h"
 
@@ -155,5 +156,51 @@ ATTNZOO_INLINE void spread(T* by_table, const Footprint<T>& at, const Level& lev
   add<T>(by_table, at, 0, top - top * at.fx, top * at.fx);
   add<T>(by_table, at, below, bottom - bottom * at.fx, bottom * at.fx);
 }
+
+// The tables of one head.
+template <typename T>
+struct TableBias {
+  const Problem& problem;
+  const T* tables;
+  T* by_tables;
+
+  TableBias(const Problem& p, const T* parameters, T* by_parameters, T*)
+      : problem(p), tables(parameters), by_tables(by_parameters) {}
+
+  static int64_t scratch_size(const Problem&) {
+    return 0;
+  }
+
+  // What is added to displacements: the middle of the table, counted from the first cell of its frame.
+  static Place<T> origin(const Level& level) {
+    const T frame = static_cast<T>(kFrame);
+    return {frame + static_cast<T>(level.width - 1) / 2, frame + static_cast<T>(level.height - 1) / 2};
+  }
+
+  // The biases (kBlock) of one key.
+  ATTNZOO_INLINE void evaluate(const Level& level, const Places<T>& places, const T* key, T* biases) const {
+    for (int v = 0; v < kVectors; ++v) {
+      const Footprint<T> at = locate<T>(places.x[v] - key[0], places.y[v] - key[1], level);
+      store(biases + v * kLanes<T>, interpolate(tables + level.parameters, at, level).value);
+    }
+  }
+
+  // Gradients by displacement, given those by the biases (kBlock) of one key; those by the table are added up.
+  ATTNZOO_INLINE Places<T> differentiate(
+      const Level& level, const Places<T>& places, const T* key, const T* by_biases) const {
+    Places<T> by_places;
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector<T> gradient = load(by_biases + v * kLanes<T>);
+      const Footprint<T> at = locate<T>(places.x[v] - key[0], places.y[v] - key[1], level);
+      const Bias<T> bias = interpolate(tables + level.parameters, at, level);
+      spread(by_tables + level.parameters, at, level, gradient);
+      by_places.x[v] = gradient * bias.by_x;
+      by_places.y[v] = gradient * bias.by_y;
+    }
+    return by_places;
+  }
+
+  void finish() const {}
+};
 
 }  // namespace attnzoo::deform_kv_attn::ATTNZOO_ISA

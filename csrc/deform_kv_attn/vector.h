@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "../common/macros.h"
@@ -79,6 +80,35 @@ ATTNZOO_INLINE Vector<double> exp_nonpositive(const Vector<double>& x) {
   Vector<double> result;
   for (int i = 0; i < kLanes<double>; ++i) {
     result[i] = std::exp(x[i]);
+  }
+  return result;
+}
+
+// ln x for x of at least 1, to within an absolute error of 1e-7 · (1 + ln x); infinity and NaN stay what they are.
+ATTNZOO_INLINE Vector<float> log_of_at_least_one(const Vector<float>& x) {
+  // x = 2^n m with m in [1 / √2, √2): subtracting the bits of 1 / √2 carries into the exponent from √2 on.
+  constexpr int32_t kRootHalf = 0x3f3504f3;
+  Vector<int32_t> bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const Vector<int32_t> exponent = (bits - kRootHalf) >> 23;
+  bits -= exponent << 23;
+  Vector<float> m;
+  std::memcpy(&m, &bits, sizeof(m));
+  // ln m = 2 artanh s with s = (m - 1) / (m + 1), |s| < 0.172: the series up to s^9 leaves less than 1e-9.
+  const Vector<float> s = (m - 1.0f) / (m + 1.0f);
+  const Vector<float> square = s * s;
+  Vector<float> series = broadcast(2.0f / 9);
+  for (const float term : {2.0f / 7, 2.0f / 5, 2.0f / 3, 2.0f}) {
+    series = series * square + term;
+  }
+  const Vector<float> result = __builtin_convertvector(exponent, Vector<float>) * 0.69314718f + s * series;
+  return x < std::numeric_limits<float>::infinity() ? result : x;
+}
+
+ATTNZOO_INLINE Vector<double> log_of_at_least_one(const Vector<double>& x) {
+  Vector<double> result;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    result[i] = std::log(x[i]);
   }
   return result;
 }

@@ -24,8 +24,9 @@ def on(device: str, call: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_compiled_kernels_are_there() -> None:
     assert library.load() is None
-    for name in ("deform_kv_attention", "deform_kv_attention_backward"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attnzoo::{name}", "CPU")
+    for kind in ("", "_mlp"):
+        for name in (f"deform_kv_attention{kind}", f"deform_kv_attention{kind}_backward"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attnzoo::{name}", "CPU")
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -233,14 +234,15 @@ def test_blocks_agree_with_the_formula(kind: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
-    call = arguments(queries=150, counts=(100, 30), head_dim=16, dtype=dtype)
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_do_not_change_a_bit(kind: str, dtype: torch.dtype) -> None:
+    call = arguments(kind, queries=150, counts=(100, 30), head_dim=16, dtype=dtype)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(gradients(FACES["table"], call))
+            results.append(gradients(FACES[kind], call))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
