@@ -59,29 +59,30 @@ class TableBias(Bias):
     def __init__(self, tables: Tensor, shapes: Sequence[tuple[int, int]]):
         self.gradients = torch.zeros_like(tables)
         self.shapes = shapes
+        # What a cell is where the table spans [-1, 1], filled on the device: a copy from the host would wait for it.
+        self.per_cell = [torch.cat([tables.new_full((1,), 2 / side) for side in (w, h)]) for h, w in shapes]
         self.tables = tables.split([h * w for h, w in shapes], 1)
         self.table_gradients = self.gradients.split([h * w for h, w in shapes], 1)
 
     def forward(self, level: int, displacement: Tensor) -> Tensor:
-        maps, grid, _ = self._sampled(level, displacement)
+        maps, grid = self._sampled(level, displacement)
         return interpolate(maps, grid).unflatten(0, displacement.shape[:2]).flatten(1, 2)
 
     def backward(self, level: int, displacement: Tensor, gradient: Tensor) -> Tensor:
         batch, groups = displacement.shape[:2]
-        maps, grid, per_cell = self._sampled(level, displacement)
+        maps, grid = self._sampled(level, displacement)
         grid = grid.nan_to_num(nan=3.0).clamp(-3.0, 3.0)
         slope = gradient.unflatten(1, (groups, -1)).flatten(0, 1)
         by_maps, by_grid = torch.ops.aten.grid_sampler_2d_backward(slope, maps, grid, 0, 0, False, [True, True])
         self.table_gradients[level].add_(by_maps.unflatten(0, (batch, groups)).sum(0).flatten(0, 1).flatten(1))
-        return by_grid.unflatten(0, (batch, groups)) * per_cell
+        return by_grid.unflatten(0, (batch, groups)) * self.per_cell[level]
 
-    def _sampled(self, level: int, displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps (B·G, H/G, Th, Tw), a grid (B·G, q, nk, 2) over which they span [-1, 1], and what a cell is there."""
+    def _sampled(self, level: int, displacement: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B·G, H/G, Th, Tw), and a grid (B·G, q, nk, 2) over which they span [-1, 1]."""
         batch, groups = displacement.shape[:2]
-        height, width = self.shapes[level]
-        per_cell = displacement.new_tensor([2 / width, 2 / height])
-        maps = self.tables[level].unflatten(0, (groups, -1)).unflatten(-1, (height, width))
-        return maps.expand(batch, *maps.shape).flatten(0, 1), (displacement * per_cell).flatten(0, 1), per_cell
+        maps = self.tables[level].unflatten(0, (groups, -1)).unflatten(-1, self.shapes[level])
+        grid = displacement * self.per_cell[level]
+        return maps.expand(batch, *maps.shape).flatten(0, 1), grid.flatten(0, 1)
 
 
 class MlpBias(Bias):
