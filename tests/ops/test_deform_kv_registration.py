@@ -267,11 +267,11 @@ attend(formula.deform_kv_attention, table, queries)
 
 
 def test_the_bias_of_all_pairs_is_never_held() -> None:
-    """Forward and backward take less memory than one copy of the scores; the formula holds several."""
+    """Forward and backward take less memory than a quarter of the scores; the formula holds them."""
     run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     _, before, *peaks = (int(line) for line in run.stdout.split())
     table, mlp, formula = (peak - before for peak in peaks)
     scores = 4 * 2 * 16384 * 512
     assert table < scores / 4
     assert mlp < scores / 4
-    assert formula > 2 * scores
+    assert formula > scores
