@@ -5,6 +5,7 @@ into --output.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -14,20 +15,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support_engine import results
-from support_slurm import Cluster, Sweep, kill, processes, wait
+from support_slurm import MINUTES, Cluster, Sweep, kill, processes, wait
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import attempts
 from attnzoo import config as configs
+from attnzoo.attempts import Attempt
 from attnzoo.engine import worker
 from attnzoo.rundir import RunDir
 
-STEPS = 900
+STEPS = 700
 SECONDS = 0.4  # of sleep in a step
 # Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
 SWEEP = (
@@ -171,19 +174,17 @@ def same_as_undisturbed(sweep: Sweep, name: str) -> bool:
 
 
 def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: float, output: Path) -> None:
+    """Print what happened, and write it down."""
     states = sweep.states()
-    reasons = Counter(
-        f"{one.outcome or 'no word'}{f' ({one.reason})' if one.reason else ''}"
-        for name in states
-        for one in attempts.read(sweep.run(name))[:-1]
-    )
-    lost = [one.lost for name in states for one in attempts.read(sweep.run(name))]
+    journals = {name: attempts.read(sweep.run(name)) for name in states}
+    lost = repeated(journals.values())
     kinds = Counter(str(fault["kind"]) for fault in trial.faults)
     lines = [
         "# Soak",
         "",
-        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on a sweep of {len(states)} runs of {STEPS} "
-        f"steps, on two nodes, in {seconds / 60:.0f} minutes. A checkpoint at least every {0.02 * 60:g} s.",
+        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of {STEPS} "
+        f"steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a checkpoint is made "
+        f"with the first step that ends {60 * MINUTES:g} s after the last.",
         "",
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",
@@ -197,13 +198,29 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
         "| --- | --: |",
         *(f"| {kind} | {count} |" for kind, count in sorted(kinds.items())),
         "",
-        f"How starts ended: {', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))}.",
-        f"Steps repeated per start: at most {max(lost)}.",
+        "A preemption hits all runs that run. What the starts said when they ended, and what the next had to repeat:",
+        "",
+        "| end of a start | times | steps repeated, mean | at most |",
+        "| --- | --: | --: | --: |",
+        *(
+            f"| {end} | {len(steps)} | {sum(steps) / len(steps):.1f} | {max(steps)} |"
+            for end, steps in sorted(lost.items())
+        ),
     ]
     output.mkdir(parents=True, exist_ok=True)
     (output / "soak.md").write_text("\n".join(lines) + "\n")
     (output / "soak.json").write_text(json.dumps({"seed": seed, "faults": trial.faults, "lost": lost}, indent=1) + "\n")
     print("\n".join(lines))
+
+
+def repeated(journals: Iterable[Sequence[Attempt]]) -> dict[str, list[int]]:
+    """By the end of a start, the steps that the next start of that run repeated."""
+    found: dict[str, list[int]] = {}
+    for journal in journals:
+        for ended, following in itertools.pairwise(journal):
+            end = f"{ended.outcome} ({ended.reason})" if ended.outcome else "not a word"
+            found.setdefault(end, []).append(following.lost)
+    return found
 
 
 if __name__ == "__main__":
