@@ -30,7 +30,7 @@ from attnzoo.attempts import Attempt
 from attnzoo.engine import worker
 from attnzoo.rundir import RunDir
 
-STEPS = 700
+STEPS = 400
 SECONDS = 0.4  # of sleep in a step
 # Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
 SWEEP = (
