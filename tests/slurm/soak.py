@@ -30,13 +30,12 @@ from attnzoo.attempts import Attempt
 from attnzoo.engine import worker
 from attnzoo.rundir import RunDir
 
-STEPS = 400
 SECONDS = 0.4  # of sleep in a step
+SUPERVISOR = b"submitit.core._submit"
 # Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
 SWEEP = (
     "sweep.zip={model.ffn: [16, 32], slurm.partition: [preemptible, killable]}",
     "sweep.seeds=[0, 1]",
-    f"train.steps={STEPS}",
     "slurm.retries=5",
 )
 
@@ -44,8 +43,8 @@ SWEEP = (
 class Soak:
     """Faults on the runs of a sweep, one after the other."""
 
-    def __init__(self, cluster: Cluster, sweep: Sweep, seed: int):
-        self.cluster, self.sweep = cluster, sweep
+    def __init__(self, cluster: Cluster, sweep: Sweep, steps: int, seed: int):
+        self.cluster, self.sweep, self.steps = cluster, sweep, steps
         self.random = random.Random(seed)
         self.faults: list[dict[str, object]] = []
 
@@ -62,9 +61,11 @@ class Soak:
         )
         kind = self.random.choice(kinds)
         job, step = self.sweep.job(name), self.sweep.step(name)
+        if self.cluster.job(job)["JobState"] != "RUNNING" or not processes(self.cluster.job(job)["JobId"], SUPERVISOR):
+            return  # the fault before is still under way
         print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
         kind(name, job)
-        self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": STEPS})
+        self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": self.steps})
 
     def rank_killed(self, name: str, job: str) -> None:
         before = self.cluster.restarts(job)
@@ -98,7 +99,7 @@ class Soak:
     def supervisor_killed(self, name: str, job: str) -> None:
         """The job fails, and nobody is left to requeue it, unless SLURM is just preempting it."""
         raw, before = self.cluster.job(job)["JobId"], self.cluster.restarts(job)
-        for pid in processes(raw, b"submitit.core._submit"):
+        for pid in processes(raw, SUPERVISOR):
             kill(pid)
 
         def failed() -> bool:
@@ -123,7 +124,7 @@ class Soak:
             assert not all(one.state == "done" for one in states), "the sweep ended before the faults did"
             broken = [one for one in states if one.state in ("failed", "dead")]
             assert not broken, broken
-            found[:] = [one.name for one in states if one.state == "running" and 0 < (one.step or 0) < STEPS - 50]
+            found[:] = [one.name for one in states if one.state == "running" and 0 < (one.step or 0) < self.steps - 50]
             return bool(found)
 
         wait(training, 300, "for a run that trains")
@@ -135,33 +136,34 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=900, help="of each run; they must outlast the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
     given = parser.parse_args()
-    output = given.output.resolve()
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
     os.environ["ATTNZOO_CACHE"] = str(folder / "cache")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         with Cluster(folder / "c").up() as cluster:
-            return soak(cluster, folder, given.faults, given.seed, output)
+            return soak(cluster, folder, given)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def soak(cluster: Cluster, folder: Path, faults: int, seed: int, output: Path) -> int:
+def soak(cluster: Cluster, folder: Path, given: argparse.Namespace) -> int:
+    """Submit, strike, wait, compare; returns the exit code."""
     began = time.time()
     sweep = Sweep(folder / "sweep")
-    sweep.overrides += SWEEP
+    sweep.overrides += [*SWEEP, f"train.steps={given.steps}"]
     os.environ["ATTNZOO_TEST_SLEEP"] = str(SECONDS)
     sweep.submit()
-    trial = Soak(cluster, sweep, seed)
-    while len(trial.faults) < faults:
+    trial = Soak(cluster, sweep, given.steps, given.seed)
+    while len(trial.faults) < given.faults:
         trial.strike()
     wait(lambda: not any(one.active for one in sweep.states().values()), 1200, "for the end of the sweep")
     seconds = time.time() - began
     same = {name: same_as_undisturbed(sweep, name) for name in sweep.states()}
-    tell(sweep, trial, same, seed, seconds, output)
+    tell(sweep, trial, same, given.seed, seconds, given.output.resolve())
     return 0 if all(same.values()) else 1
 
 
@@ -182,8 +184,8 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
     lines = [
         "# Soak",
         "",
-        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of {STEPS} "
-        f"steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a checkpoint is made "
+        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
+        f"{trial.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a checkpoint is made "
         f"with the first step that ends {60 * MINUTES:g} s after the last.",
         "",
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
