@@ -185,8 +185,8 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
         "# Soak",
         "",
         f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
-        f"{trial.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a checkpoint is made "
-        f"with the first step that ends {60 * MINUTES:g} s after the last.",
+        f"{trial.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a "
+        f"checkpoint is made with the first step that ends {60 * MINUTES:g} s after the last.",
         "",
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",
