@@ -19,7 +19,7 @@ class Partition:
     def __init__(self, layout: Layout, window: int, shift: int):
         ((self.height, self.width),) = layout.shapes
         self.window = window
-        self.rows, self.columns = -(-self.height // window), -(-self.width // window)
+        self.rows, self.columns = (self.height + window - 1) // window, (self.width + window - 1) // window
         self.fill = (self.rows * window - self.height, self.columns * window - self.width)
         self.shifts = self._shifts(layout, shift)
         self.mask = self._mask(layout)

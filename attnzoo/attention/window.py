@@ -18,7 +18,7 @@ class WindowAttention(Attention):
 
     `window`: its side in pixels. `shift`: by how many pixels, fewer than `window`, the windows are moved down and
     right; "alternate" moves those of every second layer by half a window. Swin moves 7-pixel windows by 3, DAT by 4. A
-    map that is a single window along an axis is not cut along it. `bias`: a learned bias for every displacement within a
+    map that is a single window along an axis is not cut along it. `bias`: a learned bias for each displacement within a
     window (eq. 4). `dropout` in [0, 1) falls on the attention weights in training.
 
     Each level is cut on its own, with the same projections and biases. Objects attend to all levels jointly, to the

@@ -11,7 +11,7 @@ from typing import Any, cast
 from attnzoo.config import yaml12
 from attnzoo.config.files import PRESETS, find, layers, preset_names, shown
 from attnzoo.config.merge import Layer, Settings, nested
-from attnzoo.config.schema import ExperimentConfig, ModelConfig, SweepConfig
+from attnzoo.config.schema import ExperimentConfig, ModelConfig, SweepConfig, VitConfig
 from attnzoo.errors import UserError, unknown
 from attnzoo.rundir import atomic_write
 
@@ -71,9 +71,9 @@ def single(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(config, sweep=SweepConfig())
 
 
-def presets() -> list[str]:
-    """The names of the published models."""
-    return preset_names()
+def presets(family: str | None = None) -> list[str]:
+    """The names of the published models: of all, or of one family, "detector" or "vit"."""
+    return [name for each in ([family] if family else PRESETS) for name in preset_names(each)]
 
 
 def model_config(preset: str | None, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -82,26 +82,40 @@ def model_config(preset: str | None, overrides: Mapping[str, Any]) -> ModelConfi
     Raises UserError for a preset or key that does not exist or a value that does not fit.
     """
     settings = Settings(ModelConfig)
-    for layer in preset_chain(preset, "preset") if preset is not None else []:
-        settings.lay(layer)
-    for key, value in overrides.items():
-        settings.lay(Layer("model", nested(ModelConfig, key, value)))
+    _lay(settings, preset_chain(preset, "preset", "detector") if preset is not None else [], overrides, "model")
     settings.values["preset"] = None
     return cast(ModelConfig, settings.build())
 
 
-def preset_chain(name: str, where: str) -> list[Layer]:
-    """The settings of a preset, relative to ModelConfig, lowest first: a preset may build on another."""
+def vit_config(preset: str | None, overrides: Mapping[str, Any], where: str = "model") -> VitConfig:
+    """A published hierarchical vision transformer, or the schema's defaults, with keys of VitConfig changed.
+
+    Keys may be nested or dotted; `where` is what messages call them. Raises UserError as `model_config` does.
+    """
+    settings = Settings(VitConfig)
+    _lay(settings, preset_chain(preset, where, "vit") if preset is not None else [], overrides, where)
+    return cast(VitConfig, settings.build())
+
+
+def _lay(settings: Settings, below: Iterable[Layer], overrides: Mapping[str, Any], where: str) -> None:
+    for layer in below:
+        settings.lay(layer)
+    for key, value in overrides.items():
+        settings.lay(Layer(where, nested(settings.schema, key, value)))
+
+
+def preset_chain(name: str, where: str, family: str) -> list[Layer]:
+    """The settings of a preset, relative to the model, lowest first: a preset may build on another."""
     chain: list[Layer] = []
     seen: list[str] = []
     following: Any = name
     while following is not None:
         if following in seen:
             raise UserError(f"{where}: presets build on each other: {' -> '.join([*seen, following])}")
-        if following not in preset_names():
-            raise unknown("preset", str(following), preset_names(), where)
+        if following not in preset_names(family):
+            raise unknown("preset", str(following), preset_names(family), where)
         seen.append(following)
-        content = yaml12.read(PRESETS / f"{following}.yaml")
+        content = yaml12.read(PRESETS[family] / f"{following}.yaml")
         following = content.pop("preset", None)
         chain.insert(0, Layer(f"preset {seen[-1]}", content))
     return chain
@@ -124,7 +138,7 @@ def _preset_layers(every: Iterable[Layer]) -> list[Layer]:
             name, where = model["preset"], f"{layer.where}: model.preset"
     if name is None:
         return []
-    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where)]
+    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where, "detector")]
 
 
 def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:

@@ -55,22 +55,61 @@ def numbers(default: list[Any], within: Range) -> Any:
     return field(default_factory=lambda: list(default), metadata={"range": within})
 
 
-def _named(name: str) -> Any:
-    return field(default_factory=lambda: {"name": name}, metadata={"named_block": True})
+def _named(name: str, **options: Any) -> Any:
+    return field(default_factory=lambda: {"name": name, **options}, metadata={"named_block": True})
+
+
+@dataclass
+class StageConfig:
+    """One stage of a hierarchical vision transformer: blocks of one width on one map."""
+
+    dim: int = number(96, COUNT)
+    depth: int = number(2, NON_NEGATIVE)  # blocks; 0: the model ends before this stage
+    heads: int = number(3, COUNT)
+    first: NamedBlock = _named("window", window=7)
+    second: NamedBlock = _named("window", window=7, shift=3)
+    pattern: list[int] = numbers([1, 2], Range(1, 2))  # which of the two stands in each block, over and over
+    checkpoint: bool = False  # compute the blocks again in the backward pass instead of keeping what they computed
+
+
+def _stage(dim: int, depth: int, heads: int) -> Any:
+    return field(default_factory=lambda: StageConfig(dim, depth, heads))
+
+
+@dataclass
+class VitConfig:
+    """A hierarchical vision transformer: four stages between which the map is halved. The defaults are Swin-T's."""
+
+    image_size: int = number(224, COUNT)  # pixels; tables that depend on it are made for it, but all sizes run
+    # patch: 4x4 pixels each (Swin, DAT), overlap: two 3x3 stride-2 convolutions (DAT++)
+    embed: Literal["patch", "overlap"] = "patch"
+    # merge: four neighbours concatenated (Swin), conv: 2x2 stride 2 (DAT), overlap: 3x3 stride 2 (DAT++)
+    down: Literal["merge", "conv", "overlap"] = "merge"
+    stage1: StageConfig = _stage(96, 2, 3)
+    stage2: StageConfig = _stage(192, 2, 6)
+    stage3: StageConfig = _stage(384, 6, 12)
+    stage4: StageConfig = _stage(768, 2, 24)
+    mlp_ratio: float = number(4.0, POSITIVE)  # hidden width of feed-forward networks, in widths of the stage
+    mlp_conv: bool = False  # a depthwise 3x3 convolution between their two layers (DAT++)
+    local_perception: bool = False  # a depthwise 3x3 convolution with residual before each attention (DAT++)
+    layer_scale: float | None = number(None, POSITIVE)  # initial factor of every residual branch, learned; null: none
+    dropout: float = number(0.0, BELOW_ONE)  # in feed-forward networks
+    drop_path: float = number(0.2, BELOW_ONE)  # of the last block; grows linearly from 0 at the first
 
 
 @dataclass
 class BackboneConfig:
-    """A timm model as feature pyramid."""
+    """A timm model, or a preset of a hierarchical vision transformer, as feature pyramid."""
 
     name: str = "resnet50"
-    # passed to timm.create_model; dropped when the name changes
+    # passed to timm.create_model, or changed in the preset; dropped when the name changes
     options: dict[str, Any] = field(default_factory=dict, metadata={"options_of": "name"})
     strides: list[int] = numbers([8, 16, 32], COUNT)  # of the maps taken
     dilation: bool = False  # DC5: the last stage dilated instead of strided, so stride 32 becomes 16
     # frozen: BatchNorm as buffers, trained: whatever norm the backbone has
     norm: Literal["frozen", "trained"] = "frozen"
-    freeze: list[str] = field(default_factory=lambda: ["conv1", "layer1"])  # name prefixes that are not trained
+    # name prefixes that are not trained; null: conv1 and layer1 of a ResNet, as published, else nothing
+    freeze: list[str] | None = None
     weights: str | None = None  # a state-dict file; null: random
 
 

@@ -61,7 +61,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
-        return self.detect(self.neck(self.backbone(images), mask))
+        return self.detect(self.neck(self.backbone(images, mask), mask))
 
     def detect(self, memory: Pyramid) -> DetectorOutput:
         """Detect from a pyramid of projected features."""
