@@ -55,8 +55,8 @@ def numbers(default: list[Any], within: Range) -> Any:
     return field(default_factory=lambda: list(default), metadata={"range": within})
 
 
-def _named(name: str, **options: Any) -> Any:
-    return field(default_factory=lambda: {"name": name, **options}, metadata={"named_block": True})
+def _named(name: str) -> Any:
+    return field(default_factory=lambda: {"name": name}, metadata={"named_block": True})
 
 
 @dataclass
@@ -66,8 +66,8 @@ class StageConfig:
     dim: int = number(96, COUNT)
     depth: int = number(2, NON_NEGATIVE)  # blocks; 0: the model ends before this stage
     heads: int = number(3, COUNT)
-    first: NamedBlock = _named("window", window=7)
-    second: NamedBlock = _named("window", window=7, shift=3)
+    first: NamedBlock = _named("window")
+    second: NamedBlock = _named("window")
     pattern: list[int] = numbers([1, 2], Range(1, 2))  # which of the two stands in each block, over and over
     checkpoint: bool = False  # compute the blocks again in the backward pass instead of keeping what they computed
 
@@ -78,7 +78,7 @@ def _stage(dim: int, depth: int, heads: int) -> Any:
 
 @dataclass
 class VitConfig:
-    """A hierarchical vision transformer: four stages between which the map is halved. The defaults are Swin-T's."""
+    """A hierarchical vision transformer: four stages between which the map is halved. The defaults are sized as Swin-T."""
 
     image_size: int = number(224, COUNT)  # pixels; tables that depend on it are made for it, but all sizes run
     # patch: 4x4 pixels each (Swin, DAT), overlap: two 3x3 stride-2 convolutions (DAT++)

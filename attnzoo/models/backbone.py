@@ -99,5 +99,7 @@ def _load(body: nn.Module, path: str) -> None:
     if not Path(path).is_file():
         raise UserError(f"{WHERE}.weights: there is no file {path}")
     missing, _ = body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=False)
+    if isinstance(body, Features):
+        missing = [name for name in missing if not name.startswith("norms.")]  # a classifier has none
     if missing:
         raise UserError(f"{WHERE}.weights: {path} lacks {len(missing)} tensors of the backbone, such as {missing[0]!r}")
