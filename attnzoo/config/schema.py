@@ -78,7 +78,7 @@ def _stage(dim: int, depth: int, heads: int) -> Any:
 
 @dataclass
 class VitConfig:
-    """A hierarchical vision transformer: four stages between which the map is halved. The defaults are sized as Swin-T."""
+    """A hierarchical vision transformer: four stages, the map halved between them. The defaults are sized as Swin-T."""
 
     image_size: int = number(224, COUNT)  # pixels; tables that depend on it are made for it, but all sizes run
     # patch: 4x4 pixels each (Swin, DAT), overlap: two 3x3 stride-2 convolutions (DAT++)
