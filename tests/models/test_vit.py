@@ -18,6 +18,10 @@ PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in uni
     "swin_tiny": (28_288_354, 4.49),
     "swin_small": (49_606_258, 8.74),
     "swin_base": (87_768_224, 15.43),
+    "dat_tiny": (28_319_138, 4.563),
+    "dat_small": (49_700_402, 8.959),
+    "dat_base": (87_881_632, 15.721),
+    "dat_base_384": (88_178_272, 49.450),
 }
 SIZES = {"dat_base_384": 384}
 ATTENTIONS = [name for name in attention.names() if "stage" in attention.ATTENTIONS.get(name).roles]
