@@ -1,12 +1,12 @@
 """Typed configs of experiments and models."""
 
 from attnzoo.config.load import Experiment, digest, load, model_config, presets, save, vit_config
-from attnzoo.config.schema import ExperimentConfig, ModelConfig, VitConfig
+from attnzoo.config.schema import DetectorConfig, ExperimentConfig, VitConfig
 
 __all__ = [
+    "DetectorConfig",
     "Experiment",
     "ExperimentConfig",
-    "ModelConfig",
     "VitConfig",
     "digest",
     "load",

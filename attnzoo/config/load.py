@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from attnzoo.config import yaml12
 from attnzoo.config.files import PRESETS, find, layers, preset_names, shown
-from attnzoo.config.merge import Layer, Settings, nested
-from attnzoo.config.schema import ExperimentConfig, ModelConfig, SweepConfig, VitConfig
+from attnzoo.config.merge import Layer, Schema, Settings, nested
+from attnzoo.config.schema import EXPERIMENTS, PRESET_FAMILY, DetectorConfig, ExperimentConfig, SweepConfig, VitConfig
 from attnzoo.errors import UserError, unknown
 from attnzoo.rundir import atomic_write
 
@@ -25,17 +25,20 @@ class Experiment:
 
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
         self.path = find(path)
-        self.layers = [*layers(self.path), *map(parse_override, overrides)]
+        below = layers(self.path)
+        self.task = _task(below, overrides)
+        self.schema = EXPERIMENTS[self.task]
+        self.layers = [*below, *(parse_override(text, self.schema) for text in overrides)]
 
     def config(self, changes: Mapping[str, Any] | None = None, where: str = "sweep") -> ExperimentConfig:
         """The typed config with `changes` (full key -> value) made last; `where` is what messages call them.
 
         Raises UserError for anything in it that is not allowed.
         """
-        extra = [Layer(where, nested(ExperimentConfig, key, value)) for key, value in (changes or {}).items()]
-        settings = Settings(ExperimentConfig)
+        extra = [Layer(where, nested(self.schema, key, value)) for key, value in (changes or {}).items()]
+        settings = Settings(self.schema)
         every = [*self.layers, *extra]
-        for layer in [*_preset_layers(every), *every]:
+        for layer in [*_preset_layers(every, PRESET_FAMILY[self.task]), *every]:
             settings.lay(layer)
         settings.values["model"]["preset"] = None  # its keys are all written out now
         if settings.values["name"] == "???":
@@ -76,15 +79,15 @@ def presets(family: str | None = None) -> list[str]:
     return [name for each in ([family] if family else PRESETS) for name in preset_names(each)]
 
 
-def model_config(preset: str | None, overrides: Mapping[str, Any]) -> ModelConfig:
-    """A published model, or the schema's defaults, with keys of ModelConfig (nested or dotted) changed.
+def model_config(preset: str | None, overrides: Mapping[str, Any]) -> DetectorConfig:
+    """A published detector, or the schema's defaults, with keys of DetectorConfig (nested or dotted) changed.
 
     Raises UserError for a preset or key that does not exist or a value that does not fit.
     """
-    settings = Settings(ModelConfig)
+    settings = Settings(DetectorConfig)
     _lay(settings, preset_chain(preset, "preset", "detector") if preset is not None else [], overrides, "model")
     settings.values["preset"] = None
-    return cast(ModelConfig, settings.build())
+    return cast(DetectorConfig, settings.build())
 
 
 def vit_config(preset: str | None, overrides: Mapping[str, Any], where: str = "model") -> VitConfig:
@@ -121,15 +124,25 @@ def preset_chain(name: str, where: str, family: str) -> list[Layer]:
     return chain
 
 
-def parse_override(text: str) -> Layer:
+def _task(below: Sequence[Layer], overrides: Sequence[str]) -> str:
+    """The task that the last of the files, or the command line, names: it selects the schema of the other keys."""
+    named = [(layer.content["task"], layer.where) for layer in below if "task" in layer.content]
+    named += [(text.removeprefix("task="), COMMAND_LINE) for text in overrides if text.startswith("task=")]
+    task, where = named[-1] if named else ("detection", "")
+    if not isinstance(task, str) or task not in EXPERIMENTS:
+        raise unknown("task", str(task), EXPERIMENTS, where)
+    return task
+
+
+def parse_override(text: str, schema: Schema) -> Layer:
     """`key=value` as a layer of its own. Raises UserError unless it has that form."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         raise UserError(f"{COMMAND_LINE}: expected key=value, such as train.steps=100, not {text!r}")
-    return Layer(COMMAND_LINE, nested(ExperimentConfig, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
+    return Layer(COMMAND_LINE, nested(schema, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
 
 
-def _preset_layers(every: Iterable[Layer]) -> list[Layer]:
+def _preset_layers(every: Iterable[Layer], family: str) -> list[Layer]:
     """The layers of the preset that the last of `every` names: they go below all of them."""
     name, where = None, ""
     for layer in every:
@@ -138,7 +151,7 @@ def _preset_layers(every: Iterable[Layer]) -> list[Layer]:
             name, where = model["preset"], f"{layer.where}: model.preset"
     if name is None:
         return []
-    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where, "detector")]
+    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where, family)]
 
 
 def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:

@@ -174,10 +174,16 @@ class LossConfig:
 
 @dataclass
 class ModelConfig:
-    """A detector of the DETR family; `preset` names a published one, on which the other keys build."""
+    """What the models of all tasks have; `preset` names a published one, on which the other keys build."""
 
     preset: str | None = None
     num_classes: int | None = number(None, COUNT)  # null: as many as the data set has
+
+
+@dataclass
+class DetectorConfig(ModelConfig):
+    """A detector of the DETR family."""
+
     dim: int = number(256, COUNT)
     heads: int = number(8, COUNT)
     ffn: int = number(1024, COUNT)
@@ -192,6 +198,14 @@ class ModelConfig:
 
 
 @dataclass
+class ClassifierConfig(VitConfig, ModelConfig):
+    """An image classifier: a hierarchical vision transformer with a linear head."""
+
+    weights: str | None = None  # a state-dict file to start from, tables of other sizes stretched; null: random
+    label_smoothing: float = number(0.0, BELOW_ONE)  # share of every target that is spread over all classes
+
+
+@dataclass
 class DataConfig:
     dataset: NamedBlock = _named("digit_scenes")
     augment: NamedBlock = _named("none")  # of training images
@@ -200,10 +214,21 @@ class DataConfig:
 
 
 @dataclass
+class ClassificationDataConfig(DataConfig):
+    dataset: NamedBlock = _named("digits")
+    # images of a batch mixed in pairs: weights by Beta(mixup, mixup), or areas by Beta(cutmix, cutmix); 0: never
+    mixup: float = number(0.0, NON_NEGATIVE)
+    cutmix: float = number(0.0, NON_NEGATIVE)
+    mix_switch: float = number(0.5, SHARE)  # share of batches with cutmix, where both are on
+
+
+@dataclass
 class OptimizerConfig:
+    name: str = "adamw"  # or any other of timm.optim
     lr: float = number(2e-4, POSITIVE)
     weight_decay: float = number(1e-4, NON_NEGATIVE)
     decay_1d: bool = True  # also decay biases and normalisations
+    no_decay: list[str] = field(default_factory=list)  # parts of the names of other parameters that do not decay
     # part of a parameter's name -> factor of lr
     lr_multipliers: dict[str, float] = field(default_factory=dict, metadata={"range": NON_NEGATIVE})
 
@@ -212,6 +237,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = number(0.0, BELOW_ONE)  # share of all steps
+    warmup_from: float | None = number(None, SHARE)  # share of lr at the first step; null: one warm-up step's
+    floor: float = number(0.0, SHARE)  # cosine: share of lr at the end
     milestones: list[float] = numbers([], SHARE)  # step: shares of all steps
     gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 
@@ -245,8 +272,11 @@ class SweepConfig:
 
 @dataclass
 class ExperimentConfig:
+    """What the experiments of all tasks have; `task` selects the schema of `data` and `model`."""
+
     name: str = MISSING
     description: str = ""
+    task: Literal["detection", "classification"] = "detection"
     output: str = "runs"
     seed: int = number(0, NON_NEGATIVE)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -259,3 +289,18 @@ class ExperimentConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     launcher: Literal["local"] = "local"
     jobs: int = number(1, COUNT)  # runs at a time
+
+
+@dataclass
+class DetectionExperiment(ExperimentConfig):
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+
+
+@dataclass
+class ClassificationExperiment(ExperimentConfig):
+    data: ClassificationDataConfig = field(default_factory=ClassificationDataConfig)
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+EXPERIMENTS = {"detection": DetectionExperiment, "classification": ClassificationExperiment}
+PRESET_FAMILY = {"detection": "detector", "classification": "vit"}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from attnzoo.config.schema import ModelConfig
+from attnzoo.config.schema import DetectorConfig
 from attnzoo.interop.rename import Rule, merge_projections, rename
 
 _BODY = r"model\.backbone\.conv_encoder\.model\."
@@ -58,7 +58,7 @@ _DEFORMABLE: list[Rule] = [
 _ALIASES = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 
 
-def convert(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
     """The state dict of our detector from that of `DetrForObjectDetection` or `DeformableDetrForObjectDetection`.
 
     `config` describes the same model. The backbone is a ResNet, of timm or of transformers.

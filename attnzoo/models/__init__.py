@@ -3,7 +3,7 @@
 from typing import Any
 
 from attnzoo.config import model_config, presets, vit_config
-from attnzoo.config.schema import ModelConfig, VitConfig
+from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit import Classifier
 
@@ -13,7 +13,7 @@ names = presets
 def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
     """A published model with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
-    `overrides` are fields of ModelConfig or VitConfig, nested as dicts. Unless given, `num_classes` is 91 for detectors
+    `overrides` are fields of DetectorConfig or VitConfig, nested as dicts. Unless given, `num_classes` is 91 for detectors
     (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is not allowed.
     """
     if preset in presets("vit"):
@@ -27,7 +27,10 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Class
 
     Raises UserError, naming the key, for a combination that cannot work.
     """
-    return Detector(config, num_classes) if isinstance(config, ModelConfig) else Classifier(config, num_classes)
+    if isinstance(config, DetectorConfig):
+        return Detector(config, num_classes)
+    assert isinstance(config, VitConfig)
+    return Classifier(config, num_classes)
 
 
 __all__ = ["Classifier", "Detector", "build", "create", "names"]
