@@ -23,6 +23,7 @@ class Task(Protocol):
 
     best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
     batches_per_epoch: int  # of this rank
+    images_per_batch: int  # of all ranks together
     find_unused_parameters: bool  # whether some parameter gets no gradient in a step
 
     def batches(self, start: int, per_epoch: int) -> Iterator[Any]:

@@ -13,8 +13,9 @@ names = presets
 def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
     """A published model with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
-    `overrides` are fields of DetectorConfig or VitConfig, nested as dicts. Unless given, `num_classes` is 91 for detectors
-    (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is not allowed.
+    `overrides` are fields of DetectorConfig or VitConfig, nested as dicts. Unless given, `num_classes` is 91 for
+    detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
+    not allowed.
     """
     if preset in presets("vit"):
         return build(vit_config(preset, overrides), num_classes or 1000)
