@@ -140,7 +140,7 @@ class Folder:
         classes = self._classes(split)
         if classes != self._classes("train"):
             raise UserError(f"data.dataset: {self._path(split)} has other classes than {self._path('train')}")
-        return LabelledDataset(ImageFolder(str(self._path(split))), len(classes), transform)
+        return LabelledDataset(ImageFolder(str(self._path(split)), allow_empty=True), len(classes), transform)
 
     def _path(self, split: str) -> Path:
         if split not in SPLITS:
