@@ -11,7 +11,15 @@ from typing import Any, cast
 from attnzoo.config import yaml12
 from attnzoo.config.files import PRESETS, find, layers, preset_names, shown
 from attnzoo.config.merge import Layer, Schema, Settings, nested
-from attnzoo.config.schema import EXPERIMENTS, PRESET_FAMILY, DetectorConfig, ExperimentConfig, SweepConfig, VitConfig
+from attnzoo.config.schema import (
+    EXPERIMENTS,
+    PRESET_FAMILY,
+    ClassifierConfig,
+    DetectorConfig,
+    ExperimentConfig,
+    SweepConfig,
+    VitConfig,
+)
 from attnzoo.errors import UserError, unknown
 from attnzoo.rundir import atomic_write
 
@@ -98,6 +106,16 @@ def vit_config(preset: str | None, overrides: Mapping[str, Any], where: str = "m
     settings = Settings(VitConfig)
     _lay(settings, preset_chain(preset, where, "vit") if preset is not None else [], overrides, where)
     return cast(VitConfig, settings.build())
+
+
+def classifier_config(preset: str | None, overrides: Mapping[str, Any]) -> ClassifierConfig:
+    """A published classifier, or the schema's defaults, with keys of ClassifierConfig (nested or dotted) changed.
+
+    Raises UserError as `model_config` does.
+    """
+    settings = Settings(ClassifierConfig)
+    _lay(settings, preset_chain(preset, "preset", "vit") if preset is not None else [], overrides, "model")
+    return cast(ClassifierConfig, settings.build())
 
 
 def _lay(settings: Settings, below: Iterable[Layer], overrides: Mapping[str, Any], where: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attnzoo.config import model_config, presets, vit_config
+from attnzoo.config import classifier_config, model_config, presets
 from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit import Classifier
@@ -13,12 +13,12 @@ names = presets
 def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
     """A published model with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
-    `overrides` are fields of DetectorConfig or VitConfig, nested as dicts. Unless given, `num_classes` is 91 for
+    `overrides` are fields of DetectorConfig or ClassifierConfig, nested as dicts. Unless given, `num_classes` is 91 for
     detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
     not allowed.
     """
     if preset in presets("vit"):
-        return build(vit_config(preset, overrides), num_classes or 1000)
+        return build(classifier_config(preset, overrides), num_classes or 1000)
     config = model_config(preset, {**overrides, "num_classes": num_classes})
     return build(config, num_classes or 91)
 
