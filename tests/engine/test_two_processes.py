@@ -8,6 +8,7 @@ import time
 import pytest
 import support_engine_rank
 import support_engine_runs
+from support_classification import tiny_classifier
 from support_engine import results, tiny_run
 
 from attnzoo.engine import worker
@@ -37,6 +38,17 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
             continue  # the GroupNorm behind it takes it away: its gradient is zero but for rounding
         # looser than the losses: AdamW divides small gradients by their own size, rounding included
         assert (value - theirs[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.slow
+def test_two_processes_classify_as_one(tmp_path):
+    """Without what draws for each process: mixing and stochastic depth."""
+    still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
+    one, two = tiny_classifier(tmp_path / "one", **still), tiny_classifier(tmp_path / "two", **still, processes="2")
+    assert worker.main(one.path) == worker.DONE
+    done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_close(two, one)
 
 
 @pytest.mark.slow
