@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from attnzoo import __main__ as attnzoo_main
+from attnzoo import attention
 from attnzoo import run as attnzoo_run
 
 TINY = """
@@ -93,9 +94,10 @@ def test_dry_run_lists_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixt
 def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "attentions: deform, dense, ms_deform" in out
+    assert f"attentions: {', '.join(attention.names())}" in out
     assert "deformable_detr_r50_two_stage" in out
-    assert "data sets: coco, digit_scenes" in out
+    assert "detection data sets: coco, digit_scenes" in out
+    assert "classification data sets: digits, folder, timm" in out
     assert attnzoo_main.main(["list", "--ops"]) == 0
     assert "reference: available" in capsys.readouterr().out
 

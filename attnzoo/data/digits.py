@@ -18,17 +18,19 @@ VERSION = 1  # raised whenever the same options would give other images
 @LABELLED.register("digits")
 @dataclass(frozen=True, kw_only=True)
 class Digits(Look):
-    """One of scikit-learn's 8x8 digits on a crop of its photographs, among torn digits that carry no label.
+    """One of scikit-learn's 8x8 digits, placed, scaled and turned, on a crop of its photographs.
 
-    Drawn as the images of `digit_scenes` are and written to the cache, a folder per class: digits and halves of
-    photographs belong to train or to val, never to both, and image i depends on (seed, version, split, i) and the look.
+    `clutter` adds torn digits that carry no label. Images are drawn as those of `digit_scenes` and written to the
+    cache, a folder per class. Digits and halves of photographs belong to train or to val, never to both, and image i
+    depends on (seed, version, split, i) and the look.
 
     Besides the options of `Look`, of which `objects` is fixed: the number of images of each split, and the seed.
     """
 
     objects: tuple[int, int] = field(default=(1, 1), init=False)
-    clutter: tuple[int, int] = (2, 4)
-    sizes: tuple[float, float] = (14.0, 28.0)
+    image_size: int = 48
+    sizes: tuple[float, float] = (24.0, 40.0)
+    contrast: tuple[float, float] = (110.0, 200.0)
     train_images: int = 8000
     val_images: int = 1000
     seed: int = 0
