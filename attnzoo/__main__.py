@@ -74,8 +74,10 @@ def _list(given: argparse.Namespace) -> int:
     for title, names in (
         ("attentions", attention.names()),
         ("models", config.presets()),
-        ("data sets", data.DATASETS.names()),
-        ("augmentations", data.AUGMENTATIONS.names()),
+        ("detection data sets", data.DATASETS.names()),
+        ("detection augmentations", data.AUGMENTATIONS.names()),
+        ("classification data sets", data.LABELLED.names()),
+        ("classification augmentations", data.IMAGE_AUGMENTATIONS.names()),
     ):
         print(f"{title}: {', '.join(names)}")
     return 0

@@ -288,7 +288,8 @@ def check_compile_static(case: Case) -> None:
 
 
 def check_compile_dynamic(case: Case) -> None:
-    compiles(case, dynamic=True, growths=(0, 2))
+    """The maps are several windows of default size: a graph made for one of anything is torch's special case."""
+    compiles(case, dynamic=True, growths=(5, 7))
 
 
 def check_export(case: Case) -> None:

@@ -139,7 +139,8 @@ def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"attentions: {', '.join(attention.names())}\n" in out
     assert {"dense", "deform", "ms_deform", "dat"} <= set(attention.names())
     assert "deformable_detr_r50_two_stage" in out
-    assert "data sets: coco, digit_scenes" in out
+    assert "detection data sets: coco, digit_scenes" in out
+    assert "classification data sets: digits, folder, timm" in out
     assert attnzoo_main.main(["list", "--ops"]) == 0
     assert "reference: available" in capsys.readouterr().out
 

@@ -1,6 +1,19 @@
 """Typed configs of experiments and models."""
 
-from attnzoo.config.load import Experiment, digest, load, model_config, presets, save
-from attnzoo.config.schema import ExperimentConfig, ModelConfig
+from attnzoo.config.load import Experiment, classifier_config, digest, load, model_config, presets, save, vit_config
+from attnzoo.config.schema import ClassifierConfig, DetectorConfig, ExperimentConfig, VitConfig
 
-__all__ = ["Experiment", "ExperimentConfig", "ModelConfig", "digest", "load", "model_config", "presets", "save"]
+__all__ = [
+    "ClassifierConfig",
+    "DetectorConfig",
+    "Experiment",
+    "ExperimentConfig",
+    "VitConfig",
+    "classifier_config",
+    "digest",
+    "load",
+    "model_config",
+    "presets",
+    "save",
+    "vit_config",
+]

@@ -9,7 +9,11 @@ from attnzoo.config.merge import Layer
 from attnzoo.errors import UserError, nearest, unknown
 
 PACKAGED = Path(__file__).resolve().parent.parent / "experiments"
-PRESETS = Path(__file__).resolve().parent / "presets"
+# Published models: detectors, and the hierarchical vision transformers that classify or serve as backbones.
+PRESETS = {
+    "detector": Path(__file__).resolve().parent / "presets",
+    "vit": Path(__file__).resolve().parent / "presets" / "vit",
+}
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"  # in a checkout
 
 
@@ -72,9 +76,9 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def preset_names() -> list[str]:
-    """The names of the published models."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def preset_names(family: str) -> list[str]:
+    """The names of the published models of a family of PRESETS."""
+    return sorted(path.stem for path in PRESETS[family].glob("*.yaml"))
 
 
 def _find_base(base: str, user: Path) -> Path:

@@ -11,8 +11,16 @@ from typing import Any, cast
 
 from attnzoo.config import yaml12
 from attnzoo.config.files import PRESETS, find, find_profile, layers, preset_names, shown
-from attnzoo.config.merge import Layer, Settings, nested
-from attnzoo.config.schema import ExperimentConfig, ModelConfig, SweepConfig
+from attnzoo.config.merge import Layer, Schema, Settings, nested
+from attnzoo.config.schema import (
+    EXPERIMENTS,
+    PRESET_FAMILY,
+    ClassifierConfig,
+    DetectorConfig,
+    ExperimentConfig,
+    SweepConfig,
+    VitConfig,
+)
 from attnzoo.config.slurm import check_slurm
 from attnzoo.errors import UserError, unknown
 from attnzoo.rundir import atomic_write
@@ -27,7 +35,10 @@ class Experiment:
 
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
         self.path = find(path)
-        self.layers = [*layers(self.path), *map(parse_override, overrides)]
+        below = layers(self.path)
+        self.task = _task(below, overrides)
+        self.schema = EXPERIMENTS[self.task]
+        self.layers = [*below, *(parse_override(text, self.schema) for text in overrides)]
 
     def config(self, changes: Mapping[str, Any] | None = None, where: str = "sweep") -> ExperimentConfig:
         """The typed config with `changes` (full key -> value) made last; `where` is what messages call them.
@@ -49,10 +60,11 @@ class Experiment:
         return self._settings(changes, where).where(key)
 
     def _settings(self, changes: Mapping[str, Any] | None, where: str) -> Settings:
-        extra = [Layer(where, nested(ExperimentConfig, key, value)) for key, value in (changes or {}).items()]
-        settings = Settings(ExperimentConfig)
+        extra = [Layer(where, nested(self.schema, key, value)) for key, value in (changes or {}).items()]
+        settings = Settings(self.schema)
         every = [*self.layers, *extra]
-        for layer in [*_profile_layers(every, self.path), *_preset_layers(every), *every]:
+        below = [*_profile_layers(every, self.path), *_preset_layers(every, PRESET_FAMILY[self.task])]
+        for layer in [*below, *every]:
             settings.lay(layer)
         return settings
 
@@ -88,58 +100,92 @@ def single(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(config, sweep=SweepConfig())
 
 
-def presets() -> list[str]:
-    """The names of the published models."""
-    return preset_names()
+def presets(family: str | None = None) -> list[str]:
+    """The names of the published models: of all, or of one family, "detector" or "vit"."""
+    return [name for each in ([family] if family else PRESETS) for name in preset_names(each)]
 
 
-def model_config(preset: str | None, overrides: Mapping[str, Any]) -> ModelConfig:
-    """A published model, or the schema's defaults, with keys of ModelConfig (nested or dotted) changed.
+def model_config(preset: str | None, overrides: Mapping[str, Any]) -> DetectorConfig:
+    """A published detector, or the schema's defaults, with keys of DetectorConfig (nested or dotted) changed.
 
     Raises UserError for a preset or key that does not exist or a value that does not fit.
     """
-    settings = Settings(ModelConfig)
-    for layer in preset_chain(preset, "preset") if preset is not None else []:
+    settings = Settings(DetectorConfig)
+    _lay(settings, preset_chain(preset, "preset", "detector") if preset is not None else [], overrides, "model")
+    settings.values["preset"] = None
+    return cast(DetectorConfig, settings.build())
+
+
+def vit_config(preset: str | None, overrides: Mapping[str, Any], where: str = "model") -> VitConfig:
+    """A published hierarchical vision transformer, or the schema's defaults, with keys of VitConfig changed.
+
+    Keys may be nested or dotted; `where` is what messages call them. Raises UserError as `model_config` does.
+    """
+    settings = Settings(VitConfig)
+    _lay(settings, preset_chain(preset, where, "vit") if preset is not None else [], overrides, where)
+    return cast(VitConfig, settings.build())
+
+
+def classifier_config(preset: str | None, overrides: Mapping[str, Any]) -> ClassifierConfig:
+    """A published classifier, or the schema's defaults, with keys of ClassifierConfig (nested or dotted) changed.
+
+    Raises UserError as `model_config` does.
+    """
+    settings = Settings(ClassifierConfig)
+    _lay(settings, preset_chain(preset, "preset", "vit") if preset is not None else [], overrides, "model")
+    return cast(ClassifierConfig, settings.build())
+
+
+def _lay(settings: Settings, below: Iterable[Layer], overrides: Mapping[str, Any], where: str) -> None:
+    for layer in below:
         settings.lay(layer)
     for key, value in overrides.items():
-        settings.lay(Layer("model", nested(ModelConfig, key, value)))
-    settings.values["preset"] = None
-    return cast(ModelConfig, settings.build())
+        settings.lay(Layer(where, nested(settings.schema, key, value)))
 
 
-def preset_chain(name: str, where: str) -> list[Layer]:
-    """The settings of a preset, relative to ModelConfig, lowest first: a preset may build on another."""
+def preset_chain(name: str, where: str, family: str) -> list[Layer]:
+    """The settings of a preset, relative to the model, lowest first: a preset may build on another."""
     chain: list[Layer] = []
     seen: list[str] = []
     following: Any = name
     while following is not None:
         if following in seen:
             raise UserError(f"{where}: presets build on each other: {' -> '.join([*seen, following])}")
-        if following not in preset_names():
-            raise unknown("preset", str(following), preset_names(), where)
+        if following not in preset_names(family):
+            raise unknown("preset", str(following), preset_names(family), where)
         seen.append(following)
-        content = yaml12.read(PRESETS / f"{following}.yaml")
+        content = yaml12.read(PRESETS[family] / f"{following}.yaml")
         following = content.pop("preset", None)
         chain.insert(0, Layer(f"preset {seen[-1]}", content))
     return chain
 
 
-def parse_override(text: str) -> Layer:
+def _task(below: Sequence[Layer], overrides: Sequence[str]) -> str:
+    """The task that the last of the files, or the command line, names: it selects the schema of the other keys."""
+    named = [(layer.content["task"], layer.where) for layer in below if "task" in layer.content]
+    named += [(text.removeprefix("task="), COMMAND_LINE) for text in overrides if text.startswith("task=")]
+    task, where = named[-1] if named else ("detection", "")
+    if not isinstance(task, str) or task not in EXPERIMENTS:
+        raise unknown("task", str(task), EXPERIMENTS, where)
+    return task
+
+
+def parse_override(text: str, schema: Schema) -> Layer:
     """`key=value` as a layer of its own. Raises UserError unless it has that form."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         raise UserError(f"{COMMAND_LINE}: expected key=value, such as train.steps=100, not {text!r}")
     if key == "base":
         raise UserError(f"{COMMAND_LINE}: base: only a file can name the files that it builds on")
-    return Layer(COMMAND_LINE, nested(ExperimentConfig, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
+    return Layer(COMMAND_LINE, nested(schema, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
 
 
-def _preset_layers(every: Iterable[Layer]) -> list[Layer]:
+def _preset_layers(every: Iterable[Layer], family: str) -> list[Layer]:
     """The layers of the preset that the last of `every` names: they go below all of them."""
     name, where = _last(every, "model", "preset")
     if name is None:
         return []
-    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where)]
+    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where, family)]
 
 
 def _profile_layers(every: Iterable[Layer], experiment: Path) -> list[Layer]:

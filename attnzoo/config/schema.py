@@ -63,17 +63,56 @@ def _named(name: str) -> Any:
 
 
 @dataclass
+class StageConfig:
+    """One stage of a hierarchical vision transformer: blocks of one width on one map."""
+
+    dim: int = number(96, COUNT)
+    depth: int = number(2, NON_NEGATIVE)  # blocks; 0: the model ends before this stage
+    heads: int = number(3, COUNT)
+    first: NamedBlock = _named("window")
+    second: NamedBlock = _named("window")
+    pattern: list[int] = numbers([1, 2], Range(1, 2))  # which of the two stands in each block, over and over
+    checkpoint: bool = False  # compute the blocks again in the backward pass instead of keeping what they computed
+
+
+def _stage(dim: int, depth: int, heads: int) -> Any:
+    return field(default_factory=lambda: StageConfig(dim, depth, heads))
+
+
+@dataclass
+class VitConfig:
+    """A hierarchical vision transformer: four stages, the map halved between them. The defaults are sized as Swin-T."""
+
+    image_size: int = number(224, COUNT)  # pixels; tables that depend on it are made for it, but all sizes run
+    # patch: 4x4 pixels each (Swin, DAT), overlap: two 3x3 stride-2 convolutions (DAT++)
+    embed: Literal["patch", "overlap"] = "patch"
+    # merge: four neighbours concatenated (Swin), conv: 2x2 stride 2 (DAT), overlap: 3x3 stride 2 (DAT++)
+    down: Literal["merge", "conv", "overlap"] = "merge"
+    stage1: StageConfig = _stage(96, 2, 3)
+    stage2: StageConfig = _stage(192, 2, 6)
+    stage3: StageConfig = _stage(384, 6, 12)
+    stage4: StageConfig = _stage(768, 2, 24)
+    mlp_ratio: float = number(4.0, POSITIVE)  # hidden width of feed-forward networks, in widths of the stage
+    mlp_conv: bool = False  # a depthwise 3x3 convolution between their two layers (DAT++)
+    local_perception: bool = False  # a depthwise 3x3 convolution with residual before each attention (DAT++)
+    layer_scale: float | None = number(None, POSITIVE)  # initial factor of every residual branch, learned; null: none
+    dropout: float = number(0.0, BELOW_ONE)  # in feed-forward networks
+    drop_path: float = number(0.2, BELOW_ONE)  # of the last block; grows linearly from 0 at the first
+
+
+@dataclass
 class BackboneConfig:
-    """A timm model as feature pyramid."""
+    """A timm model, or a preset of a hierarchical vision transformer, as feature pyramid."""
 
     name: str = "resnet50"
-    # passed to timm.create_model; dropped when the name changes
+    # passed to timm.create_model, or changed in the preset; dropped when the name changes
     options: dict[str, Any] = field(default_factory=dict, metadata={"options_of": "name"})
     strides: list[int] = numbers([8, 16, 32], COUNT)  # of the maps taken
     dilation: bool = False  # DC5: the last stage dilated instead of strided, so stride 32 becomes 16
     # frozen: BatchNorm as buffers, trained: whatever norm the backbone has
     norm: Literal["frozen", "trained"] = "frozen"
-    freeze: list[str] = field(default_factory=lambda: ["conv1", "layer1"])  # name prefixes that are not trained
+    # name prefixes that are not trained; null: conv1 and layer1 of a ResNet, as published, else nothing
+    freeze: list[str] | None = None
     weights: str | None = None  # a state-dict file; null: random
 
 
@@ -138,10 +177,16 @@ class LossConfig:
 
 @dataclass
 class ModelConfig:
-    """A detector of the DETR family; `preset` names a published one, on which the other keys build."""
+    """What the models of all tasks have; `preset` names a published one, on which the other keys build."""
 
     preset: str | None = None
     num_classes: int | None = number(None, COUNT)  # null: as many as the data set has
+
+
+@dataclass
+class DetectorConfig(ModelConfig):
+    """A detector of the DETR family."""
+
     dim: int = number(256, COUNT)
     heads: int = number(8, COUNT)
     ffn: int = number(1024, COUNT)
@@ -156,6 +201,14 @@ class ModelConfig:
 
 
 @dataclass
+class ClassifierConfig(VitConfig, ModelConfig):
+    """An image classifier: a hierarchical vision transformer with a linear head."""
+
+    weights: str | None = None  # a state-dict file to start from, tables of other sizes stretched; null: random
+    label_smoothing: float = number(0.0, BELOW_ONE)  # share of every target that is spread over all classes
+
+
+@dataclass
 class DataConfig:
     dataset: NamedBlock = _named("digit_scenes")
     augment: NamedBlock = _named("none")  # of training images
@@ -164,10 +217,21 @@ class DataConfig:
 
 
 @dataclass
+class ClassificationDataConfig(DataConfig):
+    dataset: NamedBlock = _named("digits")
+    # images of a batch mixed in pairs: weights by Beta(mixup, mixup), or areas by Beta(cutmix, cutmix); 0: never
+    mixup: float = number(0.0, NON_NEGATIVE)
+    cutmix: float = number(0.0, NON_NEGATIVE)
+    mix_switch: float = number(0.5, SHARE)  # share of batches with cutmix, where both are on
+
+
+@dataclass
 class OptimizerConfig:
+    name: str = "adamw"  # or any other of timm.optim
     lr: float = number(2e-4, POSITIVE)
     weight_decay: float = number(1e-4, NON_NEGATIVE)
     decay_1d: bool = True  # also decay biases and normalisations
+    no_decay: list[str] = field(default_factory=list)  # parts of the names of other parameters that do not decay
     # part of a parameter's name -> factor of lr
     lr_multipliers: dict[str, float] = field(default_factory=dict, metadata={"range": NON_NEGATIVE})
 
@@ -176,6 +240,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = number(0.0, BELOW_ONE)  # share of all steps
+    warmup_from: float | None = number(None, SHARE)  # share of lr at the first step; null: one warm-up step's
+    floor: float = number(0.0, SHARE)  # cosine: share of lr at the end
     milestones: list[float] = numbers([], SHARE)  # step: shares of all steps
     gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 
@@ -231,8 +297,11 @@ class SlurmConfig:
 
 @dataclass
 class ExperimentConfig:
+    """What the experiments of all tasks have; `task` selects the schema of `data` and `model`."""
+
     name: str = MISSING
     description: str = ""
+    task: Literal["detection", "classification"] = "detection"
     output: str = "runs"
     seed: int = number(0, SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -247,3 +316,18 @@ class ExperimentConfig:
     jobs: int = number(1, COUNT)  # local: runs at a time
     retries: int = number(3, NON_NEGATIVE)  # after failures of the machine in a row, without a new checkpoint between
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+
+@dataclass
+class DetectionExperiment(ExperimentConfig):
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+
+
+@dataclass
+class ClassificationExperiment(ExperimentConfig):
+    data: ClassificationDataConfig = field(default_factory=ClassificationDataConfig)
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+EXPERIMENTS = {"detection": DetectionExperiment, "classification": ClassificationExperiment}
+PRESET_FAMILY = {"detection": "detector", "classification": "vit"}

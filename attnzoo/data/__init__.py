@@ -1,46 +1,53 @@
-"""Detection data: data sets, augmentation, batches, evaluation."""
+"""Data for detection and classification: data sets, augmentation, batches, evaluation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
-from attnzoo.config.schema import DataConfig
-from attnzoo.data import augment, coco, scenes  # noqa: F401 - importing registers them
+from attnzoo.config.schema import ClassificationDataConfig, DataConfig
+from attnzoo.data import augment, augment_images, coco, digits, scenes  # noqa: F401 - importing registers them
 from attnzoo.data.batches import Batch, Draw, EpochBatches, collate, loader, val_indices
+from attnzoo.data.classification import IMAGE_AUGMENTATIONS, LABELLED, LabelledBatch, LabelledDataset, collate_labelled
 from attnzoo.data.coco import DetectionDataset
 from attnzoo.data.evaluate import CocoEvaluator, Row
-from attnzoo.data.registries import AUGMENTATIONS, DATASETS, Source
+from attnzoo.data.registries import AUGMENTATIONS, DATASETS
+from attnzoo.registry import Registry
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "IMAGE_AUGMENTATIONS",
+    "LABELLED",
     "Batch",
     "CocoEvaluator",
     "DetectionDataset",
     "Draw",
     "EpochBatches",
+    "LabelledBatch",
+    "LabelledDataset",
     "Outline",
     "Row",
     "build_dataset",
     "collate",
+    "collate_labelled",
     "loader",
     "outline",
+    "registries",
     "val_indices",
 ]
 
 LIKELY_SHAPE = (480, 640)  # the most common of COCO's photographs
 
 
-def build_dataset(config: DataConfig, split: str) -> DetectionDataset:
-    """The "train" or "val" split with the transform that belongs to it.
+def build_dataset(config: DataConfig, split: str) -> Any:
+    """The "train" or "val" split with the transform that belongs to it: a DetectionDataset or LabelledDataset.
 
     Raises UserError for unknown names and options, and for missing or damaged files.
     """
-    name, options = AUGMENTATIONS.read_block(config.augment, "data.augment")
-    transform = AUGMENTATIONS.build(name, split, where="data.augment", **options)
-    dataset: DetectionDataset = _source(config).open(split, transform)
-    return dataset
+    return _source(config).open(split, _transform(config, split))
 
 
 @dataclass(frozen=True)
@@ -59,17 +66,32 @@ class Outline:
 def outline(config: DataConfig) -> Outline:
     """The outline of the data set; checks the options of both blocks. Raises UserError as `build_dataset` does."""
     source = _source(config)
-    name, options = AUGMENTATIONS.read_block(config.augment, "data.augment")
-    AUGMENTATIONS.build(name, "train", where="data.augment", **options)
-    transform = AUGMENTATIONS.build(name, "val", where="data.augment", **options)
+    _transform(config, "train")
     h, w = source.shape or LIKELY_SHAPE
-    boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(h, w))
-    target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
-    image, _ = transform(tv_tensors.Image(torch.zeros(3, h, w, dtype=torch.uint8)), target)
+    transform = _transform(config, "val")
+    if isinstance(config, ClassificationDataConfig):
+        image = transform(Image.new("RGB", (w, h)))
+    else:
+        boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(h, w))
+        target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
+        image, _ = transform(tv_tensors.Image(torch.zeros(3, h, w, dtype=torch.uint8)), target)
     return Outline(source.num_classes, (image.shape[-2], image.shape[-1]), source.train_length)
 
 
-def _source(config: DataConfig) -> Source:
-    name, options = DATASETS.read_block(config.dataset, "data.dataset")
-    source: Source = DATASETS.build(name, where="data.dataset", **options)
-    return source
+def registries(config: DataConfig) -> tuple[Registry[Any], Registry[Any]]:
+    """Where the blocks `dataset` and `augment` of a task's data are looked up."""
+    if isinstance(config, ClassificationDataConfig):
+        return LABELLED, IMAGE_AUGMENTATIONS
+    return DATASETS, AUGMENTATIONS
+
+
+def _transform(config: DataConfig, split: str) -> Any:
+    kinds = registries(config)[1]
+    name, options = kinds.read_block(config.augment, "data.augment")
+    return kinds.build(name, split, where="data.augment", **options)
+
+
+def _source(config: DataConfig) -> Any:
+    kinds = registries(config)[0]
+    name, options = kinds.read_block(config.dataset, "data.dataset")
+    return kinds.build(name, where="data.dataset", **options)

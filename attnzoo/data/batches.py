@@ -1,6 +1,6 @@
 """Which samples form which batch, and how they are put together."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,12 +102,16 @@ def val_indices(length: int, rank: int = 0, world: int = 1) -> list[int]:
 
 
 def loader(
-    dataset: Dataset[tuple[Tensor, Target]], batches: Iterable[Sequence[int | Draw]], workers: int = 0
-) -> Iterator[Batch]:
+    dataset: Dataset[Any],
+    batches: Iterable[Sequence[int | Draw]],
+    workers: int = 0,
+    collate: Callable[[Any], Any] = collate,
+) -> Iterator[Any]:
     """Read `batches` (EpochBatches, several of them chained, or lists of indices) in order.
 
-    Workers live as long as the iteration: to keep them over epochs, chain the epochs. What is loaded does not depend
-    on their number, and the global random state is left alone. A UserError in a worker arrives as one here.
+    `collate` makes a batch of samples. Workers live as long as the iteration: to keep them over epochs, chain the
+    epochs. What is loaded does not depend on their number, and the global random state is left alone. A UserError in a
+    worker arrives as one here.
     """
     source: DataLoader[Any] = DataLoader(
         dataset,

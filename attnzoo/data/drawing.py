@@ -1,15 +1,19 @@
-"""How one image of `digit_scenes` is drawn."""
+"""How one image of `digit_scenes` and `digits` is drawn."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from attnzoo.errors import UserError
+
+CLASSES = 10
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels
 
 UPSCALE = 4  # from the digits' 8x8 pixels to the masks that are turned and shrunk
@@ -41,6 +45,33 @@ class Look:
     contrast: tuple[float, float] = (70.0, 150.0)
     max_overlap: float = 0.1
     noise: float = 3.0
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        require("image_size", self.image_size, 16 <= self.image_size <= 4096, "from 16 to 4096 pixels")
+        for name, least in (("objects", 0), ("clutter", 0), ("sizes", 4), ("aspect", 0.1), ("contrast", 0)):
+            low, high = getattr(self, name)
+            require(name, [low, high], least <= low <= high, f"two numbers from {least}, the smaller first")
+        require("sizes", list(self.sizes), self.sizes[1] <= self.image_size, f"at most image_size = {self.image_size}")
+        require("contrast", list(self.contrast), self.contrast[1] <= 255, "at most 255")
+        require("aspect", list(self.aspect), self.aspect[1] <= 10, "at most 10")
+        require("rotation", self.rotation, 0 <= self.rotation <= 180, "from 0 to 180 degrees")
+        require("max_overlap", self.max_overlap, 0 <= self.max_overlap <= 1, "a share from 0 to 1")
+        require("noise", self.noise, self.noise >= 0, "at least 0")
+
+
+def require(name: str, value: Any, holds: bool, expected: str) -> None:
+    """Raise UserError for an option `name` of a data set unless `holds`."""
+    if not holds:
+        raise UserError(f"data.dataset.{name} = {value}: expected {expected}")
+
+
+def plain(look: Look) -> dict[str, Any]:
+    """The options of a data set as JSON, equal for equal options: 20 and 20.0, lists and tuples."""
+    return {
+        key: [float(item) for item in value] if isinstance(value, list | tuple) else float(value)
+        for key, value in asdict(look).items()
+    }
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from PIL import Image
 
 from attnzoo.data.cache import cached_folder
 from attnzoo.data.coco import CocoFolder, DetectionDataset
-from attnzoo.data.drawing import Look, Painter, Scene
+from attnzoo.data.drawing import CLASSES, Look, Painter, Scene, plain, require
 from attnzoo.data.registries import DATASETS, SPLITS, Transform
-from attnzoo.errors import UserError, unknown
+from attnzoo.errors import unknown
 
 VERSION = 1  # raised whenever the same options would give other images
-CLASSES = 10
 
 
 @DATASETS.register("digit_scenes")
@@ -39,19 +38,10 @@ class DigitScenes(Look):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("image_size", self.image_size, 16 <= self.image_size <= 4096, "from 16 to 4096 pixels")
-        _require("train_images", self.train_images, self.train_images >= 1, "at least 1")
-        _require("val_images", self.val_images, self.val_images >= 1, "at least 1")
-        for name, least in (("objects", 0), ("clutter", 0), ("sizes", 4), ("aspect", 0.1), ("contrast", 0)):
-            low, high = getattr(self, name)
-            _require(name, [low, high], least <= low <= high, f"two numbers from {least}, the smaller first")
-        _require("sizes", list(self.sizes), self.sizes[1] <= self.image_size, f"at most image_size = {self.image_size}")
-        _require("contrast", list(self.contrast), self.contrast[1] <= 255, "at most 255")
-        _require("aspect", list(self.aspect), self.aspect[1] <= 10, "at most 10")
-        _require("rotation", self.rotation, 0 <= self.rotation <= 180, "from 0 to 180 degrees")
-        _require("max_overlap", self.max_overlap, 0 <= self.max_overlap <= 1, "a share from 0 to 1")
-        _require("noise", self.noise, self.noise >= 0, "at least 0")
-        _require("seed", self.seed, self.seed >= 0, "at least 0")
+        self.check()
+        require("train_images", self.train_images, self.train_images >= 1, "at least 1")
+        require("val_images", self.val_images, self.val_images >= 1, "at least 1")
+        require("seed", self.seed, self.seed >= 0, "at least 0")
 
     @property
     def num_classes(self) -> int:
@@ -73,9 +63,8 @@ class DigitScenes(Look):
 
     @cached_property
     def _files(self) -> CocoFolder:
-        options = {key: _plain(value) for key, value in asdict(self).items()}
         return CocoFolder(
-            root=str(cached_folder("digit_scenes", options | {"version": VERSION}, self.write)),
+            root=str(cached_folder("digit_scenes", plain(self) | {"version": VERSION}, self.write)),
             train_annotations="annotations/train.json",
             val_annotations="annotations/val.json",
             train_images="train",
@@ -125,13 +114,3 @@ class DigitScenes(Look):
             "annotations": objects,
             "categories": [{"id": label, "name": str(label)} for label in range(CLASSES)],
         }
-
-
-def _require(name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UserError(f"data.dataset.{name} = {value}: expected {expected}")
-
-
-def _plain(value: Any) -> Any:
-    """Equal options as equal JSON: 20 and 20.0, lists and tuples."""
-    return [float(item) for item in value] if isinstance(value, list | tuple) else float(value)

@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import summary_v2 as hp
 from torch.utils.tensorboard import SummaryWriter
 
 SUFFIX = ".hparams"
-METRICS = ("val/AP", "val/AP50", "cost/params", "cost/gflops", "cost/ms")
+METRICS = ("val/AP", "val/AP50", "val/top1", "val/top5", "cost/params", "cost/gflops", "cost/ms")
 
 Value = bool | int | float | str
 

@@ -20,6 +20,7 @@ from attnzoo.engine.interrupt import Interrupted, StopRequest
 from attnzoo.engine.metrics import MetricsWriter
 from attnzoo.engine.optim import build_optimizer, build_schedule, clip_gradients
 from attnzoo.engine.progress import Progress
+from attnzoo.engine.speed import Speed
 from attnzoo.engine.task import Forward, StepLoss, Task
 from attnzoo.errors import UserError
 
@@ -70,6 +71,7 @@ class Trainer:
         self.steps, self.steps_per_epoch = count_steps(config, task.batches_per_epoch)
         self.step = 0  # optimiser steps done
         self.best: float | None = None
+        self.speed = Speed(ranks.device)
         self.model = task.model.to(ranks.device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -97,6 +99,7 @@ class Trainer:
             started = time.monotonic()
             self._train_step(list(islice(source, size)))
             self.progress.step(self.step, time.monotonic() - started)
+            self.speed.count(self.task.images_per_batch * size, started)
             self._after_step(metrics)
 
     def _train_step(self, batches: list[Any]) -> None:
@@ -149,7 +152,7 @@ class Trainer:
     def _after_step(self, metrics: MetricsWriter | None) -> None:
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             self._check(self.step)
-            self._write(metrics, self._training_row())
+            self._write(metrics, self._training_row() | self.speed.read())
         every = self.config.checkpoint_every
         late = time.monotonic() - self._saved[1] > 60 * self.config.checkpoint_minutes
         if self.ranks.any(late or bool(every and self.step % every == 0)):

@@ -1,14 +1,15 @@
-"""AdamW with the parameter groups of the published recipes, and schedules that depend on the step alone."""
+"""Optimisers with the parameter groups of the published recipes, and schedules that depend on the step alone."""
 
 from collections.abc import Iterable
 
 import torch
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, unknown
 
 
 def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
@@ -24,7 +25,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if config.decay_1d or parameter.ndim > 1 else 0.0
+            spared = (parameter.ndim <= 1 and not config.decay_1d) or any(part in name for part in config.no_decay)
+            decay = 0.0 if spared else config.weight_decay
             groups.setdefault((lr_multiplier(name, config.lr_multipliers), decay), []).append(parameter)
     return [
         {"params": parameters, "lr": config.lr, "lr_scale": scale, "weight_decay": decay}
@@ -32,27 +34,38 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; fused, because a small model on a CPU else spends its time in Python."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser over `parameter_groups`; AdamW fused, as a small model on a CPU else spends its time in Python.
+
+    Raises UserError for a name that timm does not know.
+    """
     groups = parameter_groups(model, config)
     if not groups:
         raise UserError("model: no parameter is trainable")
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    known = [str(name) for name in list_optimizers()]
+    if config.name not in known:
+        raise unknown("optimiser", config.name, known, "train.optimizer.name")
+    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Scheduler:
     """The learning rate of every step; call `step_update(step)` before the optimiser step of that number, from 0.
 
-    Warm-up is linear over the first `warmup` share of `steps` and starts at one warm-up step's share of the full
-    rate, so that no step is wasted at rate zero. Cosine falls to zero at `steps`; step decays at its milestones.
+    Warm-up is linear over the first `warmup` share of `steps` and starts, unless `warmup_from` says otherwise, at one
+    warm-up step's share of the full rate, so that no step is wasted at rate zero. Cosine falls to `floor` at `steps`;
+    step decays at its milestones.
     """
     warmup = round(config.warmup * steps)
     lr = optimizer.param_groups[0]["lr"]
-    first = lr / warmup if warmup else 0.0
+    share = 1 / max(warmup, 1) if config.warmup_from is None else config.warmup_from
+    first = lr * share if warmup else 0.0
     if config.name == "cosine":
         return CosineLRScheduler(
             optimizer,
             t_initial=max(steps - warmup, 1),
+            lr_min=lr * config.floor,
             warmup_t=warmup,
             warmup_lr_init=first,
             warmup_prefix=True,

@@ -9,6 +9,7 @@ from attnzoo.rundir import RunDir
 log = logging.getLogger(__name__)
 
 STATUS_SECONDS = 1.0
+SHOWN = {"train/loss": "loss", "val/AP": "AP", "val/AP50": "AP50", "val/top1": "top1", "val/top5": "top5"}
 
 
 class Progress:
@@ -44,8 +45,7 @@ class Progress:
 
     def report(self, row: dict[str, Any]) -> None:
         """One line of the log for a row of metrics, its values also in the status."""
-        names = {"train/loss": "loss", "val/AP": "AP", "val/AP50": "AP50"}
-        self.beat(**{name: row[key] for key, name in names.items() if key in row})
+        self.beat(**{name: row[key] for key, name in SHOWN.items() if key in row})
         if self.run is not None:
             values = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step")
             log.info("step %d/%d: %s", row["step"], self.steps, values)

@@ -23,6 +23,7 @@ class Task(Protocol):
 
     best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
     batches_per_epoch: int  # of this rank
+    images_per_batch: int  # of all ranks together
 
     def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
         """The rank's batches from number `start` of the run on, without end; an epoch gives its first `per_epoch`.

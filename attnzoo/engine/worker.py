@@ -22,7 +22,6 @@ from attnzoo.attention import load_plugin
 from attnzoo.config.schema import ExperimentConfig
 from attnzoo.engine import distributed, environment
 from attnzoo.engine.checkpoint import Checkpoints
-from attnzoo.engine.detection import DetectionTask
 from attnzoo.engine.distributed import NoRendezvous, Ranks
 from attnzoo.engine.heartbeat import beating
 from attnzoo.engine.interrupt import Interrupted, StopRequest
@@ -30,6 +29,7 @@ from attnzoo.engine.lock import STALE_SECONDS, exclusive
 from attnzoo.engine.loop import Diverged, Trainer, count_steps
 from attnzoo.engine.metrics import MetricsWriter
 from attnzoo.engine.progress import Progress
+from attnzoo.engine.tasks import build_task
 from attnzoo.errors import UserError
 from attnzoo.rundir import RunDir, atomic_write
 
@@ -137,7 +137,7 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
         _refuse_hopeless(run, config)
         with atomic_write(run.environment) as file:
             json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)
-    task = DetectionTask(config, ranks)
+    task = build_task(config, ranks)
     steps, _ = count_steps(config.train, task.batches_per_epoch)
     progress = Progress(run if ranks.is_main else None, steps)
     trainer = Trainer(task, config.train, ranks, Checkpoints(run.checkpoints), progress, stop, config.seed)

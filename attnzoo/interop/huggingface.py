@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from attnzoo.config.schema import ModelConfig
-from attnzoo.errors import UserError
-from attnzoo.interop.rename import Rule, rename
+from attnzoo.config.schema import DetectorConfig
+from attnzoo.interop.rename import Rule, merge_projections, rename
 
 _BODY = r"model\.backbone\.conv_encoder\.model\."
 _BLOCK = _BODY + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
@@ -60,7 +58,7 @@ _DEFORMABLE: list[Rule] = [
 _ALIASES = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 
 
-def convert(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
     """The state dict of our detector from that of `DetrForObjectDetection` or `DeformableDetrForObjectDetection`.
 
     `config` describes the same model. The backbone is a ResNet, of timm or of transformers.
@@ -76,23 +74,9 @@ def convert(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tenso
     ]
     family = _DETR if config.encoder.attention["name"] == "dense" else deformable
     rules = [*_BACKBONE, *_TRANSFORMER, *family]
-    return _merge(rename(state, rules, layers=layers, ignore=_ALIASES, source="transformers"))
+    renamed = rename(state, rules, layers=layers, ignore=_ALIASES, source="transformers")
+    return merge_projections(renamed, ".in_proj_", source="transformers")
 
 
 def _block(stage: str, block: str) -> str:
     return f"backbone.body.layer{int(stage) + 1}.{block}"
-
-
-def _merge(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projections of queries, keys and values of dense attention as the one matrix we have."""
-    merged: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".q_proj." in name:
-            parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-            absent = [part for part in parts if part not in state]
-            if absent:
-                raise UserError(f"transformers: there is {name}, but no {absent[0]}")
-            merged[name.replace(".q_proj.", ".in_proj_")] = torch.cat([state[part] for part in parts])
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            merged[name] = tensor
-    return merged

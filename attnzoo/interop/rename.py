@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from attnzoo.errors import UserError
@@ -30,6 +31,24 @@ def rename(
         for layer in range(layers if "*" in ours else 1):
             renamed[ours.replace("*", str(layer))] = tensor
     return renamed
+
+
+def merge_projections(state: Mapping[str, Tensor], into: str, *, source: str) -> dict[str, Tensor]:
+    """The projections of queries, keys and values (`….q_proj.…`) as the one matrix that we have (`into`).
+
+    Raises UserError where one is missing; `source` says whose names they are.
+    """
+    merged: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".q_proj." in name:
+            parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+            absent = [part for part in parts if part not in state]
+            if absent:
+                raise UserError(f"{source}: there is {name}, but no {absent[0]}")
+            merged[name.replace(".q_proj.", into)] = torch.cat([state[part] for part in parts])
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            merged[name] = tensor
+    return merged
 
 
 def _rename(name: str, rules: Sequence[Rule]) -> str | None:

@@ -1,30 +1,37 @@
-"""Detectors, published and your own: `names()`, `create(name)`, `build(config)`."""
+"""Models, published and your own: `names()`, `create(name)`, `build(config)`."""
 
 from typing import Any
 
-from attnzoo.config import model_config, presets
-from attnzoo.config.schema import ModelConfig
+from attnzoo.config import classifier_config, model_config, presets
+from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
 from attnzoo.models.detr.detector import Detector
+from attnzoo.models.vit import Classifier
 
 names = presets
 
 
-def create(preset: str, **overrides: Any) -> Detector:
-    """A published model with randomly initialised weights, such as `create("detr_r50", num_classes=91)`.
+def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
+    """A published model with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
-    `overrides` are fields of ModelConfig, nested as dicts; num_classes is 91 (COCO's category ids) unless
-    given. Raises UserError for a name or value that is not allowed.
+    `overrides` are fields of DetectorConfig or ClassifierConfig, nested as dicts. Unless given, `num_classes` is 91 for
+    detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
+    not allowed.
     """
-    config = model_config(preset, overrides)
-    return build(config, config.num_classes or 91)
+    if preset in presets("vit"):
+        return build(classifier_config(preset, overrides), num_classes or 1000)
+    config = model_config(preset, {**overrides, "num_classes": num_classes})
+    return build(config, num_classes or 91)
 
 
-def build(config: ModelConfig, num_classes: int) -> Detector:
-    """The detector that `config` describes, for `num_classes` classes ("no object" not counted).
+def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Classifier:
+    """The model that `config` describes, for `num_classes` classes ("no object" not counted).
 
     Raises UserError, naming the key, for a combination that cannot work.
     """
-    return Detector(config, num_classes)
+    if isinstance(config, DetectorConfig):
+        return Detector(config, num_classes)
+    assert isinstance(config, VitConfig)
+    return Classifier(config, num_classes)
 
 
-__all__ = ["Detector", "build", "create", "names"]
+__all__ = ["Classifier", "Detector", "build", "create", "names"]

@@ -1,4 +1,4 @@
-"""Backbones: any timm model that gives feature maps."""
+"""Backbones: any timm model that gives feature maps, and the hierarchical vision transformers of this package."""
 
 import difflib
 from pathlib import Path
@@ -9,9 +9,12 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from attnzoo.config import presets, vit_config
 from attnzoo.config.schema import BackboneConfig
 from attnzoo.errors import UserError
+from attnzoo.models.vit.features import Features
 
+RESNET_FROZEN = ("conv1", "layer1")  # in DETR and Deformable DETR
 WHERE = "model.backbone"
 
 
@@ -19,9 +22,9 @@ class Backbone(nn.Module):
     """Feature maps of the strides asked for: images (B, 3, H, W) to [(B, Cᵢ, H/sᵢ, W/sᵢ)].
 
     `channels` holds Cᵢ. With `dilation` the last stage is dilated instead of strided (DC5), and of several
-    stages with one stride the deepest is taken.
+    stages with one stride the deepest is taken. Only this package's transformers heed the padding mask (B, H, W).
 
-    Raises UserError for a name, option or stride that timm's model does not have, and for a prefix in
+    Raises UserError for a name, option or stride that the model does not have, and for a prefix in
     `freeze` that no parameter has.
     """
 
@@ -43,26 +46,44 @@ class Backbone(nn.Module):
             _load(self.body, config.weights)
         if config.norm == "frozen":
             self.body = freeze_batch_norm_2d(self.body)
-        for prefix in config.freeze:
-            found = [p for name, p in self.body.named_parameters() if name.startswith(f"{prefix}.")]
-            if not found:
-                parts = ", ".join(name for name, _ in self.body.named_children())
-                raise UserError(f"{WHERE}.freeze: {config.name} has no parameters in {prefix!r} (it has: {parts})")
-            for parameter in found:
-                parameter.requires_grad_(False)
+        _freeze(self.body, config)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        if isinstance(self.body, Features):
+            return self.body(images, mask)
         maps = self.body(images)
         # Swin-like models give their maps channels last.
         return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, self.channels, strict=True)]
 
 
-def _create(config: BackboneConfig, **more: Any) -> Any:
+def _freeze(body: nn.Module, config: BackboneConfig) -> None:
+    prefixes = config.freeze
+    if prefixes is None:
+        prefixes = list(RESNET_FROZEN) if all(hasattr(body, name) for name in RESNET_FROZEN) else []
+    for prefix in prefixes:
+        found = [p for name, p in body.named_parameters() if name.startswith(f"{prefix}.")]
+        if not found:
+            parts = ", ".join(name for name, _ in body.named_children())
+            raise UserError(f"{WHERE}.freeze: {config.name} has no parameters in {prefix!r} (it has: {parts})")
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) -> Any:
+    """A feature extractor for a config: of all maps, or of those given."""
+    if config.name not in presets("vit"):
+        return _create_timm(config, **({} if out_indices is None else {"out_indices": out_indices}))
+    if config.dilation:
+        raise UserError(f"{WHERE}.dilation: {config.name} has no dilated form")
+    return Features(vit_config(config.name, config.options, f"{WHERE}.options"), out_indices, f"{WHERE}.options")
+
+
+def _create_timm(config: BackboneConfig, **more: Any) -> Any:
     """timm's feature extractor for a config; its complaints become one line."""
     if not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
+        close = difflib.get_close_matches(config.name, [*presets("vit"), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise UserError(f"{WHERE}.name: timm has no model {config.name!r}{hint}")
+        raise UserError(f"{WHERE}.name: neither timm nor attnzoo has a model {config.name!r}{hint}")
     if config.dilation:
         more["output_stride"] = 16
     try:
@@ -86,6 +107,8 @@ def _load(body: nn.Module, path: str) -> None:
     except Exception as error:  # whatever the file holds
         raise UserError(f"{WHERE}.weights: {path} is not a state dict ({type(error).__name__})") from error
     wanted = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if isinstance(body, Features):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("norms.")}  # classifiers: none
     if missing := [name for name in wanted if name not in shapes]:
         raise UserError(f"{WHERE}.weights: {path} lacks {len(missing)} tensors of the backbone, such as {missing[0]!r}")
     for name, tensor in wanted.items():

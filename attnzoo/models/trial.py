@@ -1,12 +1,26 @@
 """A model tried out without memory or data: whether it runs, and what of it would train."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnzoo import models
+from attnzoo.config.schema import DetectorConfig, ModelConfig
 from attnzoo.errors import UserError
+from attnzoo.models.detr.losses import seen
+
+
+def try_out(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
+    """The names of the trainable parameters that the losses of this model do not depend on.
+
+    Raises UserError for what cannot be built or does not run on images of `size` (h, w).
+    """
+    with torch.device("meta"):
+        model = models.build(config, num_classes)
+    return untrained(model, size, partial(seen, config.loss) if isinstance(config, DetectorConfig) else torch.sum)
 
 
 def untrained(model: nn.Module, size: tuple[int, int], loss: Callable[[Any], Tensor]) -> list[str]:

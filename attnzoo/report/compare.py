@@ -29,11 +29,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table shows: its columns of options, a row per variant, and notes."""
+    """What a table shows: its columns of options, a row per variant, and notes; `tasks` are those of the runs."""
 
     columns: list[str]
     variants: list[Variant]
     notes: list[str]
+    tasks: frozenset[str] = frozenset({"detection"})
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -46,7 +47,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     variants = [_variant(group, chosen) for group, chosen in zip(groups.values(), options, strict=True)]
     columns = list(dict.fromkeys(column for variant in variants for column in variant.options))
     variants.sort(key=lambda variant: [_order(variant.options.get(column)) for column in columns])
-    return Comparison(columns, variants, _notes(variants, results))
+    tasks = frozenset(result.config.task for result in results)
+    return Comparison(columns, variants, _notes(variants, results), tasks)
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:

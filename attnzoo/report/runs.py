@@ -10,7 +10,17 @@ from attnzoo.config.schema import ExperimentConfig
 from attnzoo.errors import UserError
 from attnzoo.rundir import RunDir
 
-METRICS = ("val/AP", "val/AP50", "cost/params", "cost/gflops", "cost/ms")
+METRICS = (
+    "val/AP",
+    "val/AP50",
+    "val/top1",
+    "val/top5",
+    "cost/params",
+    "cost/gflops",
+    "cost/ms",
+    "speed/images_per_second",
+    "speed/peak_mib",
+)
 
 
 @dataclass(frozen=True)

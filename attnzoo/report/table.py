@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -15,6 +16,37 @@ if TYPE_CHECKING:
     from attnzoo.report.compare import Comparison, Variant
 
 MISSING = "n/a"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measured column: its title, its name in CSV files, the metric, how a cell is written, and whose task it is."""
+
+    title: str
+    name: str
+    key: str
+    form: Callable[[Estimate], str]
+    task: str | None = None
+
+
+COLUMNS = (
+    Column("AP", "AP", "val/AP", lambda e: _with_margin(e, 3), "detection"),
+    Column("AP50", "AP50", "val/AP50", lambda e: _with_margin(e, 3), "detection"),
+    Column("top-1", "top1", "val/top1", lambda e: _with_margin(e, 3), "classification"),
+    Column("top-5", "top5", "val/top5", lambda e: _with_margin(e, 3), "classification"),
+    Column("params", "params", "cost/params", lambda e: f"{e.mean:,.0f}"),
+    Column("GFLOPs", "gflops", "cost/gflops", lambda e: f"{e.mean:.4g}"),
+    Column("ms / image", "ms", "cost/ms", lambda e: f"{e.mean:.2f}"),
+    Column("train images / s", "images_per_second", "speed/images_per_second", lambda e: f"{e.mean:.4g}"),
+    Column("peak MiB", "peak_mib", "speed/peak_mib", lambda e: f"{e.mean:,.0f}"),
+)
+
+
+def _measured(comparison: "Comparison") -> list[Column]:
+    """The columns of the runs' tasks; those of speed only where a run has measured it."""
+    keys = {key for variant in comparison.variants for key, found in variant.estimates.items() if found}
+    mine = [column for column in COLUMNS if column.task is None or column.task in comparison.tasks]
+    return [column for column in mine if column.key in keys or not column.key.startswith("speed/")]
 
 
 def rich_table(comparison: "Comparison") -> Table:
@@ -52,8 +84,7 @@ def to_csv(comparison: "Comparison") -> str:
     """Full numbers, one row per variant; means and margins in columns of their own, empty where there are none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    measured = [("AP", "val/AP"), ("AP50", "val/AP50"), ("params", "cost/params"), ("gflops", "cost/gflops")]
-    measured.append(("ms", "cost/ms"))
+    measured = [(column.name, column.key) for column in _measured(comparison)]
     names = [name for metric, _ in measured for name in (metric, f"{metric}_margin95")]
     writer.writerow([*comparison.columns, *names, "seeds", "unfinished"])
     for variant in comparison.variants:
@@ -68,13 +99,7 @@ def to_csv(comparison: "Comparison") -> str:
 
 
 def _cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
-    columns: list[tuple[str, str, Callable[[Estimate], str]]] = [
-        ("AP", "val/AP", lambda e: _with_margin(e, 3)),
-        ("AP50", "val/AP50", lambda e: _with_margin(e, 3)),
-        ("params", "cost/params", lambda e: f"{e.mean:,.0f}"),
-        ("GFLOPs", "cost/gflops", lambda e: f"{e.mean:.4g}"),
-        ("ms / image", "cost/ms", lambda e: f"{e.mean:.2f}"),
-    ]
+    columns = [(column.title, column.key, column.form) for column in _measured(comparison)]
     header = [*comparison.columns, *(title for title, _, _ in columns), "seeds"]
     rows = []
     for variant in comparison.variants:

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
 
+SHOWN = ("loss", "AP", "AP50", "top1", "top5")  # of a run's status
+
 
 class Display:
     """Follows the status files of running runs; `on_start` is called as each starts. A context manager."""
@@ -67,9 +69,9 @@ class Display:
             self._progress.update(
                 self._tasks[name], completed=step, total=steps, values=_values(status, "").lstrip(", ")
             )
-        ap = status.get("AP")
-        if self._evaluated.setdefault(name, ap) != ap:
-            self._evaluated[name] = ap
+        best = status.get("AP", status.get("top1"))
+        if self._evaluated.setdefault(name, best) != best:
+            self._evaluated[name] = best
             if not self.console.is_terminal and status["state"] == "running":
                 self._say(f"{name}: evaluated{_values(status, ' at step {}/{}')}")
 
@@ -79,9 +81,9 @@ class Display:
 
 def _values(status: dict[str, object], position: str) -> str:
     shown = position.format(status.get("step", 0), status.get("steps", "?"))
-    for key, form in (("loss", "loss {:.3f}"), ("AP", "AP {:.3f}"), ("AP50", "AP50 {:.3f}")):
+    for key in SHOWN:
         if isinstance(value := status.get(key), (int, float)):
-            shown += ", " + form.format(value)
+            shown += f", {key} {value:.3f}"
     eta = status.get("eta")
     if isinstance(eta, (int, float)) and eta > 0:
         minutes, seconds = divmod(round(eta), 60)

@@ -13,7 +13,7 @@ from attnzoo.config.schema import ExperimentConfig, SweepConfig
 from attnzoo.errors import UserError, nearest
 
 # What belongs to the whole sweep and cannot differ between its runs.
-FIXED = ("name", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
+FIXED = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,18 @@
 import copy
 import dataclasses
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
-from attnzoo import models
 from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import load_plugin
 from attnzoo.config.load import Experiment, digest
-from attnzoo.config.schema import ExperimentConfig
-from attnzoo.data import AUGMENTATIONS, DATASETS, Outline, outline
+from attnzoo.config.schema import DetectorConfig, ExperimentConfig, ModelConfig, VitConfig
+from attnzoo.data import outline, registries
 from attnzoo.errors import UserError
-from attnzoo.models.detr.losses import seen
-from attnzoo.models.trial import untrained
+from attnzoo.models.trial import try_out
 from attnzoo.sweep.expand import Run, refuse_twins
 
 
@@ -53,11 +51,23 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
     for plugin in config.plugins:
         load_plugin(plugin, "plugins")
     config = copy.deepcopy(config)
-    for side, where in ((config.model.encoder, "model.encoder"), (config.model.decoder, "model.decoder")):
-        side.attention = ATTENTIONS.complete(side.attention, f"{where}.attention")
-    config.data.dataset = DATASETS.complete(config.data.dataset, "data.dataset")
-    config.data.augment = AUGMENTATIONS.complete(config.data.augment, "data.augment")
+    datasets, augmentations = registries(config.data)
+    config.data.dataset = datasets.complete(config.data.dataset, "data.dataset")
+    config.data.augment = augmentations.complete(config.data.augment, "data.augment")
+    for place, owner, field in _attentions(config.model):
+        setattr(owner, field, ATTENTIONS.complete(getattr(owner, field), f"model.{place}.{field}"))
     return config
+
+
+def _attentions(model: ModelConfig) -> Iterator[tuple[str, Any, str]]:
+    """Every block that names an attention: the key of what holds it, that itself, and the block's name in it."""
+    if isinstance(model, DetectorConfig):
+        yield "encoder", model.encoder, "attention"
+        yield "decoder", model.decoder, "attention"
+    elif isinstance(model, VitConfig):
+        for stage in ("stage1", "stage2", "stage3", "stage4"):
+            for field in ("first", "second"):
+                yield stage, getattr(model, stage), field
 
 
 def _check(config: ExperimentConfig, tried: set[str]) -> None:
@@ -69,14 +79,7 @@ def _check(config: ExperimentConfig, tried: set[str]) -> None:
         raise UserError(f"data.batch_size = {config.data.batch_size}: there are {data.train_length} training images")
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)")
-    _try(config, chosen, data, tried)
-
-
-def _try(config: ExperimentConfig, num_classes: int, data: Outline, tried: set[str]) -> None:
-    """Build and run the model once per model and image size: a sweep may leave both alone."""
-    trial = repr((config.model, num_classes, data.size))
-    if trial not in tried:
-        with torch.device("meta"):
-            model = models.build(config.model, num_classes)
-        untrained(model, data.size, partial(seen, config.model.loss))
+    trial = repr((config.model, chosen, data.size))
+    if trial not in tried:  # a sweep may leave the model and the size alone
+        try_out(config.model, chosen, data.size)
         tried.add(trial)

@@ -49,6 +49,20 @@ def test_decay_of_one_dimensional_parameters_is_an_option():
     assert {g["weight_decay"] for g in parameter_groups(model, config)} == {0.1}
 
 
+def test_parameters_can_be_spared_by_name():
+    config = OptimizerConfig(weight_decay=0.1, no_decay=["head.w", "norm"])
+    groups = {(g["lr_scale"], g["weight_decay"]): len(g["params"]) for g in parameter_groups(small(), config)}
+    assert groups == {(1.0, 0.1): 3, (1.0, 0.0): 3}
+
+
+def test_other_optimisers_are_timms():
+    optimizer = build_optimizer(small(), OptimizerConfig(name="lamb", lr=0.4, lr_multipliers={"backbone": 0.5}))
+    assert type(optimizer).__name__ == "Lamb"
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 1.0]
+    with pytest.raises(UserError, match=r"unknown optimiser 'lam'; did you mean 'lamb'"):
+        build_optimizer(small(), OptimizerConfig(name="lam"))
+
+
 def test_frozen_parameters_are_in_no_group_and_a_frozen_model_is_refused():
     model = small()
     model["backbone"].requires_grad_(False)
@@ -73,6 +87,13 @@ def test_cosine_warms_up_and_falls_to_zero():
     expected = [0.1, 0.175, 0.25, 0.325] + [0.2 * (1 + math.cos(math.pi * t / 16)) for t in range(16)]
     assert fast == pytest.approx(expected)
     assert slow == pytest.approx([0.1 * lr for lr in expected])
+
+
+def test_warm_up_and_cosine_between_given_shares():
+    slow, fast = rates(ScheduleConfig("cosine", warmup=0.2, warmup_from=0.01, floor=0.1), 20)
+    warm = [0.004 + t * (0.4 - 0.004) / 4 for t in range(4)]
+    assert fast == pytest.approx(warm + [0.04 + 0.18 * (1 + math.cos(math.pi * t / 16)) for t in range(16)])
+    assert slow == pytest.approx([0.1 * lr for lr in fast])
 
 
 def test_step_decays_exactly_at_its_milestones():

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 import support_engine_rank
 import support_engine_runs
+from support_classification import tiny_classifier
 from support_engine import results, tiny_run
 
 from attnzoo.engine import distributed, worker
@@ -59,6 +60,17 @@ def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(distributed.NoRendezvous, match=r"process 1 of 2 could not join the others at 127\.0\.0\.1:9 "):
         distributed.join("cpu")
+
+
+@pytest.mark.slow
+def test_two_processes_classify_as_one(tmp_path):
+    """Without what draws for each process: mixing and stochastic depth."""
+    still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
+    one, two = tiny_classifier(tmp_path / "one", **still), tiny_classifier(tmp_path / "two", **still, processes="2")
+    assert worker.main(one.path) == worker.DONE
+    done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_close(two, one)
 
 
 @pytest.mark.slow

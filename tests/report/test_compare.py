@@ -175,3 +175,26 @@ def test_comparing_imports_no_torch(folder: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
     assert (folder / "comparison.md").exists()
+
+
+def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(
+        "name: x\ntask: classification\ntrain: {steps: 5}\nsweep: {grid: {model.preset: [swin_tiny, dat_tiny]}}\n"
+    )
+    for number, run in enumerate(expand(Experiment(tmp_path / "x.yaml"))):
+        target = RunDir(tmp_path / "runs" / run.name)
+        save(run.config, target.config)
+        rows = [
+            {"step": 0, "cost/params": 1000, "cost/gflops": 0.5, "cost/ms": 2.0},
+            {"step": 5, "train/loss": 1.0, "speed/images_per_second": 100.0 + number, "speed/peak_mib": 200.0},
+            {"step": 5, "val/top1": 0.5 + number / 10, "val/top5": 0.9},
+        ]
+        target.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        target.write_status(state="done", step=5, steps=5)
+    write(compare([tmp_path / "runs"]), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
+    found = {row["top1"]: row["images_per_second"] for row in rows}
+    assert found == {"0.5": "100.0", "0.6": "101.0"}
+    assert "AP" not in rows[0]
+    header = (tmp_path / "comparison.md").read_text().splitlines()[0]
+    assert "| top-1 | top-5 | params | GFLOPs | ms / image | train images / s | peak MiB | seeds |" in header

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attnzoo import attention
 from attnzoo.attention import Attention
-from attnzoo.config.schema import ModelConfig, NamedBlock
+from attnzoo.config.schema import DetectorConfig, NamedBlock
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries, Role, Site
 from attnzoo.models.backbone import Backbone
@@ -26,7 +26,7 @@ class Detector(nn.Module):
     Raises UserError, naming the key, for a combination that cannot work.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int):
+    def __init__(self, config: DetectorConfig, num_classes: int):
         super().__init__()
         _check(config)
         self.config, self.num_classes = config, num_classes
@@ -62,7 +62,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
-        return self.detect(self.neck(self.backbone(images), mask))
+        return self.detect(self.neck(self.backbone(images, mask), mask))
 
     def detect(self, memory: Pyramid) -> DetectorOutput:
         """Detect from a pyramid of projected features."""
@@ -98,7 +98,7 @@ class Detector(nn.Module):
         return (delta + start).sigmoid()
 
 
-def _check(config: ModelConfig) -> None:
+def _check(config: DetectorConfig) -> None:
     """Refuse combinations that no part of the model could refuse alone."""
     if config.dim % config.heads:
         raise UserError(f"model.heads = {config.heads}: must divide model.dim = {config.dim}")
@@ -106,7 +106,7 @@ def _check(config: ModelConfig) -> None:
         raise UserError("model.head.refine refines boxes relative to references: it needs model.head.boxes = relative")
 
 
-def _check_anchors(config: ModelConfig, levels: int) -> None:
+def _check_anchors(config: DetectorConfig, levels: int) -> None:
     """Refuse proposals larger than the image: a whole level would silently propose nothing."""
     coarsest = config.head.anchor_size * 2 ** (levels - 1)
     if coarsest >= LARGEST_PROPOSAL:

@@ -1,0 +1,69 @@
+"""What the tasks have in common that train on a data set: its splits, and the batches of every step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnzoo import models
+from attnzoo.config.schema import ExperimentConfig
+from attnzoo.data import Draw, EpochBatches, build_dataset, loader, outline, val_indices
+from attnzoo.engine.distributed import Ranks
+from attnzoo.errors import UserError
+from attnzoo.models.trial import try_out
+
+
+class DatasetTask:
+    """The data and the model that an experiment describes. A subclass adds loss, evaluation and cost."""
+
+    model: nn.Module
+    collate: Callable[[Any], Any]  # samples to a batch
+
+    def __init__(self, config: ExperimentConfig, ranks: Ranks):
+        self.ranks = ranks
+        self._data, self._seed = config.data, config.seed
+        # one process generates a built-in data set, the others find it in the cache
+        if ranks.is_main:
+            self._build_data()
+        ranks.barrier()
+        if not ranks.is_main:
+            self._build_data()
+        self.num_classes = config.model.num_classes or self.train.num_classes
+        if self.num_classes < self.train.num_classes:
+            raise UserError(
+                f"model.num_classes = {self.num_classes}: the data set has {self.train.num_classes} classes"
+            )
+        torch.manual_seed(config.seed)
+        self.model = models.build(config.model, self.num_classes)
+        # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
+        for name in try_out(config.model, self.num_classes, outline(config.data).size):
+            self.model.get_parameter(name).requires_grad_(False)
+        self.batches_per_epoch = len(self._epoch(0, 0))
+        self.images_per_batch = config.data.batch_size
+
+    def _build_data(self) -> None:
+        self.train = build_dataset(self._data, "train")
+        self.val = build_dataset(self._data, "val")
+
+    def _epoch(self, epoch: int, start: int) -> EpochBatches:
+        rank, world = self.ranks.rank, self.ranks.world
+        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world, start=start)
+
+    def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
+        """The rank's batches of the run from number `start` on."""
+        return loader(self.train, self._draws(start, per_epoch), self._data.workers, self.collate)
+
+    def _draws(self, start: int, per_epoch: int) -> Iterator[list[Draw]]:
+        first, position = divmod(start, per_epoch)
+        for epoch in count(first):
+            yield from islice(self._epoch(epoch, position), per_epoch - position)
+            position = 0
+
+    def val_batches(self) -> Iterator[Any]:
+        """The rank's part of the validation set: every image falls to one rank."""
+        indices: Sequence[int] = val_indices(len(self.val), self.ranks.rank, self.ranks.world)
+        size = max(self._data.batch_size // self.ranks.world, 1)
+        parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+        return loader(self.val, parts, self._data.workers, self.collate)

@@ -1,0 +1,109 @@
+"""Attention of every pixel to the pixels around it, against dense attention with a mask made pixel by pixel."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from attnzoo.attention import Attention, build, record
+from attnzoo.errors import UserError
+from attnzoo.geometry import Layout, Pyramid, Role, Site
+
+DIM, HEADS = 12, 3
+
+
+def make(levels: int = 1, **options: Any) -> Attention:
+    torch.manual_seed(0)
+    role = Role.STAGE if levels == 1 else Role.ENCODER
+    attention = build("neighborhood", Site(DIM, HEADS, levels, role), **options).double().eval()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return attention
+
+
+def pyramid(shapes: list[tuple[int, int]], masks: list[Tensor] | None = None) -> Pyramid:
+    g = torch.Generator().manual_seed(1)
+    layout = Layout.from_masks(masks) if masks else Layout.unpadded(shapes, 2)
+    tokens, pos = torch.randn(2, 2, layout.tokens, DIM, generator=g, dtype=torch.float64)
+    return Pyramid(tokens, layout, pos)
+
+
+def neighbors(position: int, size: int, kernel: int) -> range:
+    """The positions that one sees: as many to both sides, moved inwards at the ends."""
+    start = min(max(position - kernel // 2, 0), max(size - kernel, 0))
+    return range(start, min(start + kernel, size))
+
+
+def dense(attention: Attention, memory: Pyramid, kernel: int) -> Tensor:
+    ((h, w),) = memory.layout.shapes
+    q, k, v = (
+        (x @ weight.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for x, weight, bias in zip(
+            (memory.positioned(), memory.positioned(), memory.tokens),
+            attention.qkv.weight.chunk(3),
+            attention.qkv.bias.chunk(3),
+            strict=True,
+        )
+    )
+    bias = torch.full((HEADS, h * w, h * w), -torch.inf, dtype=torch.float64)
+    for i in range(h * w):
+        (yi, xi) = divmod(i, w)
+        for yj in neighbors(yi, h, kernel):
+            for xj in neighbors(xi, w, kernel):
+                table = attention.rpb
+                bias[:, i, yj * w + xj] = 0 if table is None else table[:, yj - yi + kernel - 1, xj - xi + kernel - 1]
+    weights = (q @ k.transpose(2, 3) / (DIM / HEADS) ** 0.5 + bias).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2) @ attention.proj.weight.T + attention.proj.bias
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (8, 5), (3, 7), (2, 2), (1, 4), (11, 12)], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_equals_dense_attention_with_a_mask(shape: tuple[int, int], kernel: int) -> None:
+    attention, memory = make(kernel=kernel), pyramid([shape])
+    assert_close(attention(memory.as_queries(), memory), dense(attention, memory, kernel), atol=1e-12, rtol=1e-12)
+
+
+def test_without_bias() -> None:
+    attention, memory = make(kernel=3, bias=False), pyramid([(6, 9)])
+    assert_close(attention(memory.as_queries(), memory), dense(attention, memory, 3), atol=1e-12, rtol=1e-12)
+
+
+def test_levels_are_attended_on_their_own() -> None:
+    attention, memory = make(levels=2, kernel=3), pyramid([(6, 9), (3, 5)])
+    alone = [dense(attention, memory.level(level), 3) for level in range(2)]
+    assert_close(attention(memory.as_queries(), memory), torch.cat(alone, 1), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("valid", [(5, 6), (2, 7), (3, 3), (1, 1), (11, 12), (4, 11)], ids=str)
+def test_padded_images_give_what_they_give_alone(valid: tuple[int, int]) -> None:
+    h, w = valid
+    mask = torch.ones(2, 11, 12, dtype=torch.bool)
+    mask[0, :h, :w] = False
+    mask[1] = False
+    attention, memory = make(kernel=3), pyramid([(11, 12)], masks=[mask])
+    inside = ~mask[0].flatten()
+    alone = Pyramid(memory.tokens[:1, inside], Layout.unpadded([valid], 1), memory.pos[:1, inside])
+    together = attention(memory.as_queries(), memory)
+    assert_close(together[:1, inside], dense(attention, alone, 3), atol=1e-12, rtol=1e-12)
+    assert_close(together[1:], dense(attention, memory, 3)[1:], atol=1e-12, rtol=1e-12)
+
+
+def test_record_shows_the_neighbors() -> None:
+    attention, memory = make(kernel=3), pyramid([(6, 9)])
+    with record(attention) as trace:
+        attention(memory.as_queries(), memory)
+    (entry,) = trace[""]
+    seen = entry["weights"].amax(2) > 0  # (B, S, K)
+    assert (seen.sum(-1) == 9).all()
+    pixels = entry["locations"] * torch.tensor([9.0, 6.0]) - 0.5
+    found = {(round(x), round(y)) for x, y in pixels[0, 0][seen[0, 0]].tolist()}
+    assert found == {(x, y) for x in range(3) for y in range(3)}  # of the corner
+
+
+@pytest.mark.parametrize("kernel", [0, 4, -3])
+def test_refusals_name_the_option(kernel: int) -> None:
+    with pytest.raises(UserError, match=f"kernel = {kernel}"):
+        build("neighborhood", Site(DIM, HEADS), kernel=kernel)

@@ -1,0 +1,59 @@
+"""The experiment files that come with the package: each builds, and published recipes have the published numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnzoo.config import load
+from attnzoo.config.files import PACKAGED
+from attnzoo.config.load import Experiment
+from attnzoo.sweep.expand import expand
+from attnzoo.sweep.validate import validate
+
+FILES = sorted(PACKAGED.glob("*.yaml"))
+BUILT_IN = [path for path in FILES if not path.stem.endswith(("_coco", "_imagenet"))]
+
+
+@pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
+def test_every_run_can_be_built(path: Path) -> None:
+    runs = expand(Experiment(path))
+    validate(runs)
+    assert all(run.config.name == path.stem for run in runs)
+    assert all(len(run.name) < 200 for run in runs)  # of a folder
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "warmup_epochs", "first", "last", "clip", "drop_path"),
+    [
+        ("swin_imagenet", 1e-3, 20, 1e-6, 1e-5, 5.0, 0.2),
+        ("dat_imagenet", 1e-3, 20, 1e-6, 1e-5, 5.0, 0.2),
+        ("dat_base_imagenet", 8e-4, 50, 1e-6, 1e-5, 1.0, 0.5),
+    ],
+)
+def test_published_recipes(
+    name: str, lr: float, warmup_epochs: int, first: float, last: float, clip: float, drop_path: float
+) -> None:
+    config: Any = load(f"experiments/{name}.yaml")
+    train, schedule = config.train, config.train.schedule
+    assert (train.epochs, config.data.batch_size, train.optimizer.lr, train.clip) == (300, 1024, lr, clip)
+    assert round(schedule.warmup * 300) == warmup_epochs
+    assert (schedule.warmup_from * lr, schedule.floor * lr) == pytest.approx((first, last))
+    assert (train.optimizer.weight_decay, train.optimizer.decay_1d) == (0.05, False)
+    assert (config.data.mixup, config.data.cutmix, config.data.mix_switch) == (0.8, 1.0, 0.5)
+    assert (config.model.label_smoothing, config.model.drop_path) == (0.1, drop_path)
+
+
+def test_cross_slots_has_every_attention_in_every_slot() -> None:
+    from attnzoo import attention
+    from attnzoo.geometry import Role
+
+    configs: list[Any] = [run.config for run in expand(Experiment("experiments/cross_slots.yaml"))]
+    found = {
+        Role.ENCODER: {config.model.encoder.attention["name"] for config in configs},
+        Role.DECODER: {config.model.decoder.attention["name"] for config in configs},
+        Role.STAGE: {config.model.backbone.options["stage3.second.name"] for config in configs},
+    }
+    for role, names in found.items():
+        able = {name for name in attention.names() if role in attention.ATTENTIONS.get(name).roles}
+        assert names == able, role

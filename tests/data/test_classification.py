@@ -1,0 +1,173 @@
+"""Images with one label: the built-in data set, folders, timm, augmentation, purity of samples."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attnzoo.config.schema import ClassificationDataConfig
+from attnzoo.data import LABELLED, Draw, build_dataset, collate_labelled, loader, num_classes
+from attnzoo.data.drawing import digit_ids
+from attnzoo.errors import UserError
+
+DIGITS: dict[str, Any] = {"name": "digits", "image_size": 32, "sizes": [12, 20], "train_images": 60, "val_images": 30}
+
+
+def dataset(split: str = "train", augment: dict[str, Any] | None = None, **source: Any) -> Any:
+    config = ClassificationDataConfig(dataset=source or DIGITS, augment=augment or {"name": "none"})
+    return build_dataset(config, split)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of noise, two images each, of different sizes."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label, name in enumerate(["cat", "dog"]):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(2):
+                pixels = random.integers(0, 256, (20 + 8 * i, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels // (label + 1)).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def test_digits_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = [dataset()[i] for i in range(10)]
+    monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path))
+    for (image, label), (again, same) in zip(first, [dataset()[i] for i in range(10)], strict=True):
+        assert torch.equal(image, again)
+        assert label == same
+
+
+def test_digits_have_ten_classes_and_one_label_each() -> None:
+    train = dataset()
+    assert len(train) == 60
+    assert train.num_classes == 10
+    labels = {train[i][1] for i in range(len(train))}
+    assert labels <= set(range(10))
+    assert len(labels) >= 8
+
+
+def test_digits_of_val_are_not_in_train() -> None:
+    """Sources and photographs are those that detection keeps apart."""
+    assert not set(digit_ids("train")) & set(digit_ids("val"))
+    assert len(dataset("val")) == 30
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"image_size": 8}, "image_size"),
+        ({"train_images": 0}, "train_images"),
+        ({"objects": [2, 2]}, "no option 'objects'"),
+        ({"sizes": [20, 10]}, "sizes"),
+    ],
+    ids=str,
+)
+def test_refused_options_of_digits(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataset(**{**DIGITS, **option})
+
+
+def test_folder(folder: Path) -> None:
+    train = dataset(name="folder", root=str(folder))
+    assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1]
+    assert train[0][0].shape == (3, 20, 30)
+    assert num_classes(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})) == 2
+
+
+def test_folder_refuses_what_is_not_there(folder: Path) -> None:
+    with pytest.raises(UserError, match="no folders of classes"):
+        dataset(name="folder", root=str(folder / "elsewhere"))
+    (folder / "val" / "dog").rename(folder / "val" / "wolf")
+    with pytest.raises(UserError, match="other classes"):
+        dataset("val", name="folder", root=str(folder))
+
+
+def test_damaged_image_is_named(folder: Path) -> None:
+    (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"image 0 is missing or damaged"):
+        dataset(name="folder", root=str(folder))[0]
+
+
+def test_timm_reads_the_same_folder(folder: Path) -> None:
+    ours = dataset(name="folder", root=str(folder))
+    theirs = dataset(name="timm", source="", root=str(folder), num_classes=2)
+    assert len(theirs) == len(ours)
+    for i in range(len(ours)):
+        assert torch.equal(theirs[i][0], ours[i][0])
+        assert theirs[i][1] == ours[i][1]
+
+
+def test_timm_refusals(folder: Path) -> None:
+    with pytest.raises(UserError, match="timm cannot open"):
+        dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)
+    with pytest.raises(UserError, match="num_classes = 0"):
+        dataset(name="timm", source="", root=str(folder), num_classes=0)
+    with pytest.raises(UserError, match="has the label 1, of 1 classes"):
+        dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
+
+
+AUGMENTATIONS = [{"name": "none"}, {"name": "photometric"}, {"name": "timm", "size": 24}]
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: a["name"])
+def test_a_sample_is_a_function_of_its_draw(augment: dict[str, Any]) -> None:
+    train = dataset(augment=augment)
+    first = train[Draw(3, seed=11)][0]
+    torch.rand(5), np.random.rand(5)
+    assert torch.equal(train[Draw(3, seed=11)][0], first)
+    if augment["name"] != "none":
+        assert not torch.equal(train[Draw(3, seed=12)][0], first)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: a["name"])
+def test_drawing_a_sample_leaves_global_generators_alone(augment: dict[str, Any]) -> None:
+    train = dataset(augment=augment)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    train[Draw(1, seed=4)]
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+def test_evaluation_draws_nothing() -> None:
+    val = dataset("val", augment={"name": "timm", "size": 24})
+    assert torch.equal(val[Draw(0, seed=1)][0], val[Draw(0, seed=2)][0])
+    assert val[0][0].shape == (3, 24, 24)
+
+
+def test_squash_keeps_all_of_a_wide_image(folder: Path) -> None:
+    wide = Image.new("RGB", (80, 20))
+    wide.paste((255, 255, 255), (0, 0, 8, 20))
+    wide.save(folder / "val" / "cat" / "0.png")
+    seen = {}
+    for resize in ("shorter", "squash"):
+        augment = {"name": "timm", "size": 20, "crop": 1.0, "resize": resize}
+        seen[resize] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
+    assert seen["squash"] > 2
+    assert seen["shorter"] < 0
+
+
+def test_loading_does_not_depend_on_workers() -> None:
+    train = dataset(augment={"name": "timm", "size": 24})
+    batches = [[Draw(0, 5), Draw(7, 6)], [Draw(2, 7), Draw(3, 8)]]
+    alone, helped = (list(loader(train, batches, workers, collate_labelled)) for workers in (0, 1))
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_batches_of_several_sizes_are_refused(folder: Path) -> None:
+    train = dataset(name="folder", root=str(folder))
+    with pytest.raises(UserError, match=r"differ in size \(20x30 and 28x30\)"):
+        collate_labelled([train[0], train[1]])
+
+
+def test_registered() -> None:
+    assert LABELLED.names() == ["digits", "folder", "timm"]

@@ -1,0 +1,117 @@
+"""Training classifiers: what resumes, what is measured, and what mixing does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support_classification import tiny_classifier
+from support_engine import ALONE, results
+from torch import Tensor
+
+from attnzoo import config as configs
+from attnzoo.data import LabelledBatch
+from attnzoo.engine import worker
+from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.classification import ClassificationTask, top_hits
+from attnzoo.errors import UserError
+from attnzoo.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = tiny_classifier(tmp_path_factory.mktemp("classifier") / "run")
+    assert worker.main(run.path) == worker.DONE
+    return run
+
+
+def test_metrics(whole: RunDir) -> None:
+    rows = whole.read_metrics()
+    assert {"cost/params", "cost/gflops", "cost/ms"} < rows[0].keys()
+    last = rows[-1]
+    assert 0 <= last["val/top1"] <= last["val/top5"] <= 1
+    assert last["val/loss"] > 0
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in training] == [3, 6, 9, 12]
+    assert all(row["speed/images_per_second"] > 0 and row["speed/peak_mib"] > 10 for row in training)
+    assert whole.read_status()["top1"] == last["val/top1"]
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunDir, tmp_path: Path) -> None:
+    """Mixup, cutmix, stochastic depth and augmentation included."""
+    run = tiny_classifier(tmp_path / "run")
+    checkpoint = sorted(whole.checkpoints.glob("step-00000010*"))
+    assert checkpoint, "the whole run keeps a checkpoint to resume from"
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    (run.checkpoints / checkpoint[0].name).write_bytes(checkpoint[0].read_bytes())
+    run.metrics.write_bytes(whole.metrics.read_bytes())
+    assert worker.main(run.path) == worker.DONE
+    assert results(run) == results(whole)
+    ours, theirs = (load(Checkpoints(r.checkpoints).last())["model"] for r in (run, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_saved_config_is_the_config(whole: RunDir) -> None:
+    config = configs.load(whole.config)
+    assert config.task == "classification"
+    assert config.model.stage2.first == {"name": "dat"}
+    assert configs.digest(config) == configs.digest(configs.load(whole.path / "experiment.yaml"))
+
+
+def task(folder: Path, **changes: str) -> ClassificationTask:
+    config: Any = configs.load(tiny_classifier(folder, **changes).config)
+    return ClassificationTask(config, ALONE)
+
+
+def test_loss_without_mixing_is_smoothed_cross_entropy(tmp_path: Path) -> None:
+    plain = task(tmp_path, data__mixup="0", data__cutmix="0")
+    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    batch = LabelledBatch(torch.zeros(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    found = plain.loss(lambda images: logits, batch, 1.0).total
+    targets = 0.9 * torch.eye(10)[batch.labels] + 0.1 / 10
+    torch.testing.assert_close(found, -(targets * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_mixing_is_decided_by_the_seed_of_the_step(tmp_path: Path) -> None:
+    mixed = task(tmp_path)
+    batch = LabelledBatch(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    seen: list[Tensor] = []
+
+    def forward(images: Tensor) -> Tensor:
+        seen.append(images.clone())
+        return images.flatten(1)[:, :10]
+
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        mixed.loss(forward, LabelledBatch(batch.images.clone(), batch.labels), 1.0)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], batch.images)
+
+
+def test_mixing_needs_pairs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size = 3"):
+        task(tmp_path, data__batch_size="3")
+
+
+def test_top_hits() -> None:
+    logits = torch.tensor([[1.0, 3, 2, 0], [0, 1, 2, 3]])
+    labels = torch.tensor([2, 0])
+    assert [top_hits(logits, labels, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 1, 2, 2]
+
+
+def test_keys_of_the_other_task_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("name: x\ntask: classification\ntrain: {steps: 1}\nmodel: {queries: 3}\n")
+    with pytest.raises(UserError, match=r"unknown key 'model\.queries'"):
+        configs.load(tmp_path / "e.yaml")
+    with pytest.raises(UserError, match=r"unknown task 'clasification'.*'classification'"):
+        configs.load(tmp_path / "e.yaml", ["task=clasification"])
+
+
+def test_presets_are_those_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("name: x\ntask: classification\ntrain: {steps: 1}\nmodel: {preset: dat_tiny}\n")
+    config: Any = configs.load(tmp_path / "e.yaml", ["model.stage3.second.groups=6"])
+    assert config.model.stage3.second["groups"] == 6
+    assert config.model.down == "conv"
+    with pytest.raises(UserError, match=r"unknown preset 'detr_r50'"):
+        configs.load(tmp_path / "e.yaml", ["model.preset=detr_r50"])

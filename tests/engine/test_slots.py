@@ -1,0 +1,45 @@
+"""Every attention trains and resumes in every slot it can stand in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support_engine import results, tiny_run
+
+from attnzoo import attention
+from attnzoo.engine import worker
+from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.geometry import Role
+from attnzoo.rundir import RunDir
+
+SLOTS = [(role, name) for role in Role for name in attention.names() if role in attention.ATTENTIONS.get(name).roles]
+VIT = {
+    "model__backbone__name": "swin_pico",
+    "model__backbone__strides": "[8, 16]",
+    "train__steps": "2",
+    "train__log_every": "1",
+    "train__eval_every": "2",
+    "train__checkpoint_every": "1",
+}
+
+
+def run_with(folder: Path, role: Role, name: str) -> RunDir:
+    if role == Role.STAGE:
+        return tiny_run(folder, **VIT, model__backbone__options__stage3__second__name=name)
+    block = f"{{name: {name}, level: 0}}" if name == "deform" else f"{{name: {name}}}"
+    return tiny_run(folder, **VIT, **{f"model__{role}__attention": block})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("role", "name"), SLOTS, ids=lambda value: str(value))
+def test_a_step_and_a_resume(role: Role, name: str, tmp_path: Path) -> None:
+    whole, halved = run_with(tmp_path / "whole", role, name), run_with(tmp_path / "halved", role, name)
+    assert worker.main(whole.path) == worker.DONE
+    (first,) = whole.checkpoints.glob("step-00000001*")
+    halved.checkpoints.mkdir(parents=True, exist_ok=True)
+    (halved.checkpoints / first.name).write_bytes(first.read_bytes())
+    halved.metrics.write_bytes(whole.metrics.read_bytes())
+    assert worker.main(halved.path) == worker.DONE
+    assert results(halved) == results(whole)
+    ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (halved, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -1,0 +1,247 @@
+"""Hierarchical vision transformers: sizes as published, every attention in every stage, and as backbones."""
+
+from typing import Any
+
+import pytest
+import torch
+from support_models import detection_targets, padded_images, tiny
+from torch import Tensor
+
+from attnzoo import attention, config, models
+from attnzoo.errors import UserError
+from attnzoo.inspect.cost import count_macs
+from attnzoo.models import Classifier
+from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.vit import Features
+
+PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in units of 10⁹
+    "swin_tiny": (28_288_354, 4.49),
+    "swin_small": (49_606_258, 8.74),
+    "swin_base": (87_768_224, 15.43),
+    "dat_tiny": (28_319_138, 4.563),
+    "dat_small": (49_700_402, 8.959),
+    "dat_base": (87_881_632, 15.721),
+    "dat_base_384": (88_178_272, 49.450),
+    "dat_pp_tiny": (23_962_876, None),  # neighborhoods in tiles multiply more than published
+    "dat_pp_small": (53_127_366, None),
+    "dat_pp_base": (93_690_640, None),
+}
+SIZES = {"dat_base_384": 384}
+ATTENTIONS = [name for name in attention.names() if "stage" in attention.ATTENTIONS.get(name).roles]
+
+
+def small(**changes: Any) -> Classifier:
+    """Two stages of width 16 and 32 with windows of 4 pixels."""
+    stages: dict[str, Any] = {
+        "stage1": {"dim": 16, "depth": 2, "heads": 2, "first": {"window": 4}, "second": {"window": 4, "shift": 2}},
+        "stage2": {"dim": 32, "depth": 2, "heads": 4, "first": {"window": 4}, "second": {"window": 4, "shift": 2}},
+        "stage3": {"depth": 0},
+        "stage4": {"depth": 0},
+        "image_size": 64,
+    }
+    torch.manual_seed(0)
+    return models.create("swin_tiny", num_classes=5, **stages | changes)
+
+
+def images(height: int = 64, width: int = 48) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_preset_is_counted() -> None:
+    assert {name for name in models.names("vit") if not name.endswith("_pico")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_size_as_published(preset: str) -> None:
+    side = SIZES.get(preset, 224)
+    with torch.device("meta"):
+        model = models.create(preset).eval()
+        macs = count_macs(model, torch.empty(1, 3, side, side))
+    parameters, gmacs = PUBLISHED[preset]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    if gmacs is not None:
+        assert macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_attention_stands_in_every_stage(name: str, stage: int) -> None:
+    model = small(**{f"stage{stage}": {"dim": 16 * stage, "depth": 2, "heads": 2, "second": {"name": name}}})
+    logits = model(images())
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    gradients = [p.grad for p in model.trunk.stages[stage - 1].blocks[1].attention.parameters()]
+    assert gradients
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert max(gradient.abs().max() for gradient in gradients) > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"embed": "overlap", "down": "overlap", "mlp_conv": True, "local_perception": True, "layer_scale": 0.1},
+        {"down": "conv"},
+    ],
+    ids=["swin", "overlap", "conv"],
+)
+@torch.no_grad()
+def test_padding_changes_nothing(changes: dict[str, Any]) -> None:
+    model = small(**changes).eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    alone = images(32, 48)
+    padded, mask = torch.zeros(2, 3, 64, 72), torch.ones(2, 64, 72, dtype=torch.bool)
+    padded[:, :, :32, :48], mask[:, :32, :48] = alone, False
+    for small_map, large_map in zip(model.trunk(alone), model.trunk(padded, mask), strict=True):
+        height, width = small_map.shape[1:3]
+        torch.testing.assert_close(large_map[:, :height, :width], small_map, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("down", ["merge", "conv", "overlap"])
+@pytest.mark.parametrize("size", [(64, 64), (63, 50), (4, 9), (1, 1)], ids=str)
+def test_sizes_are_rounded_up(down: str, size: tuple[int, int]) -> None:
+    maps = small(down=down).trunk(images(*size))
+    rounded = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8)]
+    assert [tuple(m.shape[1:3]) for m in maps] == rounded
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpoint in (False, True):
+        stages = {f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "checkpoint": checkpoint} for i in (1, 2)}
+        model = small(**stages, drop_path=0.5).train()
+        torch.manual_seed(3)
+        model(images()).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.equal(plain, again)
+
+
+def test_checkpointing_keeps_less() -> None:
+    kept = []
+    for checkpoint in (False, True):
+        stages = {f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "checkpoint": checkpoint} for i in (1, 2)}
+        model, sizes = small(**stages).train(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.nbytes) or x, lambda x: x):
+            model(images())
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
+def test_bfloat16_stays_near() -> None:
+    model = small().eval()
+    expected = model(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(images())
+    torch.testing.assert_close(half.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0.05)
+
+
+def test_channels_last_images_give_the_same() -> None:
+    model = small().eval()
+    expected = model(images())
+    model = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(images().contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_compiles_as_one_graph() -> None:
+    model = small().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), model(images()), atol=1e-5, rtol=1e-5)
+
+
+def test_drop_path_grows_to_the_last_block() -> None:
+    model = small(drop_path=0.3)
+    rates = [block.drop_path.drop_prob for stage in model.trunk.stages for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage1": {"depth": 0}}, r"model\.stage1\.depth"),
+        ({"stage2": {"heads": 5}}, r"model\.stage2\.heads"),
+        ({"stage2": {"pattern": []}}, r"model\.stage2\.pattern"),
+        ({"stage2": {"pattern": [3]}}, r"stage2\.pattern = 3"),
+        ({"stage2": {"second": {"name": "windows"}}}, r"model\.stage2\.second.*'window'"),
+        ({"stage2": {"second": {"shfit": 3}}}, r"model\.stage2\.second.*shfit.*shift"),
+        ({"stages": 3}, r"unknown key 'stages'"),
+        ({"embed": "overlap", "stage1": {"dim": 15, "heads": 3}}, r"model\.stage1\.dim"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_refusals_name_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(**changes)
+
+
+def test_features_are_described_as_timm_does() -> None:
+    features = Features(config.vit_config("swin_tiny", {}), (1, 3))
+    assert features.feature_info.channels() == [192, 768]
+    assert features.feature_info.reduction() == [8, 32]
+    assert features.feature_info.module_name() == ["stages.1", "stages.3"]
+    maps = features(images(64, 96))
+    assert [tuple(m.shape) for m in maps] == [(2, 192, 8, 12), (2, 768, 2, 3)]
+    for m in maps:  # normalised over channels
+        torch.testing.assert_close(m.mean(1), torch.zeros_like(m[:, 0]), atol=1e-5, rtol=0)
+
+
+def test_unread_stages_are_not_built() -> None:
+    features = Features(config.vit_config("swin_tiny", {}), (0, 1))
+    assert len(features.trunk.stages) == 2
+
+
+STAGES = {
+    "stage1": {"dim": 8, "depth": 1, "heads": 2},
+    "stage2": {"dim": 16, "depth": 1, "heads": 2},
+    "stage3": {"dim": 24, "depth": 1, "heads": 2},
+    "stage4": {"dim": 32, "depth": 1, "heads": 2},
+}
+
+
+@pytest.mark.parametrize("detector", models.names("detector"))
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_backbone_of_every_detector(detector: str, preset: str) -> None:
+    """The published detectors with nothing but the name of the backbone changed."""
+    strides = config.model_config(detector, {}).backbone.strides
+    if strides == [16] and config.model_config(detector, {}).backbone.dilation:
+        with pytest.raises(UserError, match=r"model\.backbone\.dilation"), torch.device("meta"):
+            models.create(detector, backbone={"name": preset})
+        return
+    with torch.device("meta"):
+        model = models.create(detector, backbone={"name": preset})
+    expected = {4 * 2**i: getattr(config.vit_config(preset, {}), f"stage{i + 1}").dim for i in range(4)}
+    assert model.backbone.channels == [expected[stride] for stride in strides]
+    assert all(p.requires_grad for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_detector_trains_on_it(preset: str) -> None:
+    published = config.vit_config(preset, {})
+    options: dict[str, Any] = {key: dict(stage) for key, stage in STAGES.items()}
+    for key in options:
+        if getattr(published, key).second["name"] == "dat":
+            options[key]["second"] = {"groups": 2}  # of two heads
+    model = tiny(backbone={"name": preset, "options": options, "strides": [8, 16], "freeze": None}).train()
+    output = model(*padded_images(64, 48))
+    DetectionLoss(model.config.loss, 5)(output, detection_targets()).total.backward()
+    reached = {
+        name.split(".")[3] for name, p in model.backbone.named_parameters() if p.grad is not None and "stages" in name
+    }
+    assert reached == {"0", "1", "2"}
+
+
+def test_options_of_a_backbone_may_be_dotted() -> None:
+    model = tiny(
+        backbone={"name": "swin_tiny", "options": {**STAGES, "stage3.dim": 40}, "strides": [16], "freeze": None}
+    )
+    assert model.backbone.channels == [40]
+
+
+def test_weights_of_a_classifier_fit_the_backbone(tmp_path: Any) -> None:
+    classifier = models.create("swin_tiny", num_classes=3, **STAGES)
+    torch.save(classifier.state_dict(), tmp_path / "swin.pt")
+    backbone = {"name": "swin_tiny", "options": STAGES, "strides": [16], "freeze": None}
+    model = tiny(backbone={**backbone, "weights": str(tmp_path / "swin.pt")})
+    for name, tensor in model.backbone.body.trunk.state_dict().items():
+        assert torch.equal(tensor, classifier.trunk.state_dict()[name]), name

@@ -1,0 +1,109 @@
+"""Swin against timm and Hugging Face transformers 4.57.6, with the same perturbed weights."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from support_oracles import perturb
+from torch import Tensor, nn
+
+from attnzoo import models
+from attnzoo.errors import UserError
+from attnzoo.interop import vit
+from attnzoo.models import Classifier
+
+CLASSES = 5
+# Windows of 4 on maps of stride 4 … 32. Every map is whole windows: others pad, and let padding be attended.
+SIZES = [(128, 128), (256, 128), (128, 384)]
+
+
+def ours(state: dict[str, Tensor]) -> Classifier:
+    stages = {
+        f"stage{i + 1}": {"dim": 12 * 2**i, "heads": 3 * 2**i, "depth": 2, "first": {"window": 4}} for i in range(4)
+    }
+    for stage in stages.values():
+        stage["second"] = {"window": 4, "shift": 2}
+    model = models.create("swin_tiny", num_classes=CLASSES, **stages)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def theirs_timm(size: tuple[int, int]) -> nn.Module:
+    options: dict[str, Any] = {"embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "window_size": 4}
+    torch.manual_seed(0)
+    model = timm.models.SwinTransformer(img_size=size, num_classes=CLASSES, **options)
+    perturb(model)
+    return model.eval()
+
+
+def theirs_transformers() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwinConfig(
+        embed_dim=12, depths=[2, 2, 2, 2], num_heads=[3, 6, 12, 24], window_size=4, num_labels=CLASSES
+    )
+    torch.manual_seed(0)
+    model = transformers.SwinForImageClassification(config)
+    perturb(model)
+    return model.eval()
+
+
+def images(size: tuple[int, int]) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_timm(size: tuple[int, int]) -> None:
+    model = theirs_timm(size)
+    mine = ours(vit.swin_from_timm(model.state_dict()))
+    x = images(size)
+    torch.testing.assert_close(mine(x), model(x), atol=1e-5, rtol=0)
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    for found, expected in zip(mine.trunk(x), maps, strict=True):
+        torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+# On maps that are a single window along one axis only, transformers does not shift along the other either.
+@pytest.mark.parametrize("size", [(128, 128), (256, 384)], ids=str)
+def test_transformers(size: tuple[int, int]) -> None:
+    model = theirs_transformers()
+    mine = ours(vit.swin_from_transformers(model.state_dict()))
+    x = images(size)
+    torch.testing.assert_close(mine(x), model(x, interpolate_pos_encoding=True).logits, atol=1e-5, rtol=0)
+
+
+def test_gradients() -> None:
+    model = theirs_timm(SIZES[1])
+    mine = ours(vit.swin_from_timm(model.state_dict()))
+    x, weights = images(SIZES[1]), torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(2))
+    for each in (model, mine):
+        (each(x) * weights).sum().backward()
+    expected = vit.swin_from_timm({name: p.grad for name, p in model.named_parameters()})
+    found = {name: p.grad for name, p in mine.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-3)
+        assert error <= 1e-4, f"{name}: {error:.1e}"
+
+
+def test_authors_names() -> None:
+    """As timm's, but down-sampling ends a layer, the head is one matrix, and indices and masks are stored."""
+    state = theirs_timm(SIZES[0]).state_dict()
+    authors = {
+        "layers.0.blocks.1.attn_mask": torch.zeros(1),
+        "layers.0.blocks.1.attn.relative_position_index": torch.zeros(1),
+    }
+    for name, tensor in state.items():
+        if ".downsample." in name:
+            layer, rest = int(name.split(".")[1]), name.split(".", 2)[2]
+            name = f"layers.{layer - 1}.{rest}"
+        authors[name.replace("head.fc.", "head.")] = tensor
+    found, expected = vit.swin_from_authors(authors), vit.swin_from_timm(state)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_every_tensor_has_a_place() -> None:
+    state = theirs_timm(SIZES[0]).state_dict()
+    with pytest.raises(UserError, match=r"has no tensor 'absolute_pos_embed'"):
+        vit.swin_from_timm({**state, "absolute_pos_embed": torch.zeros(1)})
