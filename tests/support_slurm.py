@@ -110,7 +110,7 @@ class Cluster:
 
     def preempt(self) -> str:
         """Take both nodes for a moment with a job of higher priority; returns its id."""
-        return self.ask("sbatch", "--parsable", "-p", "debug", "-N2", "--exclusive", "--wrap", "sleep 1").strip()
+        return self.ask("sbatch", "--parsable", "-p", "debug", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1").strip()
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
