@@ -110,7 +110,8 @@ class Cluster:
 
     def preempt(self) -> str:
         """Take both nodes for a moment with a job of higher priority; returns its id."""
-        return self.ask("sbatch", "--parsable", "-p", "debug", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1").strip()
+        what = ("--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        return self.ask("sbatch", "--parsable", *what).strip()
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
