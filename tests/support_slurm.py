@@ -41,13 +41,14 @@ model:
   neck: {c6: false}
   encoder: {layers: 1, attention: {name: slow, points: 1}}
   decoder: {layers: 1}
-train: {steps: 60, log_every: 1, checkpoint_minutes: 0.02}
+train: {steps: 60, log_every: 1, checkpoint_minutes: {minutes}}
 slurm:
   signal_seconds: 20
   setup: [export MASTER_ADDR=127.0.0.1]
 """
+MINUTES = 0.02  # between two checkpoints
 STEP_SECONDS = 0.1  # a step takes at least as long
-INTERVAL_STEPS = 1 + round(0.02 * 60 / STEP_SECONDS)  # as many fit between two checkpoints
+INTERVAL_STEPS = 1 + round(60 * MINUTES / STEP_SECONDS)  # as many fit between two checkpoints
 
 
 def _cluster_program() -> ModuleType:
@@ -109,7 +110,8 @@ class Cluster:
 
     def preempt(self) -> str:
         """Take both nodes for a moment with a job of higher priority; returns its id."""
-        return self.ask("sbatch", "--parsable", "-p", "debug", "-N2", "--exclusive", "--wrap", "sleep 1").strip()
+        what = ("--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        return self.ask("sbatch", "--parsable", *what).strip()
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
@@ -174,7 +176,7 @@ class Sweep:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.file = folder / "faults.yaml"
-        self.file.write_text(EXPERIMENT.replace("{plugin}", str(PLUGIN)))
+        self.file.write_text(EXPERIMENT.replace("{plugin}", str(PLUGIN)).replace("{minutes}", str(MINUTES)))
         self.overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
         self.runs = folder / "runs" / "faults"
 

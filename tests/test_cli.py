@@ -253,12 +253,12 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Pat
 
 
 @pytest.mark.slow
-def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path) -> None:
-    """Each start runs out of processor time, which its limit turns into SIGKILL, before the first checkpoint."""
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (7, 7)); from attnzoo import run;"
-    code = f"{limited} sys.exit(run.main(sys.argv[1:]))"
-    arguments = ["tiny.yaml", "train.steps=5000", "retries=1", "jobs=1", "sweep.zip={}"]
-    ended = subprocess.run([sys.executable, "-c", code, *arguments], text=True, capture_output=True, timeout=300)
+def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start is killed in its second step."""
+    monkeypatch.setenv("ATTNZOO_TEST_KILL", "2")
+    plugin = Path(__file__).with_name("support_slurm_plugin.py")
+    attention = "model.encoder.attention={name: slow, points: 1}"
+    ended = sweep(f"plugins=[{plugin}]", attention, "retries=1", "sweep.zip={}")
     assert ended.returncode == 1, ended.stderr
     assert "failed: seed=0: the machine failed 2 times in a row at step 0 (retries = 1" in ended.stderr
     status = json.loads((tiny.parent / "runs/tiny/seed=0/status.json").read_text())

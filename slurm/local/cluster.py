@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 NEEDED = {
@@ -134,9 +135,10 @@ def down(folder: Path) -> None:
         _run(folder, "scancel", "--user", getpass.getuser())
         _wait(STOP_SECONDS, lambda: not _run(folder, "squeue", "--noheader"))
     for pid, name in reversed(pids):
-        os.kill(pid, signal.SIGTERM)
-        if not _wait(STOP_SECONDS, lambda pid=pid, name=name: not _alive(pid, name)):
-            os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            if not _wait(STOP_SECONDS, lambda pid=pid, name=name: not _alive(pid, name)):
+                os.kill(pid, signal.SIGKILL)
     (folder / "pids").unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ into --output.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -14,26 +15,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support_engine import results
-from support_slurm import Cluster, Sweep, kill, processes, wait
+from support_slurm import MINUTES, Cluster, Sweep, kill, processes, wait
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import attempts
 from attnzoo import config as configs
+from attnzoo.attempts import Attempt
 from attnzoo.engine import worker
 from attnzoo.rundir import RunDir
 
-STEPS = 900
 SECONDS = 0.4  # of sleep in a step
+SUPERVISOR = b"submitit.core._submit"
 # Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
 SWEEP = (
     "sweep.zip={model.ffn: [16, 32], slurm.partition: [preemptible, killable]}",
     "sweep.seeds=[0, 1]",
-    f"train.steps={STEPS}",
     "slurm.retries=5",
 )
 
@@ -41,8 +43,8 @@ SWEEP = (
 class Soak:
     """Faults on the runs of a sweep, one after the other."""
 
-    def __init__(self, cluster: Cluster, sweep: Sweep, seed: int):
-        self.cluster, self.sweep = cluster, sweep
+    def __init__(self, cluster: Cluster, sweep: Sweep, steps: int, seed: int):
+        self.cluster, self.sweep, self.steps = cluster, sweep, steps
         self.random = random.Random(seed)
         self.faults: list[dict[str, object]] = []
 
@@ -59,9 +61,11 @@ class Soak:
         )
         kind = self.random.choice(kinds)
         job, step = self.sweep.job(name), self.sweep.step(name)
+        if self.cluster.job(job)["JobState"] != "RUNNING" or not processes(self.cluster.job(job)["JobId"], SUPERVISOR):
+            return  # the fault before is still under way
         print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
         kind(name, job)
-        self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": STEPS})
+        self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": self.steps})
 
     def rank_killed(self, name: str, job: str) -> None:
         before = self.cluster.restarts(job)
@@ -95,7 +99,7 @@ class Soak:
     def supervisor_killed(self, name: str, job: str) -> None:
         """The job fails, and nobody is left to requeue it, unless SLURM is just preempting it."""
         raw, before = self.cluster.job(job)["JobId"], self.cluster.restarts(job)
-        for pid in processes(raw, b"submitit.core._submit"):
+        for pid in processes(raw, SUPERVISOR):
             kill(pid)
 
         def failed() -> bool:
@@ -120,7 +124,7 @@ class Soak:
             assert not all(one.state == "done" for one in states), "the sweep ended before the faults did"
             broken = [one for one in states if one.state in ("failed", "dead")]
             assert not broken, broken
-            found[:] = [one.name for one in states if one.state == "running" and 0 < (one.step or 0) < STEPS - 50]
+            found[:] = [one.name for one in states if one.state == "running" and 0 < (one.step or 0) < self.steps - 50]
             return bool(found)
 
         wait(training, 300, "for a run that trains")
@@ -132,33 +136,34 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=900, help="of each run; they must outlast the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
     given = parser.parse_args()
-    output = given.output.resolve()
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
     os.environ["ATTNZOO_CACHE"] = str(folder / "cache")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         with Cluster(folder / "c").up() as cluster:
-            return soak(cluster, folder, given.faults, given.seed, output)
+            return soak(cluster, folder, given)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def soak(cluster: Cluster, folder: Path, faults: int, seed: int, output: Path) -> int:
+def soak(cluster: Cluster, folder: Path, given: argparse.Namespace) -> int:
+    """Submit, strike, wait, compare; returns the exit code."""
     began = time.time()
     sweep = Sweep(folder / "sweep")
-    sweep.overrides += SWEEP
+    sweep.overrides += [*SWEEP, f"train.steps={given.steps}"]
     os.environ["ATTNZOO_TEST_SLEEP"] = str(SECONDS)
     sweep.submit()
-    trial = Soak(cluster, sweep, seed)
-    while len(trial.faults) < faults:
+    trial = Soak(cluster, sweep, given.steps, given.seed)
+    while len(trial.faults) < given.faults:
         trial.strike()
     wait(lambda: not any(one.active for one in sweep.states().values()), 1200, "for the end of the sweep")
     seconds = time.time() - began
     same = {name: same_as_undisturbed(sweep, name) for name in sweep.states()}
-    tell(sweep, trial, same, seed, seconds, output)
+    tell(sweep, trial, same, given.seed, seconds, given.output.resolve())
     return 0 if all(same.values()) else 1
 
 
@@ -171,19 +176,17 @@ def same_as_undisturbed(sweep: Sweep, name: str) -> bool:
 
 
 def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: float, output: Path) -> None:
+    """Print what happened, and write it down."""
     states = sweep.states()
-    reasons = Counter(
-        f"{one.outcome or 'no word'}{f' ({one.reason})' if one.reason else ''}"
-        for name in states
-        for one in attempts.read(sweep.run(name))[:-1]
-    )
-    lost = [one.lost for name in states for one in attempts.read(sweep.run(name))]
+    journals = {name: attempts.read(sweep.run(name)) for name in states}
+    lost = repeated(journals.values())
     kinds = Counter(str(fault["kind"]) for fault in trial.faults)
     lines = [
         "# Soak",
         "",
-        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on a sweep of {len(states)} runs of {STEPS} "
-        f"steps, on two nodes, in {seconds / 60:.0f} minutes. A checkpoint at least every {0.02 * 60:g} s.",
+        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
+        f"{trial.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a "
+        f"checkpoint is made with the first step that ends {60 * MINUTES:g} s after the last.",
         "",
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",
@@ -197,13 +200,29 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
         "| --- | --: |",
         *(f"| {kind} | {count} |" for kind, count in sorted(kinds.items())),
         "",
-        f"How starts ended: {', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))}.",
-        f"Steps repeated per start: at most {max(lost)}.",
+        "A preemption hits all runs that run. What the starts said when they ended, and what the next had to repeat:",
+        "",
+        "| end of a start | times | steps repeated, mean | at most |",
+        "| --- | --: | --: | --: |",
+        *(
+            f"| {end} | {len(steps)} | {sum(steps) / len(steps):.1f} | {max(steps)} |"
+            for end, steps in sorted(lost.items())
+        ),
     ]
     output.mkdir(parents=True, exist_ok=True)
     (output / "soak.md").write_text("\n".join(lines) + "\n")
     (output / "soak.json").write_text(json.dumps({"seed": seed, "faults": trial.faults, "lost": lost}, indent=1) + "\n")
     print("\n".join(lines))
+
+
+def repeated(journals: Iterable[Sequence[Attempt]]) -> dict[str, list[int]]:
+    """By the end of a start, the steps that the next start of that run repeated."""
+    found: dict[str, list[int]] = {}
+    for journal in journals:
+        for ended, following in itertools.pairwise(journal):
+            end = f"{ended.outcome} ({ended.reason})" if ended.outcome else "not a word"
+            found.setdefault(end, []).append(following.lost)
+    return found
 
 
 if __name__ == "__main__":
