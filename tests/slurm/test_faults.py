@@ -37,7 +37,7 @@ def test_a_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
     assert sweep.wait_for_step(25) < STEPS
     node = cluster.kill_rank(sweep.job())
     wait(lambda: cluster.restarts(sweep.job()) == 1, 60, "for the requeue")
-    assert cluster.job(sweep.job())["ExcNodeList"] == node
+    wait(lambda: cluster.job(sweep.job())["ExcNodeList"] == node, 30, f"for {node} to be excluded")
     assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
     first, second = attempts.read(sweep.run())
     assert (first.outcome, first.reason) == (attempts.MACHINE, "killed by SIGKILL")
