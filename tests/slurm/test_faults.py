@@ -60,7 +60,7 @@ def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed)
     node = sweep.state().host
     cluster.kill_node(node)
     wait(
-        lambda: cluster.node_state(node).startswith("down"),
+        lambda: "DOWN" in cluster.node_state(node),
         60,
         lambda: f"for {node} to be down: {cluster.node_state(node)} {cluster.job(sweep.job())}",
     )
