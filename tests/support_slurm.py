@@ -106,11 +106,14 @@ class Cluster:
         return int(self.job(job)["Restarts"])
 
     def node_state(self, node: str) -> str:
-        return self.ask("sinfo", "-h", "-n", node, "-p", "debug", "-o", "%T").strip()
+        """All that is said of its state: DOWN*, IDLE+COMPLETING and so on."""
+        shown = self.ask("scontrol", "show", "node", "--oneliner", node)
+        return next(field.removeprefix("State=") for field in shown.split() if field.startswith("State="))
 
     def preempt(self) -> str:
         """Take both nodes for a moment with a job of higher priority; returns its id."""
-        return self.ask("sbatch", "--parsable", "-p", "debug", "-N2", "--exclusive", "--wrap", "sleep 1").strip()
+        what = ("--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        return self.ask("sbatch", "--parsable", *what).strip()
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
@@ -133,7 +136,7 @@ class Cluster:
     def revive(self, node: str) -> None:
         """Start a killed node again and wait until it takes jobs."""
         program.start_node(self.folder, node)
-        wait(lambda: self.node_state(node) in ("idle", "mixed", "allocated"), 60, f"for {node}")
+        wait(lambda: self.node_state(node) in ("IDLE", "MIXED", "ALLOCATED"), 60, f"for {node}")
 
 
 def kill(pid: int) -> None:

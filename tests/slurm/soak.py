@@ -75,7 +75,7 @@ class Soak:
     def node_lost(self, name: str, job: str) -> None:
         before, node = self.cluster.restarts(job), self.cluster.job(job)["NodeList"]
         self.cluster.kill_node(node)
-        wait(lambda: self.cluster.node_state(node).startswith("down"), 120, f"for {node} to be down")
+        wait(lambda: "DOWN" in self.cluster.node_state(node), 120, f"for {node} to be down")
         self._wait_for_restart(job, before)
         self.cluster.revive(node)
 

@@ -37,7 +37,7 @@ def test_a_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
     assert sweep.wait_for_step(25) < STEPS
     node = cluster.kill_rank(sweep.job())
     wait(lambda: cluster.restarts(sweep.job()) == 1, 60, "for the requeue")
-    assert cluster.job(sweep.job())["ExcNodeList"] == node
+    wait(lambda: cluster.job(sweep.job())["ExcNodeList"] == node, 30, f"for {node} to be excluded")
     assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
     first, second = attempts.read(sweep.run())
     assert (first.outcome, first.reason) == (attempts.MACHINE, "killed by SIGKILL")
@@ -60,7 +60,7 @@ def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed)
     node = sweep.state().host
     cluster.kill_node(node)
     wait(
-        lambda: cluster.node_state(node).startswith("down"),
+        lambda: "DOWN" in cluster.node_state(node),
         60,
         lambda: f"for {node} to be down: {cluster.node_state(node)} {cluster.job(sweep.job())}",
     )
