@@ -101,7 +101,7 @@ def entrants(name: str, size: Size, device: torch.device) -> tuple[dict[str, Ent
 
 def _ours(name: str, size: Size) -> Detector:
     dense = {"attention": {"dropout": 0.0}} if name.startswith("detr") else {}
-    return models.create(
+    model = models.create(
         name,
         num_classes=CLASSES,
         dim=size.dim,
@@ -112,6 +112,8 @@ def _ours(name: str, size: Size) -> Detector:
         decoder={"layers": size.layers, **dense},
         loss={"class_weight": 1.0, "match_class": 1.0, "auxiliary": MODELS[name]["auxiliary_loss"]},
     )
+    assert isinstance(model, Detector)
+    return model
 
 
 def _theirs(name: str, size: Size) -> nn.Module:
