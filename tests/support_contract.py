@@ -288,8 +288,8 @@ def check_compile_static(case: Case) -> None:
 
 
 def check_compile_dynamic(case: Case) -> None:
-    """The maps are several windows of default size: a graph made for one of anything is torch's special case."""
-    compiles(case, dynamic=True, growths=(5, 7))
+    """One graph for maps of several windows each, none of them whole: torch makes its own graphs of ones and fits."""
+    compiles(case, dynamic=True, growths=(8, 10))
 
 
 def check_export(case: Case) -> None:
