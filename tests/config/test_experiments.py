@@ -17,8 +17,8 @@ BUILT_IN = [path for path in FILES if not path.stem.endswith(("_coco", "_imagene
 
 @pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
 def test_every_run_can_be_built(path: Path) -> None:
-    runs = expand(Experiment(path))
-    validate(runs)
+    experiment = Experiment(path)
+    runs = validate(experiment, expand(experiment))
     assert all(run.config.name == path.stem for run in runs)
     assert all(len(run.name) < 200 for run in runs)  # of a folder
 

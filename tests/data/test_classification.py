@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from attnzoo.config.schema import ClassificationDataConfig
-from attnzoo.data import LABELLED, Draw, build_dataset, collate_labelled, loader, num_classes
+from attnzoo.data import LABELLED, Draw, build_dataset, collate_labelled, loader, outline
 from attnzoo.data.drawing import digit_ids
 from attnzoo.errors import UserError
 
@@ -76,7 +76,7 @@ def test_folder(folder: Path) -> None:
     train = dataset(name="folder", root=str(folder))
     assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1]
     assert train[0][0].shape == (3, 20, 30)
-    assert num_classes(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})) == 2
+    assert outline(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})).num_classes == 2
 
 
 def test_folder_refuses_what_is_not_there(folder: Path) -> None:
