@@ -183,10 +183,10 @@ def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
 
     (folder / "older").mkdir()
     (folder / "older" / "config.yaml").write_text("no: key of today\n")
-    other = sweep("sweep={grid: {train.optimizer.lr: [1e-3]}}")  # in the same folder
+    other = sweep("sweep={grid: {train.optimizer.lr: [1e-3]}}")  # two more runs in the same folder
     assert other.returncode == 0, other.stderr
-    assert len((folder / "comparison.csv").read_text().splitlines()) == 2
-    _assert_hparams(folder, {"points", "lr"}, runs=3)
+    assert len((folder / "comparison.csv").read_text().splitlines()) == 3
+    _assert_hparams(folder, {"points", "lr"}, runs=4)
 
     own = [sys.executable, "-m", "attnzoo.run", str(folder / "points=1-seed=0" / "config.yaml"), "--dry-run"]
     listed = subprocess.run(own, text=True, capture_output=True, check=True).stdout
