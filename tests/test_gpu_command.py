@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,10 +28,17 @@ def python(program: str, seconds: float = 60) -> "gpu.Step":
     return gpu.Step("try", [sys.executable, "-c", program], seconds)
 
 
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make gpu` as from a terminal, though `make test` may have started us."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    return subprocess.run(["make", "gpu", *arguments], cwd=ROOT, text=True, capture_output=True, env=environment)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_one_line_and_nothing_is_made(tmp_path):
-    command = ["make", "gpu", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    done = make(f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}")
     assert done.returncode != 0
     lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ")]
     assert len(lines) == 1
@@ -39,7 +47,7 @@ def test_without_a_gpu_it_is_one_line_and_nothing_is_made(tmp_path):
 
 
 def test_without_out_it_is_one_line():
-    done = subprocess.run(["make", "gpu"], cwd=ROOT, text=True, capture_output=True)
+    done = make()
     assert done.returncode != 0
     assert done.stdout == "OUT is not set: make gpu OUT=folder [WHEELS=folder]\n"
 
