@@ -11,7 +11,6 @@ from attnzoo import models
 from attnzoo.config.schema import ExperimentConfig
 from attnzoo.data import Draw, EpochBatches, build_dataset, loader, outline, val_indices
 from attnzoo.engine.distributed import Ranks
-from attnzoo.errors import UserError
 from attnzoo.models.trial import try_out
 
 
@@ -30,11 +29,7 @@ class DatasetTask:
         ranks.barrier()
         if not ranks.is_main:
             self._build_data()
-        self.num_classes = config.model.num_classes or self.train.num_classes
-        if self.num_classes < self.train.num_classes:
-            raise UserError(
-                f"model.num_classes = {self.num_classes}: the data set has {self.train.num_classes} classes"
-            )
+        self.num_classes = models.class_count(config.model, self.train.num_classes)
         torch.manual_seed(config.seed)
         self.model = models.build(config.model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.

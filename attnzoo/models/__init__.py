@@ -4,6 +4,7 @@ from typing import Any
 
 from attnzoo.config import classifier_config, model_config, presets
 from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
+from attnzoo.errors import UserError
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit import Classifier
 
@@ -34,4 +35,14 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Class
     return Classifier(config, num_classes)
 
 
-__all__ = ["Classifier", "Detector", "build", "create", "names"]
+def class_count(config: ModelConfig, present: int) -> int:
+    """How many classes the model of an experiment tells apart: as configured, else those `present` in the data set.
+
+    Raises UserError if the data set has more than the model is configured for.
+    """
+    if config.num_classes is not None and config.num_classes < present:
+        raise UserError(f"model.num_classes = {config.num_classes}: the data set has {present} classes")
+    return config.num_classes or present
+
+
+__all__ = ["Classifier", "Detector", "build", "class_count", "create", "names"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attnzoo import models
 from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import load_plugin
 from attnzoo.config.load import Experiment, digest
@@ -72,9 +73,7 @@ def _attentions(model: ModelConfig) -> Iterator[tuple[str, Any, str]]:
 
 def _check(config: ExperimentConfig, tried: set[str]) -> None:
     data = outline(config.data)
-    chosen = config.model.num_classes or data.num_classes
-    if chosen < data.num_classes:
-        raise UserError(f"model.num_classes = {chosen}: the data set has {data.num_classes} classes")
+    chosen = models.class_count(config.model, data.num_classes)
     if data.train_length is not None and config.data.batch_size > data.train_length:
         raise UserError(f"data.batch_size = {config.data.batch_size}: there are {data.train_length} training images")
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():

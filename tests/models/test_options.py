@@ -9,10 +9,11 @@ from support_models import CLASSES, detection_targets, padded_images, perturbed,
 from torch import Tensor
 
 from attnzoo import models
-from attnzoo.config.schema import HeadConfig, NeckConfig
+from attnzoo.config.schema import BackboneConfig, HeadConfig, NeckConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.inspect import count_macs
+from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.detr.queries import ProposedQueries
@@ -227,6 +228,14 @@ def test_swin_maps_have_the_strides_and_channels_they_claim() -> None:
     maps = model.backbone(torch.randn(1, 3, 48, 64))
     assert [tuple(m.shape) for m in maps] == [(1, 16, 6, 8), (1, 32, 3, 4)]
     assert model.backbone.channels == [16, 32]
+
+
+@torch.no_grad()
+def test_as_many_rows_as_channels_do_not_confuse_the_axes_of_swin_maps() -> None:
+    options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "img_size": [128, 64]}
+    backbone = Backbone(BackboneConfig(name="swin_tiny_patch4_window7_224", options=options, strides=[8, 16]))
+    maps = backbone(torch.randn(1, 3, 128, 64))
+    assert [tuple(m.shape) for m in maps] == [(1, 16, 16, 8), (1, 32, 8, 4)]
 
 
 GMACS = {  # DETR's table 1 and Deformable DETR's README
