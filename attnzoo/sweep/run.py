@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from attnzoo import attempts, scheduler
@@ -14,6 +13,7 @@ from attnzoo.config.labels import text
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.ledger import NAME as LEDGER
+from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect
 from attnzoo.rundir import RunDir
 from attnzoo.sweep import local
@@ -183,5 +183,4 @@ def _list(planned: Sequence[Planned], states: Mapping[str, RunState]) -> None:
         changes = ", ".join(f"{key}={text(value)}" for key, value in p.run.changes.items())
         state = states[p.dir.path.name].state if p.dir.path.name in states else p.state
         table.add_row(p.run.name, state, changes or "none", str(p.dir.path))
-    # A file or pipe has no width to keep to.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+    console().print(table)
