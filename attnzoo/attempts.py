@@ -63,7 +63,7 @@ def end(run: RunDir, outcome: str, reason: str = "") -> None:
 
 
 def read(run: RunDir) -> list[Attempt]:
-    """All attempts in order; the last has no outcome while it goes on. Lines that are not whole rows are passed over."""
+    """All attempts in order; the last has no outcome while it goes on. Lines that are no rows are passed over."""
     attempts: list[Attempt] = []
     opened = False
     for row in _rows(run):

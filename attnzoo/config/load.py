@@ -222,6 +222,11 @@ def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
             f"{settings.where('processes')}data.batch_size = {config.data.batch_size}: "
             f"expected a multiple of processes = {config.processes}"
         )
+    if config.train.parallel == "fsdp2" and config.train.optimizer.name != "adamw":
+        raise UserError(
+            f"{settings.where('train.parallel')}train.parallel = 'fsdp2': expected train.optimizer.name = 'adamw', "
+            f"but it is {config.train.optimizer.name!r}"
+        )
     check_slurm(config.slurm, config.processes, settings.where)
 
 

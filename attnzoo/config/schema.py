@@ -254,6 +254,8 @@ class TrainConfig:
     clip: float | None = number(0.1, POSITIVE)  # maximum gradient norm
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast
     ema: float | None = number(None, BELOW_ONE)  # decay of the averaged weights that are then evaluated
+    # how several processes share the model. ddp: all of it in each, fsdp2: a part of every tensor in each
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
     compile: bool = False
     channels_last: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -149,10 +149,12 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
         attempts.begin(run, trainer.step, lost=_steps_done(run) - trainer.step)
     progress.beat(now=True, step=trainer.step)
     metrics = MetricsWriter(run, resumed) if ranks.is_main else None
+    model = trainer.parallel.whole(trainer.model)
     if metrics is not None and metrics.last("cost/ms") is None:
-        cost = task.cost()
+        cost = task.cost(model)
         row = {"cost/params": cost.params, "cost/gflops": cost.gflops, "cost/ms": cost.ms}
         progress.report(metrics.write(trainer.step, row))
+    del model
     trainer.run(metrics)
     if metrics is not None:
         metrics.close()
