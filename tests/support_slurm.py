@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from support_engine import results
 
 from attnzoo import config as configs
 from attnzoo import run as attnzoo_run
+from attnzoo.config.schema import ExperimentConfig
 from attnzoo.engine import worker
 from attnzoo.ledger import Ledger, job_of
 from attnzoo.report.status import RunState, collect
@@ -227,10 +229,15 @@ class Sweep:
 
 def reference(sweep: Sweep, **changes: str) -> list[dict]:
     """The rows of the same run, trained in this process without interruption."""
-    folder = sweep.folder / "reference"
-    folder.mkdir()
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return train_here(configs.load(sweep.file, [*sweep.overrides, *overrides]), sweep.folder / "reference")
+
+
+def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
+    """The rows of a run in this process, where nothing sleeps."""
     run = RunDir(folder)
-    configs.save(configs.load(sweep.file, [*sweep.overrides, *overrides]), run.config)
-    assert worker.main(run.path) == worker.DONE
+    configs.save(config, run.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ATTNZOO_TEST_SLEEP", raising=False)
+        assert worker.main(run.path) == worker.DONE
     return results(run)

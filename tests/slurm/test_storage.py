@@ -8,6 +8,8 @@ import pytest
 from support_engine import results
 from support_slurm import Sweep, wait
 
+from attnzoo.sweep import snapshot
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.slurm,
@@ -17,10 +19,11 @@ pytestmark = [
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 12 MB."""
+    """A file system of 12 MB and what the snapshot of the code takes."""
     place = tmp_path / "disk"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", place], check=True)
+    size = 12_000_000 + sum(path.stat().st_size for path in snapshot.PACKAGE.rglob("*") if path.is_file())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 
