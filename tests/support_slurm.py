@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +65,18 @@ def _cluster_program() -> ModuleType:
 program = _cluster_program()
 
 
+def require(programs: Mapping[str, str]) -> None:
+    """Skip loudly, or with ATTNZOO_REQUIRE_SLURM fail, where one of these programs (and its package) is missing."""
+    missing = [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if not missing:
+        return
+    packages = " ".join(dict.fromkeys(programs[name] for name in missing))
+    hint = f"needs SLURM, {', '.join(missing)} missing (Debian: apt-get install {packages})"
+    if os.environ.get("ATTNZOO_REQUIRE_SLURM"):
+        pytest.fail(hint)
+    pytest.skip(f"NOT TESTED HERE: {hint}")
+
+
 def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> None:
     """Wait until the condition is true; fails after `seconds`."""
     end = time.monotonic() + seconds
@@ -80,10 +92,10 @@ class Cluster:
         self.folder = folder
 
     @contextmanager
-    def up(self) -> Iterator["Cluster"]:
+    def up(self, accounting: bool = False) -> Iterator["Cluster"]:
         """Runs while the body does, and is what SLURM's commands talk to."""
         kept = dict(os.environ)
-        program.up(self.folder)
+        program.up(self.folder, accounting=accounting)
         try:
             for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
                 del os.environ[name]

@@ -59,7 +59,7 @@ def collect(sweep: Path) -> list[RunState]:
     adopt(ledger, content)
     submitted = {name: job_of(content, name) for name in content["runs"]}
     unfinished = {name for name in content["runs"] if RunDir(sweep / name).read_status()["state"] != "done"}
-    found = scheduler.jobs({scheduler.whole(job) for name, job in submitted.items() if job and name in unfinished})
+    found = scheduler.jobs({job for name, job in submitted.items() if job and name in unfinished})
     here = _alive(content.get("local"))
     return [
         _state(RunDir(sweep / name), entry, submitted[name], found.get(submitted[name] or ""), here)

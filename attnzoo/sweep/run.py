@@ -105,6 +105,10 @@ def _submit(
         if not scheduler.available():
             print("SLURM is not installed here: whether it would take these jobs was not checked")
         return DONE
+    if all(p.state == "done" for p in planned):
+        print(f"{len(planned)} of {len(planned)} runs are done already")
+        conclude(folder, planned)
+        return DONE
     folder.create(planned, str(experiment.path), todo)
     for line in slurm.submit(found, folder):
         print(line)
