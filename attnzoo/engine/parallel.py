@@ -21,8 +21,8 @@ from attnzoo.engine.distributed import Ranks
 log = logging.getLogger(__name__)
 
 
-class Alone:
-    """One process: nothing is shared. The others differ from it where they say so."""
+class Parallel:
+    """One process: nothing is shared. Several: a subclass, which differs where it says so."""
 
     def __init__(self, model: nn.Module):
         self.runner = model  # what a training step calls
@@ -52,7 +52,7 @@ class Alone:
         optimizer.load_state_dict(state)
 
 
-class Replicated(Alone):
+class Replicated(Parallel):
     """All of the model on each rank (Li et al., PyTorch Distributed, VLDB 2020)."""
 
     def __init__(self, model: nn.Module, device: torch.device):
@@ -64,7 +64,7 @@ class Replicated(Alone):
         return nullcontext() if last else self.runner.no_sync()
 
 
-class Sharded(Alone):
+class Sharded(Parallel):
     """Parameters, gradients and optimiser states in parts (Zhao et al., PyTorch FSDP, VLDB 2023).
 
     The block around each attention is gathered when it runs, what is left of the model while any of it does. For an
@@ -75,7 +75,8 @@ class Sharded(Alone):
         self._ranks = ranks
         self._mesh = init_device_mesh(ranks.device.type, (ranks.world,))
         self._outline = _without_memory(model)
-        self.runner = self._shard(model)
+        self.runner = model
+        self._shard(model)
         parameters = cast(list[DTensor], list(model.parameters()))
         own = sum(parameter.to_local().numel() for parameter in parameters)
         log.info("sharded: %d of %d parameters in this process", own, sum(p.numel() for p in parameters))
@@ -83,12 +84,12 @@ class Sharded(Alone):
             self._shard(average.module)
             average.foreach = False  # takes no list in which some tensors are in parts and others, of buffers, are not
 
-    def _shard(self, model: nn.Module) -> nn.Module:
+    def _shard(self, model: nn.Module) -> None:
         self._ranks.align(tensor.detach() for tensor in model.state_dict().values())
         for module in reversed(list(model.modules())):
             if any(isinstance(child, Attention) for child in module.children()):
                 fully_shard(module, mesh=self._mesh)
-        return fully_shard(model, mesh=self._mesh)
+        fully_shard(model, mesh=self._mesh)
 
     @contextmanager
     def exchange(self, last: bool) -> Iterator[None]:
@@ -124,13 +125,13 @@ class Sharded(Alone):
         optimizer.load_state_dict(state | {"state": parts})
 
 
-def build(kind: Literal["ddp", "fsdp2"], model: nn.Module, average: ModelEmaV3 | None, ranks: Ranks) -> Alone:
+def build(kind: Literal["ddp", "fsdp2"], model: nn.Module, average: ModelEmaV3 | None, ranks: Ranks) -> Parallel:
     """What `train.parallel` chooses, for as many ranks as there are.
 
     Sharding replaces the parameters of `model` and of its `average`: an optimiser is built afterwards.
     """
     if ranks.world == 1:
-        return Alone(model)
+        return Parallel(model)
     return Replicated(model, ranks.device) if kind == "ddp" else Sharded(model, average, ranks)
 
 
