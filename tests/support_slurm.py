@@ -223,10 +223,14 @@ class Sweep:
 
     def wait_for_step(self, step: int, name: str = "seed=3") -> int:
         """Wait until a step is done; returns the last one, which is not the run's last."""
-        wait(lambda: self.step(name) >= step, what=f"for step {step}: {self.tell(name)}")
-        reached = self.step(name)
+
+        def reached() -> bool:
+            assert self.run(name).read_status()["state"] != "failed", self.tell(name)
+            return self.step(name) >= step
+
+        wait(reached, what=lambda: f"for step {step}: {self.tell(name)}")
         assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
-        return reached
+        return self.step(name)
 
     def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
         """Wait until no run is active; returns their states."""
