@@ -37,6 +37,7 @@ class RunState:
     step: int | None = None
     steps: int | None = None
     ap: float | None = None
+    top1: float | None = None
     left: float | None = None
     requeued: int = 0
     machine_failures: int = 0
@@ -91,6 +92,7 @@ def _state(run: RunDir, entry: Mapping[str, Any], job_id: str | None, job: Job |
         step=status.get("step"),
         steps=status.get("steps"),
         ap=status.get("AP"),
+        top1=status.get("top1"),
         left=status.get("eta") if own and state == "running" else None,
         requeued=max(len(tried) - 1, 0),
         machine_failures=sum(one.failed_with_its_machine for one in (tried[:-1] if own else tried)),

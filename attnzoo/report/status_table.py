@@ -30,15 +30,17 @@ def show(sweep: Path, watch: bool, as_json: bool) -> int:
 def table(sweep: Path, states: Sequence[RunState]) -> Table:
     """The runs, one a row; how many are in which state as its title."""
     title = ", ".join(f"{count} {state}" for state, count in counts(states).items())
-    found = Table("run", "state", "step", "AP", "left", "requeued", "job", "note", title=f"{sweep}: {title}")
+    classify = any(one.top1 is not None for one in states)
+    metric = "top-1" if classify else "AP"
+    found = Table("run", "state", "step", metric, "left", "requeued", "job", "note", title=f"{sweep}: {title}")
     for one in states:
         step = "" if one.step is None else f"{one.step}/{one.steps}"
-        ap = "" if one.ap is None else f"{one.ap:.3f}"
+        value = one.top1 if classify else one.ap
         found.add_row(
             one.name,
             one.state,
             step,
-            ap,
+            "" if value is None else f"{value:.3f}",
             _duration(one.left),
             _requeued(one),
             one.job or "",

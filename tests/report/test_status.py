@@ -105,6 +105,16 @@ def test_json_holds_everything_and_failures_give_exit_code_1(
     assert "1 pending, 1 failed" in capsys.readouterr().out
 
 
+def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(tmp_path, ["a", "b"])
+    RunDir(tmp_path / "a").write_status(state="done", step=9, steps=9, top1=0.75)
+    assert attnzoo_main.main(["status", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "top-1" in out
+    assert "0.750" in out
+    assert " AP " not in out
+
+
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sweep\.json in it"):
         collect(tmp_path)
