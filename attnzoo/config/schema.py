@@ -213,6 +213,7 @@ class DataConfig:
     dataset: NamedBlock = _named("digit_scenes")
     augment: NamedBlock = _named("none")  # of training images
     batch_size: int = number(2, COUNT)  # of all processes together, per optimiser step before accumulation
+    val_batch_size: int | None = number(None, COUNT)  # images that one process evaluates at a time; null: batch_size
     workers: int = number(0, NON_NEGATIVE)  # loader processes per training process
 
 
@@ -322,6 +323,7 @@ class ExperimentConfig:
 
 @dataclass
 class DetectionExperiment(ExperimentConfig):
+    per_class: bool = False  # evaluation also gives AP and AP50 of every class
     model: DetectorConfig = field(default_factory=DetectorConfig)
 
 

@@ -53,7 +53,7 @@ class Drawn(Look, ABC):
 
     def folder(self) -> Path:
         """The folder that `write` filled, now or before. Raises UserError if the cache cannot be written."""
-        options = {key: _plain(value) for key, value in asdict(self).items()}
+        options = {key: _as_json(value) for key, value in asdict(self).items()}
         return cached_folder(self.name, options | {"version": self.version}, self.write)
 
     def scenes(self, split: str) -> Iterator[Scene]:
@@ -63,6 +63,6 @@ class Drawn(Look, ABC):
             yield painter.paint(np.random.default_rng([self.seed, self.version, SPLITS.index(split), i]))
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """An option as JSON, equal for equal options: 20 and 20.0, lists and tuples."""
     return [float(item) for item in value] if isinstance(value, list | tuple) else float(value)

@@ -49,7 +49,8 @@ class DetectionTask(DatasetTask):
             evaluator.add(postprocess(output, sizes, self.config.model.loss.classification), batch.targets)
             beat()
         rows = [row for rank_rows in self.ranks.gather(evaluator.rows) for row in rank_rows]
-        return dict(self.ranks.share(evaluator.summarize(rows) if self.ranks.is_main else None))
+        summary = evaluator.summarize(rows, self.config.per_class) if self.ranks.is_main else None
+        return dict(self.ranks.share(summary))
 
     def cost(self, model: nn.Module) -> Cost:
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""

@@ -12,16 +12,15 @@ names = presets
 
 
 def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
-    """A published model with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
+    """The model of a preset with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
     `overrides` are fields of DetectorConfig or ClassifierConfig, nested as dicts. Unless given, `num_classes` is 91 for
     detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
     not allowed.
     """
     if preset in presets("vit"):
-        return build(classifier_config(preset, overrides), num_classes or 1000)
-    config = model_config(preset, {**overrides, "num_classes": num_classes})
-    return build(config, num_classes or 91)
+        return build(classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
+    return build(model_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
 
 
 def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Classifier:

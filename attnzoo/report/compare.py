@@ -87,8 +87,13 @@ def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:
     notes = []
     counts = sorted({len(variant.seeds) for variant in variants})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    interval = "mean ± 95 % confidence interval (Student's t) over seeds" if counts[-1] > 1 else "intervals n/a"
-    notes.append(f"Finished seeds per variant: {seeds}; {interval}. Differences within the intervals are noise.")
+    if counts[-1] > 1:
+        meaning = (
+            "mean ± 95 % confidence interval (Student's t) over seeds. Differences within the intervals are noise."
+        )
+    else:
+        meaning = "intervals n/a: one seed cannot tell a difference from noise."
+    notes.append(f"Finished seeds per variant: {seeds}; {meaning}")
     budgets = sorted({result.steps for result in results if result.state == "done"})
     if len(budgets) == 1:
         notes.append(f"Equal budgets: {budgets[0]} optimiser steps each.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo import attempts, scheduler
+from attnzoo import attempts, process, scheduler
 from attnzoo.errors import UserError
 from attnzoo.ledger import COMMENT, NAME, Ledger, job_of
 from attnzoo.rundir import RunDir
@@ -141,7 +141,7 @@ def _active(run: RunDir, status: Mapping[str, Any], job: Job) -> tuple[str, str]
 def _works(run: RunDir, status: Mapping[str, Any]) -> bool:
     """Whether a run that no job has is being trained: by its process here, by its signs of life elsewhere."""
     if status.get("host") == attempts.node_name():
-        return _exists(status["pid"])
+        return process.is_here(status)
     return time.time() - (run.heartbeat() or 0) < DEAD_SECONDS
 
 
@@ -150,18 +150,8 @@ def _since(run: RunDir) -> str:
 
 
 def _alive(launcher: Mapping[str, Any] | None) -> bool:
-    """Whether the process that works on the sweep runs on this machine."""
-    return launcher is not None and launcher["host"] == attempts.node_name() and _exists(launcher["pid"])
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether another process works on the sweep on this machine."""
+    return launcher is not None and launcher["pid"] != os.getpid() and process.is_here(launcher)
 
 
 def last_words(run: RunDir, entry: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.live import Live
 from rich.table import Table
 
+from attnzoo import clock
 from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect, counts
 
@@ -41,7 +42,7 @@ def table(sweep: Path, states: Sequence[RunState]) -> Table:
             one.state,
             step,
             "" if value is None else f"{value:.3f}",
-            _duration(one.left),
+            clock.spell(one.left) if one.left else "",
             _requeued(one),
             one.job or "",
             one.note,
@@ -54,14 +55,6 @@ def _requeued(one: RunState) -> str:
         return ""
     failures = one.machine_failures
     return f"{one.requeued}" + (f", {failures} machine failure{'s' if failures > 1 else ''}" if failures else "")
-
-
-def _duration(seconds: float | None) -> str:
-    if not seconds:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _watch(sweep: Path, states: list[RunState]) -> list[RunState]:

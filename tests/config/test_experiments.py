@@ -44,6 +44,17 @@ def test_published_recipes(
     assert (config.model.label_smoothing, config.model.drop_path) == (0.1, drop_path)
 
 
+def test_published_coco_recipe() -> None:
+    config: Any = load("experiments/deformable_detr_coco.yaml")
+    train, schedule = config.train, config.train.schedule
+    assert (train.epochs, config.data.batch_size, train.clip) == (50, 32, 0.1)
+    assert (train.optimizer.lr, train.optimizer.weight_decay) == (2e-4, 1e-4)
+    assert (schedule.name, schedule.milestones, schedule.gamma) == ("step", [40 / 50], 0.1)
+    assert train.optimizer.lr_multipliers == dict.fromkeys(("backbone", "sampling_offsets", "reference_points"), 0.1)
+    assert config.data.dataset["name"] == "coco"
+    assert train.eval_every == 118_287 // config.data.batch_size  # after every epoch of train2017
+
+
 def test_cross_slots_has_every_attention_in_every_slot() -> None:
     from attnzoo import attention
     from attnzoo.geometry import Role

@@ -245,3 +245,9 @@ def test_weights_of_a_classifier_fit_the_backbone(tmp_path: Any) -> None:
     model = tiny(backbone={**backbone, "weights": str(tmp_path / "swin.pt")})
     for name, tensor in model.backbone.body.trunk.state_dict().items():
         assert torch.equal(tensor, classifier.trunk.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("number", [0, -3, 2.5])
+def test_a_number_of_classes_that_cannot_be_is_refused(number: float) -> None:
+    with pytest.raises(UserError, match="num_classes"):
+        models.create("swin_tiny", num_classes=number)

@@ -14,7 +14,7 @@ from attnzoo.inspect.environment import version
 from attnzoo.interop import huggingface
 from attnzoo.models import Detector
 from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.detr.matcher import Target
+from attnzoo.models.detr.matcher import Objects
 
 THEIRS = "transformers"
 INSTALL = "pip install transformers==4.57.6"
@@ -52,7 +52,7 @@ class Entrant(ABC):
         """Logits and boxes of the last layer for images (B, 3, H, W)."""
 
     @abstractmethod
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
         """The scalar to minimise."""
 
 
@@ -65,7 +65,7 @@ class Ours(Entrant):
         output = self.model(images)
         return output.logits[-1], output.boxes[-1]
 
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
         return self._loss(self.model(images), targets).total
 
 
@@ -79,7 +79,7 @@ class Theirs(Entrant):
         output = self.model(images)
         return output.logits, output.pred_boxes
 
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
         labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
         loss: Tensor = self.model(images, labels=labels).loss
         return loss

@@ -11,7 +11,7 @@ from attnzoo.inspect.bench.detector_pairs import MODELS, PUBLISHED, Entrant, Siz
 from attnzoo.inspect.bench.peers import OURS
 from attnzoo.inspect.bench.sampling import interleave
 from attnzoo.inspect.bench.select import pick
-from attnzoo.models.detr.matcher import Target
+from attnzoo.models.detr.matcher import Objects
 
 USUAL = ("detr_r50", "deformable_detr_r50")
 FORWARD, TRAINING = (1, 800, 1066), (2, 256, 256)
@@ -95,7 +95,7 @@ def _predict(entrant: Entrant, images: Tensor) -> Outputs:
     return {"logits": logits, "boxes": boxes}
 
 
-def _learn(entrant: Entrant, images: Tensor, targets: Sequence[Target]) -> Outputs:
+def _learn(entrant: Entrant, images: Tensor, targets: Sequence[Objects]) -> Outputs:
     """The loss, the norm of all gradients, and how many parameters are trained."""
     entrant.model.train()
     entrant.model.zero_grad()
@@ -108,7 +108,7 @@ def _learn(entrant: Entrant, images: Tensor, targets: Sequence[Target]) -> Outpu
     return {"loss": loss.detach(), "gradient norm": norm, "number of trained parameters": torch.tensor(trained)}
 
 
-def _call(entrant: Entrant, work: str, images: Tensor, targets: Sequence[Target]) -> Callable[[], object]:
+def _call(entrant: Entrant, work: str, images: Tensor, targets: Sequence[Objects]) -> Callable[[], object]:
     if work == "forward":
         return lambda: _predict(entrant, images)
     trained = [p for p in entrant.model.parameters() if p.requires_grad]
@@ -123,7 +123,7 @@ def _call(entrant: Entrant, work: str, images: Tensor, targets: Sequence[Target]
     return step
 
 
-def _targets(batch: int, device: torch.device) -> list[Target]:
+def _targets(batch: int, device: torch.device) -> list[Objects]:
     g = torch.Generator().manual_seed(1)
     return [
         {
