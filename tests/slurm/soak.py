@@ -126,7 +126,7 @@ class Soak:
             assert not all(one.state == "done" for one in states), "the sweep ended before the faults did"
             broken = [one for one in states if one.state in ("failed", "dead")]
             assert not broken, broken
-            found[:] = [one.name for one in states if one.state == "running" and self._trains(one)]
+            found[:] = [one.name for one in states if self._trains(one)]
             return bool(found)
 
         wait(training, 300, "for a run that trains")
@@ -135,11 +135,13 @@ class Soak:
         return self.random.choice(found) if found else self._wait_for_training_run()
 
     def _trains(self, one: RunState) -> bool:
-        """Whether this start of the run has made a step, and is not about to finish."""
-        journal = attempts.read(self.sweep.run(one.name))
-        if not journal or journal[-1].outcome is not None or one.step is None:
+        """Whether the present start of the run has made a step, and is not about to finish."""
+        if one.state != "running" or one.job is None:
             return False
-        return journal[-1].step < one.step < self.steps - 30
+        run = self.sweep.run(one.name)
+        working = processes(self.cluster.job(one.job)["JobId"], b"attnzoo.engine.worker")
+        journal = attempts.read(run)
+        return run.read_status()["pid"] in working and journal[-1].step < (one.step or 0) < self.steps - 30
 
 
 def main() -> int:

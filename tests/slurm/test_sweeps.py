@@ -79,6 +79,19 @@ def hparams(sweep: Path) -> dict[str, HParamsPluginData]:
     return found
 
 
+def test_a_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, sweep, capsys):
+    groups = "sweep.zip={model.ffn: [16, 24, 32], slurm.cpus_per_task: [1, 2, 2]}"
+    assert sweep.start("launcher=slurm", groups, "sweep.seeds=[0, 1]", "slurm.parallelism=3", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "group 1: 2 runs with nodes=1, ntasks_per_node=1, cpus_per_task=1, time=60, array_parallelism=3\n" in out
+    assert "group 2: 4 runs with" in out
+    assert "  3: ffn=32-seed=1\n" in out
+    assert "#SBATCH --array=0-3%3\n" in out
+    assert out.count("#SBATCH --signal=USR2@20\n") == 2
+    assert not sweep.runs.exists()
+    assert cluster.ask("squeue", "--noheader", "--states=all", "--format=%k").count(str(sweep.runs)) == 0
+
+
 def test_submitting_again_adds_only_what_is_missing(cluster, sweep, capsys):
     sweep.submit("train.steps=5", "sweep.seeds=[0]")
     sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
