@@ -141,13 +141,15 @@ class Soak:
         run = self.sweep.run(one.name)
         working = processes(self.cluster.job(one.job)["JobId"], b"attnzoo.engine.worker")
         journal = attempts.read(run)
-        return run.read_status()["pid"] in working and journal[-1].step < (one.step or 0) < self.steps - 30
+        if not journal or run.read_status()["pid"] not in working:
+            return False
+        return journal[-1].step < (one.step or 0) < self.steps - 30
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=400, help="of each run; they must outlast the faults")
+    parser.add_argument("--steps", type=int, default=340, help="of each run; they must outlast the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
     given = parser.parse_args()
