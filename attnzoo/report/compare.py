@@ -80,7 +80,16 @@ def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
         flat.append(dict(flatten(kept)) | {"experiment": result.experiment})
     keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
-    return label([{key: config[key] for key in differing if key in config} for config in flat])
+    shown = [key for key in differing if not _follows_from_a_name(key, flat)]
+    return label([{key: config[key] for key in shown if key in config} for config in flat])
+
+
+def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:
+    """Whether a key tells nothing beyond the name of its block: some blocks take no such option, the others agree."""
+    name = f"{key.rpartition('.')[0]}.name"
+    values = [config[key] for config in configs if key in config]
+    named = len({config.get(name) for config in configs}) > 1
+    return key != name and named and len(values) < len(configs) and all(value == values[0] for value in values)
 
 
 def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:
