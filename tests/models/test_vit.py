@@ -74,7 +74,7 @@ def as_published(model: Classifier) -> int:
     which the printed figures agree with, it has 5 operations for each normalised element and 4 for each bias read.
     """
     difference = 0
-    normalised = sum(112**2 * norm.norm.normalized_shape[0] for norm in model.trunk.patch_embed if hasattr(norm, "norm"))
+    normalised = 112**2 * model.trunk.patch_embed[0].conv.out_channels
     for index, stage in enumerate(model.trunk.stages):
         side = 56 // 2**index
         layout = Layout.unpadded([(side, side)], 1)
