@@ -133,10 +133,12 @@ def test_sizes_are_rounded_up(down: str, size: tuple[int, int]) -> None:
     assert [tuple(m.shape[1:3]) for m in maps] == rounded
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_checkpointing_changes_no_gradient(name: str) -> None:
     gradients = []
     for checkpoint in (False, True):
-        stages = {f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "checkpoint": checkpoint} for i in (1, 2)}
+        stage = {"depth": 2, "heads": 2, "second": {"name": name}, "checkpoint": checkpoint}
+        stages = {f"stage{i}": {"dim": 16 * i, **stage} for i in (1, 2)}
         model = small(**stages, drop_path=0.5).train()
         torch.manual_seed(3)
         model(images()).square().sum().backward()
