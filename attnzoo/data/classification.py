@@ -144,7 +144,10 @@ class Folder(OnDisk):
 @LABELLED.register("timm")
 @dataclass(frozen=True, kw_only=True)
 class TimmDataset(OnDisk):
-    """What `timm.data.create_dataset(source, root, split)` reads by index, such as `torch/cifar10` and `hfds/…`."""
+    """What `timm.data.create_dataset(source, root, split, **options)` reads by index, as `torch/cifar10` and `hfds/…`.
+
+    `options` are the reader's own, such as `{input_key: img}` for a Hugging Face data set.
+    """
 
     source: str
     root: str | None = None
@@ -152,6 +155,7 @@ class TimmDataset(OnDisk):
     train: str = "train"
     val: str = "validation"
     download: bool = False
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -162,8 +166,10 @@ class TimmDataset(OnDisk):
             raise unknown("split", split, SPLITS)
         name = self.train if split == "train" else self.val
         try:
-            found = timm.data.create_dataset(self.source, root=self.root, split=name, download=self.download)
-        except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
+            found = timm.data.create_dataset(
+                self.source, root=self.root, split=name, download=self.download, **(self.options or {})
+            )
+        except (AssertionError, RuntimeError, TypeError, ValueError, OSError, ImportError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"data.dataset: timm cannot open {self.source!r}, split {name!r}: {reason}") from error
         if isinstance(found, IterableDataset):
