@@ -85,11 +85,14 @@ def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:
-    """Whether a key tells nothing beyond the name of its block: some blocks take no such option, the others agree."""
-    name = f"{key.rpartition('.')[0]}.name"
-    values = [config[key] for config in configs if key in config]
-    named = len({config.get(name) for config in configs}) > 1
-    return key != name and named and len(values) < len(configs) and all(value == values[0] for value in values)
+    """Whether a key tells nothing beyond the name of its block.
+
+    Blocks of some names do not take such an option, or one of another type, and where it is of one type it is the same.
+    """
+    owner = f"{key.rpartition('.')[0]}.name"
+    found = {(str(config.get(owner)), type(config.get(key, ...)), repr(config.get(key, ...))) for config in configs}
+    names, types, values = (set(column) for column in zip(*found, strict=True))
+    return key != owner and 1 < len(types) == len(values) and 1 < len(names) == len(found)
 
 
 def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:
