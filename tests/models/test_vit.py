@@ -180,12 +180,15 @@ def test_channels_last_images_give_the_same() -> None:
     torch.testing.assert_close(model(images().contiguous(memory_format=torch.channels_last)), expected)
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_compiles_as_one_graph(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*((name, "aot_eager") for name in ATTENTIONS), pytest.param("dat", "inductor", marks=pytest.mark.slow)],
+)
+def test_compiles_as_one_graph(name: str, backend: str) -> None:
     """In training, with all gradients."""
     model = with_second(name).train()
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     found, expected = compiled(images()), model(images())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     gradients = [torch.autograd.grad(logits.square().sum(), list(model.parameters())) for logits in (found, expected)]
