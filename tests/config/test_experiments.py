@@ -61,7 +61,8 @@ def test_published_fine_tuning() -> None:
     assert (train.epochs, config.data.batch_size, train.optimizer.lr) == (30, 512, 2e-6)
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d, train.clip) == (1e-8, False, 1.0)
     assert (schedule.warmup, schedule.floor * train.optimizer.lr) == (0, pytest.approx(1e-7))
-    assert (config.data.augment["size"], config.data.augment["crop"], config.data.augment["resize"]) == (384, 1, "squash")
+    augment = config.data.augment
+    assert (augment["size"], augment["crop"], augment["resize"]) == (384, 1, "squash")
     assert (config.model.stage1.second["window"], config.model.stage1.second["shift"]) == (12, 6)
     assert config.model.drop_path == 0.5
 
