@@ -1,5 +1,6 @@
 """The experiment files that come with the package: each builds, and published recipes have the published numbers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def test_published_fine_tuning() -> None:
     assert (augment["size"], augment["crop"], augment["resize"]) == (384, 1, "squash")
     assert (config.model.stage1.second["window"], config.model.stage1.second["shift"]) == (12, 6)
     assert config.model.drop_path == 0.5
+
+
+def test_the_page_of_experiments_counts_their_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 7
+    assert {name: len(expand(Experiment(f"experiments/{name}.yaml"))) for name, _ in rows} == {
+        name: int(runs) for name, runs in rows
+    }
 
 
 def test_cross_slots_has_every_attention_in_every_slot() -> None:
