@@ -6,10 +6,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "../common/simd_math.h"
 #include "block.h"
 #include "mlp.h"
+#include "product.h"
 #include "table.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
@@ -18,7 +21,7 @@ constexpr int64_t kTile = 64;  // keys
 
 template <typename T, template <typename> class BiasOf>
 int64_t scratch_size(const Problem& problem) {
-  return 3 * problem.dim * kBlock<T> + 2 * kBlock<T> * padded<T>(problem.dim) + BiasOf<T>::scratch_size(problem);
+  return 5 * padded<T>(problem.dim) * kBlock<T> + BiasOf<T>::scratch_size(problem);
 }
 
 // What a task sees of its head.
@@ -57,8 +60,8 @@ ATTNZOO_INLINE void score(
 // The softmax so far: the largest score of each query, and the sum of exponentials relative to it.
 template <typename T>
 struct Softmax {
-  Vector<T> largest[kVectors];
-  Vector<T> sum[kVectors];
+  Wide<T> largest[kVectors];
+  Wide<T> sum[kVectors];
 };
 
 // Takes the scores of a tile into the softmax and leaves their exponentials; what was summed before, `output`
@@ -66,24 +69,24 @@ struct Softmax {
 template <typename T>
 ATTNZOO_INLINE void take_in(Softmax<T>& softmax, T* scores, int64_t keys, T* output, int64_t dim) {
   for (int v = 0; v < kVectors; ++v) {
-    T* column = scores + v * kLanes<T>;
-    Vector<T> largest = softmax.largest[v];
+    T* column = scores + v * kWidest<T>;
+    Wide<T> largest = softmax.largest[v];
     for (int64_t j = 0; j < keys; ++j) {
-      const Vector<T> x = load(column + j * kBlock<T>);
+      const Wide<T> x = load<Wide<T>>(column + j * kBlock<T>);
       largest = x > largest ? x : largest;
     }
-    const Vector<T> shrink = exp_nonpositive(softmax.largest[v] - largest);
+    const Wide<T> shrink = exp_of_negative<Wide<T>>(softmax.largest[v] - largest);
     softmax.largest[v] = largest;
-    Vector<T> sum = softmax.sum[v] * shrink;
+    Wide<T> sum = softmax.sum[v] * shrink;
     for (int64_t j = 0; j < keys; ++j) {
-      const Vector<T> x = exp_nonpositive(load(column + j * kBlock<T>) - largest);
+      const Wide<T> x = exp_of_negative<Wide<T>>(load<Wide<T>>(column + j * kBlock<T>) - largest);
       store(column + j * kBlock<T>, x);
       sum += x;
     }
     softmax.sum[v] = sum;
     for (int64_t d = 0; d < dim; ++d) {
-      T* channel = output + d * kBlock<T> + v * kLanes<T>;
-      store(channel, load(channel) * shrink);
+      T* channel = output + d * kBlock<T> + v * kWidest<T>;
+      store(channel, load<Wide<T>>(channel) * shrink);
     }
   }
 }
@@ -94,18 +97,20 @@ void forward_block(
     T* scratch, const Outputs<T>& out) {
   const Block<T> block{first_query, std::min(kBlock<T>, problem.queries - first_query)};
   const View<T> view(problem, in, image, head);
-  T* query = scratch;
-  T* output = query + problem.dim * kBlock<T>;
-  const BiasOf<T> bias(
-      problem, in.parameters + head * problem.parameters, nullptr, output + problem.dim * kBlock<T>);
-  block.transpose(in.query.of(image, head), in.query.row, problem.dim, static_cast<T>(problem.scale), query);
-  std::fill(output, output + problem.dim * kBlock<T>, T(0));
+  const int64_t columns = padded<T>(problem.dim);
+  T* rows = scratch;
+  T* query = rows + columns * kBlock<T>;
+  T* output = query + columns * kBlock<T>;
+  const BiasOf<T> bias(problem, in.parameters + head * problem.parameters, nullptr, output + columns * kBlock<T>);
+  block.take(in.query.of(image, head), in.query.row, problem.dim, static_cast<T>(problem.scale), rows);
+  transpose(rows, kBlock<T>, columns, query);
+  std::fill(output, output + columns * kBlock<T>, T(0));
   alignas(kAlignment) T scores[kTile * kBlock<T>];
   // The lowest finite number: its difference from itself, unlike that of infinity, is a number.
   Softmax<T> softmax;
   for (int v = 0; v < kVectors; ++v) {
-    softmax.largest[v] = broadcast(std::numeric_limits<T>::lowest());
-    softmax.sum[v] = Vector<T>{};
+    softmax.largest[v] = broadcast<Wide<T>>(std::numeric_limits<T>::lowest());
+    softmax.sum[v] = Wide<T>{};
   }
   for (const Run* run = runs.begin; run != runs.end; ++run) {
     const Level& level = problem.levels[run->level];
@@ -122,13 +127,14 @@ void forward_block(
   alignas(kAlignment) T factors[kBlock<T>];
   T* log_sums = out.log_sums + (image * problem.heads + head) * problem.queries + block.first;
   for (int64_t i = 0; i < block.count; ++i) {
-    const T sum = softmax.sum[i / kLanes<T>][i % kLanes<T>];
+    const T sum = softmax.sum[i / kWidest<T>][i % kWidest<T>];
     // Without a key the output is zero, and an infinite logarithm makes all weights zero in the backward pass.
     factors[i] = runs.begin == runs.end ? T(0) : T(1) / sum;
     log_sums[i] = runs.begin == runs.end ? std::numeric_limits<T>::infinity()
-                                         : softmax.largest[i / kLanes<T>][i % kLanes<T>] + std::log(sum);
+                                         : softmax.largest[i / kWidest<T>][i % kWidest<T>] + std::log(sum);
   }
-  block.transpose_back(output, problem.dim, factors, out.output.of(image, head), out.output.row);
+  transpose(output, columns, kBlock<T>, rows);
+  block.give(rows, problem.dim, factors, out.output.of(image, head), out.output.row);
 }
 
 // Gradients of one tile by everything that its bias depends on, given those of its scores.
@@ -139,16 +145,16 @@ ATTNZOO_INLINE void backward_bias(
   for (int64_t j = 0; j < keys; ++j) {
     const T* key = view.key_positions + 2 * (first + j);
     const Places<T> by_displacement = bias.differentiate(level, places, key, by_scores + j * kBlock<T>);
-    Vector<T> by_x{};
-    Vector<T> by_y{};
+    Wide<T> by_x{};
+    Wide<T> by_y{};
     for (int v = 0; v < kVectors; ++v) {
       by_places.x[v] += by_displacement.x[v];
       by_places.y[v] += by_displacement.y[v];
       by_x += by_displacement.x[v];
       by_y += by_displacement.y[v];
     }
-    by_key_positions[2 * (first + j)] -= sum_of_lanes<T>(by_x);
-    by_key_positions[2 * (first + j) + 1] -= sum_of_lanes<T>(by_y);
+    by_key_positions[2 * (first + j)] -= sum_of_lanes(by_x);
+    by_key_positions[2 * (first + j) + 1] -= sum_of_lanes(by_y);
   }
 }
 
@@ -156,13 +162,13 @@ ATTNZOO_INLINE void backward_bias(
 template <typename T>
 ATTNZOO_INLINE void backward_softmax(T* scores, T* products, int64_t keys, const T* log_sums, const T* means) {
   for (int v = 0; v < kVectors; ++v) {
-    const Vector<T> log_sum = load(log_sums + v * kLanes<T>);
-    const Vector<T> mean = load(means + v * kLanes<T>);
+    const Wide<T> log_sum = load<Wide<T>>(log_sums + v * kWidest<T>);
+    const Wide<T> mean = load<Wide<T>>(means + v * kWidest<T>);
     for (int64_t j = 0; j < keys; ++j) {
-      const int64_t at = j * kBlock<T> + v * kLanes<T>;
-      const Vector<T> weight = exp_nonpositive(load(scores + at) - log_sum);
+      const int64_t at = j * kBlock<T> + v * kWidest<T>;
+      const Wide<T> weight = exp_of_negative<Wide<T>>(load<Wide<T>>(scores + at) - log_sum);
       store(scores + at, weight);
-      store(products + at, weight * (load(products + at) - mean));
+      store(products + at, weight * (load<Wide<T>>(products + at) - mean));
     }
   }
 }
@@ -184,9 +190,9 @@ void backward_head(
   T* by_query_positions = out.by_query_positions + task * problem.level_count * problem.queries * 2;
   T* by_key_positions = out.by_key_positions + task * problem.keys * 2;
   T* query_columns = scratch;
-  T* slope_columns = query_columns + dim * kBlock<T>;  // the gradient by the output
-  T* by_query = slope_columns + dim * kBlock<T>;
-  T* query_rows = by_query + dim * kBlock<T>;
+  T* slope_columns = query_columns + columns * kBlock<T>;  // the gradient by the output
+  T* by_query = slope_columns + columns * kBlock<T>;
+  T* query_rows = by_query + columns * kBlock<T>;
   T* slope_rows = query_rows + kBlock<T> * columns;
   const BiasOf<T> bias(
       problem, in.parameters + head * problem.parameters, out.by_parameters + task * problem.parameters,
@@ -200,18 +206,16 @@ void backward_head(
 
   for (int64_t first_query = 0; first_query < problem.queries; first_query += kBlock<T>) {
     const Block<T> block{first_query, std::min(kBlock<T>, problem.queries - first_query)};
-    block.transpose(in.query.of(image, head), in.query.row, dim, scale, query_columns);
-    block.copy(in.query.of(image, head), in.query.row, dim, scale, query_rows);
-    block.transpose(by_output, out.by_output.row, dim, T(1), slope_columns);
-    block.copy(by_output, out.by_output.row, dim, T(1), slope_rows);
-    std::fill(by_query, by_query + dim * kBlock<T>, T(0));
-    for (int64_t i = 0; i < kBlock<T>; ++i) {
-      const bool there = i < block.count;
-      log_sums[i] = there ? out.log_sums[task * problem.queries + first_query + i] : std::numeric_limits<T>::infinity();
-      means[i] = 0;
-      for (int64_t d = 0; there && d < dim; ++d) {
-        means[i] += slope_rows[i * columns + d] * output[(first_query + i) * out.output.row + d];
-      }
+    block.take(in.query.of(image, head), in.query.row, dim, scale, query_rows);
+    transpose(query_rows, kBlock<T>, columns, query_columns);
+    block.take(by_output, out.by_output.row, dim, T(1), slope_rows);
+    transpose(slope_rows, kBlock<T>, columns, slope_columns);
+    std::fill(by_query, by_query + columns * kBlock<T>, T(0));
+    std::fill(log_sums, log_sums + kBlock<T>, std::numeric_limits<T>::infinity());
+    std::fill(means, means + kBlock<T>, T(0));
+    for (int64_t i = 0; i < block.count; ++i) {
+      log_sums[i] = out.log_sums[task * problem.queries + first_query + i];
+      means[i] = product(slope_rows + i * columns, output + (first_query + i) * out.output.row, dim);
     }
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       const Level& level = problem.levels[run->level];
@@ -233,19 +237,23 @@ void backward_head(
       }
       add_places(by_places, block, by_query_positions + level_start);
     }
-    block.transpose_back(by_query, dim, scales, out.by_query.of(image, head), out.by_query.row);
+    transpose(by_query, columns, kBlock<T>, query_rows);
+    block.give(query_rows, dim, scales, out.by_query.of(image, head), out.by_query.row);
   }
   bias.finish();
 }
 
 template <typename T, template <typename> class BiasOf>
 Kernels<T> kernels_with() {
-  return {kBlock<T>, kLanes<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
+  return {kBlock<T>, kWidest<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
 }
 
 template <typename T>
 Kernels<T> kernels(Kind kind) {
   return kind == Kind::kTable ? kernels_with<T, TableBias>() : kernels_with<T, MlpBias>();
 }
+
+template Kernels<float> kernels<float>(Kind);
+template Kernels<double> kernels<double>(Kind);
 
 }  // namespace attnzoo::deform_kv_attn::ATTNZOO_ISA
