@@ -26,6 +26,9 @@ using Vector = typename VectorOf<T, N>::type;
 template <typename T>
 constexpr int kWidest = ATTNZOO_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
+template <typename T>
+using Wide = Vector<T, kWidest<T>>;
+
 // The widest vector that divides a chunk of kCount numbers, a power of two.
 template <typename T, int kCount>
 using ChunkVector = Vector<T, (kCount < kWidest<T> ? kCount : kWidest<T>)>;

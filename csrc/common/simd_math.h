@@ -16,28 +16,36 @@ ATTNZOO_INLINE Mask<V> floor_to_integer(const V& x) {
 }
 
 template <typename T>
-struct ExpConstants;
+struct MathConstants;
 
-// Below `smallest` the result would leave the normal range: it is 0 instead. ln 2 in two parts, the first short
-// enough for its products with integers to be exact. Terms of the series of e^r up to |r| = ln 2 / 2.
+// How T is laid out, and where series end: e^r up to |r| = ln 2 / 2, artanh s up to |s| = (√2 - 1) / (√2 + 1), both
+// within the rounding of T. ln 2 is in two parts, the first short enough for its products with exponents to be exact.
+// Below `smallest_exponent` e^x would leave the normal range. Added to a number, `integer_spacing` leaves its nearest
+// integer in the lowest bits.
 template <>
-struct ExpConstants<float> {
-  static constexpr float smallest = -87.0f;
-  static constexpr float ln2_high = 0x1.62ep-1f;
-  static constexpr float ln2_low = 0x1.0bfbe8e7bcd5ep-15f;
-  static constexpr int terms = 7;
+struct MathConstants<float> {
   static constexpr int mantissa_bits = 23;
   static constexpr int bias = 127;
+  static constexpr int32_t root_half_bits = 0x3f3504f3;
+  static constexpr float ln2_high = 0x1.62ep-1f;
+  static constexpr float ln2_low = 0x1.0bfbe8e7bcd5ep-15f;
+  static constexpr float smallest_exponent = -87.0f;
+  static constexpr float integer_spacing = 0x1.8p23f;
+  static constexpr int exp_degree = 7;
+  static constexpr int artanh_degree = 9;
 };
 
 template <>
-struct ExpConstants<double> {
-  static constexpr double smallest = -708.0;
-  static constexpr double ln2_high = 0x1.62e42feep-1;
-  static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr int terms = 13;
+struct MathConstants<double> {
   static constexpr int mantissa_bits = 52;
   static constexpr int bias = 1023;
+  static constexpr int64_t root_half_bits = 0x3fe6a09e667f3bcd;
+  static constexpr double ln2_high = 0x1.62e42feep-1;
+  static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double smallest_exponent = -708.0;
+  static constexpr double integer_spacing = 0x1.8p52;
+  static constexpr int exp_degree = 13;
+  static constexpr int artanh_degree = 21;
 };
 
 // 1 / k!
@@ -54,18 +62,37 @@ constexpr T reciprocal_factorial(int k) {
 template <typename V>
 ATTNZOO_INLINE V exp_of_negative(const V& x) {
   using T = Element<V>;
-  using C = ExpConstants<T>;
-  const Mask<V> usual = x > C::smallest;
-  const V inside = usual ? x : V{};
-  const Mask<V> n = floor_to_integer<V>(inside * T(0x1.71547652b82fep+0) + T(0.5));
-  const V whole = __builtin_convertvector(n, V);
-  const V r = inside - whole * C::ln2_high - whole * C::ln2_low;
-  V series{};
-  for (int k = C::terms; k >= 0; --k) {
+  using C = MathConstants<T>;
+  const V inside = x < C::smallest_exponent ? broadcast<V>(C::smallest_exponent) : x;
+  const V shifted = inside * T(0x1.71547652b82fep+0) + C::integer_spacing;
+  const V n = shifted - C::integer_spacing;
+  const V r = inside - n * C::ln2_high - n * C::ln2_low;
+  V series = broadcast<V>(reciprocal_factorial<T>(C::exp_degree));
+  for (int k = C::exp_degree - 1; k >= 0; --k) {
     series = series * r + reciprocal_factorial<T>(k);
   }
-  const V power = same_bits<V>((n + C::bias) << C::mantissa_bits);
-  return usual ? series * power : (x == x ? V{} : x);
+  const V power = same_bits<V>((same_bits<Mask<V>>(shifted) + C::bias) << C::mantissa_bits);
+  return x < C::smallest_exponent ? V{} : series * power;
+}
+
+// ln x for x from 1 on, within two units in the last place of 1 + ln x: x = 2^n · m with m in [1 / √2, √2) and
+// ln m = 2 artanh s with s = (m - 1) / (m + 1). Infinity and NaN stay what they are.
+template <typename V>
+ATTNZOO_INLINE V log_from_one(const V& x) {
+  using T = Element<V>;
+  using C = MathConstants<T>;
+  const auto bits = same_bits<Mask<V>>(x);
+  const Mask<V> n = (bits - C::root_half_bits) >> C::mantissa_bits;  // carries into the exponent from √2 on
+  const V m = same_bits<V>(bits - (n << C::mantissa_bits));
+  const V s = (m - T(1)) / (m + T(1));
+  const V square = s * s;
+  V series = broadcast<V>(T(2) / C::artanh_degree);
+  for (int k = C::artanh_degree - 2; k > 0; k -= 2) {
+    series = series * square + T(2) / T(k);
+  }
+  const V whole = __builtin_convertvector(n, V);
+  const V result = whole * C::ln2_high + (whole * C::ln2_low + s * series);
+  return x < std::numeric_limits<T>::infinity() ? result : x;
 }
 
 template <typename V, int... I>
@@ -93,12 +120,16 @@ ATTNZOO_INLINE Element<V> reduce(const V& v, const Combine& combine) {
   }
 }
 
+template <typename V>
+ATTNZOO_INLINE Element<V> sum_of_lanes(const V& v) {
+  return reduce(v, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a + b; });
+}
+
 // Softmax over `count` numbers in whole vectors of type V, the last filled up with -inf. `scores` and `weights` may
 // be the same.
 template <typename V>
 ATTNZOO_INLINE void softmax(const Element<V>* scores, int64_t count, Element<V>* weights) {
   const auto larger = [](const auto& a, const auto& b) __attribute__((always_inline)) { return a > b ? a : b; };
-  const auto plus = [](const auto& a, const auto& b) __attribute__((always_inline)) { return a + b; };
   V highest = load<V>(scores);
   for (int64_t i = kLanes<V>; i < count; i += kLanes<V>) {
     highest = larger(highest, load<V>(scores + i));
@@ -110,7 +141,7 @@ ATTNZOO_INLINE void softmax(const Element<V>* scores, int64_t count, Element<V>*
     store(weights + i, v);
     total += v;
   }
-  const Element<V> share = 1 / reduce(total, plus);
+  const Element<V> share = 1 / sum_of_lanes(total);
   for (int64_t i = 0; i < count; i += kLanes<V>) {
     store(weights + i, load<V>(weights + i) * share);
   }

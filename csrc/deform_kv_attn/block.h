@@ -4,19 +4,21 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "vector.h"
+#include "../common/simd.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 
+using namespace attnzoo::ATTNZOO_ISA;
+
 constexpr int kVectors = 4;  // of queries in a block
 template <typename T>
-constexpr int64_t kBlock = kVectors * kLanes<T>;
+constexpr int64_t kBlock = kVectors * kWidest<T>;
 
 constexpr int64_t kAlignment = 64;
 
 template <typename T>
 constexpr int64_t padded(int64_t size) {
-  return (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  return (size + kWidest<T> - 1) / kWidest<T> * kWidest<T>;
 }
 
 // The queries of one block. Missing ones at the end of the sequence are zeros.
@@ -62,8 +64,8 @@ struct Place {
 // Where the queries of a block are, or gradients by that.
 template <typename T>
 struct Places {
-  Vector<T> x[kVectors];
-  Vector<T> y[kVectors];
+  Wide<T> x[kVectors];
+  Wide<T> y[kVectors];
 };
 
 // The positions of the queries of a block, counted from `origin`.
@@ -77,8 +79,8 @@ ATTNZOO_INLINE Places<T> place(const Place<T>& origin, const T* positions, const
   }
   Places<T> places;
   for (int v = 0; v < kVectors; ++v) {
-    places.x[v] = load(x + v * kLanes<T>);
-    places.y[v] = load(y + v * kLanes<T>);
+    places.x[v] = load<Wide<T>>(x + v * kWidest<T>);
+    places.y[v] = load<Wide<T>>(y + v * kWidest<T>);
   }
   return places;
 }
@@ -86,8 +88,8 @@ ATTNZOO_INLINE Places<T> place(const Place<T>& origin, const T* positions, const
 template <typename T>
 ATTNZOO_INLINE void add_places(const Places<T>& places, const Block<T>& block, T* positions) {
   for (int64_t i = 0; i < block.count; ++i) {
-    positions[2 * (block.first + i)] += places.x[i / kLanes<T>][i % kLanes<T>];
-    positions[2 * (block.first + i) + 1] += places.y[i / kLanes<T>][i % kLanes<T>];
+    positions[2 * (block.first + i)] += places.x[i / kWidest<T>][i % kWidest<T>];
+    positions[2 * (block.first + i) + 1] += places.y[i / kWidest<T>][i % kWidest<T>];
   }
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "../common/simd_level.h"
 #include "../common/tensor.h"
 #include "call.h"
 #include "parameters.h"
@@ -19,35 +20,20 @@
 
 namespace attnzoo::deform_kv_attn {
 
-#if defined(__x86_64__)
-namespace avx512 {
-template <typename T>
-Kernels<T> kernels(Kind kind);
-}
-namespace avx2 {
-template <typename T>
-Kernels<T> kernels(Kind kind);
-}
-#endif
-namespace baseline {
-template <typename T>
-Kernels<T> kernels(Kind kind);
-}
-
 namespace {
 
 template <typename T>
-Kernels<T> kernels_of_this_machine(Kind kind) {
+Kernels<T> choose_kernels(Kind kind) {
+  switch (simd_level()) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw")) {
-    return avx512::kernels<T>(kind);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return avx2::kernels<T>(kind);
-  }
+    case SimdLevel::kAvx512:
+      return avx512::kernels<T>(kind);
+    case SimdLevel::kAvx2:
+      return avx2::kernels<T>(kind);
 #endif
-  return baseline::kernels<T>(kind);
+    default:
+      return baseline::kernels<T>(kind);
+  }
 }
 
 Runs view(const std::vector<Run>& runs) {
@@ -127,7 +113,7 @@ std::tuple<Tensor, Tensor> attend(Call call, Bias bias) {
   Tensor log_sums = torch::stable::new_empty(given.call.query, {problem.batch, problem.heads, problem.queries});
   with_scalar(given.call.query, "deform_kv_attention", [&](auto scalar) {
     using T = decltype(scalar);
-    const Kernels<T> kernels = kernels_of_this_machine<T>(Bias::kKind);
+    const Kernels<T> kernels = choose_kernels<T>(Bias::kKind);
     const std::vector<T> parameters = given.bias.template pack<T>(problem);
     const Inputs<T> in = inputs<T>(given.call, parameters);
     const Outputs<T> out{mutable_rows<T>(output), mutable_data<T>(log_sums)};
@@ -174,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, ByBias> differentiate(
   std::optional<ByBias> by_bias;
   with_scalar(query, "deform_kv_attention", [&](auto scalar) {
     using T = decltype(scalar);
-    const Kernels<T> kernels = kernels_of_this_machine<T>(Bias::kKind);
+    const Kernels<T> kernels = choose_kernels<T>(Bias::kKind);
     const std::vector<T> parameters = given.bias.template pack<T>(problem);
     const int64_t tasks = problem.batch * problem.heads;
     const int64_t columns = (problem.dim + kernels.lanes - 1) / kernels.lanes * kernels.lanes;

@@ -1,13 +1,6 @@
-// The kernels for what every machine has: SSE2 on x86-64, NEON on Arm.
+// Vectors of 16 bytes, which every x86-64 (SSE2) and every AArch64 (NEON) has; elsewhere the compiler makes scalars.
 #define ATTNZOO_ISA baseline
 #define ATTNZOO_VECTOR_BYTES 16
 #define ATTNZOO_VECTOR_REGISTERS 16
 
 #include "kernels.h"
-
-namespace attnzoo::deform_kv_attn::baseline {
-
-template Kernels<float> kernels<float>(Kind);
-template Kernels<double> kernels<double>(Kind);
-
-}  // namespace attnzoo::deform_kv_attn::baseline

@@ -6,10 +6,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "../common/simd_math.h"
 #include "block.h"
 #include "mlp.h"
+#include "product.h"
 #include "table.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
@@ -57,8 +60,8 @@ ATTNZOO_INLINE void score(
 // The softmax so far: the largest score of each query, and the sum of exponentials relative to it.
 template <typename T>
 struct Softmax {
-  Vector<T> largest[kVectors];
-  Vector<T> sum[kVectors];
+  Wide<T> largest[kVectors];
+  Wide<T> sum[kVectors];
 };
 
 // Takes the scores of a tile into the softmax and leaves their exponentials; what was summed before, `output`
@@ -66,24 +69,24 @@ struct Softmax {
 template <typename T>
 ATTNZOO_INLINE void take_in(Softmax<T>& softmax, T* scores, int64_t keys, T* output, int64_t dim) {
   for (int v = 0; v < kVectors; ++v) {
-    T* column = scores + v * kLanes<T>;
-    Vector<T> largest = softmax.largest[v];
+    T* column = scores + v * kWidest<T>;
+    Wide<T> largest = softmax.largest[v];
     for (int64_t j = 0; j < keys; ++j) {
-      const Vector<T> x = load(column + j * kBlock<T>);
+      const Wide<T> x = load<Wide<T>>(column + j * kBlock<T>);
       largest = x > largest ? x : largest;
     }
-    const Vector<T> shrink = exp_nonpositive(softmax.largest[v] - largest);
+    const Wide<T> shrink = exp_of_negative<Wide<T>>(softmax.largest[v] - largest);
     softmax.largest[v] = largest;
-    Vector<T> sum = softmax.sum[v] * shrink;
+    Wide<T> sum = softmax.sum[v] * shrink;
     for (int64_t j = 0; j < keys; ++j) {
-      const Vector<T> x = exp_nonpositive(load(column + j * kBlock<T>) - largest);
+      const Wide<T> x = exp_of_negative<Wide<T>>(load<Wide<T>>(column + j * kBlock<T>) - largest);
       store(column + j * kBlock<T>, x);
       sum += x;
     }
     softmax.sum[v] = sum;
     for (int64_t d = 0; d < dim; ++d) {
-      T* channel = output + d * kBlock<T> + v * kLanes<T>;
-      store(channel, load(channel) * shrink);
+      T* channel = output + d * kBlock<T> + v * kWidest<T>;
+      store(channel, load<Wide<T>>(channel) * shrink);
     }
   }
 }
@@ -104,8 +107,8 @@ void forward_block(
   // The lowest finite number: its difference from itself, unlike that of infinity, is a number.
   Softmax<T> softmax;
   for (int v = 0; v < kVectors; ++v) {
-    softmax.largest[v] = broadcast(std::numeric_limits<T>::lowest());
-    softmax.sum[v] = Vector<T>{};
+    softmax.largest[v] = broadcast<Wide<T>>(std::numeric_limits<T>::lowest());
+    softmax.sum[v] = Wide<T>{};
   }
   for (const Run* run = runs.begin; run != runs.end; ++run) {
     const Level& level = problem.levels[run->level];
@@ -122,11 +125,11 @@ void forward_block(
   alignas(kAlignment) T factors[kBlock<T>];
   T* log_sums = out.log_sums + (image * problem.heads + head) * problem.queries + block.first;
   for (int64_t i = 0; i < block.count; ++i) {
-    const T sum = softmax.sum[i / kLanes<T>][i % kLanes<T>];
+    const T sum = softmax.sum[i / kWidest<T>][i % kWidest<T>];
     // Without a key the output is zero, and an infinite logarithm makes all weights zero in the backward pass.
     factors[i] = runs.begin == runs.end ? T(0) : T(1) / sum;
     log_sums[i] = runs.begin == runs.end ? std::numeric_limits<T>::infinity()
-                                         : softmax.largest[i / kLanes<T>][i % kLanes<T>] + std::log(sum);
+                                         : softmax.largest[i / kWidest<T>][i % kWidest<T>] + std::log(sum);
   }
   block.transpose_back(output, problem.dim, factors, out.output.of(image, head), out.output.row);
 }
@@ -139,16 +142,16 @@ ATTNZOO_INLINE void backward_bias(
   for (int64_t j = 0; j < keys; ++j) {
     const T* key = view.key_positions + 2 * (first + j);
     const Places<T> by_displacement = bias.differentiate(level, places, key, by_scores + j * kBlock<T>);
-    Vector<T> by_x{};
-    Vector<T> by_y{};
+    Wide<T> by_x{};
+    Wide<T> by_y{};
     for (int v = 0; v < kVectors; ++v) {
       by_places.x[v] += by_displacement.x[v];
       by_places.y[v] += by_displacement.y[v];
       by_x += by_displacement.x[v];
       by_y += by_displacement.y[v];
     }
-    by_key_positions[2 * (first + j)] -= sum_of_lanes<T>(by_x);
-    by_key_positions[2 * (first + j) + 1] -= sum_of_lanes<T>(by_y);
+    by_key_positions[2 * (first + j)] -= sum_of_lanes(by_x);
+    by_key_positions[2 * (first + j) + 1] -= sum_of_lanes(by_y);
   }
 }
 
@@ -156,13 +159,13 @@ ATTNZOO_INLINE void backward_bias(
 template <typename T>
 ATTNZOO_INLINE void backward_softmax(T* scores, T* products, int64_t keys, const T* log_sums, const T* means) {
   for (int v = 0; v < kVectors; ++v) {
-    const Vector<T> log_sum = load(log_sums + v * kLanes<T>);
-    const Vector<T> mean = load(means + v * kLanes<T>);
+    const Wide<T> log_sum = load<Wide<T>>(log_sums + v * kWidest<T>);
+    const Wide<T> mean = load<Wide<T>>(means + v * kWidest<T>);
     for (int64_t j = 0; j < keys; ++j) {
-      const int64_t at = j * kBlock<T> + v * kLanes<T>;
-      const Vector<T> weight = exp_nonpositive(load(scores + at) - log_sum);
+      const int64_t at = j * kBlock<T> + v * kWidest<T>;
+      const Wide<T> weight = exp_of_negative<Wide<T>>(load<Wide<T>>(scores + at) - log_sum);
       store(scores + at, weight);
-      store(products + at, weight * (load(products + at) - mean));
+      store(products + at, weight * (load<Wide<T>>(products + at) - mean));
     }
   }
 }
@@ -240,12 +243,15 @@ void backward_head(
 
 template <typename T, template <typename> class BiasOf>
 Kernels<T> kernels_with() {
-  return {kBlock<T>, kLanes<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
+  return {kBlock<T>, kWidest<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
 }
 
 template <typename T>
 Kernels<T> kernels(Kind kind) {
   return kind == Kind::kTable ? kernels_with<T, TableBias>() : kernels_with<T, MlpBias>();
 }
+
+template Kernels<float> kernels<float>(Kind);
+template Kernels<double> kernels<double>(Kind);
 
 }  // namespace attnzoo::deform_kv_attn::ATTNZOO_ISA

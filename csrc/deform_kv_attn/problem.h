@@ -111,4 +111,17 @@ struct Kernels {
       const Problem&, const Inputs<T>&, Runs, int64_t image, int64_t head, T* scratch, const Gradients<T>&);
 };
 
+namespace baseline {
+template <typename T>
+Kernels<T> kernels(Kind kind);
+}
+namespace avx2 {
+template <typename T>
+Kernels<T> kernels(Kind kind);
+}
+namespace avx512 {
+template <typename T>
+Kernels<T> kernels(Kind kind);
+}
+
 }  // namespace attnzoo::deform_kv_attn

@@ -5,6 +5,7 @@
 #define ATTNZOO_HAS_F16C 1
 
 #include "../common/simd_headers.h"
+#include "cpu.h"
 
 ATTNZOO_BEGIN_TARGET("avx2,fma,f16c")
 #include "cpu_kernels.h"
