@@ -1,7 +1,9 @@
 // Functions of vectors.
 #pragma once
 
+#include <array>
 #include <limits>
+#include <utility>
 
 #include "simd.h"
 
@@ -18,10 +20,10 @@ ATTNZOO_INLINE Mask<V> floor_to_integer(const V& x) {
 template <typename T>
 struct MathConstants;
 
-// How T is laid out, and where series end: e^r up to |r| = ln 2 / 2, artanh s up to |s| = (√2 - 1) / (√2 + 1), both
-// within the rounding of T. ln 2 is in two parts, the first short enough for its products with exponents to be exact.
-// Below `smallest_exponent` e^x would leave the normal range. Added to a number, `integer_spacing` leaves its nearest
-// integer in the lowest bits.
+// How T is laid out, and how many terms series need to come within the rounding of T: e^r up to |r| = ln 2 / 2,
+// artanh s up to |s| = (√2 - 1) / (√2 + 1). ln 2 is in two parts, the first short enough for its products with
+// exponents to be exact. Below `smallest_exponent` e^x would leave the normal range. Added to a number,
+// `integer_spacing` leaves its nearest integer in the lowest bits.
 template <>
 struct MathConstants<float> {
   static constexpr int mantissa_bits = 23;
@@ -31,8 +33,8 @@ struct MathConstants<float> {
   static constexpr float ln2_low = 0x1.0bfbe8e7bcd5ep-15f;
   static constexpr float smallest_exponent = -87.0f;
   static constexpr float integer_spacing = 0x1.8p23f;
-  static constexpr int exp_degree = 7;
-  static constexpr int artanh_degree = 9;
+  static constexpr int exp_terms = 8;
+  static constexpr int artanh_terms = 5;
 };
 
 template <>
@@ -44,19 +46,30 @@ struct MathConstants<double> {
   static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double smallest_exponent = -708.0;
   static constexpr double integer_spacing = 0x1.8p52;
-  static constexpr int exp_degree = 13;
-  static constexpr int artanh_degree = 21;
+  static constexpr int exp_terms = 14;
+  static constexpr int artanh_terms = 11;
 };
 
-// 1 / k!
+// 1 / k!, tabulated: in a large function the compiler leaves a loop for the factorial.
 template <typename T>
-constexpr T reciprocal_factorial(int k) {
-  double product = 1;
-  for (int i = 2; i <= k; ++i) {
-    product *= i;
+constexpr auto kReciprocalFactorials = [] {
+  std::array<T, MathConstants<T>::exp_terms> reciprocals{};
+  double factorial = 1;
+  for (size_t k = 0; k < reciprocals.size(); factorial *= ++k) {
+    reciprocals[k] = static_cast<T>(1 / factorial);
   }
-  return static_cast<T>(1 / product);
-}
+  return reciprocals;
+}();
+
+// 2 / (2k + 1)
+template <typename T>
+constexpr auto kTwiceReciprocalOdds = [] {
+  std::array<T, MathConstants<T>::artanh_terms> coefficients{};
+  for (size_t k = 0; k < coefficients.size(); ++k) {
+    coefficients[k] = static_cast<T>(2.0 / (2.0 * k + 1.0));
+  }
+  return coefficients;
+}();
 
 // e^x for x up to 0, within two units in the last place: 2^n · e^r with x = n · ln 2 + r. NaN stays NaN.
 template <typename V>
@@ -67,9 +80,9 @@ ATTNZOO_INLINE V exp_of_negative(const V& x) {
   const V shifted = inside * T(0x1.71547652b82fep+0) + C::integer_spacing;
   const V n = shifted - C::integer_spacing;
   const V r = inside - n * C::ln2_high - n * C::ln2_low;
-  V series = broadcast<V>(reciprocal_factorial<T>(C::exp_degree));
-  for (int k = C::exp_degree - 1; k >= 0; --k) {
-    series = series * r + reciprocal_factorial<T>(k);
+  V series = broadcast<V>(kReciprocalFactorials<T>[C::exp_terms - 1]);
+  for (int k = C::exp_terms - 2; k >= 0; --k) {
+    series = series * r + kReciprocalFactorials<T>[k];
   }
   const V power = same_bits<V>((same_bits<Mask<V>>(shifted) + C::bias) << C::mantissa_bits);
   return x < C::smallest_exponent ? V{} : series * power;
@@ -86,9 +99,9 @@ ATTNZOO_INLINE V log_from_one(const V& x) {
   const V m = same_bits<V>(bits - (n << C::mantissa_bits));
   const V s = (m - T(1)) / (m + T(1));
   const V square = s * s;
-  V series = broadcast<V>(T(2) / C::artanh_degree);
-  for (int k = C::artanh_degree - 2; k > 0; k -= 2) {
-    series = series * square + T(2) / T(k);
+  V series = broadcast<V>(kTwiceReciprocalOdds<T>[C::artanh_terms - 1]);
+  for (int k = C::artanh_terms - 2; k >= 0; --k) {
+    series = series * square + kTwiceReciprocalOdds<T>[k];
   }
   const V whole = __builtin_convertvector(n, V);
   const V result = whole * C::ln2_high + (whole * C::ln2_low + s * series);

@@ -8,24 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_ops import Arguments, Fused, arguments, fused_arguments, oracle
+from support_simd import LEVELS, force
 from torch import Tensor
 
 from attnzoo import ops
 from attnzoo.ops import reference
 
-LEVELS = ["baseline", "avx2", "avx512"]
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}
-
-
-def force(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTNZOO_SIMD", level)
-    try:
-        ops.ms_deform_attn(*arguments(dtype=F32))
-    except RuntimeError as error:
-        if "this machine does not have it" not in str(error):
-            raise
-        pytest.skip(f"this machine has no {level}: its kernels are not tested")
 
 
 @pytest.fixture(params=LEVELS)
