@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
     _ops(kinds.add_parser("ops", help="operators beside other implementations of them"))
     _scaling(kinds.add_parser("scaling", help="attentions against map size, points and levels"))
-    _models(kinds.add_parser("models", help="whole detectors beside those of transformers"))
+    _models(kinds.add_parser("models", help="whole models beside other implementations of them"))
     _tables(kinds.add_parser("tables", help="a Markdown page from raw files"))
     return parser
 
@@ -58,8 +58,12 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_models)
     _common(parser, seconds=5.0)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="published models (or all)")
-    parser.add_argument("--forward", type=_shape, metavar="BxHxW", help="images of the forward pass, 1x800x1066")
-    parser.add_argument("--training", type=_shape, metavar="BxHxW", help="images of the training step, 2x256x256")
+    parser.add_argument(
+        "--forward", type=_shape, metavar="BxHxW", help="images of the forward pass, 1x800x1066 for detectors"
+    )
+    parser.add_argument(
+        "--training", type=_shape, metavar="BxHxW", help="images of the training step, 2x256x256 for detectors"
+    )
     parser.add_argument("--tiny", action="store_true", help="models of a few layers, to try the command")
 
 
@@ -158,19 +162,18 @@ def _run_scaling(given: argparse.Namespace) -> int:
 
 def _run_models(given: argparse.Namespace) -> int:
     device = _prepare(given)
-    from attnzoo.inspect.bench import detectors
-    from attnzoo.inspect.bench.detector_pairs import PUBLISHED, TINY
+    from attnzoo.inspect.bench import whole_models
 
-    record = detectors.run(
+    record = whole_models.run(
         device,
-        given.models or detectors.USUAL,
+        given.models or whole_models.USUAL,
         seconds=given.seconds,
-        size=TINY if given.tiny else PUBLISHED,
-        forward=given.forward or detectors.FORWARD,
-        training=given.training or detectors.TRAINING,
+        tiny=given.tiny,
+        forward=given.forward,
+        training=given.training,
         progress=_keep(given),
     )
-    return _finish(given, record, detectors.faults(record))
+    return _finish(given, record, whole_models.faults(record))
 
 
 def _run_tables(given: argparse.Namespace) -> int:

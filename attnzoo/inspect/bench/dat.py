@@ -48,8 +48,9 @@ class Case:
 
 
 CASES = [
-    Case("stage3-224-b8", 14, 14, stride=1, heads=12, groups=6, batch=8),  # DAT-T
+    Case("stage3-224-b8", 14, 14, stride=1, heads=12, groups=3, batch=8),  # DAT-T
     Case("stage1-224-b8", 56, 56, stride=8, heads=2, groups=1, batch=8),  # DAT-T++
+    Case("stage4-224-b8", 7, 7, stride=1, heads=24, groups=6, batch=8),  # DAT-T
     Case("stage1-800x1333-b1", 200, 334, stride=8, heads=2, groups=1),  # the same on a detector's image
     Case("stage1-800x1333-b2", 200, 334, stride=8, heads=2, groups=1, batch=2),
 ]
@@ -170,7 +171,7 @@ def mlp_macs(case: Case) -> int:
 DEFORM_KV_ATTENTION = Operation(
     "deform_kv_attention",
     cases={case.name: case for case in CASES},
-    brief=("stage3-224-b8", "stage1-224-b8"),
+    brief=("stage3-224-b8", "stage4-224-b8", "stage1-224-b8"),
     patterns=("displaced",),
     tensors=(*TOKENS, "table"),
     inputs=table_inputs,
@@ -181,7 +182,7 @@ DEFORM_KV_ATTENTION = Operation(
 )
 DEFORM_KV_ATTENTION_MLP = Operation(
     "deform_kv_attention_mlp",
-    cases={case.name: case for case in CASES[:2]},  # a detector's pairs times HIDDEN are more than a GPU holds
+    cases={case.name: case for case in CASES[:3]},  # a detector's pairs times HIDDEN are more than a GPU holds
     brief=("stage3-224-b8", "stage1-224-b8"),
     patterns=("displaced",),
     tensors=(*TOKENS, *LAYERS),

@@ -1,6 +1,5 @@
 """The same detector of this package and of transformers, with the same weights."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo import models
+from attnzoo.inspect.bench.entrant import Entrant, Kind, Outputs
 from attnzoo.inspect.bench.peers import OURS
 from attnzoo.inspect.environment import version
 from attnzoo.interop import huggingface
@@ -19,6 +19,7 @@ from attnzoo.models.detr.matcher import Target
 THEIRS = "transformers"
 INSTALL = "pip install transformers==4.57.6"
 CLASSES = 91
+OBJECTS = 8  # per training image
 MODELS: dict[str, dict[str, Any]] = {
     "detr_r50": {"auxiliary_loss": False},  # with them, transformers feeds normalised states to the next layer
     "deformable_detr_r50": {"auxiliary_loss": True, "class_cost": 1},
@@ -42,28 +43,14 @@ PUBLISHED = Size(dim=256, heads=8, layers=6, depths=(3, 4, 6, 3), widths=(256, 5
 TINY = Size(dim=64, heads=4, layers=2, depths=(1, 1, 1, 1), widths=(16, 32, 64, 128))
 
 
-class Entrant(ABC):
-    """A detector as it is timed."""
-
-    model: nn.Module
-
-    @abstractmethod
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and boxes of the last layer for images (B, 3, H, W)."""
-
-    @abstractmethod
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
-        """The scalar to minimise."""
-
-
 class Ours(Entrant):
     def __init__(self, model: Detector):
         self.model = model
         self._loss = DetectionLoss(model.config.loss, model.num_classes)
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor) -> Outputs:
         output = self.model(images)
-        return output.logits[-1], output.boxes[-1]
+        return {"logits": output.logits[-1], "boxes": output.boxes[-1]}
 
     def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
         return self._loss(self.model(images), targets).total
@@ -75,9 +62,9 @@ class Theirs(Entrant):
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor) -> Outputs:
         output = self.model(images)
-        return output.logits, output.pred_boxes
+        return {"logits": output.logits, "boxes": output.pred_boxes}
 
     def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
         labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
@@ -85,8 +72,9 @@ class Theirs(Entrant):
         return loss
 
 
-def entrants(name: str, size: Size, device: torch.device) -> tuple[dict[str, Entrant], str | None]:
+def entrants(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, Entrant], str | None]:
     """Both detectors in float32 without dropout; ours alone, and why, where transformers 4 is not installed."""
+    size = TINY if tiny else PUBLISHED
     ours = _ours(name, size)
     found = version(THEIRS)
     if found is None or found.split(".")[0] != "4":
@@ -170,3 +158,17 @@ def _perturb(model: nn.Module) -> None:
         for name, buffer in model.named_buffers():
             if name.endswith("layer.2.normalization.weight"):
                 buffer.fill_(0.2)
+
+
+def _targets(batch: int, device: torch.device) -> list[Target]:
+    g = torch.Generator().manual_seed(1)
+    return [
+        {
+            "labels": torch.randint(20, (OBJECTS,), generator=g).to(device),
+            "boxes": (0.2 + 0.6 * torch.rand(OBJECTS, 4, generator=g)).to(device),
+        }
+        for _ in range(batch)
+    ]
+
+
+DETECTORS = Kind(tuple(MODELS), entrants, _targets, forward=(1, 800, 1066), training=(2, 256, 256))

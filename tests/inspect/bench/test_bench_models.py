@@ -1,35 +1,41 @@
-"""`bench models` on tiny detectors: the same weights, compared before anything is timed."""
+"""`bench models` on tiny models: the same weights, compared before anything is timed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo.inspect.bench import detector_pairs, detectors, tables
-from attnzoo.inspect.bench.detector_pairs import MODELS, TINY
+from attnzoo import ops
+from attnzoo.attention.dat_bias import TableBias
+from attnzoo.inspect.bench import detector_pairs, tables, whole_models
+from attnzoo.inspect.bench.classifier_pairs import CLASSIFIERS, PLAIN, PlainAttention
+from attnzoo.inspect.bench.detector_pairs import DETECTORS
 
 CPU = torch.device("cpu")
-SMALL = {"seconds": 0, "size": TINY, "forward": (1, 32, 64), "training": (2, 32, 32)}
+SMALL = {"seconds": 0, "tiny": True, "forward": (1, 32, 64), "training": (2, 32, 32)}
 
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", whole_models.MODELS)
 def test_losses_and_gradients_agree(name):
-    found, missing = detector_pairs.entrants(name, TINY, CPU)
+    kind = whole_models.MODELS[name]
+    found, missing = kind.entrants(name, True, CPU)
     assert missing is None
-    images, targets = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)), detectors._targets(2, CPU)
-    outputs = {side: detectors._learn(entrant, images, targets) for side, entrant in found.items()}
-    error, reason = detectors.compare(outputs)
+    images, targets = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)), kind.targets(2, CPU)
+    outputs = {side: whole_models._learn(entrant, images, targets) for side, entrant in found.items()}
+    error, reason = whole_models.compare(outputs)
     assert reason is None
     assert error < 1e-5
     trained = outputs["attnzoo"]["number of trained parameters"]
-    assert 0 < trained < sum(p.numel() for p in found["attnzoo"].model.parameters())  # the stem is not
+    parameters = sum(p.numel() for p in found["attnzoo"].model.parameters())
+    assert 0 < trained < parameters if kind is DETECTORS else trained == parameters  # a detector's stem is frozen
 
 
 def test_both_are_timed_on_both_works():
-    record = detectors.run(CPU, ["deformable_detr_r50"], **SMALL)
+    record = whole_models.run(CPU, ["deformable_detr_r50"], **SMALL)
     assert [row["work"] for row in record["rows"]] == ["forward, 1 x 32x64", "training step, 2 x 32x32"]
     for row in record["rows"]:
         assert row["reason"] is None
@@ -38,7 +44,7 @@ def test_both_are_timed_on_both_works():
             "attnzoo": 5, "transformers": 5,
         }  # fmt: skip
         assert all(entry["peak_bytes"] > 0 for entry in row["implementations"].values())
-    assert detectors.faults(record) == []
+    assert whole_models.faults(record) == []
     assert len(tables.whole_models(record)[0].rows) == 4
 
 
@@ -51,23 +57,44 @@ def test_different_weights_are_a_disagreement_and_nothing_is_timed(monkeypatch):
             found["transformers"].model.class_embed[0].bias += 0.1
         return found, missing
 
-    monkeypatch.setattr(detectors, "entrants", changed)
-    record = detectors.run(CPU, ["deformable_detr_r50"], **SMALL)
-    assert len(detectors.faults(record)) == 2
+    monkeypatch.setitem(whole_models.MODELS, "deformable_detr_r50", replace(DETECTORS, entrants=changed))
+    record = whole_models.run(CPU, ["deformable_detr_r50"], **SMALL)
+    assert len(whole_models.faults(record)) == 2
     assert all(row["implementations"] == {} for row in record["rows"])
     (table,) = tables.whole_models(record)
     assert "disagrees: logits of transformers" in table.rows[0][3]
 
 
+def test_only_ours_uses_the_operators(monkeypatch):
+    found, _ = CLASSIFIERS.entrants("dat_tiny", True, CPU)
+    images = torch.randn(1, 3, 64, 64)
+    assert any(isinstance(module, PlainAttention) for module in found[PLAIN].model.modules())
+
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(ops, "deform_kv_attention", refuse)
+    monkeypatch.setattr(ops, "ms_deform_attn", refuse)
+    found[PLAIN].predict(images)
+    with pytest.raises(NotImplementedError):
+        found["attnzoo"].predict(images)
+
+
+def test_without_its_bias_dat_computes_something_else(monkeypatch):
+    monkeypatch.setattr(TableBias, "between", lambda self, places: torch.zeros(()))
+    record = whole_models.run(CPU, ["dat_tiny"], seconds=0, tiny=True, forward=(1, 64, 64), training=(1, 64, 64))
+    assert len(whole_models.faults(record)) == 2
+
+
 @pytest.mark.parametrize(("version", "said"), [(None, "is missing"), ("5.1", "5.1 names its tensors differently")])
 def test_without_the_right_transformers_ours_is_timed_alone(monkeypatch, version, said):
     monkeypatch.setattr(detector_pairs, "version", lambda _: version)
-    record = detectors.run(CPU, ["detr_r50"], **SMALL)
+    record = whole_models.run(CPU, ["detr_r50"], **SMALL)
     for row in record["rows"]:
         assert said in row["reason"]
         assert list(row["implementations"]) == ["attnzoo"]
     assert said in tables.whole_models(record)[0].markdown()
-    assert detectors.faults(record) == []
+    assert whole_models.faults(record) == []
 
 
 def test_from_the_command_line(capsys, tmp_path):
