@@ -79,6 +79,22 @@ ATTNZOO_INLINE V shuffle(const V& a, const V& b) {
   return shuffle<kPattern>(a, b, std::make_integer_sequence<int, kLanes<V>>());
 }
 
+// As many vectors as they have lanes, as rows of a square, transposed: first within squares of two, then of four, …
+template <int kStep = 1, typename V>
+ATTNZOO_INLINE void transpose_square(V (&rows)[kLanes<V>]) {
+  if constexpr (kStep < kLanes<V>) {
+    for (int i = 0; i < kLanes<V>; ++i) {
+      if (!(i & kStep)) {
+        const V above = rows[i];
+        const V below = rows[i + kStep];
+        rows[i] = shuffle<[](int j, int n) { return j & kStep ? n + j - kStep : j; }>(above, below);
+        rows[i + kStep] = shuffle<[](int j, int n) { return j & kStep ? n + j : j + kStep; }>(above, below);
+      }
+    }
+    transpose_square<2 * kStep>(rows);
+  }
+}
+
 // N pairs from memory, their first and second members apart.
 template <typename V>
 ATTNZOO_INLINE void load_pairs(const Element<V>* from, V& first, V& second) {

@@ -21,39 +21,58 @@ constexpr int64_t padded(int64_t size) {
   return (size + kWidest<T> - 1) / kWidest<T> * kWidest<T>;
 }
 
+// to = factor · from
+template <typename T>
+ATTNZOO_INLINE void scale(const T* from, int64_t size, T factor, T* to) {
+  int64_t i = 0;
+  for (; i + kWidest<T> <= size; i += kWidest<T>) {
+    store(to + i, load<Wide<T>>(from + i) * factor);
+  }
+  for (; i < size; ++i) {
+    to[i] = from[i] * factor;
+  }
+}
+
 // The queries of one block. Missing ones at the end of the sequence are zeros.
 template <typename T>
 struct Block {
   int64_t first;
   int64_t count;
 
-  // rows (count, D) as columns (D, kBlock), times `scale`
-  ATTNZOO_INLINE void transpose(const T* rows, int64_t stride, int64_t dim, T scale, T* columns) const {
-    for (int64_t d = 0; d < dim; ++d) {
-      for (int64_t i = 0; i < kBlock<T>; ++i) {
-        columns[d * kBlock<T> + i] = i < count ? scale * rows[(first + i) * stride + d] : T(0);
-      }
+  // Rows (count, D), times `factor`, as rows (kBlock, padded D), filled up with zeros.
+  ATTNZOO_INLINE void take(const T* rows, int64_t stride, int64_t dim, T factor, T* to) const {
+    const int64_t columns = padded<T>(dim);
+    for (int64_t i = 0; i < count; ++i) {
+      scale(rows + (first + i) * stride, dim, factor, to + i * columns);
+      std::fill(to + i * columns + dim, to + (i + 1) * columns, T(0));
     }
+    std::fill(to + count * columns, to + kBlock<T> * columns, T(0));
   }
 
-  // rows (count, D) as rows (kBlock, padded D), times `scale`
-  ATTNZOO_INLINE void copy(const T* rows, int64_t stride, int64_t dim, T scale, T* to) const {
-    std::fill(to, to + kBlock<T> * padded<T>(dim), T(0));
+  // Rows (kBlock, padded D), each times its factor, to where `take` has them from.
+  ATTNZOO_INLINE void give(const T* from, int64_t dim, const T* factors, T* rows, int64_t stride) const {
     for (int64_t i = 0; i < count; ++i) {
-      for (int64_t d = 0; d < dim; ++d) {
-        to[i * padded<T>(dim) + d] = scale * rows[(first + i) * stride + d];
-      }
-    }
-  }
-
-  ATTNZOO_INLINE void transpose_back(const T* columns, int64_t dim, const T* factors, T* rows, int64_t stride) const {
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t d = 0; d < dim; ++d) {
-        rows[(first + i) * stride + d] = columns[d * kBlock<T> + i] * factors[i];
-      }
+      scale(from + i * padded<T>(dim), dim, factors[i], rows + (first + i) * stride);
     }
   }
 };
+
+// A matrix (rows, columns), both multiples of the number of lanes, as (columns, rows).
+template <typename T>
+ATTNZOO_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
+  for (int64_t i = 0; i < rows; i += kWidest<T>) {
+    for (int64_t j = 0; j < columns; j += kWidest<T>) {
+      Wide<T> square[kWidest<T>];
+      for (int k = 0; k < kWidest<T>; ++k) {
+        square[k] = load<Wide<T>>(from + (i + k) * columns + j);
+      }
+      transpose_square(square);
+      for (int k = 0; k < kWidest<T>; ++k) {
+        store(to + (j + k) * rows + i, square[k]);
+      }
+    }
+  }
+}
 
 template <typename T>
 struct Place {

@@ -21,7 +21,7 @@ constexpr int64_t kTile = 64;  // keys
 
 template <typename T, template <typename> class BiasOf>
 int64_t scratch_size(const Problem& problem) {
-  return 3 * problem.dim * kBlock<T> + 2 * kBlock<T> * padded<T>(problem.dim) + BiasOf<T>::scratch_size(problem);
+  return 5 * padded<T>(problem.dim) * kBlock<T> + BiasOf<T>::scratch_size(problem);
 }
 
 // What a task sees of its head.
@@ -97,12 +97,14 @@ void forward_block(
     T* scratch, const Outputs<T>& out) {
   const Block<T> block{first_query, std::min(kBlock<T>, problem.queries - first_query)};
   const View<T> view(problem, in, image, head);
-  T* query = scratch;
-  T* output = query + problem.dim * kBlock<T>;
-  const BiasOf<T> bias(
-      problem, in.parameters + head * problem.parameters, nullptr, output + problem.dim * kBlock<T>);
-  block.transpose(in.query.of(image, head), in.query.row, problem.dim, static_cast<T>(problem.scale), query);
-  std::fill(output, output + problem.dim * kBlock<T>, T(0));
+  const int64_t columns = padded<T>(problem.dim);
+  T* rows = scratch;
+  T* query = rows + columns * kBlock<T>;
+  T* output = query + columns * kBlock<T>;
+  const BiasOf<T> bias(problem, in.parameters + head * problem.parameters, nullptr, output + columns * kBlock<T>);
+  block.take(in.query.of(image, head), in.query.row, problem.dim, static_cast<T>(problem.scale), rows);
+  transpose(rows, kBlock<T>, columns, query);
+  std::fill(output, output + columns * kBlock<T>, T(0));
   alignas(kAlignment) T scores[kTile * kBlock<T>];
   // The lowest finite number: its difference from itself, unlike that of infinity, is a number.
   Softmax<T> softmax;
@@ -131,7 +133,8 @@ void forward_block(
     log_sums[i] = runs.begin == runs.end ? std::numeric_limits<T>::infinity()
                                          : softmax.largest[i / kWidest<T>][i % kWidest<T>] + std::log(sum);
   }
-  block.transpose_back(output, problem.dim, factors, out.output.of(image, head), out.output.row);
+  transpose(output, columns, kBlock<T>, rows);
+  block.give(rows, problem.dim, factors, out.output.of(image, head), out.output.row);
 }
 
 // Gradients of one tile by everything that its bias depends on, given those of its scores.
@@ -187,9 +190,9 @@ void backward_head(
   T* by_query_positions = out.by_query_positions + task * problem.level_count * problem.queries * 2;
   T* by_key_positions = out.by_key_positions + task * problem.keys * 2;
   T* query_columns = scratch;
-  T* slope_columns = query_columns + dim * kBlock<T>;  // the gradient by the output
-  T* by_query = slope_columns + dim * kBlock<T>;
-  T* query_rows = by_query + dim * kBlock<T>;
+  T* slope_columns = query_columns + columns * kBlock<T>;  // the gradient by the output
+  T* by_query = slope_columns + columns * kBlock<T>;
+  T* query_rows = by_query + columns * kBlock<T>;
   T* slope_rows = query_rows + kBlock<T> * columns;
   const BiasOf<T> bias(
       problem, in.parameters + head * problem.parameters, out.by_parameters + task * problem.parameters,
@@ -203,18 +206,16 @@ void backward_head(
 
   for (int64_t first_query = 0; first_query < problem.queries; first_query += kBlock<T>) {
     const Block<T> block{first_query, std::min(kBlock<T>, problem.queries - first_query)};
-    block.transpose(in.query.of(image, head), in.query.row, dim, scale, query_columns);
-    block.copy(in.query.of(image, head), in.query.row, dim, scale, query_rows);
-    block.transpose(by_output, out.by_output.row, dim, T(1), slope_columns);
-    block.copy(by_output, out.by_output.row, dim, T(1), slope_rows);
-    std::fill(by_query, by_query + dim * kBlock<T>, T(0));
-    for (int64_t i = 0; i < kBlock<T>; ++i) {
-      const bool there = i < block.count;
-      log_sums[i] = there ? out.log_sums[task * problem.queries + first_query + i] : std::numeric_limits<T>::infinity();
-      means[i] = 0;
-      for (int64_t d = 0; there && d < dim; ++d) {
-        means[i] += slope_rows[i * columns + d] * output[(first_query + i) * out.output.row + d];
-      }
+    block.take(in.query.of(image, head), in.query.row, dim, scale, query_rows);
+    transpose(query_rows, kBlock<T>, columns, query_columns);
+    block.take(by_output, out.by_output.row, dim, T(1), slope_rows);
+    transpose(slope_rows, kBlock<T>, columns, slope_columns);
+    std::fill(by_query, by_query + columns * kBlock<T>, T(0));
+    std::fill(log_sums, log_sums + kBlock<T>, std::numeric_limits<T>::infinity());
+    std::fill(means, means + kBlock<T>, T(0));
+    for (int64_t i = 0; i < block.count; ++i) {
+      log_sums[i] = out.log_sums[task * problem.queries + first_query + i];
+      means[i] = product(slope_rows + i * columns, output + (first_query + i) * out.output.row, dim);
     }
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       const Level& level = problem.levels[run->level];
@@ -236,7 +237,8 @@ void backward_head(
       }
       add_places(by_places, block, by_query_positions + level_start);
     }
-    block.transpose_back(by_query, dim, scales, out.by_query.of(image, head), out.by_query.row);
+    transpose(by_query, columns, kBlock<T>, query_rows);
+    block.give(query_rows, dim, scales, out.by_query.of(image, head), out.by_query.row);
   }
   bias.finish();
 }

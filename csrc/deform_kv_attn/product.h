@@ -1,15 +1,29 @@
-// The product of small matrices in memory, in registers.
+// Products of vectors and small matrices in memory.
 //
 // A source file that compiles kernels also defines ATTNZOO_VECTOR_REGISTERS, how many vectors the instruction set holds.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/simd.h"
+#include "../common/simd_math.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 
 using namespace attnzoo::ATTNZOO_ISA;
+
+template <typename T>
+ATTNZOO_INLINE T product(const T* a, const T* b, int64_t size) {
+  Wide<T> sums{};
+  int64_t i = 0;
+  for (; i + kWidest<T> <= size; i += kWidest<T>) {
+    sums += load<Wide<T>>(a + i) * load<Wide<T>>(b + i);
+  }
+  T sum = sum_of_lanes(sums);
+  for (; i < size; ++i) {
+    sum += a[i] * b[i];
+  }
+  return sum;
+}
 
 // A matrix in memory: element (i, j) lies at data[i * row + j * column].
 template <typename T>
