@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attnzoo.ops import library, reference, vmap
+from attnzoo.ops import autocast, library, reference, vmap
 from attnzoo.ops.checks import HALF, check_ms_deform_attn, check_ms_deform_attn_fused
 
 
@@ -30,10 +30,11 @@ def ms_deform_attn(
     and receives zero gradients. B = 0 or Q = 0 gives an empty result; all other sizes must be at least 1.
 
     Returns (B, Q, M·D) in the dtype of `value`. Beside a half-precision value, locations and weights may be float32;
-    the computation is in float32 then.
+    the computation is in float32 then. Under autocast, `value` takes its dtype.
 
     Raises TypeError or ValueError naming the argument that does not fit.
     """
+    value = autocast.cast(value)
     check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
@@ -60,6 +61,7 @@ def ms_deform_attn_fused(
     The same as `ms_deform_attn` at these locations with these weights, in all other respects too. Raises TypeError
     or ValueError naming the argument that does not fit.
     """
+    value = autocast.cast(value)
     check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
@@ -216,6 +218,8 @@ for _operator in (
     torch.ops.attnzoo.ms_deform_attn_fused_backward.default,
 ):
     vmap.register(_operator, _operators)
+for _name in ("ms_deform_attn", "ms_deform_attn_fused"):
+    autocast.register(_name, _operators)
 
 
 # Two per multiply-accumulate, as torch counts. A sample has four corners, whose coefficients hold the weight already.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
+from attnzoo.ops import autocast, library
 from attnzoo.ops import deform_kv_blocks as blocks
-from attnzoo.ops import library
 from attnzoo.ops.checks import HALF
 from attnzoo.ops.deform_kv_checks import (
     check_key_counts,
@@ -60,7 +60,7 @@ def deform_kv_attention(
 
     Raises TypeError or ValueError naming the argument that does not fit.
     """
-    query, key, value = (_as_autocast(tokens) for tokens in (query, key, value))
+    query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
     check_tables(tables, query)
     check_positions(query_positions, key_positions, len(tables), query, key)
@@ -96,7 +96,7 @@ def deform_kv_attention_mlp(
 
     The other arguments, the result and the errors are those of `deform_kv_attention`.
     """
-    query, key, value = (_as_autocast(tokens) for tokens in (query, key, value))
+    query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
     check_mlps(mlps, query)
     check_positions(query_positions, key_positions, len(mlps), query, key)
@@ -108,15 +108,6 @@ def deform_kv_attention_mlp(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     output, _ = torch.ops.attnzoo.deform_kv_attention_mlp(*floats, layers, key_counts, key_padding, scale)
     return output.to(query.dtype)
-
-
-def _as_autocast(tokens: Tensor) -> Tensor:
-    """As `torch.nn.functional.scaled_dot_product_attention` takes its tokens under autocast."""
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (*HALF, torch.float32):
-        return tokens
-    kind = tokens.device.type
-    casts = kind != "meta" and torch.is_autocast_enabled(kind)
-    return tokens.to(torch.get_autocast_dtype(kind)) if casts else tokens
 
 
 def _in_one_precision(tensors: list[Tensor]) -> list[Tensor]:
@@ -248,6 +239,8 @@ for _name, _rule, _save in (
 ):
     torch.library.register_autograd(f"attnzoo::{_name}", _rule, setup_context=_save, lib=_operators)
     torch.library.register_autograd(f"attnzoo::{_name}_backward", _no_second_derivative, lib=_operators)
+    for _kind in autocast.DEVICES:
+        torch.library.register_autocast(f"attnzoo::{_name}", _kind, torch.float32, lib=_operators)
 
 
 # As torch counts dense attention; like other work per pair outside matrix products, reading a table is not counted.
