@@ -7,8 +7,9 @@ from torch import Tensor
 
 from attnzoo.inspect.bench.operation import Call, differentiate
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"""Largest error allowed, in units of the largest element of the tensor at hand: a few roundings of each dtype."""
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""Largest error allowed, in units of the largest element of the tensor at hand: a few roundings of each dtype,
+in coordinates of maps several hundred pixels wide too."""
 
 
 def errors(
