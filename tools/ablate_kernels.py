@@ -44,15 +44,14 @@ PARTS = [
         "ms_deform_attn/cpu.cpp", "if (problem.queries != problem.tokens) {", "if (true) {", SAMPLING,
     ),
     Part(
-        "samples asked for ahead of time", "ms_deform_attn/cpu_footprints.h", "__builtin_prefetch(from + i);", ";", SAMPLING
+        "samples asked for ahead of time", "ms_deform_attn/cpu_footprints.h",
+        "__builtin_prefetch(from + i);", ";", SAMPLING,
     ),
     Part(
         "a head copied into a map with a border (forward; the backward pass always has it)", "ms_deform_attn/cpu.h",
         "return head_dim % 4 != 0 || queries_of_head * samples() >= 2 * tokens;", "return head_dim % 4 != 0;", SAMPLING,
     ),
-    Part(
-        "footprints of four queries at a time", "ms_deform_attn/cpu.h", "kTile = 4;", "kTile = 1;", SAMPLING
-    ),
+    Part("footprints of four queries at a time", "ms_deform_attn/cpu.h", "kTile = 4;", "kTile = 1;", SAMPLING),
     Part(
         "corners added up apart from each other", "ms_deform_attn/cpu_forward.h",
         "chains = vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;", "chains = 1;", SAMPLING,
@@ -65,9 +64,7 @@ PARTS = [
         "cells in a row read and written as vectors", "deform_kv_attn/table.h", "at.in_a_row = any == 0;",
         "at.in_a_row = any == 0 && level.width < 0;", KEYS,
     ),
-    Part(
-        "four vectors of queries in a block (two)", "deform_kv_attn/block.h", "kVectors = 4;", "kVectors = 2;", KEYS
-    ),
+    Part("four vectors of queries in a block (two)", "deform_kv_attn/block.h", "kVectors = 4;", "kVectors = 2;", KEYS),
     Part("tiles of 64 keys (32)", "deform_kv_attn/kernels.h", "kTile = 64;", "kTile = 32;", KEYS),
 ]  # fmt: skip
 
@@ -99,7 +96,8 @@ class Variant:
 
     def time(self, call: Sequence[str]) -> float:
         """Seconds of one call."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(*call, file=self.process.stdin, flush=True)
         return float(self.process.stdout.readline())
 
