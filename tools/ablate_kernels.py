@@ -1,6 +1,6 @@
 """What each part of the CPU kernels gives: the library without the part beside the whole one, call by call.
 
-python tools/ablate_kernels.py --json FILE [--markdown FILE] [--parts NAME …] [--threads N] [--rounds N]
+python tools/ablate_kernels.py [--threads N] [--rounds N] [--scratch FOLDER] [--json FILE]
 
 Every variant is compiled in a temporary folder and runs in a process of its own; all take turns with the same call.
 """
@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +40,7 @@ class Part:
     calls: tuple[tuple[str, str, str], ...]
 
 
-PARTS = [
+SAMPLING_PARTS = [
     Part(
         "an encoder's queries from top to bottom on all levels together",
         "ms_deform_attn/cpu.cpp", "if (problem.queries != problem.tokens) {", "if (true) {", SAMPLING,
@@ -56,6 +58,8 @@ PARTS = [
         "corners added up apart from each other", "ms_deform_attn/cpu_forward.h",
         "chains = vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;", "chains = 1;", SAMPLING,
     ),
+]  # fmt: skip
+KEY_PARTS = [
     Part(
         "two neighbouring cells of a table gathered as one number", "deform_kv_attn/table.h",
         "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", KEYS,
@@ -67,13 +71,16 @@ PARTS = [
     Part("four vectors of queries in a block (two)", "deform_kv_attn/block.h", "kVectors = 4;", "kVectors = 2;", KEYS),
     Part("tiles of 64 keys (32)", "deform_kv_attn/kernels.h", "kTile = 64;", "kTile = 32;", KEYS),
 ]  # fmt: skip
+PARTS = SAMPLING_PARTS + KEY_PARTS
 
 
-def build(part: Part | None, folder: Path) -> None:
-    """The package with a library compiled without the part."""
+def build(parts: Sequence[Part], folder: Path) -> None:
+    """The package with a library compiled without these parts, unless it is there."""
+    if list(folder.glob("attnzoo/ops/*.so")):
+        return
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
     shutil.copytree(ROOT, folder, ignore=unwanted, symlinks=True)
-    if part is not None:
+    for part in parts:
         source = folder / "csrc" / part.file
         text = source.read_text()
         if text.count(part.old) != 1:
@@ -86,7 +93,7 @@ def build(part: Part | None, folder: Path) -> None:
 class Variant:
     """A process with one of the libraries, and optionally ATTNZOO_SIMD."""
 
-    def __init__(self, folder: Path, threads: int, simd: str | None = None):
+    def __init__(self, folder: Path, threads: int, simd: str = ""):
         variables = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(threads)}
         variables |= {"ATTNZOO_SIMD": simd} if simd else {}
         command = [sys.executable, "-P", __file__, "--worker", "--threads", str(threads)]
@@ -145,11 +152,39 @@ def compare(variants: dict[str, Variant], calls: Sequence[Sequence[str]], rounds
     return rows
 
 
+def measure(scratch: Path, threads: int, rounds: int) -> list[dict[str, object]]:
+    """All parts, then all instruction sets. A part of each operator is left out of one library: half the compiling."""
+    whole = scratch / WHOLE
+    build([], whole)
+    rows = []
+    for index, pair in enumerate(zip_longest(SAMPLING_PARTS, KEY_PARTS)):
+        parts = [part for part in pair if part]
+        build(parts, scratch / str(index))
+        for part in parts:
+            with running({WHOLE: (whole, ""), part.name: (scratch / str(index), "")}, threads) as variants:
+                rows += compare(variants, part.calls, rounds)
+            print(f"measured: {part.name}", file=sys.stderr, flush=True)
+    with running({level: (whole, level) for level in ("avx512", "avx2", "baseline")}, threads) as variants:
+        return rows + compare(variants, (*SAMPLING, *KEYS), rounds)
+
+
+@contextmanager
+def running(variants: dict[str, tuple[Path, str]], threads: int) -> Iterator[dict[str, Variant]]:
+    """Processes by name, from their folders and instruction sets."""
+    started = {name: Variant(folder, threads, simd) for name, (folder, simd) in variants.items()}
+    try:
+        yield started
+    finally:
+        for variant in started.values():
+            variant.stop()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("tools/ablate_kernels.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--scratch", type=Path, help="compile here, and use what is compiled here already")
     parser.add_argument("--json", type=Path, help="write all samples here")
     given = parser.parse_args(argv)
     if given.worker:
@@ -161,22 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from attnzoo.inspect.bench.tables import ratio
 
     torch.set_num_threads(given.threads)
-    result = record.header("ablation", torch.device("cpu"), []) | {"rows": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch, WHOLE)
-        build(None, whole)
-        for index, part in enumerate(PARTS):
-            folder = Path(scratch, str(index))
-            build(part, folder)
-            variants = {WHOLE: Variant(whole, given.threads), part.name: Variant(folder, given.threads)}
-            result["rows"] += compare(variants, part.calls, given.rounds)
-            for variant in variants.values():
-                variant.stop()
-            print(f"{index + 1} of {len(PARTS)} parts", file=sys.stderr, flush=True)
-        variants = {level: Variant(whole, given.threads, level) for level in ("avx512", "avx2", "baseline")}
-        result["rows"] += compare(variants, (*SAMPLING, *KEYS), given.rounds)
-        for variant in variants.values():
-            variant.stop()
+    result = record.header("ablation", torch.device("cpu"), [])
+    with tempfile.TemporaryDirectory() as temporary:
+        result["rows"] = measure(given.scratch or Path(temporary), given.threads, given.rounds)
     lines = []
     for row in result["rows"]:
         (_, ours), *others = row["seconds"].items()
