@@ -72,20 +72,3 @@ def test_displaced_keys_equal_a_loop(kind: str, mapped: str) -> None:
     gradients = (torch.autograd.grad(result.square().sum(), tensors) for result in (output, looped))
     for gradient, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_every_image(kind: str) -> None:
-    """`vmap` of `grad`: the bias, which all images share, has one gradient for each."""
-    calls = [keyed(kind, seed=seed, padded=False) for seed in range(3)]
-    tokens = [torch.stack(parts) for parts in zip(*(leaves(call)[:5] for call in calls), strict=True)]
-    bias = tuple(leaves(calls[0])[5:])
-
-    def loss(bias: tuple[Tensor, ...], *tokens: Tensor) -> Tensor:
-        return FACES[kind](**with_leaves(calls[0], [*tokens, *bias])).square().sum()
-
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0, 0))(bias, *tokens)
-    for index in range(3):
-        expected = torch.func.grad(loss)(bias, *(t[index] for t in tokens))
-        for gradients, one in zip(each, expected, strict=True):
-            torch.testing.assert_close(gradients[index], one)
