@@ -53,11 +53,6 @@ SAMPLING_PARTS = [
         "a head copied into a map with a border (forward; the backward pass always has it)", "ms_deform_attn/cpu.h",
         "return head_dim % 4 != 0 || queries_of_head * samples() >= 2 * tokens;", "return head_dim % 4 != 0;", SAMPLING,
     ),
-    Part("footprints of four queries at a time", "ms_deform_attn/cpu.h", "kTile = 4;", "kTile = 1;", SAMPLING),
-    Part(
-        "corners added up apart from each other", "ms_deform_attn/cpu_forward.h",
-        "chains = vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;", "chains = 1;", SAMPLING,
-    ),
 ]  # fmt: skip
 KEY_PARTS = [
     Part(
@@ -69,7 +64,6 @@ KEY_PARTS = [
         "at.in_a_row = any == 0 && level.width < 0;", KEYS,
     ),
     Part("four vectors of queries in a block (two)", "deform_kv_attn/block.h", "kVectors = 4;", "kVectors = 2;", KEYS),
-    Part("tiles of 64 keys (32)", "deform_kv_attn/kernels.h", "kTile = 64;", "kTile = 32;", KEYS),
 ]  # fmt: skip
 PARTS = SAMPLING_PARTS + KEY_PARTS
 
