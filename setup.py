@@ -81,7 +81,9 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 def library(cuda: bool) -> Extension:
     """The one library that holds all operators, with or without the CUDA kernels."""
-    flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall"]
+    # A level of optimisation in CFLAGS, which the compiler is given before these, has the last word.
+    level = [] if re.search(r"(^|\s)-O", os.environ.get("CFLAGS", "")) else ["-O3"]
+    flags = ["-std=c++20", *level, "-fvisibility=hidden", "-Wall"]
     patterns = ["*/*.cpp", "*/*.cu"] if cuda else ["*/*.cpp"]
     sources = sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]

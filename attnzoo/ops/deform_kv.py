@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-from attnzoo.ops import autocast, library
+from attnzoo.ops import autocast, library, vmap
 from attnzoo.ops import deform_kv_blocks as blocks
 from attnzoo.ops.checks import HALF
 from attnzoo.ops.deform_kv_checks import (
@@ -241,6 +241,8 @@ for _name, _rule, _save in (
     torch.library.register_autograd(f"attnzoo::{_name}_backward", _no_second_derivative, lib=_operators)
     for _kind in autocast.DEVICES:
         torch.library.register_autocast(f"attnzoo::{_name}", _kind, torch.float32, lib=_operators)
+    for _suffix in ("", "_backward"):
+        vmap.register_loop(getattr(torch.ops.attnzoo, f"{_name}{_suffix}").default, _operators)
 
 
 # As torch counts dense attention; like other work per pair outside matrix products, reading a table is not counted.

@@ -1,7 +1,9 @@
-"""vmap over the operator equals a loop over it."""
+"""vmap over the operators equals a loop over them."""
 
 import pytest
 import torch
+from support_deform_kv import FACES, KINDS, leaves, with_leaves
+from support_deform_kv import arguments as keyed
 from support_ops import arguments
 from torch import Tensor
 
@@ -44,4 +46,29 @@ def test_gradients():
     mapped = torch.autograd.grad(torch.vmap(call)(*leaves[1:]).square().sum(), leaves)
     looped = torch.stack([call(*(t[i] for t in leaves[1:])) for i in range(3)])
     for gradient, expected in zip(mapped, torch.autograd.grad(looped.square().sum(), leaves), strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("mapped", ["tokens", "bias", "everything"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_displaced_keys_equal_a_loop(kind: str, mapped: str) -> None:
+    calls = [keyed(kind, seed=seed, padded=False) for seed in range(3)]
+    given = [leaves(call) for call in calls]
+    chosen = {"tokens": range(5), "bias": range(5, len(given[0])), "everything": range(len(given[0]))}[mapped]
+    tensors = [
+        torch.stack([g[i] for g in given]).requires_grad_() if i in chosen else given[0][i].requires_grad_()
+        for i in range(len(given[0]))
+    ]
+    dims = tuple(0 if i in chosen else None for i in range(len(tensors)))
+
+    def call(*tensors: Tensor) -> Tensor:
+        return FACES[kind](**with_leaves(calls[0], list(tensors)))
+
+    output = torch.vmap(call, in_dims=dims)(*tensors)
+    looped = torch.stack(
+        [call(*(t if dim is None else t[i] for t, dim in zip(tensors, dims, strict=True))) for i in range(3)]
+    )
+    torch.testing.assert_close(output, looped)
+    gradients = (torch.autograd.grad(result.square().sum(), tensors) for result in (output, looped))
+    for gradient, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, expected)

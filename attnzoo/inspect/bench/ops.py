@@ -118,7 +118,7 @@ def measure(measurement: Measurement, settings: Settings, limits: Ceilings) -> d
     }
     for label in settings.passes:
         backward = label != "forward"
-        passes = {name: _pass(call, tensors, slope, backward) for name, call in calls.items()}
+        passes = {name: prepare(call, tensors, slope, backward) for name, call in calls.items()}
         for name, samples in interleave(passes, device, settings.seconds).items():
             found[name]["seconds"][label] = samples
             found[name]["peak_bytes"][label] = memory.peak(passes[name], device)
@@ -148,7 +148,8 @@ def _admit(
     return entry | {"state": "measured", "reason": None}, call
 
 
-def _pass(call: Call, tensors: tuple[Tensor, ...], slope: Tensor, backward: bool) -> Callable[[], object]:
+def prepare(call: Call, tensors: tuple[Tensor, ...], slope: Tensor, backward: bool) -> Callable[[], object]:
+    """What is timed: `call(*tensors)`, with its gradients given that of the output if `backward`."""
     if backward:
         return lambda: differentiate(call, tensors, slope)
 

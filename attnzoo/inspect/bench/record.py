@@ -85,7 +85,9 @@ def machine(record: dict[str, Any]) -> str:
     device = f"{where['cpu']}, {where['threads']} of {where['cores']} threads"
     if where["device"] != "cpu":
         device = f"{where['device']} (host: {device})"
-    return f"{device}; " + ", ".join(f"{name} {v or 'not installed'}" for name, v in versions.items())
+    commit = (record["source"] or {}).get("commit", "")[:9]
+    found = versions | {"attnzoo": versions.get("attnzoo") or f"source {commit}"}
+    return f"{device}; " + ", ".join(f"{name} {v or 'not installed'}" for name, v in found.items())
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

@@ -32,13 +32,19 @@ def page(records: dict[Path, dict[str, Any]], title: str) -> str:
         parts += [
             f"## {path.stem}",
             "",
-            f"- command: `{shlex.join(record['command'])}`",
+            f"- command: `{command(record)}`",
             f"- raw file: [{path.name}]({path.name}), {record['time']}, commit {commit}",
             f"- machine: {machine(record)}",
             "",
         ]
         parts += [table.markdown() for table in tables(record)]
     return "\n".join(parts)
+
+
+def command(record: dict[str, Any]) -> str:
+    """How the record was made, as it would be typed."""
+    program, *rest = record["command"]
+    return shlex.join([*(["python", "-m", "attnzoo"] if program == "__main__.py" else [program]), *rest])
 
 
 def ops(record: dict[str, Any]) -> list[Rows]:
