@@ -49,10 +49,6 @@ SAMPLING_PARTS = [
         "samples asked for ahead of time", "ms_deform_attn/cpu_footprints.h",
         "__builtin_prefetch(from + i);", ";", SAMPLING,
     ),
-    Part(
-        "a head copied into a map with a border (forward; the backward pass always has it)", "ms_deform_attn/cpu.h",
-        "return head_dim % 4 != 0 || queries_of_head * samples() >= 2 * tokens;", "return head_dim % 4 != 0;", SAMPLING,
-    ),
 ]  # fmt: skip
 KEY_PARTS = [
     Part(
@@ -63,7 +59,6 @@ KEY_PARTS = [
         "cells in a row read and written as vectors", "deform_kv_attn/table.h", "at.in_a_row = any == 0;",
         "at.in_a_row = any == 0 && level.width < 0;", KEYS,
     ),
-    Part("four vectors of queries in a block (two)", "deform_kv_attn/block.h", "kVectors = 4;", "kVectors = 2;", KEYS),
 ]  # fmt: skip
 PARTS = SAMPLING_PARTS + KEY_PARTS
 
