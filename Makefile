@@ -21,7 +21,7 @@ test: setup  ## the test-suite without the slow part
 	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup  ## the slow part: whole trainings, kills, packaging, compiler runs
-	$(RUN) -m pytest -m "slow and not slurm"
+	$(RUN) -m pytest -m "slow and not slurm" -n 2 --dist loadfile
 
 test-slurm: setup  ## sweeps and faults on a SLURM cluster of this machine's own
 	$(RUN) -m pytest -m slurm -n 2 --dist loadfile
@@ -55,7 +55,7 @@ slurm-down:  ## stop it
 	@$(PYTHON) slurm/local/cluster.py down $(CLUSTER)
 
 clean:  ## remove what was built, .venv included
-	rm -rf $(VENV) build dist *.egg-info attnzoo/ops/*.so
+	rm -rf $(VENV) build dist *.egg-info attnzoo/ops/*.so attnzoo/ops/_build.json
 
 # Set-up in three steps, each repeated only when what it depends on has changed.
 $(VENV)/.made:
@@ -79,4 +79,5 @@ $(VENV)/.installed: $(VENV)/.made constraints.txt pyproject.toml
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PIP) install --quiet --no-build-isolation --no-deps -e .
+	@$(RUN) -m attnzoo list --ops
 	@touch $@

@@ -59,7 +59,16 @@ def _compare(given: argparse.Namespace) -> int:
     show(comparison)
     if len(given.folders) == 1:
         write(comparison, given.folders[0])
+        _write_hparams(given.folders[0])
     return 0
+
+
+def _write_hparams(folder: Path) -> None:
+    """Give TensorBoard the options of a sweep whose runs end by themselves."""
+    from attnzoo.sweep.conclude import write_hparams
+    from attnzoo.sweep.folder import SweepFolder
+
+    write_hparams(SweepFolder(folder))
 
 
 def _list(given: argparse.Namespace) -> int:

@@ -15,6 +15,11 @@ from typing import Any
 from attnzoo.rundir import RunDir
 
 MACHINE = "machine failure"  # the outcome that is tried again
+# What the rows of each event hold, and of which type.
+FIELDS: dict[str, dict[str, Any]] = {
+    "start": {"step": int, "lost": int, "host": str, "job": str | None},
+    "end": {"step": int, "outcome": str, "reason": str, "job": str | None},
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def end(run: RunDir, outcome: str, reason: str = "") -> None:
 
 
 def read(run: RunDir) -> list[Attempt]:
-    """All attempts in order; the last has no outcome while it goes on."""
+    """All attempts in order; the last has no outcome while it goes on. Lines that are no rows are passed over."""
     attempts: list[Attempt] = []
     opened = False
     for row in _rows(run):
@@ -100,7 +105,12 @@ def _append(run: RunDir, row: dict[str, object]) -> None:
 def _rows(run: RunDir) -> list[dict[str, Any]]:
     rows = []
     if run.attempts.exists():
-        for line in run.attempts.read_text().split("\n"):
-            with suppress(json.JSONDecodeError):
+        for line in run.attempts.read_bytes().split(b"\n"):
+            with suppress(ValueError):  # not JSON, or not text
                 rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and _is_whole(row)]
+
+
+def _is_whole(row: dict[str, Any]) -> bool:
+    fields = FIELDS.get(str(row.get("event")))
+    return fields is not None and all(key in row and isinstance(row[key], kind) for key, kind in fields.items())

@@ -48,16 +48,17 @@ def available() -> bool:
 
 
 def jobs(ids: Collection[str]) -> dict[str, Job]:
-    """The jobs with these ids (of whole arrays, without task numbers), each task of an array by itself.
+    """The jobs and tasks of arrays with these ids.
 
     From squeue, which knows what waits, runs or has just ended, and for older ones from sacct where there is
     accounting; a job that neither knows is missing. Raises Unreachable.
     """
     if not ids:
         return {}
-    found = {job.id: job for job in _queue(["--jobs", ",".join(sorted(ids))])}
-    missing = set(ids) - {whole(job) for job in found}
-    return {job.id: job for job in _accounted(missing)} | found
+    arrays = sorted({whole(job) for job in ids})
+    found = {job.id: job for job in _queue(["--jobs", ",".join(arrays)])}
+    forgotten = sorted({whole(job) for job in ids if job not in found})
+    return {job.id: job for job in _accounted(forgotten)} | found
 
 
 def mine() -> list[Job]:
@@ -143,8 +144,8 @@ def _accounted(ids: Collection[str]) -> list[Job]:
     """What the accounting knows; nothing where there is none."""
     if not ids or shutil.which("sacct") is None:
         return []
-    fields = ["--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State,NodeList"]
-    answer = _ask(["sacct", *fields, "--jobs", ",".join(sorted(ids))])
+    fields = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList"]
+    answer = _ask(["sacct", *fields, "--jobs", ",".join(ids)])
     rows = [line.split("|") for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
     return [Job(job, state.split()[0], nodes) for job, state, nodes in rows]  # "CANCELLED by 1000"
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from attnzoo import config as configs
+from support_engine import tiny_run
+
 from attnzoo.rundir import RunDir
 
 TINY = """
@@ -35,9 +36,4 @@ train:
 
 
 def tiny_classifier(folder: Path, **changes: str) -> RunDir:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "experiment.yaml").write_text(TINY)
-    overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    run = RunDir(folder)
-    configs.save(configs.load(folder / "experiment.yaml", overrides), run.config)
-    return run
+    return tiny_run(folder, TINY, **changes)

@@ -120,10 +120,10 @@ train:
 """
 
 
-def tiny_run(folder: Path, **changes: str) -> RunDir:
+def tiny_run(folder: Path, experiment: str = TINY, **changes: str) -> RunDir:
     """A run folder with a config that trains in about a second; `changes` are overrides, `.` spelt `__`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "experiment.yaml").write_text(TINY)
+    (folder / "experiment.yaml").write_text(experiment)
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
     run = RunDir(folder)
     configs.save(configs.load(folder / "experiment.yaml", overrides), run.config)

@@ -1,9 +1,13 @@
-"""A worker that dies by SIGKILL, or sleeps, at an exact moment: `support_engine_kill.py RUN_DIR MOMENT COUNT`."""
+"""A worker to which something happens at an exact moment: `support_engine_kill.py RUN_DIR MOMENT COUNT`.
+
+It dies by SIGKILL, unless the moment is "sleep" or a signal's name: then it sleeps in a step, or gets that signal.
+"""
 
 import os
 import signal
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -19,13 +23,15 @@ def die() -> None:
 def arm(moment: str, count: int) -> None:
     """Let it happen at the `count`-th time the process passes `moment`."""
     left = iter(range(count - 1, -1, -1))
-    if moment in ("step", "sleep"):  # the weights have changed, nothing else
+    in_a_step = {"step": die, "sleep": partial(time.sleep, 60)}
+    in_a_step |= {name: partial(os.kill, os.getpid(), signal.Signals[name]) for name in ("SIGTERM", "SIGUSR2")}
+    if moment in in_a_step:  # the weights have changed, nothing else
         inner_step = torch.optim.AdamW.step
 
         def step(self, *arguments):
             inner_step(self, *arguments)
-            if next(left) == 0:
-                time.sleep(60) if moment == "sleep" else die()
+            if next(left, None) == 0:
+                in_a_step[moment]()
 
         torch.optim.AdamW.step = step
     elif moment in ("writing", "renaming", "saved"):

@@ -7,15 +7,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from support_engine import results
 
 from attnzoo import config as configs
 from attnzoo import run as attnzoo_run
+from attnzoo.config.schema import ExperimentConfig
 from attnzoo.engine import worker
 from attnzoo.ledger import Ledger, job_of
 from attnzoo.report.status import RunState, collect
@@ -63,6 +65,18 @@ def _cluster_program() -> ModuleType:
 program = _cluster_program()
 
 
+def require(programs: Mapping[str, str]) -> None:
+    """Skip loudly, or with ATTNZOO_REQUIRE_SLURM fail, where one of these programs (and its package) is missing."""
+    missing = [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if not missing:
+        return
+    packages = " ".join(dict.fromkeys(programs[name] for name in missing))
+    hint = f"needs SLURM, {', '.join(missing)} missing (Debian: apt-get install {packages})"
+    if os.environ.get("ATTNZOO_REQUIRE_SLURM"):
+        pytest.fail(hint)
+    pytest.skip(f"NOT TESTED HERE: {hint}")
+
+
 def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> None:
     """Wait until the condition is true; fails after `seconds`."""
     end = time.monotonic() + seconds
@@ -78,10 +92,10 @@ class Cluster:
         self.folder = folder
 
     @contextmanager
-    def up(self) -> Iterator["Cluster"]:
+    def up(self, accounting: bool = False) -> Iterator["Cluster"]:
         """Runs while the body does, and is what SLURM's commands talk to."""
         kept = dict(os.environ)
-        program.up(self.folder)
+        program.up(self.folder, accounting=accounting)
         try:
             for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
                 del os.environ[name]
@@ -209,10 +223,14 @@ class Sweep:
 
     def wait_for_step(self, step: int, name: str = "seed=3") -> int:
         """Wait until a step is done; returns the last one, which is not the run's last."""
-        wait(lambda: self.step(name) >= step, what=f"for step {step}: {self.tell(name)}")
-        reached = self.step(name)
+
+        def reached() -> bool:
+            assert self.run(name).read_status()["state"] != "failed", self.tell(name)
+            return self.step(name) >= step
+
+        wait(reached, what=lambda: f"for step {step}: {self.tell(name)}")
         assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
-        return reached
+        return self.step(name)
 
     def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
         """Wait until no run is active; returns their states."""
@@ -227,10 +245,15 @@ class Sweep:
 
 def reference(sweep: Sweep, **changes: str) -> list[dict]:
     """The rows of the same run, trained in this process without interruption."""
-    folder = sweep.folder / "reference"
-    folder.mkdir()
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return train_here(configs.load(sweep.file, [*sweep.overrides, *overrides]), sweep.folder / "reference")
+
+
+def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
+    """The rows of a run in this process, where nothing sleeps."""
     run = RunDir(folder)
-    configs.save(configs.load(sweep.file, [*sweep.overrides, *overrides]), run.config)
-    assert worker.main(run.path) == worker.DONE
+    configs.save(config, run.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ATTNZOO_TEST_SLEEP", raising=False)
+        assert worker.main(run.path) == worker.DONE
     return results(run)

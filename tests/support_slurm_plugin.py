@@ -12,7 +12,6 @@ import time
 from attnzoo.attention import register
 from attnzoo.attention.deformable import MultiScaleDeformableAttention
 
-SLEEP = float(os.environ.get("ATTNZOO_TEST_SLEEP", "0"))
 RANK, CALL = map(int, os.environ.get("ATTNZOO_TEST_RAISE", "-1:-1").split(":"))
 KILL = int(os.environ.get("ATTNZOO_TEST_KILL", "-1"))
 
@@ -25,7 +24,7 @@ class SlowAttention(MultiScaleDeformableAttention):
 
     def forward(self, queries, memory):
         if self.training:
-            time.sleep(SLEEP)
+            time.sleep(float(os.environ.get("ATTNZOO_TEST_SLEEP", "0")))
             SlowAttention.calls += 1
             if SlowAttention.calls == KILL:
                 os.kill(os.getpid(), signal.SIGKILL)

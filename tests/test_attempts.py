@@ -43,6 +43,28 @@ def test_a_line_that_a_crash_cut_off_costs_no_other(run):
     assert [one.outcome for one in attempts.read(run)] == [None, "done"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"7",
+        b"[]",
+        b"{}",
+        b'{"event": "pause"}',
+        b'{"event": ["start"]}',
+        b'{"event": "start", "step": "5", "lost": 0, "host": "a", "job": null}',
+        b'{"event": "end", "outcome": "done"}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_line_that_is_no_row_costs_no_other(run, line):
+    attempts.begin(run, 5, lost=2)
+    with run.attempts.open("ab") as file:
+        file.write(line + b"\n")
+    attempts.end(run, "done")
+    (only,) = attempts.read(run)
+    assert (only.step, only.lost, only.outcome) == (5, 2, "done")
+
+
 def test_failures_in_a_row_at_one_checkpoint_exhaust_the_retries(run):
     for _ in range(2):
         attempts.begin(run, 0, lost=0)  # a lost node says no more

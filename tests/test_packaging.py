@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -90,10 +91,9 @@ def test_wheel_works_in_an_empty_environment_from_any_folder(wheel, tmp_path):
     assert installed.returncode == 0, installed.stderr
     # torch and the like are lent by this environment, without its link to the source folder.
     (lent,) = home.glob("lib/python*/site-packages")
-    script = f"""
-import json, sys
-sys.path.append({sysconfig.get_path("purelib")!r})
-import torch, attnzoo
+    (lent / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    script = """
+import json, torch, attnzoo
 from pathlib import Path
 from attnzoo import ops
 value = torch.rand(1, 6, 2, 4)
@@ -110,6 +110,10 @@ print(json.dumps([str(package), list(output.shape), ops.backends(), experiments]
     assert backends["cpu"] == "available"
     assert backends["cuda"] == "not built: ATTNZOO_CUDA=0 forbids it"
     assert experiments > 0
+    small = ["data.dataset.train_images=12", "data.dataset.val_images=4", "train.steps=1"]
+    trained = run(python, "-m", "attnzoo.run", "experiments/ablate_points.yaml", *small, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "runs" / "ablate_points" / "comparison.csv").read_text().count("\n") == 5
 
 
 def test_source_archive_holds_what_a_build_needs(source, tmp_path):
@@ -149,6 +153,44 @@ def test_cuda_that_cannot_be_had_is_an_error_only_if_asked_for(source, tmp_path)
     assert "Traceback" not in asked.stderr
     wrong = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="yes")
     assert "ATTNZOO_CUDA='yes', expected 0 or 1" in wrong.stderr
+
+
+FAKE_GPU = """
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+"""
+FAKE_NVCC = """#!/bin/sh
+case "$*" in
+*--dryrun*) echo "#$ TOP=$(dirname "$(dirname "$(realpath "$0")")")" >&2 ;;
+*--version*) echo "Cuda compilation tools, release VERSION, V0" ;;
+*) echo "nvcc fatal: this one compiles nothing" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="NOT TESTED HERE: needs a torch built for CUDA")
+def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_for(source, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FAKE_GPU)
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(FAKE_NVCC.replace("VERSION", torch.version.cuda))
+    nvcc.chmod(0o755)
+    machine = {"PYTHONPATH": str(tmp_path / "site"), "CUDA_HOME": str(tmp_path / "cuda"), "ATTNZOO_CUDA_ARCHS": ""}
+    tried = build(source, "-q", "build_ext", "--build-lib", tmp_path / "tried", ATTNZOO_CUDA="", **machine)
+    assert tried.returncode == 0, tried.stderr
+    (line,) = [line for line in tried.stderr.splitlines() if line.startswith("attnzoo: ")]
+    assert "without CUDA operators: the CUDA build failed" in line
+    assert "Traceback" not in tried.stderr
+    assert (tmp_path / "tried" / "attnzoo" / "ops" / "_C.abi3.so").is_file()
+    reason = json.loads((tmp_path / "tried" / "attnzoo" / "ops" / "_build.json").read_text())["cuda"]
+    assert reason.startswith("the CUDA build failed")
+    asked = build(source, "-q", "build_ext", "--build-lib", tmp_path / "asked", ATTNZOO_CUDA="1", **machine)
+    assert asked.returncode != 0
+    assert "attnzoo: the CUDA build failed" in asked.stderr
+    assert "Traceback" not in asked.stderr
 
 
 def test_cuda_kernels_compile_and_load_without_a_gpu(source, tmp_path):

@@ -19,6 +19,7 @@ from attnzoo.config.schema import (
     DetectorConfig,
     ExperimentConfig,
     SweepConfig,
+    TrainConfig,
     VitConfig,
 )
 from attnzoo.config.slurm import check_slurm
@@ -222,7 +223,20 @@ def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
             f"{settings.where('processes')}data.batch_size = {config.data.batch_size}: "
             f"expected a multiple of processes = {config.processes}"
         )
+    _check_sharded(config.train, settings)
     check_slurm(config.slurm, config.processes, settings.where)
+
+
+def _check_sharded(train: TrainConfig, settings: Settings) -> None:
+    """What parts of parameters, in train.parallel = fsdp2, do not go with."""
+    if train.parallel != "fsdp2":
+        return
+    place = f"{settings.where('train.parallel')}train.parallel = 'fsdp2': "
+    if train.optimizer.name != "adamw":
+        raise UserError(f"{place}expected train.optimizer.name = 'adamw', but it is {train.optimizer.name!r}")
+    for key in ("compile", "channels_last"):
+        if getattr(train, key):
+            raise UserError(f"{place}does not go with train.{key}")
 
 
 def _plugin(plugin: str, experiment: Path) -> str:

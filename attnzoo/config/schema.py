@@ -213,6 +213,7 @@ class DataConfig:
     dataset: NamedBlock = _named("digit_scenes")
     augment: NamedBlock = _named("none")  # of training images
     batch_size: int = number(2, COUNT)  # of all processes together, per optimiser step before accumulation
+    val_batch_size: int | None = number(None, COUNT)  # images that one process evaluates at a time; null: batch_size
     workers: int = number(0, NON_NEGATIVE)  # loader processes per training process
 
 
@@ -254,6 +255,8 @@ class TrainConfig:
     clip: float | None = number(0.1, POSITIVE)  # maximum gradient norm
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast
     ema: float | None = number(None, BELOW_ONE)  # decay of the averaged weights that are then evaluated
+    # how several processes share the model. ddp: all of it in each, fsdp2: a part of every tensor in each
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
     compile: bool = False
     channels_last: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -320,6 +323,7 @@ class ExperimentConfig:
 
 @dataclass
 class DetectionExperiment(ExperimentConfig):
+    per_class: bool = False  # evaluation also gives AP and AP50 of every class
     model: DetectorConfig = field(default_factory=DetectorConfig)
 
 

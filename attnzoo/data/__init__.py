@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 
 from attnzoo.config.schema import ClassificationDataConfig, DataConfig
 from attnzoo.data import augment, augment_images, coco, digits, scenes  # noqa: F401 - importing registers them
-from attnzoo.data.batches import Batch, Draw, EpochBatches, collate, loader, val_indices
+from attnzoo.data.batches import Batch, Draw, EpochBatches, collate, loader, val_batches
 from attnzoo.data.classification import IMAGE_AUGMENTATIONS, LABELLED, LabelledBatch, LabelledDataset, collate_labelled
 from attnzoo.data.coco import DetectionDataset
 from attnzoo.data.evaluate import CocoEvaluator, Row
@@ -36,7 +36,7 @@ __all__ = [
     "loader",
     "outline",
     "registries",
-    "val_indices",
+    "val_batches",
 ]
 
 LIKELY_SHAPE = (480, 640)  # the most common of COCO's photographs

@@ -96,9 +96,12 @@ class EpochBatches:
             yield [Draw(order[i], seeds[i]) for i in range(first, first + share)]
 
 
-def val_indices(length: int, rank: int = 0, world: int = 1) -> list[int]:
-    """The part of 0 … length-1 that process `rank` evaluates: every index falls to exactly one process."""
-    return list(range(rank, length, world))
+def val_batches(length: int, size: int, rank: int = 0, world: int = 1) -> list[range]:
+    """The batches of 0 … length-1 that process `rank` evaluates: every one of them falls to exactly one process.
+
+    They are the same for any `world`, because the padding of an image depends on its neighbours in a batch.
+    """
+    return [range(start, min(start + size, length)) for start in range(0, length, size)][rank::world]
 
 
 def loader(

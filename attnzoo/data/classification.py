@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder
 
 from attnzoo.data.batches import Draw
-from attnzoo.data.registries import SPLITS
+from attnzoo.data.registries import SPLITS, OnDisk, Source
 from attnzoo.errors import UserError, unknown
 from attnzoo.registry import Registry
 
@@ -25,30 +25,8 @@ ImageTransform = Callable[[Image.Image], Tensor]
 CPU), NumPy and Python, which are seeded for every sample."""
 
 
-class LabelledSource(Protocol):
-    """What a LABELLED block describes: a train and a val split with the same classes.
-
-    Options are checked when it is made; images are read when a split is opened.
-    """
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes that labels run over."""
-
-    @property
-    def shape(self) -> tuple[int, int] | None:
-        """(h, w) in pixels where all images have the same, known without reading one."""
-
-    @property
-    def train_length(self) -> int | None:
-        """The number of training images where it is known without reading files."""
-
-    def open(self, split: str, transform: ImageTransform) -> "LabelledDataset":
-        """The "train" or "val" split."""
-
-
-LABELLED: Registry[Callable[..., LabelledSource]] = Registry("data set")
-"""Constructors take keyword-only options and return a `LabelledSource`."""
+LABELLED: Registry[Callable[..., Source[ImageTransform, "LabelledDataset"]]] = Registry("data set")
+"""Constructors take keyword-only options and return a `Source` of a `LabelledDataset`."""
 
 IMAGE_AUGMENTATIONS: Registry[Callable[..., ImageTransform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""
@@ -133,7 +111,7 @@ def collate_labelled(samples: Sequence[tuple[Tensor, int]]) -> LabelledBatch:
 
 @LABELLED.register("folder")
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class Folder(OnDisk):
     """Images in `root`/train/CLASS/ and `root`/val/CLASS/, as ImageNet is stored; classes count alphabetically."""
 
     root: str
@@ -143,14 +121,6 @@ class Folder:
     @property
     def num_classes(self) -> int:
         return len(self._classes("train"))
-
-    @property
-    def shape(self) -> None:
-        return None
-
-    @property
-    def train_length(self) -> None:
-        return None
 
     def open(self, split: str, transform: ImageTransform) -> LabelledDataset:
         classes = self._classes(split)
@@ -173,8 +143,11 @@ class Folder:
 
 @LABELLED.register("timm")
 @dataclass(frozen=True, kw_only=True)
-class TimmDataset:
-    """What `timm.data.create_dataset(source, root, split)` reads by index, such as `torch/cifar10` and `hfds/…`."""
+class TimmDataset(OnDisk):
+    """What `timm.data.create_dataset(source, root, split, **options)` reads by index, as `torch/cifar10` and `hfds/…`.
+
+    `options` are the reader's own, such as `{input_key: img}` for a Hugging Face data set.
+    """
 
     source: str
     root: str | None = None
@@ -182,26 +155,21 @@ class TimmDataset:
     train: str = "train"
     val: str = "validation"
     download: bool = False
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise UserError(f"data.dataset.num_classes = {self.num_classes}: expected at least 1")
-
-    @property
-    def shape(self) -> None:
-        return None
-
-    @property
-    def train_length(self) -> None:
-        return None
 
     def open(self, split: str, transform: ImageTransform) -> LabelledDataset:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         name = self.train if split == "train" else self.val
         try:
-            found = timm.data.create_dataset(self.source, root=self.root, split=name, download=self.download)
-        except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
+            found = timm.data.create_dataset(
+                self.source, root=self.root, split=name, download=self.download, **(self.options or {})
+            )
+        except (AssertionError, RuntimeError, TypeError, ValueError, OSError, ImportError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"data.dataset: timm cannot open {self.source!r}, split {name!r}: {reason}") from error
         if isinstance(found, IterableDataset):

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from attnzoo.data.annotations import index, read_annotations
 from attnzoo.data.batches import Draw
 from attnzoo.data.images import read_image
-from attnzoo.data.registries import DATASETS, SPLITS, Target, Transform
+from attnzoo.data.registries import DATASETS, SPLITS, OnDisk, Target, Transform
 from attnzoo.errors import UserError, unknown
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
@@ -119,7 +119,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 @DATASETS.register("coco")
 @dataclass(frozen=True, kw_only=True)
-class CocoFolder:
+class CocoFolder(OnDisk):
     """Any data set in COCO format; paths are relative to `root`, and the defaults are COCO 2017's.
 
     `labels`: "category_id" makes the class index the category id, so that there are (highest id + 1) classes, 91 for
@@ -147,14 +147,6 @@ class CocoFolder:
     @property
     def num_classes(self) -> int:
         return len(self._categories)
-
-    @property
-    def shape(self) -> None:
-        return None
-
-    @property
-    def train_length(self) -> None:
-        return None
 
     def open(self, split: str, transform: Transform) -> DetectionDataset:
         """The split's images in the order of their ids; raises UserError for whatever is wrong with its files."""

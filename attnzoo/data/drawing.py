@@ -1,7 +1,7 @@
 """How one image of `digit_scenes` and `digits` is drawn."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,7 @@ class Look:
     max_overlap: float = 0.1
     noise: float = 3.0
 
-    def check(self) -> None:
-        """Raise UserError for a value out of range."""
+    def __post_init__(self) -> None:
         require("image_size", self.image_size, 16 <= self.image_size <= 4096, "from 16 to 4096 pixels")
         for name, least in (("objects", 0), ("clutter", 0), ("sizes", 4), ("aspect", 0.1), ("contrast", 0)):
             low, high = getattr(self, name)
@@ -64,14 +63,6 @@ def require(name: str, value: Any, holds: bool, expected: str) -> None:
     """Raise UserError for an option `name` of a data set unless `holds`."""
     if not holds:
         raise UserError(f"data.dataset.{name} = {value}: expected {expected}")
-
-
-def plain(look: Look) -> dict[str, Any]:
-    """The options of a data set as JSON, equal for equal options: 20 and 20.0, lists and tuples."""
-    return {
-        key: [float(item) for item in value] if isinstance(value, list | tuple) else float(value)
-        for key, value in asdict(look).items()
-    }
 
 
 @dataclass(frozen=True)

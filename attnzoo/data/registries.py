@@ -1,7 +1,7 @@
 """What a data set and an augmentation are, and the tables in which they are found by name."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -15,8 +15,12 @@ Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 SPLITS = ("train", "val")
 
 
-class Source(Protocol):
-    """What a DATASETS block describes: a train and a val split with the same classes.
+TransformT = TypeVar("TransformT", contravariant=True)
+DatasetT = TypeVar("DatasetT", covariant=True)
+
+
+class Source(Protocol[TransformT, DatasetT]):
+    """What a data set's block describes: a train and a val split with the same classes.
 
     Options are checked when it is made; files are read when a split is opened.
     """
@@ -33,12 +37,24 @@ class Source(Protocol):
     def train_length(self) -> int | None:
         """The number of training images where it is known without reading files."""
 
-    def open(self, split: str, transform: Transform) -> Any:
-        """The `DetectionDataset` of "train" or "val"."""
+    def open(self, split: str, transform: TransformT) -> DatasetT:
+        """The "train" or "val" split; its samples go through `transform`."""
 
 
-DATASETS: Registry[Callable[..., Source]] = Registry("data set")
-"""Constructors take keyword-only options and return a `Source`."""
+class OnDisk:
+    """For sources whose files alone know how many images there are, and of what shapes."""
+
+    @property
+    def shape(self) -> None:
+        return None
+
+    @property
+    def train_length(self) -> None:
+        return None
+
+
+DATASETS: Registry[Callable[..., Source[Transform, Any]]] = Registry("data set")
+"""Constructors take keyword-only options and return a `Source` of a `DetectionDataset`."""
 
 AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""

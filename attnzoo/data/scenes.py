@@ -5,55 +5,30 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 from PIL import Image
 
-from attnzoo.data.cache import cached_folder
 from attnzoo.data.coco import CocoFolder, DetectionDataset
-from attnzoo.data.drawing import CLASSES, Look, Painter, Scene, plain, require
+from attnzoo.data.drawing import CLASSES, Scene
+from attnzoo.data.drawn import Drawn
 from attnzoo.data.registries import DATASETS, SPLITS, Transform
 from attnzoo.errors import unknown
-
-VERSION = 1  # raised whenever the same options would give other images
 
 
 @DATASETS.register("digit_scenes")
 @dataclass(frozen=True, kw_only=True)
-class DigitScenes(Look):
+class DigitScenes(Drawn):
     """scikit-learn's 8x8 handwritten digits on crops of its two photographs, written to the cache as a COCO folder.
 
-    Digits of each class and halves of each photograph belong to train or to val, never to both. Image i depends on
-    (seed, version, split, i) and the options of its look alone, not on how many images there are.
-
-    Besides the options of `Look`: the number of images of each split, and the seed.
+    Options: those of `Look`, the number of images of each split, and the seed.
 
     Objects are small below (0.22 · image_size)² square pixels and large from (0.31 · image_size)²: 14 and 20 pixels at
     64, which parts the default sizes into thirds. COCO's 32 and 96 pixels would call every one of them small.
     """
 
-    train_images: int = 8000
-    val_images: int = 300
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.check()
-        require("train_images", self.train_images, self.train_images >= 1, "at least 1")
-        require("val_images", self.val_images, self.val_images >= 1, "at least 1")
-        require("seed", self.seed, self.seed >= 0, "at least 0")
-
-    @property
-    def num_classes(self) -> int:
-        return CLASSES
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.image_size, self.image_size
-
-    @property
-    def train_length(self) -> int:
-        return self.train_images
+    name: ClassVar[str] = "digit_scenes"
+    version: ClassVar[int] = 1
 
     def open(self, split: str, transform: Transform) -> DetectionDataset:
         """The split, from the cache; both splits are made if they are not there."""
@@ -64,7 +39,7 @@ class DigitScenes(Look):
     @cached_property
     def _files(self) -> CocoFolder:
         return CocoFolder(
-            root=str(cached_folder("digit_scenes", plain(self) | {"version": VERSION}, self.write)),
+            root=str(self.folder()),
             train_annotations="annotations/train.json",
             val_annotations="annotations/val.json",
             train_images="train",
@@ -75,12 +50,10 @@ class DigitScenes(Look):
     def write(self, folder: Path) -> None:
         """Draw both splits into `folder`: train/, val/ and annotations/."""
         (folder / "annotations").mkdir()
-        for number, split in enumerate(SPLITS):
+        for split in SPLITS:
             (folder / split).mkdir()
-            painter = Painter(self, split)
             scenes = []
-            for i in range(getattr(self, f"{split}_images")):
-                scene = painter.paint(np.random.default_rng([self.seed, VERSION, number, i]))
+            for i, scene in enumerate(self.scenes(split)):
                 Image.fromarray(scene.pixels).save(folder / split / f"{i:06d}.png", compress_level=0)
                 scenes.append(scene)
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(self._annotations(scenes)))
@@ -106,7 +79,7 @@ class DigitScenes(Look):
                 )
         return {
             "info": {
-                "description": f"digit_scenes, version {VERSION}",
+                "description": f"{self.name}, version {self.version}",
                 "options": asdict(self),
                 "area_thresholds": [(0.22 * self.image_size) ** 2, (0.31 * self.image_size) ** 2],
             },

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnzoo.config.schema import ClassificationExperiment
 from attnzoo.data import LabelledBatch, collate_labelled
@@ -79,10 +79,10 @@ class ClassificationTask(DatasetTask):
         top1, top5 = (sum(part[k] for part, _, _ in parts) / total for k in range(2))
         return {"top1": top1, "top5": top5, "loss": sum(part for *_, part in parts) / total}
 
-    def cost(self) -> Cost:
-        """Parameters, multiply-accumulates and time of the model on the first validation image."""
+    def cost(self, model: nn.Module) -> Cost:
+        """Parameters, multiply-accumulates and time of `model` on the first validation image."""
         batch = collate_labelled([self.val[0]]).to(self.ranks.device)
-        return measure(self.model, batch.images)
+        return measure(model, batch.images)
 
 
 def top_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What the tasks have in common that train on a data set: its splits, and the batches of every step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -9,9 +9,8 @@ from torch import nn
 
 from attnzoo import models
 from attnzoo.config.schema import ExperimentConfig
-from attnzoo.data import Draw, EpochBatches, build_dataset, loader, outline, val_indices
+from attnzoo.data import Draw, EpochBatches, build_dataset, loader, outline, val_batches
 from attnzoo.engine.distributed import Ranks
-from attnzoo.errors import UserError
 from attnzoo.models.trial import try_out
 
 
@@ -30,15 +29,11 @@ class DatasetTask:
         ranks.barrier()
         if not ranks.is_main:
             self._build_data()
-        self.num_classes = config.model.num_classes or self.train.num_classes
-        if self.num_classes < self.train.num_classes:
-            raise UserError(
-                f"model.num_classes = {self.num_classes}: the data set has {self.train.num_classes} classes"
-            )
+        self.num_classes = models.class_count(config.model, self.train.num_classes)
         torch.manual_seed(config.seed)
         self.model = models.build(config.model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
-        for name in try_out(config.model, self.num_classes, outline(config.data).size):
+        for name in try_out(config.model, self.num_classes, outline(config.data).size).untrained:
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
         self.images_per_batch = config.data.batch_size
@@ -63,7 +58,6 @@ class DatasetTask:
 
     def val_batches(self) -> Iterator[Any]:
         """The rank's part of the validation set: every image falls to one rank."""
-        indices: Sequence[int] = val_indices(len(self.val), self.ranks.rank, self.ranks.world)
-        size = max(self._data.batch_size // self.ranks.world, 1)
-        parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+        size = self._data.val_batch_size or self._data.batch_size
+        parts = val_batches(len(self.val), size, self.ranks.rank, self.ranks.world)
         return loader(self.val, parts, self._data.workers, self.collate)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from attnzoo.config.schema import DetectionExperiment
 from attnzoo.data import Batch, CocoEvaluator, collate
@@ -48,9 +49,10 @@ class DetectionTask(DatasetTask):
             evaluator.add(postprocess(output, sizes, self.config.model.loss.classification), batch.targets)
             beat()
         rows = [row for rank_rows in self.ranks.gather(evaluator.rows) for row in rank_rows]
-        return dict(self.ranks.share(evaluator.summarize(rows) if self.ranks.is_main else None))
+        summary = evaluator.summarize(rows, self.config.per_class) if self.ranks.is_main else None
+        return dict(self.ranks.share(summary))
 
-    def cost(self) -> Cost:
-        """Parameters, multiply-accumulates and time of the model on the first validation image."""
+    def cost(self, model: nn.Module) -> Cost:
+        """Parameters, multiply-accumulates and time of `model` on the first validation image."""
         batch = collate([self.val[0]]).to(self.ranks.device)
-        return measure(self.model, batch.images, batch.mask)
+        return measure(model, batch.images, batch.mask)

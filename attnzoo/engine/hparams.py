@@ -1,12 +1,14 @@
-"""A sweep in TensorBoard's HParams: its options at the sweep's root, each run's values in the run."""
+"""A sweep in TensorBoard's HParams: its options at the sweep's root, each run's values in the run. Imports no torch."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hp
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 SUFFIX = ".hparams"
 METRICS = ("val/AP", "val/AP50", "val/top1", "val/top5", "cost/params", "cost/gflops", "cost/ms")
@@ -57,6 +59,6 @@ def _replace(folder: Path, summary: Summary) -> None:
     """Put one summary into an event file of its own."""
     for old in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         old.unlink()
-    writer = SummaryWriter(str(folder), filename_suffix=SUFFIX)
-    writer._get_file_writer().add_summary(summary)
+    writer = EventFileWriter(str(folder), filename_suffix=SUFFIX)
+    writer.add_event(Event(wall_time=time.time(), summary=summary))
     writer.close()

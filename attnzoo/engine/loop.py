@@ -4,16 +4,15 @@ import hashlib
 import logging
 import math
 import time
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from attnzoo.config.schema import TrainConfig
+from attnzoo.engine import parallel
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.engine.distributed import Ranks
 from attnzoo.engine.interrupt import Interrupted, StopRequest
@@ -75,11 +74,11 @@ class Trainer:
         self.model = task.model.to(ranks.device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        self.ema = ModelEmaV3(self.model, decay=config.ema) if config.ema is not None else None
+        self.parallel = parallel.build(config.parallel, self.model, self.ema, ranks)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.schedule = build_schedule(self.optimizer, config.schedule, self.steps)
-        self.ema = ModelEmaV3(self.model, decay=config.ema) if config.ema is not None else None
-        self.parallel = self._parallel() if ranks.world > 1 else None
-        runner: nn.Module = self.parallel or self.model
+        runner = self.parallel.runner
         self.forward = self._autocast(torch.compile(runner) if config.compile else runner)
         self._names: list[str] = []  # of the columns of what follows
         self._unchecked: list[Tensor] = []  # this rank's losses of the steps since the last check
@@ -110,7 +109,7 @@ class Trainer:
         normalizer = self.task.normalizer(batches)
         losses = [self._backward(batch, normalizer, last=batch is batches[-1]) for batch in batches]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = clip_gradients(parameters, self.config.clip)
+        norm = self.parallel.full(clip_gradients(parameters, self.config.clip))
         self._names = ["loss", *(f"loss_{part}" for part in losses[0].parts), "grad_norm"]
         rows = [torch.stack([loss.total.detach(), *loss.parts.values(), norm]) for loss in losses]
         self._unchecked.append(torch.stack(rows).mean(0))
@@ -130,7 +129,7 @@ class Trainer:
 
     def _backward(self, batch: Any, normalizer: Any, last: bool) -> StepLoss:
         """Add one batch's gradients; ranks exchange them with the last batch of a step."""
-        with self.parallel.no_sync() if self.parallel and not last else nullcontext():
+        with self.parallel.exchange(last):
             loss = self.task.loss(self.forward, batch, normalizer)
             (loss.total / self.config.accumulate).backward()
         return StepLoss(loss.total, {name: part.detach() for name, part in loss.parts.items()})
@@ -182,7 +181,7 @@ class Trainer:
         model.eval()
         self.ranks.align(model.buffers())  # each rank's BatchNorm saw its own images; the checkpoint holds rank 0's
         with torch.no_grad():
-            values = self.task.evaluate(self._autocast(model), self._beat)
+            values = self.task.evaluate(self._autocast(self.parallel.whole(model)), self._beat)
         self._write(metrics, {f"val/{name}": value for name, value in values.items()})
         value = values[self.task.best_metric]
         if math.isfinite(value) and (self.best is None or value > self.best):
@@ -202,8 +201,9 @@ class Trainer:
         if self.step in (0, self._saved[0]):
             return
         self._check(self.step)
+        state = self.parallel.collect(self._state())
         if self.ranks.is_main:
-            self.checkpoints.save(self._state(), self.step)
+            self.checkpoints.save(state, self.step)
         self._saved = (self.step, time.monotonic())
 
     def _state(self) -> dict[str, Any]:
@@ -229,19 +229,15 @@ class Trainer:
         for key, now in (("steps_per_epoch", self.steps_per_epoch), ("seed", self.seed)):
             if state[key] != now:
                 raise UserError(f"{path}: made with {key} = {state[key]}, now {now}; the data or the config changed")
-        self.model.load_state_dict(state["model"])
+        self.parallel.load(self.model, state["model"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            self.parallel.load(self.ema.module, state["ema"])
+        self.parallel.load_optimizer(self.optimizer, state["optimizer"])
         self.step, self.best = state["step"], state["best"]
         self._names, self._window = state["names"], state["window"]
         self._saved = (self.step, time.monotonic())
         log.info("resuming from %s", path)
         return self.step
-
-    def _parallel(self) -> DistributedDataParallel:
-        devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices)
 
     def _autocast(self, model: Any) -> Forward:
         if self.config.precision == "fp32":

@@ -1,6 +1,6 @@
 """Optimisers with the parameter groups of the published recipes, and schedules that depend on the step alone."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -9,7 +9,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
-from attnzoo.errors import UserError, unknown
+from attnzoo.errors import UserError, nearest, unknown
+
+PUBLISHED = ("backbone", "sampling_offsets", "reference_points")  # with rates of their own in Deformable DETR
 
 
 def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
@@ -34,20 +36,40 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups`; AdamW fused, as a small model on a CPU else spends its time in Python.
-
-    Raises UserError for a name that timm does not know.
-    """
-    groups = parameter_groups(model, config)
-    if not groups:
-        raise UserError("model: no parameter is trainable")
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+def known_optimizer(config: OptimizerConfig) -> str:
+    """The optimiser's name. Raises UserError for one that timm does not know."""
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
         raise unknown("optimiser", config.name, known, "train.optimizer.name")
-    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
+    return config.name
+
+
+def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
+    """Raise UserError for an entry of `lr_multipliers` or `no_decay` that occurs in no name of `parameters`.
+
+    Those are the names of all of a sweep's models: an entry may be meant for one of them. The published recipe's
+    entries are always allowed, because not every model of the family has what they name.
+    """
+    for key, entries in (("lr_multipliers", config.lr_multipliers), ("no_decay", config.no_decay)):
+        for entry in entries:
+            if entry not in PUBLISHED and not any(entry in name for name in parameters):
+                parts = {part for name in parameters for part in name.split(".") if not part.isdigit()}
+                hint = nearest(entry, parts)
+                raise UserError(f"train.optimizer.{key}: {entry!r} occurs in the name of no parameter{hint}")
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser over `parameter_groups`; AdamW fused, as a small model on a CPU else spends its time in Python.
+
+    Raises UserError as `known_optimizer` does.
+    """
+    name = known_optimizer(config)
+    groups = parameter_groups(model, config)
+    if not groups:
+        raise UserError("model: no parameter is trainable")
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return create_optimizer_v2(groups, opt=name, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Scheduler:

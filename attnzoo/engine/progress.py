@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Any
 
+from attnzoo import clock
 from attnzoo.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,11 @@ class Progress:
 
     def report(self, row: dict[str, Any]) -> None:
         """One line of the log for a row of metrics, its values also in the status."""
-        self.beat(**{name: row[key] for key, name in SHOWN.items() if key in row})
+        shown = {name: row[key] for key, name in SHOWN.items() if key in row}
+        if any(key.startswith("val/") for key in row):
+            shown["evaluated"] = row["step"]
+        self.beat(**shown)
         if self.run is not None:
             values = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step")
-            log.info("step %d/%d: %s", row["step"], self.steps, values)
+            left = f" ({clock.spell(self.seconds_left)} left)" if self.seconds_left else ""
+            log.info("step %d/%d%s: %s", row["step"], self.steps, left, values)

@@ -7,7 +7,6 @@ of the run is gone, 130 interrupted.
 
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from attnzoo import attempts
+from attnzoo import attempts, process
 from attnzoo import config as configs
 from attnzoo.attention import load_plugin
 from attnzoo.config.schema import ExperimentConfig
@@ -130,9 +129,7 @@ def _record_failure(run: RunDir, error: str) -> None:
 
 def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopRequest) -> None:
     if ranks.is_main:
-        run.write_status(
-            state="running", error=None, signal=None, host=attempts.node_name(), pid=os.getpid(), job=attempts.job_id()
-        )
+        run.write_status(state="running", error=None, signal=None, job=attempts.job_id(), **process.myself())
         run.reserve()
         _refuse_hopeless(run, config)
         with atomic_write(run.environment) as file:
@@ -149,11 +146,17 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
         attempts.begin(run, trainer.step, lost=_steps_done(run) - trainer.step)
     progress.beat(now=True, step=trainer.step)
     metrics = MetricsWriter(run, resumed) if ranks.is_main else None
+    model = trainer.parallel.whole(trainer.model)
     if metrics is not None and metrics.last("cost/ms") is None:
-        cost = task.cost()
+        cost = task.cost(model)
         row = {"cost/params": cost.params, "cost/gflops": cost.gflops, "cost/ms": cost.ms}
         progress.report(metrics.write(trainer.step, row))
-    trainer.run(metrics)
+    del model
+    try:
+        trainer.run(metrics)
+    except Diverged:
+        progress.beat(now=True)  # the step that it came to
+        raise
     if metrics is not None:
         metrics.close()
     progress.beat(now=True, state="done")

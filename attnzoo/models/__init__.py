@@ -4,6 +4,7 @@ from typing import Any
 
 from attnzoo.config import classifier_config, model_config, presets
 from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
+from attnzoo.errors import UserError
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit import Classifier
 
@@ -11,16 +12,15 @@ names = presets
 
 
 def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
-    """A published model with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
+    """The model of a preset with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
     `overrides` are fields of DetectorConfig or ClassifierConfig, nested as dicts. Unless given, `num_classes` is 91 for
     detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
     not allowed.
     """
     if preset in presets("vit"):
-        return build(classifier_config(preset, overrides), num_classes or 1000)
-    config = model_config(preset, {**overrides, "num_classes": num_classes})
-    return build(config, num_classes or 91)
+        return build(classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
+    return build(model_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
 
 
 def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Classifier:
@@ -34,4 +34,14 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Class
     return Classifier(config, num_classes)
 
 
-__all__ = ["Classifier", "Detector", "build", "create", "names"]
+def class_count(config: ModelConfig, present: int) -> int:
+    """How many classes the model of an experiment tells apart: as configured, else those `present` in the data set.
+
+    Raises UserError if the data set has more than the model is configured for.
+    """
+    if config.num_classes is not None and config.num_classes < present:
+        raise UserError(f"model.num_classes = {config.num_classes}: the data set has {present} classes")
+    return config.num_classes or present
+
+
+__all__ = ["Classifier", "Detector", "build", "class_count", "create", "names"]

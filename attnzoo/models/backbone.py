@@ -1,12 +1,12 @@
 """Backbones: any timm model that gives feature maps, and the hierarchical vision transformers of this package."""
 
 import difflib
-from pathlib import Path
+from os.path import isfile
 from typing import Any
 
 import timm
 import torch
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from attnzoo.config import presets, vit_config
@@ -47,13 +47,14 @@ class Backbone(nn.Module):
         if config.norm == "frozen":
             self.body = freeze_batch_norm_2d(self.body)
         _freeze(self.body, config)
+        # Swin and its like give their maps channels last; what does not say so in timm gives them first.
+        self.channels_last = Format(getattr(self.body, "output_fmt", "NCHW")) == Format.NHWC
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         if isinstance(self.body, Features):
             return self.body(images, mask)
         maps = self.body(images)
-        # Swin-like models give their maps channels last.
-        return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, self.channels, strict=True)]
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 
 
 def _freeze(body: nn.Module, config: BackboneConfig) -> None:
@@ -99,7 +100,7 @@ def _load(body: nn.Module, path: str) -> None:
 
     It is read and compared on the meta device too, where there is nowhere to load it.
     """
-    if not Path(path).is_file():
+    if not isfile(path):
         raise UserError(f"{WHERE}.weights: there is no file {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

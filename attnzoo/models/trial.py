@@ -1,6 +1,7 @@
 """A model tried out without memory or data: whether it runs, and what of it would train."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,14 +14,20 @@ from attnzoo.errors import UserError
 from attnzoo.models.detr.losses import seen
 
 
-def try_out(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
-    """The names of the trainable parameters that the losses of this model do not depend on.
+@dataclass(frozen=True)
+class Trial:
+    """The names of a model's parameters, and of those that could train but that its losses do not depend on."""
 
-    Raises UserError for what cannot be built or does not run on images of `size` (h, w).
-    """
+    parameters: list[str]
+    untrained: list[str]
+
+
+def try_out(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> Trial:
+    """Build the model and run it on images of `size` (h, w). Raises UserError for what cannot be built or run."""
     with torch.device("meta"):
         model = models.build(config, num_classes)
-    return untrained(model, size, partial(seen, config.loss) if isinstance(config, DetectorConfig) else torch.sum)
+    loss = partial(seen, config.loss) if isinstance(config, DetectorConfig) else torch.sum
+    return Trial([name for name, _ in model.named_parameters()], untrained(model, size, loss))
 
 
 def untrained(model: nn.Module, size: tuple[int, int], loss: Callable[[Any], Tensor]) -> list[str]:

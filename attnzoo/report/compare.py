@@ -80,15 +80,32 @@ def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
         flat.append(dict(flatten(kept)) | {"experiment": result.experiment})
     keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
-    return label([{key: config[key] for key in differing if key in config} for config in flat])
+    shown = [key for key in differing if not _follows_from_a_name(key, flat)]
+    return label([{key: config[key] for key in shown if key in config} for config in flat])
+
+
+def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:
+    """Whether a key tells nothing beyond the name of its block.
+
+    Blocks of some names do not take such an option, or one of another type, and where it is of one type it is the same.
+    """
+    owner = f"{key.rpartition('.')[0]}.name"
+    found = {(str(config.get(owner)), type(config.get(key, ...)), repr(config.get(key, ...))) for config in configs}
+    names, types, values = (set(column) for column in zip(*found, strict=True))
+    return key != owner and 1 < len(types) == len(values) and 1 < len(names) == len(found)
 
 
 def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:
     notes = []
     counts = sorted({len(variant.seeds) for variant in variants})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    interval = "mean ± 95 % confidence interval (Student's t) over seeds" if counts[-1] > 1 else "intervals n/a"
-    notes.append(f"Finished seeds per variant: {seeds}; {interval}. Differences within the intervals are noise.")
+    if counts[-1] > 1:
+        meaning = (
+            "mean ± 95 % confidence interval (Student's t) over seeds. Differences within the intervals are noise."
+        )
+    else:
+        meaning = "intervals n/a: one seed cannot tell a difference from noise."
+    notes.append(f"Finished seeds per variant: {seeds}; {meaning}")
     budgets = sorted({result.steps for result in results if result.state == "done"})
     if len(budgets) == 1:
         notes.append(f"Equal budgets: {budgets[0]} optimiser steps each.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo import attempts, scheduler
+from attnzoo import attempts, process, scheduler
 from attnzoo.errors import UserError
 from attnzoo.ledger import COMMENT, NAME, Ledger, job_of
 from attnzoo.rundir import RunDir
@@ -37,6 +37,7 @@ class RunState:
     step: int | None = None
     steps: int | None = None
     ap: float | None = None
+    top1: float | None = None
     left: float | None = None
     requeued: int = 0
     machine_failures: int = 0
@@ -59,7 +60,7 @@ def collect(sweep: Path) -> list[RunState]:
     adopt(ledger, content)
     submitted = {name: job_of(content, name) for name in content["runs"]}
     unfinished = {name for name in content["runs"] if RunDir(sweep / name).read_status()["state"] != "done"}
-    found = scheduler.jobs({scheduler.whole(job) for name, job in submitted.items() if job and name in unfinished})
+    found = scheduler.jobs({job for name, job in submitted.items() if job and name in unfinished})
     here = _alive(content.get("local"))
     return [
         _state(RunDir(sweep / name), entry, submitted[name], found.get(submitted[name] or ""), here)
@@ -91,6 +92,7 @@ def _state(run: RunDir, entry: Mapping[str, Any], job_id: str | None, job: Job |
         step=status.get("step"),
         steps=status.get("steps"),
         ap=status.get("AP"),
+        top1=status.get("top1"),
         left=status.get("eta") if own and state == "running" else None,
         requeued=max(len(tried) - 1, 0),
         machine_failures=sum(one.failed_with_its_machine for one in (tried[:-1] if own else tried)),
@@ -139,7 +141,7 @@ def _active(run: RunDir, status: Mapping[str, Any], job: Job) -> tuple[str, str]
 def _works(run: RunDir, status: Mapping[str, Any]) -> bool:
     """Whether a run that no job has is being trained: by its process here, by its signs of life elsewhere."""
     if status.get("host") == attempts.node_name():
-        return _exists(status["pid"])
+        return process.is_here(status)
     return time.time() - (run.heartbeat() or 0) < DEAD_SECONDS
 
 
@@ -148,18 +150,8 @@ def _since(run: RunDir) -> str:
 
 
 def _alive(launcher: Mapping[str, Any] | None) -> bool:
-    """Whether the process that works on the sweep runs on this machine."""
-    return launcher is not None and launcher["host"] == attempts.node_name() and _exists(launcher["pid"])
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether another process works on the sweep on this machine."""
+    return launcher is not None and launcher["pid"] != os.getpid() and process.is_here(launcher)
 
 
 def last_words(run: RunDir, entry: Mapping[str, Any]) -> str:

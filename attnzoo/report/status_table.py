@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.live import Live
 from rich.table import Table
 
+from attnzoo import clock
 from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect, counts
 
@@ -30,16 +31,18 @@ def show(sweep: Path, watch: bool, as_json: bool) -> int:
 def table(sweep: Path, states: Sequence[RunState]) -> Table:
     """The runs, one a row; how many are in which state as its title."""
     title = ", ".join(f"{count} {state}" for state, count in counts(states).items())
-    found = Table("run", "state", "step", "AP", "left", "requeued", "job", "note", title=f"{sweep}: {title}")
+    classify = any(one.top1 is not None for one in states)
+    metric = "top-1" if classify else "AP"
+    found = Table("run", "state", "step", metric, "left", "requeued", "job", "note", title=f"{sweep}: {title}")
     for one in states:
         step = "" if one.step is None else f"{one.step}/{one.steps}"
-        ap = "" if one.ap is None else f"{one.ap:.3f}"
+        value = one.top1 if classify else one.ap
         found.add_row(
             one.name,
             one.state,
             step,
-            ap,
-            _duration(one.left),
+            "" if value is None else f"{value:.3f}",
+            clock.spell(one.left) if one.left else "",
             _requeued(one),
             one.job or "",
             one.note,
@@ -52,14 +55,6 @@ def _requeued(one: RunState) -> str:
         return ""
     failures = one.machine_failures
     return f"{one.requeued}" + (f", {failures} machine failure{'s' if failures > 1 else ''}" if failures else "")
-
-
-def _duration(seconds: float | None) -> str:
-    if not seconds:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _watch(sweep: Path, states: list[RunState]) -> list[RunState]:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnzoo import scheduler
-from attnzoo.attempts import node_name
+from attnzoo import process, scheduler
 from attnzoo.errors import unknown
 from attnzoo.ledger import Ledger
 from attnzoo.report.status import RunState, adopt, collect
@@ -40,7 +39,7 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
 def _stop(run: RunDir, state: RunState) -> bool:
     """Ask a run's process on this machine to save and stop."""
     status = run.read_status()
-    if state.state != "running" or status.get("host") != node_name():
+    if state.state != "running" or not process.is_here(status):
         return False
     os.kill(status["pid"], signal.SIGTERM)
     return True

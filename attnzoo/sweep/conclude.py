@@ -17,15 +17,20 @@ def conclude(folder: SweepFolder, planned: Sequence[Planned]) -> None:
     show(comparison)
     for path in write(comparison, folder.path):
         print(path)
-    _write_hparams(folder)
+    write_hparams(folder)
 
 
-def _write_hparams(folder: SweepFolder) -> None:
-    """Earlier sweeps may have swept other keys: every run then says what it has for each of all of them."""
+def write_hparams(folder: SweepFolder) -> None:
+    """Give TensorBoard the options of all runs that were started.
+
+    Earlier sweeps may have swept other keys: every run then says what it has for each of all of them.
+    """
     from attnzoo.engine import hparams
 
     entries = {name: e for name, e in folder.entries().items() if RunDir(folder.path / name).config.exists()}
     entries = {name: e for name, e in entries.items() if RunDir(folder.path / name).read_status()["state"] != "pending"}
+    if not entries:
+        return
     swept = {key for entry in entries.values() for key, _ in flatten(entry["overrides"])}
     swept = {key for key in swept if not key.startswith("slurm.")}
     values = []

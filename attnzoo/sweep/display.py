@@ -1,14 +1,25 @@
 """What a terminal shows of a sweep: a row per running run; plain lines where there is no terminal."""
 
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from attnzoo import clock
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
 
 SHOWN = ("loss", "AP", "AP50", "top1", "top5")  # of a run's status
+QUIET_SECONDS = 60  # after which a run that has nothing to tell says where it is
+
+
+class _Said(NamedTuple):
+    """What the last plain line of a run was about: the step last evaluated, and when it was written."""
+
+    evaluated: int | None
+    time: float
 
 
 class Display:
@@ -20,7 +31,7 @@ class Display:
         self.total = total
         self.begun = 0
         self._tasks: dict[str, TaskID] = {}
-        self._evaluated: dict[str, float | None] = {}
+        self._said: dict[str, _Said] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -69,11 +80,17 @@ class Display:
             self._progress.update(
                 self._tasks[name], completed=step, total=steps, values=_values(status, "").lstrip(", ")
             )
-        best = status.get("AP", status.get("top1"))
-        if self._evaluated.setdefault(name, best) != best:
-            self._evaluated[name] = best
-            if not self.console.is_terminal and status["state"] == "running":
-                self._say(f"{name}: evaluated{_values(status, ' at step {}/{}')}")
+        if self.console.is_terminal or status["state"] != "running":
+            return
+        evaluated, now = status.get("evaluated"), time.monotonic()
+        said = self._said.setdefault(name, _Said(evaluated, now))
+        if evaluated != said.evaluated:
+            self._say(f"{name}: evaluated at step {evaluated}{_values(status, ', now at {}/{}')}")
+        elif now - said.time > QUIET_SECONDS:
+            self._say(f"{name}{_values(status, ': step {}/{}')}")
+        else:
+            return
+        self._said[name] = _Said(evaluated, now)
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False)
@@ -86,6 +103,5 @@ def _values(status: dict[str, object], position: str) -> str:
             shown += f", {key} {value:.3f}"
     eta = status.get("eta")
     if isinstance(eta, (int, float)) and eta > 0:
-        minutes, seconds = divmod(round(eta), 60)
-        shown += f", {minutes}:{seconds:02d} left"
+        shown += f", {clock.spell(eta)} left"
     return shown

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +128,11 @@ def _check_exclude(sweep: SweepConfig, where: str) -> None:
 
 def refuse_twins(runs: Sequence[Run], where: str) -> None:
     """Two runs of one config and seed would share results; two of one name, a folder."""
-    for first, second in itertools.combinations(runs, 2):
-        if (first.digest, first.seed) == (second.digest, second.seed):
-            raise UserError(f"{where}: sweep: the runs {first.name} and {second.name} have the same config")
-        if first.name == second.name:
-            raise UserError(f"{where}: sweep: two runs are called {first.name}")
+    configs: dict[tuple[str, int], str] = {}
+    for run in runs:
+        key = (run.digest, run.seed)
+        if key in configs:
+            raise UserError(f"{where}: sweep: the runs {configs[key]} and {run.name} have the same config")
+        configs[key] = run.name
+    if twice := [name for name, count in Counter(configs.values()).items() if count > 1]:
+        raise UserError(f"{where}: sweep: two runs are called {twice[0]}")

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from attnzoo import attempts, scheduler
+from attnzoo import process, scheduler
 from attnzoo.config.labels import text
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.ledger import NAME as LEDGER
+from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect
 from attnzoo.rundir import RunDir
 from attnzoo.sweep import local
@@ -37,8 +37,8 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     `only` chooses among the runs that are neither done nor being worked on: those that failed, those that are missing
     because nobody was ever told to train them, or those that were interrupted.
 
-    0 everything is done or submitted, 1 a run failed, 130 interrupted. Raises UserError, with nothing written, for
-    whatever in any run's config is not allowed.
+    0 everything is done, submitted or being worked on by another process, 1 a run failed, 130 interrupted. Raises
+    UserError, with nothing written, for whatever in any run's config is not allowed.
     """
     experiment = Experiment(path, [*overrides, *_processes()])
     runs = expand(experiment)
@@ -76,7 +76,10 @@ def _processes() -> list[str]:
     """The number of processes as an override, where it is no longer ours to choose."""
     if not _is_one_of_several_processes():
         return []
-    return [f"processes={os.environ.get('WORLD_SIZE') or os.environ['SLURM_STEP_NUM_TASKS']}"]
+    count = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else os.environ["SLURM_STEP_NUM_TASKS"]
+    if count is None:
+        raise UserError("RANK is set and WORLD_SIZE is not: start several processes with torchrun, or unset RANK")
+    return [f"processes={count}"]
 
 
 def _states(folder: SweepFolder) -> dict[str, RunState]:
@@ -105,6 +108,10 @@ def _submit(
         if not scheduler.available():
             print("SLURM is not installed here: whether it would take these jobs was not checked")
         return DONE
+    if all(p.state == "done" for p in planned):
+        print(f"{len(planned)} of {len(planned)} runs are done already")
+        conclude(folder, planned)
+        return DONE
     folder.create(planned, str(experiment.path), todo)
     for line in slurm.submit(found, folder):
         print(line)
@@ -132,7 +139,7 @@ def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Plann
     if left_out := len(planned) - done - len(todo):
         print(f"{left_out} of {len(planned)} runs are being worked on or not asked for")
     with folder.ledger.changing() as content:
-        content["local"] = {"host": attempts.node_name(), "pid": os.getpid()}
+        content["local"] = process.myself()
     with Display(len(todo), folder.attempt) as display:
         return local.train(todo, jobs, display)
 
@@ -183,5 +190,4 @@ def _list(planned: Sequence[Planned], states: Mapping[str, RunState]) -> None:
         changes = ", ".join(f"{key}={text(value)}" for key, value in p.run.changes.items())
         state = states[p.dir.path.name].state if p.dir.path.name in states else p.state
         table.add_row(p.run.name, state, changes or "none", str(p.dir.path))
-    # A file or pipe has no width to keep to.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+    console().print(table)

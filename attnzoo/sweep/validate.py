@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from attnzoo import models
 from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import load_plugin
 from attnzoo.config.load import Experiment, digest
 from attnzoo.config.schema import DetectorConfig, ExperimentConfig, ModelConfig, VitConfig
 from attnzoo.data import outline, registries
+from attnzoo.engine.loop import count_steps
+from attnzoo.engine.optim import check_names, known_optimizer
 from attnzoo.errors import UserError
-from attnzoo.models.trial import try_out
+from attnzoo.models.trial import Trial, try_out
 from attnzoo.sweep.expand import Run, refuse_twins
 
 
@@ -25,18 +28,24 @@ def validate(experiment: Experiment, runs: Sequence[Run]) -> list[Run]:
     be built and runs; no image is read and the model takes no memory.
     """
     completed: dict[str, ExperimentConfig] = {}
-    tried: set[str] = set()
+    trials: dict[str, Trial] = {}
     valid = []
     for run in runs:
         if run.digest not in completed:
             try:
                 completed[run.digest] = _complete(run.config)
-                _check(completed[run.digest], tried)
+                _check(completed[run.digest], trials)
             except UserError as error:
                 raise UserError(f"{_source(experiment, run, str(error))}run {run.name}: {error}") from None
         config = dataclasses.replace(copy.deepcopy(completed[run.digest]), seed=run.seed)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
     refuse_twins(valid, str(experiment.path))
+    parameters = {name for trial in trials.values() for name in trial.parameters}
+    for run in valid:
+        try:
+            check_names(run.config.train.optimizer, parameters)
+        except UserError as error:
+            raise UserError(f"{_source(experiment, run, str(error))}run {run.name}: {error}") from None
     return valid
 
 
@@ -70,16 +79,18 @@ def _attentions(model: ModelConfig) -> Iterator[tuple[str, Any, str]]:
                 yield stage, getattr(model, stage), field
 
 
-def _check(config: ExperimentConfig, tried: set[str]) -> None:
+def _check(config: ExperimentConfig, trials: dict[str, Trial]) -> None:
     data = outline(config.data)
-    chosen = config.model.num_classes or data.num_classes
-    if chosen < data.num_classes:
-        raise UserError(f"model.num_classes = {chosen}: the data set has {data.num_classes} classes")
-    if data.train_length is not None and config.data.batch_size > data.train_length:
-        raise UserError(f"data.batch_size = {config.data.batch_size}: there are {data.train_length} training images")
+    chosen = models.class_count(config.model, data.num_classes)
+    if data.train_length is not None:
+        if config.data.batch_size > data.train_length:
+            raise UserError(
+                f"data.batch_size = {config.data.batch_size}: there are {data.train_length} training images"
+            )
+        count_steps(config.train, data.train_length // config.data.batch_size)
+    known_optimizer(config.train.optimizer)
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)")
     trial = repr((config.model, chosen, data.size))
-    if trial not in tried:  # a sweep may leave the model and the size alone
-        try_out(config.model, chosen, data.size)
-        tried.add(trial)
+    if trial not in trials:  # a sweep may leave the model and the size alone
+        trials[trial] = try_out(config.model, chosen, data.size)

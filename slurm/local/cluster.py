@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,11 @@ NEEDED = {
     "slurmd": "slurmd",
     "sbatch": "slurm-client",
     "squeue": "slurm-client",
+}
+NEEDED_TO_ACCOUNT = {
+    "slurmdbd": "slurmdbd slurm-wlm-mysql-plugin",
+    "mariadbd": "mariadb-server",
+    "mariadb-install-db": "mariadb-server",
 }
 SOCKET_LENGTH = 90
 START_SECONDS = 60
@@ -49,7 +54,7 @@ SlurmdLogFile={folder}/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 JobCompType=jobcomp/none
 MpiDefault=none
 SwitchType=switch/none
@@ -70,7 +75,7 @@ SlurmdTimeout=10
 SlurmctldTimeout=10
 KillWait=5
 CompleteWait=0
-MinJobAge=86400
+MinJobAge={memory}
 InactiveLimit=0
 MessageTimeout=5
 BatchStartTimeout=10
@@ -80,6 +85,35 @@ PartitionName=debug       Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 Priori
 PartitionName=preemptible Nodes=ALL Default=NO  MaxTime=60 DefaultTime=10 PriorityTier=1 GraceTime=8
 PartitionName=killable    Nodes=ALL Default=NO  MaxTime=60 DefaultTime=10 PriorityTier=1 GraceTime=0
 """
+NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.socket"""
+DATABASE_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser={user}
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_accounting
+"""
+DATABASE_START = """\
+CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';
+CREATE DATABASE slurm_accounting;
+GRANT ALL ON slurm_accounting.* TO 'slurm'@'127.0.0.1';
+"""
+# How long the controller remembers ended jobs, in seconds; the accounting remembers them for good.
+MEMORY, MEMORY_WITH_ACCOUNTING = 86400, 2
 NODE = "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
 
 
@@ -93,6 +127,7 @@ def main() -> int:
     parser.add_argument("action", choices=("up", "down"))
     parser.add_argument("folder", type=Path, help="where the cluster keeps its files, short: sockets lie in it")
     parser.add_argument("--cpus", type=int, default=4, help="CPUs that each node claims to have")
+    parser.add_argument("--accounting", action="store_true", help="with a database of jobs, so that sacct answers")
     given = parser.parse_args()
     folder = given.folder.resolve()
     if given.action == "down":
@@ -100,7 +135,7 @@ def main() -> int:
         print(f"the cluster in {folder} is down")
         return 0
     try:
-        up(folder, given.cpus)
+        up(folder, given.cpus, given.accounting)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -108,9 +143,9 @@ def main() -> int:
     return 0
 
 
-def up(folder: Path, cpus: int = 4) -> None:
+def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
     """Start the cluster and wait until both nodes are idle. Raises ClusterError."""
-    _check_programs()
+    _check_programs(NEEDED | NEEDED_TO_ACCOUNT if accounting else NEEDED)
     if _pids(folder):
         raise ClusterError(f"a cluster runs in {folder} already")
     if len(str(folder)) > SOCKET_LENGTH:
@@ -119,7 +154,7 @@ def up(folder: Path, cpus: int = 4) -> None:
     for name in ("state", "log", "spool/n1", "spool/n2"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)
-    _configure(folder, cpus)
+    _configure(folder, cpus, accounting)
     try:
         _start(folder)
     except BaseException:
@@ -147,19 +182,30 @@ def start_node(folder: Path, name: str) -> int:
     return _launch(folder, f"slurmd-{name}", "slurmd", "-D", "-N", name, "-f", str(folder / "slurm.conf"))
 
 
-def _check_programs() -> None:
+def _check_programs(needed: Mapping[str, str]) -> None:
     os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/sbin"  # where daemons are, and an ordinary user's PATH is not
-    missing = [program for program in NEEDED if shutil.which(program) is None]
+    missing = [program for program in needed if shutil.which(program) is None]
     if missing:
-        packages = " ".join(dict.fromkeys(NEEDED[program] for program in missing))
+        packages = " ".join(dict.fromkeys(needed[program] for program in missing))
         raise ClusterError(f"{', '.join(missing)} missing: install SLURM (Debian: apt-get install {packages})")
 
 
-def _configure(folder: Path, cpus: int) -> None:
-    host, (port, *ports) = socket.gethostname().split(".")[0], _free_ports(3)
-    lines = [NODE.format(number=i, host=host, port=p, cpus=cpus) for i, p in enumerate(ports, start=1)]
-    text = CONF.format(host=host, port=port, user=getpass.getuser(), folder=folder, nodes="\n".join(lines))
+def _configure(folder: Path, cpus: int, accounting: bool) -> None:
+    port, dbd_port, database_port, *ports = _free_ports(5)
+    known = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": folder}
+    lines = [NODE.format(number=i, port=p, cpus=cpus, **known) for i, p in enumerate(ports, start=1)]
+    text = CONF.format(
+        port=port,
+        nodes="\n".join(lines),
+        accounting=ACCOUNTING.format(port=dbd_port, **known) if accounting else NO_ACCOUNTING,
+        memory=MEMORY_WITH_ACCOUNTING if accounting else MEMORY,
+        **known,
+    )
     (folder / "slurm.conf").write_text(text)
+    if accounting:
+        (folder / "slurmdbd.conf").write_text(DATABASE_CONF.format(port=dbd_port, database_port=database_port, **known))
+        (folder / "slurmdbd.conf").chmod(0o600)
+        (folder / "database-port").write_text(str(database_port))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # left to detect it, slurmd fails without cgroups
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o600)
@@ -172,11 +218,35 @@ def _start(folder: Path) -> None:
     _launch(folder, "munged", "munged", "--foreground", "--force", *options)
     if not _wait(START_SECONDS, (folder / "munge.socket").exists):
         raise ClusterError(f"munged did not start; see {folder}/log")
+    if (folder / "slurmdbd.conf").exists():
+        _start_accounting(folder)
     _launch(folder, "slurmctld", "slurmctld", "-D", "-i", "-f", str(folder / "slurm.conf"))
     for name in ("n1", "n2"):
         start_node(folder, name)
     if not _wait(START_SECONDS, lambda: _idle_nodes(folder) == 2):
         raise ClusterError(f"the nodes did not become idle within {START_SECONDS} s; see {folder}/log")
+
+
+def _start_accounting(folder: Path) -> None:
+    data, port, user = folder / "database", (folder / "database-port").read_text(), getpass.getuser()
+    make = ["--skip-test-db", "--auth-root-authentication-method=socket"]
+    _run(folder, "mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={data}", *make)
+    (folder / "database.sql").write_text(DATABASE_START)
+    files = {"datadir": data, "socket": folder / "database.socket", "pid-file": folder / "database.pid"}
+    options = [f"--{option}={path}" for option, path in {**files, "init-file": folder / "database.sql"}.items()]
+    where = [f"--user={user}", "--bind-address=127.0.0.1", f"--port={port}"]
+    _launch(folder, "mariadbd", "mariadbd", "--no-defaults", *where, *options)
+    if not _wait(START_SECONDS, lambda: _listens(int(port))):
+        raise ClusterError(f"the database did not start; see {folder}/log")
+    _launch(folder, "slurmdbd", "slurmdbd", "-D")
+    add = ("sacctmgr", "--noheader", "--immediate", "add", "cluster", "local")
+    if not _wait(START_SECONDS, lambda: "Adding Cluster" in _run(folder, *add)):
+        raise ClusterError(f"slurmdbd did not start; see {folder}/log")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _idle_nodes(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """The experiment files that come with the package: each builds, and published recipes have the published numbers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,38 @@ def test_published_recipes(
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d) == (0.05, False)
     assert (config.data.mixup, config.data.cutmix, config.data.mix_switch) == (0.8, 1.0, 0.5)
     assert (config.model.label_smoothing, config.model.drop_path) == (0.1, drop_path)
+
+
+def test_published_coco_recipe() -> None:
+    config: Any = load("experiments/deformable_detr_coco.yaml")
+    train, schedule = config.train, config.train.schedule
+    assert (train.epochs, config.data.batch_size, train.clip) == (50, 32, 0.1)
+    assert (train.optimizer.lr, train.optimizer.weight_decay) == (2e-4, 1e-4)
+    assert (schedule.name, schedule.milestones, schedule.gamma) == ("step", [40 / 50], 0.1)
+    assert train.optimizer.lr_multipliers == dict.fromkeys(("backbone", "sampling_offsets", "reference_points"), 0.1)
+    assert config.data.dataset["name"] == "coco"
+    assert train.eval_every == 118_287 // config.data.batch_size  # after every epoch of train2017
+
+
+def test_published_fine_tuning() -> None:
+    config: Any = load("experiments/dat_base_384_imagenet.yaml")
+    train, schedule = config.train, config.train.schedule
+    assert (train.epochs, config.data.batch_size, train.optimizer.lr) == (30, 512, 2e-6)
+    assert (train.optimizer.weight_decay, train.optimizer.decay_1d, train.clip) == (1e-8, False, 1.0)
+    assert (schedule.warmup, schedule.floor * train.optimizer.lr) == (0, pytest.approx(1e-7))
+    augment = config.data.augment
+    assert (augment["size"], augment["crop"], augment["resize"]) == (384, 1, "squash")
+    assert (config.model.stage1.second["window"], config.model.stage1.second["shift"]) == (12, 6)
+    assert config.model.drop_path == 0.5
+
+
+def test_the_page_of_experiments_counts_their_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 7
+    assert {name: len(expand(Experiment(f"experiments/{name}.yaml"))) for name, _ in rows} == {
+        name: int(runs) for name, runs in rows
+    }
 
 
 def test_cross_slots_has_every_attention_in_every_slot() -> None:

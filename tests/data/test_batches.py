@@ -6,7 +6,7 @@ import pytest
 import torch
 from support_data import coco_config
 
-from attnzoo.data import Draw, EpochBatches, build_dataset, collate, loader, val_indices
+from attnzoo.data import Draw, EpochBatches, build_dataset, collate, loader, val_batches
 from attnzoo.errors import UserError
 
 DETR = {"name": "detr", "short": [32, 40], "long": 60, "crop_short": [30], "crop": [16, 24], "eval_short": 32}
@@ -48,8 +48,10 @@ def test_impossible_batches_are_refused():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_every_image_is_evaluated_once(world):
-    assert sorted(i for rank in range(world) for i in val_indices(7, rank, world)) == list(range(7))
+def test_every_image_is_evaluated_once_in_the_same_batches_by_any_number_of_processes(world):
+    assert val_batches(7, 3) == [range(3), range(3, 6), range(6, 7)]
+    parts = [val_batches(7, 3, rank, world) for rank in range(world)]
+    assert sorted((batch for part in parts for batch in part), key=list) == val_batches(7, 3)
 
 
 def test_padding_is_masked_and_zero(root):

@@ -102,6 +102,15 @@ def test_timm_reads_the_same_folder(folder: Path) -> None:
         assert theirs[i][1] == ours[i][1]
 
 
+def test_timm_takes_options_of_its_own(folder: Path) -> None:
+    options = {"class_map": {"cat": 1, "dog": 0}}
+    turned = dataset(name="timm", source="", root=str(folder), num_classes=2, options=options)
+    assert sorted(turned[i][1] for i in range(len(turned))) == [0, 0, 1, 1]
+    assert turned[0][1] == 1
+    with pytest.raises(UserError, match=r"timm cannot open.*colour"):
+        dataset(name="timm", source="torch/image_folder", root=str(folder), num_classes=2, options={"colour": 1})
+
+
 def test_timm_refusals(folder: Path) -> None:
     with pytest.raises(UserError, match="timm cannot open"):
         dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from support_data import coco_config, edit
 
-from attnzoo.data import CocoEvaluator, build_dataset, val_indices
+from attnzoo.data import CocoEvaluator, build_dataset, val_batches
 
 NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
 
@@ -110,7 +110,8 @@ def test_labels_without_category_are_dropped(root):
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_rows_of_several_processes_are_exact(root, world):
     dataset = build_dataset(coco_config(root), "val")
-    rows = [row for rank in range(world) for row in evaluator(dataset, val_indices(5, rank, world)).rows]
+    parts = [[i for batch in val_batches(5, 2, rank, world) for i in batch] for rank in range(world)]
+    rows = [row for part in parts for row in evaluator(dataset, part).rows]
     whole = evaluator(dataset, range(5))
     assert whole.summarize(rows) == pytest.approx(whole.summarize(), abs=0, nan_ok=True)
     with pytest.raises(ValueError, match="1 images are missing, 0 rows"):

@@ -121,12 +121,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_term_signal_is_a_stop_request_too(whole, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_other_signals_are_stop_requests_too(whole, tmp_path, name):
     run = tiny_run(tmp_path)
-    process = start(run)
-    wait_for_rows(run, 3)
-    process.send_signal(signal.SIGUSR2)
-    process.communicate(timeout=60)
-    assert process.returncode in (worker.INTERRUPTED, worker.DONE)
+    command = [sys.executable, support_engine_kill.__file__, str(run.path), name, "7"]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == worker.INTERRUPTED
+    assert (run.read_status()["state"], run.read_status()["signal"]) == ("interrupted", name)
+    assert load(Checkpoints(run.checkpoints).last())["step"] == 7  # of which no periodic one is made
     assert worker.main(run.path) == worker.DONE
     assert_same(run, whole)

@@ -6,11 +6,15 @@ import socket
 
 import pytest
 import torch
+from support_data import coco_config, coco_folder
 from support_engine import results, tiny_run
 
+from attnzoo import config as configs
+from attnzoo import models
 from attnzoo.engine import worker
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.engine.lock import exclusive
+from attnzoo.rundir import RunDir
 
 
 def test_a_run_leaves_what_the_run_folder_promises(whole):
@@ -48,6 +52,38 @@ def test_the_same_config_gives_the_same_run_and_another_seed_another(whole, tmp_
         run = tiny_run(tmp_path / name, seed=str(seed))
         assert worker.main(run.path) == worker.DONE
         assert (results(run) == results(whole)) == (name == "same")
+
+
+@pytest.mark.slow
+def test_a_compiled_detector_trains_alike(tmp_path):
+    rows = []
+    for compiled in ("false", "true"):
+        smaller = {"model__decoder__layers": "1", "model__backbone__strides": "[16]", "model__dropout": "0"}
+        run = tiny_run(tmp_path / compiled, train__compile=compiled, train__steps="6", **smaller)
+        assert worker.main(run.path) == worker.DONE
+        rows.append([row for row in results(run) if "train/loss" in row])
+    assert len(rows[0]) == 2
+    for plain, ours in zip(*rows, strict=True):
+        assert ours == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dataset = coco_config(coco_folder(tmp_path / "coco")).dataset
+    overrides = [f"data.dataset.{key}={value}" for key, value in dataset.items()]
+    overrides += ["data.augment.short=[48,64]", "data.augment.crop_short=[48,64]", "data.augment.crop=[32,48]"]
+    overrides += ["data.augment.eval_short=64", "data.augment.long=96", "data.batch_size=2", "data.workers=1"]
+    overrides += ["train.epochs=1", "device=cpu", "train.log_every=1", "per_class=true"]
+    run = RunDir(tmp_path)
+    configs.save(configs.load("experiments/deformable_detr_coco.yaml", overrides), run.config)
+    assert worker.main(run.path) == worker.DONE
+    rows = run.read_metrics()
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
+    with torch.device("meta"):
+        published = models.create("deformable_detr_r50", num_classes=8)
+    assert rows[0]["cost/params"] == sum(p.numel() for p in published.parameters())
+    assert {"val/AP", "val/AP/ant", "val/AP50/bee"} < rows[-1].keys()
 
 
 def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):

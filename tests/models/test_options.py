@@ -5,14 +5,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
 from torch import Tensor
 
 from attnzoo import models
-from attnzoo.config.schema import HeadConfig, NeckConfig
+from attnzoo.config.schema import BackboneConfig, HeadConfig, NeckConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.inspect import count_macs
+from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.detr.queries import ProposedQueries
@@ -227,6 +229,32 @@ def test_swin_maps_have_the_strides_and_channels_they_claim() -> None:
     maps = model.backbone(torch.randn(1, 3, 48, 64))
     assert [tuple(m.shape) for m in maps] == [(1, 16, 6, 8), (1, 32, 3, 4)]
     assert model.backbone.channels == [16, 32]
+
+
+@torch.no_grad()
+def test_as_many_rows_as_channels_do_not_confuse_the_axes_of_swin_maps() -> None:
+    options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "img_size": [128, 64]}
+    backbone = Backbone(BackboneConfig(name="swin_tiny_patch4_window7_224", options=options, strides=[8, 16]))
+    maps = backbone(torch.randn(1, 3, 128, 64))
+    assert [tuple(m.shape) for m in maps] == [(1, 16, 16, 8), (1, 32, 8, 4)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage", ["plain", "dilated"])
+def test_the_last_stage_is_dilated_as_torchvision_dilates_it(stage: str) -> None:
+    """torchvision: the first block of the stage keeps the dilation of the stage before, the others double it."""
+    dilated = stage == "dilated"
+    ours = Backbone(BackboneConfig(name="resnet50", strides=[16] if dilated else [32], dilation=dilated)).eval()
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
+    theirs = torchvision.models._utils.IntermediateLayerGetter(theirs, {"layer4": "map"})
+    perturbed(ours)
+    missing, _ = theirs.load_state_dict(ours.body.state_dict(), strict=False)
+    assert missing == []
+    images = torch.randn(1, 3, 96, 128)
+    expected = theirs(images)["map"]
+    (found,) = ours(images)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 GMACS = {  # DETR's table 1 and Deformable DETR's README

@@ -71,3 +71,15 @@ def test_refusals_name_the_file_and_the_tensor(file: str, tmp_path: Path) -> Non
         build(weights=file, stage1={"depth": 1})
     with pytest.raises(UserError, match=r"lacks \d+ tensors of the model"):
         build(weights=file, stage1={"depth": 3})
+    (tmp_path / "list.pt").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"list\.pt is not a state dict"):
+        build(weights=str(tmp_path / "list.pt"))
+    with pytest.raises(UserError, match="there is no file aaa"):
+        build(weights="a" * 5000)
+
+
+def test_a_file_is_checked_before_anything_is_built(file: str) -> None:
+    with torch.device("meta"):
+        assert build(weights=file).head.weight.is_meta
+        with pytest.raises(UserError, match=r"model\.weights: .* lacks \d+ tensors"):
+            build(weights=file, stage1={"depth": 3})

@@ -20,6 +20,7 @@ from attnzoo.report.statistics import estimate
 from attnzoo.report.table import rich_table, show
 from attnzoo.rundir import RunDir
 from attnzoo.sweep.expand import expand
+from attnzoo.sweep.validate import validate
 
 SWEEP = """
 name: x
@@ -198,3 +199,21 @@ def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     assert "AP" not in rows[0]
     header = (tmp_path / "comparison.md").read_text().splitlines()[0]
     assert "| top-1 | top-5 | params | GFLOPs | ms / image | train images / s | peak MiB | seeds |" in header
+
+
+def test_options_that_follow_from_a_name_are_no_columns(tmp_path: Path) -> None:
+    """Those that not all attentions take; what differs where they do stays."""
+    (tmp_path / "x.yaml").write_text(
+        "name: x\ntrain: {steps: 5}\nsweep:\n  zip:\n    model.encoder.attention:\n"
+        "    - {name: window, window: 4}\n    - {name: window, window: 8}\n    - {name: dat}\n    - {name: dense}\n"
+    )
+    experiment = Experiment(tmp_path / "x.yaml")
+    for run in validate(experiment, expand(experiment)):  # which writes all options out: a `bias` of two kinds too
+        target = RunDir(tmp_path / "runs" / run.name)
+        save(run.config, target.config)
+        target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
+        target.write_status(state="done", step=5, steps=5)
+    comparison = compare([tmp_path / "runs"])
+    assert comparison.columns == ["attention", "window"]
+    found = [(v.options["attention"], v.options.get("window")) for v in comparison.variants]
+    assert sorted(found, key=str) == [("dat", None), ("dense", None), ("window", 4), ("window", 8)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo import attempts
+from attnzoo import attempts, process
 from attnzoo.errors import UserError
 from attnzoo.ledger import Ledger
 from attnzoo.report.status import collect, counts
@@ -25,25 +25,33 @@ def sweep(folder: Path, names: list[str]) -> None:
         (folder / name).mkdir()
 
 
+ANOTHER = (
+    "import json, sys; from attnzoo import process; print(json.dumps(process.myself()), flush=True); sys.stdin.read()"
+)
+
+
 def states(folder: Path) -> dict[str, tuple[str, str]]:
     return {one.name: (one.state, one.note) for one in collect(folder)}
 
 
 def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
-    sweep(tmp_path, ["new", "done", "failed", "stopped", "running", "killed", "elsewhere", "silent"])
+    sweep(tmp_path, ["new", "done", "failed", "stopped", "running", "killed", "reused", "elsewhere", "silent"])
     here = attempts.node_name()
     RunDir(tmp_path / "done").write_status(state="done", step=9, steps=9, AP=0.5)
     RunDir(tmp_path / "failed").write_status(state="failed", error="it was me")
     RunDir(tmp_path / "stopped").write_status(state="interrupted", signal="SIGINT")
-    RunDir(tmp_path / "running").write_status(state="running", host=here, pid=os.getpid(), step=3, steps=9, eta=60)
+    RunDir(tmp_path / "running").write_status(state="running", **process.myself(), step=3, steps=9, eta=60)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    RunDir(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid)
+    RunDir(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid, started="boot:1")
+    another = process.myself() | {"started": "boot:1"}  # had our number before us
+    RunDir(tmp_path / "reused").write_status(state="running", **another)
     RunDir(tmp_path / "elsewhere").write_status(state="running", host="far", pid=1)
     RunDir(tmp_path / "silent").write_status(state="running", host="far", pid=1)
     os.utime(tmp_path / "silent" / "status.json", (time.time() - 999, time.time() - 999))
     found = states(tmp_path)
     assert found.pop("killed")[0] == "dead"
+    assert found.pop("reused")[0] == "dead"
     assert found.pop("silent") == ("dead", "no sign of life for 999 s")
     assert found == {
         "new": ("pending", "not submitted"),
@@ -58,7 +66,7 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
         "running": 2,
         "pending": 1,
         "interrupted": 1,
-        "dead": 2,
+        "dead": 3,
         "failed": 1,
     }
 
@@ -66,10 +74,21 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
 def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
     assert collect(tmp_path)[0].missing
+    with subprocess.Popen([sys.executable, "-c", ANOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        with Ledger(tmp_path).changing() as content:
+            content["local"] = json.loads(launcher.stdout.readline())
+        assert states(tmp_path) == {"a": ("pending", "waits for its turn")}
+        assert collect(tmp_path)[0].active
+    assert collect(tmp_path)[0].missing  # its launcher has ended
+
+
+def test_a_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
+    """After a restart of a container it may have the number of the one before."""
+    sweep(tmp_path, ["a"])
     with Ledger(tmp_path).changing() as content:
-        content["local"] = {"host": attempts.node_name(), "pid": os.getpid()}
-    assert states(tmp_path) == {"a": ("pending", "waits for its turn")}
-    assert collect(tmp_path)[0].active
+        content["local"] = process.myself() | {"started": "an earlier boot"}
+    assert collect(tmp_path)[0].missing
 
 
 def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
@@ -88,7 +107,7 @@ def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
     attempts.end(run, attempts.MACHINE, "killed by SIGKILL")
     attempts.begin(run, 0, lost=4)
     attempts.begin(run, 3, lost=2)
-    run.write_status(state="running", host=attempts.node_name(), pid=os.getpid())
+    run.write_status(state="running", **process.myself())
     (one,) = collect(tmp_path)
     assert (one.requeued, one.machine_failures, one.steps_lost) == (2, 2, 6)
 
@@ -102,7 +121,17 @@ def test_json_holds_everything_and_failures_give_exit_code_1(
     assert (first["name"], first["state"], first["missing"]) == ("a", "pending", True)
     RunDir(tmp_path / "b").write_status(state="failed", error="x")
     assert attnzoo_main.main(["status", str(tmp_path)]) == 1
-    assert "1 pending, 1 failed" in capsys.readouterr().out
+    assert "1 pending, 1 failed" in " ".join(capsys.readouterr().out.split())  # the title may be two lines
+
+
+def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(tmp_path, ["a", "b"])
+    RunDir(tmp_path / "a").write_status(state="done", step=9, steps=9, top1=0.75)
+    assert attnzoo_main.main(["status", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "top-1" in out
+    assert "0.750" in out
+    assert " AP " not in out
 
 
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:

@@ -1,24 +1,17 @@
 """One cluster for all tests; loudly skipped, or with ATTNZOO_REQUIRE_SLURM failed, where SLURM is not installed."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support_slurm import STEP_SECONDS, Cluster, Sweep, program, reference
-
-MISSING = [name for name in program.NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
-HINT = f"needs SLURM, {', '.join(MISSING)} missing (Debian: apt-get install slurmctld slurmd slurm-client munge)"
+from support_slurm import STEP_SECONDS, Cluster, Sweep, program, reference, require
 
 
 @pytest.fixture(scope="session")
 def cluster(cache) -> Iterator[Cluster]:
-    if MISSING and os.environ.get("ATTNZOO_REQUIRE_SLURM"):
-        pytest.fail(HINT)
-    if MISSING:
-        pytest.skip(f"NOT TESTED HERE: {HINT}")
+    require(program.NEEDED)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNZOO_TEST_SLEEP", str(STEP_SECONDS))

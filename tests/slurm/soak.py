@@ -5,6 +5,7 @@ into --output.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -21,22 +22,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support_engine import results
-from support_slurm import MINUTES, Cluster, Sweep, kill, processes, wait
+from support_slurm import Cluster, Sweep, kill, processes, train_here, wait
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import attempts
 from attnzoo import config as configs
 from attnzoo.attempts import Attempt
-from attnzoo.engine import worker
-from attnzoo.rundir import RunDir
 
-SECONDS = 0.4  # of sleep in a step
+SECONDS = 1.0  # of sleep in a step
+MINUTES = 0.1  # between two checkpoints
 SUPERVISOR = b"submitit.core._submit"
 # Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
 SWEEP = (
     "sweep.zip={model.ffn: [16, 32], slurm.partition: [preemptible, killable]}",
     "sweep.seeds=[0, 1]",
     "slurm.retries=5",
+    f"train.checkpoint_minutes={MINUTES}",
 )
 
 
@@ -136,7 +137,7 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=900, help="of each run; they must outlast the faults")
+    parser.add_argument("--steps", type=int, default=600, help="of each run; they must outlast the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
     given = parser.parse_args()
@@ -169,10 +170,8 @@ def soak(cluster: Cluster, folder: Path, given: argparse.Namespace) -> int:
 
 def same_as_undisturbed(sweep: Sweep, name: str) -> bool:
     """Train the run's config in this process, where nothing sleeps and nothing happens, and compare."""
-    run = RunDir(sweep.folder / "undisturbed" / name)
-    configs.save(configs.load(sweep.run(name).config), run.config)
-    assert worker.main(run.path) == worker.DONE
-    return results(run) == results(sweep.run(name))
+    undisturbed = train_here(configs.load(sweep.run(name).config), sweep.folder / "undisturbed" / name)
+    return undisturbed == results(sweep.run(name))
 
 
 def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: float, output: Path) -> None:
@@ -211,7 +210,14 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
     ]
     output.mkdir(parents=True, exist_ok=True)
     (output / "soak.md").write_text("\n".join(lines) + "\n")
-    (output / "soak.json").write_text(json.dumps({"seed": seed, "faults": trial.faults, "lost": lost}, indent=1) + "\n")
+    raw = {
+        "seed": seed,
+        "seconds": round(seconds),
+        "faults": trial.faults,
+        "runs": {name: {"state": one.state, "identical": same[name]} for name, one in states.items()},
+        "attempts": {name: [dataclasses.asdict(one) for one in journal] for name, journal in journals.items()},
+    }
+    (output / "soak.json").write_text(json.dumps(raw, indent=1) + "\n")
     print("\n".join(lines))
 
 

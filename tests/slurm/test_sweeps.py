@@ -1,19 +1,25 @@
 """Whole sweeps on a real cluster: submission, the ledger, what happens to the submitting machine and to the source."""
 
+import csv
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import support_slurm_submit
 from support_engine import results
 from support_slurm import PLUGIN, wait
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from attnzoo import __main__ as attnzoo_main
 from attnzoo.ledger import Ledger
 from attnzoo.rundir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+OF_THE_MACHINE = ("ms", "images_per_second", "peak_mib")
 EIGHT = ("sweep.grid={model.ffn: [16, 24, 32, 40]}", "sweep.seeds=[0, 1]", "train.steps=12")
 
 
@@ -46,6 +52,44 @@ def test_eight_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, swe
     assert sweep.start(*EIGHT, f"output={local}", "jobs=2", "launcher=local") == 0
     for name in states:
         assert results(sweep.run(name)) == results(RunDir(local / "faults" / name))
+    assert attnzoo_main.main(["compare", str(sweep.runs)]) == 0
+    assert measured(sweep.runs) == measured(local / "faults")
+    assert hparams(sweep.runs) == hparams(local / "faults")
+    assert len(hparams(sweep.runs)) == 1 + len(states)
+
+
+def measured(sweep: Path) -> list[list[str]]:
+    """The table of comparison.csv without the columns of times and memory."""
+    header, *rows = csv.reader((sweep / "comparison.csv").read_text().splitlines())
+    kept = [place for place, name in enumerate(header) if name.removesuffix("_margin95") not in OF_THE_MACHINE]
+    assert {"AP", "params", "gflops"} <= {header[place] for place in kept}
+    return [[row[place] for place in kept] for row in (header, *rows)]
+
+
+def hparams(sweep: Path) -> dict[str, HParamsPluginData]:
+    """What TensorBoard's HParams reads of a sweep and its runs, without times."""
+    found = {}
+    for path in sweep.rglob("*.hparams"):
+        (event,) = [event for event in EventFileLoader(str(path)).Load() if event.HasField("summary")]
+        (value,) = event.summary.value
+        content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        content.experiment.ClearField("time_created_secs")
+        content.session_start_info.ClearField("start_time_secs")
+        found[str(path.parent.relative_to(sweep))] = content
+    return found
+
+
+def test_a_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, sweep, capsys):
+    groups = "sweep.zip={model.ffn: [16, 24, 32], slurm.cpus_per_task: [1, 2, 2]}"
+    assert sweep.start("launcher=slurm", groups, "sweep.seeds=[0, 1]", "slurm.parallelism=3", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "group 1: 2 runs with nodes=1, ntasks_per_node=1, cpus_per_task=1, time=60, array_parallelism=3\n" in out
+    assert "group 2: 4 runs with" in out
+    assert "  3: ffn=32-seed=1\n" in out
+    assert "#SBATCH --array=0-3%3\n" in out
+    assert out.count("#SBATCH --signal=USR2@20\n") == 2
+    assert not sweep.runs.exists()
+    assert cluster.ask("squeue", "--noheader", "--states=all", "--format=%k").count(str(sweep.runs)) == 0
 
 
 def test_submitting_again_adds_only_what_is_missing(cluster, sweep, capsys):

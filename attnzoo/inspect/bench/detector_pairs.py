@@ -14,7 +14,7 @@ from attnzoo.inspect.environment import version
 from attnzoo.interop import huggingface
 from attnzoo.models import Detector
 from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.detr.matcher import Target
+from attnzoo.models.detr.matcher import Objects
 
 THEIRS = "transformers"
 INSTALL = "pip install transformers==4.57.6"
@@ -52,7 +52,7 @@ class Ours(Entrant):
         output = self.model(images)
         return {"logits": output.logits[-1], "boxes": output.boxes[-1]}
 
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
         return self._loss(self.model(images), targets).total
 
 
@@ -66,7 +66,7 @@ class Theirs(Entrant):
         output = self.model(images)
         return {"logits": output.logits, "boxes": output.pred_boxes}
 
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
         labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
         loss: Tensor = self.model(images, labels=labels).loss
         return loss
@@ -160,7 +160,7 @@ def _perturb(model: nn.Module) -> None:
                 buffer.fill_(0.2)
 
 
-def _targets(batch: int, device: torch.device) -> list[Target]:
+def _targets(batch: int, device: torch.device) -> list[Objects]:
     g = torch.Generator().manual_seed(1)
     return [
         {

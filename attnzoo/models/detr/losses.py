@@ -12,7 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 from attnzoo.config.schema import LossConfig
 from attnzoo.errors import unknown
 from attnzoo.models.detr.boxes import giou
-from attnzoo.models.detr.matcher import Target, match
+from attnzoo.models.detr.matcher import Objects, match
 from attnzoo.models.detr.output import DetectorOutput
 
 CLASSIFICATIONS = ("cross_entropy", "focal")
@@ -50,7 +50,7 @@ class DetectionLoss:
         self.select = select
 
     def __call__(
-        self, output: DetectorOutput, targets: Sequence[Target], num_boxes: Tensor | float | None = None
+        self, output: DetectorOutput, targets: Sequence[Objects], num_boxes: Tensor | float | None = None
     ) -> LossResult:
         """The losses of a batch.
 
@@ -79,7 +79,7 @@ class DetectionLoss:
         return torch.stack([weight * losses[kind].sum() for kind, weight in weights.items()]).sum()
 
     def _layers(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_boxes: Tensor | float
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Objects], num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
         """Unweighted losses (layers,) of logits (layers, B, Q, C) and boxes (layers, B, Q, 4)."""
         logits, boxes = _at_least_fp32(logits), _at_least_fp32(boxes)

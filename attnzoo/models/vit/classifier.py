@@ -22,7 +22,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        if isinstance(config, ClassifierConfig) and config.weights is not None and not self.head.weight.is_meta:
+        if isinstance(config, ClassifierConfig) and config.weights is not None:
             load_weights(self, config.weights)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Weights of a classifier for one of another image size or other classes."""
 
 import math
-from pathlib import Path
+from os.path import isfile
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,10 @@ _TABLES = ("relative_position_bias_table", "rpe_table", "rpb")
 def load_weights(model: nn.Module, path: str) -> None:
     """Load a state dict, stretching tables of position biases to the sizes they have here (bicubic, as DAT does).
 
-    A head for other classes keeps its random weights. Raises UserError for a file that is missing or does not fit.
+    A head for other classes keeps its random weights. Raises UserError for a file that is missing or does not fit; on
+    the meta device, where there is nowhere to load it, that is all.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{WHERE}: there is no file {path}")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
+    state, own = _read(path), model.state_dict()
     if unknown := state.keys() - own.keys():
         raise UserError(f"{WHERE}: {path} has {len(unknown)} tensors that the model lacks, such as {min(unknown)!r}")
     fitted = {}
@@ -35,9 +33,20 @@ def load_weights(model: nn.Module, path: str) -> None:
         if tensor.shape != wanted:
             raise UserError(f"{WHERE}: {path}: {name} is {tuple(tensor.shape)}, here {tuple(wanted)}")
         fitted[name] = tensor
-    missing, _ = model.load_state_dict(fitted, strict=False)
-    if lacking := [name for name in missing if not name.startswith("head.")]:
+    if lacking := [name for name in own if name not in fitted and not name.startswith("head.")]:
         raise UserError(f"{WHERE}: {path} lacks {len(lacking)} tensors of the model, such as {lacking[0]!r}")
+    if not next(model.parameters()).is_meta:
+        model.load_state_dict(fitted, strict=False)
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    if not isfile(path):
+        raise UserError(f"{WHERE}: there is no file {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.detach() for name, tensor in state.items()}
+    except Exception as error:  # whatever the file holds
+        raise UserError(f"{WHERE}: {path} is not a state dict ({type(error).__name__})") from error
 
 
 def stretch(table: Tensor, shape: torch.Size) -> Tensor:

@@ -1,0 +1,62 @@
+"""The pages on attentions say what the code says."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnzoo import attention
+from attnzoo.config import yaml12
+from attnzoo.geometry import Role
+
+PAGES = Path(__file__).parents[2] / "docs" / "attentions"
+PAGE = {"deform": "deformable", "ms_deform": "deformable"}  # the others have the name of the attention
+OPTION = re.compile(r"^\| `(\w+)`(?: \(`(\w+)`\))? \| (.*?) \|", re.MULTILINE)
+
+ROW = re.compile(r"^\| \[(.+?)\]\(\w+\.md\) \| .*? \| (\w+) \| (\w+) \| (\w+) \|", re.MULTILINE)
+
+
+def page(name: str) -> str:
+    return (PAGES / f"{PAGE.get(name, name)}.md").read_text()
+
+
+def documented(name: str) -> dict[str, Any]:
+    """The options of an attention that its page lists, with the default in the second column."""
+    rows = OPTION.findall(page(name))
+    return {option: yaml12.value(text.strip("`"), option) for option, only, text in rows if only in ("", name)}
+
+
+def options(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(attention.ATTENTIONS.get(name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", attention.names())
+def test_options_are_those_of_the_code(name: str) -> None:
+    found, expected = documented(name), options(name)
+    assert found.keys() == expected.keys()
+    for option, default in expected.items():
+        if default is not None:  # what a missing value stands for is said in words
+            assert found[option] == default, option
+
+
+@pytest.mark.parametrize("name", attention.names())
+def test_a_page_says_what_it_should(name: str) -> None:
+    text = page(name)
+    for part in ("**Cost**", "**Where it stands**", "**What differs here", "| option | default |"):
+        assert part in text, part
+    assert re.search(r"— .+ (19|20)\d\d", text), "no source"
+    (figure,) = re.findall(r"!\[.+\]\((.+\.png)\)", text)
+    assert (PAGES / figure).is_file()
+
+
+def test_the_overview_says_where_each_stands() -> None:
+    text = (PAGES / "README.md").read_text()
+    found = {}
+    for names, *cells in ROW.findall(text):
+        stands = dict(zip((Role.ENCODER, Role.DECODER, Role.STAGE), cells, strict=True))
+        roles = {role for role, cell in stands.items() if cell == "yes"}
+        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), roles)
+    assert found == {name: set(attention.ATTENTIONS.get(name).roles) for name in attention.names()}

@@ -1,0 +1,59 @@
+"""Jobs that the controller has forgotten and that left no word themselves: what became of them is asked of sacct."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support_slurm import Cluster, Sweep, program, require, wait
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+
+@pytest.fixture(scope="module")
+def accounted() -> Iterator[Cluster]:
+    """A cluster with a database of jobs, whose controller forgets them after two seconds."""
+    require(program.NEEDED | program.NEEDED_TO_ACCOUNT)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    with Cluster(folder / "c").up(accounting=True) as started:
+        yield started
+    folder.rmdir()
+
+
+@pytest.fixture
+def sweep(accounted, tmp_path, monkeypatch) -> Sweep:
+    monkeypatch.chdir(tmp_path)
+    return Sweep(tmp_path)
+
+
+def wait_until_forgotten(sweep: Sweep, name: str) -> None:
+    asked = ["squeue", "--noheader", "--states=all", "--jobs", sweep.job(name).partition("_")[0]]
+    wait(
+        lambda: "Invalid job id" in subprocess.run(asked, text=True, capture_output=True).stderr, 90, "to be forgotten"
+    )
+
+
+def test_jobs_that_failed_before_they_could_train(accounted, sweep):
+    sweep.overrides += ["sweep.seeds=[0, 1]", "train.steps=5"]
+    sweep.submit("slurm.setup=[exit 3]")
+    wait_until_forgotten(sweep, "seed=0")
+    assert accounted.ask("sacct", "-nPX", "-o", "State", "-j", sweep.job("seed=1")) == "FAILED\n"
+    for state in sweep.states().values():
+        assert (state.state, state.note, state.active) == ("failed", "failed: it wrote nothing", False)
+    sweep.submit("--only", "failed")
+    assert {one.state for one in sweep.wait_for_end().values()} == {"done"}
+
+
+def test_a_job_that_was_cancelled_before_it_began(accounted, sweep, capsys):
+    sweep.overrides += ["train.steps=5"]
+    sweep.submit("slurm.options={begin: now+1hour}")
+    assert (sweep.state().state, sweep.state().note) == ("pending", "BeginTime")
+    accounted.ask("scancel", sweep.job())
+    wait_until_forgotten(sweep, "seed=3")
+    assert (sweep.state().state, sweep.state().active) == ("cancelled", False)
+    capsys.readouterr()
+    sweep.submit("--only", "missing")
+    assert capsys.readouterr().out.startswith("1 of 1 runs are done, submitted already or not asked for\n")
+    sweep.submit("--only", "interrupted")
+    assert sweep.wait_for_end()["seed=3"].state == "done"
