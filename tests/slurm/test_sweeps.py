@@ -122,7 +122,8 @@ def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
     after = f"slurm.options={{dependency: 'afterany:{other}'}}"
     assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", after) == 0
     (sweep.folder / "mine.py").write_text("raise SystemExit('edited')\n")
-    assert (sweep.state().state, sweep.state().note) == ("pending", "Dependency")
+    wait(lambda: sweep.state().note == "Dependency", 60, "for SLURM to say why the job waits")
+    assert sweep.state().state == "pending"
     cluster.ask("scancel", other)
     assert sweep.wait_for_end()["seed=3"].state == "done"
 
