@@ -29,7 +29,7 @@ def test_a_rank_that_raises_ends_the_job_and_is_not_tried_again(cluster, sweep, 
     sweep.submit(*PAIR)
     state = sweep.wait_for_end()["seed=3"]
     assert (state.state, state.note) == ("failed", "RuntimeError: process 1 has had enough")
-    wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 60, "for the job's end")
+    wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 180, "for the job's end")
     assert cluster.restarts(sweep.job()) == 0
     log = sweep.run().log.read_text()
     assert log.index("process 1 has had enough") < log.find("another process of the run is gone") % len(log)
@@ -42,7 +42,7 @@ def test_a_killed_rank_takes_the_others_along_and_all_resume(cluster, sweep):
     sweep.submit(*PAIR)
     assert sweep.wait_for_step(20) < 60
     cluster.kill_rank(sweep.job(), rank=1)
-    wait(lambda: cluster.restarts(sweep.job()) == 1, 90, "for the requeue")
+    wait(lambda: cluster.restarts(sweep.job()) == 1, 180, "for the requeue")
     state = sweep.wait_for_end()["seed=3"]
     assert state.state == "done", sweep.tell("seed=3")
     assert state.machine_failures == 1
