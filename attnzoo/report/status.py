@@ -95,7 +95,8 @@ def _state(run: RunDir, entry: Mapping[str, Any], job_id: str | None, job: Job |
         top1=status.get("top1"),
         left=status.get("eta") if own and state == "running" else None,
         requeued=max(len(tried) - 1, 0),
-        machine_failures=sum(one.failed_with_its_machine for one in (tried[:-1] if own else tried)),
+        # the last start of a run that is done says so itself a moment after the status does
+        machine_failures=sum(one.failed_with_its_machine for one in (tried[:-1] if own or state == "done" else tried)),
         steps_lost=sum(one.lost for one in tried),
         job=job_id,
         host=status.get("host") if own else None,
