@@ -2,12 +2,15 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -293,6 +296,25 @@ def test_several_processes_by_launcher_and_by_torchrun(tiny: Path) -> None:
     assert len((tiny.parent / "runs/tiny/comparison.csv").read_text().splitlines()) == 3
     again = subprocess.run(command, text=True, capture_output=True, timeout=300)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_on_a_terminal_has_a_bar(tiny: Path) -> None:
+    tiny.write_text(TINY.replace("steps: 3", "steps: 60").replace("[1, 2]", "[1]"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen([*torchrun, "attnzoo.run", "tiny.yaml"], stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # at the end of the process
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert "━".encode() in shown
+    assert re.search(rb"\d+/60 .*loss", shown)
+    assert b"train/loss" in shown  # the log goes on above it
 
 
 @pytest.mark.slow

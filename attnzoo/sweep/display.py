@@ -1,7 +1,9 @@
 """What a terminal shows of a sweep: a row per running run; plain lines where there is no terminal."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from rich.console import Console
@@ -12,6 +14,7 @@ from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
 
 SHOWN = ("loss", "AP", "AP50", "top1", "top5")  # of a run's status
+FOLLOW_SECONDS = 0.5
 QUIET_SECONDS = 60  # after which a run that has nothing to tell says where it is
 
 
@@ -63,6 +66,27 @@ class Display:
         names = {planned.dir.path.name for planned in running}
         for name in [name for name in self._tasks if name not in names]:
             self._progress.remove_task(self._tasks.pop(name))
+
+    @contextmanager
+    def following(self, planned: Planned) -> Iterator[None]:
+        """Show a run while this process trains it: on a terminal, for elsewhere the run's own log says as much."""
+        if not self.console.is_terminal:
+            yield
+            return
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(FOLLOW_SECONDS):
+                self.update([planned])
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.update([])
 
     def finish(self, planned: Planned, outcome: Outcome, again: bool) -> None:
         """A run ended."""

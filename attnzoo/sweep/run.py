@@ -3,7 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.table import Table
@@ -159,16 +160,29 @@ def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str
     if refusal is not None:
         raise UserError(refusal)
     code = DONE
-    for p, path in zip(planned, paths, strict=True):
-        if ranks.is_main and p.state != "done":
-            folder.attempt(p)
-        if (code := worker.main(path)) != DONE:
-            break
+    todo = [p for p in planned if p.state != "done"]
+    with Display(len(todo), folder.attempt) if ranks.is_main else nullcontext() as display:
+        for p, path in zip(planned, paths, strict=True):
+            with _shown(p, display):
+                code = worker.main(path)
+            if code != DONE:
+                break
     if code != FAILED:  # after an error, other ranks may be waiting in an exchange
         distributed.leave()
     if ranks.is_main and code == DONE:
         conclude(folder, planned)
     return code
+
+
+@contextmanager
+def _shown(planned: Planned, display: Display | None) -> Iterator[None]:
+    """What the main process shows of a run that it trains itself; of one that is done, nothing."""
+    if display is None or planned.state == "done":
+        yield
+    else:
+        display.start(planned)
+        with display.following(planned):
+            yield
 
 
 def _report_failures(planned: Sequence[Planned], ended: local.Ended) -> int:
