@@ -10,7 +10,7 @@ import pytest
 import attnzoo
 
 PACKAGE = Path(attnzoo.__file__).parent
-FOUNDATION = {"errors", "rundir", "attempts", "process", "clock", "geometry", "registry"}
+FOUNDATION = {"errors", "rundir", "attempts", "process", "clock", "repeating", "geometry", "registry"}
 # What each part may import of attnzoo, itself and its own files aside.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "attempts": {"rundir"},
     "process": {"attempts"},
     "clock": set(),
+    "repeating": set(),
     "ledger": {"errors", "rundir"},
     "scheduler": {"errors"},
     "geometry": {"errors"},

@@ -1,6 +1,5 @@
 """What a terminal shows of a sweep: a row per running run; plain lines where there is no terminal."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from attnzoo import clock
+from attnzoo.repeating import repeating
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
 
@@ -73,20 +73,9 @@ class Display:
         if not self.console.is_terminal:
             yield
             return
-        ended = threading.Event()
-
-        def follow() -> None:
-            while not ended.wait(FOLLOW_SECONDS):
-                self.update([planned])
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with repeating(lambda: self.update([planned]), FOLLOW_SECONDS):
             yield
-        finally:
-            ended.set()
-            thread.join()
-            self.update([])
+        self.update([])
 
     def finish(self, planned: Planned, outcome: Outcome, again: bool) -> None:
         """A run ended."""

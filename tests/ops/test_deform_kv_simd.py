@@ -1,7 +1,6 @@
 """Attention to displaced keys for each instruction set: the same results, for any number of threads."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,19 +11,6 @@ from torch.testing import assert_close
 from attnzoo import ops
 
 ROUNDING = {torch.float32: 2**-24, torch.float64: 2**-53}
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    force(request.param, monkeypatch)
-    return request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

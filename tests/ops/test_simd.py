@@ -1,7 +1,6 @@
 """The CPU kernels for each instruction set: the same results, for any sizes, places and number of threads."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,19 +15,6 @@ from attnzoo.ops import reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    force(request.param, monkeypatch)
-    return request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def results(args: Arguments | Fused) -> list[Tensor]:
