@@ -10,8 +10,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hp
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from attnzoo.measured import METRICS
+
 SUFFIX = ".hparams"
-METRICS = ("val/AP", "val/AP50", "val/top1", "val/top5", "cost/params", "cost/gflops", "cost/ms")
 
 Value = bool | int | float | str
 
@@ -29,7 +30,7 @@ class HParamsRun:
     options: Mapping[str, object]
 
 
-def write(sweep: Path, runs: Sequence[HParamsRun], metrics: Iterable[str] = METRICS) -> None:
+def write(sweep: Path, runs: Sequence[HParamsRun]) -> None:
     """Declare the union of all runs' options as columns at `sweep`, and every run's values in its own folder.
 
     Metrics are the scalars that the runs write themselves. Writing again replaces what was written before.
@@ -41,7 +42,7 @@ def write(sweep: Path, runs: Sequence[HParamsRun], metrics: Iterable[str] = METR
                 columns.setdefault(name, []).append(value if isinstance(value, (bool, int, float, str)) else str(value))
     types = {name: _column_type(values) for name, values in columns.items()}
     declared = [hp.HParam(name, hp.Discrete(sorted({types[name](v) for v in columns[name]}))) for name in columns]
-    _replace(sweep, hp.hparams_config_pb(declared, [hp.Metric(tag) for tag in metrics]))
+    _replace(sweep, hp.hparams_config_pb(declared, [hp.Metric(metric.key) for metric in METRICS]))
     for run in runs:
         given = {name: types[name](value) for name, value in run.options.items() if value is not None}
         _replace(run.path, hp.hparams_pb(given, trial_id=run.trial))

@@ -5,12 +5,12 @@ import time
 from typing import Any
 
 from attnzoo import clock
+from attnzoo.measured import STATUS
 from attnzoo.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
 STATUS_SECONDS = 1.0
-SHOWN = {"train/loss": "loss", "val/AP": "AP", "val/AP50": "AP50", "val/top1": "top1", "val/top5": "top5"}
 
 
 class Progress:
@@ -46,7 +46,7 @@ class Progress:
 
     def report(self, row: dict[str, Any]) -> None:
         """One line of the log for a row of metrics, its values also in the status."""
-        shown = {name: row[key] for key, name in SHOWN.items() if key in row}
+        shown = {name: row[key] for key, name in STATUS.items() if key in row}
         if any(key.startswith("val/") for key in row):
             shown["evaluated"] = row["step"]
         self.beat(**shown)

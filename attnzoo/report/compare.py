@@ -8,7 +8,8 @@ from typing import Any
 
 from attnzoo.config.labels import flatten, label
 from attnzoo.config.load import NOT_HASHED
-from attnzoo.report.runs import METRICS, Result, find
+from attnzoo.measured import METRICS
+from attnzoo.report.runs import Result, find
 from attnzoo.report.statistics import Estimate, estimate
 from attnzoo.report.table import markdown, to_csv
 from attnzoo.rundir import atomic_write
@@ -63,7 +64,8 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 def _variant(group: Sequence[Result], options: dict[str, Any]) -> Variant:
     done = [result for result in group if result.state == "done"]
-    values = {key: [result.metrics[key] for result in done if key in result.metrics] for key in METRICS}
+    keys = [metric.key for metric in METRICS]
+    values = {key: [result.metrics[key] for result in done if key in result.metrics] for key in keys}
     return Variant(
         options,
         {key: estimate(numbers) for key, numbers in values.items()},

@@ -8,19 +8,8 @@ from typing import Any
 from attnzoo.config.load import digest, load
 from attnzoo.config.schema import ExperimentConfig
 from attnzoo.errors import UserError
+from attnzoo.measured import METRICS
 from attnzoo.rundir import RunDir
-
-METRICS = (
-    "val/AP",
-    "val/AP50",
-    "val/top1",
-    "val/top5",
-    "cost/params",
-    "cost/gflops",
-    "cost/ms",
-    "speed/images_per_second",
-    "speed/peak_mib",
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ def read(path: Path) -> Result:
     run = RunDir(path)
     config = load(run.config)
     rows = run.read_metrics()
-    metrics = {key: row[key] for row in rows for key in METRICS if key in row}
+    metrics = {metric.key: row[metric.key] for row in rows for metric in METRICS if metric.key in row}
     steps = max((row["step"] for row in rows), default=0)
     return Result(path, config, digest(config), str(run.read_status()["state"]), metrics, steps)
 

@@ -2,13 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from attnzoo.config.labels import text
+from attnzoo.measured import METRICS, Metric
 from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
 
@@ -18,35 +17,11 @@ if TYPE_CHECKING:
 MISSING = "n/a"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A measured column: its title, its name in CSV files, the metric, how a cell is written, and whose task it is."""
-
-    title: str
-    name: str
-    key: str
-    form: Callable[[Estimate], str]
-    task: str | None = None
-
-
-COLUMNS = (
-    Column("AP", "AP", "val/AP", lambda e: _with_margin(e, 3), "detection"),
-    Column("AP50", "AP50", "val/AP50", lambda e: _with_margin(e, 3), "detection"),
-    Column("top-1", "top1", "val/top1", lambda e: _with_margin(e, 3), "classification"),
-    Column("top-5", "top5", "val/top5", lambda e: _with_margin(e, 3), "classification"),
-    Column("params", "params", "cost/params", lambda e: f"{e.mean:,.0f}"),
-    Column("GFLOPs", "gflops", "cost/gflops", lambda e: f"{e.mean:.4g}"),
-    Column("ms / image", "ms", "cost/ms", lambda e: f"{e.mean:.2f}"),
-    Column("train images / s", "images_per_second", "speed/images_per_second", lambda e: f"{e.mean:.4g}"),
-    Column("peak MiB", "peak_mib", "speed/peak_mib", lambda e: f"{e.mean:,.0f}"),
-)
-
-
-def _measured(comparison: "Comparison") -> list[Column]:
-    """The columns of the runs' tasks; those of speed only where a run has measured it."""
+def _measured(comparison: "Comparison") -> list[Metric]:
+    """The columns: scores of the runs' tasks, and what is optional only where a run has it."""
     keys = {key for variant in comparison.variants for key, found in variant.estimates.items() if found}
-    mine = [column for column in COLUMNS if column.task is None or column.task in comparison.tasks]
-    return [column for column in mine if column.key in keys or not column.key.startswith("speed/")]
+    mine = [metric for metric in METRICS if metric.task is None or metric.task in comparison.tasks]
+    return [metric for metric in mine if metric.key in keys or not metric.is_optional]
 
 
 def rich_table(comparison: "Comparison") -> Table:
@@ -84,13 +59,13 @@ def to_csv(comparison: "Comparison") -> str:
     """Full numbers, one row per variant; means and margins in columns of their own, empty where there are none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    measured = [(column.name, column.key) for column in _measured(comparison)]
-    names = [name for metric, _ in measured for name in (metric, f"{metric}_margin95")]
+    metrics = _measured(comparison)
+    names = [name for metric in metrics for name in (metric.name, f"{metric.name}_margin95")]
     writer.writerow([*comparison.columns, *names, "seeds", "unfinished"])
     for variant in comparison.variants:
         numbers: list[Any] = []
-        for _, key in measured:
-            found = variant.estimates[key]
+        for metric in metrics:
+            found = variant.estimates[metric.key]
             numbers += [found.mean, found.margin] if found else [None, None]
         writer.writerow(
             [*_options(comparison, variant), *numbers, " ".join(map(str, variant.seeds)), "; ".join(variant.unfinished)]
@@ -99,11 +74,11 @@ def to_csv(comparison: "Comparison") -> str:
 
 
 def _cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
-    columns = [(column.title, column.key, column.form) for column in _measured(comparison)]
-    header = [*comparison.columns, *(title for title, _, _ in columns), "seeds"]
+    metrics = _measured(comparison)
+    header = [*comparison.columns, *(metric.title for metric in metrics), "seeds"]
     rows = []
     for variant in comparison.variants:
-        cells = [form(e) if (e := variant.estimates[key]) else MISSING for _, key, form in columns]
+        cells = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
         seeds = ", ".join([str(len(variant.seeds)), *variant.unfinished])
         rows.append([*_options(comparison, variant), *cells, seeds])
     return header, rows
@@ -113,6 +88,10 @@ def _options(comparison: "Comparison", variant: "Variant") -> list[str]:
     return [text(variant.options[column]) if column in variant.options else "" for column in comparison.columns]
 
 
-def _with_margin(estimate: Estimate, digits: int) -> str:
-    margin = MISSING if estimate.margin is None else f"{estimate.margin:.{digits}f}"
-    return f"{estimate.mean:.{digits}f} ± {margin}"
+def _cell(metric: Metric, found: Estimate | None) -> str:
+    if found is None:
+        return MISSING
+    mean = format(found.mean, metric.form)
+    if not metric.is_score:
+        return mean
+    return f"{mean} ± {MISSING if found.margin is None else format(found.margin, metric.form)}"

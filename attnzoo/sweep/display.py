@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from attnzoo import clock
+from attnzoo.measured import STATUS
 from attnzoo.repeating import repeating
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
 
-SHOWN = ("loss", "AP", "AP50", "top1", "top5")  # of a run's status
 FOLLOW_SECONDS = 0.5
 QUIET_SECONDS = 60  # after which a run that has nothing to tell says where it is
 
@@ -111,7 +111,7 @@ class Display:
 
 def _values(status: dict[str, object], position: str) -> str:
     shown = position.format(status.get("step", 0), status.get("steps", "?"))
-    for key in SHOWN:
+    for key in STATUS.values():
         if isinstance(value := status.get(key), (int, float)):
             shown += f", {key} {value:.3f}"
     eta = status.get("eta")
