@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -10,9 +11,12 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from attnzoo.config.schema import LossConfig
+from attnzoo.errors import unknown
 from attnzoo.models.detr.boxes import giou
 from attnzoo.models.detr.matcher import Objects, match
 from attnzoo.models.detr.output import DetectorOutput
+
+CLASSIFICATIONS: tuple[str, ...] = get_args(LossConfig.__annotations__["classification"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +39,13 @@ class DetectionLoss:
     `select` says how a two-stage detector picks its proposals (HeadConfig.select). "first" is the published
     way: the encoder's logit 0 tells object from background, so all its labels are 0. With "best" the
     proposals are picked by their best class, so the encoder learns the real labels.
+
+    Raises UserError for an unknown classification.
     """
 
     def __init__(self, config: LossConfig, num_classes: int, *, select: str = "first"):
+        if config.classification not in CLASSIFICATIONS:
+            raise unknown("loss", config.classification, CLASSIFICATIONS, where="model.loss.classification")
         self.config = config
         self.num_classes = num_classes
         self.select = select
