@@ -75,6 +75,8 @@ ARCHS = "" if NO_CUDA else choose_archs()
 if CUDA_HOME and not NO_CUDA:
     # torch reads the first when it is imported and the second when it compiles.
     os.environ.update(CUDA_HOME=CUDA_HOME, TORCH_CUDA_ARCH_LIST=ARCHS)
+# ninja, a build requirement, stands beside this Python, whose folder need not be on PATH
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 

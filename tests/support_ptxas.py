@@ -57,7 +57,7 @@ def nvcc_version() -> str:
 
 
 def compile_verbosely(folder: Path) -> str:
-    """What the compilers print while setup.py builds a copy of the sources in `folder` for all of ARCHS."""
+    """What the compilers print while setup.py builds a copy of the sources for all of ARCHS into `folder`/lib."""
     copy = folder / "attnzoo"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

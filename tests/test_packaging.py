@@ -127,14 +127,19 @@ def test_source_archive_holds_what_a_build_needs(source, tmp_path):
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 
-def test_second_build_compiles_nothing(source, wheel, tmp_path):
-    again = build(source, "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0")
+def test_second_build_compiles_nothing_but_what_a_header_changed(source, wheel, tmp_path):
+    """With no more on PATH than a compiler: ninja, which knows, is found beside Python."""
+    (tmp_path / "c++").symlink_to(shutil.which("c++"))
+    command = ("build_ext", "--build-lib", tmp_path / "lib")
+    again = build(source, *command, ATTNZOO_CUDA="0", PATH=str(tmp_path))
     assert again.returncode == 0, again.stderr
     assert "no work to do" in again.stdout
-    header = source / "csrc" / "ms_deform_attn" / "problem.h"
-    header.touch()
-    touched = build(source, "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0")
-    assert "cpu.o" in touched.stdout
+    (source / "csrc" / "ms_deform_attn" / "problem.h").touch()
+    (plan,) = source.glob("build/*/build.ninja")
+    ninja = Path(sysconfig.get_path("scripts"), "ninja")
+    planned = run(ninja, "-n", "-v", cwd=plan.parent).stdout
+    compiled = {word for word in planned.split() if word.endswith(".cpp")}
+    assert compiled == {str(path) for path in source.glob("csrc/ms_deform_attn/*.cpp")}
 
 
 def test_missing_compiler_is_one_line(source, tmp_path):
@@ -191,25 +196,6 @@ def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_
     assert asked.returncode != 0
     assert "attnzoo: the CUDA build failed" in asked.stderr
     assert "Traceback" not in asked.stderr
-
-
-def test_cuda_kernels_compile_and_load_without_a_gpu(source, tmp_path):
-    if shutil.which("nvcc") is None:
-        pytest.skip("NOT TESTED HERE: needs nvcc")
-    built = build(
-        source, "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="1", ATTNZOO_CUDA_ARCHS="9.0", CUDA_HOME=""
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    assert json.loads((tmp_path / "attnzoo" / "ops" / "_build.json").read_text()) == {"cuda": "for 9.0"}
-    shutil.copytree(source / "attnzoo", tmp_path / "attnzoo", dirs_exist_ok=True, symlinks=True)
-    script = "import json; from attnzoo import ops; from attnzoo.ops import library;"
-    script += "print(json.dumps([ops.backends(), library.compiled_for('cuda')]))"
-    loaded = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES="")
-    assert loaded.returncode == 0, loaded.stderr
-    backends, compiled = json.loads(loaded.stdout)
-    assert compiled
-    assert backends["cpu"] == "available"
-    assert backends["cuda"] == "built (for 9.0), but no GPU is visible"
 
 
 OTHER_TORCH = "2.13.0"

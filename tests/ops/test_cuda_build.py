@@ -1,6 +1,11 @@
 """The CUDA kernels compile for every architecture that the library is built for, without spills where it matters."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,11 +43,25 @@ def test_kernels_are_named_briefly():
     assert not MAIN_PATH.match("forward_kernel<Half, false, GivenSamples<float>>")
 
 
+@dataclass(frozen=True)
+class Built:
+    """A build for all architectures: the folder of the package, and what the compilers printed."""
+
+    package: Path
+    log: str
+
+
 @pytest.fixture(scope="module")
-def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     if shutil.which("nvcc") is None:
         pytest.skip("NOT TESTED HERE: needs nvcc")
-    return support_ptxas.read_usage(support_ptxas.compile_verbosely(Path(tmp_path_factory.mktemp("build"))))
+    folder = tmp_path_factory.mktemp("build")
+    return Built(folder / "lib", support_ptxas.compile_verbosely(folder))
+
+
+@pytest.fixture(scope="module")
+def usages(built: Built) -> list[Usage]:
+    return support_ptxas.read_usage(built.log)
 
 
 @pytest.mark.slow
@@ -60,3 +79,19 @@ def test_the_kept_report_is_of_these_kernels(usages):
     assert all(f"`{usage.kernel}`" in kept for usage in usages), again
     if compiler in kept:  # another compiler allots registers otherwise
         assert support_ptxas.report(usages, compiler) == kept, again
+
+
+@pytest.mark.slow
+def test_the_library_loads_without_a_gpu(built, tmp_path):
+    shutil.copytree(support_ptxas.ROOT / "attnzoo", tmp_path / "attnzoo", ignore=support_ptxas.NOT_SOURCES)
+    shutil.copytree(built.package / "attnzoo", tmp_path / "attnzoo", dirs_exist_ok=True)
+    script = "import json; from attnzoo import ops; from attnzoo.ops import library;"
+    script += "print(json.dumps([ops.backends(), library.compiled_for('cuda')]))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    backends, compiled = json.loads(loaded.stdout)
+    assert compiled
+    assert backends == {"cpu": "available", "cuda": "built (for 8.0;9.0;10.0), but no GPU is visible"}
