@@ -5,6 +5,7 @@ are refused when it is registered, because they let misspelt options vanish.
 """
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -88,7 +89,7 @@ class Registry(Generic[T]):
         self.get(block["name"], where)
         known = self.options(block["name"])
         defaults = {name: option.default for name, option in known.items() if option.default is not option.empty}
-        return {"name": block["name"], **_plain(defaults), **{k: v for k, v in block.items() if k != "name"}}
+        return {"name": block["name"], **plain(defaults), **{k: v for k, v in block.items() if k != "name"}}
 
     def read_block(self, block: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
         """The name in a block of a file and its options, checked, which `build` can then take as keywords.
@@ -114,11 +115,11 @@ class Registry(Generic[T]):
             raise UserError(str(error) if placed else f"{where}: {error}") from None
 
 
-def _plain(value: Any) -> Any:
-    """A default as YAML would hold it: lists for tuples."""
+def plain(value: Any) -> Any:
+    """A copy of a value as YAML would hold it: lists for tuples."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -147,7 +148,7 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
-        return isinstance(value, (int, float))
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
     return isinstance(value, hint)
 
 

@@ -56,9 +56,9 @@ class Experiment:
         config.plugins = [_plugin(plugin, self.path) for plugin in config.plugins]
         return config
 
-    def source(self, key: str, changes: Mapping[str, Any] | None = None, where: str = "sweep") -> str:
-        """What set `key`, as the beginning of a message: a file, the command line, `where`, or nothing."""
-        return self._settings(changes, where).where(key)
+    def source(self, keys: Sequence[str], changes: Mapping[str, Any] | None = None, where: str = "sweep") -> str:
+        """What set the last of `keys`, as the beginning of a message: a file, the command line, `where`, or nothing."""
+        return self._settings(changes, where).where(*keys)
 
     def _settings(self, changes: Mapping[str, Any] | None, where: str) -> Settings:
         extra = [Layer(where, nested(self.schema, key, value)) for key, value in (changes or {}).items()]
@@ -217,10 +217,11 @@ def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
         raise UserError(f"{settings.where('name')}name = {config.name!r}: expected the name of a folder, without '/'")
     if (config.train.steps is None) == (config.train.epochs is None):
         given = "both are set" if config.train.steps is not None else "neither is set"
-        raise UserError(f"{settings.where('train')}train: exactly one of train.steps and train.epochs, but {given}")
+        place = settings.where("train.steps", "train.epochs")
+        raise UserError(f"{place}train: exactly one of train.steps and train.epochs, but {given}")
     if config.data.batch_size % config.processes:
         raise UserError(
-            f"{settings.where('processes')}data.batch_size = {config.data.batch_size}: "
+            f"{settings.where('data.batch_size', 'processes')}data.batch_size = {config.data.batch_size}: "
             f"expected a multiple of processes = {config.processes}"
         )
     _check_sharded(config.train, settings)
@@ -231,12 +232,16 @@ def _check_sharded(train: TrainConfig, settings: Settings) -> None:
     """What parts of parameters, in train.parallel = fsdp2, do not go with."""
     if train.parallel != "fsdp2":
         return
-    place = f"{settings.where('train.parallel')}train.parallel = 'fsdp2': "
+
+    def refusal(key: str, reason: str) -> UserError:
+        return UserError(f"{settings.where('train.parallel', key)}train.parallel = 'fsdp2': {reason}")
+
     if train.optimizer.name != "adamw":
-        raise UserError(f"{place}expected train.optimizer.name = 'adamw', but it is {train.optimizer.name!r}")
-    for key in ("compile", "channels_last"):
-        if getattr(train, key):
-            raise UserError(f"{place}does not go with train.{key}")
+        key = "train.optimizer.name"
+        raise refusal(key, f"expected {key} = 'adamw', but it is {train.optimizer.name!r}")
+    for key in ("train.compile", "train.channels_last"):
+        if getattr(train, key.removeprefix("train.")):
+            raise refusal(key, f"does not go with {key}")
 
 
 def _plugin(plugin: str, experiment: Path) -> str:

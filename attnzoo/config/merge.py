@@ -1,18 +1,20 @@
 """Laying one source of settings over another, checked against the schema, each value knowing where it came from."""
 
+import copy
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from attnzoo.config.schema import FINITE, Range
 from attnzoo.errors import UserError, nearest, unknown
-from attnzoo.registry import fits, spell
+from attnzoo.registry import fits, plain, spell
 
 Schema = type[Any]  # a dataclass of the schema
 
@@ -34,32 +36,47 @@ class Settings:
 
     def __init__(self, schema: Schema):
         self.schema = schema
-        self.values: dict[str, Any] = OmegaConf.to_container(_defaults(typing.cast(Any, schema)))  # type: ignore[assignment]
-        self.sources: dict[str, str] = {}  # full key -> the layer that set it
+        self.values = copy.deepcopy(_defaults(schema))
+        self._sources: dict[str, str] = {}  # full key -> the layer that set it, in the order in which they were set
 
     def lay(self, layer: Layer) -> None:
         """Merge one layer. Raises UserError for an unknown key, a value of a wrong type or a word not allowed."""
         self._merge(self.schema, self.values, layer.content, "", layer.where)
 
     def build(self) -> Any:
-        """An instance of the schema, `${…}` resolved. Raises UserError for a missing key or a number out of range."""
-        try:
-            built = OmegaConf.to_object(OmegaConf.merge(_defaults(typing.cast(Any, self.schema)), self.values))
-        except MissingMandatoryValue as error:
-            raise UserError(f"the key {error.full_key!r} is missing") from None
-        except OmegaConfBaseException as error:
-            key = error.full_key or ""
-            raise UserError(f"{self.where(key)}{key}: {str(error).splitlines()[0]}") from None
+        """An instance of the schema, `${…}` resolved. Raises UserError for values that do not fit or out of range."""
+        built = _typed(self.schema, self._resolved())
         for key, number, allowed in _numbers(built, ""):
             if number not in allowed:
                 raise UserError(f"{self.where(key)}{key} = {number}: expected {allowed}")
         return built
 
-    def where(self, key: str) -> str:
-        """The source of `key`, or of the nearest key above it, as the beginning of a message."""
-        while key and key not in self.sources:
-            key = key.rpartition(".")[0]
-        return f"{self.sources[key]}: " if key else ""
+    def _resolved(self) -> dict[str, Any]:
+        if "${" not in repr(self.values):
+            return self.values
+        try:
+            resolved = OmegaConf.to_container(OmegaConf.create(self.values), resolve=True)
+        except OmegaConfBaseException as error:
+            key = error.full_key or ""
+            raise UserError(f"{self.where(key)}{key}: {str(error).splitlines()[0]}") from None
+        values = typing.cast(dict[str, Any], resolved)
+        for key, hint, value in _fields(self.schema, values, ""):
+            _check(hint, key, value, self.where(key).removesuffix(": "))
+        return values
+
+    def where(self, *keys: str) -> str:
+        """The source of that of `keys` which was set last, as the beginning of a message.
+
+        Where none was set, that of the nearest key above the first.
+        """
+        last = max((key for key in keys if key in self._sources), key=list(self._sources).index, default=keys[0])
+        while last and last not in self._sources:
+            last = last.rpartition(".")[0]
+        return f"{self._sources[last]}: " if last else ""
+
+    def _note(self, key: str, where: str) -> None:
+        self._sources.pop(key, None)
+        self._sources[key] = where
 
     def _merge(
         self, schema: Schema, values: dict[str, Any], update: Mapping[str, Any], prefix: str, where: str
@@ -76,13 +93,14 @@ class Settings:
             _check(field.type, key, new, where)
             if field.metadata.get("filled") and new == []:
                 raise UserError(f"{where}: {key} = []: expected at least one number")
-            self.sources[key] = where
+            self._note(key, where)
             if dataclasses.is_dataclass(field.type):
                 self._merge(typing.cast(Schema, field.type), old, new, f"{key}.", where)
             elif isinstance(old, dict):
                 if "named_block" in field.metadata and not isinstance(new.get("name", ""), str):
                     raise UserError(f"{where}: {key}.name = {new['name']!r}: expected str")
-                self.sources |= {f"{key}.{option}": where for option in new}
+                for option in new:
+                    self._note(f"{key}.{option}", where)
                 switched = "named_block" in field.metadata and new.get("name", old["name"]) != old["name"]
                 fresh = switched or not new or "replaced" in field.metadata
                 kept = {"name": old["name"]} if "named_block" in field.metadata else {}
@@ -92,9 +110,36 @@ class Settings:
 
 
 @functools.cache
-def _defaults(schema: Schema) -> Any:
-    """The schema with its defaults as OmegaConf holds them, which takes it long; never to be changed."""
-    return OmegaConf.structured(schema)
+def _defaults(schema: Schema) -> dict[str, Any]:
+    """The schema's defaults as YAML would hold them; never to be changed."""
+    return dataclasses.asdict(schema())
+
+
+def _fields(schema: Schema, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """The full key, type and value of everything in `values` that is no block of the schema."""
+    for field in dataclasses.fields(schema):
+        key, value = f"{prefix}{field.name}", values[field.name]
+        if dataclasses.is_dataclass(field.type):
+            yield from _fields(typing.cast(Schema, field.type), value, f"{key}.")
+        else:
+            yield key, field.type, value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A value that fits `hint`, made of it: blocks become dataclasses, integers floats where these are expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        schema = typing.cast(Schema, hint)
+        return schema(**{field.name: _typed(field.type, value[field.name]) for field in dataclasses.fields(schema)})
+    if origin in (typing.Union, types.UnionType):
+        return _typed(next(arg for arg in args if fits(value, arg)), value)
+    if origin is list:
+        return [_typed(args[0], member) for member in value]
+    if origin is dict:
+        return {name: _typed(args[1], member) for name, member in value.items()}
+    if hint is Any:
+        return plain(value)
+    return float(value) if hint is float else value
 
 
 def nested(schema: Schema, key: str, value: Any) -> dict[str, Any]:
@@ -121,7 +166,7 @@ def _check(hint: Any, key: str, value: Any, where: str) -> None:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: {key} = {value!r}: expected keys and values")
-    elif isinstance(value, str) and "${" in value:
+    elif isinstance(value, str) and "${" in value and typing.get_origin(hint) is not dict:
         return  # its value is checked when it is resolved
     elif typing.get_origin(hint) is typing.Literal and isinstance(value, str):
         if value not in typing.get_args(hint):

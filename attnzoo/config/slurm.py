@@ -43,8 +43,8 @@ def minutes(time: int | str) -> int:
     return total
 
 
-def check_slurm(config: SlurmConfig, processes: int, where: Callable[[str], str]) -> None:
-    """Raise UserError for what the syntax of SLURM refuses; `where` gives the source of a key as a message begins."""
+def check_slurm(config: SlurmConfig, processes: int, where: Callable[..., str]) -> None:
+    """Raise UserError for what the syntax of SLURM refuses; `where` gives the source of keys as a message begins."""
     try:
         limit = minutes(config.time)
     except ValueError:
@@ -52,7 +52,7 @@ def check_slurm(config: SlurmConfig, processes: int, where: Callable[[str], str]
         raise UserError(f"{where('slurm.time')}slurm.time = {config.time!r}: {expected}") from None
     if 60 * limit <= config.signal_seconds:
         raise UserError(
-            f"{where('slurm.signal_seconds')}slurm.signal_seconds = {config.signal_seconds}: "
+            f"{where('slurm.signal_seconds', 'slurm.time')}slurm.signal_seconds = {config.signal_seconds}: "
             f"expected less than the time limit, {limit} minutes"
         )
     if config.memory is not None and not MEMORY.fullmatch(config.memory):
@@ -72,16 +72,15 @@ def tasks_per_node(config: SlurmConfig, processes: int) -> int:
     return config.tasks_per_node or processes // config.nodes
 
 
-def _check_tasks(config: SlurmConfig, processes: int, where: Callable[[str], str]) -> None:
+def _check_tasks(config: SlurmConfig, processes: int, where: Callable[..., str]) -> None:
     tasks = config.nodes * tasks_per_node(config, processes)
     if tasks != processes:
         per_node = f" x slurm.tasks_per_node = {config.tasks_per_node}" if config.tasks_per_node else ""
-        raise UserError(
-            f"{where('slurm.nodes')}slurm.nodes = {config.nodes}{per_node}: does not give processes = {processes}"
-        )
+        place = where("slurm.nodes", "slurm.tasks_per_node", "processes")
+        raise UserError(f"{place}slurm.nodes = {config.nodes}{per_node}: does not give processes = {processes}")
 
 
-def _check_options(config: SlurmConfig, where: Callable[[str], str]) -> None:
+def _check_options(config: SlurmConfig, where: Callable[..., str]) -> None:
     for name, value in config.options.items():
         place = f"{where('slurm.options')}slurm.options.{name}"
         if name in KEYS:

@@ -11,7 +11,7 @@ from attnzoo import models
 from attnzoo.config.schema import ExperimentConfig
 from attnzoo.data import Draw, EpochBatches, build_dataset, loader, outline, val_batches
 from attnzoo.engine.distributed import Ranks
-from attnzoo.models.trial import try_out
+from attnzoo.models.trial import untrained
 
 
 class DatasetTask:
@@ -33,7 +33,7 @@ class DatasetTask:
         torch.manual_seed(config.seed)
         self.model = models.build(config.model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
-        for name in try_out(config.model, self.num_classes, outline(config.data).size).untrained:
+        for name in untrained(config.model, self.num_classes, outline(config.data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
         self.images_per_batch = config.data.batch_size

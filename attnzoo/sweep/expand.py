@@ -1,7 +1,5 @@
 """From the `sweep:` block to variants and seeds."""
 
-import copy
-import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,28 +51,17 @@ def expand(experiment: Experiment) -> list[Run]:
     if not chosen:
         raise UserError(f"{experiment.path}: sweep.exclude leaves no run")
     variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
-    make = _Maker(experiment)
-    runs = [make(changes, options, seed) for (changes, seed), options in zip(chosen, label(variants), strict=True)]
+    labels = label(variants)
+    runs = [_make(experiment, changes, options, seed) for (changes, seed), options in zip(chosen, labels, strict=True)]
     refuse_twins(runs, str(experiment.path))
     return runs
 
 
-class _Maker:
-    """Makes the runs of an experiment; the seeds of a variant share its config unless that refers to other keys."""
-
-    def __init__(self, experiment: Experiment):
-        self._experiment = experiment
-        self._refers = "${" in repr(experiment.layers)
-        self._variant: tuple[dict[str, Any], ExperimentConfig] | None = None
-
-    def __call__(self, changes: dict[str, Any], options: dict[str, Any], seed: int) -> Run:
-        parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
-        name = "-".join(parts).replace("/", "_").replace(" ", "")
-        if self._variant is None or self._variant[0] != changes or self._refers:
-            where = f"{self._experiment.path}: sweep, run {name}"
-            self._variant = changes, single(self._experiment.config(changes | {"seed": seed}, where))
-        config = dataclasses.replace(copy.deepcopy(self._variant[1]), seed=seed)
-        return Run(name, changes, options, config, digest(config))
+def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> Run:
+    parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
+    name = "-".join(parts).replace("/", "_").replace(" ", "")
+    config = single(experiment.config(changes | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
+    return Run(name, changes, options, config, digest(config))
 
 
 def _of_results(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from attnzoo.data import outline, registries
 from attnzoo.engine.loop import count_steps
 from attnzoo.engine.optim import check_names, known_optimizer
 from attnzoo.errors import UserError
-from attnzoo.models.trial import Trial, try_out
+from attnzoo.models.trial import try_out
 from attnzoo.sweep.expand import Run, refuse_twins
 
 
@@ -28,31 +28,32 @@ def validate(experiment: Experiment, runs: Sequence[Run]) -> list[Run]:
     be built and runs; no image is read and the model takes no memory.
     """
     completed: dict[str, ExperimentConfig] = {}
-    trials: dict[str, Trial] = {}
+    parameters: dict[str, list[str]] = {}  # of each model, by what it was built from
     valid = []
     for run in runs:
         if run.digest not in completed:
             try:
                 completed[run.digest] = _complete(run.config)
-                _check(completed[run.digest], trials)
+                _check(completed[run.digest], parameters)
             except UserError as error:
                 raise UserError(f"{_source(experiment, run, str(error))}run {run.name}: {error}") from None
-        config = dataclasses.replace(copy.deepcopy(completed[run.digest]), seed=run.seed)
+        whole = completed[run.digest]
+        config = dataclasses.replace(run.config, data=whole.data, model=whole.model)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
     refuse_twins(valid, str(experiment.path))
-    parameters = {name for trial in trials.values() for name in trial.parameters}
+    names = {name for found in parameters.values() for name in found}
     for run in valid:
         try:
-            check_names(run.config.train.optimizer, parameters)
+            check_names(run.config.train.optimizer, names)
         except UserError as error:
             raise UserError(f"{_source(experiment, run, str(error))}run {run.name}: {error}") from None
     return valid
 
 
 def _source(experiment: Experiment, run: Run, message: str) -> str:
-    """What set the key that a message begins with, as the beginning of a message."""
-    key = re.match(r"[a-z_]+(\.[a-z_0-9]+)*", message)
-    return experiment.source(key[0], run.changes | {"seed": run.seed}, f"{experiment.path}: sweep") if key else ""
+    """What set the last of the keys that a message names, the first word among them, as the beginning of a message."""
+    keys = re.findall(r"^[a-z_]+(?:\.[a-z_0-9]+)*|[a-z_]+(?:\.[a-z_0-9]+)+", message)
+    return experiment.source(keys, run.changes | {"seed": run.seed}, f"{experiment.path}: sweep") if keys else ""
 
 
 def _complete(config: ExperimentConfig) -> ExperimentConfig:
@@ -79,7 +80,7 @@ def _attentions(model: ModelConfig) -> Iterator[tuple[str, Any, str]]:
                 yield stage, getattr(model, stage), field
 
 
-def _check(config: ExperimentConfig, trials: dict[str, Trial]) -> None:
+def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
     data = outline(config.data)
     chosen = models.class_count(config.model, data.num_classes)
     if data.train_length is not None:
@@ -91,6 +92,6 @@ def _check(config: ExperimentConfig, trials: dict[str, Trial]) -> None:
     known_optimizer(config.train.optimizer)
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)")
-    trial = repr((config.model, chosen, data.size))
-    if trial not in trials:  # a sweep may leave the model and the size alone
-        trials[trial] = try_out(config.model, chosen, data.size)
+    built_from = repr((config.model, chosen, data.size))
+    if built_from not in parameters:  # a sweep may leave the model and the size alone
+        parameters[built_from] = try_out(config.model, chosen, data.size)

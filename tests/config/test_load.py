@@ -118,6 +118,10 @@ BAD = [
     ("model.encoder.attention.name=null", "model.encoder.attention.name = None: expected str"),
     ("model.preset=detr_r51", "model.preset: unknown preset 'detr_r51'"),
     ("model.ffn=${model.dimm}", "Interpolation key 'model.dimm' not found"),
+    ("model.ffn=a${model.dim}", "model.ffn = 'a256': expected int"),
+    ("device=${name}", "unknown device 'small' (allowed: auto, cpu, cuda)"),
+    ("model.encoder.attention=${model.decoder.attention}", "expected keys (str) and values (anything)"),
+    (f"train.optimizer.lr=1{'0' * 400}", "0: expected float"),
     ("train.optimizer.lr=.nan", "train.optimizer.lr = nan: expected a number more than 0"),
     ("train.optimizer.lr=0", "train.optimizer.lr = 0.0: expected a number more than 0"),
     ("name=a/b", "name = 'a/b': expected the name of a folder"),
@@ -150,6 +154,32 @@ def test_mistakes_in_a_base_name_that_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"low\.yaml: model\.dropout = 1\.5"):
         load(tmp_path / "top.yaml")
     assert load(tmp_path / "top.yaml", ["model.dropout=0.5"]).model.dropout == 0.5
+
+
+@pytest.mark.parametrize(
+    ("low", "top", "overrides", "source"),
+    [
+        ("data: {batch_size: 4}", "processes: 3", [], "top.yaml: "),
+        ("processes: 3", "data: {batch_size: 4}", [], "top.yaml: "),
+        ("processes: 3\ndata: {batch_size: 4}", "seed: 1", [], "low.yaml: "),
+        ("data: {batch_size: 4}", "seed: 1", ["processes=3", "train.clip=1"], "command line: "),
+        ("train: {epochs: 2}", "train: {clip: 1}", [], "low.yaml: "),
+        ("train: {optimizer: {name: sgd}}", "train: {parallel: fsdp2}", ["train.clip=1"], "top.yaml: "),
+        ("train: {parallel: fsdp2}", "train: {channels_last: true}", ["train.clip=1"], "top.yaml: "),
+        ("slurm: {time: 1}", "slurm: {signal_seconds: 60}", ["slurm.time=1"], "command line: "),
+        ("slurm: {nodes: 2}", "slurm: {tasks_per_node: 2}", ["slurm.time=9"], "top.yaml: "),
+        ("slurm: {nodes: 2}", "processes: 3\ndata: {batch_size: 3}", ["slurm.time=9"], "top.yaml: "),
+    ],
+)
+def test_keys_that_do_not_go_together_name_the_place_of_the_last(
+    tmp_path: Path, low: str, top: str, overrides: list[str], source: str
+) -> None:
+    (tmp_path / "bottom.yaml").write_text("train: {steps: 5}\ndata: {batch_size: 2}\nslurm: {parallelism: 2}\n")
+    (tmp_path / "low.yaml").write_text(f"base: bottom.yaml\n{low}\n")
+    (tmp_path / "top.yaml").write_text(f"base: low.yaml\nname: top\n{top}\n")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "top.yaml", overrides)
+    assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(source)
 
 
 def test_a_name_is_needed(tmp_path: Path) -> None:

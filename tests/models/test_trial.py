@@ -1,6 +1,5 @@
 """Trying a model on the meta device tells what trains, without training it."""
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 from support_models import CLASSES, detection_targets, padded_images, tiny, without_gradient
 
 from attnzoo.errors import UserError
-from attnzoo.models.detr.losses import DetectionLoss, seen
-from attnzoo.models.trial import untrained
+from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.trial import try_out, untrained
 
 UNREAD = {
     "a level embedding that no attention reads": {"encoder": {"layers": 0}},
@@ -21,9 +20,7 @@ UNREAD = {
 @pytest.mark.parametrize("name", UNREAD)
 def test_what_gets_no_gradient_is_foretold(name: str) -> None:
     model = tiny(**UNREAD[name])
-    with torch.device("meta"):
-        twin = tiny(**UNREAD[name])
-    foretold = untrained(twin, (64, 48), partial(seen, model.config.loss))
+    foretold = untrained(model.config, CLASSES, (64, 48))
     assert bool(foretold) == (name != "nothing")
     DetectionLoss(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
     assert without_gradient(model) == foretold
@@ -38,6 +35,7 @@ def test_what_gets_no_gradient_is_foretold(name: str) -> None:
 )
 def test_a_model_that_does_not_run_is_refused(overrides: dict[str, Any], message: str) -> None:
     with torch.device("meta"):
-        twin = tiny(**overrides)
-    with pytest.raises(UserError, match=message):
-        untrained(twin, (64, 48), partial(seen, twin.config.loss))
+        config = tiny(**overrides).config
+    for trial in (untrained, try_out):
+        with pytest.raises(UserError, match=message):
+            trial(config, CLASSES, (64, 48))
