@@ -240,6 +240,24 @@ def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, processes: int) -> None:
+    command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "jobs=1", f"processes={processes}"]
+    launcher = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = tiny.parent / "runs/tiny/points=1-seed=0/log.txt"
+    deadline = time.monotonic() + 120
+    while not log.exists():  # made just before the process, which then imports for seconds
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(launcher.pid, signal.SIGINT)
+    _, err = launcher.communicate(timeout=120)
+    assert launcher.returncode == 130
+    assert "to resume, run the same command again" in err
+    assert log.read_text() == "" or log.read_text().endswith(" INFO stopped before it began\n")
+    assert not (log.parent / "status.json").exists()
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Path) -> None:
     """The first time by SIGKILL to its process; the results are those of a sweep left alone."""
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=300", "train.checkpoint_every=20"]

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from attnzoo.config import yaml12
 from attnzoo.config.files import PRESETS, find, find_profile, layers, preset_names, shown
+from attnzoo.config.labels import flatten
 from attnzoo.config.merge import Layer, Schema, Settings, nested
 from attnzoo.config.schema import (
     EXPERIMENTS,
@@ -91,9 +92,19 @@ def text(config: ExperimentConfig) -> str:
 
 def digest(config: ExperimentConfig) -> str:
     """Eight hexadecimal digits of everything that shapes a result but the seed; of a plugin's file, its content."""
+    return hashlib.sha256(json.dumps(_shaping(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """In what two configs differ that shapes a result, the seed included: `train.steps = 10, now 20`, `plugins`."""
+    before, now = (dict(flatten({"seed": config.seed, **_shaping(config)})) for config in (old, new))
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    return [key if key == "plugins" else f"{key} = {before.get(key)}, now {now.get(key)}" for key in keys]
+
+
+def _shaping(config: ExperimentConfig) -> dict[str, Any]:
     kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
-    kept["plugins"] = [_content(plugin) for plugin in config.plugins]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return kept | {"plugins": [_content(plugin) for plugin in config.plugins]}
 
 
 def single(config: ExperimentConfig) -> ExperimentConfig:

@@ -36,7 +36,7 @@ class Settings:
 
     def __init__(self, schema: Schema):
         self.schema = schema
-        self.values = copy.deepcopy(_defaults(schema))
+        self.values = copy.deepcopy(_defaults(typing.cast(Any, schema)))
         self._sources: dict[str, str] = {}  # full key -> the layer that set it, in the order in which they were set
 
     def lay(self, layer: Layer) -> None:

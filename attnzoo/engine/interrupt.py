@@ -15,6 +15,8 @@ class Interrupted(Exception):
 class StopRequest:
     """Installed while a run trains: `requested` becomes true with the first signal. A context manager.
 
+    Signals that were blocked come in now: whoever starts a process can hold them back until then.
+
     `number` is the signal that asked; SIGTERM, which asks to stop for good, prevails over SIGUSR2, which comes before
     a time limit or a preemption.
     """
@@ -28,6 +30,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in GRACEFUL:
             self._previous[number] = signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GRACEFUL)
         return self
 
     def __exit__(self, *error: object) -> None:

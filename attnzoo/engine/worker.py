@@ -79,6 +79,9 @@ def _lock(run: RunDir, ranks: Ranks, held: ExitStack) -> None:
 def _supervise(run: RunDir, config: ExperimentConfig, ranks: Ranks) -> int:
     """Train, and record how it ended."""
     with _logging(run, ranks), StopRequest() as stop, beating(run) if ranks.is_main else nullcontext():
+        if any(ranks.gather(stop.number)):
+            log.info("stopped before it began")
+            return INTERRUPTED
         try:
             try:
                 _train(run, config, ranks, stop)

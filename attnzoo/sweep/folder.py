@@ -5,19 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.load import digest, load, save, text
+from attnzoo.config.load import differences, digest, load, save, text
 from attnzoo.errors import UserError
 from attnzoo.ledger import Ledger
 from attnzoo.rundir import RunDir
 from attnzoo.sweep.expand import Run
 
+SHOWN = 3  # differences that are named
+
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and the folder that it has or gets."""
+    """A run and the folder that it has or gets; `taken` is that of its name where another config holds it."""
 
     run: Run
     dir: RunDir
+    taken: RunDir | None = None
 
     @property
     def state(self) -> str:
@@ -41,8 +44,9 @@ class SweepFolder:
             name = at or run.name
             folder = self.path / name
             if folder.exists() and not _holds(folder, run):
-                folder = self.path / f"{name}-{run.digest}"
-            planned.append(Planned(run, RunDir(folder)))
+                planned.append(Planned(run, RunDir(self.path / f"{name}-{run.digest}"), RunDir(folder)))
+            else:
+                planned.append(Planned(run, RunDir(folder)))
         return planned
 
     def create(self, planned: Sequence[Planned], experiment: str, todo: Sequence[Planned] = ()) -> None:
@@ -79,6 +83,27 @@ class SweepFolder:
 
     def _started(self, name: str, entry: dict[str, Any]) -> bool:
         return "submission" in entry or (self.path / name / "status.json").exists()
+
+
+def explain_new(planned: Sequence[Planned]) -> str | None:
+    """Why runs begin anew beside others of their names, in one line; None if none does."""
+    new = [p for p in planned if p.taken is not None and not p.dir.path.exists()]
+    if not new:
+        return None
+    first = new[0]
+    assert first.taken is not None
+    return (
+        f"{len(new)} of {len(planned)} runs begin anew, the first in {first.dir.path}: "
+        f"{first.taken.path.name} {_difference(first.taken, first.run)}"
+    )
+
+
+def _difference(taken: RunDir, run: Run) -> str:
+    try:
+        found = differences(load(taken.config), run.config)
+    except UserError:
+        return "holds something else"
+    return f"has {'; '.join(found[:SHOWN])}{' and more' if len(found) > SHOWN else ''}"
 
 
 def _entry(planned: Planned, known: dict[str, Any]) -> dict[str, Any]:

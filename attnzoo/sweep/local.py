@@ -61,6 +61,8 @@ def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Ended:
                 following = waiting.pop(0)
                 watcher.start(following)
                 running.append(_start(following))
+                if interrupts.count:  # while it was being started
+                    interrupts.tell(running[-1])
             time.sleep(POLL_SECONDS)
             watcher.update([one.planned for one in running])
             for one in [one for one in running if one.process.poll() is not None]:
@@ -99,7 +101,7 @@ def _start(planned: Planned) -> _Running:
     config, began = planned.run.config, time.time()
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(config.threads))
     # The worker logs to log.txt itself; what it cannot log (a crash, torchrun's own words) goes there from stderr.
-    with crash_log(planned.dir) as stderr:
+    with crash_log(planned.dir) as stderr, _sigint_blocked():
         process = subprocess.Popen(
             command(planned.dir, config.processes),
             env=environment,
@@ -109,6 +111,16 @@ def _start(planned: Planned) -> _Running:
             start_new_session=True,  # a terminal's Ctrl-C comes through us, once
         )
     return _Running(planned, process, began)
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """For a process that is started meanwhile: it lets SIGINT in when it can stop in order, not amid its imports."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextmanager
@@ -143,10 +155,14 @@ class _Interrupts:
         self.count += 1
         if self.count == 1:
             print("\nstopping: every run finishes its step and saves (Ctrl-C again ends them at once)", file=sys.stderr)
-        for _, process, _ in self._running:
-            if process.poll() is not None:
-                continue
-            if self.count == 1:
-                process.send_signal(signal.SIGINT)  # the worker, or torchrun, which passes it on
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
+        for one in self._running:
+            self.tell(one)
+
+    def tell(self, one: _Running) -> None:
+        """Pass on to a run what was asked for."""
+        if one.process.poll() is not None:
+            return
+        if self.count == 1:
+            one.process.send_signal(signal.SIGINT)  # the worker, or torchrun, which passes it on
+        else:
+            os.killpg(one.process.pid, signal.SIGKILL)

@@ -21,7 +21,7 @@ from attnzoo.sweep import local
 from attnzoo.sweep.conclude import conclude
 from attnzoo.sweep.display import Display
 from attnzoo.sweep.expand import Run, expand
-from attnzoo.sweep.folder import Planned, SweepFolder
+from attnzoo.sweep.folder import Planned, SweepFolder, explain_new
 from attnzoo.sweep.outcome import Kind
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -50,6 +50,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     config = experiment.config()
     if _is_one_of_several_processes():
         return _train_here(folder, planned, str(experiment.path))
+    _explain_new(planned)
     states = _states(folder)
     todo = [p for p in planned if _wanted(p, states.get(p.dir.path.name), only)]
     if config.launcher == "slurm":
@@ -81,6 +82,11 @@ def _processes() -> list[str]:
     if count is None:
         raise UserError("RANK is set and WORLD_SIZE is not: start several processes with torchrun, or unset RANK")
     return [f"processes={count}"]
+
+
+def _explain_new(planned: Sequence[Planned]) -> None:
+    if reason := explain_new(planned):
+        print(reason)
 
 
 def _states(folder: SweepFolder) -> dict[str, RunState]:
@@ -152,6 +158,7 @@ def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str
     ranks = distributed.join(planned[0].run.config.device)
     refusal = None
     if ranks.is_main:
+        _explain_new(planned)
         try:
             folder.create(planned, experiment)
         except UserError as error:

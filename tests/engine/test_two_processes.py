@@ -1,11 +1,13 @@
 """Two processes on gloo: the results of one, ends that all ranks agree on, and no hanging."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import support_engine_rank
@@ -84,6 +86,22 @@ def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_res
     assert 0 < run.last_step() < 20
     assert subprocess.run([*TORCHRUN, *WORKER, str(run.path)], capture_output=True, timeout=300).returncode == 0
     assert results(run) == results(whole)
+    alone, together = halfway(whole, tmp_path / "alone", **STILL), halfway(one, tmp_path / "together", **sharded)
+    assert worker.main(alone.path) == worker.DONE
+    assert_close(alone, one)
+    assert subprocess.run([*TORCHRUN, *WORKER, str(together.path)], capture_output=True, timeout=300).returncode == 0
+    assert_close(together, whole)
+
+
+def halfway(run: RunDir, folder: Path, **changes: str) -> RunDir:
+    """A run as it was at its last checkpoint but one, to go on with `changes`."""
+    begun = tiny_run(folder, **changes)
+    shutil.copytree(run.checkpoints, begun.checkpoints)
+    shutil.copy(run.metrics, begun.metrics)
+    for path in (Checkpoints(begun.checkpoints).last(), Checkpoints(begun.checkpoints).best()):
+        path.unlink()
+    assert 0 < begun.last_step() < run.last_step()
+    return begun
 
 
 def assert_loads_in_one_process(run: RunDir, other: RunDir) -> None:

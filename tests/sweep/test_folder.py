@@ -8,7 +8,7 @@ from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.rundir import RunDir
 from attnzoo.sweep.expand import Run, expand
-from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.folder import SweepFolder, explain_new
 
 
 @pytest.fixture
@@ -49,6 +49,23 @@ def test_a_folder_never_holds_two_configs(experiment: Path, tmp_path: Path) -> N
     folder.create(changed, "x")
     assert [p.dir.path for p in folder.place(runs(experiment, "train.steps=6"))] == [p.dir.path for p in changed]
     assert folder.place(runs(experiment, "jobs=3"))[0].dir.path.name == "dim=8-seed=0"
+
+
+def test_why_runs_begin_anew_is_said_once(experiment: Path, tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "runs" / "x")
+    first = folder.place(runs(experiment))
+    assert explain_new(first) is None
+    folder.create(first, "x")
+    changed = folder.place(runs(experiment, "processes=2"))
+    said = f"2 of 2 runs begin anew, the first in {changed[0].dir.path}: dim=8-seed=0 has processes = 1, now 2"
+    assert explain_new(changed) == said
+    folder.create(changed, "x")
+    assert explain_new(folder.place(runs(experiment, "processes=2"))) is None
+    assert explain_new(folder.place(runs(experiment))) is None
+    many = folder.place(runs(experiment, "train={steps: 6, clip: 1, ema: 0.5}", "plugins=[a.py]", "threads=2"))
+    assert str(explain_new(many)).endswith("has threads = 1, now 2; plugins; train.steps = 5, now 6 and more")
+    (first[0].dir.config).write_text("name: [")
+    assert str(explain_new(folder.place(runs(experiment, "threads=4")))).endswith("dim=8-seed=0 holds something else")
 
 
 def test_the_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_path: Path) -> None:
