@@ -1,7 +1,6 @@
 """Backbones: any timm model that gives feature maps, and the hierarchical vision transformers of this package."""
 
 import difflib
-from os.path import isfile
 from typing import Any
 
 import timm
@@ -13,6 +12,7 @@ from attnzoo.config import presets, vit_config
 from attnzoo.config.schema import BackboneConfig
 from attnzoo.errors import UserError
 from attnzoo.models.vit.features import Features
+from attnzoo.models.weights import load_weights
 
 RESNET_FROZEN = ("conv1", "layer1")  # in DETR and Deformable DETR
 WHERE = "model.backbone"
@@ -43,7 +43,8 @@ class Backbone(nn.Module):
         self.body = _create(config, out_indices=tuple(deepest[stride] for stride in config.strides))
         self.channels: list[int] = self.body.feature_info.channels()
         if config.weights is not None:
-            _load(self.body, config.weights)
+            # a file is of a classifier, which has no norms after its stages
+            load_weights(self.body, config.weights, f"{WHERE}.weights", own="norms.", part=True)
         if config.norm == "frozen":
             self.body = freeze_batch_norm_2d(self.body)
         _freeze(self.body, config)
@@ -93,29 +94,3 @@ def _create_timm(config: BackboneConfig, **more: Any) -> Any:
         what = f"options {config.options}" + (" and dilation" if config.dilation else "")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{WHERE}: timm cannot make features of {config.name} with {what}: {reason}") from error
-
-
-def _load(body: nn.Module, path: str) -> None:
-    """Load a state dict, such as torchvision's ResNet-50, leaving out what features do not need.
-
-    It is read and compared on the meta device too, where there is nowhere to load it.
-    """
-    if not isfile(path):
-        raise UserError(f"{WHERE}.weights: there is no file {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-    except Exception as error:  # whatever the file holds
-        raise UserError(f"{WHERE}.weights: {path} is not a state dict ({type(error).__name__})") from error
-    wanted = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
-    if isinstance(body, Features):
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("norms.")}  # classifiers: none
-    if missing := [name for name in wanted if name not in shapes]:
-        raise UserError(f"{WHERE}.weights: {path} lacks {len(missing)} tensors of the backbone, such as {missing[0]!r}")
-    for name, tensor in wanted.items():
-        if shapes[name] != tensor.shape:
-            raise UserError(
-                f"{WHERE}.weights: {name!r} is {tuple(shapes[name])} in {path}, the backbone's is {tuple(tensor.shape)}"
-            )
-    if not next(body.parameters()).is_meta:
-        body.load_state_dict(state, strict=False)

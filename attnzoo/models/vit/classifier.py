@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from attnzoo.config.schema import ClassifierConfig, VitConfig
 from attnzoo.models.vit.trunk import Trunk, layout_of
-from attnzoo.models.vit.weights import load_weights
+from attnzoo.models.weights import load_weights
 
 
 class Classifier(nn.Module):
@@ -23,7 +23,7 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         if isinstance(config, ClassifierConfig) and config.weights is not None:
-            load_weights(self, config.weights)
+            load_weights(self, config.weights, "model.weights", own="head.")
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (B, H, W) is True where the images are padded."""

@@ -1,4 +1,4 @@
-"""Starting a classifier from weights of another size."""
+"""Starting a classifier or a backbone from weights of another size."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from attnzoo import config, models
+from attnzoo.config.schema import BackboneConfig
 from attnzoo.errors import UserError
 from attnzoo.models import Classifier
-from attnzoo.models.vit.weights import stretch
+from attnzoo.models.backbone import Backbone
+from attnzoo.models.weights import stretch
 
 STAGES: dict[str, Any] = {
     "stage1": {"dim": 8, "depth": 2, "heads": 2},
@@ -83,3 +85,43 @@ def test_a_file_is_checked_before_anything_is_built(file: str) -> None:
         assert build(weights=file).head.weight.is_meta
         with pytest.raises(UserError, match=r"model\.weights: .* lacks \d+ tensors"):
             build(weights=file, stage1={"depth": 3})
+
+
+def backbone(weights: str, strides: tuple[int, ...] = (4, 8), **options: Any) -> Backbone:
+    stages = {key: {**STAGES[key], **options.pop(key, {})} for key in STAGES}
+    settings = {"image_size": 64, **stages, **options}
+    return Backbone(BackboneConfig("swin_tiny", settings, list(strides), norm="trained", weights=weights))
+
+
+def test_a_backbone_takes_what_it_has_of_a_classifier(file: str) -> None:
+    """Its norms are its own, tables are stretched to the images of detectors, and stages that it lacks are left out."""
+    state, loaded = torch.load(file), backbone(file, image_size=256).body.state_dict()
+    table = "trunk.stages.1.blocks.1.attention.rpe_table.0"
+    assert (state[table].shape, loaded[table].shape) == ((2, 15, 15), (2, 63, 63))
+    assert {name for name in loaded if name not in state} == {
+        f"norms.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")
+    }
+    for name in loaded.keys() & state.keys() - {table}:
+        assert torch.equal(loaded[name], state[name]), name
+    first = backbone(file, strides=(4,)).body.state_dict()
+    assert all(torch.equal(first[name], state[name]) for name in first.keys() & state.keys())
+    assert not any("stages.1" in name for name in first)
+
+
+def test_a_backbone_refuses_what_does_not_fit(file: str) -> None:
+    with pytest.raises(
+        UserError, match=r"model\.backbone\.weights: .*conv\.weight is \(8, 3, 4, 4\), here \(12, 3, 4, 4\)"
+    ):
+        backbone(file, stage1={"dim": 12})
+    with pytest.raises(UserError, match=r"model\.backbone\.weights: .* lacks \d+ tensors"):
+        backbone(file, stage1={"depth": 3})
+    with pytest.raises(UserError, match=r"bias_table is \(169, 2\), here \(169, 4\)"):
+        backbone(file, stage2={"heads": 4})
+
+
+def test_a_perceptron_is_no_table(tmp_path: Path) -> None:
+    """Its tensors stand where tables do, but have no displacements to stretch."""
+    second = {"second": {"name": "dat", "bias": "mlp", "mlp_dim": 8}}
+    torch.save(build(stage2=second).state_dict(), tmp_path / "mlp.pt")
+    with pytest.raises(UserError, match=r"rpe_table\.0\.0\.weight is \(8, 2\), here \(16, 2\)"):
+        build(weights=str(tmp_path / "mlp.pt"), stage2={"second": {"name": "dat", "bias": "mlp", "mlp_dim": 16}})
