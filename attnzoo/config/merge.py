@@ -30,8 +30,9 @@ class Layer:
 class Settings:
     """The schema's defaults with layers laid over them, the last one winning.
 
-    Mappings are merged and lists replaced. In a named block another `name` drops the options of the old one; an
-    empty mapping clears one with free keys, all but a name; a grid of a sweep replaces the grid below it.
+    Mappings are merged and lists replaced. In a named block another `name` drops the options of the old one, and so it
+    does in the options of a backbone; an empty mapping clears one with free keys, all but a name; a grid of a sweep
+    replaces the grid below it.
     """
 
     def __init__(self, schema: Schema):
@@ -96,6 +97,9 @@ class Settings:
             self._note(key, where)
             if dataclasses.is_dataclass(field.type):
                 self._merge(typing.cast(Schema, field.type), old, new, f"{key}.", where)
+            elif "options_of" in field.metadata:
+                self.sources |= {f"{key}.{option}": where for option in new}
+                values[name] = _laid(old, new)
             elif isinstance(old, dict):
                 if "named_block" in field.metadata and not isinstance(new.get("name", ""), str):
                     raise UserError(f"{where}: {key}.name = {new['name']!r}: expected str")
@@ -107,6 +111,21 @@ class Settings:
                 values[name] = (kept if fresh else old) | new
             else:
                 values[name] = new
+
+
+def _laid(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of any depth, keys nested or dotted; another `name` drops what stood beside the old one, `{}` clears."""
+    result = dict(old) if new else {}
+    for key, value in new.items():
+        head, dot, rest = key.partition(".")
+        value = {rest: value} if dot else value
+        if isinstance(value, Mapping):
+            below = result.get(head)
+            below = below if isinstance(below, Mapping) else {}
+            renamed = "name" in below and value.get("name", below["name"]) != below["name"]
+            value = _laid({} if renamed else below, value)
+        result[head] = value
+    return result
 
 
 @functools.cache

@@ -29,12 +29,14 @@ def load_weights(model: nn.Module, path: str, where: str, *, own: str = "", part
     if lacking := [name for name in wanted if name not in state and name not in optional]:
         raise UserError(f"{where}: {path} lacks {len(lacking)} tensors of the model, such as {lacking[0]!r}")
     fitted = {}
-    for name in filter(state.__contains__, wanted):
-        tensor = _fitted(name, state[name], wanted[name].shape)
+    for name, like in wanted.items():
+        if name not in state:
+            continue
+        tensor = _fitted(name, state[name], like.shape)
         if tensor is not None:
             fitted[name] = tensor
         elif name not in optional:
-            raise UserError(f"{where}: {path}: {name} is {tuple(state[name].shape)}, here {tuple(wanted[name].shape)}")
+            raise UserError(f"{where}: {path}: {name} is {tuple(state[name].shape)}, here {tuple(like.shape)}")
     if not next(model.parameters()).is_meta:
         model.load_state_dict(fitted, strict=False)
 

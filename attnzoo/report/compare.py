@@ -87,14 +87,19 @@ def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:
-    """Whether a key tells nothing beyond the name of its block.
+    """Whether a key tells nothing beyond the name of its block, or of one around that.
 
     Blocks of some names do not take such an option, or one of another type, and where it is of one type it is the same.
     """
-    owner = f"{key.rpartition('.')[0]}.name"
+    parts = key.split(".")
+    owners = [".".join([*parts[:length], "name"]) for length in range(1, len(parts))]
+    return any(_follows_from(owner, key, configs) for owner in owners if owner != key)
+
+
+def _follows_from(owner: str, key: str, configs: Sequence[dict[str, Any]]) -> bool:
     found = {(str(config.get(owner)), type(config.get(key, ...)), repr(config.get(key, ...))) for config in configs}
     names, types, values = (set(column) for column in zip(*found, strict=True))
-    return key != owner and 1 < len(types) == len(values) and 1 < len(names) == len(found)
+    return 1 < len(types) == len(values) and 1 < len(names) == len(found)
 
 
 def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:

@@ -11,8 +11,8 @@ import torch
 from attnzoo import models
 from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import load_plugin
-from attnzoo.config.load import Experiment, digest
-from attnzoo.config.schema import DetectorConfig, ExperimentConfig, ModelConfig, VitConfig
+from attnzoo.config.load import Experiment, digest, presets, vit_config
+from attnzoo.config.schema import BackboneConfig, DetectorConfig, ExperimentConfig, ModelConfig, VitConfig
 from attnzoo.data import outline, registries
 from attnzoo.engine.loop import count_steps
 from attnzoo.engine.optim import check_names, known_optimizer
@@ -64,12 +64,26 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
     datasets, augmentations = registries(config.data)
     config.data.dataset = datasets.complete(config.data.dataset, "data.dataset")
     config.data.augment = augmentations.complete(config.data.augment, "data.augment")
-    for place, owner, field in _attentions(config.model):
-        setattr(owner, field, ATTENTIONS.complete(getattr(owner, field), f"model.{place}.{field}"))
+    _complete_attentions(config.model, "model")
+    if isinstance(config.model, DetectorConfig):
+        _complete_backbone(config.model.backbone, "model.backbone.options")
     return config
 
 
-def _attentions(model: ModelConfig) -> Iterator[tuple[str, Any, str]]:
+def _complete_backbone(backbone: BackboneConfig, where: str) -> None:
+    """All options of a backbone that is a preset of ours; timm keeps those of its models to itself."""
+    if backbone.name in presets("vit"):
+        trunk = vit_config(backbone.name, backbone.options, where)
+        _complete_attentions(trunk, where)
+        backbone.options = dataclasses.asdict(trunk)
+
+
+def _complete_attentions(model: ModelConfig | VitConfig, where: str) -> None:
+    for place, owner, field in _attentions(model):
+        setattr(owner, field, ATTENTIONS.complete(getattr(owner, field), f"{where}.{place}.{field}"))
+
+
+def _attentions(model: ModelConfig | VitConfig) -> Iterator[tuple[str, Any, str]]:
     """Every block that names an attention: the key of what holds it, that itself, and the block's name in it."""
     if isinstance(model, DetectorConfig):
         yield "encoder", model.encoder, "attention"

@@ -85,7 +85,7 @@ def test_cross_slots_has_every_attention_in_every_slot() -> None:
     found = {
         Role.ENCODER: {config.model.encoder.attention["name"] for config in configs},
         Role.DECODER: {config.model.decoder.attention["name"] for config in configs},
-        Role.STAGE: {config.model.backbone.options["stage3.second.name"] for config in configs},
+        Role.STAGE: {config.model.backbone.options["stage3"]["second"]["name"] for config in configs},
     }
     for role, names in found.items():
         able = {name for name in attention.names() if role in attention.ATTENTIONS.get(name).roles}

@@ -71,6 +71,17 @@ def test_another_backbone_drops_the_options_of_the_old_one(experiment: Path) -> 
     assert load(experiment, ["model.backbone.strides=[4]"]).model.backbone.options == {"layers": [1, 1, 1, 1]}
 
 
+def test_options_of_a_backbone_are_merged_at_any_depth(experiment: Path) -> None:
+    """As the keys of the schema are, though it does not know them; another name drops what stood beside the old one."""
+    key = "model.backbone.options"
+    below = ["model.backbone.name=swin_pico", f"{key}={{stage2: {{second: {{name: dat, groups: 2}}}}}}"]
+    changed = load(experiment, [*below, f"{key}={{stage2: {{depth: 3}}}}", f"{key}.stage2.second.groups=1"])
+    assert changed.model.backbone.options == {"stage2": {"second": {"name": "dat", "groups": 1}, "depth": 3}}
+    other = load(experiment, [*below, f"{key}.stage2.second.name=dense"])
+    assert other.model.backbone.options == {"stage2": {"second": {"name": "dense"}}}
+    assert load(experiment, [*below, f"{key}.stage2={{}}"]).model.backbone.options == {"stage2": {}}
+
+
 def test_lists_are_replaced_and_an_empty_mapping_clears(experiment: Path) -> None:
     multipliers = "train.optimizer.lr_multipliers"
     config = load(experiment, ["model.backbone.freeze=[]", f"{multipliers}.a.b=0.5", f"{multipliers}.c=2"])

@@ -217,3 +217,27 @@ def test_options_that_follow_from_a_name_are_no_columns(tmp_path: Path) -> None:
     assert comparison.columns == ["attention", "window"]
     found = [(v.options["attention"], v.options.get("window")) for v in comparison.variants]
     assert sorted(found, key=str) == [("dat", None), ("dense", None), ("window", 4), ("window", 8)]
+
+
+def test_options_that_follow_from_a_backbone_are_no_columns(tmp_path: Path) -> None:
+    """Their defaults differ as its name does; what a sweep changes in one of them stays."""
+    (tmp_path / "x.yaml").write_text(
+        "base: base/detr_scenes.yaml\nname: x\nsweep:\n  zip:\n    model.backbone:\n"
+        "    - {name: resnet18}\n    - {name: swin_pico}\n    - {name: dat_pico}\n"
+        "    - {name: dat_pico, options: {stage2: {second: {groups: 1}}}}\n"
+    )
+    experiment = Experiment(tmp_path / "x.yaml")
+    for run in validate(experiment, expand(experiment)):
+        target = RunDir(tmp_path / "runs" / run.name)
+        save(run.config, target.config)
+        target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
+        target.write_status(state="done", step=5, steps=5)
+    comparison = compare([tmp_path / "runs"])
+    assert comparison.columns == ["backbone", "second", "groups"]
+    found = [tuple(v.options.get(column) for column in comparison.columns) for v in comparison.variants]
+    assert found == [
+        ("dat_pico", "dat", 1),
+        ("dat_pico", "dat", 2),
+        ("resnet18", None, None),
+        ("swin_pico", "window", None),
+    ]

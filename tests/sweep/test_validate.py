@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config.load import Experiment, digest, load
+from attnzoo.config.load import Experiment, digest, load, save
 from attnzoo.errors import UserError
 from attnzoo.sweep.expand import Run, expand
 from attnzoo.sweep.validate import validate
@@ -38,6 +38,31 @@ def test_defaults_are_written_out_and_hashed(tmp_path: Path) -> None:
 def test_a_default_spelt_out_is_no_second_variant(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have the same config"):
         valid(tmp_path, "sweep.grid={model.encoder.attention: [{name: ms_deform}, {name: ms_deform, points: 4}]}")
+
+
+DAT = "model.backbone={name: dat_pico, options: {image_size: 32}, freeze: null}"
+
+
+def test_a_backbone_of_ours_is_written_out_too(tmp_path: Path) -> None:
+    """Its preset's settings and the defaults of its attentions; a dotted key is a nested one."""
+    (plain,) = valid(tmp_path, DAT)
+    options = plain.config.model.backbone.options
+    assert options["stage2"]["second"]["groups"] == 2
+    assert options["stage3"]["second"]["offset_range"] == "tanh"
+    assert options["stage1"]["first"] == {"name": "window", "window": 4, "shift": 0, "bias": True, "dropout": 0.0}
+    (spelt,) = valid(tmp_path, DAT, "model.backbone.options.stage2.second={groups: 2, offset_range: tanh}")
+    (dotted,) = valid(tmp_path, DAT, "model.backbone.options.stage2.second.offset_range=tanh")
+    assert plain.digest == spelt.digest == dotted.digest
+    (other,) = valid(tmp_path, DAT, "model.backbone.options.stage2.second.groups=1")
+    assert other.digest != plain.digest
+
+
+def test_a_written_out_backbone_is_read_back(tmp_path: Path) -> None:
+    (plain,) = valid(tmp_path, DAT)
+    save(plain.config, tmp_path / "config.yaml")
+    experiment = Experiment(tmp_path / "config.yaml")
+    (again,) = validate(experiment, expand(experiment))
+    assert again.digest == plain.digest
 
 
 def test_seeds_keep_what_they_are(tmp_path: Path) -> None:
