@@ -67,6 +67,16 @@ def test_size_as_published(preset: str) -> None:
         assert macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
 
 
+@pytest.mark.parametrize("preset", [name for name in PUBLISHED if "pp" not in name])
+def test_windows_are_shifted_as_published(preset: str) -> None:
+    """By half a window; where it is odd Swin rounds down, DAT up."""
+    settings = config.vit_config(preset, {})
+    for stage in (settings.stage1, settings.stage2):
+        window = stage.first.get("window", 7)
+        expected = window // 2 if preset.startswith("swin") else -(-window // 2)
+        assert (stage.second.get("window", 7), stage.second["shift"]) == (window, expected)
+
+
 def as_published(model: Classifier) -> int:
     """What the printed count of DAT++ at 224 pixels (arXiv:2309.01430) has more than ours, negative where less.
 

@@ -1,0 +1,47 @@
+"""Whole DAT and DAT++ models, small, against their published arithmetic in plain formulas, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from support_dat_model import PublishedModel
+from support_dat_state import Saved, Sizes, published, published_plus
+
+from attnzoo import models
+from attnzoo.interop import vit
+from attnzoo.models import Classifier
+
+WIDTHS: dict[str, Any] = {"dims": (8, 16, 24, 32), "head_dim": 4, "side": 16, "classes": 5}
+VERSIONS = {
+    "dat_tiny": (Sizes(**WIDTHS, depths=(2, 2, 4, 2), groups=(0, 0, 3, 4), window=2), published),
+    "dat_pp_tiny": (Sizes(**WIDTHS, depths=(2, 2, 4, 2), groups=(1, 2, 3, 4), window=3), published_plus),
+}
+
+
+def ours(preset: str, sizes: Sizes, state: Saved) -> Classifier:
+    """The preset at other sizes."""
+    local = {"kernel": sizes.window} if preset.startswith("dat_pp") else {"window": sizes.window}
+    changes: dict[str, Any] = {"image_size": 4 * sizes.side}
+    for stage in range(4):
+        changes[f"stage{stage + 1}"] = {
+            "dim": sizes.dims[stage],
+            "depth": sizes.depths[stage],
+            "heads": sizes.heads(stage),
+            "second": {"groups": sizes.groups[stage]} if sizes.groups[stage] else {"window": sizes.window, "shift": 1},
+        }
+        if stage < 3 or "window" in local:
+            changes[f"stage{stage + 1}"]["first"] = local
+    model = models.create(preset, num_classes=sizes.classes, **changes)
+    model.load_state_dict(vit.dat_from_authors(state))
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("preset", VERSIONS)
+def test_logits(preset: str) -> None:
+    sizes, saved = VERSIONS[preset]
+    torch.manual_seed(0)
+    state = saved(sizes)
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    oracle = PublishedModel(sizes, {name: tensor.double() for name, tensor in state.items()})
+    expected = torch.stack([oracle(each) for each in image])
+    torch.testing.assert_close(ours(preset, sizes, state)(image), expected, atol=1e-10, rtol=0)
