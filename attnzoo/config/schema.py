@@ -243,6 +243,7 @@ class ScheduleConfig:
     warmup: float = number(0.0, BELOW_ONE)  # share of all steps
     warmup_from: float | None = number(None, SHARE)  # share of lr at the first step; null: one warm-up step's
     floor: float = number(0.0, SHARE)  # cosine: share of lr at the end
+    after_warmup: bool = True  # cosine: it begins when warm-up ends; false: at the first step, hidden by warm-up (DAT)
     milestones: list[float] = numbers([], SHARE)  # step: shares of all steps
     gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 

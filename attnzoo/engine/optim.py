@@ -76,8 +76,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, ste
     """The learning rate of every step; call `step_update(step)` before the optimiser step of that number, from 0.
 
     Warm-up is linear over the first `warmup` share of `steps` and starts, unless `warmup_from` says otherwise, at one
-    warm-up step's share of the full rate, so that no step is wasted at rate zero. Cosine falls to `floor` at `steps`;
-    step decays at its milestones.
+    warm-up step's share of the full rate, so that no step is wasted at rate zero. Cosine falls to `floor` at `steps`,
+    from the end of warm-up or, unless `after_warmup`, from the first step; step decays at its milestones.
     """
     warmup = round(config.warmup * steps)
     lr = optimizer.param_groups[0]["lr"]
@@ -86,11 +86,11 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, ste
     if config.name == "cosine":
         return CosineLRScheduler(
             optimizer,
-            t_initial=max(steps - warmup, 1),
+            t_initial=max(steps - warmup if config.after_warmup else steps, 1),
             lr_min=lr * config.floor,
             warmup_t=warmup,
             warmup_lr_init=first,
-            warmup_prefix=True,
+            warmup_prefix=config.after_warmup,
             t_in_epochs=False,
         )
     milestones = config.milestones if config.name == "step" else []

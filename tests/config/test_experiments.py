@@ -39,6 +39,7 @@ def test_published_recipes(
     train, schedule = config.train, config.train.schedule
     assert (train.epochs, config.data.batch_size, train.optimizer.lr, train.clip) == (300, 1024, lr, clip)
     assert round(schedule.warmup * 300) == warmup_epochs
+    assert schedule.after_warmup == (name == "swin_imagenet")
     assert (schedule.warmup_from * lr, schedule.floor * lr) == pytest.approx((first, last))
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d) == (0.05, False)
     assert (config.data.mixup, config.data.cutmix, config.data.mix_switch) == (0.8, 1.0, 0.5)
@@ -60,10 +61,10 @@ def test_published_fine_tuning() -> None:
     config: Any = load("experiments/dat_base_384_imagenet.yaml")
     train, schedule = config.train, config.train.schedule
     assert (train.epochs, config.data.batch_size, train.optimizer.lr) == (30, 512, 2e-6)
-    assert (train.optimizer.weight_decay, train.optimizer.decay_1d, train.clip) == (1e-8, False, 1.0)
+    assert (train.optimizer.weight_decay, train.optimizer.decay_1d, train.clip) == (1e-8, False, 5.0)
     assert (schedule.warmup, schedule.floor * train.optimizer.lr) == (0, pytest.approx(1e-7))
     augment = config.data.augment
-    assert (augment["size"], augment["crop"], augment["resize"]) == (384, 1, "squash")
+    assert (augment["size"], augment.get("crop", 0.875), augment["resize"]) == (384, 0.875, "squash")
     assert (config.model.stage1.second["window"], config.model.stage1.second["shift"]) == (12, 6)
     assert config.model.drop_path == 0.5
 

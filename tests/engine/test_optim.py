@@ -96,6 +96,12 @@ def test_warm_up_and_cosine_between_given_shares():
     assert slow == pytest.approx([0.1 * lr for lr in fast])
 
 
+def test_cosine_that_counts_the_steps_of_warm_up():
+    _, fast = rates(ScheduleConfig("cosine", warmup=0.2, after_warmup=False), 20)
+    expected = [0.1, 0.175, 0.25, 0.325] + [0.2 * (1 + math.cos(math.pi * t / 20)) for t in range(4, 20)]
+    assert fast == pytest.approx(expected)
+
+
 def test_step_decays_exactly_at_its_milestones():
     slow, fast = rates(ScheduleConfig("step", warmup=0.1, milestones=[0.9, 0.5], gamma=0.5), 20)
     assert fast == pytest.approx([0.2, 0.3] + [0.4] * 8 + [0.2] * 8 + [0.1] * 2)
