@@ -97,20 +97,23 @@ class Settings:
             self._note(key, where)
             if dataclasses.is_dataclass(field.type):
                 self._merge(typing.cast(Schema, field.type), old, new, f"{key}.", where)
-            elif "options_of" in field.metadata:
-                self.sources |= {f"{key}.{option}": where for option in new}
-                values[name] = _laid(old, new)
             elif isinstance(old, dict):
-                if "named_block" in field.metadata and not isinstance(new.get("name", ""), str):
-                    raise UserError(f"{where}: {key}.name = {new['name']!r}: expected str")
                 for option in new:
                     self._note(f"{key}.{option}", where)
-                switched = "named_block" in field.metadata and new.get("name", old["name"]) != old["name"]
-                fresh = switched or not new or "replaced" in field.metadata
-                kept = {"name": old["name"]} if "named_block" in field.metadata else {}
-                values[name] = (kept if fresh else old) | new
+                values[name] = _laid_mapping(field.metadata, old, new, f"{where}: {key}")
             else:
                 values[name] = new
+
+
+def _laid_mapping(metadata: Mapping[str, Any], old: dict[str, Any], new: dict[str, Any], where: str) -> dict[str, Any]:
+    """One mapping with free keys over another, as its field in the schema wants it."""
+    if "options_of" in metadata:
+        return _laid(old, new)
+    if "named_block" not in metadata:
+        return (old if new and "replaced" not in metadata else {}) | new
+    if not isinstance(name := new.get("name", old["name"]), str):
+        raise UserError(f"{where}.name = {name!r}: expected str")
+    return (old if new and name == old["name"] else {"name": old["name"]}) | new
 
 
 def _laid(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
