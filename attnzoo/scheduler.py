@@ -162,5 +162,5 @@ def _ask(command: Sequence[str], given: str | None = None) -> "subprocess.Comple
 
 
 def _reason(answer: "subprocess.CompletedProcess[str]") -> str:
-    lines = [line for line in answer.stderr.splitlines() if line.strip()]
+    lines = [line for line in answer.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     return lines[-1].strip() if lines else f"exit code {answer.returncode}"

@@ -290,13 +290,14 @@ class SlurmConfig:
     tasks_per_node: int | None = number(None, COUNT)  # null: processes / nodes
     gpus_per_node: int = number(0, NON_NEGATIVE)
     cpus_per_task: int = number(1, COUNT)
-    memory: str | None = None  # of a node: 500M, 16G
+    memory: int | str | None = None  # of a node: 500M, 16G
     time: int | str = 60  # minutes, or HH:MM:SS, or D-HH:MM:SS
     signal_seconds: int = number(120, COUNT)  # before the end of its time a run is told to save
     retries: int | None = number(None, NON_NEGATIVE)  # null: the experiment's
     parallelism: int | None = number(None, COUNT)  # runs of a job array at a time; null: all
     setup: list[str] = field(default_factory=list)  # shell lines before a run starts, such as module loads
-    options: dict[str, str] = field(default_factory=dict)  # any other of sbatch: {reservation: name}
+    # any other of sbatch: {reservation: name, nice: 10, exclusive: true}
+    options: dict[str, bool | int | str] = field(default_factory=dict)
 
 
 @dataclass

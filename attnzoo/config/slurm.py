@@ -55,7 +55,7 @@ def check_slurm(config: SlurmConfig, processes: int, where: Callable[..., str]) 
             f"{where('slurm.signal_seconds', 'slurm.time')}slurm.signal_seconds = {config.signal_seconds}: "
             f"expected less than the time limit, {limit} minutes"
         )
-    if config.memory is not None and not MEMORY.fullmatch(config.memory):
+    if config.memory is not None and not MEMORY.fullmatch(str(config.memory)):
         raise UserError(
             f"{where('slurm.memory')}slurm.memory = {config.memory!r}: expected a number and K, M, G or T, such as 16G"
         )
@@ -90,5 +90,5 @@ def _check_options(config: SlurmConfig, where: Callable[..., str]) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             hint = nearest(name.replace("_", "-").strip("-"), [*KEYS, *OWN])
             raise UserError(f"{place}: expected the long name of an option of sbatch, without dashes before it{hint}")
-        if "\n" in value:
+        if "\n" in str(value):
             raise UserError(f"{place} = {value!r}: expected one line")

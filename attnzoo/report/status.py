@@ -130,7 +130,7 @@ def _merged(
 
 def _active(run: RunDir, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
     if job.waiting:
-        return "pending", job.reason
+        return "pending", job.reason if job.reason != "None" else ""  # which SLURM says before it has looked
     if status["state"] != "running" or status.get("job") != job.id:
         return "running", "starts" if job.state != "COMPLETING" else "ends"
     heartbeat = run.heartbeat()

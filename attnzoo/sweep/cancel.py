@@ -32,7 +32,7 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
     scheduler.cancel(jobs)
     here = [one for one in chosen if not one.job and _stop(RunDir(sweep / one.name), one)]
     elsewhere = [one.name for one in chosen if not one.job and one.state == "running" and one not in here]
-    lines = [f"{len(chosen)} runs cancelled: {len(jobs)} jobs, {len(here)} processes here"]
+    lines = [f"cancelled: {len(chosen)} of {len(states)} runs ({len(jobs)} in SLURM, {len(here)} here)"]
     return lines + [f"{name} runs on another machine, where it has to be cancelled" for name in elsewhere]
 
 

@@ -85,15 +85,15 @@ class SweepFolder:
         return "submission" in entry or (self.path / name / "status.json").exists()
 
 
-def explain_new(planned: Sequence[Planned]) -> str | None:
+def explain_new(todo: Sequence[Planned]) -> str | None:
     """Why runs begin anew beside others of their names, in one line; None if none does."""
-    new = [p for p in planned if p.taken is not None and not p.dir.path.exists()]
+    new = [p for p in todo if p.taken is not None and not p.dir.path.exists()]
     if not new:
         return None
     first = new[0]
     assert first.taken is not None
     return (
-        f"{len(new)} of {len(planned)} runs begin anew, the first in {first.dir.path}: "
+        f"{len(new)} of {len(todo)} runs begin anew, the first in {first.dir.path}: "
         f"{first.taken.path.name} {_difference(first.taken, first.run)}"
     )
 

@@ -50,9 +50,9 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     config = experiment.config()
     if _is_one_of_several_processes():
         return _train_here(folder, planned, str(experiment.path))
-    _explain_new(planned)
     states = _states(folder)
     todo = [p for p in planned if _wanted(p, states.get(p.dir.path.name), only)]
+    _explain_new(todo)
     if config.launcher == "slurm":
         return _submit(experiment, folder, planned, todo, dry_run)
     if dry_run:
@@ -84,8 +84,8 @@ def _processes() -> list[str]:
     return [f"processes={count}"]
 
 
-def _explain_new(planned: Sequence[Planned]) -> None:
-    if reason := explain_new(planned):
+def _explain_new(todo: Sequence[Planned]) -> None:
+    if reason := explain_new(todo):
         print(reason)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,16 @@ def _options(config: ExperimentConfig) -> dict[str, Any]:
         "signal_delay_s": slurm.signal_seconds,
         "array_parallelism": slurm.parallelism,
         "setup": slurm.setup,
-        "additional_parameters": {"requeue": True, **slurm.options},
+        "additional_parameters": {"requeue": True, **_given(slurm.options)},
         "use_srun": False,  # the supervisor calls it
         "stderr_to_stdout": True,
     }
     return {key: value for key, value in asked.items() if value is not None}
+
+
+def _given(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
+    """Without those that are switched off; True stands for an option without a value."""
+    return {name: value for name, value in options.items() if value is not False}
 
 
 def _environment(config: ExperimentConfig, code: Path) -> list[str]:

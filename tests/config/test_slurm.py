@@ -61,7 +61,7 @@ def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> N
         ("slurm.time=1h", "slurm.time = '1h': expected minutes, HH:MM:SS or D-HH:MM:SS"),
         ("slurm.time=30:00", "expected minutes, HH:MM:SS"),  # minutes to SLURM, hours to most readers
         ("slurm.time=0", "slurm.time = 0: expected"),
-        ("slurm.memory=16", "slurm.memory = 16: expected str"),
+        ("slurm.memory=16", "slurm.memory = 16: expected a number and K, M, G or T"),
         ("slurm.memory=16GiB", "slurm.memory = '16GiB': expected a number and K, M, G or T"),
         ("slurm.partition=two words", "expected a name without spaces"),
         ("slurm.signal_seconds=3600", "expected less than the time limit"),
@@ -69,7 +69,8 @@ def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> N
         ("slurm.tasks_per_node=3", "slurm.nodes = 1 x slurm.tasks_per_node = 3: does not give processes = 4"),
         ("slurm.nodes=0", "slurm.nodes = 0: expected a number at least 1"),
         ("slurm.options={mem: 3G}", "slurm.options.mem: set with slurm.memory"),
-        ("slurm.options={array: 1-3}", "slurm.options.array: set by the sweep itself"),
+        ("slurm.options={array: 3}", "slurm.options.array: set by the sweep itself"),
+        ("slurm.options={begin: [now]}", "slurm.options = {'begin': ['now']}: expected"),
         ("slurm.options={cpus_per_task: x}", "without dashes before it; did you mean 'cpus-per-task'?"),
     ],
 )

@@ -81,13 +81,16 @@ def hparams(sweep: Path) -> dict[str, HParamsPluginData]:
 
 def test_a_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, sweep, capsys):
     groups = "sweep.zip={model.ffn: [16, 24, 32], slurm.cpus_per_task: [1, 2, 2]}"
-    assert sweep.start("launcher=slurm", groups, "sweep.seeds=[0, 1]", "slurm.parallelism=3", "--dry-run") == 0
+    options = "slurm.options={nice: 10, exclusive: true, overcommit: false}"
+    assert sweep.start("launcher=slurm", groups, "sweep.seeds=[0, 1]", "slurm.parallelism=3", options, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "group 1: 2 runs with nodes=1, ntasks_per_node=1, cpus_per_task=1, time=60, array_parallelism=3\n" in out
     assert "group 2: 4 runs with" in out
     assert "  3: ffn=32-seed=1\n" in out
     assert "#SBATCH --array=0-3%3\n" in out
-    assert out.count("#SBATCH --signal=USR2@20\n") == 2
+    assert out.count("#SBATCH --signal=USR2@20\n") == out.count("#SBATCH --nice=10\n") == 2
+    assert out.count("#SBATCH --exclusive\n") == 2
+    assert "overcommit" not in out
     assert not sweep.runs.exists()
     assert cluster.ask("squeue", "--noheader", "--states=all", "--format=%k").count(str(sweep.runs)) == 0
 
@@ -137,6 +140,7 @@ def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
         ("slurm.constraint=fast", "Invalid feature"),
         ("slurm.memory=1T", "node configuration is not available"),
         ("slurm.options={reservation: mine}", "reservation"),
+        ("slurm.options={nosuch: x}", "unrecognized option '--nosuch=x'"),
     ],
 )
 def test_what_slurm_would_refuse_is_refused_before_anything_is_written(cluster, sweep, capsys, change, message):
