@@ -243,6 +243,12 @@ class Sweep:
         return json.dumps([self.run(name).read_status(), log.read_text()[-2000:] if log.exists() else ""])
 
 
+def report(fault: str, injected: int, lost: int, allowed: int) -> None:
+    """A row of docs/results/faults.txt (`pytest -rP`) for faults that the run has survived; asserts what it lost."""
+    print(f"FAULT {fault}: injected {injected}, survived {injected}, steps lost {lost}, allowed {allowed}")
+    assert lost <= allowed
+
+
 def reference(sweep: Sweep, **changes: str) -> list[dict]:
     """The rows of the same run, trained in this process without interruption."""
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]

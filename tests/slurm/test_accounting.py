@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support_slurm import Cluster, Sweep, program, require, wait
+from support_slurm import Cluster, Sweep, program, report, require, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -42,7 +42,9 @@ def test_jobs_that_failed_before_they_could_train(accounted, sweep):
     for state in sweep.states().values():
         assert (state.state, state.note, state.active) == ("failed", "failed: it wrote nothing", False)
     sweep.submit("--only", "failed")
-    assert {one.state for one in sweep.wait_for_end().values()} == {"done"}
+    states = sweep.wait_for_end().values()
+    assert {one.state for one in states} == {"done"}
+    report("job fails before it trains, and is forgotten", 2, sum(one.steps_lost for one in states), allowed=0)
 
 
 def test_a_job_that_was_cancelled_before_it_began(accounted, sweep, capsys):
@@ -57,4 +59,6 @@ def test_a_job_that_was_cancelled_before_it_began(accounted, sweep, capsys):
     sweep.submit("--only", "missing")
     assert capsys.readouterr().out.startswith("1 of 1 runs are done, submitted already or not asked for\n")
     sweep.submit("--only", "interrupted")
-    assert sweep.wait_for_end()["seed=3"].state == "done"
+    state = sweep.wait_for_end()["seed=3"]
+    assert state.state == "done"
+    report("job cancelled before it begins, and forgotten", 1, state.steps_lost, allowed=0)

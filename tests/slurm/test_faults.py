@@ -2,7 +2,7 @@
 
 import pytest
 from support_engine import results
-from support_slurm import INTERVAL_STEPS, Sweep, wait
+from support_slurm import INTERVAL_STEPS, Sweep, report, wait
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import attempts
@@ -11,13 +11,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 STEPS = 60
 
 
-def assert_survived(sweep: Sweep, undisturbed: list[dict], lost: int) -> None:
-    """The run is complete and the same, and no more than `lost` steps were repeated."""
+def assert_survived(sweep: Sweep, undisturbed: list[dict], fault: str, allowed: int, injected: int = 1) -> None:
+    """The run is complete and the same, and no more than `allowed` steps were repeated."""
     states = sweep.wait_for_end()
     assert states["seed=3"].state == "done", sweep.tell("seed=3")
     assert results(sweep.run()) == undisturbed
-    print(f"{states['seed=3'].steps_lost} steps lost, at most {lost} allowed")  # for docs/results/faults.md, with -rP
-    assert states["seed=3"].steps_lost <= lost
+    report(fault, injected, states["seed=3"].steps_lost, allowed)
 
 
 def test_two_preemptions_with_the_signal_lose_no_step(cluster, sweep, undisturbed):
@@ -27,7 +26,7 @@ def test_two_preemptions_with_the_signal_lose_no_step(cluster, sweep, undisturbe
         assert reached < STEPS
         cluster.preempt()
         wait(lambda count=count: cluster.restarts(sweep.job()) >= count, 180, "for the preemption")
-    assert_survived(sweep, undisturbed, lost=0)
+    assert_survived(sweep, undisturbed, "preemption with the user signal", allowed=0, injected=2)
     assert [one.reason for one in attempts.read(sweep.run())[:2]] == ["SIGUSR2", "SIGUSR2"]
     assert sweep.state().requeued == 2
     assert sweep.state().machine_failures == 0
@@ -39,7 +38,7 @@ def test_a_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
     node = cluster.kill_rank(sweep.job())
     wait(lambda: cluster.restarts(sweep.job()) == 1, 180, "for the requeue")
     wait(lambda: cluster.job(sweep.job())["ExcNodeList"] == node, 120, f"for {node} to be excluded")
-    assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
+    assert_survived(sweep, undisturbed, "process killed", allowed=INTERVAL_STEPS)
     first, second = attempts.read(sweep.run())
     assert (first.outcome, first.reason) == (attempts.MACHINE, "killed by SIGKILL")
     assert first.host == node != second.host
@@ -51,7 +50,7 @@ def test_a_preemption_without_the_signal_loses_no_more_than_an_interval(cluster,
     assert sweep.wait_for_step(25) < STEPS
     cluster.preempt()
     wait(lambda: cluster.restarts(sweep.job()) == 1, 180, "for the preemption")
-    assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
+    assert_survived(sweep, undisturbed, "preemption without the signal", allowed=INTERVAL_STEPS)
     assert attempts.read(sweep.run())[0].reason != "SIGUSR2"
 
 
@@ -67,7 +66,7 @@ def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed)
     )
     wait(lambda: cluster.restarts(sweep.job()) == 1, 180, "for the requeue")
     try:
-        assert_survived(sweep, undisturbed, lost=INTERVAL_STEPS)
+        assert_survived(sweep, undisturbed, "node killed", allowed=INTERVAL_STEPS)
     finally:
         cluster.revive(node)
     first, second = attempts.read(sweep.run())
@@ -84,7 +83,7 @@ def test_a_time_limit_requeues_and_loses_no_step(cluster, sweep):
     assert (first.outcome, first.reason) == ("interrupted", "SIGUSR2")
     wait(lambda: len(attempts.read(sweep.run())) == 2, 60, "for the second start")
     second = attempts.read(sweep.run())[1]
-    assert second.lost == 0
+    report("time limit", 1, second.lost, allowed=0)
     assert 10 <= second.step < 900
     restarts = cluster.restarts(sweep.job())  # more than one where a start took longer than the limit
     cluster.ask("scancel", sweep.job())
@@ -99,7 +98,7 @@ def test_a_cancelled_run_saves_and_stays_away_until_it_is_submitted_again(cluste
     assert sweep.run().last_step() == sweep.step() < STEPS
     assert sweep.start("launcher=slurm", "--only", "failed", "--dry-run") == 0
     sweep.submit("--only", "interrupted")
-    assert_survived(sweep, undisturbed, lost=0)
+    assert_survived(sweep, undisturbed, "cancelled, submitted again", allowed=0)
 
 
 def assert_cancelled(cluster, sweep: Sweep, restarts: int) -> None:

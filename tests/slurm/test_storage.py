@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support_engine import results
-from support_slurm import Sweep, wait
+from support_slurm import INTERVAL_STEPS, Sweep, report, wait
 
 from attnzoo.sweep import snapshot
 
@@ -59,8 +59,10 @@ def test_a_full_disk_fails_the_run_which_resumes_once_there_is_room(cluster, sma
     assert cluster.restarts(sweep.job()) == 0
     filler.unlink()
     sweep.submit("--only", "failed")
-    assert sweep.wait_for_end()["seed=3"].state == "done", sweep.tell("seed=3")
+    state = sweep.wait_for_end()["seed=3"]
+    assert state.state == "done", sweep.tell("seed=3")
     assert results(sweep.run()) == undisturbed
+    report("disk full", 1, state.steps_lost, INTERVAL_STEPS)
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_not_retried(cluster, sweep, undisturbed):
@@ -77,5 +79,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_not_retried(cluster, sweep,
     finally:
         subprocess.run(["umount", run], check=True)
     sweep.submit("--only", "failed")
-    assert sweep.wait_for_end()["seed=3"].state == "done"
+    state = sweep.wait_for_end()["seed=3"]
+    assert state.state == "done"
     assert results(sweep.run()) == undisturbed
+    report("folder read-only", 1, state.steps_lost, allowed=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import support_slurm_submit
 from support_engine import results
-from support_slurm import PLUGIN, wait
+from support_slurm import PLUGIN, report, wait
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -115,8 +115,10 @@ def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(clus
     assert cluster.ask(*listed).count(str(sweep.runs)) == 1
     assert sweep.state().active
     sweep.submit("train.steps=5")
-    assert sweep.wait_for_end()["seed=3"].state == "done"
+    state = sweep.wait_for_end()["seed=3"]
+    assert state.state == "done"
     assert cluster.ask(*listed).count(str(sweep.runs)) == 1
+    report("submitting process killed", 1, state.steps_lost, allowed=0)
 
 
 def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
