@@ -147,7 +147,7 @@ def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
     """Start the cluster and wait until both nodes are idle. Raises ClusterError."""
     _check_programs(NEEDED | NEEDED_TO_ACCOUNT if accounting else NEEDED)
     if _pids(folder):
-        raise ClusterError(f"a cluster runs in {folder} already")
+        raise ClusterError(f"a cluster runs in {folder} already; in this shell: . {folder / 'env'}")
     if len(str(folder)) > SOCKET_LENGTH:
         raise ClusterError(f"{folder}: the path is too long for a socket; name a folder in /tmp")
     shutil.rmtree(folder, ignore_errors=True)
