@@ -1,12 +1,13 @@
-"""Models, published and your own: `names()`, `create(name)`, `build(config)`."""
+"""Models, published and your own: `names()`, `create(name)`, `features(name)`, `build(config)`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from attnzoo.config import classifier_config, model_config, presets
+from attnzoo.config import classifier_config, model_config, presets, vit_config
 from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, unknown
 from attnzoo.models.detr.detector import Detector
-from attnzoo.models.vit import Classifier
+from attnzoo.models.vit import Classifier, Features
 
 names = presets
 
@@ -18,9 +19,22 @@ def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> 
     detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
     not allowed.
     """
+    if preset not in names():
+        raise unknown("preset", preset, names())
     if preset in presets("vit"):
         return build(classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
     return build(model_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
+
+
+def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrides: Any) -> Features:
+    """Feature maps of a hierarchical vision transformer, as `timm.create_model(preset, features_only=True)` gives them.
+
+    `out_indices` counts stages from 0, ascending; None takes all. `overrides` are fields of VitConfig, nested as dicts.
+    Raises UserError for a name, stage or value that is not allowed.
+    """
+    if preset not in presets("vit"):
+        raise unknown("preset", preset, presets("vit"))
+    return Features(vit_config(preset, overrides), out_indices)
 
 
 def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Classifier:
@@ -44,4 +58,4 @@ def class_count(config: ModelConfig, present: int) -> int:
     return config.num_classes or present
 
 
-__all__ = ["Classifier", "Detector", "build", "class_count", "create", "names"]
+__all__ = ["Classifier", "Detector", "build", "class_count", "create", "features", "names"]

@@ -14,7 +14,6 @@ from attnzoo.geometry import Layout
 from attnzoo.inspect.cost import count_macs
 from attnzoo.models import Classifier
 from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.vit import Features
 
 PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in units of 10⁹
     "swin_tiny": (28_288_354, 4.49),
@@ -231,10 +230,11 @@ def test_refusals_name_the_key(changes: dict[str, Any], message: str) -> None:
 
 
 def test_features_are_described_as_timm_does() -> None:
-    features = Features(config.vit_config("swin_tiny", {}), (1, 3))
+    features = models.features("swin_tiny", out_indices=(1, 3))
     assert features.feature_info.channels() == [192, 768]
     assert features.feature_info.reduction() == [8, 32]
     assert features.feature_info.module_name() == ["stages.1", "stages.3"]
+    assert features.trunk.get_submodule("stages.3") is features.trunk.stages[3]
     maps = features(images(64, 96))
     assert [tuple(m.shape) for m in maps] == [(2, 192, 8, 12), (2, 768, 2, 3)]
     for m in maps:  # normalised over channels
@@ -242,8 +242,19 @@ def test_features_are_described_as_timm_does() -> None:
 
 
 def test_unread_stages_are_not_built() -> None:
-    features = Features(config.vit_config("swin_tiny", {}), (0, 1))
-    assert len(features.trunk.stages) == 2
+    assert len(models.features("swin_tiny", out_indices=(0, 1)).trunk.stages) == 2
+
+
+@pytest.mark.parametrize("stages", [(), (4,), (1, 0), (1, 1), (-1,)], ids=str)
+def test_stages_that_are_not_there_are_refused(stages: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"expected some of \[0, 1\], ascending"):
+        models.features("swin_tiny", out_indices=stages, stage3={"depth": 0}, stage4={"depth": 0})
+
+
+@pytest.mark.parametrize("make", [models.create, models.features])
+def test_a_preset_that_is_not_there_suggests_one(make: Any) -> None:
+    with pytest.raises(UserError, match="unknown preset 'dat_tinny'; did you mean 'dat_tiny'"):
+        make("dat_tinny")
 
 
 STAGES = {
