@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
 from attnzoo.errors import UserError, nearest, unknown
 
-PUBLISHED = ("backbone", "sampling_offsets", "reference_points")  # with rates of their own in Deformable DETR
+# Named in published recipes: with rates of their own in Deformable DETR, without decay in Swin and DAT.
+PUBLISHED = ("backbone", "sampling_offsets", "reference_points", "relative_position_bias_table", "rpe_table")
 
 
 def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
@@ -47,8 +48,8 @@ def known_optimizer(config: OptimizerConfig) -> str:
 def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
     """Raise UserError for an entry of `lr_multipliers` or `no_decay` that occurs in no name of `parameters`.
 
-    Those are the names of all of a sweep's models: an entry may be meant for one of them. The published recipe's
-    entries are always allowed, because not every model of the family has what they name.
+    Those are the names of all of a sweep's models: an entry may be meant for one of them. The published recipes'
+    entries are always allowed, because not every model of a family has what they name.
     """
     for key, entries in (("lr_multipliers", config.lr_multipliers), ("no_decay", config.no_decay)):
         for entry in entries:

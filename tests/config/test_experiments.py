@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from attnzoo import models
 from attnzoo.config import load
 from attnzoo.config.files import PACKAGED
 from attnzoo.config.load import Experiment
+from attnzoo.engine.optim import check_names
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.validate import validate
 
@@ -55,6 +58,18 @@ def test_published_coco_recipe() -> None:
     assert train.optimizer.lr_multipliers == dict.fromkeys(("backbone", "sampling_offsets", "reference_points"), 0.1)
     assert config.data.dataset["name"] == "coco"
     assert train.eval_every == 118_287 // config.data.batch_size  # after every epoch of train2017
+
+
+def test_recipes_fit_the_models_that_the_page_names() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "classification.md").read_text()
+    rows = re.findall(r"^ +\| `(\w+_imagenet\.yaml)` \| (.*?) \|", page, re.MULTILINE)
+    assert len(rows) == 4
+    for file, models_of_it in rows:
+        for preset in re.findall(r"\b(?:swin|dat)_\w+", models_of_it.split(", from")[0]):
+            config: Any = load(f"experiments/{file}", [f"model.preset={preset}", "model.weights=null"])
+            with torch.device("meta"):
+                names = [name for name, _ in models.build(config.model, 1000).named_parameters()]
+            check_names(config.train.optimizer, names)
 
 
 def test_published_fine_tuning() -> None:
