@@ -5,12 +5,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Format, freeze_batch_norm_2d
+from timm.layers import Format
 from torch import Tensor, nn
 
 from attnzoo.config import presets, vit_config
 from attnzoo.config.schema import BackboneConfig
 from attnzoo.errors import UserError
+from attnzoo.models.frozen_norm import freeze_norms
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights import load_weights
 
@@ -46,7 +47,7 @@ class Backbone(nn.Module):
             # a file is of a classifier, which has no norms after its stages
             load_weights(self.body, config.weights, f"{WHERE}.weights", own="norms.", part=True)
         if config.norm == "frozen":
-            self.body = freeze_batch_norm_2d(self.body)
+            self.body = freeze_norms(self.body)
         _freeze(self.body, config)
         # Swin and its like give their maps channels last; what does not say so in timm gives them first.
         self.channels_last = Format(getattr(self.body, "output_fmt", "NCHW")) == Format.NHWC
@@ -54,6 +55,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         if isinstance(self.body, Features):
             return self.body(images, mask)
+        if images.device.type == "cpu" and not torch.is_grad_enabled():
+            # oneDNN then converts no maps; with gradients its conversions of the weights cost as much again.
+            images = images.contiguous(memory_format=torch.channels_last)
         maps = self.body(images)
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 

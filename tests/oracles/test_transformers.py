@@ -1,5 +1,6 @@
 """Whole detectors against Hugging Face transformers 4.57.6, with the same perturbed weights."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +85,16 @@ def test_losses(pair: Pair) -> None:
 
 
 def test_gradients(pair: Pair) -> None:
+    """In float64: rounding can carry a sampling point over the centre of a pixel, where gradients jump."""
+    models = copy.deepcopy(pair.theirs).double(), copy.deepcopy(pair.ours).double()
+    images, mask, _ = padded_batch()
+    targets = [{"class_labels": t["labels"], "boxes": t["boxes"].double()} for t in pair.targets]
+    result = models[0](images.double(), pixel_mask=(~mask).long(), labels=targets, output_hidden_states=True)
+    outputs = their_output(pair.case, models[0], result), models[1](images.double(), mask)
     g = torch.Generator().manual_seed(5)
     weights = {name: torch.randn(value.shape, generator=g) for name, value in tensors(pair.our_output).items()}
     gradients = []
-    for model, output in [(pair.theirs, pair.their_output), (pair.ours, pair.our_output)]:
-        model.zero_grad()
+    for model, output in zip(models, outputs, strict=True):
         torch.stack([(weights[name] * value).sum() for name, value in tensors(output).items()]).sum().backward()
         named = model.named_parameters(remove_duplicate=False)
         gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named})
@@ -99,7 +105,7 @@ def test_gradients(pair: Pair) -> None:
         # DETR's first self-attention sees zeros plus positions: in exact arithmetic its weights get no gradient.
         scale = gradient.abs().max().clamp(min=1e-3)
         error = (ours[name] - gradient).abs().max() / scale
-        assert error <= 1e-4, f"{name}: {error:.1e}"
+        assert error <= 1e-5, f"{name}: {error:.1e}"
 
 
 def test_every_tensor_has_a_place() -> None:

@@ -1,0 +1,67 @@
+"""Frozen norms folded into convolutions: the same maps, gradients and names as norms by themselves."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from attnzoo.models.frozen_norm import FoldedNorm, NormedConv2d, freeze_norms
+
+BODIES = ["resnet18", "resnet50", "resnet18d", "seresnet50", "ghostnet_050"]
+
+
+def bodies(name: str) -> tuple[nn.Module, nn.Module]:
+    """A small backbone in float64 with statistics of its own: norms frozen by timm, and by this package."""
+    torch.manual_seed(0)
+    small = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]} if "resnet" in name else {}
+    body = timm.create_model(name, features_only=True, **small).double()
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert isinstance(tensor, Tensor)
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    return freeze_batch_norm_2d(copy.deepcopy(body)), freeze_norms(body)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_maps_and_gradients_are_those_of_norms_by_themselves(name: str) -> None:
+    plain, folded = bodies(name)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours, theirs = folded(images), plain(images)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+    for maps in (ours, theirs):
+        sum(m.square().mean() for m in maps).backward()
+    wanted = dict(plain.named_parameters())
+    for key, parameter in folded.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[key].grad, rtol=1e-8, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize(("name", "left"), [("resnet50", 0), ("resnet18d", 1)])
+def test_every_norm_after_a_convolution_folds(name: str, left: int) -> None:
+    """The norm behind a deep stem, which is a sequence and no convolution, stays."""
+    modules = list(bodies(name)[1].modules())
+    assert sum(type(m) is FrozenBatchNorm2d for m in modules) == left
+    assert sum(isinstance(m, FoldedNorm) for m in modules) == sum(isinstance(m, NormedConv2d) for m in modules) > 0
+
+
+def test_tensors_keep_their_names_and_follow_what_is_loaded() -> None:
+    plain, folded = bodies("resnet50")
+    assert list(folded.state_dict()) == list(plain.state_dict())
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    copied = copy.deepcopy(folded)
+    copied.load_state_dict({name: tensor * 0.9 for name, tensor in folded.state_dict().items()})
+    plain.load_state_dict(copied.state_dict())
+    torch.testing.assert_close(copied(images)[-1], plain(images)[-1], rtol=1e-10, atol=1e-10)
+    assert not torch.equal(copied(images)[-1], folded(images)[-1])
+
+
+def test_maps_keep_half_precision_under_autocast() -> None:
+    folded = bodies("resnet18")[1].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = folded(torch.randn(1, 3, 32, 32))
+    assert {m.dtype for m in maps} == {torch.bfloat16}
