@@ -49,9 +49,8 @@ def test_jobs_that_failed_before_they_could_train(accounted, sweep):
 
 def test_a_job_that_was_cancelled_before_it_began(accounted, sweep, capsys):
     sweep.overrides += ["train.steps=5"]
-    sweep.submit("slurm.options={begin: now+1hour}")
-    wait(lambda: sweep.state().note == "BeginTime", 60, "for SLURM to say why the job waits")
-    assert sweep.state().state == "pending"
+    sweep.submit("slurm.options={hold: true}")
+    assert (sweep.state().state, sweep.state().note) == ("pending", "JobHeldUser")
     accounted.ask("scancel", sweep.job())
     wait_until_forgotten(sweep, "seed=3")
     assert (sweep.state().state, sweep.state().active) == ("cancelled", False)

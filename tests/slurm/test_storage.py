@@ -66,11 +66,12 @@ def test_a_full_disk_fails_the_run_which_resumes_once_there_is_room(cluster, sma
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_not_retried(cluster, sweep, undisturbed):
-    sweep.submit("slurm.options={begin: now+5}")
+    sweep.submit("slurm.options={hold: true}")
     run = sweep.run().path
     mount("--bind", run, run)
     try:
         mount("-o", "remount,ro,bind", run)
+        cluster.ask("scontrol", "release", sweep.job())
         state = sweep.wait_for_end()["seed=3"]
         assert state.state == "failed"
         assert "cannot be written (Read-only file system)" in state.note

@@ -123,13 +123,10 @@ def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(clus
 
 def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
     plugin = shutil.copy(PLUGIN, sweep.folder / "mine.py")
-    other = cluster.ask("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 1000").strip()
-    after = f"slurm.options={{dependency: 'afterany:{other}'}}"
-    assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", after) == 0
+    assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", "slurm.options={hold: true}") == 0
     (sweep.folder / "mine.py").write_text("raise SystemExit('edited')\n")
-    wait(lambda: sweep.state().note == "Dependency", 60, "for SLURM to say why the job waits")
-    assert sweep.state().state == "pending"
-    cluster.ask("scancel", other)
+    assert (sweep.state().state, sweep.state().note) == ("pending", "JobHeldUser")
+    cluster.ask("scontrol", "release", sweep.job())
     assert sweep.wait_for_end()["seed=3"].state == "done"
 
 
