@@ -1,7 +1,9 @@
-"""Batch normalisation that stays as it is, folded into the convolution before it."""
+"""Batch normalisation that stays as it is, as a part of the convolution before it."""
 
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from timm.layers import freeze_batch_norm_2d
 from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -27,8 +29,8 @@ class FoldedNorm(FrozenBatchNorm2d):
 class NormedConv2d(nn.Conv2d):
     """A convolution and the frozen norm of its output in one: y = conv(x, w · scale) + shift.
 
-    The weights are folded on every call, so that they train and load as those of the plain convolution do; its maps
-    are written once in place of three times, and kept once.
+    The weights are folded on every call, so that they load as those of the plain convolution do. With gradients the
+    norm is an operation of its own, as on maps smaller than the weights folding costs more, forward and backward.
     """
 
     def __init__(self, plain: nn.Conv2d, norm: FoldedNorm):
@@ -48,7 +50,11 @@ class NormedConv2d(nn.Conv2d):
         self._norm = (norm,)  # no submodule: its buffers keep the one name that published weights give them
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self._norm[0].affine()
+        norm = self._norm[0]
+        if torch.is_grad_enabled():
+            y = self._conv_forward(x, self.weight, None)
+            return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        scale, shift = norm.affine()
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
 
 

@@ -32,8 +32,11 @@ def test_maps_and_gradients_are_those_of_norms_by_themselves(name: str) -> None:
     plain, folded = bodies(name)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours, theirs = folded(images), plain(images)
-    for x, y in zip(ours, theirs, strict=True):
+    with torch.no_grad():
+        without_gradients = folded(images)
+    for x, z, y in zip(ours, without_gradients, theirs, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-10)
     for maps in (ours, theirs):
         sum(m.square().mean() for m in maps).backward()
     wanted = dict(plain.named_parameters())
@@ -60,8 +63,9 @@ def test_tensors_keep_their_names_and_follow_what_is_loaded() -> None:
     assert not torch.equal(copied(images)[-1], folded(images)[-1])
 
 
-def test_maps_keep_half_precision_under_autocast() -> None:
+@pytest.mark.parametrize("gradients", [False, True])
+def test_maps_keep_half_precision_under_autocast(gradients: bool) -> None:
     folded = bodies("resnet18")[1].float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
         maps = folded(torch.randn(1, 3, 32, 32))
     assert {m.dtype for m in maps} == {torch.bfloat16}
