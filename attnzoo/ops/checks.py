@@ -6,6 +6,7 @@ Everything is decided from shapes, dtypes and devices, so the checks cost no syn
 from collections.abc import Sequence
 
 import torch
+import torch.autograd.forward_ad
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
@@ -36,6 +37,18 @@ def check_ms_deform_attn_fused(
     if references.shape[-1] not in (2, 4):
         raise ValueError(f"references: expected points (x, y) or boxes (cx, cy, w, h), got {_spell(references)}")
     _check_sizes("references", references, {"B": value.shape[0], "Q": offsets.shape[1], "L": len(spatial_shapes)})
+
+
+def refuse_tangents(operator: str, *tensors: Tensor) -> None:
+    """Raise NotImplementedError where a tensor carries a tangent, as in `torch.func.jvp` and `jacfwd`.
+
+    torch has no forward-mode rule for registered operators and would take the derivative for zero without a word.
+    """
+    forward_ad = torch.autograd.forward_ad
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(f"{operator} has no forward-mode derivative; differentiate with torch.autograd")
 
 
 def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **samples: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from attnzoo.ops import autocast, library, reference, vmap
-from attnzoo.ops.checks import HALF, check_ms_deform_attn, check_ms_deform_attn_fused
+from attnzoo.ops.checks import HALF, check_ms_deform_attn, check_ms_deform_attn_fused, refuse_tangents
 
 
 def ms_deform_attn(
@@ -36,6 +36,7 @@ def ms_deform_attn(
     """
     value = autocast.cast(value)
     check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+    refuse_tangents("ms_deform_attn", value, sampling_locations, attention_weights)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
@@ -63,6 +64,7 @@ def ms_deform_attn_fused(
     """
     value = autocast.cast(value)
     check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
+    refuse_tangents("ms_deform_attn_fused", value, references, offsets, logits)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
         references, offsets, logits = references.float(), offsets.float(), logits.float()

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_c
 
 from attnzoo.ops import autocast, library, vmap
 from attnzoo.ops import deform_kv_blocks as blocks
-from attnzoo.ops.checks import HALF
+from attnzoo.ops.checks import HALF, refuse_tangents
 from attnzoo.ops.deform_kv_checks import (
     check_key_counts,
     check_mlp_heads,
@@ -65,6 +65,7 @@ def deform_kv_attention(
     check_tables(tables, query)
     check_positions(query_positions, key_positions, len(tables), query, key)
     key_counts = check_key_counts(key_counts, len(tables), key.shape[2])
+    refuse_tangents("deform_kv_attention", query, key, value, query_positions, key_positions, *tables)
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions, torch.cat([table.flatten(1) for table in tables], 1)])
     shapes = [size for table in tables for size in table.shape[1:]]
@@ -102,6 +103,8 @@ def deform_kv_attention_mlp(
     check_positions(query_positions, key_positions, len(mlps), query, key)
     check_mlp_heads(mlps, query, key_positions)
     key_counts = check_key_counts(key_counts, len(mlps), key.shape[2])
+    given = (tensor for layers in mlps for layer in layers for tensor in layer)
+    refuse_tangents("deform_kv_attention_mlp", query, key, value, query_positions, key_positions, *given)
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions])
     layers = [tensor.to(floats[0].dtype) for layers in mlps for layer in layers for tensor in layer]

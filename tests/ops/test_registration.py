@@ -136,3 +136,17 @@ def test_runs_under_autocast():
         output = Sampler()(*sampler_inputs(5, 7, 6))  # the value is bfloat16, the softmax and locations float32
     assert output.dtype == torch.bfloat16
     assert output.isfinite().all()
+
+
+def test_forward_mode_is_refused():
+    value, shapes, locations, weights = arguments()
+
+    def call(value: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value, shapes, locations, weights)
+
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(call, (value,), (value,))
+    with torch.autograd.forward_ad.dual_level():
+        call(value)
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            call(torch.autograd.forward_ad.make_dual(value, value))
