@@ -59,6 +59,12 @@ def check_mlps(mlps: Sequence[Sequence[Layer]], query: Tensor) -> None:
     """Layers (out, in), (out,) per level, of equal sizes, from 2 inputs on."""
     if isinstance(mlps, Tensor) or not isinstance(mlps, Sequence):
         raise TypeError(f"mlps: expected a sequence of layers per level, got {type(mlps).__name__}")
+    for level, layers in enumerate(mlps):
+        if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
+            raise TypeError(f"mlps[{level}]: expected a sequence of (weight, bias), got {type(layers).__name__}")
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Sequence) or len(layer) != 2:
+                raise TypeError(f"mlps[{level}][{index}]: expected (weight, bias), got {type(layer).__name__}")
     if not mlps or not all(mlps):
         raise ValueError("mlps: at least one level with at least one layer is needed")
     for level, layers in enumerate(mlps):
