@@ -1,6 +1,7 @@
 """Benchmarks from the command line: `python -m attnzoo bench {ops,scaling,models,tables}`."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("cpu", "cuda")
+PICTURES = (".png", ".pdf", ".svg")
 WIDTH = 180  # characters, where no terminal sets a limit
 
 
@@ -108,7 +110,20 @@ def _prepare(given: argparse.Namespace) -> "torch.device":
         if given.threads < 1:
             raise UserError(f"--threads {given.threads}: must be at least 1")
         torch.set_num_threads(given.threads)
+    _make_room("--json", given.json)
     return torch.device(given.device)
+
+
+def _make_room(option: str, path: Path | None) -> None:
+    """The folder for a file that is written when all is measured. Raises UserError where there can be none."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} {path}: cannot be written")
 
 
 def _run_ops(given: argparse.Namespace) -> int:
@@ -152,6 +167,9 @@ def _run_scaling(given: argparse.Namespace) -> int:
     from attnzoo.inspect.bench import plot, scaling
     from attnzoo.inspect.bench.select import pick
 
+    if given.plot and given.plot.suffix not in PICTURES:
+        raise UserError(f"--plot {given.plot}: expected a name ending in {', '.join(PICTURES)}")
+    _make_room("--plot", given.plot)
     names = pick("attention", given.attentions, scaling.grid_attentions())
     limits = scaling.Limits(given.limit, given.tokens or scaling.TOKENS[-1])
     record = scaling.run(device, names, limits=limits, seconds=given.seconds, progress=_keep(given))

@@ -191,6 +191,7 @@ def test_the_published_sizes():
         (["--passes", "forwards"], "unknown pass 'forwards'; did you mean 'forward'?"),
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--threads", "0"], "must be at least 1"),
+        (["--json", "/dev/null/ops.json"], "--json /dev/null/ops.json: "),
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, nearest):

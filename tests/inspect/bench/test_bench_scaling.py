@@ -93,3 +93,11 @@ def test_a_small_limit_leaves_sizes_out(monkeypatch):
 def test_an_unknown_attention_is_one_line(capsys):
     assert attnzoo_main.main(["bench", "scaling", "--attentions", "dens"]) == 2
     assert "unknown attention 'dens'; did you mean 'dense'?" in capsys.readouterr().err
+
+
+def test_a_plot_that_cannot_be_written_is_known_before_anything_is_measured(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(scaling, "run", None)
+    for name, complaint in (("plot.txt", "expected a name ending in .png"), ("file/plot.png", "--plot ")):
+        (tmp_path / "file").touch()
+        assert attnzoo_main.main(["bench", "scaling", "--plot", str(tmp_path / name)]) == 2
+        assert complaint in capsys.readouterr().err
