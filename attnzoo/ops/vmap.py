@@ -16,7 +16,8 @@ def register(operator: torch._ops.OpOverload, library: torch.library.Library) ->
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
         joined = [_join(argument, dim, size) for argument, dim in zip(arguments, in_dims, strict=True)]
-        batch = next(a for a in joined if isinstance(a, Tensor)).shape[0] // size
+        first, dim = next((a, dim) for a, dim in zip(arguments, in_dims, strict=True) if isinstance(a, Tensor))
+        batch = first.shape[0] if dim is None else first.movedim(dim, 0).shape[1]
         results = operator(*joined)
         if isinstance(results, Tensor):
             return results.unflatten(0, (size, batch)), 0
@@ -37,6 +38,8 @@ def register_loop(operator: torch._ops.OpOverload, library: torch.library.Librar
     """Give `operator`, some of whose tensors have no batch dimension, a rule that calls it once per mapped element."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        if not info.batch_size:
+            raise ValueError("vmap over a dimension of size 0")
         results = [operator(*_select(arguments, in_dims, index)) for index in range(info.batch_size)]
         stacked = _stack(results)
         return stacked, _zeros_like(stacked)

@@ -72,3 +72,9 @@ def test_displaced_keys_equal_a_loop(kind: str, mapped: str) -> None:
     gradients = (torch.autograd.grad(result.square().sum(), tensors) for result in (output, looped))
     for gradient, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
+
+
+def test_over_nothing():
+    stacked, shapes = copies(3)
+    output = torch.vmap(lambda v, x, a: ops.ms_deform_attn(v, shapes, x, a))(*(t[:0] for t in stacked))
+    assert output.shape == (0, *ops.ms_deform_attn(stacked[0][0], shapes, stacked[1][0], stacked[2][0]).shape)
