@@ -20,6 +20,7 @@ from attnzoo.inspect.environment import cpu, source, version
 from attnzoo.rundir import atomic_write
 
 FORMAT = 1
+TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "ATTNZOO_SIMD")  # beginnings of variables
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def header(kind: str, device: torch.device, packages: list[str]) -> dict[str, An
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "cuda": torch.version.cuda,
+            "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(TUNED_BY)},
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", *packages)}},
         "source": source(),

@@ -42,9 +42,11 @@ def page(records: dict[Path, dict[str, Any]], title: str) -> str:
 
 
 def command(record: dict[str, Any]) -> str:
-    """How the record was made, as it would be typed."""
+    """How the record was made, as it would be typed, with the variables that tune what it runs on."""
     program, *rest = record["command"]
-    return shlex.join([*(["python", "-m", "attnzoo"] if program == "__main__.py" else [program]), *rest])
+    tuned = [f"{name}={shlex.quote(value)} " for name, value in record["machine"].get("environment", {}).items()]
+    typed = shlex.join([*(["python", "-m", "attnzoo"] if program == "__main__.py" else [program]), *rest])
+    return "".join(tuned) + typed
 
 
 def ops(record: dict[str, Any]) -> list[Rows]:

@@ -108,15 +108,18 @@ def _learn(entrant: Entrant, images: Tensor, targets: Any) -> Outputs:
 
 
 def _call(entrant: Entrant, work: str, images: Tensor, targets: Any) -> Callable[[], object]:
-    if work == "forward":
-        return lambda: _predict(entrant, images)
+    return (lambda: _predict(entrant, images)) if work == "forward" else step(entrant, images, targets)
+
+
+def step(entrant: Entrant, images: Tensor, targets: Any) -> Callable[[], object]:
+    """One training step of an entrant on a batch, again and again."""
     trained = [p for p in entrant.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
 
-    def step() -> None:
+    def train() -> None:
         entrant.model.train()
         optimizer.zero_grad()
         entrant.loss(images, targets).backward()
         optimizer.step()
 
-    return step
+    return train

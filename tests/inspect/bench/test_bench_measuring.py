@@ -1,12 +1,13 @@
 """The instruments: sampling, memory, fits, agreement, ceilings."""
 
 import ctypes
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 
-from attnzoo.inspect.bench import agreement, ceilings, memory
+from attnzoo.inspect.bench import agreement, ceilings, memory, record, tables
 from attnzoo.inspect.bench.fit import power_law
 from attnzoo.inspect.bench.msda import MS_DEFORM_ATTN
 from attnzoo.inspect.bench.sampling import interleave, quartiles, ratios
@@ -165,3 +166,13 @@ def test_traffic_by_hand():
     tensors = (torch.zeros(10), torch.zeros(3, dtype=torch.float16))
     assert ceilings.traffic(tensors, torch.zeros(5), backward=False) == 46 + 20
     assert ceilings.traffic(tensors, torch.zeros(5), backward=True) == 66 + 46 + 20 + 46
+
+
+def test_a_record_tells_what_tuned_the_machine(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_max=0")
+    monkeypatch.setenv("UNRELATED", "1")
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "bench", "ops"])
+    made = record.header("ops", torch.device("cpu"), [])
+    assert "GLIBC_TUNABLES=glibc.malloc.mmap_max=0 " in tables.command(made)
+    assert tables.command(made).endswith("python -m attnzoo bench ops")
+    assert "UNRELATED" not in tables.command(made)
