@@ -129,8 +129,8 @@ def test_source_archive_holds_what_a_build_needs(source, tmp_path):
 
 def test_second_build_compiles_nothing_but_what_a_header_changed(source, wheel, tmp_path):
     """With no more on PATH than a compiler: ninja, which knows, is found beside Python."""
-    for compiler in ("c++", "g++"):
-        (tmp_path / compiler).symlink_to(shutil.which(compiler))
+    for tool in ("c++", "g++", "as", "ld"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
     command = ("build_ext", "--build-lib", tmp_path / "lib")
     again = build(source, *command, ATTNZOO_CUDA="0", PATH=str(tmp_path))
     assert again.returncode == 0, again.stderr
