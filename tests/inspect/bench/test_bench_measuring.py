@@ -98,21 +98,23 @@ def test_peak_memory_sees_allocations_outside_torch():
 
 
 def test_peak_memory_is_the_highest_not_the_sum():
+    """Tensors over 32 MiB: smaller ones may lie in holes of the heap, left by tests before, which stay resident."""
+
     def call() -> None:
         for _ in range(4):
-            torch.ones(6 * MIB)
+            torch.ones(10 * MIB)
 
-    assert memory.peak(call, CPU) / MIB == pytest.approx(24, abs=1)
+    assert memory.peak(call, CPU) / MIB == pytest.approx(40, abs=1)
 
 
 def test_peak_memory_of_a_backward_pass_holds_what_the_forward_saved():
-    x = torch.ones(2 * MIB, requires_grad=True)
+    x = torch.ones(10 * MIB, requires_grad=True)
 
     def call() -> None:
         x.exp().exp().sum().backward()  # two results saved, their gradients come after
 
     call()
-    assert memory.peak(call, CPU) / MIB == pytest.approx(24, abs=5)
+    assert memory.peak(call, CPU) / MIB == pytest.approx(120, abs=5)
 
 
 def test_peak_memory_is_unknown_where_the_call_fails():
