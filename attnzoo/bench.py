@@ -110,19 +110,16 @@ def _prepare(given: argparse.Namespace) -> "torch.device":
         if given.threads < 1:
             raise UserError(f"--threads {given.threads}: must be at least 1")
         torch.set_num_threads(given.threads)
-    _make_room("--json", given.json)
+    _check_writable("--json", given.json)
     return torch.device(given.device)
 
 
-def _make_room(option: str, path: Path | None) -> None:
-    """The folder for a file that is written when all is measured. Raises UserError where there can be none."""
+def _check_writable(option: str, path: Path | None) -> None:
+    """Raise UserError, before anything is measured, where a file cannot be written; its folder may be missing."""
     if path is None:
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{option} {path}: cannot be written")
 
 
@@ -169,7 +166,7 @@ def _run_scaling(given: argparse.Namespace) -> int:
 
     if given.plot and given.plot.suffix not in PICTURES:
         raise UserError(f"--plot {given.plot}: expected a name ending in {', '.join(PICTURES)}")
-    _make_room("--plot", given.plot)
+    _check_writable("--plot", given.plot)
     names = pick("attention", given.attentions, scaling.grid_attentions())
     limits = scaling.Limits(given.limit, given.tokens or scaling.TOKENS[-1])
     record = scaling.run(device, names, limits=limits, seconds=given.seconds, progress=_keep(given))

@@ -73,9 +73,11 @@ class Display:
         if not self.console.is_terminal:
             yield
             return
-        with repeating(lambda: self.update([planned]), FOLLOW_SECONDS):
-            yield
-        self.update([])
+        try:
+            with repeating(lambda: self.update([planned]), FOLLOW_SECONDS):
+                yield
+        finally:
+            self.update([])
 
     def finish(self, planned: Planned, outcome: Outcome, again: bool) -> None:
         """A run ended."""

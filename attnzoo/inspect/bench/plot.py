@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attnzoo.rundir import atomic_write
+
 
 def scaling(record: dict[str, Any], path: Path) -> None:
     """Time and peak memory against tokens, a line per attention with its fitted exponent; png, pdf or svg."""
@@ -29,7 +31,8 @@ def scaling(record: dict[str, Any], path: Path) -> None:
         time.legend()
         memory.legend()
     figure.suptitle(f"{record['machine']['device']}, {record['machine']['threads']} threads")
-    figure.savefig(path)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."))
 
 
 def _line(axes: Axes, tokens: list[int], values: list[Any], name: str, law: dict[str, Any] | None) -> None:

@@ -101,3 +101,10 @@ def test_a_plot_that_cannot_be_written_is_known_before_anything_is_measured(caps
         (tmp_path / "file").touch()
         assert attnzoo_main.main(["bench", "scaling", "--plot", str(tmp_path / name)]) == 2
         assert complaint in capsys.readouterr().err
+
+
+def test_a_mistake_leaves_no_folder_behind(tmp_path):
+    folder = tmp_path / "new"
+    wanted = ["--json", str(folder / "scaling.json"), "--plot", str(folder / "scaling.svg")]
+    assert attnzoo_main.main(["bench", "scaling", "--attentions", "dens", *wanted]) == 2
+    assert not folder.exists()
