@@ -81,7 +81,10 @@ def _common(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's own number unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples here")
     parser.add_argument(
-        "--seconds", type=float, default=seconds, help="for each comparison, but five rounds at least (scaling: three)"
+        "--seconds",
+        type=float,
+        default=seconds,
+        help="for each comparison, but five rounds at least (scaling: three), which 0 asks for",
     )
 
 
@@ -106,12 +109,27 @@ def _prepare(given: argparse.Namespace) -> "torch.device":
         raise unknown("device", given.device, DEVICES)
     if given.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU")
+    _check_numbers(given)
     if given.threads is not None:
-        if given.threads < 1:
-            raise UserError(f"--threads {given.threads}: must be at least 1")
         torch.set_num_threads(given.threads)
     _check_writable("--json", given.json)
     return torch.device(given.device)
+
+
+def _check_numbers(given: argparse.Namespace) -> None:
+    """Raise UserError for a number that makes no sense; comparisons are such that NaN makes none."""
+    if given.threads is not None and given.threads < 1:
+        raise UserError(f"--threads {given.threads}: must be at least 1")
+    if not 0 <= given.seconds < float("inf"):
+        raise UserError(f"--seconds {given.seconds:g}: must be 0 or more, and finite")
+    for option in ("budget", "limit"):
+        seconds = getattr(given, option, None)
+        if seconds is not None and not seconds > 0:
+            raise UserError(f"--{option} {seconds:g}: must be more than 0")
+    for option in ("forward", "training"):
+        shape = getattr(given, option, None)
+        if shape is not None and min(shape) < 1:
+            raise UserError(f"--{option} {'x'.join(map(str, shape))}: every number must be at least 1")
 
 
 def _check_writable(option: str, path: Path | None) -> None:
@@ -168,7 +186,10 @@ def _run_scaling(given: argparse.Namespace) -> int:
         raise UserError(f"--plot {given.plot}: expected a name ending in {', '.join(PICTURES)}")
     _check_writable("--plot", given.plot)
     names = pick("attention", given.attentions, scaling.grid_attentions())
-    limits = scaling.Limits(given.limit, given.tokens or scaling.TOKENS[-1])
+    tokens = scaling.TOKENS[-1] if given.tokens is None else given.tokens
+    if tokens < scaling.TOKENS[0]:
+        raise UserError(f"--tokens {tokens}: the smallest map has {scaling.TOKENS[0]}")
+    limits = scaling.Limits(given.limit, tokens)
     record = scaling.run(device, names, limits=limits, seconds=given.seconds, progress=_keep(given))
     if given.plot:
         plot.scaling(record, given.plot)

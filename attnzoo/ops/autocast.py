@@ -9,8 +9,13 @@ DEVICES = ("cpu", "cuda")
 
 
 def cast(tokens: Tensor) -> Tensor:
-    """Tokens as `torch.nn.functional.scaled_dot_product_attention` takes them under autocast; float64 is left alone."""
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (*HALF, torch.float32):
+    """Tokens as `torch.nn.functional.scaled_dot_product_attention` takes them under autocast; float64 is left alone.
+
+    So is what the checks refuse.
+    """
+    if not isinstance(tokens, Tensor) or tokens.layout != torch.strided:
+        return tokens
+    if tokens.dtype not in (*HALF, torch.float32):
         return tokens
     kind = tokens.device.type
     casts = kind in DEVICES and torch.is_autocast_enabled(kind)

@@ -32,11 +32,30 @@ def check_ms_deform_attn_fused(
 ) -> None:
     """Raise TypeError for a wrong kind or dtype and ValueError for a wrong shape or device."""
     _check_samples(value, spatial_shapes, offsets=offsets, logits=logits)
-    _check_tensor("references", references, "(B, Q, L, 2 or 4)")
+    check_tensor("references", references, "(B, Q, L, 2 or 4)")
     _check_like_value("references", references, value)
     if references.shape[-1] not in (2, 4):
         raise ValueError(f"references: expected points (x, y) or boxes (cx, cy, w, h), got {_spell(references)}")
     _check_sizes("references", references, {"B": value.shape[0], "Q": offsets.shape[1], "L": len(spatial_shapes)})
+
+
+def check_tensor(name: str, tensor: Tensor, layout: str) -> None:
+    """Raise TypeError unless it is a dense tensor of floats, and ValueError unless it has the axes of `layout`."""
+    check_dense(name, tensor, f"a tensor {layout}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.dim() != layout.rstrip(",)").count(",") + 1:
+        raise ValueError(f"{name}: expected {layout}, got {_spell(tensor)}")
+
+
+def check_dense(name: str, tensor: Tensor, expected: str) -> None:
+    """Raise TypeError unless it is a tensor whose numbers lie in memory at strides."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(tensor).__name__}")
+    if tensor.is_nested:  # some say that their layout is strided
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
 
 
 def refuse_tangents(operator: str, *tensors: Tensor) -> None:
@@ -54,9 +73,9 @@ def refuse_tangents(operator: str, *tensors: Tensor) -> None:
 def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **samples: Tensor) -> None:
     """Value and shapes, and what holds the places and the weights of the samples, in this order."""
     (places_name, places), (weights_name, weights) = samples.items()
-    _check_tensor("value", value, "(B, S, M, D)")
-    _check_tensor(places_name, places, "(B, Q, M, L, P, 2)")
-    _check_tensor(weights_name, weights, "(B, Q, M, L, P)")
+    check_tensor("value", value, "(B, S, M, D)")
+    check_tensor(places_name, places, "(B, Q, M, L, P, 2)")
+    check_tensor(weights_name, weights, "(B, Q, M, L, P)")
     _check_like_value(places_name, places, value)
     _check_like_value(weights_name, weights, value)
     tokens = _check_shapes(spatial_shapes)
@@ -73,17 +92,6 @@ def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **s
     sizes = {"B": batch, "Q": queries, "M": heads, "L": len(spatial_shapes), "P": points}
     _check_sizes(places_name, places, {**sizes, "(x, y)": 2})
     _check_sizes(weights_name, weights, sizes)
-
-
-def _check_tensor(name: str, tensor: Tensor, layout: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor {layout}, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
-    if tensor.dim() != layout.count(",") + 1:
-        raise ValueError(f"{name}: expected {layout}, got {_spell(tensor)}")
 
 
 def _check_like_value(name: str, tensor: Tensor, value: Tensor) -> None:

@@ -17,6 +17,7 @@ from attnzoo.ops.deform_kv_checks import (
     check_mlp_heads,
     check_mlps,
     check_positions,
+    check_scale,
     check_tables,
     check_tokens,
 )
@@ -48,7 +49,7 @@ def deform_kv_attention(
       (Th - 1) / 2), and one cell more in x reads one column further right.
     - `key_counts`: keys per level, Python ints; needed with several levels
     - `key_padding`: (B, Nk) bool, True where a key is not to be seen; a query that sees none gives zero
-    - `scale`: D^-½ unless given
+    - `scale`: D^-½ unless given, a Python number: it has no gradient
 
     So a caller chooses the unit of positions. In pixels of a map of h × w, a table of (2h - 1, 2w - 1) covers every
     displacement; coordinates over [-1, 1] with align_corners=True count (Tw - 1) / 4 cells each (DAT halves its
@@ -65,11 +66,11 @@ def deform_kv_attention(
     check_tables(tables, query)
     check_positions(query_positions, key_positions, len(tables), query, key)
     key_counts = check_key_counts(key_counts, len(tables), key.shape[2])
+    scale = check_scale(scale, query.shape[-1])
     refuse_tangents("deform_kv_attention", query, key, value, query_positions, key_positions, *tables)
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions, torch.cat([table.flatten(1) for table in tables], 1)])
     shapes = [size for table in tables for size in table.shape[1:]]
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     output, _ = torch.ops.attnzoo.deform_kv_attention(*floats, shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
@@ -104,11 +105,11 @@ def deform_kv_attention_mlp(
     check_mlp_heads(mlps, query, key_positions)
     key_counts = check_key_counts(key_counts, len(mlps), key.shape[2])
     given = (tensor for layers in mlps for layer in layers for tensor in layer)
+    scale = check_scale(scale, query.shape[-1])
     refuse_tangents("deform_kv_attention_mlp", query, key, value, query_positions, key_positions, *given)
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions])
     layers = [tensor.to(floats[0].dtype) for layers in mlps for layer in layers for tensor in layer]
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     output, _ = torch.ops.attnzoo.deform_kv_attention_mlp(*floats, layers, key_counts, key_padding, scale)
     return output.to(query.dtype)
 

@@ -3,12 +3,13 @@
 Each raises TypeError for a wrong kind or dtype and ValueError for a wrong shape or device.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from attnzoo.ops.checks import DTYPES, HALF
+from attnzoo.ops.checks import HALF, check_dense, check_tensor
 from attnzoo.ops.deform_kv_reference import Layer
 
 
@@ -105,10 +106,21 @@ def check_key_counts(key_counts: Sequence[int] | None, levels: int, keys: int) -
     return key_counts
 
 
+def check_scale(scale: float | None, dim: int) -> float:
+    """The factor of the products; D^-½ unless given."""
+    if scale is None:
+        return dim**-0.5
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"scale: expected a Python float, got {type(scale).__name__}")
+    if not -sys.float_info.max <= scale <= sys.float_info.max:  # so neither NaN nor an int beyond floats
+        raise ValueError(f"scale: must be finite, got {scale}")
+    return scale
+
+
 def _check_key_padding(key_padding: Tensor, query: Tensor, keys: int) -> None:
-    if not isinstance(key_padding, Tensor) or key_padding.dtype != torch.bool:
-        kind = key_padding.dtype if isinstance(key_padding, Tensor) else type(key_padding).__name__
-        raise TypeError(f"key_padding: expected a bool tensor (B, Nk), got {kind}")
+    check_dense("key_padding", key_padding, "a bool tensor (B, Nk)")
+    if key_padding.dtype != torch.bool:
+        raise TypeError(f"key_padding: expected a bool tensor (B, Nk), got {key_padding.dtype}")
     if key_padding.dim() != 2:
         raise ValueError(f"key_padding: expected (B, Nk), got shape {tuple(key_padding.shape)}")
     if key_padding.device != query.device:
@@ -132,11 +144,6 @@ def _check_sizes(name: str, tensor: Tensor, expected: dict[str, int | None]) -> 
 
 
 def _check_tensor(name: str, tensor: Tensor, layout: str, query: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor {layout}, got {type(tensor).__name__}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
-    if tensor.dim() != layout.rstrip(",)").count(",") + 1:
-        raise ValueError(f"{name}: expected {layout}, got shape {tuple(tensor.shape)}")
+    check_tensor(name, tensor, layout)
     if tensor.device != query.device:
         raise ValueError(f"{name}: is on {tensor.device}, but query is on {query.device}")

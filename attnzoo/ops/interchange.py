@@ -1,12 +1,16 @@
 """Ways in and out of the operators for other people's code: Deformable-DETR's call, ONNX."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnzoo.ops import reference
+from attnzoo.ops.checks import check_dense
 from attnzoo.ops.deform_attn import ms_deform_attn
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class MSDeformAttnFunction:
@@ -30,16 +34,30 @@ class MSDeformAttnFunction:
         - `value_level_start_index`: (L,) integers, the first token of each level, levels lying one after the other
         - `im2col_step`: not used; any batch is taken at once
 
-        Raises ValueError if the starts are not those of consecutive levels, and what `ms_deform_attn` raises.
+        Raises TypeError or ValueError if these two are something else or the starts are not those of consecutive
+        levels, and what `ms_deform_attn` raises.
         """
-        shapes = [(int(h), int(w)) for h, w in value_spatial_shapes.tolist()]
+        shapes = [(h, w) for h, w in _integers("value_spatial_shapes", value_spatial_shapes, 2)]
         starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
-        if value_level_start_index.tolist() != starts:
+        given = _integers("value_level_start_index", value_level_start_index)
+        if given != starts:
             raise ValueError(
-                f"value_level_start_index: is {value_level_start_index.tolist()}, but levels of "
+                f"value_level_start_index: is {given}, but levels of "
                 f"value_spatial_shapes {shapes} one after the other start at {starts}"
             )
         return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+
+
+def _integers(name: str, tensor: Tensor, *pair: int) -> list[Any]:
+    """What a tensor (L, *pair) of integers holds."""
+    layout = str(("L", *pair)).replace("'", "")
+    check_dense(name, tensor, f"a tensor {layout} of integers")
+    if tensor.dtype not in INTEGERS:
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+    if tensor.dim() != 1 + len(pair) or tensor.shape[1:] != pair:
+        raise ValueError(f"{name}: expected {layout}, got shape {tuple(tensor.shape)}")
+    numbers: list[Any] = tensor.tolist()
+    return numbers
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:

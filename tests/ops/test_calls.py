@@ -24,6 +24,10 @@ def changed(**changes: Callable[[Any], Any]) -> dict[str, Any]:
     return {name: changes.get(name, lambda x: x)(argument) for name, argument in call.items()}
 
 
+def nested(tensor: Tensor) -> Tensor:
+    return torch.nested.nested_tensor(list(tensor))
+
+
 WRONG_VALUES = [
     ("value", lambda v: v[0], "expected (B, S, M, D)"),
     ("value", lambda v: v[:, 1:], "S = 48 tokens, but spatial_shapes add up to 49"),
@@ -57,12 +61,16 @@ WRONG_TYPES = [
     ("attention_weights", lambda w: w.bool(), "got torch.bool"),
     ("value", lambda v: v.to_sparse(), "expected a dense tensor, got layout torch.sparse_coo"),
     ("attention_weights", lambda w: w.to_sparse(), "expected a dense tensor, got layout torch.sparse_coo"),
+    ("value", lambda v: v.flatten(1).to_sparse_csr(), "expected a dense tensor, got layout torch.sparse_csr"),
+    ("value", lambda v: v.to_mkldnn(), "expected a dense tensor, got layout torch._mkldnn"),
+    ("sampling_locations", nested, "expected a dense tensor, got a nested one"),
     ("spatial_shapes", lambda s: torch.tensor(s), "expected ((h, w), …) of Python ints, got Tensor"),
     ("spatial_shapes", lambda s: (35, 12, 2), "expected (h, w) per level"),
     ("spatial_shapes", lambda s: ((5.0, 7), *s[1:]), "expected Python ints"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize(
     ("name", "change", "complaint", "kind"),
     [(*wrong, ValueError) for wrong in WRONG_VALUES] + [(*wrong, TypeError) for wrong in WRONG_TYPES],
@@ -75,6 +83,13 @@ def test_wrong_call_names_the_argument(name, change, complaint, kind):
     assert str(error.value).startswith(f"{at_fault}: ")
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
+@pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_mkldnn, nested])
+def test_autocast_leaves_what_is_not_dense_to_the_checks(change):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^value: expected a dense tensor"):
+        ops.ms_deform_attn(**changed(value=change))
 
 
 def test_lists_of_shapes_are_taken():

@@ -1,5 +1,6 @@
 """How attention to displaced keys stands in PyTorch: checks, schema, autograd, compiler, FLOPs, memory."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_deform_kv import FACES, KINDS, arguments, leaves, with_leaves
+from support_deform_kv import FACES, FORMULAS, KINDS, arguments, leaves, with_leaves
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -181,6 +182,20 @@ COMMON = [
     ("key_padding", lambda p: p.float(), TypeError, "expected a bool tensor (B, Nk), got torch.float32"),
     ("key_padding", lambda p: p[0], ValueError, "expected (B, Nk), got shape (9,)"),
     ("key_padding", lambda p: p[:, 1:], ValueError, "Nk (axis 1) is 8, expected 9"),
+    ("key_padding", lambda p: p.to_sparse(), TypeError, "expected a dense tensor, got layout torch.sparse_coo"),
+    ("key_padding", lambda p: p.tolist(), TypeError, "expected a bool tensor (B, Nk), got list"),
+    ("query", lambda q: q.to_sparse(), TypeError, "expected a dense tensor, got layout torch.sparse_coo"),
+    ("key", lambda k: k.to_mkldnn(), TypeError, "expected a dense tensor, got layout torch._mkldnn"),
+    ("value", lambda v: v.flatten(1).to_sparse_csr(), TypeError, "got layout torch.sparse_csr"),
+    ("value", lambda v: torch.nested.nested_tensor(list(v)), TypeError, "got a nested one"),
+    ("key_positions", lambda p: p.to_sparse(), TypeError, "expected a dense tensor, got layout torch.sparse_coo"),
+    ("scale", lambda _: "a", TypeError, "expected a Python float, got str"),
+    ("scale", lambda _: torch.tensor(0.5), TypeError, "expected a Python float, got Tensor"),
+    ("scale", lambda _: True, TypeError, "expected a Python float, got bool"),
+    ("scale", lambda _: 1j, TypeError, "expected a Python float, got complex"),
+    ("scale", lambda _: math.nan, ValueError, "must be finite, got nan"),
+    ("scale", lambda _: -math.inf, ValueError, "must be finite, got -inf"),
+    ("scale", lambda _: 10**400, ValueError, "must be finite, got 10000"),
 ]
 TABLES = [
     ("tables", lambda t: t[0], TypeError, "expected a sequence of tensors (H, Th, Tw), got Tensor"),
@@ -189,6 +204,7 @@ TABLES = [
     ("tables", lambda t: [t[0], t[1][:, :0]], ValueError, "[1]: Th and Tw must be at least 1"),
     ("tables", lambda t: [t[0], t[1][0]], ValueError, "[1]: expected (H, Th, Tw)"),
     ("tables", lambda t: [t[0], t[1].double()], TypeError, "[1]: is torch.float64"),
+    ("tables", lambda t: [t[0].to_sparse(), t[1]], TypeError, "[0]: expected a dense tensor"),
 ]
 MLPS = [
     ("mlps", lambda m: m[0][0][0], TypeError, "expected a sequence of layers per level, got Tensor"),
@@ -196,10 +212,12 @@ MLPS = [
     ("mlps", lambda m: [m[0], m[1][:2]], ValueError, "[1]: has 2 layers, but mlps[0] has 3"),
     ("mlps", lambda m: [m[0][1:], m[1][1:]], ValueError, "[0][0] weight: in (axis 1) is 6, expected 2"),
     ("mlps", lambda m: [m[0][:2], m[1][:2]], ValueError, "[0]: gives 3 heads per group, expected H / G = 4 / 2"),
+    ("mlps", lambda m: [[(w.to_mkldnn(), b) for w, b in m[0]], m[1]], TypeError, "[0][0] weight: expected a dense"),
     ("mlps", lambda m: [[(w, b[1:]) for w, b in m[0]], m[1]], ValueError, "[0][0] bias: out (axis 0) is 5"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize(
     ("kind", "name", "change", "error", "complaint"),
     [(kind, *wrong) for kind, own in (("table", TABLES), ("mlp", MLPS)) for wrong in (*COMMON, *own)],
@@ -209,10 +227,17 @@ def test_wrong_call_names_the_argument(
 ) -> None:
     call = arguments(kind, dtype=torch.float32)
     with pytest.raises(error) as raised:
-        FACES[kind](**{**call, name: change(call[name])})
+        FACES[kind](**{**call, name: change(call.get(name))})
     assert str(raised.value).startswith((f"{name}: ", f"{name}["))
     assert complaint in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_may_be_an_int_zero_or_negative(kind: str) -> None:
+    call = arguments(kind)
+    for scale in (2, 0, -1.5):
+        assert_close(FACES[kind](**call, scale=scale), FORMULAS[kind](**call, scale=scale))
 
 
 WITHOUT_THE_LIBRARY = """

@@ -186,6 +186,7 @@ WRONG = [
     ("references", lambda x: x[:, :5], ValueError, "Q (axis 1) is 5, expected 6"),
     ("references", lambda x: x[:, :, :2], ValueError, "L (axis 2) is 2, expected 3"),
     ("references", lambda x: x.float(), TypeError, "is torch.float32, expected torch.float64"),
+    ("references", lambda x: x.to_sparse(), TypeError, "expected a dense tensor, got layout torch.sparse_coo"),
     ("references", lambda x: x.to("meta"), ValueError, "is on meta, but value is on cpu"),
     ("offsets", lambda x: x[..., :1], ValueError, "(x, y) (axis 5) is 1, expected 2"),
     ("offsets", lambda x: x[:, :, :2], ValueError, "M (axis 2) is 2, expected 3"),

@@ -34,6 +34,27 @@ def test_levels_must_follow_each_other():
         ops.MSDeformAttnFunction.apply(value, table, starts + 1, locations, weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "kind", "complaint"),
+    [
+        ("value_spatial_shapes", Tensor.tolist, TypeError, "expected a tensor (L, 2) of integers, got list"),
+        ("value_spatial_shapes", Tensor.float, TypeError, "expected integers, got torch.float32"),
+        ("value_spatial_shapes", Tensor.to_sparse, TypeError, "expected a dense tensor, got layout torch.sparse_coo"),
+        ("value_spatial_shapes", Tensor.flatten, ValueError, "expected (L, 2), got shape (6,)"),
+        ("value_spatial_shapes", Tensor.t, ValueError, "expected (L, 2), got shape (2, 3)"),
+        ("value_level_start_index", Tensor.tolist, TypeError, "expected a tensor (L,) of integers, got list"),
+        ("value_level_start_index", lambda s: s[:, None], ValueError, "expected (L,), got shape (3, 1)"),
+    ],
+)
+def test_wrong_levels_name_the_argument(name, change, kind, complaint):
+    value, shapes, locations, weights = arguments()
+    levels = dict(zip(("value_spatial_shapes", "value_level_start_index"), as_published(shapes), strict=True))
+    levels[name] = change(levels[name])
+    with pytest.raises(kind) as error:
+        ops.MSDeformAttnFunction.apply(value, **levels, sampling_locations=locations, attention_weights=weights)
+    assert str(error.value) == f"{name}: {complaint}"
+
+
 class Sampling(nn.Module):
     def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return ops.ms_deform_attn(value, ((5, 7), (3, 4), (1, 2)), locations, weights)

@@ -202,6 +202,33 @@ def test_mistakes_are_one_line(capsys, arguments, nearest):
     assert nearest in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ops", "--seconds", "-1"], "--seconds -1: must be 0 or more"),
+        (["ops", "--seconds", "nan"], "--seconds nan: must be 0 or more"),
+        (["models", "--seconds", "inf"], "--seconds inf: must be 0 or more, and finite"),
+        (["ops", "--budget", "-1"], "--budget -1: must be more than 0"),
+        (["ops", "--budget", "0"], "--budget 0: must be more than 0"),
+        (["ops", "--budget", "nan"], "--budget nan: must be more than 0"),
+        (["scaling", "--limit", "0"], "--limit 0: must be more than 0"),
+        (["scaling", "--limit", "nan"], "--limit nan: must be more than 0"),
+        (["scaling", "--tokens", "0"], "--tokens 0: the smallest map has 1024"),
+        (["scaling", "--tokens", "-4096"], "--tokens -4096: the smallest map has 1024"),
+        (["scaling", "--threads", "-2"], "--threads -2: must be at least 1"),
+        (["models", "--forward", "1x0x64"], "--forward 1x0x64: every number must be at least 1"),
+        (["models", "--training", "0x64x64"], "--training 0x64x64: every number must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_one_line_and_write_nothing(capsys, tmp_path, arguments, said):
+    assert attnzoo_main.main(["bench", *arguments, "--json", str(tmp_path / "new" / "raw.json")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys):
     assert attnzoo_main.main(["bench", "ops", "--device", "cuda"]) == 2
