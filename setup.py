@@ -92,12 +92,21 @@ def library(cuda: bool) -> Extension:
     if cuda:
         macros.append(("USE_CUDA", "1"))
         compile_args = {"cxx": flags, "nvcc": ["-std=c++20", "-O3"]}
-        return CUDAExtension(
+        extension = CUDAExtension(
             "attnzoo.ops._C", sources, define_macros=macros, extra_compile_args=compile_args, py_limited_api=True
         )
+        link_the_packaged_runtime(extension)
+        return extension
     return CppExtension(
         "attnzoo.ops._C", sources, define_macros=macros, extra_compile_args={"cxx": flags}, py_limited_api=True
     )
+
+
+def link_the_packaged_runtime(extension: Extension) -> None:
+    """The packaged toolkit has libcudart.so.13, but no libcudart.so, which -lcudart looks for."""
+    names = [path.name for path in Path(CUDA_HOME or "").glob("lib*/libcudart.so*")]
+    if names and "libcudart.so" not in names:
+        extension.libraries[extension.libraries.index("cudart")] = f":{names[0]}"
 
 
 class BuildOperators(BuildExtension):

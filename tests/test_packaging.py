@@ -171,21 +171,52 @@ FAKE_NVCC = """#!/bin/sh
 case "$*" in
 *--dryrun*) echo "#$ TOP=$(dirname "$(dirname "$(realpath "$0")")")" >&2 ;;
 *--version*) echo "Cuda compilation tools, release VERSION, V0" ;;
-*) echo "nvcc fatal: this one compiles nothing" >&2; exit 1 ;;
+*) COMPILE ;;
 esac
 """
+FAILS = 'echo "nvcc fatal: this one compiles nothing" >&2; exit 1'
+MAKES_EMPTY_OBJECTS = 'while [ "$1" != -o ]; do shift; done; exec c++ -x c++ -c /dev/null -o "$2"'
+CUDA_TORCH = pytest.mark.skipif(torch.version.cuda is None, reason="NOT TESTED HERE: needs a torch built for CUDA")
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="NOT TESTED HERE: needs a torch built for CUDA")
-def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_for(source, tmp_path):
+@pytest.fixture
+def bare(source: Path, tmp_path: Path) -> Path:
+    """A copy with next to nothing to compile, for what setup.py alone decides."""
+    copy = tmp_path / "bare"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "csrc"), symlinks=True)
+    (copy / "csrc" / "one").mkdir(parents=True)
+    for name in ("cpu.cpp", "cuda.cu"):
+        (copy / "csrc" / "one" / name).touch()
+    return copy
+
+
+def fake_toolkit(folder: Path, compile_command: str) -> Path:
+    """A CUDA toolkit as NVIDIA's packages lay it out, whose compiler does what `compile_command` says."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(FAKE_NVCC.replace("VERSION", torch.version.cuda).replace("COMPILE", compile_command))
+    nvcc.chmod(0o755)
+    (folder / "lib").mkdir()
+    runtime = ("-x", "c++", os.devnull, "-shared", "-Wl,-soname,libcudart.so.13", "-o", folder / "lib/libcudart.so.13")
+    assert run("c++", *runtime, cwd=folder).returncode == 0
+    return folder
+
+
+@CUDA_TORCH
+def test_the_packaged_cuda_runtime_which_has_no_plain_name_is_linked(bare, tmp_path):
+    machine = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda", MAKES_EMPTY_OBJECTS)), "ATTNZOO_CUDA": "1"}
+    made = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "lib", **machine)
+    assert made.returncode == 0, made.stderr
+    assert json.loads((tmp_path / "lib" / "attnzoo" / "ops" / "_build.json").read_text())["cuda"].startswith("for ")
+
+
+@CUDA_TORCH
+def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_for(bare, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FAKE_GPU)
-    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(FAKE_NVCC.replace("VERSION", torch.version.cuda))
-    nvcc.chmod(0o755)
-    machine = {"PYTHONPATH": str(tmp_path / "site"), "CUDA_HOME": str(tmp_path / "cuda"), "ATTNZOO_CUDA_ARCHS": ""}
-    tried = build(source, "-q", "build_ext", "--build-lib", tmp_path / "tried", ATTNZOO_CUDA="", **machine)
+    cuda = fake_toolkit(tmp_path / "cuda", FAILS)
+    machine = {"PYTHONPATH": str(tmp_path / "site"), "CUDA_HOME": str(cuda), "ATTNZOO_CUDA_ARCHS": ""}
+    tried = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "tried", ATTNZOO_CUDA="", **machine)
     assert tried.returncode == 0, tried.stderr
     (line,) = [line for line in tried.stderr.splitlines() if line.startswith("attnzoo: ")]
     assert "without CUDA operators: the CUDA build failed" in line
@@ -193,7 +224,7 @@ def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_
     assert (tmp_path / "tried" / "attnzoo" / "ops" / "_C.abi3.so").is_file()
     reason = json.loads((tmp_path / "tried" / "attnzoo" / "ops" / "_build.json").read_text())["cuda"]
     assert reason.startswith("the CUDA build failed")
-    asked = build(source, "-q", "build_ext", "--build-lib", tmp_path / "asked", ATTNZOO_CUDA="1", **machine)
+    asked = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "asked", ATTNZOO_CUDA="1", **machine)
     assert asked.returncode != 0
     assert "attnzoo: the CUDA build failed" in asked.stderr
     assert "Traceback" not in asked.stderr
