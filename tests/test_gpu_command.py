@@ -65,7 +65,7 @@ def test_an_old_torch_and_a_missing_folder_are_one_line(monkeypatch, capsys, tmp
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("tiny", [False, True])
 def test_every_planned_benchmark_is_one_the_command_line_takes(tmp_path, device, tiny):
-    planned = {step.name: step.command for step in gpu.steps(device, tiny, tmp_path)}
+    planned = {step.name: step.command for step in gpu.steps(device, tiny, tmp_path, None)}
     assert list(planned) == ["tests", *gpu.RAW]
     for name in gpu.RAW:
         verb, *rest = planned[name][3:]
@@ -77,9 +77,58 @@ def test_every_planned_benchmark_is_one_the_command_line_takes(tmp_path, device,
 
 
 def test_every_operation_is_measured(tmp_path):
-    steps = {step.name: step.command for step in gpu.steps("cuda", False, tmp_path)}
+    steps = {step.name: step.command for step in gpu.steps("cuda", False, tmp_path, None)}
     measured = {name for raw in (gpu.PLAIN, gpu.OTHERS) for name in steps[raw] if name in OPERATIONS}
     assert measured == set(OPERATIONS)
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_sanitizer_is_found_beside_nvcc_in_the_toolkit_and_among_packages(tmp_path, monkeypatch):
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: str(tmp_path / "nowhere"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert gpu.find_sanitizer(tmp_path / "packages") is None
+    places = ["packages/nvidia/cu13/bin", "toolkit/bin", "home/bin", "path"]  # a later one goes before those ahead
+    for place in places:
+        wanted = program(tmp_path / place / "compute-sanitizer", "")
+        if place == "toolkit/bin":
+            (tmp_path / "path").mkdir()
+            (tmp_path / "path" / "nvcc").symlink_to(program(tmp_path / place / "nvcc", ""))
+        if place == "home/bin":
+            monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+        assert gpu.find_sanitizer(tmp_path / "packages") == str(wanted)
+
+
+def test_tests_under_the_sanitizer_come_after_what_matters_most_and_take_little(tmp_path):
+    planned = gpu.steps("cuda", False, tmp_path, "/bin/compute-sanitizer")
+    names = [step.name for step in planned]
+    assert names.index(gpu.OTHERS) < names.index("memcheck") < names.index("racecheck")
+    checks = [step for step in planned if step.name in gpu.CHECKS]
+    assert 0 < sum(step.seconds for step in checks) <= 45
+    assert all(step.command[2:5] == ["/bin/compute-sanitizer", "--tool", step.name] for step in checks)
+
+
+def test_every_name_of_tests_under_the_sanitizer_is_one():
+    (command, _) = [step.command for step in gpu.check_steps("sanitizer")]
+    pytest_command = command[command.index(sys.executable) :]
+    listed = subprocess.run([*pytest_command, "--collect-only"], cwd=ROOT, text=True, capture_output=True).stdout
+    chosen = [line for line in listed.splitlines() if "::" in line]
+    assert all(any(name in line for line in chosen) for name in gpu.SANITIZED), listed
+    assert all("[cuda" in line for line in chosen)
+    assert len(chosen) < 40
+
+
+def test_without_the_sanitizer_the_summary_says_so_and_nothing_has_failed():
+    result = gpu.Result("memcheck", f"{gpu.NOT_RUN}: compute-sanitizer was not found", 0, "")
+    assert not gpu.is_failure(result)
+    assert gpu.is_failure(gpu.Result("memcheck", "failed with exit code 9", 3, ""))
 
 
 def test_archives_are_installed_one_by_one_sources_last(tmp_path):
@@ -117,6 +166,9 @@ def test_the_same_command_on_a_cpu(tmp_path):
     command = [sys.executable, "tools/gpu.py", "--device", "cpu", "--tiny", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
     summary = {entry["name"]: entry["state"] for entry in json.loads((out / "summary.json").read_text())}
+    checks = {check: summary.pop(check) for check in gpu.CHECKS}
+    assert checks == dict.fromkeys(gpu.CHECKS, "NOT RUN: this is no GPU")
+    assert "racecheck: NOT RUN: this is no GPU\n" in done.stdout
     assert summary == dict.fromkeys(["build", "tests", *gpu.RAW, "tables"], "done"), done.stdout
     assert done.returncode == 0
     assert {path.name for path in out.iterdir()} == {

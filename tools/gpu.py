@@ -2,6 +2,7 @@
 
 Needs Python 3.11 with a CUDA torch 2.11 or later, nvcc, and what pyproject.toml lists, and no network: packages that
 are missing, peers among them, come from a folder of wheels and source archives and go into a temporary folder.
+Where compute-sanitizer is found, some of the CUDA tests run under it too; where it is not, the summary says so.
 Everything ends within --minutes: a step that runs out of its time is stopped, and the rest goes on. OUT receives the
 raw JSON of every benchmark, their tables (operators.md), the plot of scaling, log.txt, and summary.json.
 """
@@ -10,9 +11,11 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OLDEST_TORCH = (2, 11)
 ARCHIVES = (".whl", ".tar.gz")
 BUILD, TESTS = "build", "tests"
+SANITIZER, CHECKS = "compute-sanitizer", ("memcheck", "racecheck")
+# Small ones that reach the branches of the kernels, because every launch is slowed down.
+SANITIZED = (
+    "no_size_needs", "wider_than_a_warp", "not_aligned", "beside_the_map", "deterministic_to_the_bit", "levels",
+)  # fmt: skip
+NOT_RUN = "NOT RUN"
 RAW = PLAIN, OTHERS, MODELS, SCALING = "ops", "ops-fused-and-dat", "models", "scaling"
 
 
@@ -38,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """How a step ended: "done", "failed with exit code …", "stopped after … s"."""
+    """How a step ended: "done", "failed with exit code …", "stopped after … s", "NOT RUN: …"."""
 
     name: str
     state: str
@@ -73,7 +82,26 @@ def build_step() -> Step:
     return Step(BUILD, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 240)
 
 
-def steps(device: str, tiny: bool, out: Path) -> list[Step]:
+def find_sanitizer(packages: Path) -> str | None:
+    """compute-sanitizer on PATH, beside nvcc, or from NVIDIA's package among the installed ones or in `packages`."""
+    toolkits = [os.path.join(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    beside = [str(Path(nvcc).resolve().parent)] if (nvcc := shutil.which("nvcc")) else []
+    packaged = [str(Path(site, "nvidia", "cu13", "bin")) for site in (packages, sysconfig.get_path("purelib"))]
+    folders = [os.environ.get("PATH", ""), *toolkits, *beside, *packaged]
+    return shutil.which(SANITIZER, path=os.pathsep.join(folders))
+
+
+def check_steps(sanitizer: str) -> list[Step]:
+    """Some of the kernels' tests under each of CHECKS, which looks at our kernels alone."""
+    tests = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/ops/test_cuda_kernels*.py"))]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-k", " or ".join(SANITIZED), *tests]
+    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--kernel-name", "kns=attnzoo"]
+    # Memory that torch keeps for later tensors would hide what goes beyond one.
+    plain = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", sanitizer]
+    return [Step(check, [*plain, "--tool", check, *options, *pytest], 22) for check in CHECKS]
+
+
+def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Step]:
     """What follows the build, most important first."""
 
     def bench(name: str, verb: str, seconds: float, *options: str) -> Step:
@@ -93,6 +121,7 @@ def steps(device: str, tiny: bool, out: Path) -> list[Step]:
         bench(PLAIN, "ops", 150, *ops, "--budget", "120", "--operations", *plain),
         bench(OTHERS, "ops", 90, *ops, "--budget", "70", "--operations", *others),
         bench(MODELS, "models", 60, *models),
+        *(check_steps(sanitizer) if sanitizer else []),
         bench(SCALING, "scaling", 60, *scaling, "--plot", str(out / "scaling.png")),
     ]
 
@@ -157,6 +186,11 @@ def report(results: Sequence[Result], out: Path) -> None:
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
+def is_failure(result: Result) -> bool:
+    """Whether something that this command is for was not done; packages and the sanitizer are beside it."""
+    return result.state != "done" and not result.name.startswith("install ") and not result.state.startswith(NOT_RUN)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if everything was done, 1 if a step was not, 2 if this machine cannot start."""
     given = arguments().parse_args(argv)
@@ -172,7 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         variables = environment(given.device, Path(folder))
         results = prepare(given, Path(folder), deadline, variables)
-        for step in steps(given.device, given.tiny, out):
+        sanitizer = find_sanitizer(Path(folder)) if given.device == "cuda" else None
+        if sanitizer is None:
+            why = f"{SANITIZER} was not found" if given.device == "cuda" else "this is no GPU"
+            results += [Result(check, f"{NOT_RUN}: {why}", 0, "") for check in CHECKS]
+        for step in steps(given.device, given.tiny, out, sanitizer):
             report(results, out)
             results.append(run(step, deadline, variables))
             print(f"{results[-1].name}: {results[-1].state}", flush=True)
@@ -181,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in results:
         print(f"{result.seconds:6.1f} s  {result.name}: {result.state}")
     print(f"written to {out}")
-    return int(any(result.state != "done" for result in results if not result.name.startswith("install ")))
+    return int(any(is_failure(result) for result in results))
 
 
 if __name__ == "__main__":
