@@ -81,17 +81,26 @@ os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 
+def relative_paths() -> list[str]:
+    """Flags that make messages of the library name source files by their place in the repository or in torch."""
+    torch_folder = Path(torch.__file__).absolute().parent
+    return [f"-ffile-prefix-map={ROOT.absolute()}/=", f"-ffile-prefix-map={torch_folder}/=torch/"]
+
+
 def library(cuda: bool) -> Extension:
     """The one library that holds all operators, with or without the CUDA kernels."""
     # A level of optimisation in CFLAGS, which the compiler is given before these, has the last word.
     level = [] if re.search(r"(^|\s)-O", os.environ.get("CFLAGS", "")) else ["-O3"]
-    flags = ["-std=c++20", *level, "-fvisibility=hidden", "-Wall"]
+    paths = relative_paths()
+    flags = ["-std=c++20", *level, "-fvisibility=hidden", "-Wall", *paths]
     patterns = ["*/*.cpp", "*/*.cu"] if cuda else ["*/*.cpp"]
     sources = sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     if cuda:
         macros.append(("USE_CUDA", "1"))
-        compile_args = {"cxx": flags, "nvcc": ["-std=c++20", "-O3"]}
+        # What nvcc hands on ends at a comma or, unless quoted, at a space.
+        handed_on = [word for flag in paths for word in ("-Xcompiler", '"{}"'.format(flag.replace(",", r"\,")))]
+        compile_args = {"cxx": flags, "nvcc": ["-std=c++20", "-O3", *handed_on]}
         extension = CUDAExtension(
             "attnzoo.ops._C", sources, define_macros=macros, extra_compile_args=compile_args, py_limited_api=True
         )

@@ -119,6 +119,12 @@ def test_the_kernels_check_sizes_themselves():
         torch.ops.attnzoo.ms_deform_attn_backward(value[:, :3, 0], value, [5, 7, 3, 4, 1, 2], locations, weights, True)
 
 
+def test_errors_of_the_kernels_name_source_files_by_their_place_in_the_repository():
+    value, _, locations, weights = arguments()
+    with pytest.raises(RuntimeError, match=r"(^|\s)csrc/ms_deform_attn/\w+\.h:\d+,"):
+        torch.ops.attnzoo.ms_deform_attn(value, [5, 7, 3, 4, 1], locations, weights)
+
+
 def test_without_the_library_the_reference_runs_and_says_so_once(tmp_path):
     package = tmp_path / "attnzoo"
     source = Path(attnzoo.__file__).parent
