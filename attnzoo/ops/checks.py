@@ -6,7 +6,6 @@ Everything is decided from shapes, dtypes and devices, so the checks cost no syn
 from collections.abc import Sequence
 
 import torch
-import torch.autograd.forward_ad
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
@@ -56,18 +55,6 @@ def check_dense(name: str, tensor: Tensor, expected: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-
-
-def refuse_tangents(operator: str, *tensors: Tensor) -> None:
-    """Raise NotImplementedError where a tensor carries a tangent, as in `torch.func.jvp` and `jacfwd`.
-
-    torch has no forward-mode rule for registered operators and would take the derivative for zero without a word.
-    """
-    forward_ad = torch.autograd.forward_ad
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError(f"{operator} has no forward-mode derivative; differentiate with torch.autograd")
 
 
 def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **samples: Tensor) -> None:

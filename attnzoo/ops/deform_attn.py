@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attnzoo.ops import autocast, library, reference, vmap
-from attnzoo.ops.checks import HALF, check_ms_deform_attn, check_ms_deform_attn_fused, refuse_tangents
+from attnzoo.ops import autocast, library, reference, tangents, vmap
+from attnzoo.ops.checks import HALF, check_ms_deform_attn, check_ms_deform_attn_fused
 
 
 def ms_deform_attn(
@@ -36,7 +36,6 @@ def ms_deform_attn(
     """
     value = autocast.cast(value)
     check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
-    refuse_tangents("ms_deform_attn", value, sampling_locations, attention_weights)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
@@ -64,14 +63,13 @@ def ms_deform_attn_fused(
     """
     value = autocast.cast(value)
     check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
-    refuse_tangents("ms_deform_attn_fused", value, references, offsets, logits)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF:
         references, offsets, logits = references.float(), offsets.float(), logits.float()
     return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
 
 
-_operators = torch.library.Library("attnzoo", "DEF")
+_operators = tangents.Library("attnzoo", "DEF")
 _operators.define(
     "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
     " -> Tensor",

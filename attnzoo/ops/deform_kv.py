@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-from attnzoo.ops import autocast, library, vmap
+from attnzoo.ops import autocast, library, tangents, vmap
 from attnzoo.ops import deform_kv_blocks as blocks
-from attnzoo.ops.checks import HALF, refuse_tangents
+from attnzoo.ops.checks import HALF
 from attnzoo.ops.deform_kv_checks import (
     check_key_counts,
     check_mlp_heads,
@@ -67,7 +67,6 @@ def deform_kv_attention(
     check_positions(query_positions, key_positions, len(tables), query, key)
     key_counts = check_key_counts(key_counts, len(tables), key.shape[2])
     scale = check_scale(scale, query.shape[-1])
-    refuse_tangents("deform_kv_attention", query, key, value, query_positions, key_positions, *tables)
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions, torch.cat([table.flatten(1) for table in tables], 1)])
     shapes = [size for table in tables for size in table.shape[1:]]
@@ -104,9 +103,7 @@ def deform_kv_attention_mlp(
     check_positions(query_positions, key_positions, len(mlps), query, key)
     check_mlp_heads(mlps, query, key_positions)
     key_counts = check_key_counts(key_counts, len(mlps), key.shape[2])
-    given = (tensor for layers in mlps for layer in layers for tensor in layer)
     scale = check_scale(scale, query.shape[-1])
-    refuse_tangents("deform_kv_attention_mlp", query, key, value, query_positions, key_positions, *given)
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions])
     layers = [tensor.to(floats[0].dtype) for layers in mlps for layer in layers for tensor in layer]
@@ -118,7 +115,7 @@ def _in_one_precision(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.float() for tensor in tensors] if tensors[0].dtype in HALF else tensors
 
 
-_operators = torch.library.Library("attnzoo", "FRAGMENT")
+_operators = tangents.Library("attnzoo", "FRAGMENT")
 _TOKENS = "Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions"
 _OTHERS = "SymInt[] key_counts, Tensor? key_padding, float scale"
 _TABLE = f"{_TOKENS}, Tensor tables, SymInt[] table_shapes, {_OTHERS}"

@@ -144,6 +144,25 @@ def test_second_derivative_is_refused(kind: str) -> None:
         first.sum().backward()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_is_refused_by_every_tensor(kind: str) -> None:
+    call = arguments(kind)
+    given = leaves(call)
+    for index, tensor in enumerate(given):
+
+        def function(moved: Tensor, index: int = index) -> Tensor:
+            return FACES[kind](**with_leaves(call, [*given[:index], moved, *given[index + 1 :]]))
+
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jvp(function, (tensor,), (tensor,))
+
+
+def test_forward_mode_of_the_registered_operator_is_refused() -> None:
+    query, *others = (t.detach() if isinstance(t, Tensor) else t for t in registered("table"))
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda q: torch.ops.attnzoo.deform_kv_attention(q, *others)[0], (query,), (query,))
+
+
 def test_the_kernels_check_sizes_themselves() -> None:
     query, key, value, query_positions, key_positions, tables, shapes, counts, padding, scale = registered("table")
     forward = torch.ops.attnzoo.deform_kv_attention

@@ -138,15 +138,56 @@ def test_runs_under_autocast():
     assert output.isfinite().all()
 
 
-def test_forward_mode_is_refused():
+FORWARD_MODES = {
+    "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,)),
+    "jacfwd": lambda call, x: torch.func.jacfwd(call)(x),
+    "jvp of vmap": lambda call, x: torch.func.jvp(torch.vmap(call), (x[None],), (x[None],)),
+    "vmap of jvp": lambda call, x: torch.vmap(lambda t: torch.func.jvp(call, (x,), (t,)))(x[None]),
+}
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["face", "registered"])
+@pytest.mark.parametrize("mode", FORWARD_MODES)
+def test_forward_mode_is_refused(mode, raw):
     value, shapes, locations, weights = arguments()
 
     def call(value: Tensor) -> Tensor:
+        if raw:
+            return torch.ops.attnzoo.ms_deform_attn(value, flat(shapes), locations, weights)
         return ops.ms_deform_attn(value, shapes, locations, weights)
 
-    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        torch.func.jvp(call, (value,), (value,))
+    with pytest.raises(NotImplementedError, match=r"^ms_deform_attn has no forward-mode derivative"):
+        FORWARD_MODES[mode](call, value)
+    torch.func.jvp(lambda x: x * call(value).sum(), (torch.ones(()),), (torch.ones(()),))  # a constant has none
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_dual_numbers_are_refused(requires_grad):
+    value, shapes, *others = arguments()
+    value.requires_grad_(requires_grad)
     with torch.autograd.forward_ad.dual_level():
-        call(value)
+        ops.ms_deform_attn(value, shapes, *others)
+        dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
         with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-            call(torch.autograd.forward_ad.make_dual(value, value))
+            torch.ops.attnzoo.ms_deform_attn(dual, flat(shapes), *others)
+
+
+def test_forward_mode_is_refused_under_compile():
+    value, shapes, locations, weights = arguments()
+
+    def derivative(value: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: ops.ms_deform_attn(x, shapes, locations, weights), (value,), (value,))[1]
+
+    with pytest.raises(Exception, match="no forward-mode derivative"):
+        torch.compile(derivative, fullgraph=True, backend="aot_eager")(value)
+
+
+def test_forward_over_reverse_is_refused():
+    value, shapes, locations, weights = arguments()
+    grad = torch.ones(2, 6, 24, dtype=value.dtype)
+
+    def backward(grad: Tensor) -> Tensor:
+        return torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), locations, weights, True)[0]
+
+    with pytest.raises(NotImplementedError, match=r"^ms_deform_attn_backward has no forward-mode derivative"):
+        torch.func.jvp(backward, (grad,), (grad,))
