@@ -102,7 +102,9 @@ def _units(spatial_shapes: Sequence[tuple[int, int]], references: Tensor, offset
     """What offsets are counted in, broadcast to their shape: a pixel of the level, or 1 / (2P) of a box."""
     if references.shape[-1] == 4:
         return references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[4])
-    return torch.stack([offsets.new_tensor([1 / w, 1 / h]) for h, w in spatial_shapes])[:, None]
+    # Filled, not copied from a list: a copy cannot be exported, holds no symbolic size, and waits for a GPU.
+    pixels = [offsets.new_full((1,), 1 / side) for h, w in spatial_shapes for side in (w, h)]
+    return torch.cat(pixels).view(-1, 1, 2)
 
 
 def _chain(gradient: Tensor, factor: Tensor) -> Tensor:

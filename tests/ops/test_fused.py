@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support_ops import Fused, fused_arguments, fused_reference
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -157,6 +157,34 @@ def test_compiles_without_a_graph_break(dynamic, box):
         compiled = torch.compile(fused, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         for a, b in zip(results(compiled, given), results(fused, given), strict=True):
             assert_close(a, b)
+
+
+class Sampler(nn.Module):
+    """The operator on one map of any size, which its shapes are taken from."""
+
+    def forward(self, feature_map: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        h, w = feature_map.shape[-2:]
+        value = feature_map.flatten(2).transpose(1, 2).unflatten(-1, (3, -1))
+        return ops.ms_deform_attn_fused(value, ((h, w),), references, offsets, logits)
+
+
+def sampler_inputs(box: bool, h: int, w: int, **sizes: int) -> tuple[Tensor, ...]:
+    value, _, *others = fused_arguments(box, ((h, w),), dtype=torch.float32, **sizes)
+    return value.flatten(2).transpose(1, 2).unflatten(-1, (h, w)), *others
+
+
+@BOXES
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_any_sizes(strict, box):
+    batch, queries, h, w = (torch.export.Dim(name, min=2, max=1000) for name in ("batch", "queries", "h", "w"))
+    sizes = ({0: batch, 2: h, 3: w}, *({0: batch, 1: queries} for _ in range(3)))
+    program = torch.export.export(Sampler(), sampler_inputs(box, 5, 7), dynamic_shapes=sizes, strict=strict)
+    assert any("ms_deform_attn_fused" in str(node.target) for node in program.graph.nodes)
+    plain = program.run_decompositions(ops.decompositions())
+    assert not any("attnzoo" in str(node.target) for node in plain.graph.nodes)
+    other = sampler_inputs(box, 9, 4, batch=3, queries=11)
+    for exported in (program, plain):
+        assert_close(exported.module()(*other), Sampler()(*other), rtol=1e-5, atol=5e-6)
 
 
 def test_flops():

@@ -1,11 +1,14 @@
 """The operator under other people's names and formats."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from support_ops import arguments
+from support_ops import arguments, fused_arguments
 from torch import Tensor, nn
 
 from attnzoo import ops
@@ -60,20 +63,37 @@ class Sampling(nn.Module):
         return ops.ms_deform_attn(value, ((5, 7), (3, 4), (1, 2)), locations, weights)
 
 
-def test_onnx(tmp_path):
-    value, _, locations, weights = arguments(dtype=torch.float32)
-    locations[0, 0, 0, 0, 0, 0], locations[0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
+class FusedSampling(nn.Module):
+    def forward(self, value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        return ops.ms_deform_attn_fused(value, ((5, 7), (3, 4), (1, 2)), references, offsets, logits)
+
+
+def in_onnx(module: nn.Module, given: tuple[Tensor, ...], file: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
+    """The module in onnxruntime, by way of a file; all its arguments but the first have any number of queries."""
     queries = torch.export.Dim("queries", min=2, max=1000)
-    program = torch.export.export(
-        Sampling(), (value, locations, weights), dynamic_shapes=(None, {1: queries}, {1: queries})
-    )
+    program = torch.export.export(module, given, dynamic_shapes=(None, *({1: queries} for _ in given[1:])))
     plain = program.run_decompositions(ops.decompositions())
-    file = tmp_path / "sampling.onnx"
     torch.onnx.export(plain, opset_version=20, verbose=False).save(file)
     assert "GridSample" in {node.op_type for node in onnx.load(file).graph.node}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for more in (1, 2):  # the number of queries is free
-        given = [value, locations.repeat(1, more, 1, 1, 1, 1), weights.repeat(1, more, 1, 1, 1)]
-        names = [entry.name for entry in session.get_inputs()]
-        (output,) = session.run(None, {name: t.numpy() for name, t in zip(names, given, strict=True)})
-        np.testing.assert_allclose(output, Sampling()(*given).numpy(), atol=2e-6)
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda tensors: session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})[0]
+
+
+def test_onnx(tmp_path):
+    value, _, locations, weights = arguments(dtype=torch.float32)
+    locations[0, 0, 0, 0, 0, 0], locations[0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
+    run = in_onnx(Sampling(), (value, locations, weights), tmp_path / "sampling.onnx")
+    for more in (1, 2):
+        given = [value, *(t.repeat(1, more, *[1] * (t.dim() - 2)) for t in (locations, weights))]
+        np.testing.assert_allclose(run(given), Sampling()(*given).numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
+def test_the_fused_form_in_onnx(tmp_path, box):
+    value, _, *others = fused_arguments(box, dtype=torch.float32)
+    others[0][0, 0, 0, 0], others[1][0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
+    run = in_onnx(FusedSampling(), (value, *others), tmp_path / "fused.onnx")
+    for more in (1, 2):
+        given = [value, *(t.repeat(1, more, *[1] * (t.dim() - 2)) for t in others)]
+        np.testing.assert_allclose(run(given), FusedSampling()(*given).numpy(), atol=2e-6)

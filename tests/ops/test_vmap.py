@@ -4,7 +4,7 @@ import pytest
 import torch
 from support_deform_kv import FACES, KINDS, leaves, with_leaves
 from support_deform_kv import arguments as keyed
-from support_ops import arguments
+from support_ops import arguments, fused_arguments
 from torch import Tensor
 
 from attnzoo import ops
@@ -46,6 +46,29 @@ def test_gradients():
     mapped = torch.autograd.grad(torch.vmap(call)(*leaves[1:]).square().sum(), leaves)
     looped = torch.stack([call(*(t[i] for t in leaves[1:])) for i in range(3)])
     for gradient, expected in zip(mapped, torch.autograd.grad(looped.square().sum(), leaves), strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
+@pytest.mark.parametrize("dims", [(0, 0, 0, 0), (1, 0, 2, 3), (None, 0, 0, 0), (0, None, None, None), (0, 0, None, 0)])
+def test_the_fused_form_equals_a_loop_with_its_gradients(dims, box):
+    calls = [fused_arguments(box, seed=seed) for seed in range(3)]
+    shapes = calls[0].shapes
+    stacked = [torch.stack(tensors) for tensors in zip(*((c.value, *c[2:]) for c in calls), strict=True)]
+    given = [
+        (t[0].clone() if dim is None else t.movedim(0, dim)).requires_grad_()
+        for t, dim in zip(stacked, dims, strict=True)
+    ]
+
+    def call(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        return ops.ms_deform_attn_fused(value, shapes, references, offsets, logits)
+
+    at = [[t if dim is None else t.select(dim, i) for t, dim in zip(given, dims, strict=True)] for i in range(3)]
+    looped = torch.stack([call(*tensors) for tensors in at])
+    output = torch.vmap(call, in_dims=dims)(*given)
+    torch.testing.assert_close(output, looped)
+    gradients = (torch.autograd.grad(result.square().sum(), given) for result in (output, looped))
+    for gradient, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
 
 
