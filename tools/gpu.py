@@ -1,7 +1,7 @@
 """Build, test and measure on a GPU with one command: `make gpu OUT=folder [WHEELS=folder]`.
 
-Needs Python 3.11 with a CUDA torch 2.11 or later, nvcc, and what pyproject.toml lists, and no network: packages that
-are missing, peers among them, come from a folder of wheels and source archives and go into a temporary folder.
+Needs Python 3.11 or later with a CUDA torch 2.11 or later, nvcc, what pyproject.toml lists, and no network: packages
+that are missing, peers among them, come from a folder of wheels and source archives and go into a temporary folder.
 Where compute-sanitizer is found, some of the CUDA tests run under it too; where it is not, the summary says so.
 Everything ends within --minutes: a step that runs out of its time is stopped, and the rest goes on. OUT receives the
 raw JSON of every benchmark, their tables (operators.md), the plot of scaling, log.txt, and summary.json.
