@@ -32,7 +32,7 @@ def _ops(parser: argparse.ArgumentParser) -> None:
     _common(parser, seconds=2.0)
     for option, what in (
         ("operations", "operators"),
-        ("cases", "sizes of the inputs; on the CPU a few unless given"),
+        ("cases", "sizes of the inputs; those that --list does not mark unless given"),
         ("patterns", "where sampling points lie"),
         ("dtypes", "float32 unless given, on a GPU float16 and bfloat16 too"),
         ("passes", "forward, forward+backward"),
@@ -41,7 +41,9 @@ def _ops(parser: argparse.ArgumentParser) -> None:
         default = None if option in ("cases", "dtypes") else ["all"]
         parser.add_argument(f"--{option}", nargs="+", metavar="NAME", default=default, help=f"{what} (or all)")
     parser.add_argument("--budget", type=float, metavar="SECONDS", default=float("inf"), help="begin nothing after it")
-    parser.add_argument("--list", action="store_true", help="list operators, cases and implementations, and stop")
+    parser.add_argument(
+        "--list", action="store_true", help="list operators, cases, dtypes and implementations, and stop"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list what would be measured, and stop")
 
 
@@ -166,13 +168,16 @@ def _run_ops(given: argparse.Namespace) -> int:
 
 def _list(device: "torch.device") -> None:
     from attnzoo.inspect.bench import ops
+    from attnzoo.inspect.bench.operation import DTYPES
     from attnzoo.inspect.bench.operators import OPERATIONS
     from attnzoo.inspect.environment import version
 
+    print(f"dtypes {', '.join(DTYPES)}; passes {', '.join(ops.PASSES)}")
     for operation in OPERATIONS.values():
         print(f"{operation.name}: patterns {', '.join(operation.patterns)}")
         for name, case in operation.cases.items():
-            print(f"  case {name}: {case}")
+            asked = "" if name in operation.usual(device.type) else " (if asked for)"
+            print(f"  case {name}: {case}{asked}")
         for peer, state in ops.availability(operation, device):
             print(f"  peer {peer.name} ({peer.package} {version(peer.package) or 'not installed'}): {state}")
 

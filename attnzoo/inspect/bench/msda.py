@@ -51,10 +51,9 @@ def pyramid(height: int, width: int, strides: tuple[int, ...] = (8, 16, 32, 64))
 BATCHES = (1, 2, 4)
 CASES = [
     *(Case(f"decoder-b{batch}", pyramid(512, 512), batch=batch, queries=300) for batch in BATCHES),
-    Case("encoder-512x512-b1", pyramid(512, 512)),
     *(
-        Case(f"encoder-800x{width}-b{batch}", pyramid(800, width), batch=batch)
-        for width in (1066, 1333)
+        Case(f"encoder-{height}x{width}-b{batch}", pyramid(height, width), batch=batch)
+        for height, width in ((512, 512), (800, 1066), (800, 1333))
         for batch in BATCHES
     ),
 ]
@@ -117,6 +116,7 @@ MS_DEFORM_ATTN = Operation(
     "ms_deform_attn",
     cases={case.name: case for case in CASES},
     brief=("decoder-b1", "decoder-b4", "encoder-512x512-b1", "encoder-800x1066-b1"),
+    seldom=("encoder-512x512-b2", "encoder-512x512-b4"),
     patterns=("local", "uniform"),
     tensors=("value", "sampling_locations", "attention_weights"),
     inputs=inputs,

@@ -52,6 +52,7 @@ MS_DEFORM_ATTN_FUSED = Operation(
     "ms_deform_attn_fused",
     cases=MS_DEFORM_ATTN.cases,
     brief=("decoder-b1", "encoder-512x512-b1"),
+    seldom=MS_DEFORM_ATTN.seldom,
     patterns=MS_DEFORM_ATTN.patterns,
     tensors=("value", "references", "offsets", "logits"),
     inputs=inputs,

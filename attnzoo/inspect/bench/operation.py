@@ -45,6 +45,7 @@ class Operation:
     """What is measured.
 
     - `brief`: the cases that are measured on a CPU unless others are asked for
+    - `seldom`: those that are measured nowhere unless asked for
     - `tensors`: names of the arguments that are tensors, all differentiable
     - `inputs(case, pattern, dtype, device)`: those tensors, the same in every process
     - `output(case)`: the shape of the output
@@ -64,7 +65,12 @@ class Operation:
     authority: Callable[[Any, tuple[Tensor, ...], Tensor], list[Tensor]]
     macs: Callable[[Any], int]
     unit: Literal["fma", "matrix"] = "fma"
+    seldom: tuple[str, ...] = ()
     peers: dict[str, Peer] = field(default_factory=dict)
+
+    def usual(self, device: str) -> list[str]:
+        """The cases that are measured unless others are asked for."""
+        return [case for case in self.cases if (case in self.brief if device == "cpu" else case not in self.seldom)]
 
     def peer(self, name: str, *, install: str, package: str) -> Callable[[Load], Load]:
         """Decorator that enters the `load` function of an implementation."""

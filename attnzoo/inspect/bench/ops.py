@@ -66,8 +66,7 @@ def plan(
     kinds = pick("dtype", USUAL_DTYPES[device.type] if dtypes is None else dtypes, DTYPES)
     measurements = []
     for operation in chosen:
-        usual = operation.brief if device.type == "cpu" else (ALL,)
-        wanted = present(usual if cases is None else cases, operation.cases)
+        wanted = operation.usual(device.type) if cases is None else present(cases, operation.cases)
         for case, dtype, pattern in product(wanted, kinds, present(patterns, operation.patterns)):
             measurements.append(Measurement(operation, case, pattern, DTYPES[dtype]))
     return measurements

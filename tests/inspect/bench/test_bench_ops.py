@@ -235,11 +235,43 @@ def test_without_a_gpu_it_says_so(capsys):
     assert "sees no GPU" in capsys.readouterr().err
 
 
+ENCODERS = [f"encoder-{size}-b{batch}" for size in ("512x512", "800x1066", "800x1333") for batch in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("operation", ["ms_deform_attn", "ms_deform_attn_fused"])
+def test_every_size_batch_dtype_and_pass_can_be_asked_for(capsys, operation):
+    cases = [*(f"decoder-b{batch}" for batch in (1, 2, 4)), *ENCODERS]
+    wanted = ["--operations", operation, "--patterns", "local", "--cases", *cases, "--dtypes", "all"]
+    assert attnzoo_main.main(["bench", "ops", "--dry-run", *wanted]) == 0
+    *planned, total = capsys.readouterr().out.splitlines()
+    assert planned == [f"{operation} {case} local {dtype}" for case in cases for dtype in DTYPES]
+    assert list(DTYPES) == ["float32", "float64", "float16", "bfloat16"]
+    assert total.startswith("48 measurements of forward and forward+backward")
+    for case in cases:
+        made = OPERATIONS[operation].cases[case]
+        assert case.endswith(f"-b{made.batch}")
+        assert made.asking == (300 if case.startswith("decoder") else made.tokens)
+
+
+def test_what_is_measured_unless_other_cases_are_asked_for():
+    few = {"decoder-b1", "decoder-b4", "encoder-512x512-b1", "encoder-800x1066-b1"}
+    assert {made.case for made in ops.plan(CPU, ["ms_deform_attn"])} == few
+    on_gpu = {made.case for made in ops.plan(torch.device("cuda"), ["ms_deform_attn", "ms_deform_attn_fused"])}
+    assert on_gpu == set(MS_DEFORM_ATTN.cases) - {"encoder-512x512-b2", "encoder-512x512-b4"}
+    assert len(on_gpu) == 10
+
+
 def test_list_and_dry_run_measure_nothing(capsys, monkeypatch):
     monkeypatch.setattr(ops, "run", None)
     assert attnzoo_main.main(["bench", "ops", "--list"]) == 0
     listed = capsys.readouterr().out
     assert "case encoder-800x1333-b4: B 4, Q 22,223" in listed
+    assert "case encoder-512x512-b4: B 4, Q 5,440" in listed
+    assert listed.startswith("dtypes float32, float64, float16, bfloat16; passes forward, forward+backward\n")
+    plain = [
+        line.split() for line in listed.split("ms_deform_attn_fused:")[0].splitlines() if line.startswith("  case")
+    ]
+    assert {name.rstrip(":") for _, name, *_, last in plain if last != "for)"} == set(MS_DEFORM_ATTN.brief)
     assert "peer attnzoo (attnzoo " in listed
     assert "deformops-triton (deformops " in listed
     assert attnzoo_main.main(["bench", "ops", "--dry-run", "--operations", "ms_deform_attn", "--dtypes", "all"]) == 0
