@@ -7,7 +7,10 @@ them) the kernels' addresses are checked too; ASAN_OPTIONS=detect_leaks=0, becau
 import ctypes
 import os
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.cpp_extension import include_paths
@@ -16,7 +19,11 @@ from attnzoo import ops  # noqa: F401  (declares the operators whose schemas are
 
 ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "ops" / "emulation"
-OPERATORS = ("ms_deform_attn", "ms_deform_attn_backward", "ms_deform_attn_fused", "ms_deform_attn_fused_backward")
+OPERATORS = tuple(
+    f"{name}{direction}"
+    for name in ("ms_deform_attn", "ms_deform_attn_fused", "deform_kv_attention")
+    for direction in ("", "_backward")
+)
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
 MACROS = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
@@ -28,7 +35,7 @@ def compile_library(folder: Path) -> Path:
     renamed = ["-include", str(EMULATION / "renamed.h"), "-x", "c++"]
     sources = [(path, renamed) for path in sorted((ROOT / "csrc").rglob("*.cu"))]
     sources.append((EMULATION / "emulation.cpp", []))
-    objects = [folder / f"{path.stem}.o" for path, _ in sources]
+    objects = [folder / f"{path.parent.name}-{path.stem}.o" for path, _ in sources]
     running = [
         subprocess.Popen([*compiler, *FLAGS, *MACROS, *includes, *extra, "-c", str(path), "-o", str(target)])
         for (path, extra), target in zip(sources, objects, strict=True)
@@ -56,3 +63,12 @@ class Emulation:
     def reorder(self, seed: int) -> None:
         """Let lanes and blocks run in another order from here on."""
         self._seed(seed)
+
+
+@dataclass(frozen=True)
+class CudaOperators:
+    """`ops` as `torch.ops.attnzoo`, the device that they take tensors of, and how to run threads in another order."""
+
+    ops: Any
+    device: str
+    reorder: Callable[[int], None]

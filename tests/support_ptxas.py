@@ -18,8 +18,11 @@ REPORT = ROOT / "docs" / "results" / "cuda-kernels.md"
 ARCHS = ("80", "90", "100")
 NOT_SOURCES = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
 
-# D = 32 and all other heads of whole vectors, in the types that models are trained in.
-MAIN_PATH = re.compile(r"(forward|backward)_kernel<(float|Half|BFloat16), true, ")
+# Of ms_deform_attn D = 32 and all other heads of whole vectors, in the types that models are trained in; of
+# deform_kv_attention D = 32, as all published models have it.
+MAIN_PATH = re.compile(
+    r"(forward|backward)_kernel<(float|Half|BFloat16), true, |(forward|by_queries|by_keys)_kernel<float, 32>"
+)
 
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>.+?)' for 'sm_(?P<arch>\d+)'\n.*\n"
@@ -30,8 +33,10 @@ ENTRY = re.compile(
 HEAD = """# CUDA kernels as compiled
 
 Registers per thread of every kernel, as `ptxas` reports them, with the flags of setup.py; {compiler}. Written by
-`python tests/support_ptxas.py`; a test compiles again and fails on a spill or a stack frame in the forward and backward
-of whole vectors (`true`: rows of a multiple of 16 bytes, D = 32 among them) in float, Half and BFloat16.
+`python tests/support_ptxas.py`; a test compiles again and fails on a spill or a stack frame in the main paths. Of
+`ms_deform_attn` these are forward and backward of whole vectors (`true`: rows of a multiple of 16 bytes, D = 32 among
+them) in float, Half and BFloat16; of `deform_kv_attention` heads of up to 32 channels in float
+(`forward_kernel<float, 32>`, `by_queries_kernel`, `by_keys_kernel`).
 No kernel here has been timed, or run on a GPU.
 
 {count} kernels, {spilling} of them with spills.
@@ -112,7 +117,7 @@ def read_usage(log: str) -> list[Usage]:
 
 def short_name(signature: str) -> str:
     """The kernel with its template arguments, without namespaces, parameters and result."""
-    name = re.sub(r"\b(attnzoo|ms_deform_attn|c10)::", "", signature).removeprefix("void ")
+    name = re.sub(r"\b(attnzoo|ms_deform_attn|deform_kv_attn|c10)::", "", signature).removeprefix("void ")
     return re.split(r"\((?!anonymous)", name)[0].replace("> >", ">>")
 
 

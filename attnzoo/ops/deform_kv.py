@@ -59,7 +59,8 @@ def deform_kv_attention(
     Beside half-precision tokens, positions and tables may be float32; the computation is in float32 then. Under
     autocast, query, key and value take its dtype.
 
-    Raises TypeError or ValueError naming the argument that does not fit.
+    Raises TypeError or ValueError naming the argument that does not fit, and RuntimeError on CUDA for heads of more
+    than 128 channels, 64 in float64.
     """
     query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
@@ -133,9 +134,9 @@ library.load()
 
 
 @cache
-def _warn_of_blocks(device_type: str) -> None:
-    why = library.load() if device_type == "cpu" else "there is no compiled operator for this device"
-    warnings.warn(f"attnzoo: deform_kv_attention on {device_type} runs in plain PyTorch: {why}", stacklevel=2)
+def _warn_of_blocks(name: str, device_type: str) -> None:
+    why = library.load() or "the compiled library holds no kernels of it for this device"
+    warnings.warn(f"attnzoo: {name} on {device_type} runs in plain PyTorch: {why}", stacklevel=2)
 
 
 def _table_call(
@@ -157,7 +158,7 @@ def _mlp_call(
 # The blocked form stands in wherever the library has no kernel for a device.
 @torch.library.impl(_operators, "deform_kv_attention", "CompositeExplicitAutograd")
 def _table_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _warn_of_blocks(query.device.type)
+    _warn_of_blocks("deform_kv_attention", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_table_call(query, *others))
 
@@ -172,7 +173,7 @@ def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor
 
 @torch.library.impl(_operators, "deform_kv_attention_mlp", "CompositeExplicitAutograd")
 def _mlp_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _warn_of_blocks(query.device.type)
+    _warn_of_blocks("deform_kv_attention_mlp", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_mlp_call(query, *others))
 

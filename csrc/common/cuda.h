@@ -23,7 +23,7 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) {
+__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
@@ -33,15 +33,37 @@ inline unsigned checked_blocks(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
+// With `shared` bytes for `dynamic_shared`.
+template <typename... Parameters>
+void launch_with(
+    size_t shared, void (*kernel)(Parameters...), int64_t blocks, unsigned threads, cudaStream_t stream,
+    const std::type_identity_t<Parameters>&... arguments) {
+  constexpr size_t kUnasked = 48 * 1024;
+  if (shared > kUnasked) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(checked_blocks(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
 template <typename... Parameters>
 void launch(
     void (*kernel)(Parameters...), int64_t blocks, unsigned threads, cudaStream_t stream,
     const std::type_identity_t<Parameters>&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(checked_blocks(blocks));
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+  launch_with(0, kernel, blocks, threads, stream, arguments...);
+}
+
+extern __shared__ uint4 shared_bytes[];
+
+// The memory that the threads of a block share, as much as the launch asked for.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+  return reinterpret_cast<T*>(shared_bytes);
 }
 
 }  // namespace attnzoo

@@ -26,6 +26,22 @@ inline Tensor with_neighbouring_channels(const Tensor& tensor) {
   return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
+template <typename T>
+Rows<const T> rows(const Tensor& tensor) {
+  return {data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+template <typename T>
+Rows<T> mutable_rows(const Tensor& tensor) {
+  return {mutable_data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+// (B, H, N, D), ordered in memory as (B, N, H, D): its heads can be joined without a copy.
+inline Tensor new_by_token(const Tensor& like, const Problem& problem, int64_t length) {
+  return torch::stable::transpose(
+      torch::stable::new_empty(like, {problem.batch, length, problem.heads, problem.dim}), 1, 2);
+}
+
 struct Call {
   Tensor query;
   Tensor key;
@@ -105,6 +121,30 @@ struct Call {
       }
     }
     return runs;
+  }
+};
+
+// What the forward pass gave, and the gradient by its output, checked.
+struct Results {
+  Tensor by_output;
+  Tensor output;
+  Tensor log_sums;
+
+  Results(const Tensor& given_gradient, const Tensor& given_output, const Tensor& given_sums, const Tensor& query,
+          const Problem& problem) {
+    for (const Tensor* tensor : {&given_gradient, &given_output}) {
+      check(
+          has_sizes(*tensor, {problem.batch, problem.heads, problem.queries, problem.dim}) &&
+              tensor->scalar_type() == query.scalar_type(),
+          "grad_output and output do not fit the queries");
+    }
+    check(
+        has_sizes(given_sums, {problem.batch, problem.heads, problem.queries}) &&
+            given_sums.scalar_type() == query.scalar_type(),
+        "log_sums does not fit the queries");
+    by_output = with_neighbouring_channels(given_gradient);
+    output = with_neighbouring_channels(given_output);
+    log_sums = torch::stable::contiguous(given_sums);
   }
 };
 

@@ -41,22 +41,6 @@ Runs view(const std::vector<Run>& runs) {
 }
 
 template <typename T>
-Rows<const T> rows(const Tensor& tensor) {
-  return {data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
-template <typename T>
-Rows<T> mutable_rows(const Tensor& tensor) {
-  return {mutable_data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
-// (B, H, N, D), ordered in memory as (B, N, H, D): its heads can be joined without a copy.
-Tensor new_by_token(const Tensor& like, const Problem& problem, int64_t length) {
-  return torch::stable::transpose(
-      torch::stable::new_empty(like, {problem.batch, length, problem.heads, problem.dim}), 1, 2);
-}
-
-template <typename T>
 Inputs<T> inputs(const Call& call, const std::vector<T>& parameters) {
   return {rows<T>(call.query), rows<T>(call.key), rows<T>(call.value), data<T>(call.query_positions),
           data<T>(call.key_positions), parameters.data()};
@@ -139,19 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, ByBias> differentiate(
   const Prepared<Bias> given(std::move(call), std::move(bias));
   const Problem& problem = given.problem;
   const Tensor& query = given.call.query;
-  for (const Tensor* tensor : {&grad_output, &output}) {
-    check(
-        has_sizes(*tensor, {problem.batch, problem.heads, problem.queries, problem.dim}) &&
-            tensor->scalar_type() == query.scalar_type(),
-        "grad_output and output do not fit the queries");
-  }
-  check(
-      has_sizes(log_sums, {problem.batch, problem.heads, problem.queries}) &&
-          log_sums.scalar_type() == query.scalar_type(),
-      "log_sums does not fit the queries");
-  grad_output = with_neighbouring_channels(grad_output);
-  output = with_neighbouring_channels(output);
-  log_sums = torch::stable::contiguous(log_sums);
+  const Results results(grad_output, output, log_sums, query, problem);
   Tensor by_query = new_by_token(query, problem, problem.queries);
   Tensor by_key = new_by_token(query, problem, problem.keys);
   Tensor by_value = new_by_token(query, problem, problem.keys);
@@ -172,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, ByBias> differentiate(
     std::vector<T> by_parameters(tasks * problem.parameters);
     const Inputs<T> in = inputs<T>(given.call, parameters);
     const Gradients<T> out{
-        rows<T>(grad_output), rows<T>(output), data<T>(log_sums), mutable_rows<T>(by_query), keys.data(),
+        rows<T>(results.by_output), rows<T>(results.output), data<T>(results.log_sums), mutable_rows<T>(by_query), keys.data(),
         values.data(), query_places.data(), key_places.data(), by_parameters.data()};
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> scratch(kernels.scratch(problem));

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../common/macros.h"
+
 namespace attnzoo::deform_kv_attn {
 
 enum class Kind { kTable, kMlp };
@@ -63,7 +65,7 @@ struct Rows {
   int64_t head;
   int64_t row;
 
-  T* of(int64_t b, int64_t h) const {
+  ATTNZOO_HOST_DEVICE T* of(int64_t b, int64_t h) const {
     return data + b * image + h * head;
   }
 };

@@ -1,10 +1,13 @@
-"""Instruction sets and numbers of threads."""
+"""Instruction sets, numbers of threads, and the CUDA operators: on a GPU, or compiled for the CPU."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from support_emulation import CudaOperators, Emulation, compile_library
 from support_simd import LEVELS, force
+
+from attnzoo.ops import library
 
 
 @pytest.fixture(params=LEVELS)
@@ -18,3 +21,17 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+    return Emulation(compile_library(tmp_path_factory.mktemp("emulated")))
+
+
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.cuda)])
+def cuda_operators(request: pytest.FixtureRequest) -> CudaOperators:
+    if request.param == "emulated":
+        emulated: Emulation = request.getfixturevalue("emulation")
+        return CudaOperators(emulated.ops, "cpu", emulated.reorder)
+    assert library.compiled_for("cuda"), "a GPU is here, but the library holds no CUDA kernels"
+    return CudaOperators(torch.ops.attnzoo, "cuda", lambda seed: None)

@@ -41,6 +41,12 @@ def test_kernels_are_named_briefly():
     assert support_ptxas.short_name(signature) == "forward_kernel<Half, true, GivenSamples<float>>"
     assert MAIN_PATH.match("forward_kernel<Half, true, GivenSamples<float>>")
     assert not MAIN_PATH.match("forward_kernel<Half, false, GivenSamples<float>>")
+    ours = "attnzoo::deform_kv_attn"
+    assert support_ptxas.short_name(f"void {ours}::by_keys_kernel<float, 32>({ours}::BackwardCall<float>)") == (
+        "by_keys_kernel<float, 32>"
+    )
+    assert MAIN_PATH.match("by_keys_kernel<float, 32>")
+    assert not MAIN_PATH.match("by_keys_kernel<float, 128>")
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ def usages(built: Built) -> list[Usage]:
 @pytest.mark.slow
 def test_the_main_path_does_not_spill(usages):
     main_path = [usage for usage in usages if MAIN_PATH.match(usage.kernel)]
-    assert len(main_path) == 2 * 3 * 2 * len(ARCHS)  # directions, types, given and fused samples
+    # directions, types, given and fused samples; forward and both passes backward of attention to displaced keys
+    assert len(main_path) == (2 * 3 * 2 + 3) * len(ARCHS)
     assert [usage for usage in main_path if usage.spilled or usage.stack] == []
 
 

@@ -1,16 +1,16 @@
 """What the CUDA kernels compute: on a GPU, and, without one, compiled for the CPU (support_emulation.py)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from support_emulation import Emulation, compile_library
+from support_emulation import CudaOperators
 from support_ops import Fused, arguments, fused_arguments, fused_reference
 from torch import Tensor
 
-from attnzoo.ops import library, reference
+from attnzoo.ops import reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}
@@ -19,10 +19,10 @@ ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}
 class Kernels:
     """The four operators on one device, with level shapes as pairs."""
 
-    def __init__(self, ops: Any, device: str, reorder: Callable[[int], None]):
-        self.ops = ops
-        self.device = device
-        self.reorder = reorder
+    def __init__(self, operators: CudaOperators):
+        self.ops = operators.ops
+        self.device = operators.device
+        self.reorder = operators.reorder
 
     def put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.to(self.device) for tensor in tensors]
@@ -44,18 +44,9 @@ class Kernels:
         return self.ops.ms_deform_attn_fused_backward(grad, value, flat(given.shapes), *others, deterministic)
 
 
-EMULATED = pytest.param("emulated", marks=pytest.mark.slow)
-ON_GPU = pytest.param("cuda", marks=pytest.mark.cuda)
-
-
-@pytest.fixture(scope="module", params=[EMULATED, ON_GPU])
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
-    if request.param == "cuda":
-        assert library.compiled_for("cuda"), "a GPU is here, but the library holds no CUDA kernels"
-        yield Kernels(torch.ops.attnzoo, "cuda", lambda seed: None)
-    else:
-        emulation = Emulation(compile_library(tmp_path_factory.mktemp("emulated")))
-        yield Kernels(emulation.ops, "cpu", emulation.reorder)
+@pytest.fixture
+def kernels(cuda_operators: CudaOperators) -> Kernels:
+    return Kernels(cuda_operators)
 
 
 def flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
@@ -205,8 +196,9 @@ def test_fused_deterministic_to_the_bit(kernels):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-@pytest.mark.parametrize("kernels", [EMULATED], indirect=True)
-def test_the_emulation_would_show_an_order(kernels):
+@pytest.mark.slow
+def test_the_emulation_would_show_an_order(emulation):
+    kernels = Kernels(CudaOperators(emulation.ops, "cpu", emulation.reorder))
     given = crowd()
     grad = slope(kernels.forward(*given))
     kernels.reorder(0)

@@ -1,9 +1,10 @@
 // Stands in for CUDA's own header: with it on the include path a C++ compiler takes the sources of the CUDA operators,
-// and a launch runs on the CPU, warp by warp.
+// and a launch runs on the CPU, block by block.
 //
-// The lanes of a warp are coroutines. They take turns in a random order and change only where CUDA makes them wait for
-// each other (shuffles, __syncwarp): what needs a barrier and has none goes wrong in some order. Blocks run in a random
-// order too. Lanes that wait for lanes that never come are reported. Kernels with __syncthreads do not run here.
+// The threads of a block are coroutines. They take turns in a random order and change only where CUDA makes them wait
+// for each other (shuffles, votes, __syncwarp, __syncthreads): what needs a barrier and has none goes wrong in some
+// order. Blocks run in a random order too. Threads that wait for others that never come are reported, and so is writing
+// beyond the shared memory that a launch asked for, which begins as NaN.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 #define __host__
 #define __device__
 #define __forceinline__ inline
-#define __shared__ static
+#define __shared__ thread_local  // static within a function, and may be declared extern; there is one thread
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -41,28 +42,37 @@ inline float4 make_float4(float x, float y, float z, float w) {
 
 namespace emulation {
 
-extern unsigned thread;  // of the lane that runs
+extern unsigned thread;  // that runs
 extern unsigned block;
 constexpr unsigned kWarpSize = 32;
+constexpr unsigned kMostThreads = 1024;
+constexpr size_t kMostShared = 227 * 1024;  // bytes a block can ask for
 
-// Blocks the running lane until all lanes of `mask` wait with the same mask.
+// Holds up the running thread until all lanes of `mask` in its warp wait with the same mask.
 void wait_for(uint32_t mask);
 
-// What each lane of the running warp lays out for the others to read.
-extern uint64_t exchanged[kWarpSize];
+// Holds up the running thread until all threads of its block wait here.
+void wait_for_block();
+
+// What each thread lays out for the others of its warp to read.
+extern uint64_t exchanged[kMostThreads];
+
+inline unsigned first_of_warp() {
+  return thread / kWarpSize * kWarpSize;
+}
 
 // Makes the launch under way fail: addresses of vectors must be multiples of their size.
 void require_alignment(const void* address, size_t bytes);
 
-void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
+void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 template <typename T>
 T exchange(uint32_t mask, T mine, unsigned from_lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  std::memcpy(&exchanged[thread % kWarpSize], &mine, sizeof(T));
+  std::memcpy(&exchanged[thread], &mine, sizeof(T));
   wait_for(mask);
   T theirs;
-  std::memcpy(&theirs, &exchanged[from_lane], sizeof(T));
+  std::memcpy(&theirs, &exchanged[first_of_warp() + from_lane], sizeof(T));
   wait_for(mask);
   return theirs;
 }
@@ -80,6 +90,27 @@ extern dim3 gridDim;
 
 inline void __syncwarp(uint32_t mask = 0xffffffffu) {
   emulation::wait_for(mask);
+}
+
+inline void __syncthreads() {
+  emulation::wait_for_block();
+}
+
+inline int __all_sync(uint32_t mask, int predicate) {
+  emulation::exchanged[emulation::thread] = predicate != 0;
+  emulation::wait_for(mask);
+  bool all = true;
+  for (unsigned i = 0; i < emulation::kWarpSize; ++i) {
+    all = all && ((mask >> i & 1) == 0 || emulation::exchanged[emulation::first_of_warp() + i]);
+  }
+  emulation::wait_for(mask);
+  return all;
+}
+
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T x, unsigned distance) {
+  const unsigned lane = emulation::thread % emulation::kWarpSize;
+  return emulation::exchange(mask, x, lane < distance ? lane : lane - distance);
 }
 
 template <typename T>
@@ -103,11 +134,17 @@ void atomicAdd(T* to, T x) {
   *to += x;
 }
 
+template <typename T>
+void atomicMax(T* to, T x) {
+  *to = std::max(*to, x);
+}
+
 inline void atomicAdd(float4* to, float4 x) {
   emulation::require_alignment(to, sizeof(x));
   *to = {to->x + x.x, to->y + x.y, to->z + x.z, to->w + x.w};
 }
 
+using std::max;
 using std::min;
 
 using cudaStream_t = void*;
@@ -117,12 +154,19 @@ constexpr cudaError_t cudaSuccess = 0;
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
+  size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(
     const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  emulation::run(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
+  emulation::run(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

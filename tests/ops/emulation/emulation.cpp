@@ -14,46 +14,54 @@
 
 dim3 gridDim;
 
+// The operators' shared memory (csrc/common/cuda.h), with a guard behind it.
+namespace attnzoo_emulated {
+constexpr size_t kGuard = 64;  // of sixteen bytes
+thread_local uint4 shared_bytes[emulation::kMostShared / sizeof(uint4) + kGuard];
+}  // namespace attnzoo_emulated
+
 namespace emulation {
 
 unsigned thread;
 unsigned block;
-uint64_t exchanged[kWarpSize];
+uint64_t exchanged[kMostThreads];
 
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
+constexpr unsigned char kUntouched = 0xff;  // in all bytes of a float or double: NaN
 std::minstd_rand order;
 
 struct Lane {
   ucontext_t context;
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   uint32_t waits_for = 0;
+  bool waits_for_block = false;
   bool done = false;
 };
 
-Lane lanes[kWarpSize];
+std::vector<Lane> lanes;  // of a block
 ucontext_t scheduler;
 const std::function<void()>* running;
 bool misaligned;
 
 void lane_main() {
   (*running)();
-  lanes[thread % kWarpSize].done = true;
+  lanes[thread].done = true;
 }
 
-// Lets go on all lanes that are waiting for each other; false where there are none.
-bool release() {
-  for (const Lane& first : lanes) {
-    const uint32_t mask = first.waits_for;
+// Lets the lanes of a warp go on that are waiting for each other; false where there are none.
+bool release_warp(Lane* warp) {
+  for (unsigned first = 0; first < kWarpSize; ++first) {
+    const uint32_t mask = warp[first].waits_for;
     bool complete = mask != 0;
     for (unsigned i = 0; i < kWarpSize; ++i) {
-      complete = complete && ((mask >> i & 1) == 0 || lanes[i].waits_for == mask);
+      complete = complete && ((mask >> i & 1) == 0 || warp[i].waits_for == mask);
     }
     if (complete) {
       for (unsigned i = 0; i < kWarpSize; ++i) {
         if (mask >> i & 1) {
-          lanes[i].waits_for = 0;
+          warp[i].waits_for = 0;
         }
       }
       return true;
@@ -62,29 +70,51 @@ bool release() {
   return false;
 }
 
-void run_warp(unsigned first_thread) {
+// Lets all threads go on if all of them wait for the block.
+bool release_block() {
+  for (const Lane& lane : lanes) {
+    if (!lane.waits_for_block) {
+      return false;
+    }
+  }
+  for (Lane& lane : lanes) {
+    lane.waits_for_block = false;
+  }
+  return true;
+}
+
+bool release() {
+  bool any = false;
+  for (size_t first = 0; first < lanes.size(); first += kWarpSize) {
+    any = release_warp(&lanes[first]) || any;
+  }
+  return any || release_block();
+}
+
+void run_block() {
   for (Lane& lane : lanes) {
     lane.waits_for = 0;
+    lane.waits_for_block = false;
     lane.done = false;
     getcontext(&lane.context);
     lane.context.uc_stack = {lane.stack.get(), 0, kStackBytes};
     lane.context.uc_link = &scheduler;
     makecontext(&lane.context, lane_main, 0);
   }
-  unsigned turns[kWarpSize];
-  std::iota(turns, turns + kWarpSize, 0u);
+  std::vector<unsigned> turns(lanes.size());
+  std::iota(turns.begin(), turns.end(), 0u);
   do {
-    std::shuffle(turns, turns + kWarpSize, order);
+    std::shuffle(turns.begin(), turns.end(), order);
     for (const unsigned i : turns) {
-      if (!lanes[i].done && lanes[i].waits_for == 0) {
-        thread = first_thread + i;
+      if (!lanes[i].done && lanes[i].waits_for == 0 && !lanes[i].waits_for_block) {
+        thread = i;
         swapcontext(&scheduler, &lanes[i].context);
       }
     }
   } while (release());
   for (const Lane& lane : lanes) {
     if (!lane.done) {
-      throw std::runtime_error("emulation: lanes of a warp wait for others that do not come");
+      throw std::runtime_error("emulation: threads wait for others that do not come");
     }
   }
 }
@@ -92,26 +122,38 @@ void run_warp(unsigned first_thread) {
 }  // namespace
 
 void wait_for(uint32_t mask) {
-  Lane& lane = lanes[thread % kWarpSize];
-  lane.waits_for = mask;
-  swapcontext(&lane.context, &scheduler);
+  lanes[thread].waits_for = mask;
+  swapcontext(&lanes[thread].context, &scheduler);
+}
+
+void wait_for_block() {
+  lanes[thread].waits_for_block = true;
+  swapcontext(&lanes[thread].context, &scheduler);
 }
 
 void require_alignment(const void* address, size_t bytes) {
   misaligned = misaligned || reinterpret_cast<uintptr_t>(address) % bytes != 0;
 }
 
-void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  if (threads % kWarpSize != 0 || threads > kMostThreads || shared_bytes > kMostShared) {
+    throw std::runtime_error("emulation: no GPU runs such a block");
+  }
+  auto* const shared = reinterpret_cast<unsigned char*>(attnzoo_emulated::shared_bytes);
+  const size_t guarded = shared_bytes + attnzoo_emulated::kGuard * sizeof(uint4);
   running = &kernel;
   gridDim.x = blocks;
   misaligned = false;
+  lanes.resize(threads);
   std::vector<unsigned> turns(blocks);
   std::iota(turns.begin(), turns.end(), 0u);
   std::shuffle(turns.begin(), turns.end(), order);
   for (const unsigned turn : turns) {
     block = turn;
-    for (unsigned first = 0; first < threads; first += kWarpSize) {
-      run_warp(first);
+    std::fill(shared, shared + guarded, kUntouched);
+    run_block();
+    if (std::any_of(shared + shared_bytes, shared + guarded, [](unsigned char byte) { return byte != kUntouched; })) {
+      throw std::runtime_error("emulation: written beyond the shared memory of a block");
     }
   }
   if (misaligned) {
