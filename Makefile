@@ -21,7 +21,7 @@ test: setup  ## the test-suite without the slow part
 	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup  ## the slow part: whole trainings, kills, packaging, compiler runs
-	$(RUN) -m pytest -m "slow and not slurm" -n 2 --dist loadfile --durations=15
+	$(RUN) -m pytest -m "slow and not slurm" -n 2 --dist loadscope --durations=15
 
 test-slurm: setup  ## sweeps and faults on a SLURM cluster of this machine's own
 	$(RUN) -m pytest -m slurm -n 2 --dist loadfile --durations=15

@@ -1,6 +1,7 @@
 """What all tests share: one thread, and a loud reason where the machine lacks something."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,3 +23,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="NOT TESTED HERE: needs a CUDA GPU"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadscope` keeps together what shares a build: tests of a file whose fixtures have the module's scope.
+
+    Every other test goes to whichever process is free, however long the rest of its file is. (xdist's loadgroup, made
+    for this, no longer groups with pytest 9.2: pytest-dev/pytest-xdist#1386.)
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharedBuild(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if 'scope="module"' in (config.rootpath / file).read_text() else nodeid
+
+    return BySharedBuild(config, log)

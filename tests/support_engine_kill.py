@@ -1,4 +1,4 @@
-"""A worker to which something happens at an exact moment: `support_engine_kill.py RUN_DIR MOMENT COUNT`.
+"""A worker to which something happens at an exact moment.
 
 It dies by SIGKILL, unless the moment is "sleep" or a signal's name: then it sleeps in a step, or gets that signal.
 """
@@ -70,6 +70,7 @@ def arm(moment: str, count: int) -> None:
         MetricsWriter.write = write
 
 
-if __name__ == "__main__":
-    arm(sys.argv[2], int(sys.argv[3]))
-    sys.exit(worker.main(sys.argv[1]))
+def main(run: str, moment: str, count: int) -> None:
+    """Train the run in `run` in this process, which ends with it."""
+    arm(moment, count)
+    sys.exit(worker.main(run))

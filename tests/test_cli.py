@@ -220,8 +220,8 @@ def test_a_failing_run_does_not_stop_the_others(tiny: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
-    steps = "train.steps=400"
-    command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", steps, "train.log_every=10"]
+    steps = "train.steps=200"
+    command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", steps, "train.log_every=5"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     statuses = [tiny.parent / f"runs/tiny/points={points}-seed=0/status.json" for points in (1, 2)]
     deadline = time.monotonic() + 120
@@ -260,7 +260,7 @@ def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, p
 @pytest.mark.slow
 def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Path) -> None:
     """The first time by SIGKILL to its process; the results are those of a sweep left alone."""
-    command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=300", "train.checkpoint_every=20"]
+    command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=150", "train.checkpoint_every=10"]
     process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = tiny.parent / "runs/tiny/points=1-seed=0"
     deadline = time.monotonic() + 240
@@ -277,7 +277,8 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Pat
     first, second = json.loads(shown.stdout)
     assert (first["state"], first["requeued"], first["machine_failures"]) == ("done", 1, 1)
     assert (second["state"], second["requeued"]) == ("done", 0)
-    whole = subprocess.run([*command, "output=whole"], capture_output=True, timeout=300)
+    alone = "sweep.zip={model.encoder.attention.points: [1], model.decoder.attention.points: [1]}"
+    whole = subprocess.run([*command, alone, "output=whole"], capture_output=True, timeout=300)
     assert whole.returncode == 0
     assert results(run) == results(tiny.parent / "whole/tiny/points=1-seed=0")
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 
 from attnzoo.errors import UserError
 
@@ -90,7 +89,7 @@ class Painter:
     def __init__(self, look: Look, split: str):
         self.look = look
         self.digits = digit_ids(split)
-        self.labels = load_digits().target.tolist()
+        self.labels = _digits()[1]
         # Cut first: scaling a region of the whole photograph would read a little beyond the region's edge.
         halves = {name: photo_half(name, split) for name in sorted(photographs())}
         self.photos = [(name, half[0], photographs()[name].crop(half)) for name, half in halves.items()]
@@ -182,6 +181,8 @@ def overlap(one: Box, other: Box) -> float:
 @cache
 def photographs() -> dict[str, Image.Image]:
     """scikit-learn's sample photographs by file name."""
+    from sklearn.datasets import load_sample_images  # as in _digits
+
     bundled = load_sample_images()
     return {Path(f).name: Image.fromarray(pixels) for f, pixels in zip(bundled.filenames, bundled.images, strict=True)}
 
@@ -196,7 +197,7 @@ def digit_ids(split: str) -> list[int]:
     """The numbers in load_digits that belong to a split: every fifth of each class to val, the others to train."""
     count = dict.fromkeys(range(10), 0)
     ids = []
-    for number, label in enumerate(load_digits().target.tolist()):
+    for number, label in enumerate(_digits()[1]):
         if (count[label] % 5 == 0) == (split == "val"):
             ids.append(number)
         count[label] += 1
@@ -206,7 +207,7 @@ def digit_ids(split: str) -> list[int]:
 @cache
 def glyph(source: int, torn: bool) -> Image.Image:
     """A digit as an enlarged mask with a margin; `torn`: its 16 blocks of 2x2 pixels shuffled."""
-    small = _digits()[source]
+    small = _digits()[0][source]
     if torn:
         blocks = small.reshape(4, 2, 4, 2).swapaxes(1, 2).reshape(16, 2, 2)[SHUFFLE]
         small = blocks.reshape(4, 4, 2, 2).swapaxes(1, 2).reshape(8, 8)
@@ -216,6 +217,9 @@ def glyph(source: int, torn: bool) -> Image.Image:
 
 
 @cache
-def _digits() -> NDArray[np.float64]:
-    images: NDArray[np.float64] = load_digits().images
-    return images
+def _digits() -> tuple[NDArray[np.float64], list[int]]:
+    """scikit-learn's digits, (N, 8, 8), and what each shows."""
+    from sklearn.datasets import load_digits  # takes a second, and most processes find their images in the cache
+
+    bundled = load_digits()
+    return bundled.images, bundled.target.tolist()

@@ -1,5 +1,7 @@
 """Real processes, really killed and interrupted: what resumes gives exactly what the uninterrupted run gives."""
 
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +17,26 @@ from attnzoo.engine import worker
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.rundir import RunDir
 
+# Each process is forked from one that has imported torch and the engine and done nothing yet.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload([worker.__name__])
+
+
+def begin(run: RunDir, moment: str, count: int) -> multiprocessing.Process:
+    """A worker, to which something happens at an exact moment."""
+    process = FRESH.Process(target=support_engine_kill.main, args=(str(run.path), moment, count))
+    process.start()
+    return process
+
+
+def ended(process: multiprocessing.Process, seconds: float = 120) -> int | None:
+    """How it ended: the exit code, or the negative signal."""
+    process.join(seconds)
+    return process.exitcode
+
 
 def kill_at(run: RunDir, moment: str, count: int) -> None:
-    command = [sys.executable, support_engine_kill.__file__, str(run.path), moment, str(count)]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert ended(begin(run, moment, count)) == -signal.SIGKILL
     assert run.read_status()["state"] == "running"
 
 
@@ -109,14 +127,14 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     """In a step that would take a minute."""
     run = tiny_run(tmp_path, train__steps="100000")
-    process = subprocess.Popen([sys.executable, support_engine_kill.__file__, str(run.path), "sleep", "5"])
+    process = begin(run, "sleep", 5)
     wait_for_rows(run, 2)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     time.sleep(1.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == worker.INTERRUPTED
+    assert process.exitcode is None
+    os.kill(process.pid, signal.SIGINT)
+    assert ended(process, 20) == worker.INTERRUPTED
     assert run.read_status()["state"] == "interrupted"
 
 
@@ -124,8 +142,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_other_signals_are_stop_requests_too(whole, tmp_path, name):
     run = tiny_run(tmp_path)
-    command = [sys.executable, support_engine_kill.__file__, str(run.path), name, "7"]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == worker.INTERRUPTED
+    assert ended(begin(run, name, 7)) == worker.INTERRUPTED
     assert (run.read_status()["state"], run.read_status()["signal"]) == ("interrupted", name)
     assert load(Checkpoints(run.checkpoints).last())["step"] == 7  # of which no periodic one is made
     assert worker.main(run.path) == worker.DONE

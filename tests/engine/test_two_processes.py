@@ -23,6 +23,16 @@ from attnzoo.rundir import RunDir
 STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__log_every": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 WORKER = ["-m", "attnzoo.engine.worker"]
+PARALLEL = ("ddp", "fsdp2")
+
+
+def train_together(*runs: RunDir) -> None:
+    """Train runs one after the other in one group of two processes, whose imports take longer than a run."""
+    paths = [str(run.path) for run in runs]
+    done = subprocess.run(
+        [*TORCHRUN, support_engine_runs.__file__, *paths], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def assert_close(run: RunDir, other: RunDir) -> None:
@@ -74,9 +84,10 @@ def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_res
     sharded = STILL | {"processes": "2", "train__parallel": "fsdp2"}
     one, whole = tiny_run(tmp_path / "one", **STILL), tiny_run(tmp_path / "whole", **sharded)
     assert worker.main(one.path) == worker.DONE
-    done = subprocess.run([*TORCHRUN, *WORKER, str(whole.path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    together = halfway(one, tmp_path / "together", **sharded)
+    train_together(whole, together)
     assert_close(whole, one)
+    assert_close(together, whole)
     own, every = map(int, re.search(r"sharded: (\d+) of (\d+) parameters", whole.log.read_text()).groups())
     assert own < 0.55 * every
     assert_loads_in_one_process(whole, one)
@@ -86,11 +97,9 @@ def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_res
     assert 0 < run.last_step() < 20
     assert subprocess.run([*TORCHRUN, *WORKER, str(run.path)], capture_output=True, timeout=300).returncode == 0
     assert results(run) == results(whole)
-    alone, together = halfway(whole, tmp_path / "alone", **STILL), halfway(one, tmp_path / "together", **sharded)
+    alone = halfway(whole, tmp_path / "alone", **STILL)
     assert worker.main(alone.path) == worker.DONE
     assert_close(alone, one)
-    assert subprocess.run([*TORCHRUN, *WORKER, str(together.path)], capture_output=True, timeout=300).returncode == 0
-    assert_close(together, whole)
 
 
 def halfway(run: RunDir, folder: Path, **changes: str) -> RunDir:
@@ -120,28 +129,26 @@ def assert_loads_in_one_process(run: RunDir, other: RunDir) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_two_processes_classify_as_one(tmp_path, parallel):
+def test_two_processes_classify_as_one(tmp_path):
     """Without what draws for each process: mixing and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
-    still["train__parallel"] = parallel
-    one, two = tiny_classifier(tmp_path / "one", **still), tiny_classifier(tmp_path / "two", **still, processes="2")
+    one = tiny_classifier(tmp_path / "one", **still)
     assert worker.main(one.path) == worker.DONE
-    done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert_close(two, one)
+    twos = [tiny_classifier(tmp_path / p, **still, processes="2", train__parallel=p) for p in PARALLEL]
+    train_together(*twos)
+    for two in twos:
+        assert_close(two, one)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path, parallel):
+def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
     options = STILL | {"model__loss__auxiliary": "false", "train__accumulate": "2", "train__steps": "6"}
-    options["train__parallel"] = parallel
-    one, two = tiny_run(tmp_path / "one", **options), tiny_run(tmp_path / "two", **options, processes="2")
+    one = tiny_run(tmp_path / "one", **options, train__parallel="fsdp2")  # which changes nothing for one process
     assert worker.main(one.path) == worker.DONE
-    done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert_close(two, one)
+    twos = [tiny_run(tmp_path / p, **options, processes="2", train__parallel=p) for p in PARALLEL]
+    train_together(*twos)
+    for two in twos:
+        assert_close(two, one)
 
 
 @pytest.mark.slow
@@ -160,15 +167,13 @@ def test_a_failing_rank_ends_all_and_its_error_is_the_one_recorded(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
-    whole = tiny_run(tmp_path / "whole", processes="2", train__steps="60")
-    command = [*TORCHRUN, *WORKER]
-    assert subprocess.run([*command, str(whole.path)], capture_output=True, timeout=300).returncode == 0
-    run = tiny_run(tmp_path / "run", processes="2", train__steps="60")
-    process = subprocess.Popen([*command, str(run.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run, whole = (tiny_run(tmp_path / name, processes="2", train__steps="60") for name in ("run", "whole"))
+    command = [*TORCHRUN, *WORKER, str(run.path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     interrupt_at_a_step(process, run)
     assert run.read_status()["state"] == "interrupted"
-    assert run.read_status()["step"] < 60
-    assert subprocess.run([*command, str(run.path)], capture_output=True, timeout=300).returncode == 0
+    assert 0 < run.last_step() < 60
+    train_together(run, whole)  # which also shows that a run leaves nothing to the next
     assert results(run) == results(whole)  # dropout and BatchNorm of both ranks included
 
 
@@ -179,14 +184,3 @@ def interrupt_at_a_step(process: "subprocess.Popen[bytes]", run: RunDir) -> None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=120)
-
-
-@pytest.mark.slow
-def test_runs_follow_each_other_in_one_group_of_processes(tmp_path):
-    runs = [tiny_run(tmp_path / name, processes="2", train__steps="4") for name in ("first", "second")]
-    paths = [str(run.path) for run in runs]
-    done = subprocess.run(
-        [*TORCHRUN, support_engine_runs.__file__, *paths], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert results(runs[0]) == results(runs[1])
