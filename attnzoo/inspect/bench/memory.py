@@ -18,6 +18,7 @@ REPEATS = 3  # calls of which the least peak counts
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # proc(5): /proc/pid/clear_refs
 _M_MMAP_THRESHOLD, _LARGE = -3, 2**16  # mallopt(3)
+_LARGEST = 2**35  # of the holes that are looked for
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int | None:
@@ -64,12 +65,29 @@ def _peak_of_process(call: Callable[[], object]) -> int:
     call()
     peaks = []
     for _ in range(REPEATS):
+        _fill_holes(libc)
         libc.malloc_trim(0)  # else the call could use free pages that are resident already
         _CLEAR.write_text(_RESET_PEAK)
         before = _resident("VmRSS")
         call()
         peaks.append(max(0, _resident("VmHWM") - before))
     return min(peaks)  # pages that the system had taken away come back in a call, which only ever adds
+
+
+def _fill_holes(libc: ctypes.CDLL) -> None:
+    """Take what is free inside malloc's heap, in large blocks that nobody touches.
+
+    Else a tensor could lie there, whose pages stay resident after it, and the next one be mapped beside them.
+    """
+    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_size_t
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
+    libc.free.argtypes = [ctypes.c_size_t]
+    end, size = libc.sbrk(0), _LARGEST
+    while size >= _LARGE:
+        block = libc.malloc(size)
+        if not 0 < block < end:  # none, or mapped: no hole is as large
+            libc.free(block)
+            size //= 2
 
 
 def _resident(field: str) -> int:
