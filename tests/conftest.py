@@ -1,6 +1,8 @@
 """What all tests share: one thread, and a loud reason where the machine lacks something."""
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadscope` keeps together what shares a build: tests of a file whose fixtures have the module's scope.
+    """`--dist loadscope` keeps together what shares a build: the emulated CUDA kernels, a file that makes its own.
 
     Every other test goes to whichever process is free, however long the rest of its file is. (xdist's loadgroup, made
     for this, no longer groups with pytest 9.2: pytest-dev/pytest-xdist#1386.)
@@ -38,7 +40,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class BySharedBuild(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if "[emulated" in nodeid:
+                return "emulated"
             file = nodeid.partition("::")[0]
-            return file if 'scope="module"' in (config.rootpath / file).read_text() else nodeid
+            return file if builds(config.rootpath / file) else nodeid
 
     return BySharedBuild(config, log)
+
+
+@functools.cache
+def builds(file: Path) -> bool:
+    """Whether the tests of a file share a fixture."""
+    return 'scope="module"' in file.read_text()
