@@ -77,12 +77,12 @@ def require(programs: Mapping[str, str]) -> None:
     pytest.skip(f"NOT TESTED HERE: {hint}")
 
 
-def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> None:
-    """Wait until the condition is true; fails after `seconds`."""
+def wait(condition: Callable[[], object], seconds: float = 240, what: str = "", pause: float = 0.1) -> None:
+    """Wait until the condition, asked every `pause` seconds, is true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain {what() if callable(what) else what}"
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 class Cluster:
@@ -234,7 +234,9 @@ class Sweep:
 
     def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
         """Wait until no run is active; returns their states."""
-        wait(lambda: not any(one.active for one in collect(self.runs)), seconds, f"for the end in {self.runs}")
+        # Each look asks SLURM, which takes from the processors that the runs wait for.
+        ended = f"for the end in {self.runs}"
+        wait(lambda: not any(one.active for one in collect(self.runs)), seconds, ended, pause=0.5)
         return self.states()
 
     def tell(self, name: str) -> str:
