@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/pages.h"
 #include "../common/simd_level.h"
 #include "problem.h"
 
@@ -206,8 +207,8 @@ struct Arguments {
 
 Tensor run_forward(const Arguments& given) {
   const Problem& problem = given.problem;
-  Tensor output =
-      torch::stable::new_empty(given.value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
+  Tensor output = with_huge_pages(
+      torch::stable::new_empty(given.value, {problem.batch, problem.queries, problem.heads * problem.head_dim}));
   with_scalar(given.places, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
     const Tables<T> tables(problem);
@@ -227,9 +228,9 @@ Tensor run_forward(const Arguments& given) {
 
 struct Gradients {
   explicit Gradients(const Arguments& given)
-      : value(torch::stable::empty_like(given.value)),
-        places(torch::stable::empty_like(given.places)),
-        scores(torch::stable::empty_like(given.scores)) {
+      : value(with_huge_pages(torch::stable::empty_like(given.value))),
+        places(with_huge_pages(torch::stable::empty_like(given.places))),
+        scores(with_huge_pages(torch::stable::empty_like(given.scores))) {
     if (given.references) {
       references = torch::stable::empty_like(*given.references);
     }

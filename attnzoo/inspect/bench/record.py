@@ -20,7 +20,7 @@ from attnzoo.inspect.environment import cpu, source, version
 from attnzoo.rundir import atomic_write
 
 FORMAT = 1
-TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "ATTNZOO_SIMD")  # beginnings of variables
+TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "THP_", "ATTNZOO_SIMD")  # beginnings of variables
 
 
 @dataclass(frozen=True)
