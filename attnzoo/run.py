@@ -1,12 +1,13 @@
 """Train what an experiment file describes: `python -m attnzoo.run EXPERIMENT.yaml [key=value …]`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from attnzoo.errors import UserError
 
-REFUSED, INTERRUPTED = 2, 130
+REFUSED, INTERRUPTED, UNREAD = 2, 130, 141
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -21,13 +22,18 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def report_errors(command: Callable[[], int]) -> int:
     """The exit code of `command`; what a user can correct is printed as one line, with exit code 2."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # as in `attnzoo list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return UNREAD
 
 
 def _start(given: argparse.Namespace) -> int:

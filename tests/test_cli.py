@@ -144,6 +144,17 @@ def test_the_installed_command_is_the_command_line(capsys: pytest.CaptureFixture
     assert "reference: available" in capsys.readouterr().out
 
 
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    left = subprocess.Popen(
+        [sys.executable, "-m", "attnzoo", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert left.stdout
+    assert left.stderr
+    left.stdout.close()
+    assert left.stderr.read() == ""
+    assert left.wait() == 141
+
+
 def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list"]) == 0
     out = capsys.readouterr().out

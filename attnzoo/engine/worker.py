@@ -157,7 +157,7 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
     del model
     try:
         trainer.run(metrics)
-    except Diverged:
+    except (Diverged, Interrupted):
         progress.beat(now=True)  # the step that it came to
         raise
     if metrics is not None:

@@ -117,7 +117,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == worker.INTERRUPTED
     last = Checkpoints(run.checkpoints).last()
     assert run.read_status()["state"] == "interrupted"
-    assert load(last)["step"] >= run.read_metrics()[-1]["step"]
+    assert load(last)["step"] == run.read_status()["step"] >= run.read_metrics()[-1]["step"]
     assert f"saved as {last}" in output
     assert "again to resume" in output
     assert "Traceback" not in output + run.log.read_text()
