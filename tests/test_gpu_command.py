@@ -109,9 +109,9 @@ def test_the_sanitizer_is_found_beside_nvcc_in_the_toolkit_and_among_packages(tm
 def test_tests_under_the_sanitizer_come_after_what_matters_most_and_take_little(tmp_path):
     planned = gpu.steps("cuda", False, tmp_path, "/bin/compute-sanitizer")
     names = [step.name for step in planned]
-    assert names.index(gpu.OTHERS) < names.index("memcheck") < names.index("racecheck")
+    assert names[-2:] == ["memcheck", "racecheck"]
     checks = [step for step in planned if step.name in gpu.CHECKS]
-    assert 0 < sum(step.seconds for step in checks) <= 45
+    assert 0 < sum(step.seconds for step in checks) <= 80
     assert all(step.command[2:5] == ["/bin/compute-sanitizer", "--tool", step.name] for step in checks)
 
 
@@ -128,6 +128,7 @@ def test_every_name_of_tests_under_the_sanitizer_is_one():
 def test_without_the_sanitizer_the_summary_says_so_and_nothing_has_failed():
     result = gpu.Result("memcheck", f"{gpu.NOT_RUN}: compute-sanitizer was not found", 0, "")
     assert not gpu.is_failure(result)
+    assert not gpu.is_failure(gpu.Result("memcheck", "stopped after 40 s", 40, ""))
     assert gpu.is_failure(gpu.Result("memcheck", "failed with exit code 9", 3, ""))
 
 

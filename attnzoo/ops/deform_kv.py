@@ -1,7 +1,7 @@
 """Attention to displaced keys with a relative position bias: schemas, fake and autograd rules, FLOPs, Python faces."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -59,8 +59,7 @@ def deform_kv_attention(
     Beside half-precision tokens, positions and tables may be float32; the computation is in float32 then. Under
     autocast, query, key and value take its dtype.
 
-    Raises TypeError or ValueError naming the argument that does not fit, and RuntimeError on CUDA for heads of more
-    than 128 channels, 64 in float64.
+    Raises TypeError or ValueError naming the argument that does not fit.
     """
     query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
@@ -71,7 +70,9 @@ def deform_kv_attention(
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions, torch.cat([table.flatten(1) for table in tables], 1)])
     shapes = [size for table in tables for size in table.shape[1:]]
-    output, _ = torch.ops.attnzoo.deform_kv_attention(*floats, shapes, key_counts, key_padding, scale)
+    fits = _kernels_take(floats[0], len(tables))
+    operator = torch.ops.attnzoo.deform_kv_attention if fits else torch.ops.attnzoo.deform_kv_attention_in_blocks
+    output, _ = operator(*floats, shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
 
@@ -112,6 +113,12 @@ def deform_kv_attention_mlp(
     return output.to(query.dtype)
 
 
+def _kernels_take(query: Tensor, levels: int) -> bool:
+    """Whether the kernels of its device take such heads and so many levels: those for CUDA have limits."""
+    channels = 64 if query.dtype == torch.float64 else 128
+    return not query.is_cuda or (query.shape[-1] <= channels and levels <= 64)
+
+
 def _in_one_precision(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.float() for tensor in tensors] if tensors[0].dtype in HALF else tensors
 
@@ -122,20 +129,23 @@ _OTHERS = "SymInt[] key_counts, Tensor? key_padding, float scale"
 _TABLE = f"{_TOKENS}, Tensor tables, SymInt[] table_shapes, {_OTHERS}"
 _MLP = f"{_TOKENS}, Tensor[] layers, {_OTHERS}"
 _FIVE = "Tensor, Tensor, Tensor, Tensor, Tensor"
-for _schema in (
-    f"deform_kv_attention({_TABLE}) -> (Tensor output, Tensor log_sums)",
-    f"deform_kv_attention_backward(Tensor grad_output, {_TABLE}, Tensor output, Tensor log_sums) -> ({_FIVE}, Tensor)",
-    f"deform_kv_attention_mlp({_MLP}) -> (Tensor output, Tensor log_sums)",
-    f"deform_kv_attention_mlp_backward(Tensor grad_output, {_MLP}, Tensor output, Tensor log_sums)"
-    f" -> ({_FIVE}, Tensor[])",
+for _name, _arguments, _by_bias in (
+    ("deform_kv_attention", _TABLE, "Tensor"),
+    ("deform_kv_attention_in_blocks", _TABLE, "Tensor"),  # for what the kernels of a device do not take
+    ("deform_kv_attention_mlp", _MLP, "Tensor[]"),
 ):
-    _operators.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _backward = f"Tensor grad_output, {_arguments}, Tensor output, Tensor log_sums"
+    for _schema in (
+        f"{_name}({_arguments}) -> (Tensor output, Tensor log_sums)",
+        f"{_name}_backward({_backward}) -> ({_FIVE}, {_by_bias})",
+    ):
+        _operators.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 library.load()
 
 
 @cache
-def _warn_of_blocks(name: str, device_type: str) -> None:
-    why = library.load() or "the compiled library holds no kernels of it for this device"
+def _warn_of_blocks(name: str, device_type: str, why: str | None = None) -> None:
+    why = why or library.load() or "the compiled library holds no kernels of it for this device"
     warnings.warn(f"attnzoo: {name} on {device_type} runs in plain PyTorch: {why}", stacklevel=2)
 
 
@@ -163,7 +173,16 @@ def _table_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tenso
         return blocks.forward(*_table_call(query, *others))
 
 
+@torch.library.impl(_operators, "deform_kv_attention_in_blocks", "CompositeExplicitAutograd")
+def _wide_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    why = f"heads of {query.shape[-1]} channels in {query.dtype}, or so many levels, are more than its kernels take"
+    _warn_of_blocks("deform_kv_attention", query.device.type, why)
+    with torch.autocast(query.device.type, enabled=False):
+        return blocks.forward(*_table_call(query, *others))
+
+
 @torch.library.impl(_operators, "deform_kv_attention_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attention_in_blocks_backward", "CompositeExplicitAutograd")
 def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor, ...]:
     *arguments, output, log_sums = others
     call, bias = _table_call(*arguments)
@@ -187,12 +206,14 @@ def _mlp_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor |
 
 
 @torch.library.register_fake("attnzoo::deform_kv_attention", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attention_in_blocks", lib=_operators)
 @torch.library.register_fake("attnzoo::deform_kv_attention_mlp", lib=_operators)
 def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return blocks.new_by_token(query), query.new_empty(query.shape[:3])
 
 
 @torch.library.register_fake("attnzoo::deform_kv_attention_backward", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attention_in_blocks_backward", lib=_operators)
 @torch.library.register_fake("attnzoo::deform_kv_attention_mlp_backward", lib=_operators)
 def _backward_fake(grad_output: Tensor, *others: Any) -> tuple[Tensor | list[Tensor], ...]:
     tokens, positions, bias = others[:3], others[3:5], others[5]
@@ -206,12 +227,13 @@ def _save_table(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
     ctx.save_for_backward(*tensors, key_padding, *output)
 
 
-def _table_backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    *tensors, key_padding, output, log_sums = ctx.saved_tensors
-    gradients = torch.ops.attnzoo.deform_kv_attention_backward(
-        grad_output, *tensors, ctx.shapes, ctx.counts, key_padding, ctx.scale, output, log_sums
-    )
-    return (*gradients, None, None, None, None)
+def _table_rule(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        *tensors, key_padding, output, log_sums = ctx.saved_tensors
+        gradients = backward(grad_output, *tensors, ctx.shapes, ctx.counts, key_padding, ctx.scale, output, log_sums)
+        return (*gradients, None, None, None, None)
+
+    return differentiate
 
 
 def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -236,7 +258,12 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 for _name, _rule, _save in (
-    ("deform_kv_attention", _table_backward, _save_table),
+    ("deform_kv_attention", _table_rule(torch.ops.attnzoo.deform_kv_attention_backward), _save_table),
+    (
+        "deform_kv_attention_in_blocks",
+        _table_rule(torch.ops.attnzoo.deform_kv_attention_in_blocks_backward),
+        _save_table,
+    ),
     ("deform_kv_attention_mlp", _mlp_backward, _save_mlp),
 ):
     torch.library.register_autograd(f"attnzoo::{_name}", _rule, setup_context=_save, lib=_operators)
@@ -248,12 +275,14 @@ for _name, _rule, _save in (
 
 
 # As torch counts dense attention; like other work per pair outside matrix products, reading a table is not counted.
-@register_flop_formula(torch.ops.attnzoo.deform_kv_attention)
+@register_flop_formula([torch.ops.attnzoo.deform_kv_attention, torch.ops.attnzoo.deform_kv_attention_in_blocks])
 def _table_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-@register_flop_formula(torch.ops.attnzoo.deform_kv_attention_backward)
+@register_flop_formula(
+    [torch.ops.attnzoo.deform_kv_attention_backward, torch.ops.attnzoo.deform_kv_attention_in_blocks_backward]
+)
 def _table_backward_flops(
     grad_output: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:

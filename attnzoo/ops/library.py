@@ -28,10 +28,10 @@ def load() -> str | None:
     return None
 
 
-def compiled_for(device_type: str) -> bool:
-    """Whether the library holds kernels for "cpu", "cuda", …"""
+def compiled_for(device_type: str, operator: str = "ms_deform_attn") -> bool:
+    """Whether the library holds kernels of an operator for "cpu", "cuda", …"""
     key = device_type.upper()
-    return key in ("CPU", "CUDA") and torch._C._dispatch_has_kernel_for_dispatch_key("attnzoo::ms_deform_attn", key)
+    return key in ("CPU", "CUDA") and torch._C._dispatch_has_kernel_for_dispatch_key(f"attnzoo::{operator}", key)
 
 
 def backends() -> dict[str, str]:

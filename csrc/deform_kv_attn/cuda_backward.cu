@@ -16,15 +16,21 @@ using torch::headeronly::ScalarType;
 constexpr int64_t kEnoughBlocks = 2048;  // to keep any GPU busy
 constexpr int64_t kLeastQueries = 512;  // of a split, so that its sums are few beside what it reads
 
+// Of each head: of the sum of the norms of its rows, or of the largest norm. `like` is a tensor on the device.
 template <typename T>
 void find_exponents(
-    const Sizes& sizes, const Rows<const T>& rows, int32_t length, const bool* hidden, int32_t* exponents,
-    cudaStream_t stream) {
-  const int64_t blocks = divide_up(int64_t{length} * sizes.dim, kElements);
+    const Tensor& like, const Sizes& sizes, const Rows<const T>& rows, int32_t length, const bool* hidden, bool of_sum,
+    int32_t* exponents, cudaStream_t stream) {
+  const int64_t blocks = divide_up(length, kThreads);
+  const Tensor parts = torch::stable::new_empty(like, {2, sizes.tasks() * blocks});
+  T* sums = mutable_data<T>(parts);
+  T* maxima = sums + sizes.tasks() * blocks;
   if (sizes.tasks() * blocks > 0) {
-    launch(
-        &exponent_kernel<T>, sizes.tasks() * blocks, kThreads, stream, {sizes, rows, length, hidden, exponents});
+    launch_with(
+        2 * sizeof(T) * kThreads / kWarp, &norm_kernel<T>, sizes.tasks() * blocks, kThreads, stream,
+        {sizes, rows, length, hidden, sums, maxima});
   }
+  launch(&exponent_kernel<T>, sizes.heads, kWarp, stream, {sizes.batch * blocks, sums, maxima, of_sum, exponents});
 }
 
 template <typename T>
@@ -63,7 +69,8 @@ Gradients backward(
   const Tensor query_places =
       torch::stable::new_empty(query, {problem.batch, problem.heads, problem.level_count, problem.queries, 2});
   const Tensor key_places = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.keys, 2});
-  const Tensor sums = torch::stable::new_zeros(query, {problem.heads, cells}, ScalarType::Long);
+  const int64_t words = query.scalar_type() == ScalarType::Double ? kWords<double> : kWords<float>;
+  const Tensor sums = torch::stable::new_zeros(query, {problem.heads, cells, words}, ScalarType::Long);
   const Tensor marks = torch::stable::new_zeros(query, {3, problem.heads}, ScalarType::Int);
   int32_t* exponents = mutable_data<int32_t>(marks);
   int64_t key_blocks = 0;
@@ -81,7 +88,7 @@ Gradients backward(
     constexpr int kDim = decltype(channels)::value;
     const TableSums<T> table_sums{mutable_data<unsigned long long>(sums), exponents + 2 * problem.heads};
     const BackwardCall<T> call{
-        given.given<T>(),
+        given.given<T>({&results.by_output, &results.output, &by_query}),
         rows<T>(results.by_output),
         rows<T>(results.output),
         data<T>(results.log_sums),
@@ -93,8 +100,9 @@ Gradients backward(
         static_cast<int32_t>(splits),
         static_cast<int32_t>(divide_up(divide_up(problem.queries, splits), kThreads) * kThreads),
         mutable_data<T>(by_keys)};
-    find_exponents<T>(sizes, call.by_output, sizes.queries, nullptr, exponents, stream);
-    find_exponents<T>(sizes, call.given.value, sizes.keys, call.given.hidden, exponents + problem.heads, stream);
+    find_exponents<T>(query, sizes, call.by_output, sizes.queries, nullptr, true, exponents, stream);
+    find_exponents<T>(
+        query, sizes, call.given.value, sizes.keys, call.given.hidden, false, exponents + problem.heads, stream);
     if (by_query.numel() > 0) {
       launch_with(
           sizeof(T) * kByQueriesNumbers<T, kDim>, &by_queries_kernel<T, kDim>,

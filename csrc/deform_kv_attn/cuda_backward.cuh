@@ -20,7 +20,7 @@ struct BackwardCall {
   Rows<T> by_query;
   T* by_query_positions;  // (B, H, L, Nq, 2)
   TableSums<T> by_tables;
-  const int32_t* exponents;  // (2, H) of the output's gradient and of the values
+  const int32_t* exponents;  // (2, H), of the sum of the norms of output gradients, and of the largest norm of a value
   int32_t splits;  // of the queries, among blocks of keys
   int32_t queries_per_split;
   T* by_keys;  // (splits, B, H, Nk, 2 · D + 2): by key, by value, by position
@@ -31,66 +31,111 @@ struct BackwardCall {
 template <typename T, int kDim>
 constexpr int kBlocks = sizeof(T) * kDim <= 128 ? 6 : 1;
 
-constexpr int32_t kExponentOfOne = 1 << 20;  // exponents are counted from here on; zero stands for the number zero
-constexpr int32_t kNotFinite = 1 << 21;
+constexpr int32_t kNotFinite = 1 << 20;  // as an exponent
 
-// Of each head the least e with |x| < 2ᵉ for all of its numbers.
+// The norms of the rows of a head, added up and the largest of them, per block of kThreads rows.
 template <typename T>
-struct ExponentCall {
+struct NormCall {
   Sizes sizes;
   Rows<const T> rows;
-  int32_t length;  // rows of a head
+  int32_t length;  // rows of a head of an image
   const bool* hidden;  // (B, length), or null
-  int32_t* exponents;  // (H), zeros at first
+  T* sums;  // (H, B, blocks)
+  T* maxima;  // (H, B, blocks)
 };
 
-constexpr int kElements = 16 * kThreads;  // of one head of one image, per block
-
 template <typename T>
-__global__ void __launch_bounds__(kThreads) exponent_kernel(const __grid_constant__ ExponentCall<T> call) {
-  const int64_t elements = int64_t{call.length} * call.sizes.dim;
-  const int64_t blocks = divide_up(elements, kElements);
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormCall<T> call) {
+  const auto blocks = static_cast<uint32_t>(divide_up(call.length, kThreads));
   const Task task(call.sizes, blockIdx.x / blocks);
-  const T* rows = call.rows.of(task.image, task.head);
-  int32_t most = 0;
-  for (int k = 0; k < kElements; k += kThreads) {
-    const int64_t i = blockIdx.x % blocks * kElements + k + threadIdx.x;
-    const int64_t row = i / call.sizes.dim;
-    if (i < elements && !(call.hidden && call.hidden[int64_t{task.image} * call.length + row])) {
-      const T x = rows[row * call.rows.row + i % call.sizes.dim];
-      most = max(most, !std::isfinite(x) ? kNotFinite : x == T(0) ? 0 : kExponentOfOne + std::ilogb(x) + 1);
+  const auto row = static_cast<int32_t>(blockIdx.x % blocks * kThreads + threadIdx.x);
+  T unit = 0;  // so that squares neither overflow nor vanish
+  T squares = 0;
+  if (row < call.length && !(call.hidden && call.hidden[int64_t{task.image} * call.length + row])) {
+    const T* channels = call.rows.of(task.image, task.head) + row * call.rows.row;
+    for (int32_t d = 0; d < call.sizes.dim; ++d) {
+      unit = std::fmax(unit, std::abs(channels[d]));
+    }
+    unit = unit > T(0) && std::isfinite(unit) ? unit : T(1);
+    for (int32_t d = 0; d < call.sizes.dim; ++d) {
+      const T x = channels[d] / unit;
+      squares += x * x;
     }
   }
+  T sum = unit * std::sqrt(squares);
+  T largest = sum;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    most = max(most, __shfl_xor_sync(kAllLanes, most, offset));
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    const T other = __shfl_xor_sync(kAllLanes, largest, offset);
+    largest = other > largest ? other : largest;  // what is not a number is found in the sum
   }
+  T* parts = dynamic_shared<T>();
+  const auto warp = static_cast<int>(threadIdx.x / kWarp);
   if (threadIdx.x % kWarp == 0) {
-    atomicMax(call.exponents + task.head, most);
+    parts[2 * warp] = sum;
+    parts[2 * warp + 1] = largest;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < kThreads / kWarp; ++i) {
+      sum += parts[2 * i];
+      largest = parts[2 * i + 1] > largest ? parts[2 * i + 1] : largest;
+    }
+    const int64_t at =
+        (int64_t{task.head} * call.sizes.batch + task.image) * blocks + blockIdx.x % blocks;
+    call.sums[at] = sum;
+    call.maxima[at] = largest;
   }
 }
 
-// log₂ of how many units make one in the gradient of a head's tables. By the weights of a query it is at most
-// 2 · D · max|by_output| · max|value|, summed with weights that add up to one; then over the queries of all images.
+// Of each head the least e such that the sum of all norms, or the largest, is below 2ᵉ: a warp per head, always in the
+// same order.
+template <typename T>
+struct ExponentCall {
+  int64_t parts;  // per head
+  const T* sums;
+  const T* maxima;
+  bool of_sum;
+  int32_t* exponents;  // (H)
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kWarp) exponent_kernel(const __grid_constant__ ExponentCall<T> call) {
+  T sum = 0;
+  T largest = 0;
+  for (int64_t i = threadIdx.x; i < call.parts; i += kWarp) {
+    const int64_t at = blockIdx.x * call.parts + i;
+    sum += call.sums[at];
+    largest = call.maxima[at] > largest ? call.maxima[at] : largest;
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    const T other = __shfl_xor_sync(kAllLanes, largest, offset);
+    largest = other > largest ? other : largest;
+  }
+  if (threadIdx.x == 0) {
+    const T bound = call.of_sum ? sum : largest;
+    call.exponents[blockIdx.x] = !std::isfinite(sum) ? kNotFinite : bound == T(0) ? -kNotFinite : std::ilogb(bound) + 1;
+  }
+}
+
+// log₂ of how many units make one in the gradient of a head's tables. The gradients by the scores of a query are its
+// weights, which add up to one, times at most 2 · |by_output| · max|value|; of the 63 bits one more is left for
+// rounding.
 template <typename T>
 __device__ int32_t log2_units(const Sizes& sizes, const int32_t* exponents, int32_t head) {
-  const int64_t terms = int64_t{2} * sizes.dim * sizes.batch * sizes.queries;
-  int32_t bits = 0;
-  while (bits < 62 && (int64_t{1} << bits) < terms) {
-    ++bits;
-  }
-  const int32_t wanted = 61 - bits - (exponents[head] + exponents[sizes.heads + head] - 2 * kExponentOfOne);
-  const int32_t furthest = std::numeric_limits<T>::max_exponent - 2;
-  return max(-furthest, min(wanted, furthest));
+  constexpr int32_t kFurthest = std::numeric_limits<T>::max_exponent - 2;
+  return max(-kFurthest, min(61 - exponents[head] - exponents[sizes.heads + head], kFurthest));
 }
 
 // What the threads know of a query.
 template <typename T>
 struct QueryState {
-  T log_sum;
+  T log_sum;  // to base 2, as scores are
   T mean;
 
   __device__ __forceinline__ T weight(T score) const {
-    return std::exp2(T(kLog2E) * (score - log_sum));
+    return std::exp2(score - log_sum);
   }
 };
 
@@ -116,13 +161,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   const KeyTile<T, kDim, kTile> staged(slopes + kThreads * kPitch<T, kDim>);
   const bool* none = nullptr;
   stage<kThreads, kDim>(
-      call.output.of(task.image, task.head) + first_query * call.output.row, call.output.row, count, sizes.dim, T(1),
-      none, queries);
+      given.whole, call.output.of(task.image, task.head) + first_query * call.output.row, call.output.row, count,
+      sizes.dim, T(1), none, queries);
   stage<kThreads, kDim>(
-      call.by_output.of(task.image, task.head) + first_query * call.by_output.row, call.by_output.row, count, sizes.dim,
-      T(1), none, slopes);
+      given.whole, call.by_output.of(task.image, task.head) + first_query * call.by_output.row, call.by_output.row,
+      count, sizes.dim, T(1), none, slopes);
   __syncthreads();
-  QueryState<T> state{active ? call.log_sums[row_of_all] : T(INFINITY), T(0)};
+  QueryState<T> state{active ? T(kLog2E) * call.log_sums[row_of_all] : T(INFINITY), T(0)};
 #pragma unroll
   for (int d = 0; d < kDim; ++d) {
     state.mean += my_query[d] * my_slope[d];
@@ -132,8 +177,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   }
   __syncthreads();
   stage<kThreads, kDim>(
-      given.query.of(task.image, task.head) + first_query * given.query.row, given.query.row, count, sizes.dim,
-      given.scale, none, queries);
+      given.whole, given.query.of(task.image, task.head) + first_query * given.query.row, given.query.row, count,
+      sizes.dim, given.scale * T(kLog2E), none, queries);
   const T units = std::ldexp(T(1), log2_units<T>(sizes, call.exponents, task.head));
   const T most = std::ldexp(T(1), 62);
   bool broken = false;
@@ -141,7 +186,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   for (int32_t l = 0; l < sizes.num_levels; ++l) {
     const Level32 level = sizes.levels[l];
     const T* table = given.table(task, level);
-    unsigned long long* sums = call.by_tables.sums + int64_t{task.head} * sizes.cells + level.first_cell;
+    unsigned long long* sums =
+        call.by_tables.sums + (int64_t{task.head} * sizes.cells + level.first_cell) * kWords<T>;
     const Place<T> my_place = place(given.queries_on(task, l), query, level);
     Place<T> by_place{T(0), T(0)};
     for (int32_t first = level.first_key; first < level.end_key; first += kTile) {
@@ -163,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
           }
           const Footprint<T> at = locate(my_place, tile.places[j], level);
           const Bias<T> bias = interpolate(table, level, at);
-          const T slope = state.weight(scores[0][j] + bias.value) * (by_scores[0][j] - state.mean);
+          const T slope = state.weight(scores[0][j] + T(kLog2E) * bias.value) * (by_scores[0][j] - state.mean);
           by_scores[0][j] = slope;
           by_place.x += slope * bias.by_x;
           by_place.y += slope * bias.by_y;
@@ -192,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   }
   __syncthreads();
   unstage<kThreads, kDim>(
-      queries, count, sizes.dim, call.by_query.of(task.image, task.head) + first_query * call.by_query.row,
+      given.whole, queries, count, sizes.dim, call.by_query.of(task.image, task.head) + first_query * call.by_query.row,
       call.by_query.row);
 }
 
@@ -239,17 +285,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
     const int32_t count = end_query - first;
     __syncthreads();
     stage<kThreads, kDim>(
-        given.query.of(task.image, task.head) + first * given.query.row, given.query.row, count, sizes.dim, given.scale,
-        none, queries);
+        given.whole, given.query.of(task.image, task.head) + first * given.query.row, given.query.row, count, sizes.dim,
+        given.scale * T(kLog2E), none, queries);
     stage<kThreads, kDim>(
-        call.by_output.of(task.image, task.head) + first * call.by_output.row, call.by_output.row, count, sizes.dim,
-        T(1), none, slopes);
+        given.whole, call.by_output.of(task.image, task.head) + first * call.by_output.row, call.by_output.row, count,
+        sizes.dim, T(1), none, slopes);
     __syncthreads();
     const bool active = static_cast<int32_t>(threadIdx.x) < count;
     const int32_t query = first + min(static_cast<int32_t>(threadIdx.x), count - 1);
     const int64_t row_of_all = task.number * sizes.queries + query;
     // A query that is not there has weight zero.
-    const QueryState<T> state{active ? call.log_sums[row_of_all] : T(INFINITY), active ? call.means[row_of_all] : T(0)};
+    const QueryState<T> state{
+        active ? T(kLog2E) * call.log_sums[row_of_all] : T(INFINITY), active ? call.means[row_of_all] : T(0)};
     const Place<T> my_place = place(given.queries_on(task, l), query, level);
     T scores[1][kKeys] = {};
     T products[1][kKeys] = {};
@@ -261,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
       T slope = 0;
       if (tile.seen[j]) {
         const Bias<T> bias = interpolate(table, level, locate(my_place, tile.places[j], level));
-        weight = state.weight(scores[0][j] + bias.value);
+        weight = state.weight(scores[0][j] + T(kLog2E) * bias.value);
         slope = weight * (products[0][j] - state.mean);
         by_places[j].x += slope * bias.by_x;
         by_places[j].y += slope * bias.by_y;
@@ -293,14 +340,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   const int32_t row = 2 * sizes.dim + 2;
   T* to = call.by_keys + (task_of_split * sizes.keys + first_key) * row;
   const bool there = first_key + my_key < level.end_key;
+  const bool seen = tile.seen[my_key];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
 #pragma unroll
     for (int d = 0; d < kVector<T>; ++d) {
       const int32_t channel = (v * kGatherers + my_share) * kVector<T> + d;
       if (there && channel < sizes.dim) {
-        to[my_key * row + channel] = by_key[v].x[d];
-        to[my_key * row + sizes.dim + channel] = by_value[v].x[d];
+        // What is added for a hidden key is zero only where the queries' numbers are finite. Queries were staged in units
+        // of ln 2.
+        to[my_key * row + channel] = seen ? T(kLn2) * by_key[v].x[d] : T(0);
+        to[my_key * row + sizes.dim + channel] = seen ? by_value[v].x[d] : T(0);
       }
     }
   }
@@ -402,7 +452,10 @@ __global__ void __launch_bounds__(kThreads) finish_tables_kernel(const __grid_co
   if (at < int64_t{call.sizes.heads} * call.sizes.cells) {
     const auto head = static_cast<int32_t>(at / call.sizes.cells);
     const int32_t units = log2_units<T>(call.sizes, call.exponents, head);
-    const auto sum = static_cast<T>(static_cast<long long>(call.sums.sums[at]));
+    T sum = static_cast<T>(static_cast<long long>(call.sums.sums[at * kWords<T>]));
+    if constexpr (kWords<T> == 2) {
+      sum += std::ldexp(static_cast<T>(static_cast<long long>(call.sums.sums[at * 2 + 1])), -kLower);
+    }
     const int32_t most = max(call.exponents[head], call.exponents[call.sizes.heads + head]);
     const bool finite = most < kNotFinite && !call.sums.broken[head];
     call.gradient[at] = finite ? std::ldexp(sum, -units) : T(NAN);

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> forward(
     with_channels(query, problem.dim, [&](auto scalar, auto channels) {
       using T = decltype(scalar);
       constexpr int kDim = decltype(channels)::value;
-      const ForwardCall<T> call{given.given<T>(), mutable_rows<T>(output), mutable_data<T>(log_sums)};
+      const ForwardCall<T> call{given.given<T>({&output}), mutable_rows<T>(output), mutable_data<T>(log_sums)};
       const int64_t blocks = divide_up(problem.queries, kThreads * kQueries<T, kDim>);
       launch_with(
           sizeof(T) * kForwardNumbers<T, kDim>, &forward_kernel<T, kDim>, call.given.sizes.tasks() * blocks, kThreads,

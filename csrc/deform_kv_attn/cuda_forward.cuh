@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   const KeyTile<T, kDim, kTile> staged(rows + kRows * kPitch<T, kDim>);
   // The hardware has powers of two, so scores are in units of ln 2.
   stage<kRows, kDim>(
-      given.query.of(task.image, task.head) + first_query * given.query.row, given.query.row, count, sizes.dim,
-      given.scale * T(kLog2E), static_cast<const bool*>(nullptr), rows);
+      given.whole, given.query.of(task.image, task.head) + first_query * given.query.row, given.query.row, count,
+      sizes.dim, given.scale * T(kLog2E), static_cast<const bool*>(nullptr), rows);
   T largest[kMine];
   T sum[kMine];
   T output[kMine][kDim];
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   }
   __syncthreads();
   unstage<kRows, kDim>(
-      rows, count, sizes.dim, call.output.of(task.image, task.head) + first_query * call.output.row, call.output.row);
+      given.whole, rows, count, sizes.dim, call.output.of(task.image, task.head) + first_query * call.output.row, call.output.row);
 }
 
 }  // namespace attnzoo::deform_kv_attn

@@ -1,6 +1,7 @@
 // From tensors to what the kernels take.
 #pragma once
 
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -8,6 +9,7 @@
 
 #include "../common/cuda.h"
 #include "../common/tensor.h"
+#include "../common/vector.cuh"
 #include "call.h"
 #include "cuda_sizes.cuh"
 #include "parameters.h"
@@ -78,8 +80,22 @@ struct Prepared {
     return sizes;
   }
 
+  // `others`: the tensors beside those given whose rows the kernels read or write.
   template <typename T>
-  Given<T> given() const {
+  Given<T> given(std::initializer_list<const Tensor*> others) const {
+    bool whole = problem.dim % kVector<T> == 0;
+    const auto narrow = [&](const Tensor& tensor) {
+      whole = whole && is_aligned(tensor.const_data_ptr());
+      for (int axis = 0; axis < 3; ++axis) {
+        whole = whole && (tensor.size(axis) < 2 || tensor.stride(axis) % kVector<T> == 0);
+      }
+    };
+    for (const Tensor* tensor : {&call.query, &call.key, &call.value}) {
+      narrow(*tensor);
+    }
+    for (const Tensor* tensor : others) {
+      narrow(*tensor);
+    }
     return {
         sizes(),
         rows<T>(call.query),
@@ -89,7 +105,8 @@ struct Prepared {
         data<T>(call.key_positions),
         call.key_padding ? data<bool>(*call.key_padding) : nullptr,
         data<T>(tables.tables),
-        static_cast<T>(problem.scale)};
+        static_cast<T>(problem.scale),
+        whole};
   }
 };
 

@@ -66,6 +66,7 @@ struct Given {
   const bool* hidden;  // (B, Nk), or null
   const T* tables;  // (H, cells)
   T scale;
+  bool whole;  // the rows of this call, results included, are read and written sixteen bytes at a time
 
   // Where the queries of a task stand on a level.
   __device__ const T* queries_on(const Task& task, int32_t level) const {

@@ -71,18 +71,30 @@ __device__ __forceinline__ Bias<T> interpolate(const T* table, const Level32& le
 }
 
 // Gradients by the cells of the tables are added up as integers, so that the order in which threads add does not matter.
-// Their units are as small as 64 bits allow without overflow whatever the sum: about 2⁻⁴⁰ of the largest cell in practice,
-// finer than float and coarser than double. What is not finite is noted beside.
+// Their unit is the smallest with which no sum can pass 63 bits (`log2_units`). A float's digits lie far above it; of a
+// double a second integer holds what is below, in units 2^kLower times as small.
+constexpr int kLower = 40;
+
+template <typename T>
+constexpr int kWords = sizeof(T) / sizeof(float);
+
 template <typename T>
 struct TableSums {
-  unsigned long long* sums;  // (H, cells)
+  unsigned long long* sums;  // (H, cells, kWords)
   int32_t* broken;  // (H), not zero where a gradient was not finite
 };
 
+template <typename T>
 __device__ __forceinline__ void add_to_cell(
-    unsigned long long* table, const Level32& level, int32_t column, int32_t row, long long x) {
-  if (x != 0 && holds(level, column, row)) {
-    atomicAdd(table + row * level.width + column, static_cast<unsigned long long>(x));
+    unsigned long long* table, const Level32& level, int32_t column, int32_t row, T x) {
+  if (x != T(0) && holds(level, column, row)) {
+    unsigned long long* to = table + int64_t{row * level.width + column} * kWords<T>;
+    const long long upper = std::llrint(x);
+    atomicAdd(to, static_cast<unsigned long long>(upper));
+    if constexpr (kWords<T> == 2) {
+      const long long lower = std::llrint(std::ldexp(x - static_cast<T>(upper), kLower));
+      atomicAdd(to + 1, static_cast<unsigned long long>(lower));
+    }
   }
 }
 
@@ -106,8 +118,8 @@ __device__ __forceinline__ void spread(
       left[k] += lane > 0 ? from_left : T(0);
       right[k] = lane == kWarp - 1 ? right[k] : T(0);
     }
-    add_to_cell(table, level, at.column, at.row + k, std::llrint(left[k]));
-    add_to_cell(table, level, at.column + 1, at.row + k, std::llrint(right[k]));
+    add_to_cell(table, level, at.column, at.row + k, left[k]);
+    add_to_cell(table, level, at.column + 1, at.row + k, right[k]);
   }
 }
 

@@ -27,27 +27,52 @@ __device__ __forceinline__ Vector<T> vector_at(const T* shared) {
 }
 
 // `count` rows of `dim` channels, times `factor`, into `kRows` rows of kDim; what is missing or hidden becomes zero.
-template <int kRows, int kDim, typename T>
-__device__ __forceinline__ void stage(
+// kWhole: as in `load`.
+template <bool kWhole, int kRows, int kDim, typename T>
+__device__ __forceinline__ void stage_as(
     const T* rows, int64_t stride, int32_t count, int32_t dim, T factor, const bool* hidden, T* to) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
-    const int row = i / kDim;
-    const int channel = i % kDim;
-    const bool there = row < count && channel < dim && !(hidden && hidden[row]);
-    to[row * kPitch<T, kDim> + channel] = there ? factor * rows[row * stride + channel] : T(0);
+  for (int i = threadIdx.x; i < kRows * kDim / kVector<T>; i += kThreads) {
+    const int row = i / (kDim / kVector<T>);
+    const int channel = i % (kDim / kVector<T>) * kVector<T>;
+    Vector<T> vector{};
+    if (row < count && channel < dim && !(hidden && hidden[row])) {
+      load<kWhole>(rows + row * stride + channel, dim - channel, vector.x);
+    }
+#pragma unroll
+    for (int k = 0; k < kVector<T>; ++k) {
+      vector.x[k] *= factor;
+    }
+    *reinterpret_cast<Vector<T>*>(to + row * kPitch<T, kDim> + channel) = vector;
+  }
+}
+
+template <int kRows, int kDim, typename T>
+__device__ __forceinline__ void stage(
+    bool whole, const T* rows, int64_t stride, int32_t count, int32_t dim, T factor, const bool* hidden, T* to) {
+  if (whole) {
+    stage_as<true, kRows, kDim>(rows, stride, count, dim, factor, hidden, to);
+  } else {
+    stage_as<false, kRows, kDim>(rows, stride, count, dim, factor, hidden, to);
   }
 }
 
 // The other way: kRows rows of kDim, of which `count` are wanted, to rows of `dim` channels.
 template <int kRows, int kDim, typename T>
-__device__ __forceinline__ void unstage(const T* from, int32_t count, int32_t dim, T* rows, int64_t stride) {
+__device__ __forceinline__ void unstage(
+    bool whole, const T* from, int32_t count, int32_t dim, T* rows, int64_t stride) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
-    const int row = i / kDim;
-    const int channel = i % kDim;
+  for (int i = threadIdx.x; i < kRows * kDim / kVector<T>; i += kThreads) {
+    const int row = i / (kDim / kVector<T>);
+    const int channel = i % (kDim / kVector<T>) * kVector<T>;
     if (row < count && channel < dim) {
-      rows[row * stride + channel] = from[row * kPitch<T, kDim> + channel];
+      const Vector<T> vector = vector_at(from + row * kPitch<T, kDim> + channel);
+      T* to = rows + row * stride + channel;
+      if (whole) {
+        store<true>(to, dim - channel, vector.x);
+      } else {
+        store<false>(to, dim - channel, vector.x);
+      }
     }
   }
 }
@@ -117,9 +142,9 @@ struct KeyTile {
     const bool* hidden = given.hidden ? given.hidden + int64_t{task.image} * sizes.keys + first : nullptr;
     const int32_t count = min(end - first, kTile);
     stage<kTile, kDim>(
-        given.key.of(task.image, task.head) + first * given.key.row, given.key.row, count, sizes.dim, T(1), hidden, keys);
+        given.whole, given.key.of(task.image, task.head) + first * given.key.row, given.key.row, count, sizes.dim, T(1), hidden, keys);
     stage<kTile, kDim>(
-        given.value.of(task.image, task.head) + first * given.value.row, given.value.row, count, sizes.dim, T(1), hidden,
+        given.whole, given.value.of(task.image, task.head) + first * given.value.row, given.value.row, count, sizes.dim, T(1), hidden,
         values);
     if (threadIdx.x < kTile) {
       const int j = static_cast<int>(threadIdx.x);

@@ -34,7 +34,14 @@ def registered(kind: str, device: str = "cpu", **sizes: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("kind", "name"), [("table", "deform_kv_attention"), ("mlp", "deform_kv_attention_mlp")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("table", "deform_kv_attention"),
+        ("table", "deform_kv_attention_in_blocks"),
+        ("mlp", "deform_kv_attention_mlp"),
+    ],
+)
 def test_opcheck(kind: str, name: str, dtype: torch.dtype, device: str) -> None:
     given = registered(kind, device, dtype=dtype)
     forward, backward = (getattr(torch.ops.attnzoo, f"{name}{suffix}").default for suffix in ("", "_backward"))

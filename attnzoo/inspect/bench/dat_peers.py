@@ -1,8 +1,11 @@
 """The implementations of DAT's attention that are compared, one function each."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from attnzoo.inspect.bench.dat import (
     DEFORM_KV_ATTENTION,
@@ -15,7 +18,7 @@ from attnzoo.inspect.bench.dat import (
     query_positions,
     table_bias,
 )
-from attnzoo.inspect.bench.operation import Call
+from attnzoo.inspect.bench.operation import Call, UnavailableError
 from attnzoo.inspect.bench.peers import BUILD, OURS, in_float32, require_compiled
 
 OWN = "part of attnzoo"
@@ -26,7 +29,7 @@ def _attnzoo(case: Case, device: torch.device) -> Call:
     """The compiled operator of this package; positions in pixels, one table."""
     from attnzoo.ops import deform_kv_attention
 
-    require_compiled(device)
+    require_compiled(device, "deform_kv_attention")
 
     def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, table: Tensor) -> Tensor:
         return deform_kv_attention(query, key, value, query_positions(case, keys)[None, None], keys, [table])
@@ -51,12 +54,51 @@ def _sdpa(case: Case, device: torch.device) -> Call:
     return in_float32(call)
 
 
+@DEFORM_KV_ATTENTION.peer("flex_attention", install="part of torch", package="torch")
+def _flex_attention(case: Case, device: torch.device) -> Call:
+    """torch's flex_attention, compiled: it reads the bias of a pair within its kernel; half by way of float32."""
+    if device.type != "cuda":
+        raise UnavailableError(f"has no backward pass for {device.type}")
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, table: Tensor) -> Tensor:
+        return compiled(query, key, value, score_mod=bias_in_flex_attention(case, keys, table))
+
+    return in_float32(call)
+
+
+def bias_in_flex_attention(case: Case, keys: Tensor, table: Tensor) -> Callable[..., Tensor]:
+    """A score_mod that adds the bilinear bias, zero beyond the table, from key positions (B, G, Nk, 2) in pixels."""
+    places = query_positions(case, keys)
+    rows, columns = table.shape[1:]
+
+    def cell(head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        return torch.where(inside, table[head, row.clamp(0, rows - 1), column.clamp(0, columns - 1)], 0.0)
+
+    def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        group = head // (case.heads // case.groups)
+        x = places[query, 0] - keys[image, group, key, 0] + (columns - 1) / 2
+        y = places[query, 1] - keys[image, group, key, 1] + (rows - 1) / 2
+        column, row = x.floor().to(torch.int64), y.floor().to(torch.int64)
+        fx, fy = x - column, y - row
+        top = cell(head, row, column) * (1 - fx) + cell(head, row, column + 1) * fx
+        bottom = cell(head, row + 1, column) * (1 - fx) + cell(head, row + 1, column + 1) * fx
+        return score + top * (1 - fy) + bottom * fy
+
+    return score_mod
+
+
 @DEFORM_KV_ATTENTION_MLP.peer(OURS, install=BUILD, package="attnzoo")
 def _attnzoo_mlp(case: Case, device: torch.device) -> Call:
-    """The operator of this package; positions in pixels, one perceptron of three layers."""
+    """The operator of this package, compiled on a CPU, in blocks of plain PyTorch on a GPU.
+
+    Positions in pixels, one perceptron of three layers.
+    """
     from attnzoo.ops import deform_kv_attention_mlp
 
-    require_compiled(device)
+    if device.type == "cpu":
+        require_compiled(device, "deform_kv_attention_mlp")
 
     def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, *layers: Tensor) -> Tensor:
         places = query_positions(case, keys)[None, None]

@@ -67,7 +67,7 @@ def _attnzoo(case: Case, device: torch.device) -> Call:
     """The compiled fused operator of this package, with its own argument order."""
     from attnzoo.ops import ms_deform_attn_fused
 
-    require_compiled(device)
+    require_compiled(device, "ms_deform_attn_fused")
     return lambda value, *others: ms_deform_attn_fused(value, case.shapes, *others)
 
 

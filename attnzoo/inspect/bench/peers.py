@@ -23,7 +23,7 @@ def _attnzoo(case: Case, device: torch.device) -> Call:
     """The compiled operator of this package, with its own argument order."""
     from attnzoo import ops
 
-    require_compiled(device)
+    require_compiled(device, "ms_deform_attn")
     return lambda value, locations, weights: ops.ms_deform_attn(value, case.shapes, locations, weights)
 
 
@@ -109,13 +109,16 @@ def _deformops(backend: str, case: Case, device: torch.device) -> Call:
     return lambda value, locations, weights: msda(value, shapes, starts, locations, weights.flatten(-2), backend=chosen)
 
 
-def require_compiled(device: torch.device) -> None:
-    """Raise UnavailableError where attnzoo itself would run its reference."""
+def require_compiled(device: torch.device, operator: str) -> None:
+    """Raise UnavailableError where attnzoo itself would run an operator in plain PyTorch."""
     from attnzoo import ops
+    from attnzoo.ops import library
 
     state = ops.backends()[device.type]
     if state != "available":
         raise UnavailableError(state)
+    if not library.compiled_for(device.type, operator):
+        raise UnavailableError(f"the library holds no kernels of {operator} for {device.type}")
 
 
 def _metadata(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:

