@@ -23,13 +23,13 @@ def flags(address: int) -> list[str]:
     raise AssertionError(f"no mapping holds {address:#x}")
 
 
-@pytest.mark.parametrize(("queries", "expected"), [(40_000, True), (25_000, False)])
-def test_of_32_mib_and_more(queries: int, expected: bool) -> None:
+def test_of_32_mib_and_more() -> None:
     if not THP.exists() or os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         pytest.skip("NOT TESTED HERE: needs a Linux with transparent huge pages, which torch itself does not ask for")
+    queries = 40_000
     value = torch.ones(1, 4, 8, 32)
     locations = torch.full((1, queries, 8, 1, 1, 2), 0.5)
     output = ops.ms_deform_attn(value, ((2, 2),), locations, torch.ones(1, queries, 8, 1, 1))
-    assert (output.numel() * 4 >= 2**25) == expected
-    assert ("hg" in flags(output.data_ptr() + 2**23)) == expected
+    assert output.numel() * output.element_size() >= 2**25
+    assert "hg" in flags(output.data_ptr() + 2**23)
     assert (output == 1).all()
