@@ -40,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class BySharedBuild(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if "[emulated" in nodeid:
+            if "[emulated" in nodeid or "the_emulation" in nodeid:
                 return "emulated"
             file = nodeid.partition("::")[0]
             return file if builds(config.rootpath / file) else nodeid

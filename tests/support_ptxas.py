@@ -37,7 +37,7 @@ Registers per thread of every kernel, as `ptxas` reports them, with the flags of
 `ms_deform_attn` these are forward and backward of whole vectors (`true`: rows of a multiple of 16 bytes, D = 32 among
 them) in float, Half and BFloat16; of `deform_kv_attention` heads of up to 64 channels in float
 (`forward_kernel<float, 32>`, `<float, 64>`, `by_queries_kernel`, `by_keys_kernel`). Shared memory is what is static:
-these ask for theirs, 16 to 100 KiB a block, at the launch.
+these ask for theirs, 22 to 84 KiB a block, at the launch.
 No kernel here has been timed, or run on a GPU.
 
 {count} kernels, {spilling} of them with spills.
