@@ -74,6 +74,13 @@ def with_leaves(call: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
     return changed
 
 
+def placed(device: str, call: dict[str, Any]) -> dict[str, Any]:
+    """The call with all its tensors on a device."""
+    padding = call["key_padding"]
+    moved = {**call, "key_padding": padding if padding is None else padding.to(device)}
+    return with_leaves(moved, [tensor.to(device) for tensor in leaves(call)])
+
+
 def gradients(function: Any, call: dict[str, Any]) -> list[Tensor]:
     """Output and gradients by all leaves of a loss that weighs all outputs differently."""
     tensors = [tensor.detach().clone().requires_grad_() for tensor in leaves(call)]

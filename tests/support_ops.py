@@ -1,14 +1,16 @@
 """Inputs for operator tests, and an oracle that shares no code with what it checks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from attnzoo.ops import reference
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 Arguments = tuple[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor]
 
 
@@ -47,6 +49,11 @@ def arguments(
     return value, tuple(shapes), locations, weights
 
 
+def on(device: str, given: Iterable[Any]) -> list[Any]:
+    """Arguments with their tensors on a device."""
+    return [t.to(device) if isinstance(t, Tensor) else t for t in given]
+
+
 def oracle(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Deformable DETR (arXiv:2010.04159), equation 3, in plain loops over plain floats."""
     batch, _, heads, head_dim = value.shape
@@ -82,6 +89,9 @@ class Fused(NamedTuple):
     references: Tensor
     offsets: Tensor
     logits: Tensor
+
+    def on(self, device: str) -> "Fused":
+        return Fused(*on(device, self))
 
     def double(self) -> "Fused":
         return Fused(*(t.double() if isinstance(t, Tensor) else t for t in self))

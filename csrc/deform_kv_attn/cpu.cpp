@@ -59,14 +59,11 @@ void add_up(const std::vector<T>& parts, int64_t outer, int64_t count, int64_t i
   }
 }
 
-// (B, H, Nk, padded D) without the padding
+// (Nk, padded D) without the padding
 template <typename T>
-void unpad(const std::vector<T>& padded, int64_t columns, const Problem& problem, const Rows<T>& to) {
-  for (int64_t task = 0; task < problem.batch * problem.heads; ++task) {
-    for (int64_t key = 0; key < problem.keys; ++key) {
-      const T* from = padded.data() + (task * problem.keys + key) * columns;
-      std::copy_n(from, problem.dim, to.of(task / problem.heads, task % problem.heads) + key * to.row);
-    }
+void unpad(const std::vector<T>& padded, int64_t columns, const Problem& problem, T* to, int64_t row) {
+  for (int64_t key = 0; key < problem.keys; ++key) {
+    std::copy_n(padded.data() + key * columns, problem.dim, to + key * row);
   }
 }
 
@@ -137,24 +134,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, ByBias> differentiate(
     const int64_t tasks = problem.batch * problem.heads;
     const int64_t columns = (problem.dim + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
     const int64_t level_queries = problem.level_count * problem.queries * 2;
-    std::vector<T> keys(tasks * problem.keys * columns);
-    std::vector<T> values(tasks * problem.keys * columns);
     std::vector<T> query_places(tasks * level_queries);
     std::vector<T> key_places(tasks * problem.keys * 2);
     std::vector<T> by_parameters(tasks * problem.parameters);
     const Inputs<T> in = inputs<T>(given.call, parameters);
-    const Gradients<T> out{
-        rows<T>(results.by_output), rows<T>(results.output), data<T>(results.log_sums), mutable_rows<T>(by_query), keys.data(),
-        values.data(), query_places.data(), key_places.data(), by_parameters.data()};
+    const Rows<T> to_keys = mutable_rows<T>(by_key);
+    const Rows<T> to_values = mutable_rows<T>(by_value);
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> scratch(kernels.scratch(problem));
+      std::vector<T> keys(problem.keys * columns);
+      std::vector<T> values(problem.keys * columns);
+      const Gradients<T> out{
+          rows<T>(results.by_output), rows<T>(results.output), data<T>(results.log_sums), mutable_rows<T>(by_query),
+          keys.data(), values.data(), query_places.data(), key_places.data(), by_parameters.data()};
       for (int64_t task = begin; task < end; ++task) {
         const int64_t image = task / problem.heads;
-        kernels.backward(problem, in, view(given.runs[image]), image, task % problem.heads, scratch.data(), out);
+        const int64_t head = task % problem.heads;
+        std::fill(keys.begin(), keys.end(), T(0));
+        std::fill(values.begin(), values.end(), T(0));
+        kernels.backward(problem, in, view(given.runs[image]), image, head, scratch.data(), out);
+        unpad(keys, columns, problem, to_keys.of(image, head), to_keys.row);
+        unpad(values, columns, problem, to_values.of(image, head), to_values.row);
       }
     });
-    unpad(keys, columns, problem, mutable_rows<T>(by_key));
-    unpad(values, columns, problem, mutable_rows<T>(by_value));
     add_up(query_places, problem.batch, problem.heads, level_queries, mutable_data<T>(by_query_positions));
     add_up(
         key_places, problem.batch * problem.groups, problem.heads / problem.groups, problem.keys * 2,

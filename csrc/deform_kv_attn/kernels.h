@@ -185,8 +185,6 @@ void backward_head(
   const T scale = static_cast<T>(problem.scale);
   const T* by_output = out.by_output.of(image, head);
   const T* output = out.output.of(image, head);
-  T* by_key = out.by_key + task * problem.keys * columns;
-  T* by_value = out.by_value + task * problem.keys * columns;
   T* by_query_positions = out.by_query_positions + task * problem.level_count * problem.queries * 2;
   T* by_key_positions = out.by_key_positions + task * problem.keys * 2;
   T* query_columns = scratch;
@@ -229,8 +227,8 @@ void backward_head(
         const Matrix<T> value{view.value + first * view.value_row, view.value_row, 1};
         add_product(value, keys, dim, slope_columns, by_scores, kBlock<T>);
         backward_softmax(scores, by_scores, keys, log_sums, means);
-        add_product<T>({scores, kBlock<T>, 1}, keys, kBlock<T>, slope_rows, by_value + first * columns, columns);
-        add_product<T>({by_scores, kBlock<T>, 1}, keys, kBlock<T>, query_rows, by_key + first * columns, columns);
+        add_product<T>({scores, kBlock<T>, 1}, keys, kBlock<T>, slope_rows, out.by_value + first * columns, columns);
+        add_product<T>({by_scores, kBlock<T>, 1}, keys, kBlock<T>, query_rows, out.by_key + first * columns, columns);
         const Matrix<T> key{view.key + first * view.key_row, 1, view.key_row};
         add_product(key, dim, keys, by_scores, by_query, kBlock<T>);
         backward_bias(view, bias, places, level, by_scores, first, keys, by_places, by_key_positions);

@@ -94,8 +94,8 @@ struct Gradients {
   Rows<const T> output;
   const T* log_sums;
   Rows<T> by_query;
-  T* by_key;  // (B, H, Nk, padded D)
-  T* by_value;  // (B, H, Nk, padded D)
+  T* by_key;  // (Nk, padded D) of the head at hand
+  T* by_value;  // (Nk, padded D) of the head at hand
   T* by_query_positions;  // (B, H, L, Nq, 2)
   T* by_key_positions;  // (B, H, Nk, 2)
   T* by_parameters;  // (B, H, parameters)

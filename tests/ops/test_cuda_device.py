@@ -19,10 +19,6 @@ def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
     return [size for shape in shapes for size in shape]
 
 
-def on(device: str, given: Fused) -> Fused:
-    return Fused(*(t.to(device) if isinstance(t, Tensor) else t for t in given))
-
-
 def fused_call(given: Fused, grad: Tensor, deterministic: bool) -> Call:
     """The fused form forward and backward, on tensors that are changed in place between calls."""
     value, shapes, *others = given
@@ -54,7 +50,7 @@ WAYS = pytest.mark.parametrize("deterministic", [False, True])
 
 
 def given_on_gpu(dtype: torch.dtype) -> tuple[Fused, Tensor]:
-    given = on("cuda", fused_arguments(False, head_dim=32, queries=200, dtype=dtype))
+    given = fused_arguments(False, head_dim=32, queries=200, dtype=dtype).on("cuda")
     generator = torch.Generator().manual_seed(1)
     return given, torch.randn(2, 200, 96, generator=generator).to("cuda", dtype)
 
@@ -119,7 +115,7 @@ def test_runs_on_the_device_of_its_tensors(make, deterministic):
     given, grad = given_on_gpu(F32)
     expected = make(given, grad, deterministic)()
     assert torch.cuda.current_device() == 0
-    got = make(on("cuda:1", given), grad.to("cuda:1"), deterministic)()
+    got = make(given.on("cuda:1"), grad.to("cuda:1"), deterministic)()
     assert torch.cuda.current_device() == 0
     assert_all_close(tuple(t.to("cuda:0") for t in got), expected)
 
@@ -184,7 +180,7 @@ def test_encoder_sizes_agree_with_the_reference():
     tokens = sum(h * w for h, w in shapes)
     assert tokens == 17_821
     given = fused_arguments(False, shapes, batch=1, queries=tokens, heads=8, head_dim=32, dtype=F32)
-    output = torch.ops.attnzoo.ms_deform_attn_fused(*_flattened(on("cuda", given)))
+    output = torch.ops.attnzoo.ms_deform_attn_fused(*_flattened(given.on("cuda")))
     torch.testing.assert_close(output.cpu().double(), fused_reference(given.double()), rtol=0, atol=1e-5)
 
 
@@ -195,7 +191,7 @@ def _flattened(given: Fused) -> tuple:
 
 @pytest.mark.parametrize("dtype", [F16, F32, torch.float64])
 def test_opcheck(dtype):
-    given = on("cuda", fused_arguments(True, dtype=dtype))
+    given = fused_arguments(True, dtype=dtype).on("cuda")
     grad = torch.ones(2, 6, 24, device="cuda", dtype=dtype)
     value, shapes, *others = _flattened(given)
     locations = given.locations().contiguous()
@@ -220,10 +216,7 @@ def test_opcheck(dtype):
 
 @pytest.mark.parametrize("box", [False, True])
 def test_fused_gradients_are_those_of_differences(box):
-    given = on(
-        "cuda",
-        fused_arguments(box, ((3, 4), (2, 1)), batch=1, queries=2, heads=2, head_dim=4, points=2),
-    )
+    given = fused_arguments(box, ((3, 4), (2, 1)), batch=1, queries=2, heads=2, head_dim=4, points=2).on("cuda")
     value, shapes, *others = _flattened(given)
     leaves = [t.contiguous() for t in (value, *others)]
     grad = torch.linspace(-1, 1, 16, device="cuda", dtype=torch.float64).view(1, 2, 8)

@@ -7,19 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, oracle, with_leaves
-from torch import Tensor
+from support_deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, oracle, placed, with_leaves
+from support_ops import DEVICES
 from torch.testing import assert_close
 
 from attnzoo.ops import deform_kv_blocks as blocks
 from attnzoo.ops import library
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-
-
-def on(device: str, call: dict[str, Any]) -> dict[str, Any]:
-    moved = {n: a.to(device) if isinstance(a, Tensor) else a for n, a in call.items()}
-    return with_leaves(moved, [tensor.to(device) for tensor in leaves(call)])
 
 
 def test_the_compiled_kernels_are_there() -> None:
@@ -43,10 +36,13 @@ def test_agrees_with_the_oracle(kind: str, padded: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_the_formula(kind: str, head_dim: int, device: str) -> None:
     call = arguments(kind, head_dim=head_dim, queries=70, counts=(150, 67))  # several blocks and tiles, not all full
-    for got, expected in zip(gradients(FACES[kind], on(device, call)), gradients(FORMULAS[kind], call), strict=True):
+    for got, expected in zip(
+        gradients(FACES[kind], placed(device, call)), gradients(FORMULAS[kind], call), strict=True
+    ):
         assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(KINDS),
@@ -59,17 +55,18 @@ def test_gradients_agree_with_the_formula(kind: str, head_dim: int, device: str)
     per_image=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_sizes(kind: str, **sizes: Any) -> None:
+def test_any_sizes(device: str, kind: str, **sizes: Any) -> None:
     call = arguments(kind, **sizes)
-    assert_close(FACES[kind](**call), oracle(call), rtol=0, atol=1e-12)
-    for got, expected in zip(gradients(FACES[kind], call), gradients(FORMULAS[kind], call), strict=True):
-        assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    there = placed(device, call)
+    assert_close(FACES[kind](**there).cpu(), oracle(call), rtol=0, atol=1e-12)
+    for got, expected in zip(gradients(FACES[kind], there), gradients(FORMULAS[kind], call), strict=True):
+        assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradcheck(kind: str, device: str) -> None:
-    call = on(device, arguments(kind, batch=1, queries=3, counts=(3, 2), head_dim=3))
+    call = placed(device, arguments(kind, batch=1, queries=3, counts=(3, 2), head_dim=3))
     tensors = [tensor.requires_grad_() for tensor in leaves(call)]
     torch.autograd.gradcheck(lambda *given: FACES[kind](**with_leaves(call, list(given))), tensors, nondet_tol=1e-12)
 
@@ -113,10 +110,11 @@ def test_softmax_keeps_its_precision_at_any_size_of_scores(scale: float) -> None
     assert_close(FACES["table"](**call, scale=scale).double(), expected, rtol=0, atol=2e-6 * max(1.0, 10 * scale))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_computes_in_float32(kind: str, dtype: torch.dtype) -> None:
-    call = arguments(kind, dtype=torch.float32)
+def test_half_precision_computes_in_float32(kind: str, dtype: torch.dtype, device: str) -> None:
+    call = placed(device, arguments(kind, dtype=torch.float32))
     half = [tensor.to(dtype) for tensor in leaves(call)[:3]]
     mixed = with_leaves(call, [*half, *leaves(call)[3:]])
     exact = with_leaves(call, [*(tensor.float() for tensor in half), *leaves(call)[3:]])
@@ -126,10 +124,11 @@ def test_half_precision_computes_in_float32(kind: str, dtype: torch.dtype) -> No
     assert FACES[kind](**with_leaves(call, [t.to(dtype) for t in leaves(call)])).dtype == dtype
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_takes_the_dtype_of_autocast(kind: str) -> None:
-    call = arguments(kind, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+def test_takes_the_dtype_of_autocast(kind: str, device: str) -> None:
+    call = placed(device, arguments(kind, dtype=torch.float32))
+    with torch.autocast(device, torch.bfloat16):
         assert FACES[kind](**call).dtype == torch.bfloat16
 
 

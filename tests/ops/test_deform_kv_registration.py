@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from support_deform_kv import FACES, FORMULAS, KINDS, arguments, leaves, with_leaves
+from support_ops import DEVICES
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo import ops
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def registered(kind: str, device: str = "cpu", **sizes: Any) -> tuple[Any, ...]:
@@ -81,14 +80,15 @@ def biased_inputs(length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, positions, torch.rand(2, length, generator=generator) < 0.2
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiles_without_a_graph_break(kind: str, dynamic: bool) -> None:
+def test_compiles_without_a_graph_break(kind: str, dynamic: bool, device: str) -> None:
     torch.manual_seed(0)
-    model = Biased(kind)
+    model = Biased(kind).to(device)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for length in (9, 14):
-        tokens, positions, padding = biased_inputs(length)
+        tokens, positions, padding = (t.to(device) for t in biased_inputs(length))
         results = []
         for function in (model, compiled):
             given = [tokens.clone().requires_grad_(), positions.clone().requires_grad_()]

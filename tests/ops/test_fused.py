@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_ops import Fused, fused_arguments, fused_reference
+from support_ops import DEVICES, Fused, fused_arguments, fused_reference
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +29,7 @@ def results(function: Callable[..., Tensor], given: Fused) -> list[Tensor]:
     """Output and all gradients, of a loss that weighs all outputs differently."""
     leaves = Fused(*(t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in given))
     output = function(leaves)
-    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
     return [output.detach(), *torch.autograd.grad(output, [t for t in leaves if isinstance(t, Tensor)], slope)]
 
 
@@ -38,12 +38,13 @@ def fused(given: Fused) -> Tensor:
 
 
 @BOXES
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("points", [1, 3, 4])
 @pytest.mark.parametrize("head_dim", [1, 5, 8, 32])
-def test_is_the_unfused_form_of_locations_and_softmax(head_dim, points, box):
+def test_is_the_unfused_form_of_locations_and_softmax(head_dim, points, device, box):
     given = fused_arguments(box, head_dim=head_dim, points=points)
-    for got, expected in zip(results(fused, given), results(fused_reference, given), strict=True):
-        assert_close(got, expected, rtol=1e-10, atol=1e-11)
+    for got, expected in zip(results(fused, given.on(device)), results(fused_reference, given), strict=True):
+        assert_close(got.cpu(), expected, rtol=1e-10, atol=1e-11)
 
 
 @BOXES
@@ -150,10 +151,11 @@ def test_opcheck_backward(box):
 
 
 @BOXES
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(dynamic, box):
+def test_compiles_without_a_graph_break(dynamic, device, box):
     for queries in (6, 9):
-        given = fused_arguments(box, queries=queries, dtype=torch.float32)
+        given = fused_arguments(box, queries=queries, dtype=torch.float32).on(device)
         compiled = torch.compile(fused, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         for a, b in zip(results(compiled, given), results(fused, given), strict=True):
             assert_close(a, b)

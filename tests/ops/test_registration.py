@@ -3,13 +3,11 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from support_ops import arguments
+from support_ops import DEVICES, arguments
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo import ops
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
@@ -57,16 +55,17 @@ def sampler_inputs(h: int, w: int, queries: int, seed: int = 0) -> tuple[Tensor,
     )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(dynamic):
+def test_compiles_without_a_graph_break(dynamic, device):
     torch.manual_seed(0)
-    model = Sampler()
+    model = Sampler().to(device)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for h, w, queries in ((5, 7, 6), (4, 9, 3)):
         inputs = sampler_inputs(h, w, queries)
         results = []
         for function in (model, compiled):
-            leaves = [t.clone().requires_grad_() for t in inputs]
+            leaves = [t.to(device, copy=True).requires_grad_() for t in inputs]
             output = function(*leaves)
             results.append((output, *torch.autograd.grad(output.square().sum(), [*leaves, *model.parameters()])))
         for a, b in zip(*results, strict=True):

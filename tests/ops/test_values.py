@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_ops import arguments, oracle
+from support_ops import DEVICES, arguments, on, oracle
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from attnzoo import ops
 from attnzoo.ops import library, reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 HEAD_DIMS = [1, 5, 8, 16, 32, 64, 71]  # with and without a kernel of their own
 
 
@@ -42,7 +41,7 @@ def test_reference_and_compiled_agree_with_the_oracle(head_dim):
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_gradients_agree_with_the_reference(head_dim, device):
     args = arguments(head_dim=head_dim)
-    on_device = [t.to(device) if isinstance(t, Tensor) else t for t in args]
+    on_device = on(device, args)
     for got, expected in zip(
         gradients(ops.ms_deform_attn, *on_device), gradients(reference.ms_deform_attn, *args), strict=True
     ):
@@ -60,6 +59,7 @@ def test_float32_agrees_with_float64(device):
         torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
@@ -70,13 +70,14 @@ def test_float32_agrees_with_float64(device):
     points=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_any_sizes(shapes, batch, queries, heads, head_dim, points, seed):
+def test_any_sizes(device, shapes, batch, queries, heads, head_dim, points, seed):
     args = arguments(shapes, batch=batch, queries=queries, heads=heads, head_dim=head_dim, points=points, seed=seed)
-    torch.testing.assert_close(ops.ms_deform_attn(*args), oracle(*args), rtol=0, atol=1e-12)
+    on_device = on(device, args)
+    torch.testing.assert_close(ops.ms_deform_attn(*on_device).cpu(), oracle(*args), rtol=0, atol=1e-12)
     for got, expected in zip(
-        gradients(ops.ms_deform_attn, *args), gradients(reference.ms_deform_attn, *args), strict=True
+        gradients(ops.ms_deform_attn, *on_device), gradients(reference.ms_deform_attn, *args), strict=True
     ):
-        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -235,6 +236,6 @@ def test_cuda_is_deterministic_when_asked():
         torch.use_deterministic_algorithms(False)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    on_cpu = [t.cpu() if isinstance(t, Tensor) else t for t in args]
+    on_cpu = on("cpu", args)
     for got, expected in zip(results[0], gradients(ops.ms_deform_attn, *on_cpu), strict=True):
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from random import Random
 from statistics import quantiles
 
 import torch
@@ -16,19 +17,22 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds per call, several samples of each.
 
-    Every round takes one sample of each call, and each round starts with the next one. There are as many rounds as fit
-    into `seconds`, but `fewest` at least and 50 at most. Each call has run twice before its time counts.
+    Every round takes one sample of each call, in an order of its own, the same in every process: a call pays for what
+    the one before left behind, caches and memory given back to the system, so nobody may always follow the same one.
+    There are as many rounds as fit into `seconds`, but `fewest` at least and 50 at most. Each call has run twice before
+    its time counts.
     """
     repeats = {name: _repeats(call, device) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
+    shuffle = Random(0).shuffle
     start = time.perf_counter()
     for done in range(max(MOST, fewest)):
         if not order or (done >= fewest and time.perf_counter() - start > seconds):
             break
+        shuffle(order)
         for name in order:
             samples[name].append(time_calls(calls[name], repeats[name], device))
-        order = order[1:] + order[:1]
     return samples
 
 
