@@ -3,7 +3,6 @@
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from timm.layers import freeze_batch_norm_2d
 from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -30,7 +29,8 @@ class NormedConv2d(nn.Conv2d):
     """A convolution and the frozen norm of its output in one: y = conv(x, w · scale) + shift.
 
     The weights are folded on every call, so that they load as those of the plain convolution do. With gradients the
-    norm is an operation of its own, as on maps smaller than the weights folding costs more, forward and backward.
+    norm stands by itself, as on maps smaller than the weights folding costs more, forward and backward; of its factor
+    and summand the backward pass needs the factor alone, where `batch_norm` would keep the map.
     """
 
     def __init__(self, plain: nn.Conv2d, norm: FoldedNorm):
@@ -50,11 +50,10 @@ class NormedConv2d(nn.Conv2d):
         self._norm = (norm,)  # no submodule: its buffers keep the one name that published weights give them
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self._norm[0]
+        scale, shift = self._norm[0].affine()
         if torch.is_grad_enabled():
             y = self._conv_forward(x, self.weight, None)
-            return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        scale, shift = norm.affine()
+            return y.mul(scale[:, None, None]).add_(shift[:, None, None]).to(y.dtype)
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
 
 

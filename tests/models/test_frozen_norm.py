@@ -69,3 +69,12 @@ def test_maps_keep_half_precision_under_autocast(gradients: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
         maps = folded(torch.randn(1, 3, 32, 32))
     assert {m.dtype for m in maps} == {torch.bfloat16}
+
+
+def test_the_backward_pass_keeps_no_map_for_the_norm() -> None:
+    conv = next(m for m in bodies("resnet18")[1].modules() if isinstance(m, NormedConv2d))
+    images = torch.randn(1, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+        conv(images)
+    assert sorted(kept) == sorted([images.numel(), conv.weight.numel(), conv.out_channels])
