@@ -36,7 +36,7 @@ def _ops(parser: argparse.ArgumentParser) -> None:
         ("patterns", "where sampling points lie"),
         ("dtypes", "float32 unless given, on a GPU float16 and bfloat16 too"),
         ("passes", "forward, forward+backward"),
-        ("peers", "implementations; those that are not installed are listed as missing"),
+        ("peers", "implementations beside ours; those that are not installed are listed as missing"),
     ):
         default = None if option in ("cases", "dtypes") else ["all"]
         parser.add_argument(f"--{option}", nargs="+", metavar="NAME", default=default, help=f"{what} (or all)")
@@ -147,6 +147,7 @@ def _run_ops(given: argparse.Namespace) -> int:
     device = _prepare(given)
     from attnzoo.inspect.bench import ops
     from attnzoo.inspect.bench.operators import OPERATIONS
+    from attnzoo.inspect.bench.peers import OURS
     from attnzoo.inspect.bench.select import pick
 
     if given.list:
@@ -154,7 +155,7 @@ def _run_ops(given: argparse.Namespace) -> int:
         return 0
     measurements = ops.plan(device, given.operations, given.cases, given.patterns, given.dtypes)
     known = {name for operation in OPERATIONS.values() for name in operation.peers}
-    peers = pick("peer", given.peers, sorted(known))
+    peers = pick("peer", [OURS, *given.peers], sorted(known))
     passes = pick("pass", given.passes, ops.PASSES)
     if given.dry_run:
         for measurement in measurements:
@@ -221,10 +222,12 @@ def _run_tables(given: argparse.Namespace) -> int:
     from attnzoo.inspect.bench.record import read
     from attnzoo.inspect.bench.tables import page
 
+    _check_writable("--out", given.out)
     text = page({path: read(path) for path in given.raw}, given.title)
     if given.out is None:
         print(text)
     else:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text)
     return 0
 

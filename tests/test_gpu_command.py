@@ -56,6 +56,9 @@ def test_an_old_torch_and_a_missing_folder_are_one_line(monkeypatch, capsys, tmp
     arguments = ["--device", "cpu", "--out", str(tmp_path / "out")]
     assert gpu.main([*arguments, "--wheels", str(tmp_path / "absent")]) == 2
     assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path / "file")]) == 2
+    assert "not a folder" in capsys.readouterr().err
     monkeypatch.setattr(torch, "__version__", "2.10.1+cu128")
     assert gpu.main(arguments) == 2
     assert capsys.readouterr().err == "error: torch 2.10.1+cu128 is too old: 2.11 or later is needed\n"

@@ -197,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lacking = missing(given.device)
     if lacking is None and given.wheels and not given.wheels.is_dir():
         lacking = f"--wheels {given.wheels}: no such folder"
+    if lacking is None and given.out.exists() and not given.out.is_dir():
+        lacking = f"--out {given.out}: not a folder"
     if lacking:
         print(f"error: {lacking}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from attnzoo.inspect.environment import cpu, source, version
 from attnzoo.rundir import atomic_write
 
 FORMAT = 1
+KEYS = ("kind", "time", "command", "machine", "versions", "source", "rows")
 TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "THP_", "ATTNZOO_SIMD")  # beginnings of variables
 
 
@@ -107,4 +108,6 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no record of a benchmark ({error})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{path}: no record of a benchmark of format {FORMAT}")
+    if lacking := [key for key in KEYS if key not in found]:
+        raise UserError(f"{path}: a record of a benchmark that lacks {', '.join(lacking)}")
     return found

@@ -52,6 +52,18 @@ def test_both_are_timed_on_both_works(request):
     assert len(tables.whole_models(record)[0].rows) == 4
 
 
+def test_a_step_begins_and_ends_without_gradients():
+    """Else a peak would be short of those that a step begins with."""
+    found, _ = DETECTORS.entrants("detr_r50", True, CPU)
+    ours = found["attnzoo"]
+    images, targets = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)), DETECTORS.targets(2, CPU)
+    before = [p.detach().clone() for p in ours.model.parameters() if p.requires_grad]
+    whole_models.step(ours, images, targets)()
+    after = [p for p in ours.model.parameters() if p.requires_grad]
+    assert all(p.grad is None for p in after)
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_different_weights_are_a_disagreement_and_nothing_is_timed(monkeypatch):
     entrants = detector_pairs.entrants
 

@@ -283,7 +283,7 @@ def test_list_and_dry_run_measure_nothing(capsys, monkeypatch):
 def test_from_the_command_line_to_the_page(capsys, tmp_path):
     raw, page = tmp_path / "ops.json", tmp_path / "operators.md"
     command = ["bench", "ops", "--cases", "decoder-b1", "--patterns", "local", "--passes", "forward", "--seconds", "0"]
-    assert attnzoo_main.main([*command, "--peers", "attnzoo", "grid_sample", "--json", str(raw)]) == 0
+    assert attnzoo_main.main([*command, "--peers", "grid_sample", "--json", str(raw)]) == 0  # ours beside it
     assert "grid_sample" in capsys.readouterr().out
     assert attnzoo_main.main(["bench", "tables", str(raw), "--title", "Operators", "--out", str(page)]) == 0
     text = page.read_text()
@@ -296,9 +296,13 @@ def test_from_the_command_line_to_the_page(capsys, tmp_path):
 
 
 def test_a_page_of_something_else_is_refused(tmp_path, capsys):
-    (tmp_path / "other.json").write_text("{}")
-    assert attnzoo_main.main(["bench", "tables", str(tmp_path / "other.json")]) == 2
-    assert "no record of a benchmark" in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    for text, said in (("{}", "no record of a benchmark"), ('{"format": 1, "kind": "ops"}', "lacks time, command")):
+        other.write_text(text)
+        assert attnzoo_main.main(["bench", "tables", str(other)]) == 2
+        assert said in capsys.readouterr().err
+    assert attnzoo_main.main(["bench", "tables", str(other), "--out", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_a_user_error():
