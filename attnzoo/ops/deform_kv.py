@@ -45,7 +45,7 @@ def deform_kv_attention(
     - `query`: (B, H, Nq, D); `key`, `value`: (B, H, Nk, D), the levels concatenated
     - `query_positions`: (B or 1, L, Nq, 2), x then y, in cells of each level's table
     - `key_positions`: (B, G, Nk, 2), in cells of the key's own level; head h belongs to group h // (H / G)
-    - `tables`: (H, Th, Tw) per level. A displacement of zero reads the middle of the table, ((Tw - 1) / 2,
+    - `tables`: (H, Th, Tw) per level, finite. A displacement of zero reads the middle of the table, ((Tw - 1) / 2,
       (Th - 1) / 2), and one cell more in x reads one column further right.
     - `key_counts`: keys per level, Python ints; needed with several levels
     - `key_padding`: (B, Nk) bool, True where a key is not to be seen; a query that sees none gives zero
