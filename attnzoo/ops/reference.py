@@ -95,7 +95,16 @@ def ms_deform_attn_fused_backward(
 
 def sampling_locations(spatial_shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tensor) -> Tensor:
     """Where `ms_deform_attn_fused` samples: (B, Q, M, L, P, 2), x then y, [0, 1] over the map of each level."""
-    return references[:, :, None, :, None, :2] + offsets * _units(spatial_shapes, references, offsets)
+    units = _units(spatial_shapes, references, offsets)
+    if references.shape[-1] == 2:
+        return references[:, :, None, :, None] + offsets * units
+    # Where a product is not finite its place is nowhere, and its factors have the gradient zero, not 0 · inf.
+    nowhere = 0 * (offsets * units).detach()
+    return references[:, :, None, :, None, :2] + _finite(offsets) * _finite(units) + nowhere
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _units(spatial_shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tensor) -> Tensor:

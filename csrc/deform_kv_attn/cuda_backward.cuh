@@ -337,6 +337,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
       }
     }
   }
+  __syncthreads();  // a split without queries has not waited for the tile
   const int32_t row = 2 * sizes.dim + 2;
   T* to = call.by_keys + (task_of_split * sizes.keys + first_key) * row;
   const bool there = first_key + my_key < level.end_key;

@@ -90,6 +90,19 @@ def test_points_that_are_nowhere_add_nothing(name, bad, box):
         assert by_references[:, 1::2].any()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("name", "component"), [("references", 0), ("references", 2), ("offsets", 1)])
+def test_the_formula_differentiates_as_the_kernels_where_a_box_is_nowhere(name, component, bad):
+    given = fused_arguments(True)
+    spoilt = getattr(given, name).clone()
+    spoilt[:, ::2, ..., component] = bad
+    given = given._replace(**{name: spoilt})
+    formula = results(lambda g: reference.ms_deform_attn_fused(*g), given)
+    for got, expected in zip(results(fused, given), formula, strict=True):
+        assert got.isfinite().all()
+        assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("level", ["baseline", ""])
 def test_extreme_logits(level, monkeypatch):
     monkeypatch.setenv("ATTNZOO_SIMD", level)
