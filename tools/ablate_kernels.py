@@ -42,6 +42,10 @@ class Part:
 
 SAMPLING_PARTS = [
     Part(
+        "forward: tokens of a head copied together", "ms_deform_attn/cpu.h",
+        "(heads > 1 && queries * samples() >= 2 * tokens)", "false", SAMPLING[:2],
+    ),
+    Part(
         "an encoder's queries from top to bottom on all levels together",
         "ms_deform_attn/cpu.cpp", "if (problem.queries != problem.tokens) {", "if (true) {", SAMPLING,
     ),
@@ -104,7 +108,10 @@ class Variant:
 
 
 def work(threads: int) -> None:
-    """Time the calls named on standard input; the first of each kind is made twice before."""
+    """Time the calls named on standard input.
+
+    Each is made twice: the first may share the cores with threads of the variant before, which wait for work awake.
+    """
     import torch
 
     from attnzoo.inspect.bench import ops
@@ -121,7 +128,8 @@ def work(threads: int) -> None:
             slope = torch.randn(operation.output(case), generator=torch.Generator().manual_seed(1))
             call = operation.peers[ops.OURS].load(case, device)
             known[line] = ops.prepare(call, tensors, slope, backward=label != "forward")
-            known[line](), known[line]()
+            known[line]()
+        known[line]()
         start = time.perf_counter()
         known[line]()
         print(time.perf_counter() - start, flush=True)

@@ -1,8 +1,8 @@
 // Multi-scale deformable attention on CPU (Deformable DETR, arXiv:2010.04159, equation 3).
 //
-// Forward: queries are split over threads. Backward: images, heads and, where these are fewer than the threads, levels
-// are split over threads, so that no two threads add to the same gradient; the result is the same, bit for bit, for
-// any number of threads.
+// Forward: the queries are split over threads; those of a head share its map. Backward: images, heads and, where these
+// are fewer than the threads, levels are split over threads, so that no two threads add to the same gradient; the
+// result is the same, bit for bit, for any number of threads.
 
 #include "cpu.h"
 
@@ -108,7 +108,7 @@ class SampleLevelTable {
   std::vector<Token<T>> origin_;
 };
 
-// Memory for one thread, aligned to vectors and not touched before it is used.
+// Memory aligned to vectors and not touched before it is used.
 template <typename T>
 struct Scratch {
   explicit Scratch(int64_t size) : memory(new (std::align_val_t(kVectorBytes)) T[size]) {}
@@ -175,7 +175,7 @@ struct Arguments {
   template <typename T>
   Call<T> call(const Tables<T>& tables) const {
     STD_TORCH_CHECK(
-        tables.levels.back().end() <= std::numeric_limits<Token<T>>::max() - 2, "ms_deform_attn: too many tokens");
+        tables.levels.back().end() <= std::numeric_limits<Token<T>>::max(), "ms_deform_attn: too many tokens");
     Call<T> call{};
     call.tokens = problem.tokens;
     call.heads = problem.heads;
@@ -215,13 +215,33 @@ Tensor run_forward(const Arguments& given) {
     Call<T> call = given.call(tables);
     call.output = output.mutable_data_ptr();
     const Kernels<T> kernels = choose_kernels<T>();
-    const int64_t scratch_size = workspace_size(call) + call.map_size(0, call.num_levels, 1);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread / (call.samples() * call.head_dim));
-    torch::stable::parallel_for(
-        0, problem.batch * problem.heads * problem.queries, grain, [&](int64_t begin, int64_t end) {
-          const Scratch<T> scratch(scratch_size);
-          kernels.forward(call, begin, end, scratch.memory);
-        });
+    const int64_t heads = problem.batch * problem.heads;
+    const int64_t work_of_query = call.samples() * call.head_dim;
+    const auto grain = [](int64_t work) { return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work)); };
+    const auto forward = [&](int64_t begin, int64_t end) {
+      torch::stable::parallel_for(begin, end, grain(work_of_query), [&](int64_t first, int64_t last) {
+        const Scratch<T> scratch(workspace_size(call));
+        kernels.forward(call, first, last, scratch.memory);
+      });
+    };
+    if (!call.copy_pays()) {
+      forward(0, heads * problem.queries);
+      return;
+    }
+    // As many heads at once as are work enough for all threads: a large head is one, however many threads there are.
+    const int64_t work_of_head = std::max<int64_t>(1, problem.queries * work_of_query);
+    const int64_t together = std::clamp<int64_t>(
+        torch::stable::get_num_threads() * kWorthAThread / work_of_head, 1, std::max<int64_t>(1, heads));
+    const Scratch<T> maps(together * call.map_size(0, call.num_levels, 1));
+    call.maps = maps.memory;
+    const int64_t rows = call.rows(0, call.num_levels);
+    for (call.first_head = 0; call.first_head < heads; call.first_head += together) {
+      const int64_t last_head = std::min(heads, call.first_head + together);
+      torch::stable::parallel_for(
+          0, (last_head - call.first_head) * rows, grain(problem.tokens / rows * call.head_dim),
+          [&](int64_t begin, int64_t end) { kernels.fill(call, begin, end); });
+      forward(call.first_head * problem.queries, last_head * problem.queries);
+    }
   });
   return output;
 }

@@ -13,7 +13,8 @@ enum class Storage { kFull, kBFloat16, kHalf };
 template <typename T>
 using Token = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// Where a level lies in value, and in a map: one head's tokens in a row, every level with a border of zeros around it.
+// Where a level lies in value, and in a map: one head's tokens in a row, every level with a border of zeros around it
+// and two tokens of zeros after that.
 struct MapLevel {
   int64_t height;
   int64_t width;
@@ -24,7 +25,7 @@ struct MapLevel {
     return width + 2;
   }
   int64_t end() const {
-    return first + (height + 2) * pitch();
+    return first + (height + 2) * pitch() + 2;
   }
 };
 
@@ -62,6 +63,8 @@ struct Call {
 
   Storage storage;
   const void* value;     // (B, S, M, D)
+  T* maps;               // of the heads from first_head on, filled before `forward`; null: it reads value
+  int64_t first_head;    // counted over all images
   // Sampling locations and attention weights or, with references, offsets and logits.
   const T* places;         // (B, Q, M, L, P, 2)
   const T* scores;         // (B, Q, M, L, P)
@@ -86,19 +89,29 @@ struct Call {
   int64_t map_channels() const {
     return (head_dim + 3) / 4 * 4;
   }
-  // Numbers in a map of the levels [begin, end). Two tokens of zeros follow the last border.
-  int64_t map_size(int64_t begin, int64_t end, int64_t rows_per_token) const {
-    return whole_vectors<T>((levels[end - 1].end() - levels[begin].first + 2) * map_channels() * rows_per_token);
+  // Rows of pixels of the levels [begin, end).
+  int64_t rows(int64_t begin, int64_t end) const {
+    int64_t count = 0;
+    for (int64_t l = begin; l < end; ++l) {
+      count += levels[l].height;
+    }
+    return count;
   }
-  // Copying a head together is worth it if its tokens are read several times over; a row that is not made of vectors
-  // is read from a copy only.
-  bool copy_pays(int64_t queries_of_head) const {
-    return head_dim % 4 != 0 || queries_of_head * samples() >= 2 * tokens;
+  // Numbers in a map of the levels [begin, end).
+  int64_t map_size(int64_t begin, int64_t end, int64_t rows_per_token) const {
+    return whole_vectors<T>((levels[end - 1].end() - levels[begin].first) * map_channels() * rows_per_token);
+  }
+  // For the forward pass, copying a head together is worth it if its tokens are read several times over, and do not
+  // lie together already; a row that is not made of vectors is read from a copy only.
+  bool copy_pays() const {
+    return head_dim % 4 != 0 || (heads > 1 && queries * samples() >= 2 * tokens);
   }
 };
 
 template <typename T>
 struct Kernels {
+  // The rows [begin, end) of the maps from `first_head` on, counted with the rows of a head's levels in a row.
+  void (*fill)(const Call<T>&, int64_t begin, int64_t end);
   // Output of the queries at [begin, end), counted with the queries of an image's head in a row, in their order.
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
   // Gradients of tasks [begin, end); there is one per image, head and level group.

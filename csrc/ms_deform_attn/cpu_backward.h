@@ -106,7 +106,7 @@ template <typename T, typename E>
 void backward_levels(
     const Call<T>& call, int64_t image, int64_t head, const LevelRange<T>& range, const Workspace<T>& workspace) {
   const Map<T> map{workspace.map, call.levels[range.begin].first, 2 * call.map_channels()};
-  fill_map<T, E>(call, image, head, range.begin, range.end, map);
+  fill_map<T, E>(call, image, head, range.begin, 0, call.rows(range.begin, range.end), map);
   Footprints<T> tile[kTile];
   for (int64_t t = 0; t < kTile; ++t) {
     tile[t] = workspace.footprints(t, range.count);

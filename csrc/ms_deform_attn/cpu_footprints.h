@@ -64,7 +64,7 @@ struct Workspace {
 };
 
 // Corners in a map need no case: off the map lies the border, and a sample that touches no pixel is sent to four
-// zeros, between the border below its level and what follows.
+// zeros, where the border below its level begins and at the level's end.
 template <typename V>
 ATTNZOO_INLINE void place_in_map(
     const Mask<V>& touches,

@@ -100,6 +100,25 @@ void forward_queries(
   }
 }
 
+template <typename T>
+Map<T> map_of(const Call<T>& call, int64_t head) {
+  return {call.maps + (head - call.first_head) * call.map_size(0, call.num_levels, 1), 0, call.map_channels()};
+}
+
+template <typename T>
+void fill(const Call<T>& call, int64_t begin, int64_t end) {
+  const int64_t rows = call.rows(0, call.num_levels);
+  with_storage(call, [&](auto stored) {
+    while (begin < end) {
+      const int64_t head = call.first_head + begin / rows;
+      const int64_t first = begin % rows;
+      const int64_t last = std::min(rows, first + end - begin);
+      fill_map<T, decltype(stored)>(call, head / call.heads, head % call.heads, 0, first, last, map_of(call, head));
+      begin += last - first;
+    }
+  });
+}
+
 template <typename T, typename E>
 void forward_as(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
   const Workspace<T> workspace(call, scratch);
@@ -109,9 +128,8 @@ void forward_as(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
     const int64_t head = begin / call.queries % call.heads;
     const int64_t first = begin % call.queries;
     const int64_t last = std::min(call.queries, first + end - begin);
-    if (call.copy_pays(last - first)) {
-      const Map<T> map{workspace.map, 0, call.map_channels()};
-      fill_map<T, E>(call, image, head, 0, call.num_levels, map);
+    if (call.maps) {
+      const Map<T> map = map_of(call, image * call.heads + head);
       forward_queries<true, T, E>(call, image, head, first, last, MapRows<T>{map, call.in_map}, workspace);
     } else {
       const int64_t between = call.heads * call.head_dim;

@@ -9,7 +9,7 @@ namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
 template <typename T>
 Kernels<T> kernels() {
-  return {&forward<T>, &backward<T>, &finish<T>};
+  return {&fill<T>, &forward<T>, &backward<T>, &finish<T>};
 }
 
 template Kernels<float> kernels<float>();

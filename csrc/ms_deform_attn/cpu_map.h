@@ -4,6 +4,7 @@
 // The border makes all corners of a sample readable.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "../common/simd_half.h"
@@ -104,17 +105,33 @@ struct Map {
   }
 };
 
-// The levels [begin, end) of an image's head, with gradients of zero.
+// The rows [begin, end) of an image's head, counted from the first row of `first_level` on: with the borders around
+// them, and gradients of zero.
 template <typename T, typename E>
-void fill_map(const Call<T>& call, int64_t image, int64_t head, int64_t begin, int64_t end, const Map<T>& map) {
+void fill_map(
+    const Call<T>& call,
+    int64_t image,
+    int64_t head,
+    int64_t first_level,
+    int64_t begin,
+    int64_t end,
+    const Map<T>& map) {
   const int64_t between = call.heads * call.head_dim;
   const E* value = static_cast<const E*>(call.value) + image * call.tokens * between + head * call.head_dim;
-  for (int64_t l = begin; l < end; ++l) {
+  int64_t above = 0;  // rows of the levels before
+  for (int64_t l = first_level; above < end; above += call.levels[l++].height) {
     const MapLevel& level = call.levels[l];
-    const E* from = value + level.start * between;
-    int64_t token = level.first + level.pitch() + 1;
-    map.clear(level.first, level.pitch() + 1);
-    for (int64_t y = 0; y < level.height; ++y) {
+    const int64_t first = std::max<int64_t>(0, begin - above);
+    const int64_t last = std::min(level.height, end - above);
+    if (first >= last) {
+      continue;
+    }
+    if (first == 0) {
+      map.clear(level.first, level.pitch() + 1);
+    }
+    const E* from = value + (level.start + first * level.width) * between;
+    int64_t token = level.first + (first + 1) * level.pitch() + 1;
+    for (int64_t y = first; y < last; ++y) {
       for (int64_t x = 0; x < level.width; ++x, ++token, from += between) {
         T* row = map.row(token);
         copy_row(from, call.head_dim, row);
@@ -123,9 +140,10 @@ void fill_map(const Call<T>& call, int64_t image, int64_t head, int64_t begin, i
       map.clear(token, 2);
       token += 2;
     }
-    map.clear(token, level.pitch() - 1);
+    if (last == level.height) {
+      map.clear(token, level.end() - token);
+    }
   }
-  map.clear(call.levels[end - 1].end(), 2);
 }
 
 // The gradients of the levels [begin, end) moved to where they belong.
