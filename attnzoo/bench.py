@@ -1,9 +1,10 @@
 """Benchmarks from the command line: `python -m attnzoo bench {ops,scaling,models,tables}`."""
 
 import argparse
-import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +140,19 @@ def _check_writable(option: str, path: Path | None) -> None:
     if path is None:
         return
     above = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{option} {path}: cannot be written")
+    with _writing(option, path):
+        tempfile.TemporaryFile(dir=above).close()
+    if path.is_dir():
+        raise UserError(f"{option} {path}: cannot be written (it is a folder)")
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    """Turns what the system refuses into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
 
 
 def _run_ops(given: argparse.Namespace) -> int:
@@ -154,7 +166,7 @@ def _run_ops(given: argparse.Namespace) -> int:
         _list(device)
         return 0
     measurements = ops.plan(device, given.operations, given.cases, given.patterns, given.dtypes)
-    known = {name for operation in OPERATIONS.values() for name in operation.peers}
+    known = {name for operation in {m.operation.name for m in measurements} for name in OPERATIONS[operation].peers}
     peers = pick("peer", [OURS, *given.peers], sorted(known))
     passes = pick("pass", given.passes, ops.PASSES)
     if given.dry_run:
@@ -198,7 +210,8 @@ def _run_scaling(given: argparse.Namespace) -> int:
     limits = scaling.Limits(given.limit, tokens)
     record = scaling.run(device, names, limits=limits, seconds=given.seconds, progress=_keep(given))
     if given.plot:
-        plot.scaling(record, given.plot)
+        with _writing("--plot", given.plot):
+            plot.scaling(record, given.plot)
     return _finish(given, record, [])
 
 
@@ -227,21 +240,28 @@ def _run_tables(given: argparse.Namespace) -> int:
     if given.out is None:
         print(text)
     else:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
+        with _writing("--out", given.out):
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(text)
     return 0
 
 
 def _keep(given: argparse.Namespace, total: int | None = None) -> Callable[[dict[str, Any]], None]:
     """Writes the record as it grows, so that an interruption loses the last row only, and says how far it is."""
-    from attnzoo.inspect.bench import record as records
 
     def keep(record: dict[str, Any]) -> None:
-        if given.json is not None:
-            records.write(given.json, record)
+        _write(given, record)
         print(f"{len(record['rows'])}{f' of {total}' if total else ''} rows measured", flush=True)
 
     return keep
+
+
+def _write(given: argparse.Namespace, record: dict[str, Any]) -> None:
+    from attnzoo.inspect.bench import record as records
+
+    if given.json is not None:
+        with _writing("--json", given.json):
+            records.write(given.json, record)
 
 
 def _finish(given: argparse.Namespace, record: dict[str, Any], faults: list[str]) -> int:
@@ -251,8 +271,7 @@ def _finish(given: argparse.Namespace, record: dict[str, Any], faults: list[str]
     from attnzoo.inspect.bench import record as records
     from attnzoo.inspect.bench.tables import tables
 
-    if given.json is not None:
-        records.write(given.json, record)
+    _write(given, record)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH

@@ -59,7 +59,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--wheels", type=Path, help="folder of wheels and source archives to install")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the command")
     parser.add_argument("--tiny", action="store_true", help="the smallest case of everything, to try the command")
-    parser.add_argument("--minutes", type=float, default=7.5, help="for everything together")
+    parser.add_argument("--minutes", type=float, default=7.25, help="for everything together")
     return parser
 
 

@@ -84,10 +84,15 @@ def _check_samples(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **s
 def _check_like_value(name: str, tensor: Tensor, value: Tensor) -> None:
     if tensor.device != value.device:
         raise ValueError(f"{name}: is on {tensor.device}, but value is on {value.device}")
-    # Coordinates and softmax weights may stay in float32 beside a half-precision value.
-    if tensor.dtype != value.dtype and not (value.dtype in HALF and tensor.dtype == torch.float32):
-        allowed = f"{value.dtype} or torch.float32" if value.dtype in HALF else value.dtype
-        raise TypeError(f"{name}: is {tensor.dtype}, expected {allowed} beside a value of {value.dtype}")
+    check_dtype_beside(name, tensor, "value", value)
+
+
+def check_dtype_beside(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise TypeError unless it has the dtype of the other; beside half precision it may be half or float32."""
+    allowed = (*HALF, torch.float32) if other.dtype in HALF else (other.dtype,)
+    if tensor.dtype not in allowed:
+        dtypes = " or ".join(map(str, allowed))
+        raise TypeError(f"{name}: is {tensor.dtype}, expected {dtypes} beside a {other_name} of {other.dtype}")
 
 
 def _check_shapes(shapes: Sequence[tuple[int, int]]) -> int:

@@ -29,8 +29,8 @@ def ms_deform_attn(
     Bilinear samples, zero outside the map. A point with a NaN or infinite coordinate lies outside: it adds nothing
     and receives zero gradients. B = 0 or Q = 0 gives an empty result; all other sizes must be at least 1.
 
-    Returns (B, Q, M·D) in the dtype of `value`. Beside a half-precision value, locations and weights may be float32;
-    the computation is in float32 then. Under autocast, `value` takes its dtype.
+    Returns (B, Q, M·D) in the dtype of `value`. Beside a half-precision value, locations and weights may be float16,
+    bfloat16 or float32; the computation is in float32 then. Under autocast, `value` takes its dtype.
 
     Raises TypeError or ValueError naming the argument that does not fit.
     """

@@ -56,8 +56,8 @@ def deform_kv_attention(
     displacements). A NaN or infinite displacement lies beyond the table.
 
     Returns (B, H, Nq, D) in the dtype of `query`, ordered in memory so that `.transpose(1, 2).flatten(2)` is free.
-    Beside half-precision tokens, positions and tables may be float32; the computation is in float32 then. Under
-    autocast, query, key and value take its dtype.
+    Beside half-precision tokens, positions and tables may be float16, bfloat16 or float32; the computation is in
+    float32 then. Under autocast, query, key and value take its dtype.
 
     Raises TypeError or ValueError naming the argument that does not fit.
     """

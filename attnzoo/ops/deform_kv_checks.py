@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnzoo.ops.checks import HALF, check_dense, check_tensor
+from attnzoo.ops.checks import check_dense, check_dtype_beside, check_tensor
 from attnzoo.ops.deform_kv_reference import Layer
 
 
@@ -129,11 +129,9 @@ def _check_key_padding(key_padding: Tensor, query: Tensor, keys: int) -> None:
 
 
 def _check_float(name: str, tensor: Tensor, layout: str, query: Tensor) -> None:
-    """As the query, or in float32 beside a query of half precision."""
+    """As the query, or beside a query of half precision in half precision or float32."""
     _check_tensor(name, tensor, layout, query)
-    if tensor.dtype != query.dtype and not (query.dtype in HALF and tensor.dtype == torch.float32):
-        allowed = f"{query.dtype} or torch.float32" if query.dtype in HALF else query.dtype
-        raise TypeError(f"{name}: is {tensor.dtype}, expected {allowed} beside a query of {query.dtype}")
+    check_dtype_beside(name, tensor, "query", query)
 
 
 def _check_sizes(name: str, tensor: Tensor, expected: dict[str, int | None]) -> None:

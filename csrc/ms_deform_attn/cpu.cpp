@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <optional>
@@ -154,7 +155,8 @@ struct Tables {
   std::vector<int64_t> order;
 };
 
-// All arguments in contiguous memory. The fused form's offsets and logits stand for locations and weights.
+// All arguments, in contiguous memory but for value, of which no copy is made if the channels of its tokens lie
+// together. The fused form's offsets and logits stand for locations and weights.
 struct Arguments {
   Arguments(
       const Tensor& given_value,
@@ -163,7 +165,8 @@ struct Arguments {
       const Tensor& given_scores,
       std::optional<Tensor> given_references)
       : problem(describe(given_value, shapes, given_places, given_scores)),
-        value(torch::stable::contiguous(given_value)),
+        value(
+            given_value.stride(3) == 1 || problem.head_dim == 1 ? given_value : torch::stable::contiguous(given_value)),
         places(torch::stable::contiguous(given_places)),
         scores(torch::stable::contiguous(given_scores)) {
     if (given_references) {
@@ -189,6 +192,9 @@ struct Arguments {
     call.order = tables.order.empty() ? nullptr : tables.order.data();
     call.storage = storage_of(value);
     call.value = value.const_data_ptr();
+    for (int64_t i = 0; i < 3; ++i) {
+      call.value_strides[i] = value.stride(i);
+    }
     call.places = data<T>(places);
     call.scores = data<T>(scores);
     if (references) {
@@ -209,6 +215,9 @@ Tensor run_forward(const Arguments& given) {
   const Problem& problem = given.problem;
   Tensor output = with_huge_pages(
       torch::stable::new_empty(given.value, {problem.batch, problem.queries, problem.heads * problem.head_dim}));
+  if (output.numel() == 0) {
+    return output;
+  }
   with_scalar(given.places, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
     const Tables<T> tables(problem);
@@ -224,15 +233,16 @@ Tensor run_forward(const Arguments& given) {
         kernels.forward(call, first, last, scratch.memory);
       });
     };
-    if (!call.copy_pays()) {
+    if (!call.forward_in_map()) {
       forward(0, heads * problem.queries);
       return;
     }
-    // As many heads at once as are work enough for all threads: a large head is one, however many threads there are.
-    const int64_t work_of_head = std::max<int64_t>(1, problem.queries * work_of_query);
-    const int64_t together = std::clamp<int64_t>(
-        torch::stable::get_num_threads() * kWorthAThread / work_of_head, 1, std::max<int64_t>(1, heads));
-    const Scratch<T> maps(together * call.map_size(0, call.num_levels, 1));
+    // As many heads at once as are work enough for all threads: one large head, however many threads there are.
+    const int64_t map_size = call.map_size(0, call.num_levels, 1);
+    const int64_t work_of_head = std::max(problem.queries * work_of_query, map_size);
+    const int64_t together =
+        std::clamp<int64_t>(torch::stable::get_num_threads() * kWorthAThread / work_of_head, 1, heads);
+    const Scratch<T> maps(together * map_size);
     call.maps = maps.memory;
     const int64_t rows = call.rows(0, call.num_levels);
     for (call.first_head = 0; call.first_head < heads; call.first_head += together) {
@@ -248,7 +258,7 @@ Tensor run_forward(const Arguments& given) {
 
 struct Gradients {
   explicit Gradients(const Arguments& given)
-      : value(with_huge_pages(torch::stable::empty_like(given.value))),
+      : value(with_huge_pages(torch::stable::new_empty(given.value, given.value.sizes()))),
         places(with_huge_pages(torch::stable::empty_like(given.places))),
         scores(with_huge_pages(torch::stable::empty_like(given.scores))) {
     if (given.references) {
@@ -273,6 +283,12 @@ int64_t backward_map_size(const Call<T>& call) {
   return size;
 }
 
+void clear(void* memory, int64_t bytes) {
+  torch::stable::parallel_for(0, bytes, kWorthAThread, [&](int64_t begin, int64_t end) {
+    std::memset(static_cast<char*>(memory) + begin, 0, end - begin);
+  });
+}
+
 Gradients run_backward(const Tensor& given_grad_output, const Arguments& given) {
   const Problem& problem = given.problem;
   check_grad_output(given_grad_output, given.value, problem);
@@ -289,7 +305,10 @@ Gradients run_backward(const Tensor& given_grad_output, const Arguments& given) 
     const int64_t heads = problem.batch * problem.heads;
     call.level_groups = heads < torch::stable::get_num_threads() ? call.num_levels : 1;
     const Kernels<T> kernels = choose_kernels<T>();
-    const int64_t scratch_size = workspace_size(call) + backward_map_size(call);
+    if (!call.backward_in_map()) {
+      clear(call.grad_value, problem.batch * problem.tokens * problem.heads * problem.head_dim * sizeof(T));
+    }
+    const int64_t scratch_size = workspace_size(call) + (call.backward_in_map() ? backward_map_size(call) : 0);
     torch::stable::parallel_for(0, heads * call.level_groups, 1, [&](int64_t begin, int64_t end) {
       const Scratch<T> scratch(scratch_size);
       kernels.backward(call, begin, end, scratch.memory);

@@ -62,7 +62,8 @@ struct Call {
   const int64_t* order;  // the queries of an image in the order in which they are taken; null: as they come
 
   Storage storage;
-  const void* value;     // (B, S, M, D)
+  const void* value;     // (B, S, M, D), of which a token's channels lie together
+  int64_t value_strides[3];
   T* maps;               // of the heads from first_head on, filled before `forward`; null: it reads value
   int64_t first_head;    // counted over all images
   // Sampling locations and attention weights or, with references, offsets and logits.
@@ -89,6 +90,17 @@ struct Call {
   int64_t map_channels() const {
     return (head_dim + 3) / 4 * 4;
   }
+  // Numbers before an image's head.
+  int64_t value_at(int64_t image, int64_t head) const {
+    return image * value_strides[0] + head * value_strides[2];
+  }
+  // The gradient of value is contiguous.
+  int64_t grad_stride() const {
+    return heads * head_dim;
+  }
+  int64_t grad_at(int64_t image, int64_t head) const {
+    return image * tokens * grad_stride() + head * head_dim;
+  }
   // Rows of pixels of the levels [begin, end).
   int64_t rows(int64_t begin, int64_t end) const {
     int64_t count = 0;
@@ -101,10 +113,21 @@ struct Call {
   int64_t map_size(int64_t begin, int64_t end, int64_t rows_per_token) const {
     return whole_vectors<T>((levels[end - 1].end() - levels[begin].first) * map_channels() * rows_per_token);
   }
-  // For the forward pass, copying a head together is worth it if its tokens are read several times over, and do not
-  // lie together already; a row that is not made of vectors is read from a copy only.
-  bool copy_pays() const {
-    return head_dim % 4 != 0 || (heads > 1 && queries * samples() >= 2 * tokens);
+  // Copying a head together is worth it if its tokens are read several times over.
+  bool read_often() const {
+    return queries * samples() >= 2 * tokens;
+  }
+  // A row that is not made of vectors is read and written in a map only.
+  bool whole_vectors_per_row() const {
+    return head_dim % 4 == 0;
+  }
+  // The tokens of an only head lie together as they are.
+  bool forward_in_map() const {
+    return !whole_vectors_per_row() || (heads > 1 && read_often());
+  }
+  // Gradients in two bytes would lose what is added.
+  bool backward_in_map() const {
+    return !whole_vectors_per_row() || read_often() || storage != Storage::kFull;
   }
 };
 
@@ -122,7 +145,7 @@ struct Kernels {
 
 constexpr int64_t kTile = 4;        // queries whose footprints are computed together
 constexpr int64_t kAhead = 2 * kTile;  // queries between asking for samples and using them
-constexpr int64_t kFootprintSize = 8;  // numbers per sample
+constexpr int64_t kFootprintSize = 11;  // numbers per sample
 constexpr int64_t kStagingSize = 7;
 
 // Numbers in the scratch memory of a thread, besides the map.
@@ -130,7 +153,7 @@ template <typename T>
 int64_t workspace_size(const Call<T>& call) {
   return (kTile * kFootprintSize + 4) * whole_vectors<T>(call.samples()) +
          kStagingSize * (whole_vectors<T>(call.samples()) + whole_vectors<T>(1)) +
-         2 * whole_vectors<T>(call.map_channels());
+         3 * whole_vectors<T>(call.map_channels());
 }
 
 namespace baseline {

@@ -10,34 +10,65 @@
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
+// Corners and their gradients in a map, where they lie side by side.
+template <typename T>
+struct MapGradients {
+  const Map<T>& map;
+  const SampleLevels<T>& levels;
+  int64_t channels;
+
+  ATTNZOO_INLINE void corners(const Footprints<T>& at, int64_t i, const T* (&rows)[4], T* (&grads)[4]) const {
+    T* const first = map.row(at.tokens[i]);
+    T* const below = first + levels.pitch[i] * map.stride;
+    T* const all[4] = {first, first + map.stride, below, below + map.stride};
+    for (int k = 0; k < 4; ++k) {
+      rows[k] = all[k];
+      grads[k] = all[k] + channels;
+    }
+  }
+};
+
+// Corners and their gradients where value and its gradient lie.
+template <typename T>
+struct ValueGradients {
+  const T* value;
+  T* grad_value;
+  int64_t value_stride;
+  int64_t grad_stride;
+  const T* zeros;  // read in place of corners that are off the map
+  T* nowhere;      // written in place of their gradients
+
+  ATTNZOO_INLINE void corners(const Footprints<T>& at, int64_t i, const T* (&rows)[4], T* (&grads)[4]) const {
+    for (int k = 0; k < 4; ++k) {
+      const int64_t token = at.tokens[k * at.padded + i];
+      rows[k] = token < 0 ? zeros : value + token * value_stride;
+      grads[k] = token < 0 ? nowhere : grad_value + token * grad_stride;
+    }
+  }
+};
+
 // Adds to the gradients of all corners, and to `products` Σ_d grad[d] · value[corner][d], four for each sample.
-template <int kChannels, typename T>
+template <int kChannels, typename T, typename Rows>
 ATTNZOO_INLINE void scatter(
-    const Map<T>& map,
-    const Token<T>* pitch,
-    const Footprints<T>& at,
-    int64_t count,
-    const T* grad,
-    int64_t channels,
-    T* products) {
+    const Rows& source, const Footprints<T>& at, int64_t count, int64_t channel, const T* grad, T* products) {
   using V = ChunkVector<T, kChannels>;
   constexpr int vectors = kChannels / kLanes<V>;
-  V grads[vectors];
+  V slope[vectors];
   for (int v = 0; v < vectors; ++v) {
-    grads[v] = load<V>(grad + v * kLanes<V>);
+    slope[v] = load<V>(grad + channel + v * kLanes<V>);
   }
   for (int64_t i = 0; i < count; ++i) {
-    T* const first = map.row(at.tokens[i]);
-    T* const below = first + pitch[i] * map.stride;
-    T* const rows[4] = {first, first + map.stride, below, below + map.stride};
+    const T* rows[4];
+    T* grads[4];
+    source.corners(at, i, rows, grads);
     V sums[4];
     for (int k = 0; k < 4; ++k) {
       const V share = broadcast<V>(at.shares[k * at.padded + i]);
       sums[k] = V{};
       for (int v = 0; v < vectors; ++v) {
-        sums[k] += grads[v] * load<V>(rows[k] + v * kLanes<V>);
-        T* const to = rows[k] + channels + v * kLanes<V>;
-        store(to, load<V>(to) + share * grads[v]);
+        sums[k] += slope[v] * load<V>(rows[k] + channel + v * kLanes<V>);
+        T* const to = grads[k] + channel + v * kLanes<V>;
+        store(to, load<V>(to) + share * slope[v]);
       }
     }
     add_sums(products + 4 * i, sums);
@@ -75,21 +106,18 @@ ATTNZOO_INLINE void differentiate(
 }
 
 // The samples of some levels of one query.
-template <typename T, typename E>
+template <typename T, typename E, typename Rows>
 ATTNZOO_INLINE void backward_query(
     const Call<T>& call,
     int64_t item,
     const LevelRange<T>& range,
-    const Map<T>& map,
+    const Rows& source,
     const Footprints<T>& at,
     const Workspace<T>& workspace) {
-  const int64_t channels = call.map_channels();
   copy_row(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim, workspace.row);
   std::memset(workspace.products, 0, 4 * at.padded * sizeof(T));
-  for_chunks(channels, [&](auto size, int64_t channel) __attribute__((always_inline)) {
-    const Map<T> chunk{map.rows + channel, map.first, map.stride};
-    const T* grad = workspace.row + channel;
-    scatter<size.value>(chunk, range.levels.pitch, at, range.count, grad, channels, workspace.products);
+  for_chunks(call.map_channels(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
+    scatter<size.value>(source, at, range.count, channel, workspace.row, workspace.products);
   });
   const int64_t first = item * call.samples() + range.skipped;
   const bool whole = range.count == at.padded;
@@ -102,11 +130,14 @@ ATTNZOO_INLINE void backward_query(
   }
 }
 
-template <typename T, typename E>
-void backward_levels(
-    const Call<T>& call, int64_t image, int64_t head, const LevelRange<T>& range, const Workspace<T>& workspace) {
-  const Map<T> map{workspace.map, call.levels[range.begin].first, 2 * call.map_channels()};
-  fill_map<T, E>(call, image, head, range.begin, 0, call.rows(range.begin, range.end), map);
+template <bool kInMap, typename T, typename E, typename Rows>
+void backward_queries(
+    const Call<T>& call,
+    int64_t image,
+    int64_t head,
+    const LevelRange<T>& range,
+    const Rows& source,
+    const Workspace<T>& workspace) {
   Footprints<T> tile[kTile];
   for (int64_t t = 0; t < kTile; ++t) {
     tile[t] = workspace.footprints(t, range.count);
@@ -120,28 +151,59 @@ void backward_levels(
       prefetch(static_cast<const E*>(call.grad_output) + item * call.head_dim, call.head_dim);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      place_samples<true>(call, offset + call.query_at(first + t), head, range, workspace.staging, tile[t]);
+      place_samples<kInMap>(call, offset + call.query_at(first + t), head, range, workspace.staging, tile[t]);
     }
     for (int64_t t = 0; t < queries; ++t) {
       const int64_t item = (offset + call.query_at(first + t)) * call.heads + head;
-      backward_query<T, E>(call, item, range, map, tile[t], workspace);
+      backward_query<T, E>(call, item, range, source, tile[t], workspace);
     }
   }
+}
+
+template <typename T, typename E>
+void backward_in_map(
+    const Call<T>& call, int64_t image, int64_t head, const LevelRange<T>& range, const Workspace<T>& workspace) {
+  const Map<T> map{workspace.map, call.levels[range.begin].first, 2 * call.map_channels()};
+  fill_map<T, E>(call, image, head, range.begin, 0, call.rows(range.begin, range.end), map);
+  const MapGradients<T> source{map, range.levels, call.map_channels()};
+  backward_queries<true, T, E>(call, image, head, range, source, workspace);
   write_gradients<T, E>(call, image, head, range.begin, range.end, map);
+}
+
+// To a gradient of value that is zero.
+template <typename T>
+void backward_in_value(
+    const Call<T>& call, int64_t image, int64_t head, const LevelRange<T>& range, const Workspace<T>& workspace) {
+  const ValueGradients<T> source{
+      static_cast<const T*>(call.value) + call.value_at(image, head),
+      static_cast<T*>(call.grad_value) + call.grad_at(image, head),
+      call.value_strides[1],
+      call.grad_stride(),
+      workspace.zeros,
+      workspace.nowhere};
+  backward_queries<false, T, T>(call, image, head, range, source, workspace);
 }
 
 template <typename T>
 void backward(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
   const Workspace<T> workspace(call, scratch);
+  std::memset(workspace.zeros, 0, call.map_channels() * sizeof(T));
+  std::memset(workspace.nowhere, 0, call.map_channels() * sizeof(T));
   const int64_t levels = call.num_levels / call.level_groups;
-  with_storage(call, [&](auto stored) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % call.level_groups * levels;
-      const int64_t head = task / call.level_groups;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t first = task % call.level_groups * levels;
+    const int64_t image = task / call.level_groups / call.heads;
+    const int64_t head = task / call.level_groups % call.heads;
+    if (call.backward_in_map()) {
       const LevelRange<T> range(call, call.in_map, first, first + levels);
-      backward_levels<T, decltype(stored)>(call, head / call.heads, head % call.heads, range, workspace);
+      with_storage(call, [&](auto stored) {
+        backward_in_map<T, decltype(stored)>(call, image, head, range, workspace);
+      });
+    } else {
+      const LevelRange<T> range(call, call.in_value, first, first + levels);
+      backward_in_value(call, image, head, range, workspace);
     }
-  });
+  }
 }
 
 }  // namespace attnzoo::ms_deform_attn::ATTNZOO_ISA

@@ -19,7 +19,7 @@ struct Footprints {
   int64_t padded;    // samples, rounded up to whole vectors
   Token<T>* tokens;  // in a map that of corner 0; in value those of corner k at k * padded, -1 off the map
   T* shares;         // of corner k at k * padded, attention weight included
-  T* fx;             // distances to the left column and the top row, for the backward pass: in a map only
+  T* fx;             // distances to the left column and the top row
   T* fy;
   T* weights;  // 0 for a sample that touches no pixel
 };
@@ -36,13 +36,15 @@ struct Workspace {
   Workspace(const Call<T>& call, T* scratch)
       : row(scratch),
         zeros(row + whole_vectors<T>(call.map_channels())),
-        products(zeros + whole_vectors<T>(call.map_channels())),
+        nowhere(zeros + whole_vectors<T>(call.map_channels())),
+        products(nowhere + whole_vectors<T>(call.map_channels())),
         staging(products + 4 * whole_vectors<T>(call.samples())),
         tile(staging + kStagingSize * (whole_vectors<T>(call.samples()) + whole_vectors<T>(1))),
         map(scratch + workspace_size(call)) {}
 
   T* row;       // of a query: its output, or the gradient of it
   T* zeros;     // a row of zeros
+  T* nowhere;   // a row that nobody reads
   T* products;  // four per sample
   T* staging;   // kStagingSize per sample
   T* tile;      // footprints
@@ -57,9 +59,9 @@ struct Workspace {
         padded,
         reinterpret_cast<Token<T>*>(memory),
         memory + 4 * padded,
-        memory + padded,
-        memory + 2 * padded,
-        memory + 3 * padded};
+        memory + 8 * padded,
+        memory + 9 * padded,
+        memory + 10 * padded};
   }
 };
 
@@ -117,10 +119,10 @@ ATTNZOO_INLINE void place(
   const V upper = masked * (1 - fy);
   const V lower = masked * fy;
   const V shares[4] = {upper * (1 - fx), upper * fx, lower * (1 - fx), lower * fx};
+  store(at.fx + i, fx);
+  store(at.fy + i, fy);
+  store(at.weights + i, masked);
   if constexpr (kInMap) {
-    store(at.fx + i, fx);
-    store(at.fy + i, fy);
-    store(at.weights + i, masked);
     place_in_map<V>(touches, height, pitch, origin, i, left, top, at);
     for (int k = 0; k < 4; ++k) {
       store(at.shares + k * at.padded + i, shares[k]);

@@ -132,10 +132,11 @@ void forward_as(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
       const Map<T> map = map_of(call, image * call.heads + head);
       forward_queries<true, T, E>(call, image, head, first, last, MapRows<T>{map, call.in_map}, workspace);
     } else {
-      const int64_t between = call.heads * call.head_dim;
-      const E* value = static_cast<const E*>(call.value) + image * call.tokens * between + head * call.head_dim;
-      const auto* zeros = reinterpret_cast<const E*>(workspace.zeros);
-      forward_queries<false, T, E>(call, image, head, first, last, ValueRows<T, E>{value, between, zeros}, workspace);
+      const ValueRows<T, E> source{
+          static_cast<const E*>(call.value) + call.value_at(image, head),
+          call.value_strides[1],
+          reinterpret_cast<const E*>(workspace.zeros)};
+      forward_queries<false, T, E>(call, image, head, first, last, source, workspace);
     }
     begin += last - first;
   }

@@ -116,8 +116,8 @@ void fill_map(
     int64_t begin,
     int64_t end,
     const Map<T>& map) {
-  const int64_t between = call.heads * call.head_dim;
-  const E* value = static_cast<const E*>(call.value) + image * call.tokens * between + head * call.head_dim;
+  const int64_t between = call.value_strides[1];
+  const E* value = static_cast<const E*>(call.value) + call.value_at(image, head);
   int64_t above = 0;  // rows of the levels before
   for (int64_t l = first_level; above < end; above += call.levels[l++].height) {
     const MapLevel& level = call.levels[l];
@@ -149,8 +149,8 @@ void fill_map(
 // The gradients of the levels [begin, end) moved to where they belong.
 template <typename T, typename E>
 void write_gradients(const Call<T>& call, int64_t image, int64_t head, int64_t begin, int64_t end, const Map<T>& map) {
-  const int64_t between = call.heads * call.head_dim;
-  E* grad_value = static_cast<E*>(call.grad_value) + image * call.tokens * between + head * call.head_dim;
+  const int64_t between = call.grad_stride();
+  E* grad_value = static_cast<E*>(call.grad_value) + call.grad_at(image, head);
   for (int64_t l = begin; l < end; ++l) {
     const MapLevel& level = call.levels[l];
     E* to = grad_value + level.start * between;

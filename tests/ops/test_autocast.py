@@ -41,15 +41,19 @@ def test_values_are_cast_and_nothing_else(form: str, registered: bool, device: s
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize("others_dtype", [BF16, F16])
 @pytest.mark.parametrize("value_dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("form", FORMS)
-def test_any_mixture_is_taken(form: str, value_dtype: torch.dtype, registered: bool, device: str) -> None:
+def test_any_mixture_is_taken(
+    form: str, value_dtype: torch.dtype, others_dtype: torch.dtype, registered: bool, device: str
+) -> None:
     face, make = FORMS[form]
     value, shapes, *others = on(device, make(dtype=F32))
     call = raw(form) if registered else face
     with torch.autocast(device, BF16):
-        output = call(value.to(value_dtype), shapes, others[0], *(t.to(BF16) for t in others[1:]))
-    expected = face(value.to(value_dtype).to(BF16), shapes, others[0], *(t.to(BF16).float() for t in others[1:]))
+        output = call(value.to(value_dtype), shapes, others[0], *(t.to(others_dtype) for t in others[1:]))
+    rounded = [others[0], *(t.to(others_dtype).float() for t in others[1:])]
+    expected = face(value.to(value_dtype).to(BF16), shapes, *rounded)
     assert torch.equal(output, expected)
 
 

@@ -100,7 +100,7 @@ def test_lists_of_shapes_are_taken():
 
 def test_half_precision_value_refuses_double_locations():
     call = changed(value=Tensor.half, sampling_locations=Tensor.double, attention_weights=Tensor.half)
-    with pytest.raises(TypeError, match=r"^sampling_locations: .*float16 or torch.float32"):
+    with pytest.raises(TypeError, match=r"^sampling_locations: .*float16 or torch.bfloat16 or torch.float32"):
         ops.ms_deform_attn(**call)
 
 

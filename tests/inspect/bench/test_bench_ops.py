@@ -1,6 +1,8 @@
 """`bench ops` on tiny cases, with peers that are right, wrong, broken and absent."""
 
+import errno
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo.errors import UserError
-from attnzoo.inspect.bench import ceilings, dat, msda_fused, ops, tables
+from attnzoo.inspect.bench import ceilings, dat, msda_fused, ops, record, tables
 from attnzoo.inspect.bench.msda import MS_DEFORM_ATTN, Case, inputs
 from attnzoo.inspect.bench.operation import DTYPES, UnavailableError
 from attnzoo.inspect.bench.operators import OPERATIONS
@@ -302,7 +304,30 @@ def test_a_page_of_something_else_is_refused(tmp_path, capsys):
         assert attnzoo_main.main(["bench", "tables", str(other)]) == 2
         assert said in capsys.readouterr().err
     assert attnzoo_main.main(["bench", "tables", str(other), "--out", str(tmp_path)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot be written (it is a folder)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT TESTED HERE: needs Linux's /proc")
+def test_a_file_that_nobody_can_write_is_named_before_anything_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(ops, "run", None)
+    assert attnzoo_main.main(["bench", "ops", "--json", "/proc/x.json"]) == 2
+    assert "--json /proc/x.json: cannot be written (" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_is_one_line(capsys, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record, "write", full)
+    command = ["bench", "ops", "--cases", "decoder-b1", "--patterns", "local", "--passes", "forward", "--seconds", "0"]
+    assert attnzoo_main.main([*command, "--peers", "attnzoo", "--json", str(tmp_path / "ops.json")]) == 2
+    assert "ops.json: cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_peer_of_another_operator_is_unknown(capsys):
+    command = ["bench", "ops", "--operations", "deform_kv_attention", "--peers", "transformers", "--dry-run"]
+    assert attnzoo_main.main(command) == 2
+    assert "unknown peer 'transformers'" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_a_user_error():
