@@ -42,8 +42,8 @@ class Part:
 
 SAMPLING_PARTS = [
     Part(
-        "forward: tokens of a head copied together", "ms_deform_attn/cpu.h",
-        "(heads > 1 && queries * samples() >= 2 * tokens)", "false", SAMPLING[:2],
+        "tokens of a head copied together, backward with their gradients", "ms_deform_attn/cpu.h",
+        "return queries * samples() >= 2 * tokens;", "return false;", SAMPLING[:2],
     ),
     Part(
         "an encoder's queries from top to bottom on all levels together",
