@@ -1,6 +1,6 @@
 """What each part of the CPU kernels gives: the library without the part beside the whole one, call by call.
 
-python tools/ablate_kernels.py [--threads N] [--rounds N] [--scratch FOLDER] [--json FILE]
+python tools/ablate_kernels.py [--threads N] [--rounds N] [--only TEXT] [--scratch FOLDER] [--json FILE]
 
 Every variant is compiled in a temporary folder and runs in a process of its own; all take turns with the same call.
 """
@@ -149,18 +149,25 @@ def compare(variants: dict[str, Variant], calls: Sequence[Sequence[str]], rounds
     return rows
 
 
-def measure(scratch: Path, threads: int, rounds: int) -> list[dict[str, object]]:
-    """All parts, then all instruction sets. A part of each operator is left out of one library: half the compiling."""
+def measure(scratch: Path, threads: int, rounds: int, only: str = "") -> list[dict[str, object]]:
+    """All parts, then all instruction sets; or only the parts whose names hold a text.
+
+    A part of each operator is left out of one library: half the compiling.
+    """
     whole = scratch / WHOLE
     build([], whole)
     rows = []
     for index, pair in enumerate(zip_longest(SAMPLING_PARTS, KEY_PARTS)):
-        parts = [part for part in pair if part]
+        parts = [part for part in pair if part and only in part.name]
+        if not parts:
+            continue
         build(parts, scratch / str(index))
         for part in parts:
             with running({WHOLE: (whole, ""), part.name: (scratch / str(index), "")}, threads) as variants:
                 rows += compare(variants, part.calls, rounds)
             print(f"measured: {part.name}", file=sys.stderr, flush=True)
+    if only:
+        return rows
     with running({level: (whole, level) for level in ("avx512", "avx2", "baseline")}, threads) as variants:
         return rows + compare(variants, (*SAMPLING, *KEYS), rounds)
 
@@ -181,12 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", metavar="TEXT", default="", help="parts whose names hold it, and no instruction sets")
     parser.add_argument("--scratch", type=Path, help="compile here, and use what is compiled here already")
     parser.add_argument("--json", type=Path, help="write all samples here")
     given = parser.parse_args(argv)
     if given.worker:
         work(given.threads)
         return 0
+    if not any(given.only in part.name for part in PARTS):
+        parser.error(f"--only {given.only}: no part's name holds it: {'; '.join(part.name for part in PARTS)}")
     import torch
 
     from attnzoo.inspect.bench import record
@@ -195,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     result = record.header("ablation", torch.device("cpu"), [])
     with tempfile.TemporaryDirectory() as temporary:
-        result["rows"] = measure(given.scratch or Path(temporary), given.threads, given.rounds)
+        result["rows"] = measure(given.scratch or Path(temporary), given.threads, given.rounds, given.only)
     lines = []
     for row in result["rows"]:
         (_, ours), *others = row["seconds"].items()

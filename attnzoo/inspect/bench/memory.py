@@ -15,10 +15,9 @@ METHODS = {
 }
 PATIENCE = 600  # seconds
 REPEATS = 3  # calls of which the least peak counts
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CLEAR, _STATUS, _MAPS = (Path("/proc/self", name) for name in ("clear_refs", "status", "maps"))
 _RESET_PEAK = "5"  # proc(5): /proc/pid/clear_refs
 _M_MMAP_THRESHOLD, _LARGE = -3, 2**16  # mallopt(3)
-_LARGEST = 2**35  # of the holes that are looked for
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int | None:
@@ -77,17 +76,24 @@ def _peak_of_process(call: Callable[[], object]) -> int:
 def _fill_holes(libc: ctypes.CDLL) -> None:
     """Take what is free inside malloc's heap, in large blocks that nobody touches.
 
-    Else a tensor could lie there, whose pages stay resident after it, and the next one be mapped beside them.
+    Else a tensor could lie there, whose pages stay resident after it, and the next one be mapped beside them. No block
+    is larger than the heap: where malloc fails it moves this thread to the heap of another, and to the holes there.
     """
-    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_size_t
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
     libc.free.argtypes = [ctypes.c_size_t]
-    end, size = libc.sbrk(0), _LARGEST
+    begin, end = _heap()
+    size = end - begin
     while size >= _LARGE:
         block = libc.malloc(size)
-        if not 0 < block < end:  # none, or mapped: no hole is as large
+        if not begin < block < end:  # none, or mapped: no hole is as large
             libc.free(block)
             size //= 2
+
+
+def _heap() -> tuple[int, int]:
+    """Where the heap of the first thread lies."""
+    found = re.search(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
+    return (int(found[1], 16), int(found[2], 16)) if found else (0, 0)
 
 
 def _resident(field: str) -> int:

@@ -131,6 +131,36 @@ def test_holes_in_the_heap_are_filled_before_peak_memory_is_measured():
     assert run.stdout.splitlines() == ["True", "False False False"]
 
 
+# The peak of a call that writes a block, where a thread, which a fork leaves behind, has freed one as large.
+LEFT_BEHIND = """
+import ctypes
+from threading import Event, Thread
+import torch
+from attnzoo.inspect.bench import memory
+size = 3 * 2**20
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype, libc.free.argtypes = [ctypes.c_size_t], ctypes.c_size_t, [ctypes.c_size_t]
+libc.free(libc.malloc(2 * size))  # blocks as large come from heaps from now on
+def write():
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    return block
+def leave():
+    libc.free(write())
+    left.set()
+    Event().wait()
+left = Event()
+Thread(target=leave, daemon=True).start()
+left.wait()
+print(memory.peak(lambda: libc.free(write()), torch.device("cpu")))
+"""
+
+
+def test_peak_memory_counts_what_could_lie_in_the_heap_of_another_thread():
+    run = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, check=True)
+    assert int(run.stdout) / MIB == pytest.approx(3, abs=0.5)
+
+
 def test_peak_memory_of_a_backward_pass_holds_what_the_forward_saved(request):
     # Where fake tensors were before, torch has threads for gradients, which forked processes lack: no peak then.
     if passed_on_its_own(request):
