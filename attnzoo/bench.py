@@ -139,11 +139,11 @@ def _check_writable(option: str, path: Path | None) -> None:
     """Raise UserError, before anything is measured, where a file cannot be written; its folder may be missing."""
     if path is None:
         return
-    above = next(folder for folder in path.absolute().parents if folder.exists())
     with _writing(option, path):
+        if path.is_dir():
+            raise UserError(f"{option} {path}: cannot be written (it is a folder)")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=above).close()
-    if path.is_dir():
-        raise UserError(f"{option} {path}: cannot be written (it is a folder)")
 
 
 @contextmanager

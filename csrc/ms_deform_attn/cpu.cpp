@@ -179,6 +179,11 @@ struct Arguments {
   Call<T> call(const Tables<T>& tables) const {
     STD_TORCH_CHECK(
         tables.levels.back().end() <= std::numeric_limits<Token<T>>::max(), "ms_deform_attn: too many tokens");
+    for (const MapLevel& level : tables.levels) {
+      STD_TORCH_CHECK(
+          std::max(level.height, level.width) <= int64_t{1} << std::numeric_limits<T>::digits,
+          "ms_deform_attn: a level has sides that numbers of this type cannot count");
+    }
     Call<T> call{};
     call.tokens = problem.tokens;
     call.heads = problem.heads;

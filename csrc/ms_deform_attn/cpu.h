@@ -46,7 +46,7 @@ constexpr int64_t whole_vectors(int64_t count) {
   return (count + lanes - 1) / lanes * lanes;
 }
 
-// One call in plain numbers and pointers to contiguous memory.
+// One call in plain numbers and pointers to contiguous memory but for value.
 template <typename T>
 struct Call {
   int64_t tokens;

@@ -58,6 +58,10 @@ def test_one_thread_holds_a_head_and_its_gradient() -> None:
     assert held(backward=True, formula=True) > 4 * HEADS * MAP
 
 
+def test_backward_no_more_is_copied_than_heads() -> None:
+    assert held(backward=True, threads=16) < 2 * HEADS * MAP + 2 * SLACK
+
+
 def test_forward_all_threads_share_a_head() -> None:
     assert MAP / 2 < held(threads=8) < MAP + SLACK
     assert held(head_dim=30, queries=1) < MAP + SLACK

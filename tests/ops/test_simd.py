@@ -183,6 +183,29 @@ def test_strided_and_expanded_arguments(queries, form, level):
         assert torch.equal(got, expected)
 
 
+SAME_IN_OTHER_STRIDES = {
+    "heads before tokens": lambda value: value.transpose(1, 2).contiguous().transpose(1, 2),
+    "every second head": lambda value: value.repeat_interleave(2, 2)[:, :, ::2],
+    "one image for all": lambda value: value[:1].expand_as(value),
+}
+
+
+@FEW_OR_MANY
+@pytest.mark.parametrize("head_dim", [7, 8])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("strides", SAME_IN_OTHER_STRIDES)
+def test_value_is_read_by_its_strides(strides, dtype, head_dim, queries, level):
+    value, shapes, *others = arguments(queries=queries, head_dim=head_dim, dtype=F32)
+    value = SAME_IN_OTHER_STRIDES[strides](value.to(dtype))
+    assert value.stride(3) == 1
+    assert not value.is_contiguous()
+    leaf = value.detach().requires_grad_()  # keeps the strides, as a clone would not
+    leaves = [leaf, *(t.requires_grad_() for t in others)]
+    got = differentiated(ops.ms_deform_attn(leaf, shapes, *others), leaves, dtype)
+    expected = results((value.contiguous(), shapes, *(t.detach() for t in others)))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_infinite_pixels_spoil_only_what_reads_them(level):
     value, shapes, *_ = arguments(((3, 4),), batch=1, queries=1, heads=2, points=1, head_dim=8, dtype=F32)
     value[0, 0] = math.inf

@@ -92,8 +92,8 @@ def _fill_holes(libc: ctypes.CDLL) -> None:
 
 def _heap() -> tuple[int, int]:
     """Where the heap of the first thread lies."""
-    found = re.search(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
-    return (int(found[1], 16), int(found[2], 16)) if found else (0, 0)
+    parts = re.findall(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
+    return (int(parts[0][0], 16), int(parts[-1][1], 16)) if parts else (0, 0)
 
 
 def _resident(field: str) -> int:

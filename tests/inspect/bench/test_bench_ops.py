@@ -312,6 +312,8 @@ def test_a_file_that_nobody_can_write_is_named_before_anything_is_measured(capsy
     monkeypatch.setattr(ops, "run", None)
     assert attnzoo_main.main(["bench", "ops", "--json", "/proc/x.json"]) == 2
     assert "--json /proc/x.json: cannot be written (" in capsys.readouterr().err
+    assert attnzoo_main.main(["bench", "ops", "--json", "x" * 300]) == 2
+    assert "xxx: cannot be written (" in capsys.readouterr().err
 
 
 def test_a_disk_that_fills_up_is_one_line(capsys, monkeypatch, tmp_path):
