@@ -110,7 +110,7 @@ class Variant:
 def work(threads: int) -> None:
     """Time the calls named on standard input.
 
-    Before each it is made once untimed, which may share the cores with threads of the variant before, which wait for work awake.
+    Before each it is made once untimed, which may share the cores with threads of the variant before: they wait awake.
     """
     import torch
 
