@@ -158,11 +158,12 @@ def measure(scratch: Path, threads: int, rounds: int, only: str = "") -> list[di
     build([], whole)
     rows = []
     for index, pair in enumerate(zip_longest(SAMPLING_PARTS, KEY_PARTS)):
-        parts = [part for part in pair if part and only in part.name]
-        if not parts:
+        parts = [part for part in pair if part]
+        chosen = [part for part in parts if only in part.name]
+        if not chosen:
             continue
-        build(parts, scratch / str(index))
-        for part in parts:
+        build(parts, scratch / str(index))  # all, because another run may find the library there
+        for part in chosen:
             with running({WHOLE: (whole, ""), part.name: (scratch / str(index), "")}, threads) as variants:
                 rows += compare(variants, part.calls, rounds)
             print(f"measured: {part.name}", file=sys.stderr, flush=True)
