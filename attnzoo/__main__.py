@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnzoo import bench, run
+from attnzoo import run
+from attnzoo.bench import cli as bench_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparing = verbs.add_parser("compare", help="compare finished runs: means, intervals, cost")
     comparing.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     comparing.set_defaults(command=_compare)
-    measuring = bench.arguments(verbs.add_parser("bench", help="time operators, attentions and models beside others"))
-    measuring.set_defaults(command=bench.start)
+    measuring = bench_cli.arguments(
+        verbs.add_parser("bench", help="time operators, attentions and models beside others")
+    )
+    measuring.set_defaults(command=bench_cli.start)
     listing = verbs.add_parser("list", help="list attentions, models, data sets and augmentations")
     listing.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     listing.set_defaults(command=_list)
@@ -52,23 +55,16 @@ def _cancel(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from attnzoo.report.compare import compare, write
-    from attnzoo.report.table import show
+    from attnzoo.report import hparams
+    from attnzoo.report.compare import compare
+    from attnzoo.report.table import show, write
 
     comparison = compare(given.folders)
     show(comparison)
     if len(given.folders) == 1:
         write(comparison, given.folders[0])
-        _write_hparams(given.folders[0])
+        hparams.write_sweep(given.folders[0])
     return 0
-
-
-def _write_hparams(folder: Path) -> None:
-    """Give TensorBoard the options of a sweep whose runs end by themselves."""
-    from attnzoo.sweep.conclude import write_hparams
-    from attnzoo.sweep.folder import SweepFolder
-
-    write_hparams(SweepFolder(folder))
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -78,15 +74,16 @@ def _list(given: argparse.Namespace) -> int:
         for name, state in ops.backends().items():
             print(f"{name}: {state}")
         return 0
-    from attnzoo import attention, config, data
+    from attnzoo import attention, models
+    from attnzoo.data.build import AUGMENTATIONS, DATASETS, IMAGE_AUGMENTATIONS, LABELLED
 
     for title, names in (
         ("attentions", attention.names()),
-        ("models", config.presets()),
-        ("detection data sets", data.DATASETS.names()),
-        ("detection augmentations", data.AUGMENTATIONS.names()),
-        ("classification data sets", data.LABELLED.names()),
-        ("classification augmentations", data.IMAGE_AUGMENTATIONS.names()),
+        ("models", models.names()),
+        ("detection data sets", DATASETS.names()),
+        ("detection augmentations", AUGMENTATIONS.names()),
+        ("classification data sets", LABELLED.names()),
+        ("classification augmentations", IMAGE_AUGMENTATIONS.names()),
     ):
         print(f"{title}: {', '.join(names)}")
     return 0

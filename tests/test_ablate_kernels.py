@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.inspect.bench.operators import OPERATIONS
+from attnzoo.bench.operators.registered import OPERATIONS
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("ablate_kernels", ROOT / "tools" / "ablate_kernels.py")

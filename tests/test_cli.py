@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from support_engine import without_speed
+from support.engine import without_speed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -298,7 +298,7 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Pat
 def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start is killed in its second step."""
     monkeypatch.setenv("ATTNZOO_TEST_KILL", "2")
-    plugin = Path(__file__).with_name("support_slurm_plugin.py")
+    plugin = Path(__file__).with_name("support") / "slurm_plugin.py"
     attention = "model.encoder.attention={name: slow, points: 1}"
     ended = sweep(f"plugins=[{plugin}]", attention, "retries=1", "sweep.zip={}")
     assert ended.returncode == 1, ended.stderr

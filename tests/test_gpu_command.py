@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnzoo import bench
-from attnzoo.inspect.bench.operators import OPERATIONS
+from attnzoo.bench import cli as bench_cli
+from attnzoo.bench.operators.registered import OPERATIONS
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("gpu", ROOT / "tools" / "gpu.py")
@@ -73,7 +73,7 @@ def test_every_planned_benchmark_is_one_the_command_line_takes(tmp_path, device,
     for name in gpu.RAW:
         verb, *rest = planned[name][3:]
         assert verb == "bench"
-        given = bench.arguments(argparse.ArgumentParser()).parse_args(rest)
+        given = bench_cli.arguments(argparse.ArgumentParser()).parse_args(rest)
         assert (given.bench, given.device) == (name.partition("-")[0], device)
         assert given.json == tmp_path / f"{name}.json"
     assert ("cuda" in planned["tests"]) == (device == "cuda" and not tiny)

@@ -1,6 +1,8 @@
 """Imports point one way, and the light parts stay light."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,33 +12,21 @@ import pytest
 import attnzoo
 
 PACKAGE = Path(attnzoo.__file__).parent
-FOUNDATION = {"errors", "rundir", "attempts", "process", "clock", "repeating", "measured", "geometry", "registry"}
-# What each part may import of attnzoo, itself and its own files aside.
-ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "rundir": {"errors"},
-    "attempts": {"rundir"},
-    "process": {"attempts"},
-    "clock": set(),
-    "repeating": set(),
-    "measured": set(),
-    "ledger": {"errors", "rundir"},
-    "scheduler": {"errors"},
-    "geometry": {"errors"},
-    "registry": {"errors"},
-    "config": {"errors", "rundir", "registry"},
-    "ops": {*FOUNDATION, "config"},
-    "attention": {*FOUNDATION, "config", "ops"},
-    "models": {*FOUNDATION, "config", "ops", "attention"},
-    "inspect": {*FOUNDATION, "config", "ops", "attention", "models", "interop"},
-    "interop": {*FOUNDATION, "config", "ops", "attention", "models"},
-    "data": {"errors", "rundir", "registry", "config"},
-    "engine": {*FOUNDATION, "config", "ops", "attention", "models", "inspect", "interop", "data"},
-    "report": {"errors", "rundir", "attempts", "process", "clock", "measured", "ledger", "scheduler", "config"},
-    "bench": {"errors", "inspect"},
-}
-ANYTHING = {"sweep", "run", "__main__"}  # the top: sweep may not import run and __main__, tested below
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 HEAVY = ["torchvision", "timm", "omegaconf", "submitit", "pycocotools", "tensorboard", "rich", "matplotlib", "scipy"]
+
+
+def read_table() -> dict[str, set[str] | None]:
+    """What each package may import, from the table in CONTRIBUTING.md, in its order; None: anything."""
+    allowed: dict[str, set[str] | None] = {}
+    for line in CONTRIBUTING.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 3 and re.fullmatch(r"`\w+`", cells[0]):
+            allowed[cells[0].strip("`")] = None if cells[2] == "anything" else set(re.findall(r"`(\w+)`", cells[2]))
+    return allowed
+
+
+ALLOWED = read_table()
 
 
 def imports(path: Path) -> set[str]:
@@ -51,33 +41,69 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def part_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if part_of(p) not in ("__init__", "experiments"))
+SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if package_of(p) not in ("__init__", "experiments"))
+MODULES = {
+    ".".join(["attnzoo", *p.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): p for p in SOURCES
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_direction(path: Path) -> None:
-    part = part_of(path)
-    parts = {other.name.removesuffix(".py") for other in PACKAGE.iterdir()}
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("attnzoo.")} & parts
-    if part in ANYTHING:
-        forbidden = used & {"run", "__main__"} if part == "sweep" else set()
-    else:
-        assert part in ALLOWED, f"say in ALLOWED what {part} may import"
-        forbidden = used - ALLOWED[part] - {part}
-    assert not forbidden, f"{part} may not import {sorted(forbidden)}"
+    package = package_of(path)
+    assert package in ALLOWED, f"say in the table of CONTRIBUTING.md what {package} may import"
+    allowed = ALLOWED[package]
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("attnzoo.")} & ALLOWED.keys()
+    forbidden = set() if allowed is None else used - allowed - {package}
+    assert not forbidden, f"{package} may not import {sorted(forbidden)}"
+
+
+def test_the_table_has_no_circle_and_nothing_that_is_gone() -> None:
+    above: set[str] = set()
+    for package, allowed in ALLOWED.items():
+        assert (PACKAGE / package).is_dir() or (PACKAGE / f"{package}.py").exists(), package
+        assert allowed is None or allowed <= above, f"{package} may import only what stands above it in the table"
+        above.add(package)
+
+
+def test_nothing_is_allowed_that_nobody_needs() -> None:
+    used = {package: set[str]() for package in ALLOWED}
+    for path in SOURCES:
+        used[package_of(path)] |= {name.split(".")[1] for name in imports(path) if name.startswith("attnzoo.")}
+    for package, allowed in ALLOWED.items():
+        assert allowed is None or allowed <= used[package], f"{package}: {sorted(allowed - used[package])}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Not in a circle of any length either, wherever in a file the import stands."""
+    below = {
+        name: {used for used in imports(path) & MODULES.keys() if not f"{name}.".startswith(f"{used}.")}
+        for name, path in MODULES.items()
+    }
+    list(graphlib.TopologicalSorter(below).static_order())  # raises CycleError with the modules of a circle
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if package_of(p) == "config"], ids=lambda p: p.name)
+def test_config_imports_declarations_alone(path: Path) -> None:
+    for name in imports(path) & MODULES.keys():
+        package = name.split(".")[1]
+        if package in ("data", "models", "engine"):
+            declared = name.endswith(".config") or name in (f"attnzoo.{package}", "attnzoo.models.presets")
+            assert declared, f"{path.name} imports {name}"
 
 
 def test_the_package_itself_imports_nothing() -> None:
     assert imports(PACKAGE / "__init__.py") == set()
 
 
-@pytest.mark.parametrize(("part", "library"), [("config", "torch"), ("report", "torch"), ("rundir", "omegaconf")])
+@pytest.mark.parametrize(
+    ("part", "library"), [("schema", "torch"), ("config", "torch"), ("report", "torch"), ("rundir", "omegaconf")]
+)
 def test_parts_that_stay_light(part: str, library: str) -> None:
-    for path in (p for p in SOURCES if part_of(p) == part):
+    for path in (p for p in SOURCES if package_of(p) == part):
         assert library not in {name.split(".")[0] for name in imports(path)}, f"{path} imports {library}"
 
 
@@ -107,6 +133,6 @@ def test_attentions_work_without_the_other_libraries() -> None:
     assert "attnzoo" in loaded_by(f"{blocked}\nimport attnzoo.ops, attnzoo.attention")
 
 
-@pytest.mark.parametrize("part", ["config", "report"])
+@pytest.mark.parametrize("part", ["config.load", "report.status_table", "report.conclude", "models", "models.presets"])
 def test_status_and_compare_do_not_load_torch(part: str) -> None:
     assert "torch" not in loaded_by(f"import attnzoo.{part}")

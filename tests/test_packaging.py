@@ -63,7 +63,7 @@ def test_wheel_serves_all_later_pythons_and_holds_the_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "attnzoo/ops/_C.abi3.so" in names
     assert "attnzoo/py.typed" in names
-    for folder, place in (("experiments", "attnzoo/experiments"), ("attnzoo/config/presets", "attnzoo/config/presets")):
+    for folder, place in (("experiments", "attnzoo/experiments"), ("attnzoo/models/presets", "attnzoo/models/presets")):
         files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.yaml")]
         assert files
         assert {f"{place}/{file}" for file in files} <= set(names)

@@ -114,8 +114,8 @@ def work(threads: int) -> None:
     """
     import torch
 
-    from attnzoo.inspect.bench import ops
-    from attnzoo.inspect.bench.operators import OPERATIONS
+    from attnzoo.bench.operators import compare
+    from attnzoo.bench.operators.registered import OPERATIONS
 
     torch.set_num_threads(threads)
     device, known = torch.device("cpu"), {}
@@ -126,8 +126,8 @@ def work(threads: int) -> None:
             case = operation.cases[case_name]
             tensors = operation.inputs(case, pattern, torch.float32, device)
             slope = torch.randn(operation.output(case), generator=torch.Generator().manual_seed(1))
-            call = operation.peers[ops.OURS].load(case, device)
-            known[line] = ops.prepare(call, tensors, slope, backward=label != "forward")
+            call = operation.peers[compare.OURS].load(case, device)
+            known[line] = compare.prepare(call, tensors, slope, backward=label != "forward")
             known[line]()
         known[line]()
         start = time.perf_counter()
@@ -200,11 +200,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--only {given.only}: no part's name holds it: {'; '.join(part.name for part in PARTS)}")
     import torch
 
-    from attnzoo.inspect.bench import record
-    from attnzoo.inspect.bench.tables import ratio
+    from attnzoo.bench import records
+    from attnzoo.bench.tables import ratio
 
     torch.set_num_threads(given.threads)
-    result = record.header("ablation", torch.device("cpu"), [])
+    result = records.header("ablation", torch.device("cpu"), [])
     with tempfile.TemporaryDirectory() as temporary:
         result["rows"] = measure(given.scratch or Path(temporary), given.threads, given.rounds, given.only)
     lines = []
@@ -212,9 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         (_, ours), *others = row["seconds"].items()
         lines += [(name, *row["call"], ratio(theirs, ours)) for name, theirs in others]
     header = ("without", "operator", "case", "pattern", "pass", "time without / with (quartiles)")
-    print(record.Rows("what each part gives", header, lines, 5).markdown())
+    print(records.Rows("what each part gives", header, lines, 5).markdown())
     if given.json:
-        record.write(given.json, result)
+        records.write(given.json, result)
     return 0
 
 

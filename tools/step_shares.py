@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnzoo.inspect.bench import record, whole_models
-from attnzoo.inspect.bench.detector_pairs import DETECTORS, THEIRS
-from attnzoo.inspect.bench.peers import OURS
+from attnzoo.bench import records
+from attnzoo.bench.operators.peers import OURS
+from attnzoo.bench.pairs import compare
+from attnzoo.bench.pairs.detectors import DETECTORS, THEIRS
 
 SHARED = ("mm", "addmm", "convolution", "convolution_backward", "_fused_adamw_")
 
@@ -46,7 +47,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         raise SystemExit(missing)
     images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     targets = DETECTORS.targets(batch, device)
-    steps = {who: whole_models.step(entrant, images, targets) for who, entrant in found.items()}
+    steps = {who: compare.step(entrant, images, targets) for who, entrant in found.items()}
     result: dict[str, Any] = {who: {"step": [], "shared": []} for who in steps}
     for call in (*steps.values(), *steps.values()):
         call()
@@ -65,7 +66,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def table(rows: Sequence[dict[str, Any]]) -> record.Rows:
+def table(rows: Sequence[dict[str, Any]]) -> records.Rows:
     """Medians; the last column is the median over rounds of their whole step over what is shared in it."""
     cells = []
     for row in rows:
@@ -74,7 +75,7 @@ def table(rows: Sequence[dict[str, Any]]) -> record.Rows:
         parts = [f"{median(each['shared']):.2f} of {median(each['step']):.2f} s" for each in (ours, theirs)]
         cells.append((row["model"], *parts, f"{bound:.2f}"))
     header = ("model", "shared in ours", "shared in transformers'", "their step over what is shared in it")
-    return record.Rows("shares of a training step", header, cells, 1)
+    return records.Rows("shares of a training step", header, cells, 1)
 
 
 def main() -> None:
@@ -85,10 +86,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    result = record.header("step shares", torch.device("cpu"), ["attnzoo", THEIRS])
+    result = records.header("step shares", torch.device("cpu"), ["attnzoo", THEIRS])
     result["rows"] = [measure(name, given.rounds) for name in given.models]
     if given.json:
-        record.write(given.json, result)
+        records.write(given.json, result)
     print(table(result["rows"]).markdown())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from attnzoo.attention.base import ATTENTIONS, Attention, register
 from attnzoo.attention.plugins import load_plugin
-from attnzoo.attention.trace import Trace, record
+from attnzoo.attention.recording import Trace, record
 from attnzoo.errors import UserError
 from attnzoo.geometry import Site
 

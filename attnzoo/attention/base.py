@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnzoo.attention.trace import Traceable
+from attnzoo.attention.recording import Traceable
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
 from attnzoo.registry import Registry
 

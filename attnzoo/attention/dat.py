@@ -15,7 +15,7 @@ from attnzoo.attention.dat_bias import DepthwiseBias, MlpBias, Places, TableBias
 from attnzoo.attention.dat_grid import Convention, GridSpec, OffsetNetwork, OffsetRange, grid_index
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
-from attnzoo.ops.deform_kv_reference import attention_weights
+from attnzoo.ops.deform_kv_attn.reference import attention_weights
 
 TABLE_SIZE = (7, 7)  # where maps have no fixed size
 

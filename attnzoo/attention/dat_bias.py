@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnzoo import ops
 from attnzoo.attention.dat_grid import MLP_DISPLACEMENT, MLP_LOG_UNIT, Convention
-from attnzoo.ops import deform_kv_reference as formula
+from attnzoo.ops.deform_kv_attn import reference as formula
 
 
 @dataclass(frozen=True, eq=False)

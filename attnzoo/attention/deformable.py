@@ -11,7 +11,7 @@ from attnzoo import ops
 from attnzoo.attention.base import Attention, count, full_precision, register
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Site
-from attnzoo.ops import reference
+from attnzoo.ops.ms_deform_attn import reference
 
 
 @register("ms_deform")

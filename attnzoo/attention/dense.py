@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnzoo.attention.base import Attention, count, register
-from attnzoo.attention.trace import Traceable
+from attnzoo.attention.recording import Traceable
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Site
 

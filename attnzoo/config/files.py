@@ -4,16 +4,11 @@ import difflib
 from os.path import isdir, isfile  # unlike those of Path they do not raise for a name that is too long
 from pathlib import Path
 
-from attnzoo.config import yaml12
-from attnzoo.config.merge import Layer
 from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.schema import yaml12
+from attnzoo.schema.merge import Layer
 
 PACKAGED = Path(__file__).resolve().parent.parent / "experiments"
-# Published models: detectors, and the hierarchical vision transformers that classify or serve as backbones.
-PRESETS = {
-    "detector": Path(__file__).resolve().parent / "presets",
-    "vit": Path(__file__).resolve().parent / "presets" / "vit",
-}
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"  # in a checkout
 
 
@@ -74,11 +69,6 @@ def shown(path: Path) -> str:
     """A path as messages show it: relative to the current folder where it lies below."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def preset_names(family: str) -> list[str]:
-    """The names of the published models of a family of PRESETS."""
-    return sorted(path.stem for path in PRESETS[family].glob("*.yaml"))
 
 
 def _find_base(base: str, user: Path) -> Path:

@@ -7,25 +7,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from attnzoo.config import yaml12
-from attnzoo.config.files import PRESETS, find, find_profile, layers, preset_names, shown
-from attnzoo.config.labels import flatten
-from attnzoo.config.merge import Layer, Schema, Settings, nested
-from attnzoo.config.schema import (
-    EXPERIMENTS,
-    PRESET_FAMILY,
-    ClassifierConfig,
-    DetectorConfig,
-    ExperimentConfig,
-    SweepConfig,
-    TrainConfig,
-    VitConfig,
-)
+from attnzoo.config.experiment import EXPERIMENTS, PRESET_FAMILY, ExperimentConfig, SweepConfig
+from attnzoo.config.files import find, find_profile, layers, shown
 from attnzoo.config.slurm import check_slurm
+from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import UserError, unknown
-from attnzoo.rundir import atomic_write
+from attnzoo.models.presets import preset_chain
+from attnzoo.rundir.folder import atomic_write
+from attnzoo.schema import yaml12
+from attnzoo.schema.labels import flatten
+from attnzoo.schema.merge import Layer, Schema, Settings, nested
 
 COMMAND_LINE = "command line"
 # What a run's results do not depend on, or what tells the runs of one variant apart.
@@ -110,66 +103,6 @@ def _shaping(config: ExperimentConfig) -> dict[str, Any]:
 def single(config: ExperimentConfig) -> ExperimentConfig:
     """The config of one run: without the sweep it comes from."""
     return dataclasses.replace(config, sweep=SweepConfig())
-
-
-def presets(family: str | None = None) -> list[str]:
-    """The names of the published models: of all, or of one family, "detector" or "vit"."""
-    return [name for each in ([family] if family else PRESETS) for name in preset_names(each)]
-
-
-def model_config(preset: str | None, overrides: Mapping[str, Any]) -> DetectorConfig:
-    """A published detector, or the schema's defaults, with keys of DetectorConfig (nested or dotted) changed.
-
-    Raises UserError for a preset or key that does not exist or a value that does not fit.
-    """
-    settings = Settings(DetectorConfig)
-    _lay(settings, preset_chain(preset, "preset", "detector") if preset is not None else [], overrides, "model")
-    settings.values["preset"] = None
-    return cast(DetectorConfig, settings.build())
-
-
-def vit_config(preset: str | None, overrides: Mapping[str, Any], where: str = "model") -> VitConfig:
-    """A published hierarchical vision transformer, or the schema's defaults, with keys of VitConfig changed.
-
-    Keys may be nested or dotted; `where` is what messages call them. Raises UserError as `model_config` does.
-    """
-    settings = Settings(VitConfig)
-    _lay(settings, preset_chain(preset, where, "vit") if preset is not None else [], overrides, where)
-    return cast(VitConfig, settings.build())
-
-
-def classifier_config(preset: str | None, overrides: Mapping[str, Any]) -> ClassifierConfig:
-    """A published classifier, or the schema's defaults, with keys of ClassifierConfig (nested or dotted) changed.
-
-    Raises UserError as `model_config` does.
-    """
-    settings = Settings(ClassifierConfig)
-    _lay(settings, preset_chain(preset, "preset", "vit") if preset is not None else [], overrides, "model")
-    return cast(ClassifierConfig, settings.build())
-
-
-def _lay(settings: Settings, below: Iterable[Layer], overrides: Mapping[str, Any], where: str) -> None:
-    for layer in below:
-        settings.lay(layer)
-    for key, value in overrides.items():
-        settings.lay(Layer(where, nested(settings.schema, key, value)))
-
-
-def preset_chain(name: str, where: str, family: str) -> list[Layer]:
-    """The settings of a preset, relative to the model, lowest first: a preset may build on another."""
-    chain: list[Layer] = []
-    seen: list[str] = []
-    following: Any = name
-    while following is not None:
-        if following in seen:
-            raise UserError(f"{where}: presets build on each other: {' -> '.join([*seen, following])}")
-        if following not in preset_names(family):
-            raise unknown("preset", str(following), preset_names(family), where)
-        seen.append(following)
-        content = yaml12.read(PRESETS[family] / f"{following}.yaml")
-        following = content.pop("preset", None)
-        chain.insert(0, Layer(f"preset {seen[-1]}", content))
-    return chain
 
 
 def _task(below: Sequence[Layer], overrides: Sequence[str]) -> str:

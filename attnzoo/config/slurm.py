@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
-from attnzoo.config.schema import SlurmConfig
+from attnzoo.config.experiment import SlurmConfig
 from attnzoo.errors import UserError, nearest
 
 MEMORY = re.compile(r"[1-9]\d*[KMGT]")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from attnzoo.errors import UserError
-from attnzoo.rundir import atomic_write
+from attnzoo.rundir.folder import atomic_write
 
 log = logging.getLogger(__name__)
 

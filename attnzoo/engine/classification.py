@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from attnzoo.config.schema import ClassificationExperiment
-from attnzoo.data import LabelledBatch, collate_labelled
-from attnzoo.data.classification import seeded
+from attnzoo.data.classification import LabelledBatch, collate_labelled, seeded
+from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.engine.dataset_task import DatasetTask
 from attnzoo.engine.distributed import Ranks
 from attnzoo.engine.task import Forward, StepLoss
 from attnzoo.errors import UserError
-from attnzoo.inspect.cost import Cost, measure
+from attnzoo.models.cost import Cost, measure
+from attnzoo.models.vit.config import ClassifierConfig
 
 TOP = 5
 
@@ -25,13 +25,12 @@ class ClassificationTask(DatasetTask):
     best_metric = "top1"
     collate = staticmethod(collate_labelled)
 
-    def __init__(self, config: ClassificationExperiment, ranks: Ranks):
-        super().__init__(config, ranks)
-        self.config = config
-        self._mixup = self._build_mixup()
+    def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ranks: Ranks):
+        super().__init__(model, data, seed, ranks)
+        self._label_smoothing = model.label_smoothing
+        self._mixup = self._build_mixup(data)
 
-    def _build_mixup(self) -> Mixup | None:
-        data = self.config.data
+    def _build_mixup(self, data: ClassificationDataConfig) -> Mixup | None:
         if not data.mixup and not data.cutmix:
             return None
         if data.batch_size // self.ranks.world % 2:
@@ -43,7 +42,7 @@ class ClassificationTask(DatasetTask):
             data.mixup,
             data.cutmix,
             switch_prob=data.mix_switch,
-            label_smoothing=self.config.model.label_smoothing,
+            label_smoothing=self._label_smoothing,
             num_classes=self.num_classes,
         )
 
@@ -55,9 +54,7 @@ class ClassificationTask(DatasetTask):
         """Cross-entropy with label smoothing, of mixed images with mixed labels."""
         batch = batch.to(self.ranks.device)
         if self._mixup is None:
-            total = F.cross_entropy(
-                forward(batch.images).float(), batch.labels, label_smoothing=self.config.model.label_smoothing
-            )
+            total = F.cross_entropy(forward(batch.images).float(), batch.labels, label_smoothing=self._label_smoothing)
             return StepLoss(total, {})
         # timm draws from NumPy; the loop seeds torch anew for every step, so that a step repeats after a resume
         with seeded(int(torch.randint(2**31, ()))):

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from attnzoo import models
-from attnzoo.config.schema import ExperimentConfig
-from attnzoo.data import Draw, EpochBatches, build_dataset, loader, outline, val_batches
+from attnzoo.data.batches import Draw, EpochBatches, loader, val_batches
+from attnzoo.data.build import build_dataset, outline
+from attnzoo.data.config import DataConfig
 from attnzoo.engine.distributed import Ranks
-from attnzoo.models.trial import untrained
+from attnzoo.models.config import ModelConfig
+from attnzoo.models.dry_run import untrained
 
 
 class DatasetTask:
@@ -20,23 +22,23 @@ class DatasetTask:
     model: nn.Module
     collate: Callable[[Any], Any]  # samples to a batch
 
-    def __init__(self, config: ExperimentConfig, ranks: Ranks):
+    def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ranks: Ranks):
         self.ranks = ranks
-        self._data, self._seed = config.data, config.seed
+        self._data, self._seed = data, seed
         # one process generates a built-in data set, the others find it in the cache
         if ranks.is_main:
             self._build_data()
         ranks.barrier()
         if not ranks.is_main:
             self._build_data()
-        self.num_classes = models.class_count(config.model, self.train.num_classes)
-        torch.manual_seed(config.seed)
-        self.model = models.build(config.model, self.num_classes)
+        self.num_classes = models.class_count(model, self.train.num_classes)
+        torch.manual_seed(seed)
+        self.model = models.build(model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
-        for name in untrained(config.model, self.num_classes, outline(config.data).size):
+        for name in untrained(model, self.num_classes, outline(data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
-        self.images_per_batch = config.data.batch_size
+        self.images_per_batch = data.batch_size
 
     def _build_data(self) -> None:
         self.train = build_dataset(self._data, "train")

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from attnzoo.config.schema import DetectionExperiment
-from attnzoo.data import Batch, CocoEvaluator, collate
+from attnzoo.data.batches import Batch, collate
+from attnzoo.data.config import DataConfig
+from attnzoo.data.evaluate import CocoEvaluator
 from attnzoo.engine.dataset_task import DatasetTask
 from attnzoo.engine.distributed import Ranks
 from attnzoo.engine.task import Forward, StepLoss
-from attnzoo.inspect.cost import Cost, measure
+from attnzoo.models.cost import Cost, measure
+from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.detr.postprocess import postprocess
 
@@ -21,10 +23,10 @@ class DetectionTask(DatasetTask):
     best_metric = "AP"
     collate = staticmethod(collate)
 
-    def __init__(self, config: DetectionExperiment, ranks: Ranks):
-        super().__init__(config, ranks)
-        self.config = config
-        self._loss = DetectionLoss(config.model.loss, self.num_classes, select=config.model.head.select)
+    def __init__(self, model: DetectorConfig, data: DataConfig, seed: int, ranks: Ranks, *, per_class: bool = False):
+        super().__init__(model, data, seed, ranks)
+        self._classification, self._per_class = model.loss.classification, per_class
+        self._loss = DetectionLoss(model.loss, self.num_classes, select=model.head.select)
 
     def normalizer(self, batches: Sequence[Batch]) -> float:
         """Objects per batch and rank, at least 1; by it, k accumulated batches weigh as one of k-fold size.
@@ -46,10 +48,10 @@ class DetectionTask(DatasetTask):
             here = batch.to(self.ranks.device)
             output = forward(here.images, here.mask)
             sizes = torch.stack([target["orig_size"] for target in batch.targets])
-            evaluator.add(postprocess(output, sizes, self.config.model.loss.classification), batch.targets)
+            evaluator.add(postprocess(output, sizes, self._classification), batch.targets)
             beat()
         rows = [row for rank_rows in self.ranks.gather(evaluator.rows) for row in rank_rows]
-        summary = evaluator.summarize(rows, self.config.per_class) if self.ranks.is_main else None
+        summary = evaluator.summarize(rows, self._per_class) if self.ranks.is_main else None
         return dict(self.ranks.share(summary))
 
     def cost(self, model: nn.Module) -> Cost:

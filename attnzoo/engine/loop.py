@@ -11,9 +11,9 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from attnzoo.config.schema import TrainConfig
 from attnzoo.engine import parallel
 from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.config import TrainConfig
 from attnzoo.engine.distributed import Ranks
 from attnzoo.engine.interrupt import Interrupted, StopRequest
 from attnzoo.engine.metrics import MetricsWriter

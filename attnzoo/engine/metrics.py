@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from attnzoo.rundir import RunDir, atomic_write
+from attnzoo.rundir.folder import RunDir, atomic_write
 
 
 class MetricsWriter:

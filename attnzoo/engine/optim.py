@@ -8,7 +8,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
+from attnzoo.engine.config import OptimizerConfig, ScheduleConfig
 from attnzoo.errors import UserError, nearest, unknown
 
 # Named in published recipes: with rates of their own in Deformable DETR, without decay in Swin and DAT.

@@ -4,9 +4,9 @@ import logging
 import time
 from typing import Any
 
-from attnzoo import clock
-from attnzoo.measured import STATUS
-from attnzoo.rundir import RunDir
+from attnzoo.rundir import duration
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.metrics import STATUS
 
 log = logging.getLogger(__name__)
 
@@ -52,5 +52,5 @@ class Progress:
         self.beat(**shown)
         if self.run is not None:
             values = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step")
-            left = f" ({clock.spell(self.seconds_left)} left)" if self.seconds_left else ""
+            left = f" ({duration.spell(self.seconds_left)} left)" if self.seconds_left else ""
             log.info("step %d/%d%s: %s", row["step"], self.steps, left, values)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from attnzoo.config.schema import DetectorConfig
 from attnzoo.interop.rename import Rule, merge_projections, rename
+from attnzoo.models.detr.config import DetectorConfig
 
 _BODY = r"model\.backbone\.conv_encoder\.model\."
 _BLOCK = _BODY + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."

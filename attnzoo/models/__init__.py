@@ -1,18 +1,26 @@
-"""Models, published and your own: `names()`, `create(name)`, `features(name)`, `build(config)`."""
+"""Models, published and your own: `names()`, `create(name)`, `features(name)`, `build(config)`.
+
+Importing this package, or the configs in it, imports no torch: the models are imported where they are built.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attnzoo.config import classifier_config, model_config, presets, vit_config
-from attnzoo.config.schema import DetectorConfig, ModelConfig, VitConfig
 from attnzoo.errors import UserError, unknown
-from attnzoo.models.detr.detector import Detector
-from attnzoo.models.vit import Classifier, Features
+from attnzoo.models import presets
+from attnzoo.models.config import ModelConfig
+from attnzoo.models.detr.config import DetectorConfig
+from attnzoo.models.vit.config import VitConfig
 
-names = presets
+if TYPE_CHECKING:
+    from attnzoo.models.detr.detector import Detector
+    from attnzoo.models.vit.classifier import Classifier
+    from attnzoo.models.vit.features import Features
+
+names = presets.names
 
 
-def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> Detector | Classifier:
+def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> "Detector | Classifier":
     """The model of a preset with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
     `overrides` are fields of DetectorConfig or ClassifierConfig, nested as dicts. Unless given, `num_classes` is 91 for
@@ -21,29 +29,35 @@ def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> 
     """
     if preset not in names():
         raise unknown("preset", preset, names())
-    if preset in presets("vit"):
-        return build(classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
-    return build(model_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
+    if preset in names("vit"):
+        return build(presets.classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
+    return build(presets.detector_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
 
 
-def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrides: Any) -> Features:
+def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrides: Any) -> "Features":
     """Feature maps of a hierarchical vision transformer, as `timm.create_model(preset, features_only=True)` gives them.
 
     `out_indices` counts stages from 0, ascending; None takes all. `overrides` are fields of VitConfig, nested as dicts.
     Raises UserError for a name, stage or value that is not allowed.
     """
-    if preset not in presets("vit"):
-        raise unknown("preset", preset, presets("vit"))
-    return Features(vit_config(preset, overrides), out_indices)
+    from attnzoo.models.vit.features import Features
+
+    if preset not in names("vit"):
+        raise unknown("preset", preset, names("vit"))
+    return Features(presets.vit_config(preset, overrides), out_indices)
 
 
-def build(config: ModelConfig | VitConfig, num_classes: int) -> Detector | Classifier:
+def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":
     """The model that `config` describes, for `num_classes` classes ("no object" not counted).
 
     Raises UserError, naming the key, for a combination that cannot work.
     """
     if isinstance(config, DetectorConfig):
+        from attnzoo.models.detr.detector import Detector
+
         return Detector(config, num_classes)
+    from attnzoo.models.vit.classifier import Classifier
+
     assert isinstance(config, VitConfig)
     return Classifier(config, num_classes)
 
@@ -58,4 +72,4 @@ def class_count(config: ModelConfig, present: int) -> int:
     return config.num_classes or present
 
 
-__all__ = ["Classifier", "Detector", "build", "class_count", "create", "features", "names"]
+__all__ = ["build", "class_count", "create", "features", "names"]

@@ -8,9 +8,9 @@ import torch
 from timm.layers import Format
 from torch import Tensor, nn
 
-from attnzoo.config import presets, vit_config
-from attnzoo.config.schema import BackboneConfig
 from attnzoo.errors import UserError
+from attnzoo.models import presets
+from attnzoo.models.config import BackboneConfig
 from attnzoo.models.frozen_norm import freeze_norms
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights import load_weights
@@ -77,17 +77,19 @@ def _freeze(body: nn.Module, config: BackboneConfig) -> None:
 
 def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) -> Any:
     """A feature extractor for a config: of all maps, or of those given."""
-    if config.name not in presets("vit"):
+    if config.name not in presets.names("vit"):
         return _create_timm(config, **({} if out_indices is None else {"out_indices": out_indices}))
     if config.dilation:
         raise UserError(f"{WHERE}.dilation: {config.name} has no dilated form")
-    return Features(vit_config(config.name, config.options, f"{WHERE}.options"), out_indices, f"{WHERE}.options")
+    return Features(
+        presets.vit_config(config.name, config.options, f"{WHERE}.options"), out_indices, f"{WHERE}.options"
+    )
 
 
 def _create_timm(config: BackboneConfig, **more: Any) -> Any:
     """timm's feature extractor for a config; its complaints become one line."""
     if not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, [*presets("vit"), *timm.list_models()], n=3)
+        close = difflib.get_close_matches(config.name, [*presets.names("vit"), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise UserError(f"{WHERE}.name: neither timm nor attnzoo has a model {config.name!r}{hint}")
     if config.dilation:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnzoo.config.schema import NeckConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
+from attnzoo.models.config import NeckConfig
 from attnzoo.models.position import sine_position
 
 GROUPS = 32  # fewer where they do not divide the channels

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnzoo.ops import reference
 from attnzoo.ops.checks import check_dense
-from attnzoo.ops.deform_attn import ms_deform_attn
+from attnzoo.ops.ms_deform_attn import reference
+from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

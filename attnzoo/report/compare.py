@@ -2,40 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.labels import flatten, label
 from attnzoo.config.load import NOT_HASHED
-from attnzoo.measured import METRICS
+from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.runs import Result, find
-from attnzoo.report.statistics import Estimate, estimate
-from attnzoo.report.table import markdown, to_csv
-from attnzoo.rundir import atomic_write
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The runs that differ in nothing but the seed. Only finished ones count in `estimates`.
-
-    `options` holds what tells it from the other variants, by short labels.
-    """
-
-    options: dict[str, Any]
-    estimates: dict[str, Estimate | None]
-    seeds: tuple[int, ...]
-    unfinished: tuple[str, ...]  # "seed 2 failed"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a table shows: its columns of options, a row per variant, and notes; `tasks` are those of the runs."""
-
-    columns: list[str]
-    variants: list[Variant]
-    notes: list[str]
-    tasks: frozenset[str] = frozenset({"detection"})
+from attnzoo.report.statistics import estimate
+from attnzoo.rundir.metrics import METRICS
+from attnzoo.schema.labels import flatten, label
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -50,16 +25,6 @@ def compare(folders: Sequence[Path]) -> Comparison:
     variants.sort(key=lambda variant: [_order(variant.options.get(column)) for column in columns])
     tasks = frozenset(result.config.task for result in results)
     return Comparison(columns, variants, _notes(variants, results), tasks)
-
-
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.md and comparison.csv in `folder`."""
-    written = []
-    for name, content in (("comparison.md", markdown(comparison)), ("comparison.csv", to_csv(comparison))):
-        written.append(folder / name)
-        with atomic_write(written[-1]) as file:
-            file.write(content)
-    return written
 
 
 def _variant(group: Sequence[Result], options: dict[str, Any]) -> Variant:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, load
-from attnzoo.config.schema import ExperimentConfig
 from attnzoo.errors import UserError
-from attnzoo.measured import METRICS
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.metrics import METRICS
 
 
 @dataclass(frozen=True)

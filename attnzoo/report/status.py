@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo import attempts, process, scheduler
+from attnzoo import slurm
 from attnzoo.errors import UserError
-from attnzoo.ledger import COMMENT, NAME, Ledger, job_of
-from attnzoo.rundir import RunDir
-from attnzoo.scheduler import Job
+from attnzoo.rundir import attempts, process
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import COMMENT, NAME, Ledger, job_of
+from attnzoo.slurm import Job
 
 DEAD_SECONDS = 300  # a running job whose run has given no sign of life for so long hangs
 KILLED = {"TIMEOUT": "its time ran out", "PREEMPTED": "preempted", "NODE_FAIL": "its node failed"}
@@ -50,7 +51,7 @@ class RunState:
 def collect(sweep: Path) -> list[RunState]:
     """The runs of the sweep in `sweep`, in the order of its ledger.
 
-    Raises UserError where there is no ledger, and scheduler.Unreachable if jobs are out and SLURM does not answer.
+    Raises UserError where there is no ledger, and slurm.Unreachable if jobs are out and SLURM does not answer.
     """
     ledger = Ledger(sweep)
     if not ledger.path.exists():
@@ -60,7 +61,7 @@ def collect(sweep: Path) -> list[RunState]:
     adopt(ledger, content)
     submitted = {name: job_of(content, name) for name in content["runs"]}
     unfinished = {name for name in content["runs"] if RunDir(sweep / name).read_status()["state"] != "done"}
-    found = scheduler.jobs({job for name, job in submitted.items() if job and name in unfinished})
+    found = slurm.jobs({job for name, job in submitted.items() if job and name in unfinished})
     here = _alive(content.get("local"))
     return [
         _state(RunDir(sweep / name), entry, submitted[name], found.get(submitted[name] or ""), here)
@@ -73,7 +74,7 @@ def adopt(ledger: Ledger, content: dict[str, Any]) -> None:
     unknown = [number for number, submission in content["submissions"].items() if submission["job"] is None]
     if not unknown:
         return
-    by_comment = {job.comment: scheduler.whole(job.id) for job in scheduler.mine()}
+    by_comment = {job.comment: slurm.whole(job.id) for job in slurm.mine()}
     for number in unknown:
         comment = f"{COMMENT}{ledger.submission_folder(number).resolve()}"
         content["submissions"][number]["job"] = by_comment.get(comment)

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.live import Live
 from rich.table import Table
 
-from attnzoo import clock
 from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect, counts
+from attnzoo.rundir import duration
 
 WATCH_SECONDS = 2.0
 
@@ -42,7 +42,7 @@ def table(sweep: Path, states: Sequence[RunState]) -> Table:
             one.state,
             step,
             "" if value is None else f"{value:.3f}",
-            clock.spell(one.left) if one.left else "",
+            duration.spell(one.left) if one.left else "",
             _requeued(one),
             one.job or "",
             one.note,

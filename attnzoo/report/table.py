@@ -2,29 +2,29 @@
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from attnzoo.config.labels import text
-from attnzoo.measured import METRICS, Metric
+from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
-
-if TYPE_CHECKING:
-    from attnzoo.report.compare import Comparison, Variant
+from attnzoo.rundir.folder import atomic_write
+from attnzoo.rundir.metrics import METRICS, Metric
+from attnzoo.schema.labels import text
 
 MISSING = "n/a"
 
 
-def _measured(comparison: "Comparison") -> list[Metric]:
+def _measured(comparison: Comparison) -> list[Metric]:
     """The columns: scores of the runs' tasks, and what is optional only where a run has it."""
     keys = {key for variant in comparison.variants for key, found in variant.estimates.items() if found}
     mine = [metric for metric in METRICS if metric.task is None or metric.task in comparison.tasks]
     return [metric for metric in mine if metric.key in keys or not metric.is_optional]
 
 
-def rich_table(comparison: "Comparison") -> Table:
+def rich_table(comparison: Comparison) -> Table:
     """The table for a terminal."""
     header, rows = _cells(comparison)
     table = Table()
@@ -39,7 +39,7 @@ def rich_table(comparison: "Comparison") -> Table:
     return table
 
 
-def show(comparison: "Comparison") -> None:
+def show(comparison: Comparison) -> None:
     """Print the table and its notes; lines of any length where there is no terminal."""
     out = console()
     out.print(rich_table(comparison))
@@ -47,7 +47,7 @@ def show(comparison: "Comparison") -> None:
         out.print(note, markup=False, soft_wrap=True)
 
 
-def markdown(comparison: "Comparison") -> str:
+def markdown(comparison: Comparison) -> str:
     """The table and its notes as Markdown."""
     header, rows = _cells(comparison)
     rule = ["---"] * len(comparison.columns) + ["--:"] * (len(header) - len(comparison.columns))
@@ -55,7 +55,7 @@ def markdown(comparison: "Comparison") -> str:
     return "\n".join([*lines, "", *(f"{note}  " for note in comparison.notes)]) + "\n"
 
 
-def to_csv(comparison: "Comparison") -> str:
+def to_csv(comparison: Comparison) -> str:
     """Full numbers, one row per variant; means and margins in columns of their own, empty where there are none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -73,7 +73,17 @@ def to_csv(comparison: "Comparison") -> str:
     return out.getvalue()
 
 
-def _cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """comparison.md and comparison.csv in `folder`."""
+    written = []
+    for name, content in (("comparison.md", markdown(comparison)), ("comparison.csv", to_csv(comparison))):
+        written.append(folder / name)
+        with atomic_write(written[-1]) as file:
+            file.write(content)
+    return written
+
+
+def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     metrics = _measured(comparison)
     header = [*comparison.columns, *(metric.title for metric in metrics), "seeds"]
     rows = []
@@ -84,7 +94,7 @@ def _cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _options(comparison: "Comparison", variant: "Variant") -> list[str]:
+def _options(comparison: Comparison, variant: Variant) -> list[str]:
     return [text(variant.options[column]) if column in variant.options else "" for column in comparison.columns]
 
 

@@ -6,17 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnzoo import process, scheduler
+from attnzoo import slurm
 from attnzoo.errors import unknown
-from attnzoo.ledger import Ledger
 from attnzoo.report.status import RunState, adopt, collect
-from attnzoo.rundir import RunDir
+from attnzoo.rundir import process
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import Ledger
 
 
 def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
     """Cancel the active runs of a sweep, or those of `names`; returns what was done, a line for each kind.
 
-    Raises UserError for a name that is not a run of the sweep, and scheduler.Unreachable.
+    Raises UserError for a name that is not a run of the sweep, and slurm.Unreachable.
     """
     states = {one.name: one for one in collect(sweep)}
     for name in names:
@@ -29,7 +30,7 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
         for one in chosen:
             content["runs"][one.name]["cancelled"] = time.time()
     jobs = [one.job for one in chosen if one.job]
-    scheduler.cancel(jobs)
+    slurm.cancel(jobs)
     here = [one for one in chosen if not one.job and _stop(RunDir(sweep / one.name), one)]
     elsewhere = [one.name for one in chosen if not one.job and one.state == "running" and one not in here]
     lines = [f"cancelled: {len(chosen)} of {len(states)} runs ({len(jobs)} in SLURM, {len(here)} here)"]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from attnzoo import clock
-from attnzoo.measured import STATUS
-from attnzoo.repeating import repeating
+from attnzoo.rundir import duration
+from attnzoo.rundir.background import repeating
+from attnzoo.rundir.metrics import STATUS
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
 
@@ -118,5 +118,5 @@ def _values(status: dict[str, object], position: str) -> str:
             shown += f", {key} {value:.3f}"
     eta = status.get("eta")
     if isinstance(eta, (int, float)) and eta > 0:
-        shown += f", {clock.spell(eta)} left"
+        shown += f", {duration.spell(eta)} left"
     return shown

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnzoo.config.labels import flatten, label, text
+from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Experiment, digest, single
-from attnzoo.config.schema import ExperimentConfig, SweepConfig
 from attnzoo.errors import UserError, nearest
+from attnzoo.schema.labels import flatten, label, text
 
 # What belongs to the whole sweep and cannot differ between its runs.
 FIXED = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")

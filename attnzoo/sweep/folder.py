@@ -7,8 +7,8 @@ from typing import Any
 
 from attnzoo.config.load import differences, digest, load, save, text
 from attnzoo.errors import UserError
-from attnzoo.ledger import Ledger
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import Run
 
 SHOWN = 3  # differences that are named

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO, NamedTuple, Protocol
 
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
 from attnzoo.sweep import outcome
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Kind, Outcome
 
-WORKER, LAUNCH = "attnzoo.engine.worker", "attnzoo.engine.launch"
+WORKER, LAUNCH = "attnzoo.worker.train", "attnzoo.worker.launch"
 POLL_SECONDS = 0.2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 

@@ -4,11 +4,11 @@ import signal
 from enum import StrEnum
 from typing import NamedTuple
 
-from attnzoo import attempts
 from attnzoo.report.status import last_line
-from attnzoo.rundir import RunDir
+from attnzoo.rundir import attempts
+from attnzoo.rundir.folder import RunDir
 
-# Exit codes of attnzoo.engine.worker, which imports torch.
+# Exit codes of attnzoo.worker.train, which imports torch.
 DONE, REFUSED, LOST = 0, 2, 75
 TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from rich.table import Table
 
-from attnzoo import process, scheduler
-from attnzoo.config.labels import text
+from attnzoo import slurm
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
-from attnzoo.ledger import NAME as LEDGER
+from attnzoo.report.conclude import conclude
 from attnzoo.report.console import console
 from attnzoo.report.status import RunState, collect
-from attnzoo.rundir import RunDir
+from attnzoo.rundir import process
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import NAME as LEDGER
+from attnzoo.schema.labels import text
 from attnzoo.sweep import local
-from attnzoo.sweep.conclude import conclude
 from attnzoo.sweep.display import Display
 from attnzoo.sweep.expand import Run, expand
 from attnzoo.sweep.folder import Planned, SweepFolder, explain_new
@@ -60,7 +61,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
         return DONE
     folder.create(planned, str(experiment.path), todo)
     ended = _train(folder, planned, todo, config.jobs)
-    conclude(folder, planned)
+    conclude(folder.path, [p.dir.path for p in planned])
     failures = _report_failures(planned, ended)
     if ended.interrupted:
         again = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
@@ -102,25 +103,25 @@ def _wanted(planned: Planned, state: RunState | None, only: str | None) -> bool:
 def _submit(
     experiment: Experiment, folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Planned], dry_run: bool
 ) -> int:
-    from attnzoo.sweep import slurm
+    from attnzoo.sweep import submit
 
-    found = slurm.groups(todo)
-    if scheduler.available():
-        slurm.check(found, folder)
+    found = submit.groups(todo)
+    if slurm.available():
+        submit.check(found, folder)
     elif not dry_run:
         raise UserError("launcher = 'slurm': SLURM is not installed here (no squeue); log in to a machine that has it")
     if dry_run:
         _list(planned, _states(folder))
-        print(slurm.describe(found, folder))
-        if not scheduler.available():
+        print(submit.describe(found, folder))
+        if not slurm.available():
             print("SLURM is not installed here: whether it would take these jobs was not checked")
         return DONE
     if all(p.state == "done" for p in planned):
         print(f"{len(planned)} of {len(planned)} runs are done already")
-        conclude(folder, planned)
+        conclude(folder.path, [p.dir.path for p in planned])
         return DONE
     folder.create(planned, str(experiment.path), todo)
-    for line in slurm.submit(found, folder):
+    for line in submit.submit(found, folder):
         print(line)
     if left_out := len(planned) - len(todo):
         print(f"{left_out} of {len(planned)} runs are done, submitted already or not asked for")
@@ -153,7 +154,8 @@ def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Plann
 
 def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str) -> int:
     """Under torchrun: this process is one of every run's, the runs follow each other, and a failed one ends them."""
-    from attnzoo.engine import distributed, worker
+    from attnzoo.engine import distributed
+    from attnzoo.worker import train
 
     ranks = distributed.join(planned[0].run.config.device)
     refusal = None
@@ -171,13 +173,13 @@ def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str
     with Display(len(todo), folder.attempt) if ranks.is_main else nullcontext() as display:
         for p, path in zip(planned, paths, strict=True):
             with _shown(p, display):
-                code = worker.main(path)
+                code = train.main(path)
             if code != DONE:
                 break
     if code != FAILED:  # after an error, other ranks may be waiting in an exchange
         distributed.leave()
     if ranks.is_main and code == DONE:
-        conclude(folder, planned)
+        conclude(folder.path, [p.dir.path for p in planned])
     return code
 
 

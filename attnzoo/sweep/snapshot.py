@@ -10,8 +10,8 @@ from pathlib import Path
 
 import attnzoo
 from attnzoo.attention.plugins import snapshot_name
+from attnzoo.environment import SOURCE, source
 from attnzoo.errors import UserError
-from attnzoo.inspect.environment import SOURCE, source
 
 PACKAGE = Path(attnzoo.__file__).parent
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 import attnzoo
-from attnzoo import attempts, scheduler
-from attnzoo.rundir import RunDir
+from attnzoo import slurm
+from attnzoo.rundir import attempts
+from attnzoo.rundir.folder import RunDir
 from attnzoo.sweep import outcome
 from attnzoo.sweep.local import WORKER, crash_log
 from attnzoo.sweep.outcome import Kind, Outcome
@@ -116,7 +117,7 @@ class _Supervisor:
     def _end(self) -> float | None:
         """When the job's time ends, in seconds since the epoch."""
         try:
-            return datetime.fromisoformat(scheduler.end_time(self.job)).timestamp()
+            return datetime.fromisoformat(slurm.end_time(self.job)).timestamp()
         except ValueError:  # unlimited, or no answer
             return None
 
@@ -142,7 +143,7 @@ class _Supervisor:
         if result.kind is Kind.INTERRUPTED:
             if result.reason in ("SIGUSR2", "timeout"):
                 return self._requeue()
-            if scheduler.was_cancelled(self.job):
+            if slurm.was_cancelled(self.job):
                 self.run.write_status(state="cancelled")
             return 130
         if result.kind is not Kind.MACHINE:
@@ -154,18 +155,18 @@ class _Supervisor:
 
     def _requeue(self, exclude: Collection[str] = ()) -> int:
         """Requeue the job, unless SLURM is ending or requeueing it already."""
-        if not scheduler.is_running(self.job):
+        if not slurm.is_running(self.job):
             log.info("not requeued: job %s does not run any more", self.job)
             return 1
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which requeueing sends to us
         log.info("requeueing job %s%s", self.job, f", not on {', '.join(exclude)}" if exclude else "")
-        scheduler.requeue(self.job, exclude)
+        slurm.requeue(self.job, exclude)
         return 1
 
     def _culprits(self) -> set[str]:
         """The node that failed first, if the job can do without it."""
         node, _ = self._first_failure()
-        others = scheduler.usable_nodes(os.environ["SLURM_JOB_PARTITION"]) - {node}
+        others = slurm.usable_nodes(os.environ["SLURM_JOB_PARTITION"]) - {node}
         return {node} if node and len(others) >= self.task.nodes else set()
 
     def _first_failure(self) -> tuple[str | None, int | None]:

@@ -11,13 +11,17 @@ import torch
 from attnzoo import models
 from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import load_plugin
-from attnzoo.config.load import Experiment, digest, presets, vit_config
-from attnzoo.config.schema import BackboneConfig, DetectorConfig, ExperimentConfig, ModelConfig, VitConfig
-from attnzoo.data import outline, registries
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.load import Experiment, digest
+from attnzoo.data.build import outline, registries
 from attnzoo.engine.loop import count_steps
 from attnzoo.engine.optim import check_names, known_optimizer
 from attnzoo.errors import UserError
-from attnzoo.models.trial import try_out
+from attnzoo.models import presets
+from attnzoo.models.config import BackboneConfig, ModelConfig
+from attnzoo.models.detr.config import DetectorConfig
+from attnzoo.models.dry_run import try_out
+from attnzoo.models.vit.config import VitConfig
 from attnzoo.sweep.expand import Run, refuse_twins
 
 
@@ -72,8 +76,8 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
 
 def _complete_backbone(backbone: BackboneConfig, where: str) -> None:
     """All options of a backbone that is a preset of ours; timm keeps those of its models to itself."""
-    if backbone.name in presets("vit"):
-        trunk = vit_config(backbone.name, backbone.options, where)
+    if backbone.name in presets.names("vit"):
+        trunk = presets.vit_config(backbone.name, backbone.options, where)
         _complete_attentions(trunk, where)
         backbone.options = dataclasses.asdict(trunk)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_contract import CHECKS, DIM, HEADS, Case
-from support_dat import Published
+from support.contract import CHECKS, DIM, HEADS, Case
+from support.dat import Published
 from torch import Tensor
 from torch.testing import assert_close
 

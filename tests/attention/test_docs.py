@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from attnzoo import attention
-from attnzoo.config import yaml12
 from attnzoo.geometry import Role
+from attnzoo.schema import yaml12
 
 PAGES = Path(__file__).parents[2] / "docs" / "attentions"
 PAGE = {"deform": "deformable", "ms_deform": "deformable"}  # the others have the name of the attention

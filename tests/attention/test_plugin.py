@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support_contract import CHECKS, Case
+from support.contract import CHECKS, Case
 
 from attnzoo.attention import ATTENTIONS, build, load_plugin
 from attnzoo.errors import UserError

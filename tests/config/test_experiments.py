@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from attnzoo import models
-from attnzoo.config import load
 from attnzoo.config.files import PACKAGED
-from attnzoo.config.load import Experiment
+from attnzoo.config.load import Experiment, load
 from attnzoo.engine.optim import check_names
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.validate import validate

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config import digest, load, model_config, save
-from attnzoo.config.load import Experiment
+from attnzoo.config.load import Experiment, digest, load, save
 from attnzoo.errors import UserError
+from attnzoo.models import presets
 
 EXPERIMENT = """
 name: small
@@ -232,9 +232,9 @@ def test_changes_come_last(experiment: Path) -> None:
 
 
 def test_model_config_takes_nested_and_dotted_keys() -> None:
-    config = model_config(None, {"dim": 64, "encoder": {"layers": 2}, "encoder.attention.name": "dense"})
+    config = presets.detector_config(None, {"dim": 64, "encoder": {"layers": 2}, "encoder.attention.name": "dense"})
     assert (config.dim, config.encoder.layers, config.encoder.attention) == (64, 2, {"name": "dense"})
     with pytest.raises(UserError, match="unknown key 'dimm'; did you mean 'dim'"):
-        model_config(None, {"dimm": 64})
+        presets.detector_config(None, {"dimm": 64})
     with pytest.raises(UserError, match="unknown preset 'detr'"):
-        model_config("detr", {})
+        presets.detector_config("detr", {})

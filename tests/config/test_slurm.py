@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config import digest, load
-from attnzoo.config.schema import ExperimentConfig, SlurmConfig
+from attnzoo.config.experiment import ExperimentConfig, SlurmConfig
+from attnzoo.config.load import digest, load
 from attnzoo.config.slurm import minutes
 from attnzoo.errors import UserError
 

@@ -1,7 +1,7 @@
 """Every registered attention, in every role it declares, fulfils every clause of the contract."""
 
 import pytest
-from support_contract import CHECKS, Case, cases, compiles
+from support.contract import CHECKS, Case, cases, compiles
 
 from attnzoo.geometry import Role
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from support_data import coco_folder
+from support.data import coco_folder
 
 
 @pytest.fixture

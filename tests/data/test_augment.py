@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from attnzoo.data import AUGMENTATIONS
+from attnzoo.data.registries import AUGMENTATIONS
 from attnzoo.errors import UserError
 
 DETR = {"short": [60, 80], "long": 120, "crop_short": [64], "crop": [30, 50], "eval_short": 70}

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
-from support_data import coco_config
+from support.data import coco_config
 
-from attnzoo.data import Draw, EpochBatches, build_dataset, collate, loader, val_batches
+from attnzoo.data.batches import Draw, EpochBatches, collate, loader, val_batches
+from attnzoo.data.build import build_dataset
 from attnzoo.errors import UserError
 
 DETR = {"name": "detr", "short": [32, 40], "long": 60, "crop_short": [30], "crop": [16, 24], "eval_short": 32}

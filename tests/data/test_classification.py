@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.config.schema import ClassificationDataConfig
-from attnzoo.data import LABELLED, Draw, build_dataset, collate_labelled, loader, outline
+from attnzoo.data.batches import Draw, loader
+from attnzoo.data.build import build_dataset, outline
+from attnzoo.data.classification import LABELLED, collate_labelled
+from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.data.drawing import digit_ids
 from attnzoo.errors import UserError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support_data import SIZES, coco_config, edit, picture
+from support.data import SIZES, coco_config, edit, picture
 
-from attnzoo.data import build_dataset, outline
+from attnzoo.data.build import build_dataset, outline
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support_data import coco_config, edit
+from support.data import coco_config, edit
 
-from attnzoo.data import CocoEvaluator, build_dataset, val_batches
+from attnzoo.data.batches import val_batches
+from attnzoo.data.build import build_dataset
+from attnzoo.data.evaluate import CocoEvaluator
 
 NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
 

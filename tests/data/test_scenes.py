@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from attnzoo.config.schema import DataConfig
-from attnzoo.data import build_dataset, outline
+from attnzoo.data.build import build_dataset, outline
+from attnzoo.data.config import DataConfig
 from attnzoo.data.drawing import digit_ids, overlap, photo_half
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.errors import UserError
@@ -123,7 +123,7 @@ def test_equal_options_share_a_folder(cache):
 def test_several_processes_may_make_it_at_once(cache):
     leftover = cache / "digit_scenes"
     program = (
-        "from attnzoo.config.schema import DataConfig; from attnzoo.data import build_dataset\n"
+        "from attnzoo.data.config import DataConfig; from attnzoo.data.build import build_dataset\n"
         f"d = build_dataset(DataConfig(dataset={SMALL | {'train_images': 300}!r}), 'train')\n"
         "print(len(d), sum(int(d.raw(i)[0].sum()) for i in range(300)))"
     )

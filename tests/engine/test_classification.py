@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 import torch
-from support_classification import tiny_classifier
-from support_engine import ALONE, results
+from support.classification import tiny_classifier
+from support.engine import ALONE, results
 from torch import Tensor
 
-from attnzoo import config as configs
-from attnzoo.data import LabelledBatch
-from attnzoo.engine import worker
+from attnzoo.config import load as configs
+from attnzoo.data.classification import LabelledBatch
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.engine.classification import ClassificationTask, top_hits
 from attnzoo.errors import UserError
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
+from attnzoo.worker import train
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = tiny_classifier(tmp_path_factory.mktemp("classifier") / "run")
-    assert worker.main(run.path) == worker.DONE
+    assert train.main(run.path) == train.DONE
     return run
 
 
@@ -45,7 +45,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunDir, tmp_path: Pa
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     (run.checkpoints / checkpoint[0].name).write_bytes(checkpoint[0].read_bytes())
     run.metrics.write_bytes(whole.metrics.read_bytes())
-    assert worker.main(run.path) == worker.DONE
+    assert train.main(run.path) == train.DONE
     assert results(run) == results(whole)
     ours, theirs = (load(Checkpoints(r.checkpoints).last())["model"] for r in (run, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -60,7 +60,7 @@ def test_the_saved_config_is_the_config(whole: RunDir) -> None:
 
 def task(folder: Path, **changes: str) -> ClassificationTask:
     config: Any = configs.load(tiny_classifier(folder, **changes).config)
-    return ClassificationTask(config, ALONE)
+    return ClassificationTask(config.model, config.data, config.seed, ALONE)
 
 
 def test_loss_without_mixing_is_smoothed_cross_entropy(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from support_engine import BATCHES, Regression, Run, train_config
+from support.engine import BATCHES, Regression, Run, train_config
 
 from attnzoo.engine.checkpoint import load
 from attnzoo.engine.interrupt import Interrupted, StopRequest

@@ -7,9 +7,9 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
-from attnzoo.engine import hparams
 from attnzoo.engine.metrics import MetricsWriter
-from attnzoo.rundir import RunDir
+from attnzoo.report import hparams
+from attnzoo.rundir.folder import RunDir
 
 
 def scalars(path) -> dict[str, list[tuple[int, float]]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attnzoo import models
-from attnzoo.config.schema import OptimizerConfig, ScheduleConfig
+from attnzoo.engine.config import OptimizerConfig, ScheduleConfig
 from attnzoo.engine.optim import build_optimizer, build_schedule, clip_gradients, parameter_groups
 from attnzoo.errors import UserError
 

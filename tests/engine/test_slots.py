@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_engine import results, tiny_run
+from support.engine import results, tiny_run
 
 from attnzoo import attention
-from attnzoo.engine import worker
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.geometry import Role
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
+from attnzoo.worker import train
 
 SLOTS = [(role, name) for role in Role for name in attention.names() if role in attention.ATTENTIONS.get(name).roles]
 VIT = {
@@ -34,12 +34,12 @@ def run_with(folder: Path, role: Role, name: str) -> RunDir:
 @pytest.mark.parametrize(("role", "name"), SLOTS, ids=lambda value: str(value))
 def test_a_step_and_a_resume(role: Role, name: str, tmp_path: Path) -> None:
     whole, halved = run_with(tmp_path / "whole", role, name), run_with(tmp_path / "halved", role, name)
-    assert worker.main(whole.path) == worker.DONE
+    assert train.main(whole.path) == train.DONE
     (first,) = whole.checkpoints.glob("step-00000001*")
     halved.checkpoints.mkdir(parents=True, exist_ok=True)
     (halved.checkpoints / first.name).write_bytes(first.read_bytes())
     halved.metrics.write_bytes(whole.metrics.read_bytes())
-    assert worker.main(halved.path) == worker.DONE
+    assert train.main(halved.path) == train.DONE
     assert results(halved) == results(whole)
     ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (halved, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

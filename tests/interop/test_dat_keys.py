@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support_dat_state import DAT, DAT_PLUS, published, published_plus
+from support.dat_state import DAT, DAT_PLUS, published, published_plus
 
 from attnzoo import models
 from attnzoo.errors import UserError

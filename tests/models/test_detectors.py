@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
+from support.models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
 from torch import Tensor
 
 from attnzoo import attention, models

@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from support_models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
+from support.models import CLASSES, detection_targets, padded_images, perturbed, tiny, without_gradient
 from torch import Tensor
 
 from attnzoo import models
-from attnzoo.config.schema import BackboneConfig, HeadConfig, NeckConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
-from attnzoo.inspect import count_macs
 from attnzoo.models.backbone import Backbone
+from attnzoo.models.config import BackboneConfig, NeckConfig
+from attnzoo.models.cost import count_macs
+from attnzoo.models.detr.config import HeadConfig
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.detr.queries import ProposedQueries

@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from support_models import detection_targets, padded_images, tiny
+from support.models import detection_targets, padded_images, tiny
 from torch import Tensor
 
-from attnzoo import attention, config, models
+from attnzoo import attention, models
 from attnzoo.attention.neighborhood import NeighborhoodAttention
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout
-from attnzoo.inspect.cost import count_macs
-from attnzoo.models import Classifier
+from attnzoo.models import presets
+from attnzoo.models.cost import count_macs
 from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.vit.classifier import Classifier
 
 PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in units of 10⁹
     "swin_tiny": (28_288_354, 4.49),
@@ -69,7 +70,7 @@ def test_size_as_published(preset: str) -> None:
 @pytest.mark.parametrize("preset", [name for name in PUBLISHED if "pp" not in name])
 def test_windows_are_shifted_as_published(preset: str) -> None:
     """By half a window; where it is odd Swin rounds down, DAT up."""
-    settings = config.vit_config(preset, {})
+    settings = presets.vit_config(preset, {})
     for stage in (settings.stage1, settings.stage2):
         window = stage.first.get("window", 7)
         expected = window // 2 if preset.startswith("swin") else -(-window // 2)
@@ -269,21 +270,21 @@ STAGES = {
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_backbone_of_every_detector(detector: str, preset: str) -> None:
     """The published detectors with nothing but the name of the backbone changed."""
-    strides = config.model_config(detector, {}).backbone.strides
-    if strides == [16] and config.model_config(detector, {}).backbone.dilation:
+    strides = presets.detector_config(detector, {}).backbone.strides
+    if strides == [16] and presets.detector_config(detector, {}).backbone.dilation:
         with pytest.raises(UserError, match=r"model\.backbone\.dilation"), torch.device("meta"):
             models.create(detector, backbone={"name": preset})
         return
     with torch.device("meta"):
         model = models.create(detector, backbone={"name": preset})
-    expected = {4 * 2**i: getattr(config.vit_config(preset, {}), f"stage{i + 1}").dim for i in range(4)}
+    expected = {4 * 2**i: getattr(presets.vit_config(preset, {}), f"stage{i + 1}").dim for i in range(4)}
     assert model.backbone.channels == [expected[stride] for stride in strides]
     assert all(p.requires_grad for p in model.backbone.parameters())
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_detector_trains_on_it(preset: str) -> None:
-    published = config.vit_config(preset, {})
+    published = presets.vit_config(preset, {})
     options: dict[str, Any] = {key: dict(stage) for key, stage in STAGES.items()}
     for key in options:
         if getattr(published, key).second["name"] == "dat":

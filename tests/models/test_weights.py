@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from attnzoo import config, models
-from attnzoo.config.schema import BackboneConfig
+from attnzoo import models
 from attnzoo.errors import UserError
-from attnzoo.models import Classifier
+from attnzoo.models import presets
 from attnzoo.models.backbone import Backbone
+from attnzoo.models.config import BackboneConfig
+from attnzoo.models.vit.classifier import Classifier
 from attnzoo.models.weights import stretch
 
 STAGES: dict[str, Any] = {
@@ -24,7 +25,7 @@ STAGES: dict[str, Any] = {
 def build(**changes: Any) -> Classifier:
     settings = {"image_size": 64, "num_classes": 3, **STAGES, **changes}
     stages = {key: {**STAGES[key], **changes.get(key, {})} for key in STAGES}
-    return models.build(config.classifier_config(None, {**settings, **stages}), settings["num_classes"])
+    return models.build(presets.classifier_config(None, {**settings, **stages}), settings["num_classes"])
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support_emulation import CudaOperators, Emulation, compile_library
-from support_simd import LEVELS, force
+from support.emulation import CudaOperators, Emulation, compile_library
+from support.simd import LEVELS, force
 
 from attnzoo.ops import library
 

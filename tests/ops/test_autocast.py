@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_deform_kv import FACES, KINDS, leaves, placed, with_leaves
-from support_deform_kv import arguments as keyed
-from support_ops import DEVICES, arguments, fused_arguments, on
+from support.deform_kv import FACES, KINDS, leaves, placed, with_leaves
+from support.deform_kv import arguments as keyed
+from support.ops import DEVICES, arguments, fused_arguments, on
 from torch import Tensor
 
 from attnzoo import ops

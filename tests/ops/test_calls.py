@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_ops import arguments
+from support.ops import arguments
 from torch import Tensor
 
 import attnzoo
@@ -134,13 +134,14 @@ def test_without_the_library_the_reference_runs_and_says_so_once(tmp_path):
     script = """
 import torch
 from attnzoo import ops
+from attnzoo.ops import reference
 value = torch.rand(1, 6, 2, 4, requires_grad=True)
 locations = torch.rand(1, 3, 2, 1, 2, 2, requires_grad=True)
 weights = torch.rand(1, 3, 2, 1, 2, requires_grad=True)
 for _ in range(2):
     output = ops.ms_deform_attn(value, ((2, 3),), locations, weights)
 output.square().sum().backward()
-expected = ops.reference.ms_deform_attn(value, ((2, 3),), locations, weights)
+expected = reference.ms_deform_attn(value, ((2, 3),), locations, weights)
 torch.testing.assert_close(output, expected)
 grads = torch.autograd.grad(expected.square().sum(), (value, locations, weights))
 for leaf, grad in zip((value, locations, weights), grads):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import support_ptxas
-from support_ptxas import ARCHS, MAIN_PATH, Usage
+from support import ptxas
+from support.ptxas import ARCHS, MAIN_PATH, Usage
 
 SAMPLE = """ptxas info    : Compiling entry function 'k' for 'sm_90'
 ptxas info    : Function properties for k
@@ -27,10 +27,10 @@ ptxas info    : Used 24 registers, used 0 barriers, 376 bytes cmem[0]
 def test_the_compilers_report_is_read():
     if shutil.which("c++filt") is None:
         pytest.skip("NOT TESTED HERE: needs c++filt (binutils)")
-    first, second = support_ptxas.read_usage(SAMPLE)
+    first, second = ptxas.read_usage(SAMPLE)
     assert (first.arch, first.registers, first.spilled, first.shared) == ("80", 24, 0, 0)
     assert (second.arch, second.registers, second.stack, second.spilled, second.shared) == ("90", 63, 8, 16, 4096)
-    assert "| `k` | 24 | 63 | 16 | 8 | 4096 |" in support_ptxas.report([first, second], "nvcc")
+    assert "| `k` | 24 | 63 | 16 | 8 | 4096 |" in ptxas.report([first, second], "nvcc")
 
 
 def test_kernels_are_named_briefly():
@@ -38,11 +38,11 @@ def test_kernels_are_named_briefly():
     signature = (
         f"void {ours}::forward_kernel<c10::Half, true, {ours}::GivenSamples<float> >({ours}::ForwardCall<float>)"
     )
-    assert support_ptxas.short_name(signature) == "forward_kernel<Half, true, GivenSamples<float>>"
+    assert ptxas.short_name(signature) == "forward_kernel<Half, true, GivenSamples<float>>"
     assert MAIN_PATH.match("forward_kernel<Half, true, GivenSamples<float>>")
     assert not MAIN_PATH.match("forward_kernel<Half, false, GivenSamples<float>>")
     ours = "attnzoo::deform_kv_attn"
-    assert support_ptxas.short_name(f"void {ours}::by_keys_kernel<float, 32>({ours}::BackwardCall<float>)") == (
+    assert ptxas.short_name(f"void {ours}::by_keys_kernel<float, 32>({ours}::BackwardCall<float>)") == (
         "by_keys_kernel<float, 32>"
     )
     assert MAIN_PATH.match("by_keys_kernel<float, 32>")
@@ -61,8 +61,8 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("build")
     try:
-        return Built(folder / "lib", support_ptxas.compile_verbosely(folder))
-    except support_ptxas.NoCompilerError:
+        return Built(folder / "lib", ptxas.compile_verbosely(folder))
+    except ptxas.NoCompilerError:
         hint = "needs nvcc (pip install -c constraints.txt cuda-toolkit[nvcc,cccl])"
         if os.environ.get("ATTNZOO_REQUIRE_NVCC"):
             pytest.fail(hint)
@@ -71,7 +71,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def usages(built: Built) -> list[Usage]:
-    return support_ptxas.read_usage(built.log)
+    return ptxas.read_usage(built.log)
 
 
 @pytest.mark.slow
@@ -84,17 +84,17 @@ def test_the_main_path_does_not_spill(usages):
 
 @pytest.mark.slow
 def test_the_kept_report_is_of_these_kernels(built, usages):
-    kept = support_ptxas.REPORT.read_text()
-    compiler = support_ptxas.nvcc_version(built.log)
-    again = "docs/results/cuda-kernels.md is out of date: python tests/support_ptxas.py"
+    kept = ptxas.REPORT.read_text()
+    compiler = ptxas.nvcc_version(built.log)
+    again = "docs/results/cuda-kernels.md is out of date: python tests/support/ptxas.py"
     assert all(f"`{usage.kernel}`" in kept for usage in usages), again
     if compiler in kept:  # another compiler allots registers otherwise
-        assert support_ptxas.report(usages, compiler) == kept, again
+        assert ptxas.report(usages, compiler) == kept, again
 
 
 @pytest.mark.slow
 def test_the_library_loads_without_a_gpu(built, tmp_path):
-    shutil.copytree(support_ptxas.ROOT / "attnzoo", tmp_path / "attnzoo", ignore=support_ptxas.NOT_SOURCES)
+    shutil.copytree(ptxas.ROOT / "attnzoo", tmp_path / "attnzoo", ignore=ptxas.NOT_SOURCES)
     shutil.copytree(built.package / "attnzoo", tmp_path / "attnzoo", dirs_exist_ok=True)
     script = "import json; from attnzoo import ops; from attnzoo.ops import library;"
     script += "print(json.dumps([ops.backends(), library.compiled_for('cuda')]))"

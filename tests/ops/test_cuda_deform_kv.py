@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_deform_kv import arguments
-from support_emulation import CudaOperators
+from support.deform_kv import arguments
+from support.emulation import CudaOperators
 from torch import Tensor
 
 F32, F64 = torch.float32, torch.float64

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support_ops import Fused, arguments, fused_arguments, fused_reference
+from support.ops import Fused, arguments, fused_arguments, fused_reference
 from torch import Tensor
 
-from attnzoo.ops import reference
+from attnzoo.ops.ms_deform_attn import reference
 
 pytestmark = pytest.mark.cuda
 

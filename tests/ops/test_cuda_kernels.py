@@ -1,4 +1,4 @@
-"""What the CUDA kernels compute: on a GPU, and, without one, compiled for the CPU (support_emulation.py)."""
+"""What the CUDA kernels compute: on a GPU, and, without one, compiled for the CPU (support/emulation.py)."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_emulation import CudaOperators
-from support_ops import Fused, arguments, fused_arguments, fused_reference
+from support.emulation import CudaOperators
+from support.ops import Fused, arguments, fused_arguments, fused_reference
 from torch import Tensor
 
-from attnzoo.ops import reference
+from attnzoo.ops.ms_deform_attn import reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, oracle, placed, with_leaves
-from support_ops import DEVICES
+from support.deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, oracle, placed, with_leaves
+from support.ops import DEVICES
 from torch.testing import assert_close
 
-from attnzoo.ops import deform_kv_blocks as blocks
 from attnzoo.ops import library
+from attnzoo.ops.deform_kv_attn import blocks
 
 
 def test_the_compiled_kernels_are_there() -> None:

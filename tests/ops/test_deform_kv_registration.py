@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_deform_kv import FACES, FORMULAS, KINDS, arguments, leaves, with_leaves
-from support_ops import DEVICES
+from support.deform_kv import FACES, FORMULAS, KINDS, arguments, leaves, with_leaves
+from support.ops import DEVICES
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -269,7 +269,7 @@ def test_a_scale_may_be_an_int_zero_or_negative(kind: str) -> None:
 WITHOUT_THE_LIBRARY = """
 import torch
 from attnzoo import ops
-from attnzoo.ops import deform_kv_reference as formula
+from attnzoo.ops.deform_kv_attn import reference as formula
 given = [torch.rand(1, 2, n, 4, requires_grad=True) for n in (5, 3, 3)]
 given += [torch.rand(1, 1, n, 2, requires_grad=True) for n in (5, 3)]
 table = torch.rand(2, 3, 3, requires_grad=True)
@@ -299,7 +299,7 @@ import re
 from pathlib import Path
 import torch
 from attnzoo import ops
-from attnzoo.ops import deform_kv_reference as formula
+from attnzoo.ops.deform_kv_attn import reference as formula
 torch.set_num_threads(1)
 queries, keys = 16384, 512
 q = torch.randn(1, 2, queries, 16, requires_grad=True)

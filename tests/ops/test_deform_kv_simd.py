@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from support_deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, with_leaves
-from support_simd import LEVELS, force
+from support.deform_kv import FACES, FORMULAS, KINDS, arguments, gradients, leaves, with_leaves
+from support.simd import LEVELS, force
 from torch.testing import assert_close
 
 from attnzoo import ops

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_ops import DEVICES, Fused, fused_arguments, fused_reference
+from support.ops import DEVICES, Fused, fused_arguments, fused_reference
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attnzoo import ops
 from attnzoo.attention import build, record
 from attnzoo.geometry import Layout, Pyramid, Queries, Site
-from attnzoo.ops import reference
+from attnzoo.ops.ms_deform_attn import reference
 
 BOXES = pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
 

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from support_ops import arguments, fused_arguments
+from support.ops import arguments, fused_arguments
 from torch import Tensor, nn
 
 from attnzoo import ops

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 import torch
 from attnzoo.ops import ms_deform_attn
-from attnzoo.ops.reference import ms_deform_attn as formula
+from attnzoo.ops.ms_deform_attn.reference import ms_deform_attn as formula
 def highest():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 def measure(function, side, heads, head_dim, queries, backward, transposed):

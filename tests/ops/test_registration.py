@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from support_ops import DEVICES, arguments
+from support.ops import DEVICES, arguments
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_ops import Arguments, Fused, arguments, fused_arguments, oracle
-from support_simd import LEVELS, force
+from support.ops import Arguments, Fused, arguments, fused_arguments, oracle
+from support.simd import LEVELS, force
 from torch import Tensor
 
 from attnzoo import ops
-from attnzoo.ops import reference
+from attnzoo.ops.ms_deform_attn import reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 FEW_OR_MANY = pytest.mark.parametrize("queries", [6, 40])  # read where the value lies, or from a copy

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_ops import DEVICES, arguments, on, oracle
+from support.ops import DEVICES, arguments, on, oracle
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from attnzoo import ops
-from attnzoo.ops import library, reference
+from attnzoo.ops import library
+from attnzoo.ops.ms_deform_attn import reference
 
 HEAD_DIMS = [1, 5, 8, 16, 32, 64, 71]  # with and without a kernel of their own
 

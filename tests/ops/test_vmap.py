@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support_deform_kv import FACES, KINDS, leaves, with_leaves
-from support_deform_kv import arguments as keyed
-from support_ops import arguments, fused_arguments
+from support.deform_kv import FACES, KINDS, leaves, with_leaves
+from support.deform_kv import arguments as keyed
+from support.ops import arguments, fused_arguments
 from torch import Tensor
 
 from attnzoo import ops

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from support_dat_model import PublishedModel
-from support_dat_state import Saved, Sizes, published, published_plus
+from support.dat_model import PublishedModel
+from support.dat_state import Saved, Sizes, published, published_plus
 
 from attnzoo import models
 from attnzoo.interop import vit
-from attnzoo.models import Classifier
+from attnzoo.models.vit.classifier import Classifier
 
 WIDTHS: dict[str, Any] = {"dims": (8, 16, 24, 32), "head_dim": 4, "side": 16, "classes": 5}
 VERSIONS = {

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support_oracles import perturb
+from support.oracles import perturb
 from torch import Tensor, nn
 
 from attnzoo import models
 from attnzoo.errors import UserError
 from attnzoo.interop import vit
-from attnzoo.models import Classifier
+from attnzoo.models.vit.classifier import Classifier
 
 CLASSES = 5
 # Windows of 4 on maps of stride 4 … 32. Every map is whole windows: others pad, and let padding be attended.

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from support_losses import CLASSES, loss_config, transformers_loss
-from support_oracles import CASES, LAYERS, Case, our_model, padded_batch, their_model
+from support.losses import CLASSES, loss_config, transformers_loss
+from support.oracles import CASES, LAYERS, Case, our_model, padded_batch, their_model
 from torch import Tensor
 
 from attnzoo.errors import UserError
 from attnzoo.interop import huggingface
-from attnzoo.models import Detector
+from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.detr.output import DetectorOutput
 

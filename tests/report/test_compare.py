@@ -12,13 +12,12 @@ import pytest
 from rich.console import Console
 
 from attnzoo.__main__ import main
-from attnzoo.config import save
-from attnzoo.config.load import Experiment
+from attnzoo.config.load import Experiment, save
 from attnzoo.errors import UserError
-from attnzoo.report.compare import compare, write
+from attnzoo.report.compare import compare
 from attnzoo.report.statistics import estimate
-from attnzoo.report.table import rich_table, show
-from attnzoo.rundir import RunDir
+from attnzoo.report.table import rich_table, show, write
+from attnzoo.rundir.folder import RunDir
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.validate import validate
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo import attempts, process
 from attnzoo.errors import UserError
-from attnzoo.ledger import Ledger
 from attnzoo.report.status import collect, counts
-from attnzoo.rundir import RunDir
+from attnzoo.rundir import attempts, process
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import Ledger
 
 
 def sweep(folder: Path, names: list[str]) -> None:
@@ -25,9 +25,10 @@ def sweep(folder: Path, names: list[str]) -> None:
         (folder / name).mkdir()
 
 
-ANOTHER = (
-    "import json, sys; from attnzoo import process; print(json.dumps(process.myself()), flush=True); sys.stdin.read()"
-)
+ANOTHER = """import json, sys
+from attnzoo.rundir import process
+print(json.dumps(process.myself()), flush=True)
+sys.stdin.read()"""
 
 
 def states(folder: Path) -> dict[str, tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support_slurm import STEP_SECONDS, Cluster, Sweep, program, reference, require
+from support.slurm import STEP_SECONDS, Cluster, Sweep, program, reference, require
 
 
 @pytest.fixture(scope="session")

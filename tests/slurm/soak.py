@@ -21,13 +21,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support_engine import results
-from support_slurm import Cluster, Sweep, kill, processes, train_here, wait
+from support.engine import results
+from support.slurm import Cluster, Sweep, kill, processes, train_here, wait
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo import attempts
-from attnzoo import config as configs
-from attnzoo.attempts import Attempt
+from attnzoo.config import load as configs
+from attnzoo.rundir import attempts
+from attnzoo.rundir.attempts import Attempt
 
 SECONDS = 1.0  # of sleep in a step
 MINUTES = 0.1  # between two checkpoints

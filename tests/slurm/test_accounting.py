@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support_slurm import Cluster, Sweep, program, report, require, wait
+from support.slurm import Cluster, Sweep, program, report, require, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 

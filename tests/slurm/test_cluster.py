@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from support_slurm import ROOT
+from support.slurm import ROOT
 
 
 def test_what_is_missing_is_one_line_and_nothing_is_made(tmp_path):

@@ -1,11 +1,11 @@
 """Faults on a real cluster: SLURM says that they happened, at an unfinished step, and the results are the same."""
 
 import pytest
-from support_engine import results
-from support_slurm import INTERVAL_STEPS, Sweep, report, wait
+from support.engine import results
+from support.slurm import INTERVAL_STEPS, Sweep, report, wait
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo import attempts
+from attnzoo.rundir import attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 STEPS = 60

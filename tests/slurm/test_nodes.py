@@ -1,10 +1,10 @@
 """Runs of several processes on two nodes: the losses of one process, and ends that all share."""
 
 import pytest
-from support_engine import results
-from support_slurm import INTERVAL_STEPS, reference, report, wait
+from support.engine import results
+from support.slurm import INTERVAL_STEPS, reference, report, wait
 
-from attnzoo import attempts
+from attnzoo.rundir import attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 STILL = ("model.dropout=0", "model.backbone.norm=frozen", "train.steps=6")

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support_engine import results
-from support_slurm import INTERVAL_STEPS, Sweep, report, wait
+from support.engine import results
+from support.slurm import INTERVAL_STEPS, Sweep, report, wait
 
 from attnzoo.sweep import snapshot
 

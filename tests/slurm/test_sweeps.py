@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import support_slurm_submit
-from support_engine import results
-from support_slurm import PLUGIN, report, wait
+from support import slurm_submit
+from support.engine import results
+from support.slurm import PLUGIN, report, wait
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo.ledger import Ledger
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 OF_THE_MACHINE = ("ms", "images_per_second", "peak_mib")
@@ -107,7 +107,7 @@ def test_submitting_again_adds_only_what_is_missing(cluster, sweep, capsys):
 
 def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(cluster, sweep):
     """Killed when SLURM has the job and the ledger does not yet know its number."""
-    code = submit_elsewhere(sweep, "train.steps=5", program=(support_slurm_submit.__file__,))
+    code = submit_elsewhere(sweep, "train.steps=5", program=(slurm_submit.__file__,))
     assert code == -signal.SIGKILL
     (submission,) = Ledger(sweep.runs).read()["submissions"].values()
     assert submission["job"] is None

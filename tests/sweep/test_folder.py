@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config import load
-from attnzoo.config.load import Experiment
+from attnzoo.config.load import Experiment, load
 from attnzoo.errors import UserError
-from attnzoo.rundir import RunDir
+from attnzoo.rundir.folder import RunDir
 from attnzoo.sweep.expand import Run, expand
 from attnzoo.sweep.folder import SweepFolder, explain_new
 

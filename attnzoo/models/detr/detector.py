@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from attnzoo import attention
 from attnzoo.attention import Attention
-from attnzoo.config.schema import DetectorConfig, NamedBlock
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries, Role, Site
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.boxes import inverse_sigmoid
+from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.detr.output import DetectorOutput
 from attnzoo.models.detr.queries import LARGEST_PROPOSAL, LearnedQueries, ProposedQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
+from attnzoo.schema.fields import NamedBlock
 
 
 class Detector(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnzoo.attention.base import full_precision
-from attnzoo.config.schema import HeadConfig
+from attnzoo.models.detr.config import HeadConfig
 
 Head = TypeVar("Head", bound=nn.Module)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from attnzoo.config.schema import LossConfig
 from attnzoo.errors import unknown
 from attnzoo.models.detr.boxes import giou
+from attnzoo.models.detr.config import LossConfig
 from attnzoo.models.detr.matcher import Objects, match
 from attnzoo.models.detr.output import DetectorOutput
 

@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from attnzoo.config.schema import LossConfig
 from attnzoo.models.detr.boxes import pairwise_giou
+from attnzoo.models.detr.config import LossConfig
 
 Objects = Mapping[str, Tensor]
 """Objects of one image: "labels" (n,) int64 and "boxes" (n, 4) as (cx, cy, w, h), normalised, with area."""

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo.attention.base import full_precision
-from attnzoo.config.schema import HeadConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries
+from attnzoo.models.detr.config import HeadConfig
 from attnzoo.models.detr.heads import Heads
 from attnzoo.models.position import sine
 

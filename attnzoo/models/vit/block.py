@@ -6,8 +6,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from attnzoo.attention import Attention
-from attnzoo.config.schema import VitConfig
 from attnzoo.geometry import Layout, Pyramid
+from attnzoo.models.vit.config import VitConfig
 
 
 class DepthwiseConv(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from attnzoo.config.schema import ClassifierConfig, VitConfig
+from attnzoo.models.vit.config import ClassifierConfig, VitConfig
 from attnzoo.models.vit.trunk import Trunk, layout_of
 from attnzoo.models.weights import load_weights
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from attnzoo.config.schema import VitConfig
 from attnzoo.errors import UserError
+from attnzoo.models.vit.config import VitConfig
 from attnzoo.models.vit.trunk import Trunk
 
 

@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from attnzoo import attention
 from attnzoo.attention import Attention
-from attnzoo.config.schema import StageConfig, VitConfig
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Role, Site
 from attnzoo.models.vit.block import Block
+from attnzoo.models.vit.config import StageConfig, VitConfig
 from attnzoo.models.vit.embedding import EMBEDDINGS, downsampling
 
 STRIDE = 4  # of the first map

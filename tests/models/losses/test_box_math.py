@@ -1,7 +1,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_losses import random_boxes
+from support.losses import random_boxes
 
 from attnzoo.models.detr.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, pairwise_giou, xyxy_to_cxcywh
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support_losses import CLASSES, random_output
+from support.losses import CLASSES, random_output
 
 from attnzoo.models.detr.output import DetectorOutput
 from attnzoo.models.detr.postprocess import postprocess

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support_losses import CLASSES, loss_config, random_output, random_targets
+from support.losses import CLASSES, loss_config, random_output, random_targets
 
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.detr.output import DetectorOutput

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from support_losses import CLASSES, loss_config, random_output, random_targets
+from support.losses import CLASSES, loss_config, random_output, random_targets
 
 from attnzoo.models.detr.matcher import match
 

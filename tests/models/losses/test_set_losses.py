@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from support_losses import CLASSES, loss_config, random_output, random_targets, transformers_loss
+from support.losses import CLASSES, loss_config, random_output, random_targets, transformers_loss
 from torch.nn import functional as F
 
 from attnzoo.errors import UserError

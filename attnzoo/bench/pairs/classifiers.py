@@ -1,0 +1,77 @@
+"""The same DAT with this package's operators, and with grid_sample and einsum as published."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnzoo import models
+from attnzoo.attention.dat import DeformableKeyValueAttention
+from attnzoo.attention.dat_bias import MlpBias, Places, TableBias
+from attnzoo.attention.dat_grid import GridSpec
+from attnzoo.bench.operators.peers import OURS
+from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
+
+PLAIN = "grid_sample + einsum"
+CLASSES = 1000
+TINY: dict[str, Any] = {
+    "image_size": 64,
+    **{f"stage{i + 1}": {"dim": 24 * 2**i, "depth": depth, "heads": 3 * 2**i} for i, depth in enumerate((1, 1, 2, 2))},
+}
+
+
+class PlainAttention(DeformableKeyValueAttention):
+    """DAT's attention as its authors formulate it (Xia et al., CVPR 2022): the biases of all pairs are in memory."""
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
+        assert places.padding is None
+        scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * query.shape[-1] ** -0.5
+        if isinstance(self.rpe_table, (TableBias, MlpBias)):
+            scores = scores + self.rpe_table.between(places)
+        return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), value)
+
+    def _read(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
+        maps = tokens.transpose(1, 2).unflatten(1, (self.groups, -1)).unflatten(3, shape).flatten(0, 1)
+        places = 2 * locations.transpose(1, 2).flatten(0, 1)[:, None] - 1
+        read = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return read[:, :, 0].unflatten(0, (-1, self.groups)).flatten(1, 2).transpose(1, 2)
+
+
+class Classification(Entrant):
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def predict(self, images: Tensor) -> Outputs:
+        return {"logits": self.model(images)}
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images), targets)
+
+
+def entrants(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, Entrant], None]:
+    """The model with either formulation; perturbed, so that nothing stays zero and the biases matter."""
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=CLASSES, drop_path=0.0, **(TINY if tiny else {})).to(device)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            spread = 1.0 if "rpe_table" in path else 0.02
+            parameter.add_((spread * torch.randn(parameter.shape, generator=g)).to(device))
+    return {OURS: Classification(model), PLAIN: Classification(_in_plain_pytorch(model))}, None
+
+
+def _in_plain_pytorch(model: nn.Module) -> nn.Module:
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if isinstance(module, DeformableKeyValueAttention):
+            module.__class__ = PlainAttention
+    return plain
+
+
+def _targets(batch: int, device: torch.device) -> Tensor:
+    return torch.randint(CLASSES, (batch,), generator=torch.Generator().manual_seed(1)).to(device)
+
+
+CLASSIFIERS = Kind(("dat_tiny", "dat_pp_tiny"), entrants, _targets, forward=(8, 224, 224), training=(8, 224, 224))

@@ -1,0 +1,174 @@
+"""The same detector of this package and of transformers, with the same weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnzoo import models
+from attnzoo.bench.operators.peers import OURS
+from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
+from attnzoo.environment import version
+from attnzoo.interop import huggingface
+from attnzoo.models.detr.detector import Detector
+from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.matcher import Objects
+
+THEIRS = "transformers"
+INSTALL = "pip install transformers==4.57.6"
+CLASSES = 91
+OBJECTS = 8  # per training image
+MODELS: dict[str, dict[str, Any]] = {
+    "detr_r50": {"auxiliary_loss": False},  # with them, transformers feeds normalised states to the next layer
+    "deformable_detr_r50": {"auxiliary_loss": True, "class_cost": 1},
+    "deformable_detr_r50_refine": {"auxiliary_loss": True, "class_cost": 1, "with_box_refine": True},
+}
+"""Presets, and the options of transformers that make the same model with the same losses."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the models are: the transformer, and depth and width of the backbone's stages."""
+
+    dim: int
+    heads: int
+    layers: int
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+
+
+PUBLISHED = Size(dim=256, heads=8, layers=6, depths=(3, 4, 6, 3), widths=(256, 512, 1024, 2048))
+TINY = Size(dim=64, heads=4, layers=2, depths=(1, 1, 1, 1), widths=(16, 32, 64, 128))
+
+
+class Ours(Entrant):
+    def __init__(self, model: Detector):
+        self.model = model
+        self._loss = DetectionLoss(model.config.loss, model.num_classes)
+
+    def predict(self, images: Tensor) -> Outputs:
+        output = self.model(images)
+        return {"logits": output.logits[-1], "boxes": output.boxes[-1]}
+
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
+        return self._loss(self.model(images), targets).total
+
+
+class Theirs(Entrant):
+    """transformers 4.57: images as `pixel_values` without a mask, targets as `class_labels` and `boxes`."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def predict(self, images: Tensor) -> Outputs:
+        output = self.model(images)
+        return {"logits": output.logits, "boxes": output.pred_boxes}
+
+    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
+        labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
+        loss: Tensor = self.model(images, labels=labels).loss
+        return loss
+
+
+def entrants(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, Entrant], str | None]:
+    """Both detectors in float32 without dropout; ours alone, and why, where transformers 4 is not installed."""
+    size = TINY if tiny else PUBLISHED
+    ours = _ours(name, size)
+    found = version(THEIRS)
+    if found is None or found.split(".")[0] != "4":
+        why = "is missing" if found is None else f"{found} names its tensors differently"
+        return {OURS: Ours(ours.to(device))}, f"transformers {why}: {INSTALL}"
+    theirs = _theirs(name, size)
+    _perturb(theirs)
+    _freeze_as_published(theirs)
+    ours.load_state_dict(huggingface.convert(theirs.state_dict(), ours.config))
+    return {OURS: Ours(ours.to(device)), THEIRS: Theirs(theirs.to(device))}, None
+
+
+def _ours(name: str, size: Size) -> Detector:
+    dense = {"attention": {"dropout": 0.0}} if name.startswith("detr") else {}
+    model = models.create(
+        name,
+        num_classes=CLASSES,
+        dim=size.dim,
+        heads=size.heads,
+        dropout=0.0,
+        backbone={"options": {"layers": list(size.depths), "channels": [width // 4 for width in size.widths]}},
+        encoder={"layers": size.layers, **dense},
+        decoder={"layers": size.layers, **dense},
+        loss={"class_weight": 1.0, "match_class": 1.0, "auxiliary": MODELS[name]["auxiliary_loss"]},
+    )
+    assert isinstance(model, Detector)
+    return model
+
+
+def _theirs(name: str, size: Size) -> nn.Module:
+    """The model that transformers makes of the same sizes, randomly initialised."""
+    from transformers import (
+        DeformableDetrConfig,
+        DeformableDetrForObjectDetection,
+        DetrConfig,
+        DetrForObjectDetection,
+        ResNetConfig,
+    )
+
+    dense = name.startswith("detr")
+    config = _ours(name, size).config
+    stages = ["stage4"] if dense else ["stage2", "stage3", "stage4"]
+    options: dict[str, Any] = {
+        "backbone_config": ResNetConfig(
+            embedding_size=64, hidden_sizes=list(size.widths), depths=list(size.depths), out_features=stages
+        ),
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "num_labels": CLASSES,
+        "num_queries": config.queries,
+        "d_model": size.dim,
+        "encoder_layers": size.layers,
+        "decoder_layers": size.layers,
+        "encoder_attention_heads": size.heads,
+        "decoder_attention_heads": size.heads,
+        "encoder_ffn_dim": config.ffn,
+        "decoder_ffn_dim": config.ffn,
+        "dropout": 0.0,
+        **MODELS[name],
+    }
+    torch.manual_seed(0)
+    if dense:
+        return DetrForObjectDetection(DetrConfig(**options))
+    return DeformableDetrForObjectDetection(DeformableDetrConfig(**options))
+
+
+def _freeze_as_published(model: nn.Module) -> None:
+    """The stem and the first stage: transformers 4.57 means that, but freezes every stage of its own ResNet."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("backbone" not in name or any(f"stages.{stage}." in name for stage in (1, 2, 3)))
+
+
+def _perturb(model: nn.Module) -> None:
+    """Weights more like trained ones: nothing that starts at zero stays there, and no residual block explodes."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "backbone" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=g), alpha=0.02)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer.2.normalization.weight"):
+                buffer.fill_(0.2)
+
+
+def _targets(batch: int, device: torch.device) -> list[Objects]:
+    g = torch.Generator().manual_seed(1)
+    return [
+        {
+            "labels": torch.randint(20, (OBJECTS,), generator=g).to(device),
+            "boxes": (0.2 + 0.6 * torch.rand(OBJECTS, 4, generator=g)).to(device),
+        }
+        for _ in range(batch)
+    ]
+
+
+DETECTORS = Kind(tuple(MODELS), entrants, _targets, forward=(1, 800, 1066), training=(2, 256, 256))

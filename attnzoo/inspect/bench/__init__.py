@@ -1,1 +1,0 @@
-"""Benchmarks of operators, attentions and whole models, each beside its peers in the same run."""

@@ -1,0 +1,1 @@
+"""DAT's attention to sampled keys with a relative position bias: operator, reference, checks, blocks."""

@@ -1,0 +1,258 @@
+"""Multi-scale deformable attention as an operator: schema, fake and autograd rules, FLOPs, and its Python face."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attnzoo.ops import autocast, library, tangents, vmap
+from attnzoo.ops.checks import HALF
+from attnzoo.ops.ms_deform_attn import reference
+from attnzoo.ops.ms_deform_attn.checks import check_ms_deform_attn, check_ms_deform_attn_fused
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention (Zhu et al., Deformable DETR, arXiv:2010.04159, equation 3).
+
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `spatial_shapes`: (h, w) per level, Python ints
+    - `sampling_locations`: (B, Q, M, L, P, 2), x then y, [0, 1] over the map, pixel centres at (i + ½) / size
+    - `attention_weights`: (B, Q, M, L, P)
+
+    Bilinear samples, zero outside the map. A point with a NaN or infinite coordinate lies outside: it adds nothing
+    and receives zero gradients. B = 0 or Q = 0 gives an empty result; all other sizes must be at least 1.
+
+    Returns (B, Q, M·D) in the dtype of `value`. Beside a half-precision value, locations and weights may be float16,
+    bfloat16 or float32; the computation is in float32 then. Under autocast, `value` takes its dtype.
+
+    Raises TypeError or ValueError naming the argument that does not fit.
+    """
+    value = autocast.cast(value)
+    check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    if value.dtype in HALF:
+        sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
+    return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention from what a layer predicts: locations and softmax never reach memory.
+
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `spatial_shapes`: (h, w) per level, Python ints
+    - `references`: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), [0, 1] over the map of each level
+    - `offsets`: (B, Q, M, L, P, 2), x then y: in pixels of the level from a point, in 1 / (2P) of a box's width and
+      height from its centre (Deformable DETR, arXiv:2010.04159, appendix A.4)
+    - `logits`: (B, Q, M, L, P), any real numbers: the weights are their softmax over L·P
+
+    The same as `ms_deform_attn` at these locations with these weights, in all other respects too. Raises TypeError
+    or ValueError naming the argument that does not fit.
+    """
+    value = autocast.cast(value)
+    check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
+    flat_shapes = [size for shape in spatial_shapes for size in shape]
+    if value.dtype in HALF:
+        references, offsets, logits = references.float(), offsets.float(), logits.float()
+    return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
+
+
+_operators = tangents.Library("attnzoo", "DEF")
+_operators.define(
+    "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations,"
+    " Tensor attention_weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor references, Tensor offsets, Tensor logits)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor references,"
+    " Tensor offsets, Tensor logits, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.load()
+
+
+def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
+
+
+@cache
+def _warn_of_reference(device_type: str) -> None:
+    why = library.backends().get(device_type, "there is no compiled operator for this device")
+    warnings.warn(f"attnzoo: ms_deform_attn on {device_type} runs the slow reference: {why}", stacklevel=2)
+
+
+# The reference stands in wherever the library has no kernel for a device.
+@torch.library.impl(_operators, "ms_deform_attn", "CompositeExplicitAutograd")
+def _forward_reference(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    _warn_of_reference(value.device.type)
+    return reference.ms_deform_attn(value, _pairs(shapes), locations, weights)
+
+
+@torch.library.impl(_operators, "ms_deform_attn_backward", "CompositeExplicitAutograd")
+def _backward_reference(
+    grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.ms_deform_attn_backward(grad_output, value, _pairs(shapes), locations, weights)
+
+
+@torch.library.impl(_operators, "ms_deform_attn_fused", "CompositeExplicitAutograd")
+def _fused_forward_reference(
+    value: Tensor, shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    _warn_of_reference(value.device.type)
+    return reference.ms_deform_attn_fused(value, _pairs(shapes), references, offsets, logits)
+
+
+@torch.library.impl(_operators, "ms_deform_attn_fused_backward", "CompositeExplicitAutograd")
+def _fused_backward_reference(
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return reference.ms_deform_attn_fused_backward(grad_output, value, _pairs(shapes), references, offsets, logits)
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn", lib=_operators)
+def _forward_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn_backward", lib=_operators)
+def _backward_fake(
+    grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn_fused", lib=_operators)
+def _fused_forward_fake(
+    value: Tensor, shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    return _forward_fake(value, shapes, offsets, logits)
+
+
+@torch.library.register_fake("attnzoo::ms_deform_attn_fused_backward", lib=_operators)
+def _fused_backward_fake(
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_value, by_references, by_offsets, by_logits = (
+        t.new_empty(t.shape) for t in (value, references, offsets, logits)
+    )
+    return by_value, by_references, by_offsets, by_logits
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = torch.ops.attnzoo.ms_deform_attn_backward(
+        grad_output, value, ctx.shapes, locations, weights, torch.are_deterministic_algorithms_enabled()
+    )
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _fused_save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.shapes, references, offsets, logits = inputs
+    ctx.save_for_backward(value, references, offsets, logits)
+
+
+def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
+    value, references, offsets, logits = ctx.saved_tensors
+    by_value, by_references, by_offsets, by_logits = torch.ops.attnzoo.ms_deform_attn_fused_backward(
+        grad_output, value, ctx.shapes, references, offsets, logits, torch.are_deterministic_algorithms_enabled()
+    )
+    return by_value, None, by_references, by_offsets, by_logits
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "ms_deform_attn has no second derivative; the function in attnzoo.ops.ms_deform_attn.reference has one on CPU"
+    )
+
+
+torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_save, lib=_operators)
+torch.library.register_autograd("attnzoo::ms_deform_attn_backward", _no_second_derivative, lib=_operators)
+torch.library.register_autograd(
+    "attnzoo::ms_deform_attn_fused", _fused_backward, setup_context=_fused_save, lib=_operators
+)
+torch.library.register_autograd("attnzoo::ms_deform_attn_fused_backward", _no_second_derivative, lib=_operators)
+for _operator in (
+    torch.ops.attnzoo.ms_deform_attn.default,
+    torch.ops.attnzoo.ms_deform_attn_backward.default,
+    torch.ops.attnzoo.ms_deform_attn_fused.default,
+    torch.ops.attnzoo.ms_deform_attn_fused_backward.default,
+):
+    vmap.register(_operator, _operators)
+for _name in ("ms_deform_attn", "ms_deform_attn_fused"):
+    autocast.register(_name, _operators)
+
+
+# Two per multiply-accumulate, as torch counts. A sample has four corners, whose coefficients hold the weight already.
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn)
+def _forward_flops(value: Sequence[int], shapes: Any, locations: Any, weights: Sequence[int], **_: Any) -> int:
+    return 2 * 4 * weights[0] * weights[1] * weights[2] * weights[3] * weights[4] * value[3]
+
+
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn_backward)
+def _backward_flops(
+    grad_output: Any, value: Sequence[int], shapes: Any, locations: Any, weights: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return 2 * _forward_flops(value, shapes, locations, weights)
+
+
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn_fused)
+def _fused_forward_flops(
+    value: Sequence[int], shapes: Any, references: Any, offsets: Any, logits: Sequence[int], **_: Any
+) -> int:
+    return _forward_flops(value, shapes, offsets, logits)
+
+
+@register_flop_formula(torch.ops.attnzoo.ms_deform_attn_fused_backward)
+def _fused_backward_flops(
+    grad_output: Any,
+    value: Sequence[int],
+    shapes: Any,
+    references: Any,
+    offsets: Any,
+    logits: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * _forward_flops(value, shapes, offsets, logits)

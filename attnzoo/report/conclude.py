@@ -1,0 +1,17 @@
+"""What the end of a sweep shows: the comparison of its runs, and TensorBoard's table of hyperparameters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnzoo.report import hparams
+from attnzoo.report.compare import compare
+from attnzoo.report.table import show, write
+
+
+def conclude(sweep: Path, runs: Sequence[Path]) -> None:
+    """Compare these runs, in the terminal and in files, and give TensorBoard the options of all of the sweep's."""
+    comparison = compare(runs)
+    show(comparison)
+    for path in write(comparison, sweep):
+        print(path)
+    hparams.write_sweep(sweep)

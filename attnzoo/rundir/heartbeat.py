@@ -1,0 +1,18 @@
+"""A sign of life while a run trains, whatever it is busy with: a step, an evaluation, a download."""
+
+from contextlib import AbstractContextManager, suppress
+
+from attnzoo.rundir.background import repeating
+from attnzoo.rundir.folder import RunDir
+
+SECONDS = 5.0
+
+
+def beating(run: RunDir) -> AbstractContextManager[None]:
+    """Touch the run's status file every few seconds; a disk that fails meanwhile is the run's own to notice."""
+
+    def beat() -> None:
+        with suppress(OSError):
+            run.touch()
+
+    return repeating(beat, SECONDS)

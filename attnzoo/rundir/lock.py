@@ -1,0 +1,95 @@
+"""One process at a time works on a run folder, on whichever node."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from attnzoo.errors import UserError
+from attnzoo.rundir.attempts import job_id, node_name
+from attnzoo.rundir.folder import RunDir
+
+STALE_SECONDS = 60  # a run that gives no sign of life for so long has ended
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def exclusive(folder: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the folder's lock; raises UserError naming the owner if another process has it for `wait` seconds more.
+
+    The lock is the kernel's, which ends with the process that holds it, however that ends. Not every file system
+    shares it between nodes. So the owner's name stays in the file until it leaves; an owner elsewhere that has not
+    left counts as long as its run gives signs of life, unless it is an earlier start of our own job.
+
+    Raises UserError too where the folder cannot be written.
+    """
+    end = time.monotonic() + wait
+    try:
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    with file:
+        while (owner := _blocking(file, RunDir(folder))) is not None:
+            if time.monotonic() > end:
+                raise UserError(f"{folder}: already being trained by {_spell(owner)}")
+            time.sleep(0.5)
+        _write(file, json.dumps({"pid": os.getpid(), "host": node_name(), "job": job_id()}))
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                _write(file, "")
+
+
+def _blocking(file: IO[str], run: RunDir) -> dict[str, Any] | None:
+    """The owner that has the folder; None if it is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(file) or {"pid": "?", "host": "?", "job": None}
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    owner = _owner(file)
+    if owner is None or _gone(owner, run):
+        if owner is not None:
+            log.warning("%s: recovered the lock of %s, which ended without leaving", run.path, _spell(owner))
+        return None
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return owner
+
+
+def _gone(owner: dict[str, Any], run: RunDir) -> bool:
+    """Whether an owner whose kernel lock is not in our way has ended."""
+    if owner["host"] == node_name() or (owner["job"] is not None and owner["job"] == job_id()):
+        return True
+    heartbeat = run.heartbeat()
+    return heartbeat is None or time.time() - heartbeat > STALE_SECONDS
+
+
+def _owner(file: IO[str]) -> dict[str, Any] | None:
+    file.seek(0)
+    try:
+        return dict(json.loads(file.read()))
+    except json.JSONDecodeError:
+        return None  # nobody's, or its owner died while writing its name
+
+
+def _write(file: IO[str], content: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(content)
+    file.flush()
+
+
+def _spell(owner: dict[str, Any]) -> str:
+    job = f", job {owner['job']}" if owner["job"] else ""
+    return f"process {owner['pid']} on {owner['host']}{job}"

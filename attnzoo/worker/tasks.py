@@ -1,0 +1,14 @@
+"""From a config to its task."""
+
+from attnzoo.config.experiment import ClassificationExperiment, DetectionExperiment, ExperimentConfig
+from attnzoo.engine.classification import ClassificationTask
+from attnzoo.engine.detection import DetectionTask
+from attnzoo.engine.distributed import Ranks
+
+
+def build_task(config: ExperimentConfig, ranks: Ranks) -> DetectionTask | ClassificationTask:
+    """The task that `config` describes, with its data and model. Raises UserError for what cannot be built."""
+    if isinstance(config, ClassificationExperiment):
+        return ClassificationTask(config.model, config.data, config.seed, ranks)
+    assert isinstance(config, DetectionExperiment)
+    return DetectionTask(config.model, config.data, config.seed, ranks, per_class=config.per_class)

@@ -1,0 +1,82 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from attnzoo.errors import UserError
+from attnzoo.schema import yaml12
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4", 4),
+        ("+5", 5),
+        ("-3", -3),
+        ("010", 10),
+        ("0x1f", 31),
+        ("0o17", 15),
+        ("1e-4", 1e-4),
+        (".5", 0.5),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        (".inf", math.inf),
+        ("3:4", "3:4"),
+        ("on", "on"),
+        ("no", "no"),
+        ("4,8", "4,8"),
+        ("2026-01-01", "2026-01-01"),
+        ("1_000", "1_000"),
+        ("nan", "nan"),
+        ("a: b", "a: b"),
+        ("a # b", "a # b"),
+        ("*x", "*x"),
+        ("!tag", "!tag"),
+        ("'4'", "4"),
+        ('"on"', "on"),
+        ("[1, 2e-3, on]", [1, 2e-3, "on"]),
+        ("{name: dense, x: [1]}", {"name": "dense", "x": [1]}),
+    ],
+)
+def test_value(text: str, expected: object) -> None:
+    found = yaml12.value(text, "command line")
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
+    words = ["1e-4", "on", "010", "3:4", "null", "", "=", "<<", "2026-01-01", "x: y", "a\nb", "'", "true", ".5", "~"]
+    content = {"words": words, "numbers": [1e-5, 1e20, -0.0, 3], "none": None, "yes": True, "nested": {"a": {}}}
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml12.dump(content))
+    assert yaml12.read(path) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("a: 1\nb: [1\nc: 2\n", 3, "expected"),
+        ("a: 1\na: 2\n", 2, "'a' stands twice"),
+        ("a: 1\n[b]: 2\n", 2, "a key must be a word"),
+        ("a: 1\n? {b: 1}\n: 2\n", 2, "a key must be a word"),
+        ("a: 1\n\tb: 2\n", 2, "cannot start any token"),
+    ],
+)
+def test_broken_files_name_the_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        yaml12.read(path)
+    assert str(caught.value).startswith(f"{path}:{line}: not valid YAML")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "word"])
+def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="expected keys and values"):
+        yaml12.read(path)

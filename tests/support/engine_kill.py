@@ -1,0 +1,76 @@
+"""A worker to which something happens at an exact moment.
+
+It dies by SIGKILL, unless the moment is "sleep" or a signal's name: then it sleeps in a step, or gets that signal.
+"""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import torch
+
+from attnzoo.data.evaluate import CocoEvaluator
+from attnzoo.engine.metrics import MetricsWriter
+from attnzoo.worker import train
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(moment: str, count: int) -> None:
+    """Let it happen at the `count`-th time the process passes `moment`."""
+    left = iter(range(count - 1, -1, -1))
+    in_a_step = {"step": die, "sleep": partial(time.sleep, 60)}
+    in_a_step |= {name: partial(os.kill, os.getpid(), signal.Signals[name]) for name in ("SIGTERM", "SIGUSR2")}
+    if moment in in_a_step:  # the weights have changed, nothing else
+        inner_step = torch.optim.AdamW.step
+
+        def step(self, *arguments):
+            inner_step(self, *arguments)
+            if next(left, None) == 0:
+                in_a_step[moment]()
+
+        torch.optim.AdamW.step = step
+    elif moment in ("writing", "renaming", "saved"):
+        inner_replace = os.replace
+
+        def replace(source, target):
+            now = str(target).endswith(".pt") and next(left) == 0
+            if now and moment == "writing":
+                os.truncate(source, os.path.getsize(source) // 2)
+            if now and moment != "saved":
+                die()
+            inner_replace(source, target)
+            if now:
+                die()
+
+        os.replace = replace
+    elif moment == "evaluation":
+        inner_add = CocoEvaluator.add
+
+        def add(self, *arguments):
+            inner_add(self, *arguments)
+            if next(left) == 0:
+                die()
+
+        CocoEvaluator.add = add
+    else:  # a line of metrics is cut off
+        inner_write = MetricsWriter.write
+
+        def write(self, step, values):
+            if next(left) == 0:
+                self._file.write('{"step": ')
+                self._file.flush()
+                die()
+            return inner_write(self, step, values)
+
+        MetricsWriter.write = write
+
+
+def main(run: str, moment: str, count: int) -> None:
+    """Train the run in `run` in this process, which ends with it."""
+    arm(moment, count)
+    sys.exit(train.main(run))

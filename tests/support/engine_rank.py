@@ -1,0 +1,18 @@
+"""A worker whose rank 1 fails at its third step: run by torchrun with RUN_DIR."""
+
+import os
+import sys
+
+from attnzoo.engine.loop import Trainer
+from attnzoo.worker import train
+
+if __name__ == "__main__":
+    inner = Trainer._train_step
+
+    def step(self, batches):
+        if self.step == 2 and os.environ["RANK"] == "1":
+            raise RuntimeError("rank 1 has had enough")
+        inner(self, batches)
+
+    Trainer._train_step = step
+    sys.exit(train.main(sys.argv[1]))

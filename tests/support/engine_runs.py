@@ -1,0 +1,12 @@
+"""Workers for several runs, one after the other, in one group of processes: run by torchrun with RUN_DIRs."""
+
+import sys
+
+from attnzoo.engine import distributed
+from attnzoo.worker import train
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        if train.main(path) != train.DONE:
+            sys.exit(1)
+    distributed.leave()

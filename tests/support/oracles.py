@@ -1,0 +1,122 @@
+"""Tiny detectors of transformers and ours with the same random weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from support.losses import CLASSES, random_targets
+from torch import Tensor, nn
+
+from attnzoo import models
+from attnzoo.interop import huggingface
+from attnzoo.models.detr.detector import Detector
+
+DIM, LAYERS, QUERIES = 64, 3, 20
+HEIGHT, WIDTH = 160, 192
+
+
+@dataclass
+class Case:
+    """A model of ours and the options of transformers that make the same one."""
+
+    preset: str
+    theirs: dict[str, Any]
+
+    @property
+    def dense(self) -> bool:
+        return self.preset.startswith("detr")
+
+
+CASES = {
+    "detr": Case("detr_r50", {"auxiliary_loss": False}),
+    "single_scale": Case("deformable_detr_r50_single_scale", {"num_feature_levels": 1}),
+    "multi_scale": Case("deformable_detr_r50", {"num_feature_levels": 4}),
+    "refine": Case("deformable_detr_r50_refine", {"num_feature_levels": 4, "with_box_refine": True}),
+    "two_stage": Case(
+        "deformable_detr_r50_two_stage", {"num_feature_levels": 4, "with_box_refine": True, "two_stage": True}
+    ),
+}
+
+
+def their_model(case: Case) -> nn.Module:
+    """The model of transformers 4.57.6, in evaluation mode and with all parameters perturbed and trained."""
+    from transformers import (
+        DeformableDetrConfig,
+        DeformableDetrForObjectDetection,
+        DetrConfig,
+        DetrForObjectDetection,
+        ResNetConfig,
+    )
+
+    backbone = ResNetConfig(
+        embedding_size=64,
+        hidden_sizes=[16, 32, 64, 128],
+        depths=[1] * 4,
+        layer_type="bottleneck",
+        out_features=["stage2", "stage3", "stage4"] if case.theirs.get("num_feature_levels") == 4 else ["stage4"],
+    )
+    options: dict[str, Any] = {
+        "backbone_config": backbone,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "num_labels": CLASSES,
+        "num_queries": QUERIES,
+        "d_model": DIM,
+        "encoder_layers": 2,
+        "decoder_layers": LAYERS,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "decoder_ffn_dim": 128,
+        "dropout": 0.0,
+    }
+    torch.manual_seed(0)
+    if case.dense:
+        model: nn.Module = DetrForObjectDetection(DetrConfig(**options | case.theirs))
+    else:
+        options |= {"auxiliary_loss": True, "class_cost": 2, "two_stage_num_proposals": QUERIES}
+        model = DeformableDetrForObjectDetection(DeformableDetrConfig(**options | case.theirs))
+    perturb(model)
+    return model.eval().requires_grad_(True)
+
+
+def our_model(case: Case, state: dict[str, Tensor]) -> Detector:
+    """Our model with the weights of theirs."""
+    model = models.create(
+        case.preset,
+        num_classes=CLASSES,
+        dim=DIM,
+        heads=4,
+        ffn=128,
+        dropout=0.0,
+        queries=QUERIES,
+        backbone={"options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}, "freeze": []},
+        encoder={"layers": 2},
+        decoder={"layers": LAYERS},
+    )
+    model.load_state_dict(huggingface.convert(state, model.config))
+    return model.eval()
+
+
+def perturb(model: nn.Module, seed: int = 0) -> None:
+    """Move every parameter and buffer but masks: what starts at zero hides mistakes."""
+    g = torch.Generator().manual_seed(seed)
+    seen = set()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.data_ptr() in seen or not tensor.is_floating_point() or name.endswith("attn_mask"):
+            continue
+        seen.add(tensor.data_ptr())
+        noise = torch.randn(tensor.shape, generator=g)
+        with torch.no_grad():
+            tensor.add_(0.1 * noise.abs() if name.endswith("running_var") else 0.1 * noise)
+
+
+def padded_batch() -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+    """Two images with targets, the second padded on both sides: images, mask (True where padded), targets."""
+    g = torch.Generator().manual_seed(3)
+    images = torch.randn(2, 3, HEIGHT, WIDTH, generator=g)
+    mask = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+    mask[1, HEIGHT - 32 :] = True
+    mask[1, :, WIDTH - 64 :] = True
+    return images.masked_fill(mask[:, None], 0), mask, random_targets(3, 2)

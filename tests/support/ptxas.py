@@ -1,0 +1,143 @@
+"""What the CUDA compiler reports of each kernel: registers, spills, stack, shared memory.
+
+`python tests/support/ptxas.py` compiles all kernels and writes docs/results/cuda-kernels.md.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REPORT = ROOT / "docs" / "results" / "cuda-kernels.md"
+ARCHS = ("80", "90", "100")
+NOT_SOURCES = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+
+# Of ms_deform_attn D = 32 and all other heads of whole vectors, in the types that models are trained in; of
+# deform_kv_attention up to D = 64; all published models have 32.
+MAIN_PATH = re.compile(
+    r"(forward|backward)_kernel<(float|Half|BFloat16), true, |(forward|by_queries|by_keys)_kernel<float, (32|64)>"
+)
+
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>.+?)' for 'sm_(?P<arch>\d+)'\n.*\n"
+    r"\s+(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
+    r".*Used (?P<registers>\d+) registers(?:.* (?P<shared>\d+) bytes smem)?"
+)
+
+HEAD = """# CUDA kernels as compiled
+
+Registers per thread of every kernel, as `ptxas` reports them, with the flags of setup.py; {compiler}. Written by
+`python tests/support/ptxas.py`; a test compiles again and fails on a spill or a stack frame in the main paths. Of
+`ms_deform_attn` these are forward and backward of whole vectors (`true`: rows of a multiple of 16 bytes, D = 32 among
+them) in float, Half and BFloat16; of `deform_kv_attention` heads of up to 64 channels in float
+(`forward_kernel<float, 32>`, `<float, 64>`, `by_queries_kernel`, `by_keys_kernel`). Shared memory is what is static:
+these ask for theirs, 22 to 84 KiB a block, at the launch.
+No kernel here has been timed, or run on a GPU.
+
+{count} kernels, {spilling} of them with spills.
+
+"""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One kernel on one architecture; bytes but for `registers`."""
+
+    kernel: str
+    arch: str
+    registers: int
+    stack: int
+    spilled: int
+    shared: int
+
+
+class NoCompilerError(RuntimeError):
+    """setup.py, which knows where to look, finds no nvcc."""
+
+
+def nvcc_version(log: str) -> str:
+    """The version of the nvcc that a build ran."""
+    (nvcc,) = set(re.findall(r"\S+/nvcc(?= )", log))
+    shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return f"nvcc {re.search(r'release .*V([0-9.]+)', shown)[1]}"
+
+
+def compile_verbosely(folder: Path) -> str:
+    """What the compilers print while setup.py builds a copy of the sources for all of ARCHS into `folder`/lib.
+
+    Raises NoCompilerError.
+    """
+    copy = folder / "attnzoo"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("csrc", "attnzoo"):
+        shutil.copytree(ROOT / name, copy / name, ignore=NOT_SOURCES, symlinks=True)
+    built = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", str(folder / "lib")],
+        cwd=copy,
+        env={
+            **os.environ,
+            "ATTNZOO_CUDA": "1",
+            "ATTNZOO_CUDA_ARCHS": ";".join(f"{arch[:-1]}.{arch[-1]}" for arch in ARCHS),
+            "NVCC_APPEND_FLAGS": "-Xptxas -v",
+            "CFLAGS": "-O0",  # the CPU kernels, of which nothing is asked here, take a third of the time
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if "nvcc was not found" in built.stdout:
+        raise NoCompilerError(built.stdout.strip())
+    assert built.returncode == 0, built.stdout[-4000:]
+    return built.stdout
+
+
+def read_usage(log: str) -> list[Usage]:
+    plain = subprocess.run(["c++filt"], input=log, capture_output=True, text=True, check=True).stdout
+    usages = [
+        Usage(
+            kernel=short_name(entry["name"]),
+            arch=entry["arch"],
+            registers=int(entry["registers"]),
+            stack=int(entry["stack"]),
+            spilled=int(entry["stores"]) + int(entry["loads"]),
+            shared=int(entry["shared"] or 0),
+        )
+        for entry in ENTRY.finditer(plain)
+    ]
+    assert len(usages) == plain.count("Compiling entry function"), "the compiler's report is not understood"
+    return sorted(usages, key=lambda usage: (usage.kernel, int(usage.arch)))
+
+
+def short_name(signature: str) -> str:
+    """The kernel with its template arguments, without namespaces, parameters and result."""
+    name = re.sub(r"\b(attnzoo|ms_deform_attn|deform_kv_attn|c10)::", "", signature).removeprefix("void ")
+    return re.split(r"\((?!anonymous)", name)[0].replace("> >", ">>")
+
+
+def report(usages: Iterable[Usage], compiler: str) -> str:
+    kernels: dict[str, list[Usage]] = {}
+    for usage in usages:
+        kernels.setdefault(usage.kernel, []).append(usage)
+    spilling = sum(any(usage.spilled for usage in of_kernel) for of_kernel in kernels.values())
+    lines = [HEAD.format(compiler=compiler, count=len(kernels), spilling=spilling)]
+    lines.append("| kernel | " + " | ".join(f"sm_{arch}" for arch in ARCHS) + " | spilled | stack | shared |\n")
+    lines.append("| --- |" + " ---: |" * (len(ARCHS) + 3) + "\n")
+    for kernel, of_kernel in kernels.items():
+        registers = [str(usage.registers) for usage in of_kernel]
+        most = [str(max(getattr(usage, kind) for usage in of_kernel)) for kind in ("spilled", "stack", "shared")]
+        lines.append(f"| `{kernel}` | " + " | ".join(registers + most) + " |\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        log = compile_verbosely(Path(scratch))
+        REPORT.write_text(report(read_usage(log), nvcc_version(log)))

@@ -1,0 +1,267 @@
+"""A private SLURM cluster for tests, sweeps on it, and the faults that befall them."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from attnzoo import run as attnzoo_run
+from attnzoo.config import load as configs
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.report.status import RunState, collect
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.ledger import Ledger, job_of
+from attnzoo.worker import train
+from support.engine import results
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "tests" / "support" / "slurm_plugin.py"
+EXPERIMENT = """
+name: faults
+seed: 3
+device: cpu
+plugins: [{plugin}]
+data:
+  dataset: {name: digit_scenes, image_size: 32, sizes: [8, 14], train_images: 24, val_images: 6}
+  batch_size: 4
+model:
+  dim: 16
+  heads: 2
+  ffn: 16
+  queries: 5
+  dropout: 0.1
+  backbone: {name: test_resnet, strides: [8, 16], norm: trained, freeze: []}
+  neck: {c6: false}
+  encoder: {layers: 1, attention: {name: slow, points: 1}}
+  decoder: {layers: 1}
+train: {steps: 60, log_every: 1, checkpoint_minutes: {minutes}}
+slurm:
+  signal_seconds: 20
+  setup: [export MASTER_ADDR=127.0.0.1]
+"""
+MINUTES = 0.02  # between two checkpoints
+STEP_SECONDS = 0.1  # a step takes at least as long
+INTERVAL_STEPS = 1 + round(60 * MINUTES / STEP_SECONDS)  # as many fit between two checkpoints
+
+
+def _cluster_program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cluster", ROOT / "slurm" / "local" / "cluster.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+program = _cluster_program()
+
+
+def require(programs: Mapping[str, str]) -> None:
+    """Skip loudly, or with ATTNZOO_REQUIRE_SLURM fail, where one of these programs (and its package) is missing."""
+    missing = [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if not missing:
+        return
+    packages = " ".join(dict.fromkeys(programs[name] for name in missing))
+    hint = f"needs SLURM, {', '.join(missing)} missing (Debian: apt-get install {packages})"
+    if os.environ.get("ATTNZOO_REQUIRE_SLURM"):
+        pytest.fail(hint)
+    pytest.skip(f"NOT TESTED HERE: {hint}")
+
+
+def wait(condition: Callable[[], object], seconds: float = 240, what: str = "", pause: float = 0.1) -> None:
+    """Wait until the condition, asked every `pause` seconds, is true; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain {what() if callable(what) else what}"
+        time.sleep(pause)
+
+
+class Cluster:
+    """Two nodes under `folder`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @contextmanager
+    def up(self, accounting: bool = False) -> Iterator["Cluster"]:
+        """Runs while the body does, and is what SLURM's commands talk to."""
+        kept = dict(os.environ)
+        program.up(self.folder, accounting=accounting)
+        try:
+            for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
+                del os.environ[name]
+            os.environ["SLURM_CONF"] = str(self.folder / "slurm.conf")
+            os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+            yield self
+        finally:
+            program.down(self.folder)
+            os.environ.clear()
+            os.environ.update(kept)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def ask(self, *command: str) -> str:
+        return subprocess.run(command, text=True, capture_output=True, check=True, timeout=60).stdout
+
+    def job(self, job: str) -> dict[str, str]:
+        """What SLURM shows of a job."""
+        shown = self.ask("scontrol", "show", "job", "--oneliner", job)
+        return dict(field.split("=", 1) for field in shown.split() if "=" in field)
+
+    def restarts(self, job: str) -> int:
+        return int(self.job(job)["Restarts"])
+
+    def node_state(self, node: str) -> str:
+        """All that is said of its state: DOWN*, IDLE+COMPLETING and so on."""
+        shown = self.ask("scontrol", "show", "node", "--oneliner", node)
+        return next(field.removeprefix("State=") for field in shown.split() if field.startswith("State="))
+
+    def preempt(self) -> str:
+        """Take both nodes for a moment with a job of higher priority; returns its id."""
+        what = ("--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        return self.ask("sbatch", "--parsable", *what).strip()
+
+    def kill_rank(self, job: str, rank: int = 0) -> str:
+        """SIGKILL to one process of a run; returns its node."""
+        for pid, environment in processes(job, b"attnzoo.worker.train").items():
+            if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
+                os.kill(pid, signal.SIGKILL)
+                return environment["SLURMD_NODENAME"]
+        raise AssertionError(f"job {job} has no process of rank {rank}")
+
+    def kill_node(self, node: str) -> None:
+        """SIGKILL to everything that runs on a node, its daemon first: nobody there can tell of it."""
+        pids = [int(line.split()[0]) for line in (self.folder / "pids").read_text().splitlines() if node in line]
+        found = [pid for pid, environment in _environments() if environment.get("SLURMD_NODENAME") == node]
+        mine = [pid for pid in found if str(self.folder).encode() in _read(pid, "environ")]
+        steps = {_parent(pid) for pid in mine}
+        steps = {pid for pid in steps if _read(pid, "comm").strip() == b"slurmstepd"}
+        for pid in [*pids[-1:], *steps, *mine]:
+            kill(pid)
+
+    def revive(self, node: str) -> None:
+        """Start a killed node again and wait until it takes jobs."""
+        program.start_node(self.folder, node)
+        wait(lambda: self.node_state(node) in ("IDLE", "MIXED", "ALLOCATED"), 60, f"for {node}")
+
+
+def kill(pid: int) -> None:
+    """SIGKILL to a process that may be gone already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def processes(job: str, program: bytes) -> dict[int, dict[str, str]]:
+    """The processes of a job whose command names `program`, with their environments."""
+    found = {pid: environment for pid, environment in _environments() if environment.get("SLURM_JOB_ID") == job}
+    return {pid: environment for pid, environment in found.items() if program in _read(pid, "cmdline")}
+
+
+def _environments() -> Iterator[tuple[int, dict[str, str]]]:
+    for path in Path("/proc").glob("[0-9]*"):
+        fields = _read(int(path.name), "environ").decode(errors="replace").split("\0")
+        yield int(path.name), dict(field.split("=", 1) for field in fields if "=" in field)
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (OSError, ProcessLookupError):
+        return b""
+
+
+def _parent(pid: int) -> int:
+    stat = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(stat[1]) if stat else 0
+
+
+class Sweep:
+    """An experiment in `folder` and its runs; `changes` are overrides, `.` spelt `__`."""
+
+    def __init__(self, folder: Path, **changes: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.file = folder / "faults.yaml"
+        self.file.write_text(EXPERIMENT.replace("{plugin}", str(PLUGIN)).replace("{minutes}", str(MINUTES)))
+        self.overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+        self.runs = folder / "runs" / "faults"
+
+    def start(self, *more: str) -> int:
+        """The command line, in this process; returns the exit code."""
+        return attnzoo_run.main([str(self.file), f"output={self.folder / 'runs'}", *self.overrides, *more])
+
+    def submit(self, *more: str) -> None:
+        assert self.start("launcher=slurm", *more) == 0
+
+    def run(self, name: str = "seed=3") -> RunDir:
+        return RunDir(self.runs / name)
+
+    def job(self, name: str = "seed=3") -> str:
+        job = job_of(Ledger(self.runs).read(), name)
+        assert job is not None
+        return job
+
+    def states(self) -> dict[str, RunState]:
+        return {one.name: one for one in collect(self.runs)}
+
+    def state(self, name: str = "seed=3") -> RunState:
+        return self.states()[name]
+
+    def step(self, name: str = "seed=3") -> int:
+        """The last step done, exactly: every step writes a row."""
+        return max((row["step"] for row in self.run(name).read_metrics()), default=0)
+
+    def wait_for_step(self, step: int, name: str = "seed=3") -> int:
+        """Wait until a step is done; returns the last one, which is not the run's last."""
+
+        def reached() -> bool:
+            assert self.run(name).read_status()["state"] != "failed", self.tell(name)
+            return self.step(name) >= step
+
+        wait(reached, what=lambda: f"for step {step}: {self.tell(name)}")
+        assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
+        return self.step(name)
+
+    def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
+        """Wait until no run is active; returns their states."""
+        # Each look asks SLURM, which takes from the processors that the runs wait for.
+        ended = f"for the end in {self.runs}"
+        wait(lambda: not any(one.active for one in collect(self.runs)), seconds, ended, pause=0.5)
+        return self.states()
+
+    def tell(self, name: str) -> str:
+        """What is known of a run, for messages."""
+        log = self.run(name).log
+        return json.dumps([self.run(name).read_status(), log.read_text()[-2000:] if log.exists() else ""])
+
+
+def report(fault: str, injected: int, lost: int, allowed: int) -> None:
+    """A row of docs/results/faults.txt (`pytest -rP`) for faults that the run has survived; asserts what it lost."""
+    print(f"FAULT {fault}: injected {injected}, survived {injected}, steps lost {lost}, allowed {allowed}")
+    assert lost <= allowed
+
+
+def reference(sweep: Sweep, **changes: str) -> list[dict]:
+    """The rows of the same run, trained in this process without interruption."""
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return train_here(configs.load(sweep.file, [*sweep.overrides, *overrides]), sweep.folder / "reference")
+
+
+def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
+    """The rows of a run in this process, where nothing sleeps."""
+    run = RunDir(folder)
+    configs.save(config, run.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ATTNZOO_TEST_SLEEP", raising=False)
+        assert train.main(run.path) == train.DONE
+    return results(run)

@@ -1,0 +1,149 @@
+"""Whole runs on real components in this process: files, states, exit codes, lock, accumulation."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+from support.data import coco_config, coco_folder
+from support.engine import results, tiny_run
+
+from attnzoo import models
+from attnzoo.config import load as configs
+from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.lock import exclusive
+from attnzoo.worker import train
+
+
+def test_a_run_leaves_what_the_run_folder_promises(whole):
+    status = whole.read_status()
+    rows = whole.read_metrics()
+    assert status["state"] == "done"
+    assert (status["step"], status["steps"], status["eta"], status["error"]) == (20, 20, 0, None)
+    assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
+    assert status["AP"] == rows[-1]["val/AP"]
+    assert [row["step"] for row in rows if "train/loss" in row] == [3, 6, 9, 12, 15, 18, 20]
+    assert [row["step"] for row in rows if "val/AP" in row] == [8, 16, 20]
+    assert rows[0].keys() == {"step", "cost/params", "cost/gflops", "cost/ms"}
+    training = next(row for row in rows if "train/loss" in row)
+    assert {"train/lr", "train/grad_norm", "train/loss_class", "train/loss_l1_0", "train/loss_giou"} < training.keys()
+    assert {"val/AP50", "val/AP75", "val/AR_100"} < rows[-1].keys()
+    environment = json.loads(whole.environment.read_text())
+    assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert environment["threads"] == 1
+    assert "step 20/20" in whole.log.read_text()
+    state = load(Checkpoints(whole.checkpoints).last())
+    assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
+    assert rows[0]["cost/params"] == sum(
+        value.numel() for name, value in state["model"].items() if "running_" not in name and "num_batches" not in name
+    )
+
+
+def test_a_finished_run_started_again_returns_at_once(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"}
+    assert train.main(whole.path) == train.DONE
+    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"} == before
+
+
+def test_the_same_config_gives_the_same_run_and_another_seed_another(whole, tmp_path):
+    for name, seed in (("same", 3), ("other", 4)):
+        run = tiny_run(tmp_path / name, seed=str(seed))
+        assert train.main(run.path) == train.DONE
+        assert (results(run) == results(whole)) == (name == "same")
+
+
+@pytest.mark.slow
+def test_a_compiled_detector_trains_alike(tmp_path):
+    rows = []
+    for compiled in ("false", "true"):
+        smaller = {"model__decoder__layers": "1", "model__backbone__strides": "[16]", "model__dropout": "0"}
+        run = tiny_run(tmp_path / compiled, train__compile=compiled, train__steps="6", **smaller)
+        assert train.main(run.path) == train.DONE
+        rows.append([row for row in results(run) if "train/loss" in row])
+    assert len(rows[0]) == 2
+    for plain, ours in zip(*rows, strict=True):
+        assert ours == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dataset = coco_config(coco_folder(tmp_path / "coco")).dataset
+    overrides = [f"data.dataset.{key}={value}" for key, value in dataset.items()]
+    overrides += ["data.augment.short=[48,64]", "data.augment.crop_short=[48,64]", "data.augment.crop=[32,48]"]
+    overrides += ["data.augment.eval_short=64", "data.augment.long=96", "data.batch_size=2", "data.workers=1"]
+    overrides += ["train.epochs=1", "device=cpu", "train.log_every=1", "per_class=true"]
+    run = RunDir(tmp_path)
+    configs.save(configs.load("experiments/deformable_detr_coco.yaml", overrides), run.config)
+    assert train.main(run.path) == train.DONE
+    rows = run.read_metrics()
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
+    with torch.device("meta"):
+        published = models.create("deformable_detr_r50", num_classes=8)
+    assert rows[0]["cost/params"] == sum(p.numel() for p in published.parameters())
+    assert {"val/AP", "val/AP/ant", "val/AP50/bee"} < rows[-1].keys()
+
+
+def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    with exclusive(run.path):
+        assert train.main(run.path) == train.REFUSED
+    message = capsys.readouterr().err
+    assert f"process {os.getpid()} on {socket.gethostname()}" in message
+    assert not run.status.exists()
+
+
+def test_a_config_that_is_not_allowed_is_refused(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
+    assert train.main(run.path) == train.REFUSED
+    assert "did you mean 'train.log_every'" in capsys.readouterr().err
+
+
+def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path):
+    run = tiny_run(tmp_path, train__optimizer__lr="1e30", train__checkpoint_every="1")
+    assert train.main(run.path) == train.FAILED
+    status = run.read_status()
+    assert status["state"] == "failed"
+    for part in ("step 2:", "loss_class", "loss_giou_0", "grad_norm", "step-00000001."):
+        assert part in status["error"]
+    assert status["error"] in run.log.read_text()
+
+
+def test_an_error_of_the_user_fails_the_run_without_a_traceback(tmp_path):
+    run = tiny_run(tmp_path, data__batch_size="25")
+    assert train.main(run.path) == train.FAILED
+    assert "only 24 images" in run.read_status()["error"]
+    assert "Traceback" not in run.log.read_text()
+
+
+def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_go_on(whole, tmp_path, monkeypatch):
+    run = tiny_run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("attnzoo.engine.detection.postprocess", lambda *arguments: 1 / 0)
+        assert train.main(run.path) == train.FAILED
+    assert run.read_status()["error"] == "ZeroDivisionError: division by zero"
+    assert "Traceback" in run.log.read_text()
+    assert train.main(run.path) == train.DONE
+    assert results(run) == results(whole)
+    assert run.read_status()["error"] is None
+
+
+STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__ema": "null", "train__log_every": "1"}
+
+
+def test_accumulated_batches_weigh_objects_as_one_large_batch_does(tmp_path):
+    large = tiny_run(tmp_path / "large", **STILL, data__batch_size="8", train__steps="3")
+    small = tiny_run(tmp_path / "small", **STILL, data__batch_size="4", train__steps="3", train__accumulate="2")
+    assert train.main(large.path) == train.main(small.path) == train.DONE
+    for ours, theirs in zip(results(small), results(large), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_bf16_channels_last_and_loader_workers_train(tmp_path):
+    options = {"train__precision": "bf16", "train__channels_last": "true", "data__workers": "1", "train__steps": "4"}
+    run = tiny_run(tmp_path, **options)
+    assert train.main(run.path) == train.DONE
+    assert run.read_metrics()[-1]["val/AP"] >= 0
