@@ -75,15 +75,20 @@ def _list(given: argparse.Namespace) -> int:
             print(f"{name}: {state}")
         return 0
     from attnzoo import attention, models
-    from attnzoo.data.build import AUGMENTATIONS, DATASETS, IMAGE_AUGMENTATIONS, LABELLED
+    from attnzoo.data.build import (
+        CLASSIFICATION_AUGMENTATIONS,
+        CLASSIFICATION_DATASETS,
+        DETECTION_AUGMENTATIONS,
+        DETECTION_DATASETS,
+    )
 
     for title, names in (
         ("attentions", attention.names()),
         ("models", models.names()),
-        ("detection data sets", DATASETS.names()),
-        ("detection augmentations", AUGMENTATIONS.names()),
-        ("classification data sets", LABELLED.names()),
-        ("classification augmentations", IMAGE_AUGMENTATIONS.names()),
+        ("detection data sets", DETECTION_DATASETS.names()),
+        ("detection augmentations", DETECTION_AUGMENTATIONS.names()),
+        ("classification data sets", CLASSIFICATION_DATASETS.names()),
+        ("classification augmentations", CLASSIFICATION_AUGMENTATIONS.names()),
     ):
         print(f"{title}: {', '.join(names)}")
     return 0

@@ -1,27 +1,47 @@
-"""The one kind of error a user causes, and how it is worded.
+"""The error for input that a user can correct, and the exit codes of all commands.
 
-Everything a user can get wrong (a key in a YAML file, an option of an attention, a path) ends in a
-`UserError`. The command line prints its message as one line and exits with code 2.
+Everything a user can get wrong (a key in a YAML file, an option of an attention, a path) raises a `UserError`. The
+command line prints its message as one line and exits with `ExitCode.USER_ERROR`.
 """
 
 import difflib
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the commands and of the processes that train a run."""
+
+    OK = 0
+    FAILED = 1
+    USER_ERROR = 2  # nothing was changed
+    PEER_LOST = 75  # another process of the same run is gone (EX_TEMPFAIL)
+    INTERRUPTED = 130  # 128 + SIGINT
+    BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 class UserError(ValueError):
-    """Input that a user can correct. The message is one line: what, where, what is allowed."""
+    """Input that a user can correct. The message is one line: what, where, what is allowed.
+
+    `key` is the full config key at fault, such as "model.encoder.attention.points", or several keys that do not go
+    together; the message names it too. The experiment that set it can then be looked up.
+    """
+
+    def __init__(self, message: str, *, key: str | tuple[str, ...] = ()):
+        super().__init__(message)
+        self.keys = (key,) if isinstance(key, str) else key
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that is not in a list of names."""
+    """The error for a name that is not in a list of names; `where` is the key or place that names it."""
     choices = sorted(allowed)
-    place = f"{where}: " if where else ""
+    prefix = f"{where}: " if where else ""
     return UserError(
-        f"{place}unknown {kind} {name!r}{nearest(name, choices)} (allowed: {', '.join(choices) or 'none'})"
+        f"{prefix}unknown {kind} {name!r}{did_you_mean(name, choices)} (allowed: {', '.join(choices) or 'none'})"
     )

@@ -25,7 +25,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class Site:
+class Slot:
     """What the model knows about the place of an attention; the rest are the user's options.
 
     `dim` channels are split over `heads`; `levels` feature maps are attended; `layer` counts from 0 in

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.errors import UserError, did_you_mean, unknown
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -73,10 +73,10 @@ class Registry(Generic[T]):
             if option not in known:
                 takes = ", ".join(known) or "no options"
                 raise UserError(
-                    f"{place}{self.kind} {name!r} has no option {option!r}{nearest(option, known)} (it takes: {takes})"
+                    f"{place}{self.kind} {name!r} has no option {option!r}{did_you_mean(option, known)} (it takes: {takes})"
                 )
             if not fits(value, hints[option]):
-                raise UserError(f"{place}{option} = {value!r}: expected {spell(hints[option])}")
+                raise UserError(f"{place}{option} = {value!r}: expected {format_type(hints[option])}")
         for option, parameter in known.items():
             if parameter.default is parameter.empty and option not in options:
                 raise UserError(f"{place}{self.kind} {name!r} needs the option {option!r}")
@@ -152,21 +152,21 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def spell(hint: Any) -> str:
+def format_type(hint: Any) -> str:
     """A type as a user reads it: `int`, `'a' | 'b'`, `list of 2 int`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " | ".join(map(repr, args))
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(map(spell, args))
+        return " | ".join(map(format_type, args))
     if hint == list[Any]:
         return "list"
     if origin in (list, tuple):
-        kinds = list(dict.fromkeys(spell(a) for a in args if a is not ...))
+        kinds = list(dict.fromkeys(format_type(a) for a in args if a is not ...))
         count = f"{len(args)} " if origin is tuple and ... not in args else ""
         return f"list of {count}{' and '.join(kinds)}"
     if origin is dict:
-        return f"keys ({spell(args[0])}) and values ({spell(args[1])})"
+        return f"keys ({format_type(args[0])}) and values ({format_type(args[1])})"
     if hint is Any:
         return "anything"
     if hint is types.NoneType:

@@ -84,7 +84,7 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
         (["tiny.yaml", "data.dataset.noise=loud"], "error: command line: run "),
         (["tiny.yaml", "plugins=[mine.py]"], "plugin"),
         (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "does not exist"),
-        (["tiny.yaml", "model.encoder.attention.site=3"], "has no option 'site' (it takes: points)"),
+        (["tiny.yaml", "model.encoder.attention.slot=3"], "has no option 'slot' (it takes: points)"),
         (["tiny.yaml", "model.encoder.attention.where=3"], "has no option 'where' (it takes: points)"),
         (["tiny.yaml", "model.encoder.attention.self=3"], "has no option 'self' (it takes: points)"),
         (["tiny.yaml", "data.dataset.sizes=[6]"], "sizes = [6]: expected list of 2 float"),

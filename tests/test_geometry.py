@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 
 def masks_of(sizes: list[tuple[int, int]], valid: list[tuple[int, int]]) -> list[Tensor]:
@@ -112,7 +112,7 @@ def test_a_pyramid_asks_with_its_own_tokens_and_centers() -> None:
 )
 def test_refuses_impossible_sites(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Site(**arguments)
+        Slot(**arguments)
 
 
 def look(tokens: Tensor, masks: list[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.errors import UserError, did_you_mean, unknown
 from attnzoo.registry import Registry
 
 
@@ -163,6 +163,6 @@ def test_refuses_a_name_that_is_taken(registry: Registry) -> None:
 
 
 def test_nearest_names() -> None:
-    assert nearest("ms_defrom", ["dense", "ms_deform"]) == "; did you mean 'ms_deform'?"
-    assert nearest("xyz", ["dense"]) == ""
+    assert did_you_mean("ms_defrom", ["dense", "ms_deform"]) == "; did you mean 'ms_deform'?"
+    assert did_you_mean("xyz", ["dense"]) == ""
     assert str(unknown("thing", "a", [])) == "unknown thing 'a' (allowed: none)"

@@ -84,7 +84,7 @@ def find_sanitizer(packages: Path) -> str | None:
     """compute-sanitizer on PATH, beside nvcc, or from NVIDIA's package among the installed ones or in `packages`."""
     toolkits = [os.path.join(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     beside = [str(Path(nvcc).resolve().parent)] if (nvcc := shutil.which("nvcc")) else []
-    packaged = [str(Path(site, "nvidia", "cu13", "bin")) for site in (packages, sysconfig.get_path("purelib"))]
+    packaged = [str(Path(slot, "nvidia", "cu13", "bin")) for slot in (packages, sysconfig.get_path("purelib"))]
     folders = [os.environ.get("PATH", ""), *toolkits, *beside, *packaged]
     return shutil.which(SANITIZER, path=os.pathsep.join(folders))
 

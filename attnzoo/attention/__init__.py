@@ -8,7 +8,7 @@ from attnzoo.attention.base import ATTENTIONS, Attention, register
 from attnzoo.attention.plugins import load_plugin
 from attnzoo.attention.recording import Trace, record
 from attnzoo.errors import UserError
-from attnzoo.geometry import Site
+from attnzoo.geometry import Slot
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -16,20 +16,20 @@ for _module in pkgutil.iter_modules(__path__):
 names = ATTENTIONS.names
 
 
-def build(name: str, site: Site, /, *, where: str = "", **options: Any) -> Attention:
-    """The attention `name` for `site`; `where` is the place named in messages, such as a key of a file.
+def build(name: str, slot: Slot, /, *, where: str = "", **options: Any) -> Attention:
+    """The attention `name` for `slot`; `where` is the place named in messages, such as a key of a file.
 
     Raises UserError for an unknown name, a role it cannot stand in, and an option it does not take.
     """
     kind = ATTENTIONS.get(name, where)
-    if site.role not in kind.roles:
+    if slot.role not in kind.roles:
         place = f"{where}: " if where else ""
-        able = [other for other in names() if site.role in ATTENTIONS.get(other).roles]
+        able = [other for other in names() if slot.role in ATTENTIONS.get(other).roles]
         raise UserError(
-            f"{place}attention {name!r} cannot stand in the {site.role} "
-            f"(it stands in: {', '.join(sorted(kind.roles))}; the {site.role} takes: {', '.join(able)})"
+            f"{place}attention {name!r} cannot stand in the {slot.role} "
+            f"(it stands in: {', '.join(sorted(kind.roles))}; the {slot.role} takes: {', '.join(able)})"
         )
-    attention: Attention = ATTENTIONS.build(name, site, where=where, **options)
+    attention: Attention = ATTENTIONS.build(name, slot, where=where, **options)
     return attention
 
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnzoo.attention.recording import Traceable
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.registry import Registry
 
 
 class Attention(Traceable):
     """Queries look at a pyramid: `attn(queries, memory)`, (B, Q, C) before the residual.
 
-    A subclass takes its `Site` and keyword-only options, declares the roles it can stand in and whether it
+    A subclass takes its `Slot` and keyword-only options, declares the roles it can stand in and whether it
     needs references, and owns neither residual nor normalisation nor drop path: those are the block's.
     Wrong values of options are `UserError`s.
     """
@@ -23,9 +23,9 @@ class Attention(Traceable):
     roles: ClassVar[frozenset[Role]] = frozenset(Role)
     needs_refs: ClassVar[bool] = False
 
-    def __init__(self, site: Site):
+    def __init__(self, slot: Slot):
         super().__init__()
-        self.site = site
+        self.slot = slot
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         """Attend from queries (B, Q, C) to memory (B, S, C); returns (B, Q, C)."""

@@ -14,7 +14,7 @@ from attnzoo.attention.base import Attention, count, register
 from attnzoo.attention.dat_bias import DepthwiseBias, MlpBias, Places, TableBias
 from attnzoo.attention.dat_grid import Convention, GridSpec, OffsetNetwork, OffsetRange, grid_index
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.ops.deform_kv_attn.reference import attention_weights
 
 TABLE_SIZE = (7, 7)  # where maps have no fixed size
@@ -66,7 +66,7 @@ class DeformableKeyValueAttention(Attention):
 
     def __init__(
         self,
-        site: Site,
+        slot: Slot,
         *,
         stride: int | tuple[int, ...] | None = None,
         kernel: int | tuple[int, ...] | None = None,
@@ -79,14 +79,14 @@ class DeformableKeyValueAttention(Attention):
         mlp_dim: int = 32,
         convention: Literal["corrected", "v1", "v2"] = "corrected",
     ):
-        super().__init__(site)
-        if groups < 1 or site.heads % groups:
-            raise UserError(f"groups = {groups}: must divide heads = {site.heads}")
+        super().__init__(slot)
+        if groups < 1 or slot.heads % groups:
+            raise UserError(f"groups = {groups}: must divide heads = {slot.heads}")
         if range_factor <= 0:
             raise UserError(f"range_factor = {range_factor}: must be positive (offset_range: none sets no bound)")
         if mlp_dim < 1:
             raise UserError(f"mlp_dim = {mlp_dim}: must be at least 1")
-        if bias == "depthwise" and site.role == Role.DECODER:
+        if bias == "depthwise" and slot.role == Role.DECODER:
             raise UserError("bias = 'depthwise': it convolves a map of queries, and object queries are none")
         self.pooled = convention == "v2" and not offsets
         self.convention = Convention("corrected" if self.pooled else convention)  # averages need no arithmetic
@@ -94,22 +94,22 @@ class DeformableKeyValueAttention(Attention):
             raise UserError(f"bias = {bias!r}: convention v2 has none without offsets (set bias: none)")
         self.groups = groups
         self.range = OffsetRange(offset_range, range_factor)
-        self.grids = _grids(site.levels, stride, kernel, self.pooled)
-        self.proj_q, self.proj_k, self.proj_v, self.proj_out = (nn.Linear(site.dim, site.dim) for _ in range(4))
-        channels = site.dim // groups
+        self.grids = _grids(slot.levels, stride, kernel, self.pooled)
+        self.proj_q, self.proj_k, self.proj_v, self.proj_out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
+        channels = slot.dim // groups
         self.conv_offset = nn.ModuleList(OffsetNetwork(channels, grid) for grid in self.grids) if offsets else None
         self.rpe_table: TableBias | MlpBias | DepthwiseBias | None = None
         if bias == "table":
-            self.rpe_table = TableBias(site.heads, _table_sizes(site, table_size), self.convention)
+            self.rpe_table = TableBias(slot.heads, _table_sizes(slot, table_size), self.convention)
         elif bias == "mlp":
-            self.rpe_table = MlpBias(site.heads // groups, site.levels, mlp_dim)
+            self.rpe_table = MlpBias(slot.heads // groups, slot.levels, mlp_dim)
         elif bias == "depthwise":
-            self.rpe_table = DepthwiseBias(site.dim, site.levels)
+            self.rpe_table = DepthwiseBias(slot.dim, slot.levels)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         layout = memory.layout
-        if layout.levels != self.site.levels:
-            raise ValueError(f"built for {self.site.levels} levels, but the memory has {layout.levels}")
+        if layout.levels != self.slot.levels:
+            raise ValueError(f"built for {self.slot.levels} levels, but the memory has {layout.levels}")
         refs = queries.refs
         if refs is None or refs.shape[-1] not in (2, 4):
             given = "none" if refs is None else f"shape {tuple(refs.shape)}"
@@ -127,7 +127,7 @@ class DeformableKeyValueAttention(Attention):
             counts=[keys.tokens.shape[1] for keys in levels],
         )
         q, k, v = (
-            projected.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)
+            projected.unflatten(-1, (self.slot.heads, -1)).transpose(1, 2)
             for projected in (query, self.proj_k(positioned), self.proj_v(tokens))
         )
         if self.traced:
@@ -163,7 +163,7 @@ class DeformableKeyValueAttention(Attention):
         raw: Sequence[Tensor | None] = [None] * layout.levels
         if self.conv_offset is not None:
             # In the decoder other tokens ask, but offsets are the map's own.
-            asked = query if self.site.role != Role.DECODER else self.proj_q(memory.positioned())
+            asked = query if self.slot.role != Role.DECODER else self.proj_q(memory.positioned())
             maps = _silenced(asked, layout).split(layout.lengths, 1)
             raw = [self._raw_offsets(*level) for level in zip(self.conv_offset, maps, layout.shapes, strict=True)]
         return [
@@ -205,12 +205,12 @@ class DeformableKeyValueAttention(Attention):
         return ops.ms_deform_attn(value, (shape,), places, torch.ones_like(places[..., 0]))
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        asking, dim, mapped = count(queries), self.site.dim, memory.tokens
+        asking, dim, mapped = count(queries), self.slot.dim, memory.tokens
         points = [math.prod(grid.shape(shape)) for grid, shape in zip(self.grids, memory.shapes, strict=True)]
         keys = sum(points)
         total = 2 * (asking + keys) * dim**2 + 2 * asking * keys * dim
         if self.conv_offset is not None:
-            total += mapped * dim**2 if self.site.role == Role.DECODER else 0
+            total += mapped * dim**2 if self.slot.role == Role.DECODER else 0
             total += sum(n * dim * (grid.kernel**2 + 2) for n, grid in zip(points, self.grids, strict=True))
         if not self.pooled:
             total += 2 * 4 * keys * dim  # sampled with and without position embedding
@@ -249,11 +249,11 @@ def _grids(
     return [GridSpec(s, s if pooled else k) for s, k in zip(strides, kernels, strict=True)]
 
 
-def _table_sizes(site: Site, option: Sequence[Sequence[int]] | None) -> list[tuple[int, int]]:
+def _table_sizes(slot: Slot, option: Sequence[Sequence[int]] | None) -> list[tuple[int, int]]:
     if option is None:
-        return list(site.map_sizes or (TABLE_SIZE,) * site.levels)
-    if len(option) != site.levels:
-        raise UserError(f"table_size has {len(option)} entries for {site.levels} levels")
+        return list(slot.map_sizes or (TABLE_SIZE,) * slot.levels)
+    if len(option) != slot.levels:
+        raise UserError(f"table_size has {len(option)} entries for {slot.levels} levels")
     if min(side for size in option for side in size) < 1:
         raise UserError(f"table_size = {option}: must be at least 1")
     return [(height, width) for height, width in option]

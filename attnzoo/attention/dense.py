@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attnzoo.attention.base import Attention, count, register
 from attnzoo.attention.recording import Traceable
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Slot
 
 
 class MultiheadAttention(Traceable):
@@ -72,9 +72,9 @@ class DenseAttention(Attention):
     `dropout` in [0, 1) falls on the attention weights in training.
     """
 
-    def __init__(self, site: Site, *, dropout: float = 0.0):
-        super().__init__(site)
-        self.mha = MultiheadAttention(site.dim, site.heads, dropout)
+    def __init__(self, slot: Slot, *, dropout: float = 0.0):
+        super().__init__(slot)
+        self.mha = MultiheadAttention(slot.dim, slot.heads, dropout)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         return self.mha(queries.positioned(), memory.positioned(), memory.tokens, memory.layout.padding)

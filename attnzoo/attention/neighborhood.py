@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attnzoo.attention.base import Attention, register
 from attnzoo.attention.partition import Partition
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +41,15 @@ class NeighborhoodAttention(Attention):
 
     roles: ClassVar[frozenset[Role]] = frozenset({Role.ENCODER, Role.STAGE})
 
-    def __init__(self, site: Site, *, kernel: int = 7, bias: bool = True):
-        super().__init__(site)
+    def __init__(self, slot: Slot, *, kernel: int = 7, bias: bool = True):
+        super().__init__(slot)
         if kernel < 1 or kernel % 2 == 0:
             raise UserError(f"kernel = {kernel}: must be odd and positive")
         self.kernel = kernel
-        self.qkv = nn.Linear(site.dim, 3 * site.dim)
-        self.proj = nn.Linear(site.dim, site.dim)
+        self.qkv = nn.Linear(slot.dim, 3 * slot.dim)
+        self.proj = nn.Linear(slot.dim, slot.dim)
         span = 2 * kernel - 1
-        self.rpb = nn.Parameter(torch.zeros(site.heads, span, span)) if bias else None
+        self.rpb = nn.Parameter(torch.zeros(slot.heads, span, span)) if bias else None
         for linear in (self.qkv, self.proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
@@ -57,8 +57,8 @@ class NeighborhoodAttention(Attention):
             nn.init.trunc_normal_(self.rpb, std=0.02)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
-        if memory.layout.levels != self.site.levels:
-            raise ValueError(f"built for {self.site.levels} levels, but the memory has {memory.layout.levels}")
+        if memory.layout.levels != self.slot.levels:
+            raise ValueError(f"built for {self.slot.levels} levels, but the memory has {memory.layout.levels}")
         weights = self.qkv.weight.chunk(3)
         biases = self.qkv.bias.chunk(3)
         positioned = memory.positioned()
@@ -67,7 +67,7 @@ class NeighborhoodAttention(Attention):
             for x, weight, bias in zip((positioned, positioned, memory.tokens), weights, biases, strict=True)
         )
         levels = [
-            self._attend(q[level], k[level], v[level], memory.layout.level(level)) for level in range(self.site.levels)
+            self._attend(q[level], k[level], v[level], memory.layout.level(level)) for level in range(self.slot.levels)
         ]
         if self.traced:
             self.trace(weights=torch.cat([w for _, w, _ in levels], 1), locations=torch.cat([x for *_, x in levels], 1))
@@ -79,7 +79,7 @@ class NeighborhoodAttention(Attention):
         regions = self._regions(layout, tiles)
         asking = self._heads(tiles.split(q))
         keys, values = (self._heads(_squares(x, regions, layout.shapes[0])) for x in (k, v))
-        scores = (asking * self.site.head_dim**-0.5) @ keys.transpose(-2, -1)
+        scores = (asking * self.slot.head_dim**-0.5) @ keys.transpose(-2, -1)
         if self.rpb is not None:
             bias = self.rpb.flatten(1)[:, regions.index.flatten()].unflatten(1, tuple(regions.index.shape))
             scores = scores + bias.permute(1, 2, 0, 3, 4)
@@ -87,7 +87,7 @@ class NeighborhoodAttention(Attention):
         heads = tiles.merge((weights.to(values.dtype) @ values).transpose(2, 3).flatten(3))
         if not self.traced:
             return heads, weights, weights
-        per_token = tiles.merge(weights.transpose(2, 3).flatten(3)).unflatten(-1, (self.site.heads, -1))
+        per_token = tiles.merge(weights.transpose(2, 3).flatten(3)).unflatten(-1, (self.slot.heads, -1))
         places = _squares(layout.centers * layout.valid_ratios, regions, layout.shapes[0])
         return (
             heads,
@@ -97,7 +97,7 @@ class NeighborhoodAttention(Attention):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, tiles, N, C) as (B, tiles, M, N, C/M)."""
-        return x.unflatten(-1, (self.site.heads, -1)).transpose(2, 3)
+        return x.unflatten(-1, (self.slot.heads, -1)).transpose(2, 3)
 
     def _regions(self, layout: Layout, tiles: Partition) -> Regions:
         ((height, width),) = layout.shapes
@@ -144,7 +144,7 @@ class NeighborhoodAttention(Attention):
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         side = 2 * self.kernel - 1
         tiles = sum(-(-h // self.kernel) * -(-w // self.kernel) for h, w in memory.shapes)
-        return 4 * memory.tokens * self.site.dim**2 + 2 * tiles * self.kernel**2 * side**2 * self.site.dim
+        return 4 * memory.tokens * self.slot.dim**2 + 2 * tiles * self.kernel**2 * side**2 * self.slot.dim
 
 
 def _squares(x: Tensor, regions: Regions, shape: tuple[int, int]) -> Tensor:

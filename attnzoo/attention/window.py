@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attnzoo.attention.base import Attention, count, register
 from attnzoo.attention.partition import Partition
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 
 @register("window")
@@ -32,29 +32,29 @@ class WindowAttention(Attention):
 
     def __init__(
         self,
-        site: Site,
+        slot: Slot,
         *,
         window: int = 7,
         shift: int | Literal["alternate"] = 0,
         bias: bool = True,
         dropout: float = 0.0,
     ):
-        super().__init__(site)
+        super().__init__(slot)
         if window < 1:
             raise UserError(f"window = {window}: must be at least 1")
         if shift == "alternate":
-            shift = window // 2 * (site.layer % 2)
+            shift = window // 2 * (slot.layer % 2)
         if not 0 <= shift < window:
             raise UserError(f"shift = {shift}: must be at least 0 and below window = {window}")
         if not 0 <= dropout < 1:
             raise UserError(f"dropout = {dropout}: must be in [0, 1)")
-        if site.role == Role.DECODER and shift:
+        if slot.role == Role.DECODER and shift:
             raise UserError(f"shift = {shift}: the windows of object queries lie around their references")
         self.window, self.shift, self.dropout = window, shift, dropout
-        self.qkv = nn.Linear(site.dim, 3 * site.dim)
-        self.proj = nn.Linear(site.dim, site.dim)
-        entries = site.levels * window**2 if site.role == Role.DECODER else (2 * window - 1) ** 2
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(entries, site.heads)) if bias else None
+        self.qkv = nn.Linear(slot.dim, 3 * slot.dim)
+        self.proj = nn.Linear(slot.dim, slot.dim)
+        entries = slot.levels * window**2 if slot.role == Role.DECODER else (2 * window - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(entries, slot.heads)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -66,11 +66,11 @@ class WindowAttention(Attention):
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
-        if memory.layout.levels != self.site.levels:
-            raise ValueError(f"built for {self.site.levels} levels, but the memory has {memory.layout.levels}")
+        if memory.layout.levels != self.slot.levels:
+            raise ValueError(f"built for {self.slot.levels} levels, but the memory has {memory.layout.levels}")
         if queries.refs is None:
             raise ValueError("window attention needs references (B, Q, 2) or (B, Q, 4)")
-        if self.site.role == Role.DECODER:
+        if self.slot.role == Role.DECODER:
             heads = self._around(queries, queries.refs, memory)
         else:
             heads = self._within(queries.refs, memory)
@@ -79,13 +79,13 @@ class WindowAttention(Attention):
     def _within(self, refs: Tensor, memory: Pyramid) -> Tensor:
         """Every token of the memory attends to its window: (B, S, C)."""
         outputs, weights, locations = [], [], []
-        for index in range(self.site.levels):
+        for index in range(self.slot.levels):
             level = memory.level(index)
             cut = Partition(level.layout, self.window, self.shift)
             heads, attended = self._attend(*self._project(level, cut), self._square_bias(), cut.mask)
             outputs.append(cut.merge(heads.transpose(2, 3).flatten(3)))
             if self.traced:
-                weights.append(cut.merge(attended.transpose(2, 3).flatten(3)).unflatten(-1, (self.site.heads, -1)))
+                weights.append(cut.merge(attended.transpose(2, 3).flatten(3)).unflatten(-1, (self.slot.heads, -1)))
                 locations.append(_keys_of_windows(level.layout, cut))
         if self.traced:
             self.trace(weights=torch.cat(weights, 1), locations=torch.cat(locations, 1), references=refs)
@@ -98,10 +98,10 @@ class WindowAttention(Attention):
             q, k, v = self.qkv(values).chunk(3, -1)
         else:
             asking = values + cut.split(memory.pos)
-            weights, biases = self.qkv.weight.split(2 * self.site.dim), self.qkv.bias.split(2 * self.site.dim)
+            weights, biases = self.qkv.weight.split(2 * self.slot.dim), self.qkv.bias.split(2 * self.slot.dim)
             q, k = F.linear(asking, weights[0], biases[0]).chunk(2, -1)
             v = F.linear(values, weights[1], biases[1])
-        q, k, v = (x.unflatten(-1, (self.site.heads, -1)).transpose(2, 3) for x in (q, k, v))
+        q, k, v = (x.unflatten(-1, (self.slot.heads, -1)).transpose(2, 3) for x in (q, k, v))
         return q, k, v
 
     def _square_bias(self) -> Tensor | None:
@@ -120,10 +120,10 @@ class WindowAttention(Attention):
         given = (queries.positioned(), memory.positioned(), memory.tokens)
         q, k, v = (F.linear(x, weight, bias) for x, weight, bias in zip(given, weights, biases, strict=True))
         index, seen = self._pixels_around(refs, memory.layout)
-        k, v = (_rows(x, index).unflatten(-1, (self.site.heads, -1)).transpose(2, 3) for x in (k, v))
+        k, v = (_rows(x, index).unflatten(-1, (self.slot.heads, -1)).transpose(2, 3) for x in (k, v))
         table = self.relative_position_bias_table
         bias = None if table is None else table.T[:, None, :]
-        q = q.unflatten(-1, (self.site.heads, 1, -1))
+        q = q.unflatten(-1, (self.slot.heads, 1, -1))
         heads, attended = self._attend(q, k, v, bias, seen[:, :, None, None, :])
         if self.traced:
             locations = _rows(_centers(memory.layout), index)
@@ -156,7 +156,7 @@ class WindowAttention(Attention):
 
         `bias` (M, Q, K) is added to the scores; `mask` (B or 1, G, 1, Q or 1, K) is True where a key is attended.
         """
-        scores = (q * self.site.head_dim**-0.5) @ k.transpose(-2, -1)
+        scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
         if bias is not None:
             scores = scores + bias
         if mask is not None:
@@ -167,8 +167,8 @@ class WindowAttention(Attention):
         return F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v, weights
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        dim = self.site.dim
-        if self.site.role == Role.DECODER:
+        dim = self.slot.dim
+        if self.slot.role == Role.DECODER:
             asking = count(queries)
             projections = 2 * asking * dim**2 + 2 * memory.tokens * dim**2
             return projections + 2 * asking * memory.levels * self.window**2 * dim

@@ -15,7 +15,7 @@ from attnzoo.bench import memory, records
 from attnzoo.bench.fit import PowerLaw, power_law
 from attnzoo.bench.operators.compare import PASSES
 from attnzoo.bench.timing import interleave
-from attnzoo.geometry import Layout, Pyramid, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Role, Slot
 
 DIM, HEADS, LEVELS = 256, 8, 4  # of Deformable DETR
 TOKENS = tuple(2**exponent for exponent in range(10, 17))
@@ -89,9 +89,9 @@ def grid_attentions() -> list[str]:
 def make(setup: Setup, device: torch.device) -> tuple[Attention, Pyramid]:
     """The attention as initialised (deformable points lie within a few pixels of their query) and random tokens."""
     role = Role.ENCODER if _takes_levels(setup.attention) else Role.STAGE
-    site = Site(DIM, HEADS, len(setup.shapes), role, map_sizes=setup.shapes)
+    slot = Slot(DIM, HEADS, len(setup.shapes), role, map_sizes=setup.shapes)
     torch.manual_seed(0)
-    attention = build(setup.attention, site, **setup.options).to(device)
+    attention = build(setup.attention, slot, **setup.options).to(device)
     tokens = torch.randn(1, setup.tokens, DIM, device=device)
     return attention, Pyramid(tokens, Layout.unpadded(setup.shapes, 1, device))
 

@@ -4,7 +4,7 @@ import difflib
 from os.path import isdir, isfile  # unlike those of Path they do not raise for a name that is too long
 from pathlib import Path
 
-from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.errors import UserError, did_you_mean, unknown
 from attnzoo.schema import yaml12
 from attnzoo.schema.merge import Layer
 
@@ -26,7 +26,7 @@ def find(path: str | Path) -> Path:
         raise UserError(f"{path}: expected an experiment file, found a folder")
     beside = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if isdir(path.parent) else []
     shipped = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
-    raise UserError(f"{path}: no such experiment file{nearest(str(path), dict.fromkeys(beside + shipped))}")
+    raise UserError(f"{path}: no such experiment file{did_you_mean(str(path), dict.fromkeys(beside + shipped))}")
 
 
 def layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:

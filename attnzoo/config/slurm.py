@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from attnzoo.config.experiment import SlurmConfig
-from attnzoo.errors import UserError, nearest
+from attnzoo.errors import UserError, did_you_mean
 
 MEMORY = re.compile(r"[1-9]\d*[KMGT]")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>[0-5]?\d))?(?::(?P<seconds>[0-5]?\d))?")
@@ -88,7 +88,7 @@ def _check_options(config: SlurmConfig, where: Callable[..., str]) -> None:
         if name in OWN:
             raise UserError(f"{place}: set by the sweep itself")
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            hint = nearest(name.replace("_", "-").strip("-"), [*KEYS, *OWN])
+            hint = did_you_mean(name.replace("_", "-").strip("-"), [*KEYS, *OWN])
             raise UserError(f"{place}: expected the long name of an option of sbatch, without dashes before it{hint}")
         if "\n" in str(value):
             raise UserError(f"{place} = {value!r}: expected one line")

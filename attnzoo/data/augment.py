@@ -7,17 +7,17 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.registries import AUGMENTATIONS, Transform
+from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Transform
 from attnzoo.errors import UserError
 
 
-@AUGMENTATIONS.register("none")
+@DETECTION_AUGMENTATIONS.register("none")
 def none(split: str) -> Transform:
     """Images as they are."""
     return v2.Identity()
 
 
-@AUGMENTATIONS.register("photometric")
+@DETECTION_AUGMENTATIONS.register("photometric")
 def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> Transform:
     """Colours only, in training only.
 
@@ -30,7 +30,7 @@ def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert:
     return v2.Compose([ChannelShift(gain, offset), v2.RandomInvert(invert)]) if split == "train" else v2.Identity()
 
 
-@AUGMENTATIONS.register("detr")
+@DETECTION_AUGMENTATIONS.register("detr")
 def detr(
     split: str,
     *,

@@ -9,18 +9,18 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data import augment
-from attnzoo.data.classification import IMAGE_AUGMENTATIONS, ImageTransform
+from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, ImageTransform
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
 
 
-@IMAGE_AUGMENTATIONS.register("none")
+@CLASSIFICATION_AUGMENTATIONS.register("none")
 def none(split: str) -> ImageTransform:
     """Images as they are, normalised by ImageNet's mean and deviation."""
     return lambda image: _normalise(tv_tensors.Image(F.pil_to_tensor(image)))
 
 
-@IMAGE_AUGMENTATIONS.register("photometric")
+@CLASSIFICATION_AUGMENTATIONS.register("photometric")
 def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> ImageTransform:
     """Colours only, in training only: that of the same name for detection."""
     transform = augment.photometric(split, gain=gain, offset=offset, invert=invert)
@@ -31,7 +31,7 @@ def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert:
     return apply
 
 
-@IMAGE_AUGMENTATIONS.register("timm")
+@CLASSIFICATION_AUGMENTATIONS.register("timm")
 def timm_augmentation(
     split: str,
     *,

@@ -14,7 +14,7 @@ from attnzoo.errors import UserError
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleIndex:
     """One use of one image: its position in the data set and the seed of its augmentation."""
 
     index: int
@@ -63,7 +63,7 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
 
 
 class EpochBatches:
-    """The batches of one epoch, as lists of Draw: a shuffle of the data set whose last, partial batch is dropped.
+    """The batches of one epoch, as lists of SampleIndex: a shuffle without the last, partial batch.
 
     Order and augmentation seeds depend on (seed, epoch) alone. `batch_size` counts all `world` processes; process
     `rank` gets a contiguous part of each batch, so that the parts of all processes make up the batch of one. The first
@@ -85,7 +85,7 @@ class EpochBatches:
     def __len__(self) -> int:
         return max(self.length // self.batch_size - self.start, 0)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed) >> 1)
         order = torch.randperm(self.length, generator=generator).tolist()
@@ -93,7 +93,7 @@ class EpochBatches:
         share = self.batch_size // self.world
         for number in range(self.start, self.length // self.batch_size):
             first = number * self.batch_size + self.rank * share
-            yield [Draw(order[i], seeds[i]) for i in range(first, first + share)]
+            yield [SampleIndex(order[i], seeds[i]) for i in range(first, first + share)]
 
 
 def val_batches(length: int, size: int, rank: int = 0, world: int = 1) -> list[range]:
@@ -106,7 +106,7 @@ def val_batches(length: int, size: int, rank: int = 0, world: int = 1) -> list[r
 
 def loader(
     dataset: Dataset[Any],
-    batches: Iterable[Sequence[int | Draw]],
+    batches: Iterable[Sequence[int | SampleIndex]],
     workers: int = 0,
     collate: Callable[[Any], Any] = collate,
 ) -> Iterator[Any]:

@@ -8,9 +8,9 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from attnzoo.data import augment, augment_images, coco, digits, scenes  # noqa: F401 - importing registers them
-from attnzoo.data.classification import IMAGE_AUGMENTATIONS, LABELLED
+from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, CLASSIFICATION_DATASETS
 from attnzoo.data.config import ClassificationDataConfig, DataConfig
-from attnzoo.data.registries import AUGMENTATIONS, DATASETS
+from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS
 from attnzoo.registry import Registry
 
 LIKELY_SHAPE = (480, 640)  # the most common of COCO's photographs
@@ -25,7 +25,7 @@ def build_dataset(config: DataConfig, split: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Outline:
+class DatasetInfo:
     """What is known of a data set before any image is read or made.
 
     `num_classes` class indices; `size` (h, w) in pixels as the model is given images in evaluation, or a likely one;
@@ -37,7 +37,7 @@ class Outline:
     train_length: int | None
 
 
-def outline(config: DataConfig) -> Outline:
+def dataset_info(config: DataConfig) -> DatasetInfo:
     """The outline of the data set; checks the options of both blocks. Raises UserError as `build_dataset` does."""
     source = _source(config)
     _transform(config, "train")
@@ -49,14 +49,14 @@ def outline(config: DataConfig) -> Outline:
         boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(h, w))
         target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
         image, _ = transform(tv_tensors.Image(torch.zeros(3, h, w, dtype=torch.uint8)), target)
-    return Outline(source.num_classes, (image.shape[-2], image.shape[-1]), source.train_length)
+    return DatasetInfo(source.num_classes, (image.shape[-2], image.shape[-1]), source.train_length)
 
 
 def registries(config: DataConfig) -> tuple[Registry[Any], Registry[Any]]:
     """Where the blocks `dataset` and `augment` of a task's data are looked up."""
     if isinstance(config, ClassificationDataConfig):
-        return LABELLED, IMAGE_AUGMENTATIONS
-    return DATASETS, AUGMENTATIONS
+        return CLASSIFICATION_DATASETS, CLASSIFICATION_AUGMENTATIONS
+    return DETECTION_DATASETS, DETECTION_AUGMENTATIONS
 
 
 def _transform(config: DataConfig, split: str) -> Any:

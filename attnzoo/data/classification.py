@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder
 
-from attnzoo.data.batches import Draw
+from attnzoo.data.batches import SampleIndex
 from attnzoo.data.registries import SPLITS, OnDisk, Source
 from attnzoo.errors import UserError, unknown
 from attnzoo.registry import Registry
@@ -25,10 +25,10 @@ ImageTransform = Callable[[Image.Image], Tensor]
 CPU), NumPy and Python, which are seeded for every sample."""
 
 
-LABELLED: Registry[Callable[..., Source[ImageTransform, "LabelledDataset"]]] = Registry("data set")
+CLASSIFICATION_DATASETS: Registry[Callable[..., Source[ImageTransform, "LabelledDataset"]]] = Registry("data set")
 """Constructors take keyword-only options and return a `Source` of a `LabelledDataset`."""
 
-IMAGE_AUGMENTATIONS: Registry[Callable[..., ImageTransform]] = Registry("augmentation")
+CLASSIFICATION_AUGMENTATIONS: Registry[Callable[..., ImageTransform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""
 
 
@@ -45,8 +45,8 @@ class LabelledDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, item: int | Draw) -> tuple[Tensor, int]:
-        draw = item if isinstance(item, Draw) else Draw(item, seed=0)
+    def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, int]:
+        draw = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
         image, label = self._load(draw.index)
         if not 0 <= label < self.num_classes:
             raise UserError(f"data.dataset: image {draw.index} has the label {label}, of {self.num_classes} classes")
@@ -109,7 +109,7 @@ def collate_labelled(samples: Sequence[tuple[Tensor, int]]) -> LabelledBatch:
     return LabelledBatch(torch.stack(images), torch.tensor(labels))
 
 
-@LABELLED.register("folder")
+@CLASSIFICATION_DATASETS.register("folder")
 @dataclass(frozen=True, kw_only=True)
 class Folder(OnDisk):
     """Images in `root`/train/CLASS/ and `root`/val/CLASS/, as ImageNet is stored; classes count alphabetically."""
@@ -141,7 +141,7 @@ class Folder(OnDisk):
         return classes
 
 
-@LABELLED.register("timm")
+@CLASSIFICATION_DATASETS.register("timm")
 @dataclass(frozen=True, kw_only=True)
 class TimmDataset(OnDisk):
     """What `timm.data.create_dataset(source, root, split, **options)` reads by index, as `torch/cifar10` and `hfds/…`.

@@ -18,9 +18,9 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data.annotations import index, read_annotations
-from attnzoo.data.batches import Draw
+from attnzoo.data.batches import SampleIndex
 from attnzoo.data.images import read_image
-from attnzoo.data.registries import DATASETS, SPLITS, OnDisk, Target, Transform
+from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, OnDisk, Target, Transform
 from attnzoo.errors import UserError, unknown
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
@@ -74,8 +74,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, item: int | Draw) -> tuple[Tensor, Target]:
-        draw = item if isinstance(item, Draw) else Draw(item, seed=0)
+    def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, Target]:
+        draw = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
         image, target = self._load(draw.index)
         orig_size = image.shape[-2:]
         with torch.random.fork_rng(devices=[]):
@@ -117,7 +117,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         }
 
 
-@DATASETS.register("coco")
+@DETECTION_DATASETS.register("coco")
 @dataclass(frozen=True, kw_only=True)
 class CocoFolder(OnDisk):
     """Any data set in COCO format; paths are relative to `root`, and the defaults are COCO 2017's.

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from PIL import Image
 
-from attnzoo.data.classification import LABELLED, Folder, ImageTransform, LabelledDataset
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, Folder, ImageTransform, LabelledDataset
 from attnzoo.data.drawing import CLASSES
 from attnzoo.data.drawn import Drawn
 from attnzoo.data.registries import SPLITS
 
 
-@LABELLED.register("digits")
+@CLASSIFICATION_DATASETS.register("digits")
 @dataclass(frozen=True, kw_only=True)
 class Digits(Drawn):
     """One of scikit-learn's 8x8 digits, placed, scaled and turned, on a crop of its photographs.
@@ -43,7 +43,7 @@ class Digits(Drawn):
         return Folder(root=str(self.folder()))
 
     def write(self, folder: Path) -> None:
-        """Draw both splits into `folder`, as train/LABEL/ and val/LABEL/."""
+        """SampleIndex both splits into `folder`, as train/LABEL/ and val/LABEL/."""
         for split in SPLITS:
             for label in range(CLASSES):
                 (folder / split / str(label)).mkdir(parents=True)

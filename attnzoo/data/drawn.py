@@ -49,7 +49,7 @@ class Drawn(Look, ABC):
 
     @abstractmethod
     def write(self, folder: Path) -> None:
-        """Draw both splits into `folder`."""
+        """SampleIndex both splits into `folder`."""
 
     def folder(self) -> Path:
         """The folder that `write` filled, now or before. Raises UserError if the cache cannot be written."""

@@ -53,8 +53,8 @@ class OnDisk:
         return None
 
 
-DATASETS: Registry[Callable[..., Source[Transform, Any]]] = Registry("data set")
+DETECTION_DATASETS: Registry[Callable[..., Source[Transform, Any]]] = Registry("data set")
 """Constructors take keyword-only options and return a `Source` of a `DetectionDataset`."""
 
-AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
+DETECTION_AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""

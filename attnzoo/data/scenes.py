@@ -12,11 +12,11 @@ from PIL import Image
 from attnzoo.data.coco import CocoFolder, DetectionDataset
 from attnzoo.data.drawing import CLASSES, Scene
 from attnzoo.data.drawn import Drawn
-from attnzoo.data.registries import DATASETS, SPLITS, Transform
+from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, Transform
 from attnzoo.errors import unknown
 
 
-@DATASETS.register("digit_scenes")
+@DETECTION_DATASETS.register("digit_scenes")
 @dataclass(frozen=True, kw_only=True)
 class DigitScenes(Drawn):
     """scikit-learn's 8x8 handwritten digits on crops of its two photographs, written to the cache as a COCO folder.
@@ -48,7 +48,7 @@ class DigitScenes(Drawn):
         )
 
     def write(self, folder: Path) -> None:
-        """Draw both splits into `folder`: train/, val/ and annotations/."""
+        """SampleIndex both splits into `folder`: train/, val/ and annotations/."""
         (folder / "annotations").mkdir()
         for split in SPLITS:
             (folder / split).mkdir()

@@ -63,7 +63,7 @@ class Checkpoints:
         """The checkpoint with the best validation metric; None before the first evaluation."""
         return next(iter(self._files("best")), None)
 
-    def newest_sound(self) -> Path | None:
+    def newest_valid(self) -> Path | None:
         """The newest checkpoint with the right checksum, or None where nothing was saved.
 
         A damaged file is reported in the log and renamed to `….damaged`, and the one before is taken. Raises UserError

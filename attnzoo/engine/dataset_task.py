@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from attnzoo import models
-from attnzoo.data.batches import Draw, EpochBatches, loader, val_batches
-from attnzoo.data.build import build_dataset, outline
+from attnzoo.data.batches import EpochBatches, SampleIndex, loader, val_batches
+from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
 from attnzoo.engine.distributed import Ranks
 from attnzoo.models.config import ModelConfig
-from attnzoo.models.dry_run import untrained
+from attnzoo.models.dry_run import unused_parameters
 
 
 class DatasetTask:
@@ -35,7 +35,7 @@ class DatasetTask:
         torch.manual_seed(seed)
         self.model = models.build(model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
-        for name in untrained(model, self.num_classes, outline(data).size):
+        for name in unused_parameters(model, self.num_classes, dataset_info(data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
         self.images_per_batch = data.batch_size
@@ -52,7 +52,7 @@ class DatasetTask:
         """The rank's batches of the run from number `start` on."""
         return loader(self.train, self._draws(start, per_epoch), self._data.workers, self.collate)
 
-    def _draws(self, start: int, per_epoch: int) -> Iterator[list[Draw]]:
+    def _draws(self, start: int, per_epoch: int) -> Iterator[list[SampleIndex]]:
         first, position = divmod(start, per_epoch)
         for epoch in count(first):
             yield from islice(self._epoch(epoch, position), per_epoch - position)

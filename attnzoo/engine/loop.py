@@ -222,7 +222,7 @@ class Trainer:
 
     def restore(self) -> int | None:
         """Continue from the last sound checkpoint; returns its step, or None where there is none."""
-        path = self.ranks.share(self.checkpoints.newest_sound() if self.ranks.is_main else None)
+        path = self.ranks.share(self.checkpoints.newest_valid() if self.ranks.is_main else None)
         if path is None:
             return None
         state = load(path, self.ranks.device)

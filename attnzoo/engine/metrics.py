@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from attnzoo.rundir.folder import RunDir, atomic_write
+from attnzoo.rundir.folder import RunFolder, atomic_write
 
 
 class MetricsWriter:
@@ -20,7 +20,7 @@ class MetricsWriter:
     before its evaluation, so that what is then repeated is not there twice; None starts from an empty file.
     """
 
-    def __init__(self, run: RunDir, resume: int | None = None):
+    def __init__(self, run: RunFolder, resume: int | None = None):
         self.rows = [] if resume is None else [row for row in run.read_metrics() if _precedes(row, resume)]
         with atomic_write(run.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
@@ -55,7 +55,7 @@ class MetricsWriter:
                 self._events.add_scalar(key, value, row["step"])
 
 
-def _wait_for_a_later_name(run: RunDir) -> None:
+def _wait_for_a_later_name(run: RunFolder) -> None:
     """TensorBoard reads event files in the order of their names: second, host, process, number."""
     own = f".{os.getpid()}."
     while any(own not in path.name for path in run.tensorboard.glob(f"events.out.tfevents.{int(time.time())}.*")):

@@ -9,7 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from attnzoo.engine.config import OptimizerConfig, ScheduleConfig
-from attnzoo.errors import UserError, nearest, unknown
+from attnzoo.errors import UserError, did_you_mean, unknown
 
 # Named in published recipes: with rates of their own in Deformable DETR, without decay in Swin and DAT.
 PUBLISHED = ("backbone", "sampling_offsets", "reference_points", "relative_position_bias_table", "rpe_table")
@@ -55,7 +55,7 @@ def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
         for entry in entries:
             if entry not in PUBLISHED and not any(entry in name for name in parameters):
                 parts = {part for name in parameters for part in name.split(".") if not part.isdigit()}
-                hint = nearest(entry, parts)
+                hint = did_you_mean(entry, parts)
                 raise UserError(f"train.optimizer.{key}: {entry!r} occurs in the name of no parameter{hint}")
 
 

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from attnzoo.rundir import duration
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.metrics import STATUS
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ STATUS_SECONDS = 1.0
 class Progress:
     """Rank 0's view of the run; `run` is None on the other ranks, where nothing is written."""
 
-    def __init__(self, run: RunDir | None, steps: int):
+    def __init__(self, run: RunFolder | None, steps: int):
         self.run = run
         self.steps = steps
         self._written = 0.0
@@ -52,5 +52,5 @@ class Progress:
         self.beat(**shown)
         if self.run is not None:
             values = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step")
-            left = f" ({duration.spell(self.seconds_left)} left)" if self.seconds_left else ""
+            left = f" ({duration.format_duration(self.seconds_left)} left)" if self.seconds_left else ""
             log.info("step %d/%d%s: %s", row["step"], self.steps, left, values)

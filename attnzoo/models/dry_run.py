@@ -13,7 +13,7 @@ from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.losses import seen
 
 
-def try_out(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
+def dry_run(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
     """Build the model and run it on images of `size` (h, w); returns the names of its parameters.
 
     Raises UserError for what cannot be built or run.
@@ -24,10 +24,10 @@ def try_out(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> lis
     return [name for name, _ in model.named_parameters()]
 
 
-def untrained(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
+def unused_parameters(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
     """The names of the parameters that could train but that the model's losses do not depend on.
 
-    Found with images of `size` (h, w). Raises UserError as `try_out` does.
+    Found with images of `size` (h, w). Raises UserError as `dry_run` does.
     """
     model = _without_memory(config, num_classes)
     loss = partial(seen, config.loss) if isinstance(config, DetectorConfig) else torch.sum

@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import summary_v2 as hp
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.config.load import load
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.metrics import METRICS
 from attnzoo.schema.labels import flatten, label
@@ -58,15 +58,15 @@ def write_sweep(sweep: Path) -> None:
 
     Earlier sweeps may have swept other keys: every run then says what it has for each of all of them.
     """
-    entries = {name: e for name, e in Ledger(sweep).read()["runs"].items() if RunDir(sweep / name).config.exists()}
-    entries = {name: e for name, e in entries.items() if RunDir(sweep / name).read_status()["state"] != "pending"}
+    entries = {name: e for name, e in Ledger(sweep).read()["runs"].items() if RunFolder(sweep / name).config.exists()}
+    entries = {name: e for name, e in entries.items() if RunFolder(sweep / name).read_status()["state"] != "pending"}
     if not entries:
         return
     swept = {key for entry in entries.values() for key, _ in flatten(entry["overrides"])}
     swept = {key for key in swept if not key.startswith("slurm.")}
     values = []
     for name in entries:
-        config = dict(flatten(dataclasses.asdict(load(RunDir(sweep / name).config))))
+        config = dict(flatten(dataclasses.asdict(load(RunFolder(sweep / name).config))))
         values.append({key: config[key] for key in config if key in swept})
     runs = [
         HParamsRun(sweep / name, entry["digest"], options)

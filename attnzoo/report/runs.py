@@ -8,7 +8,7 @@ from typing import Any
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, load
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.metrics import METRICS
 
 
@@ -30,7 +30,7 @@ class Result:
 
 def read(path: Path) -> Result:
     """The run in a folder. Raises UserError for a config that is not one."""
-    run = RunDir(path)
+    run = RunFolder(path)
     config = load(run.config)
     rows = run.read_metrics()
     metrics = {metric.key: row[metric.key] for row in rows for metric in METRICS if metric.key in row}

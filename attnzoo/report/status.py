@@ -13,7 +13,7 @@ from typing import Any
 from attnzoo import slurm
 from attnzoo.errors import UserError
 from attnzoo.rundir import attempts, process
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import COMMENT, NAME, Ledger, job_of
 from attnzoo.slurm import Job
 
@@ -23,7 +23,7 @@ TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """One run. `state` is pending, running, done, failed, dead, interrupted or cancelled; `note` says why.
 
     `active` runs wait or work and need nobody. `missing` ones were never handed to anybody. `requeued` counts its
@@ -48,7 +48,7 @@ class RunState:
     heartbeat: float | None = None
 
 
-def collect(sweep: Path) -> list[RunState]:
+def collect(sweep: Path) -> list[RunStatus]:
     """The runs of the sweep in `sweep`, in the order of its ledger.
 
     Raises UserError where there is no ledger, and slurm.Unreachable if jobs are out and SLURM does not answer.
@@ -60,11 +60,11 @@ def collect(sweep: Path) -> list[RunState]:
     content = ledger.read()
     adopt(ledger, content)
     submitted = {name: job_of(content, name) for name in content["runs"]}
-    unfinished = {name for name in content["runs"] if RunDir(sweep / name).read_status()["state"] != "done"}
+    unfinished = {name for name in content["runs"] if RunFolder(sweep / name).read_status()["state"] != "done"}
     found = slurm.jobs({job for name, job in submitted.items() if job and name in unfinished})
     here = _alive(content.get("local"))
     return [
-        _state(RunDir(sweep / name), entry, submitted[name], found.get(submitted[name] or ""), here)
+        _state(RunFolder(sweep / name), entry, submitted[name], found.get(submitted[name] or ""), here)
         for name, entry in content["runs"].items()
     ]
 
@@ -80,11 +80,11 @@ def adopt(ledger: Ledger, content: dict[str, Any]) -> None:
         content["submissions"][number]["job"] = by_comment.get(comment)
 
 
-def _state(run: RunDir, entry: Mapping[str, Any], job_id: str | None, job: Job | None, here: bool) -> RunState:
+def _state(run: RunFolder, entry: Mapping[str, Any], job_id: str | None, job: Job | None, here: bool) -> RunStatus:
     status, tried, heartbeat = run.read_status(), attempts.read(run), run.heartbeat()
     state, note = _merged(run, status, entry, job, here)
     own = status["state"] == "running"
-    return RunState(
+    return RunStatus(
         run.path.name,
         state,
         note,
@@ -106,7 +106,7 @@ def _state(run: RunDir, entry: Mapping[str, Any], job_id: str | None, job: Job |
 
 
 def _merged(
-    run: RunDir, status: Mapping[str, Any], entry: Mapping[str, Any], job: Job | None, here: bool
+    run: RunFolder, status: Mapping[str, Any], entry: Mapping[str, Any], job: Job | None, here: bool
 ) -> tuple[str, str]:
     """(state, note). The run's own word that it is done counts above all, then the scheduler's on what is active."""
     own = status["state"]
@@ -129,7 +129,7 @@ def _merged(
     return "pending", "waits for its turn" if here else "not submitted"
 
 
-def _active(run: RunDir, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
+def _active(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
     if job.waiting:
         return "pending", job.reason if job.reason != "None" else ""  # which SLURM says before it has looked
     if status["state"] != "running" or status.get("job") != job.id:
@@ -140,14 +140,14 @@ def _active(run: RunDir, status: Mapping[str, Any], job: Job) -> tuple[str, str]
     return "running", f"{job.left} until its time limit"
 
 
-def _works(run: RunDir, status: Mapping[str, Any]) -> bool:
+def _works(run: RunFolder, status: Mapping[str, Any]) -> bool:
     """Whether a run that no job has is being trained: by its process here, by its signs of life elsewhere."""
     if status.get("host") == attempts.node_name():
         return process.is_here(status)
     return time.time() - (run.heartbeat() or 0) < DEAD_SECONDS
 
 
-def _since(run: RunDir) -> str:
+def _since(run: RunFolder) -> str:
     return f"no sign of life for {time.time() - (run.heartbeat() or 0):.0f} s"
 
 
@@ -156,7 +156,7 @@ def _alive(launcher: Mapping[str, Any] | None) -> bool:
     return launcher is not None and launcher["pid"] != os.getpid() and process.is_here(launcher)
 
 
-def last_words(run: RunDir, entry: Mapping[str, Any]) -> str:
+def last_words(run: RunFolder, entry: Mapping[str, Any]) -> str:
     """The last line of the run's log, or of its job's where the run wrote none."""
     logs = [run.log]
     if "submission" in entry:
@@ -176,7 +176,7 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def counts(states: Sequence[RunState]) -> dict[str, int]:
+def counts(states: Sequence[RunStatus]) -> dict[str, int]:
     """How many runs are in each state, the most advanced first."""
     order = ("done", "running", "pending", "interrupted", "cancelled", "dead", "failed")
     return {state: count for state in order if (count := sum(one.state == state for one in states))}

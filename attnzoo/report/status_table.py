@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from attnzoo.report.console import console
-from attnzoo.report.status import RunState, collect, counts
+from attnzoo.report.status import RunStatus, collect, counts
 from attnzoo.rundir import duration
 
 WATCH_SECONDS = 2.0
@@ -28,7 +28,7 @@ def show(sweep: Path, watch: bool, as_json: bool) -> int:
     return int(any(one.state in ("failed", "dead") for one in states))
 
 
-def table(sweep: Path, states: Sequence[RunState]) -> Table:
+def table(sweep: Path, states: Sequence[RunStatus]) -> Table:
     """The runs, one a row; how many are in which state as its title."""
     title = ", ".join(f"{count} {state}" for state, count in counts(states).items())
     classify = any(one.top1 is not None for one in states)
@@ -42,7 +42,7 @@ def table(sweep: Path, states: Sequence[RunState]) -> Table:
             one.state,
             step,
             "" if value is None else f"{value:.3f}",
-            duration.spell(one.left) if one.left else "",
+            duration.format_duration(one.left) if one.left else "",
             _requeued(one),
             one.job or "",
             one.note,
@@ -50,14 +50,14 @@ def table(sweep: Path, states: Sequence[RunState]) -> Table:
     return found
 
 
-def _requeued(one: RunState) -> str:
+def _requeued(one: RunStatus) -> str:
     if not one.requeued and not one.machine_failures:
         return ""
     failures = one.machine_failures
     return f"{one.requeued}" + (f", {failures} machine failure{'s' if failures > 1 else ''}" if failures else "")
 
 
-def _watch(sweep: Path, states: list[RunState]) -> list[RunState]:
+def _watch(sweep: Path, states: list[RunStatus]) -> list[RunStatus]:
     with Live(table(sweep, states), console=console(), auto_refresh=False) as live:
         while any(one.active for one in states):
             time.sleep(WATCH_SECONDS)

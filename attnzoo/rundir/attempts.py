@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 MACHINE = "machine failure"  # the outcome that is tried again
 # What the rows of each event hold, and of which type.
@@ -52,17 +52,17 @@ def job_id() -> str | None:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def begin(run: RunDir, step: int, lost: int) -> None:
+def begin(run: RunFolder, step: int, lost: int) -> None:
     """Record that this process starts the run from the checkpoint of `step`."""
     _append(run, {"event": "start", "step": step, "lost": lost, "host": node_name(), "job": job_id()})
 
 
-def end(run: RunDir, outcome: str, reason: str = "") -> None:
+def end(run: RunFolder, outcome: str, reason: str = "") -> None:
     """Record how the attempt ended."""
     _append(run, {"event": "end", "outcome": outcome, "reason": reason, "step": run.last_step(), "job": job_id()})
 
 
-def read(run: RunDir) -> list[Attempt]:
+def read(run: RunFolder) -> list[Attempt]:
     """All attempts in order; the last has no outcome while it goes on. Lines that are no rows are passed over."""
     attempts: list[Attempt] = []
     opened = False
@@ -77,7 +77,7 @@ def read(run: RunDir) -> list[Attempt]:
     return attempts
 
 
-def exhausted(run: RunDir, retries: int) -> str | None:
+def exhausted(run: RunFolder, retries: int) -> str | None:
     """Why a run that has ended is not to be tried again; None unless the machine failed too often.
 
     More than `retries` failures in a row, none of which got beyond the checkpoint that it began from, are too often.
@@ -94,7 +94,7 @@ def exhausted(run: RunDir, retries: int) -> str | None:
     return f"the machine failed {len(row)} times in a row at step {step} (retries = {retries}; on {hosts}): {reason}"
 
 
-def _append(run: RunDir, row: dict[str, object]) -> None:
+def _append(run: RunFolder, row: dict[str, object]) -> None:
     line = json.dumps({"time": time.time()} | row) + "\n"
     with run.attempts.open("a+b") as file:
         if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
@@ -102,7 +102,7 @@ def _append(run: RunDir, row: dict[str, object]) -> None:
         file.write(line.encode())
 
 
-def _rows(run: RunDir) -> list[dict[str, Any]]:
+def _rows(run: RunFolder) -> list[dict[str, Any]]:
     rows = []
     if run.attempts.exists():
         for line in run.attempts.read_bytes().split(b"\n"):

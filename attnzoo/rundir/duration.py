@@ -1,7 +1,7 @@
 """How long things take, for people to read."""
 
 
-def spell(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """3:05 for 185 seconds, 1:00:00 for an hour."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)

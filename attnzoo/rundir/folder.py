@@ -32,7 +32,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
-class RunDir:
+class RunFolder:
     """`runs/<experiment>/<run>/`: config, metrics, status, checkpoints, log."""
 
     def __init__(self, path: str | Path):

@@ -3,12 +3,12 @@
 from contextlib import AbstractContextManager, suppress
 
 from attnzoo.rundir.background import repeating
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 SECONDS = 5.0
 
 
-def beating(run: RunDir) -> AbstractContextManager[None]:
+def beating(run: RunFolder) -> AbstractContextManager[None]:
     """Touch the run's status file every few seconds; a disk that fails meanwhile is the run's own to notice."""
 
     def beat() -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from attnzoo.errors import UserError
 from attnzoo.rundir.attempts import job_id, node_name
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 STALE_SECONDS = 60  # a run that gives no sign of life for so long has ended
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -37,7 +37,7 @@ def exclusive(folder: Path, wait: float = 0) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     with file:
-        while (owner := _blocking(file, RunDir(folder))) is not None:
+        while (owner := _blocking(file, RunFolder(folder))) is not None:
             if time.monotonic() > end:
                 raise UserError(f"{folder}: already being trained by {_spell(owner)}")
             time.sleep(0.5)
@@ -49,7 +49,7 @@ def exclusive(folder: Path, wait: float = 0) -> Iterator[None]:
                 _write(file, "")
 
 
-def _blocking(file: IO[str], run: RunDir) -> dict[str, Any] | None:
+def _blocking(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
     """The owner that has the folder; None if it is ours now."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,7 +67,7 @@ def _blocking(file: IO[str], run: RunDir) -> dict[str, Any] | None:
     return owner
 
 
-def _gone(owner: dict[str, Any], run: RunDir) -> bool:
+def _gone(owner: dict[str, Any], run: RunFolder) -> bool:
     """Whether an owner whose kernel lock is not in our way has ended."""
     if owner["host"] == node_name() or (owner["job"] is not None and owner["job"] == job_id()):
         return True

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnzoo.errors import UserError, nearest, unknown
-from attnzoo.registry import fits, plain, spell
+from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.registry import fits, format_type, plain
 from attnzoo.schema.fields import FINITE, Range
 
 Schema = type[Any]  # a dataclass of the schema
@@ -197,14 +197,14 @@ def _check(hint: Any, key: str, value: Any, where: str) -> None:
         for name, member in value.items():
             _check(typing.get_args(hint)[1], f"{key}.{name}", member, where)
     elif not fits(value, hint):
-        raise UserError(f"{where}: {key} = {value!r}: expected {spell(hint)}")
+        raise UserError(f"{where}: {key} = {value!r}: expected {format_type(hint)}")
 
 
 def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any], where: str) -> UserError:
     """Suggests a sibling, or a key of the same last name elsewhere."""
     head, _, name = key.rpartition(".")
     prefix = f"{head}." if head else ""
-    hint = nearest(key, [f"{prefix}{sibling}" for sibling in siblings]) if nearest(name, siblings) else ""
+    hint = did_you_mean(key, [f"{prefix}{sibling}" for sibling in siblings]) if did_you_mean(name, siblings) else ""
     elsewhere = [leaf for leaf in leaves(schema) if leaf.rpartition(".")[2] == name]
     if not hint and elsewhere:
         hint = f"; did you mean {elsewhere[0]!r}?"

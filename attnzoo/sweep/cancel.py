@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attnzoo import slurm
 from attnzoo.errors import unknown
-from attnzoo.report.status import RunState, adopt, collect
+from attnzoo.report.status import RunStatus, adopt, collect
 from attnzoo.rundir import process
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
 
@@ -31,13 +31,13 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
             content["runs"][one.name]["cancelled"] = time.time()
     jobs = [one.job for one in chosen if one.job]
     slurm.cancel(jobs)
-    here = [one for one in chosen if not one.job and _stop(RunDir(sweep / one.name), one)]
+    here = [one for one in chosen if not one.job and _stop(RunFolder(sweep / one.name), one)]
     elsewhere = [one.name for one in chosen if not one.job and one.state == "running" and one not in here]
     lines = [f"cancelled: {len(chosen)} of {len(states)} runs ({len(jobs)} in SLURM, {len(here)} here)"]
     return lines + [f"{name} runs on another machine, where it has to be cancelled" for name in elsewhere]
 
 
-def _stop(run: RunDir, state: RunState) -> bool:
+def _stop(run: RunFolder, state: RunStatus) -> bool:
     """Ask a run's process on this machine to save and stop."""
     status = run.read_status()
     if state.state != "running" or not process.is_here(status):

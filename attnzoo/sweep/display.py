@@ -118,5 +118,5 @@ def _values(status: dict[str, object], position: str) -> str:
             shown += f", {key} {value:.3f}"
     eta = status.get("eta")
     if isinstance(eta, (int, float)) and eta > 0:
-        shown += f", {duration.spell(eta)} left"
+        shown += f", {duration.format_duration(eta)} left"
     return shown

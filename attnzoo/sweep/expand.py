@@ -8,7 +8,7 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Experiment, digest, single
-from attnzoo.errors import UserError, nearest
+from attnzoo.errors import UserError, did_you_mean
 from attnzoo.schema.labels import flatten, label, text
 
 # What belongs to the whole sweep and cannot differ between its runs.
@@ -16,7 +16,7 @@ FIXED = ("name", "task", "description", "output", "launcher", "jobs", "retries",
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """One run of a sweep. `name` is readable and tells it from the others; `digest` is that of its config.
 
     `changes` maps full keys to the sweep's values, `options` those that shape results by their short labels; neither
@@ -34,7 +34,7 @@ class Run:
         return self.config.seed
 
 
-def expand(experiment: Experiment) -> list[Run]:
+def expand(experiment: Experiment) -> list[RunSpec]:
     """All runs of an experiment, in the order of its file; one run if it has no sweep.
 
     Raises UserError, naming the run, for whatever in a run's config is not allowed.
@@ -53,15 +53,15 @@ def expand(experiment: Experiment) -> list[Run]:
     variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
     labels = label(variants)
     runs = [_make(experiment, changes, options, seed) for (changes, seed), options in zip(chosen, labels, strict=True)]
-    refuse_twins(runs, str(experiment.path))
+    check_unique(runs, str(experiment.path))
     return runs
 
 
-def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> Run:
+def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> RunSpec:
     parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
     name = "-".join(parts).replace("/", "_").replace(" ", "")
     config = single(experiment.config(changes | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
-    return Run(name, changes, options, config, digest(config))
+    return RunSpec(name, changes, options, config, digest(config))
 
 
 def _of_results(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,13 +107,13 @@ def _check_exclude(sweep: SweepConfig, where: str) -> None:
         for key, value in rule.items():
             place = f"{where}: sweep.exclude[{index}]"
             if key not in swept:
-                raise UserError(f"{place}: {key!r} is not swept{nearest(key, swept)} (swept: {', '.join(swept)})")
+                raise UserError(f"{place}: {key!r} is not swept{did_you_mean(key, swept)} (swept: {', '.join(swept)})")
             listed: Sequence[Any] = sweep.seeds if key == "seed" else sweep.zip.get(key) or sweep.grid[key]
             if value not in listed:
                 raise UserError(f"{place}: {key} = {value!r} is not among its values {listed}")
 
 
-def refuse_twins(runs: Sequence[Run], where: str) -> None:
+def check_unique(runs: Sequence[RunSpec], where: str) -> None:
     """Two runs of one config and seed would share results; two of one name, a folder."""
     configs: dict[tuple[str, int], str] = {}
     for run in runs:

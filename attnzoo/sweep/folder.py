@@ -7,9 +7,9 @@ from typing import Any
 
 from attnzoo.config.load import differences, digest, load, save, text
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
-from attnzoo.sweep.expand import Run
+from attnzoo.sweep.expand import RunSpec
 
 SHOWN = 3  # differences that are named
 
@@ -18,9 +18,9 @@ SHOWN = 3  # differences that are named
 class Planned:
     """A run and the folder that it has or gets; `taken` is that of its name where another config holds it."""
 
-    run: Run
-    dir: RunDir
-    taken: RunDir | None = None
+    run: RunSpec
+    dir: RunFolder
+    taken: RunFolder | None = None
 
     @property
     def state(self) -> str:
@@ -34,7 +34,7 @@ class SweepFolder:
         self.path = path
         self.ledger = Ledger(path)
 
-    def place(self, runs: Iterable[Run], at: str | None = None) -> list[Planned]:
+    def place(self, runs: Iterable[RunSpec], at: str | None = None) -> list[Planned]:
         """Where each run goes: the folder of its name, or `at`.
 
         Where that folder holds another config, the name gets the config's digest: two never share one.
@@ -44,9 +44,9 @@ class SweepFolder:
             name = at or run.name
             folder = self.path / name
             if folder.exists() and not _holds(folder, run):
-                planned.append(Planned(run, RunDir(self.path / f"{name}-{run.digest}"), RunDir(folder)))
+                planned.append(Planned(run, RunFolder(self.path / f"{name}-{run.digest}"), RunFolder(folder)))
             else:
-                planned.append(Planned(run, RunDir(folder)))
+                planned.append(Planned(run, RunFolder(folder)))
         return planned
 
     def create(self, planned: Sequence[Planned], experiment: str, todo: Sequence[Planned] = ()) -> None:
@@ -98,7 +98,7 @@ def explain_new(todo: Sequence[Planned]) -> str | None:
     )
 
 
-def _difference(taken: RunDir, run: Run) -> str:
+def _difference(taken: RunFolder, run: RunSpec) -> str:
     try:
         found = differences(load(taken.config), run.config)
     except UserError:
@@ -117,9 +117,9 @@ def _entry(planned: Planned, known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _holds(folder: Path, run: Run) -> bool:
+def _holds(folder: Path, run: RunSpec) -> bool:
     """Whether a folder is this very run's, or an empty one."""
-    config = RunDir(folder).config
+    config = RunFolder(folder).config
     if not config.exists():
         return not any(folder.iterdir())
     if config.read_text() == text(run.config):  # loading would take ten times as long

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO, NamedTuple, Protocol
 
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep import outcome
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Kind, Outcome
@@ -29,7 +29,7 @@ class Ended:
     interrupted: bool = False
 
 
-def command(run: RunDir, processes: int) -> list[str]:
+def command(run: RunFolder, processes: int) -> list[str]:
     """What trains a run: the worker, or several of them."""
     what = [LAUNCH, str(processes)] if processes > 1 else [WORKER]
     return [sys.executable, "-m", *what, str(run.path)]
@@ -54,7 +54,7 @@ def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Ended:
     A run that is killed, not by its own program, is started again at once, up to its `retries`. Ctrl-C lets every
     run finish its step and save; a second one ends them at once.
     """
-    waiting, running, ended = list(planned), list[_Running](), Ended()
+    waiting, running, ended = list(planned), list[RunProcess](), Ended()
     with _Interrupts(running) as interrupts:
         while running or (waiting and not interrupts.count):
             while waiting and len(running) < jobs and not interrupts.count:
@@ -77,13 +77,13 @@ def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Ended:
     return ended
 
 
-class _Running(NamedTuple):
+class RunProcess(NamedTuple):
     planned: Planned
     process: subprocess.Popen[bytes]
     began: float
 
 
-def _conclude(one: _Running, interrupted: bool) -> Outcome:
+def _conclude(one: RunProcess, interrupted: bool) -> Outcome:
     """What became of a run, written down; a machine failure too many is a failure, and our own kill is none."""
     run = one.planned.dir
     result = outcome.judge(run, one.process.returncode, one.began)
@@ -97,7 +97,7 @@ def _conclude(one: _Running, interrupted: bool) -> Outcome:
     return result if reason is None else Outcome(Kind.FAILED, reason)
 
 
-def _start(planned: Planned) -> _Running:
+def _start(planned: Planned) -> RunProcess:
     config, began = planned.run.config, time.time()
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(config.threads))
     # The worker logs to log.txt itself; what it cannot log (a crash, torchrun's own words) goes there from stderr.
@@ -110,7 +110,7 @@ def _start(planned: Planned) -> _Running:
             stderr=stderr,
             start_new_session=True,  # a terminal's Ctrl-C comes through us, once
         )
-    return _Running(planned, process, began)
+    return RunProcess(planned, process, began)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def crash_log(run: RunDir) -> Iterator[IO[bytes] | None]:
+def crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
     """The run's log to append to; None, which is our own stderr, where it cannot be written."""
     try:
         file = run.log.open("ab")
@@ -139,7 +139,7 @@ def crash_log(run: RunDir) -> Iterator[IO[bytes] | None]:
 class _Interrupts:
     """Counts Ctrl-C and SIGTERM while runs train, and passes them on. A context manager."""
 
-    def __init__(self, running: Sequence[_Running]):
+    def __init__(self, running: Sequence[RunProcess]):
         self.count = 0
         self._running = running
 
@@ -158,7 +158,7 @@ class _Interrupts:
         for one in self._running:
             self.tell(one)
 
-    def tell(self, one: _Running) -> None:
+    def tell(self, one: RunProcess) -> None:
         """Pass on to a run what was asked for."""
         if one.process.poll() is not None:
             return

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from attnzoo.report.status import last_line
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 # Exit codes of attnzoo.worker.train, which imports torch.
 DONE, REFUSED, LOST = 0, 2, 75
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def judge(run: RunDir, code: int, began: float) -> Outcome:
+def judge(run: RunFolder, code: int, began: float) -> Outcome:
     """What became of processes that were started at `began` (seconds since the epoch) and ended with `code`.
 
     A process that is killed, or that lost another process of its run, fell to the machine; one that crashes, to the
@@ -56,7 +56,7 @@ def judge(run: RunDir, code: int, began: float) -> Outcome:
     return Outcome(Kind.FAILED, f"exit code {code}: {last_line(run.log)}")
 
 
-def record(run: RunDir, outcome: Outcome) -> None:
+def record(run: RunFolder, outcome: Outcome) -> None:
     """Write down what the run could not write itself. Raises OSError where nothing can be written."""
     state = run.read_status()["state"]
     if outcome.kind is Kind.MACHINE:
@@ -69,7 +69,7 @@ def record(run: RunDir, outcome: Outcome) -> None:
         attempts.end(run, "interrupted", outcome.reason)
 
 
-def give_up(run: RunDir, retries: int) -> str | None:
+def give_up(run: RunFolder, retries: int) -> str | None:
     """Mark a run as failed whose machine failed too often, and say why; None if it may be tried again."""
     reason = attempts.exhausted(run, retries)
     if reason is not None:

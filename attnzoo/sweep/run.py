@@ -14,14 +14,14 @@ from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.report.conclude import conclude
 from attnzoo.report.console import console
-from attnzoo.report.status import RunState, collect
+from attnzoo.report.status import RunStatus, collect
 from attnzoo.rundir import process
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import NAME as LEDGER
 from attnzoo.schema.labels import text
 from attnzoo.sweep import local
 from attnzoo.sweep.display import Display
-from attnzoo.sweep.expand import Run, expand
+from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import Planned, SweepFolder, explain_new
 from attnzoo.sweep.outcome import Kind
 
@@ -90,13 +90,13 @@ def _explain_new(todo: Sequence[Planned]) -> None:
         print(reason)
 
 
-def _states(folder: SweepFolder) -> dict[str, RunState]:
+def _states(folder: SweepFolder) -> dict[str, RunStatus]:
     return {one.name: one for one in collect(folder.path)} if folder.ledger.path.exists() else {}
 
 
-def _wanted(planned: Planned, state: RunState | None, only: str | None) -> bool:
+def _wanted(planned: Planned, state: RunStatus | None, only: str | None) -> bool:
     """Whether a run is to be started now: it is not done, nobody works on it, and it is of the kind asked for."""
-    state = state or RunState(planned.dir.path.name, "pending", missing=True)
+    state = state or RunStatus(planned.dir.path.name, "pending", missing=True)
     return state.state != "done" and not state.active and (only is None or ONLY[only](state))
 
 
@@ -129,9 +129,9 @@ def _submit(
     return DONE
 
 
-def _place(experiment: Experiment, runs: list[Run]) -> tuple[SweepFolder, list[Planned]]:
+def _place(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[Planned]]:
     """A run's own config.yaml goes on in its folder; anything else in output/name below the current folder."""
-    own = RunDir(experiment.path.resolve().parent)
+    own = RunFolder(experiment.path.resolve().parent)
     if len(runs) == 1 and own.config == experiment.path.resolve() and (own.path.parent / LEDGER).exists():
         folder = SweepFolder(own.path.parent)
         return folder, folder.place(runs, at=own.path.name)
@@ -205,7 +205,7 @@ def _report_failures(planned: Sequence[Planned], ended: local.Ended) -> int:
     return count
 
 
-def _list(planned: Sequence[Planned], states: Mapping[str, RunState]) -> None:
+def _list(planned: Sequence[Planned], states: Mapping[str, RunStatus]) -> None:
     table = Table(title=f"{len(planned)} runs")
     for heading in ("run", "state", "changes", "folder"):
         table.add_column(heading, overflow="fold")

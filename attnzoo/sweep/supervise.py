@@ -19,7 +19,7 @@ from types import FrameType
 import attnzoo
 from attnzoo import slurm
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep import outcome
 from attnzoo.sweep.local import WORKER, crash_log
 from attnzoo.sweep.outcome import Kind, Outcome
@@ -56,7 +56,7 @@ class RunJob:
 
 class _Supervisor:
     def __init__(self, task: RunJob):
-        self.task, self.run = task, RunDir(task.run)
+        self.task, self.run = task, RunFolder(task.run)
         self.job = attempts.job_id() or ""
         self.began, self.step = time.time(), self.run.last_step()
         self.start_of_log = 0

@@ -13,19 +13,19 @@ from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, digest
-from attnzoo.data.build import outline, registries
+from attnzoo.data.build import dataset_info, registries
 from attnzoo.engine.loop import count_steps
 from attnzoo.engine.optim import check_names, known_optimizer
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig, ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.models.dry_run import try_out
+from attnzoo.models.dry_run import dry_run
 from attnzoo.models.vit.config import VitConfig
-from attnzoo.sweep.expand import Run, refuse_twins
+from attnzoo.sweep.expand import RunSpec, check_unique
 
 
-def validate(experiment: Experiment, runs: Sequence[Run]) -> list[Run]:
+def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
     """The runs with the defaults of all options written into their configs.
 
     Raises UserError, naming file, run and key, unless the options of each variant's data are allowed and its model can
@@ -44,7 +44,7 @@ def validate(experiment: Experiment, runs: Sequence[Run]) -> list[Run]:
         whole = completed[run.digest]
         config = dataclasses.replace(run.config, data=whole.data, model=whole.model)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
-    refuse_twins(valid, str(experiment.path))
+    check_unique(valid, str(experiment.path))
     names = {name for found in parameters.values() for name in found}
     for run in valid:
         try:
@@ -54,7 +54,7 @@ def validate(experiment: Experiment, runs: Sequence[Run]) -> list[Run]:
     return valid
 
 
-def _source(experiment: Experiment, run: Run, message: str) -> str:
+def _source(experiment: Experiment, run: RunSpec, message: str) -> str:
     """What set the last of the keys that a message names, the first word among them, as the beginning of a message."""
     keys = re.findall(r"^[a-z_]+(?:\.[a-z_0-9]+)*|[a-z_]+(?:\.[a-z_0-9]+)+", message)
     return experiment.source(keys, run.changes | {"seed": run.seed}, f"{experiment.path}: sweep") if keys else ""
@@ -99,7 +99,7 @@ def _attentions(model: ModelConfig | VitConfig) -> Iterator[tuple[str, Any, str]
 
 
 def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
-    data = outline(config.data)
+    data = dataset_info(config.data)
     chosen = models.class_count(config.model, data.num_classes)
     if data.train_length is not None:
         if config.data.batch_size > data.train_length:
@@ -112,4 +112,4 @@ def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)")
     built_from = repr((config.model, chosen, data.size))
     if built_from not in parameters:  # a sweep may leave the model and the size alone
-        parameters[built_from] = try_out(config.model, chosen, data.size)
+        parameters[built_from] = dry_run(config.model, chosen, data.size)

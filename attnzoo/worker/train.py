@@ -28,7 +28,7 @@ from attnzoo.engine.metrics import MetricsWriter
 from attnzoo.engine.progress import Progress
 from attnzoo.errors import UserError
 from attnzoo.rundir import attempts, process
-from attnzoo.rundir.folder import RunDir, atomic_write
+from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.heartbeat import beating
 from attnzoo.rundir.lock import STALE_SECONDS, exclusive
 from attnzoo.worker.tasks import build_task
@@ -43,7 +43,7 @@ def main(run_dir: str | Path) -> int:
 
     Runs may follow each other in one process; after the last, `distributed.leave()` unless a run has failed.
     """
-    run = RunDir(run_dir)
+    run = RunFolder(run_dir)
     try:
         config = load(run.config)
         torch.set_num_threads(config.threads)
@@ -64,7 +64,7 @@ def main(run_dir: str | Path) -> int:
     return code
 
 
-def _lock(run: RunDir, ranks: Ranks, held: ExitStack) -> None:
+def _lock(run: RunFolder, ranks: Ranks, held: ExitStack) -> None:
     refusal = None
     if ranks.is_main:
         try:
@@ -77,7 +77,7 @@ def _lock(run: RunDir, ranks: Ranks, held: ExitStack) -> None:
         raise UserError(refusal)
 
 
-def _supervise(run: RunDir, config: ExperimentConfig, ranks: Ranks) -> int:
+def _supervise(run: RunFolder, config: ExperimentConfig, ranks: Ranks) -> int:
     """Train, and record how it ended."""
     with _logging(run, ranks), StopRequest() as stop, beating(run) if ranks.is_main else nullcontext():
         if any(ranks.gather(stop.number)):
@@ -109,7 +109,7 @@ def _supervise(run: RunDir, config: ExperimentConfig, ranks: Ranks) -> int:
     return DONE
 
 
-def _record_interrupt(run: RunDir, ranks: Ranks, number: int) -> None:
+def _record_interrupt(run: RunFolder, ranks: Ranks, number: int) -> None:
     last = Checkpoints(run.checkpoints).last()
     state = f"saved as {last}" if last else "nothing to save yet"
     name = signal.Signals(number).name if number else "a request"
@@ -119,7 +119,7 @@ def _record_interrupt(run: RunDir, ranks: Ranks, number: int) -> None:
         attempts.end(run, "interrupted", name)
 
 
-def _record_failure(run: RunDir, error: str) -> None:
+def _record_failure(run: RunFolder, error: str) -> None:
     """Note the error, unless another rank has: its end is what makes the other ranks' exchanges fail."""
     if run.read_status()["state"] == "failed":
         return
@@ -131,11 +131,11 @@ def _record_failure(run: RunDir, error: str) -> None:
         log.error("%s: the failure cannot be noted (%s)", run.path, refusal.strerror)
 
 
-def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopRequest) -> None:
+def _train(run: RunFolder, config: ExperimentConfig, ranks: Ranks, stop: StopRequest) -> None:
     if ranks.is_main:
         run.write_status(state="running", error=None, signal=None, job=attempts.job_id(), **process.myself())
         run.reserve()
-        _refuse_hopeless(run, config)
+        _check_retries(run, config)
         with atomic_write(run.environment) as file:
             json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)
     task = build_task(config, ranks)
@@ -166,21 +166,21 @@ def _train(run: RunDir, config: ExperimentConfig, ranks: Ranks, stop: StopReques
     progress.beat(now=True, state="done")
 
 
-def _refuse_hopeless(run: RunDir, config: ExperimentConfig) -> None:
+def _check_retries(run: RunFolder, config: ExperimentConfig) -> None:
     """Raise UserError when the machine has failed under this run too often."""
     retries = config.retries if config.slurm.retries is None or not attempts.job_id() else config.slurm.retries
     if reason := attempts.exhausted(run, retries):
         raise UserError(reason)
 
 
-def _steps_done(run: RunDir) -> int:
+def _steps_done(run: RunFolder) -> int:
     """The last step that earlier starts are known to have done, saved or not."""
     rows = [row["step"] for row in run.read_metrics()]
     return max([run.last_step(), run.read_status().get("step", 0), *rows])
 
 
 @contextmanager
-def _logging(run: RunDir, ranks: Ranks) -> Iterator[None]:
+def _logging(run: RunFolder, ranks: Ranks) -> Iterator[None]:
     """Log to log.txt and to standard output; ranks other than 0 only what goes wrong."""
     root = logging.getLogger()
     handlers: list[logging.Handler] = [logging.FileHandler(run.log), logging.StreamHandler(sys.stdout)]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from attnzoo import attention
-from attnzoo.geometry import Layout, Pyramid, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Role, Slot
 
 SIDE, DIM, HEADS = 14, 32, 4
 QUERIES = [(3, 4), (9, 10)]  # row, column
@@ -27,7 +27,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
 def look(name: str, options: dict[str, Any]) -> dict[str, Tensor]:
     """What one attention with random weights, larger than initial ones, records on a map of random tokens."""
     torch.manual_seed(0)
-    module = attention.build(name, Site(DIM, HEADS, 1, Role.STAGE, 0, ((SIDE, SIDE),)), **options).eval()
+    module = attention.build(name, Slot(DIM, HEADS, 1, Role.STAGE, 0, ((SIDE, SIDE),)), **options).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.15)

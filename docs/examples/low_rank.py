@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from attnzoo.attention.base import Attention, count, register
 from attnzoo.attention.dense import MultiheadAttention
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Slot
 
 
 @register("low_rank")
 class LowRankAttention(Attention):
     """`rank` is the number of pooled tokens."""
 
-    def __init__(self, site: Site, *, rank: int = 16):
-        super().__init__(site)
+    def __init__(self, slot: Slot, *, rank: int = 16):
+        super().__init__(slot)
         if rank < 1:
             raise UserError(f"rank = {rank}: must be at least 1")
         self.rank = rank
-        self.pool = nn.Linear(site.dim, rank, bias=False)  # a bias would cancel in the softmax
-        self.mha = MultiheadAttention(site.dim, site.heads)
+        self.pool = nn.Linear(slot.dim, rank, bias=False)  # a bias would cancel in the softmax
+        self.mha = MultiheadAttention(slot.dim, slot.heads)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         keys = memory.positioned()
@@ -35,5 +35,5 @@ class LowRankAttention(Attention):
         return self.mha(queries.positioned(), pool @ keys, pool @ memory.tokens)
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        pooling = 3 * memory.tokens * self.rank * self.site.dim
+        pooling = 3 * memory.tokens * self.rank * self.slot.dim
         return pooling + self.mha.flops(count(queries), self.rank)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnzoo.attention import ATTENTIONS, Attention, build, names, register
 from attnzoo.errors import UserError
-from attnzoo.geometry import Pyramid, Queries, Role, Site
+from attnzoo.geometry import Pyramid, Queries, Role, Slot
 
 
 def test_names() -> None:
@@ -17,9 +17,9 @@ def test_names() -> None:
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("name", ["deform", "dense", "ms_deform"])
 def test_builds_in_every_role(name: str, role: Role) -> None:
-    attention = build(name, Site(16, 4, role=role))
+    attention = build(name, Slot(16, 4, role=role))
     assert isinstance(attention, Attention)
-    assert attention.site.role == role
+    assert attention.slot.role == role
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_builds_in_every_role(name: str, role: Role) -> None:
 )
 def test_refusals_name_place_and_remedy(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        build(name, Site(16, 4), where="model.encoder", **options)
+        build(name, Slot(16, 4), where="model.encoder", **options)
     assert "\n" not in str(caught.value)
 
 
@@ -50,7 +50,7 @@ def test_refuses_a_role_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> Non
         def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
             return queries.tokens
 
-    assert build("only_grid", Site(16, 4)).site.role == Role.ENCODER
+    assert build("only_grid", Slot(16, 4)).slot.role == Role.ENCODER
     message = r"'only_grid' cannot stand in the decoder \(it stands in: encoder, stage; the decoder takes: .*dense"
     with pytest.raises(UserError, match=message):
-        build("only_grid", Site(16, 4, role=Role.DECODER))
+        build("only_grid", Slot(16, 4, role=Role.DECODER))

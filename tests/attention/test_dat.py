@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from attnzoo.attention import Attention, build, record
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 MAP = (4, 5)
 
@@ -28,7 +28,7 @@ def perturbed(attention: Attention, scale: float = 0.3) -> Attention:
 
 def stage(shape: tuple[int, int] = MAP, heads: int = 4, dim: int = 16, **options: Any) -> Attention:
     torch.manual_seed(0)
-    return perturbed(build("dat", Site(dim, heads, role=Role.STAGE, map_sizes=(shape,)), **options)).double()
+    return perturbed(build("dat", Slot(dim, heads, role=Role.STAGE, map_sizes=(shape,)), **options)).double()
 
 
 def map_of(shape: tuple[int, int], batch: int = 1, dim: int = 16, seed: int = 0) -> Pyramid:
@@ -166,7 +166,7 @@ def test_a_key_grid_of_one_point_is_one_key() -> None:
 
 
 def test_strides_and_kernels_by_default() -> None:
-    attention = build("dat", Site(16, 4, levels=4))
+    attention = build("dat", Slot(16, 4, levels=4))
     assert [grid.stride for grid in attention.grids] == [8, 4, 2, 1]
     assert [network[0].kernel_size[0] for network in attention.conv_offset] == [9, 7, 5, 3]
     maps = ((40, 52), (20, 26), (10, 13), (5, 7))
@@ -182,7 +182,7 @@ def test_groups_see_keys_at_their_own_places() -> None:
 
 
 def test_all_levels_share_one_softmax() -> None:
-    attention = perturbed(build("dat", Site(16, 4, levels=2)))
+    attention = perturbed(build("dat", Slot(16, 4, levels=2)))
     layout = Layout.unpadded(((5, 7), (3, 4)), 2)
     memory = Pyramid(torch.randn(2, 47, 16), layout)
     with record(attention) as trace:
@@ -213,7 +213,7 @@ class OptionCase(Case):
 
     def build(self, *, seed: int = 0, levels: int | None = None, perturb: bool = True) -> Attention:
         torch.manual_seed(seed)
-        attention = build("dat", Site(DIM, HEADS, levels or self.levels, self.role), **dict(self.options)).eval()
+        attention = build("dat", Slot(DIM, HEADS, levels or self.levels, self.role), **dict(self.options)).eval()
         return perturbed(attention, 0.1) if perturb else attention
 
 
@@ -280,7 +280,7 @@ def test_pooled_keys_ignore_padding() -> None:
 )
 def test_refuses_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build("dat", Site(16, 4, 2, Role.DECODER), **options)
+        build("dat", Slot(16, 4, 2, Role.DECODER), **options)
 
 
 def test_refuses_a_map_smaller_than_a_kernel_without_margin() -> None:
@@ -294,4 +294,4 @@ def test_refuses_another_number_of_levels_and_missing_references() -> None:
     with pytest.raises(ValueError, match=r"needs references \(B, Q, 2\) or \(B, Q, 4\), got none"):
         attention(Queries(memory.tokens), memory)
     with pytest.raises(ValueError, match="built for 2 levels, but the memory has 1"):
-        build("dat", Site(16, 4, levels=2)).double()(memory.as_queries(), memory)
+        build("dat", Slot(16, 4, levels=2)).double()(memory.as_queries(), memory)

@@ -11,7 +11,7 @@ from torchvision.ops import deform_conv2d
 from attnzoo.attention import build, record
 from attnzoo.attention.deformable import DeformableAttention, MultiScaleDeformableAttention
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 MAPS = ((5, 7), (3, 4))
 
@@ -32,13 +32,13 @@ def memory_of(maps: tuple[tuple[int, int], ...], dim: int, dtype: torch.dtype = 
 def with_identity_projections(attention: MultiScaleDeformableAttention) -> None:
     with torch.no_grad():
         for projection in (attention.value_proj, attention.output_proj):
-            projection.weight.copy_(torch.eye(attention.site.dim))
+            projection.weight.copy_(torch.eye(attention.slot.dim))
             projection.bias.zero_()
 
 
 @pytest.mark.parametrize(("levels", "expected"), [(1, 156_256), (4, 230_272)])
 def test_published_number_of_parameters(levels: int, expected: int) -> None:
-    attention = build("ms_deform", Site(256, 8, levels))
+    attention = build("ms_deform", Slot(256, 8, levels))
     assert sum(p.numel() for p in attention.parameters()) == expected
     names = {name.split(".")[0] for name, _ in attention.named_parameters()}
     assert names == {"sampling_offsets", "attention_weights", "value_proj", "output_proj"}
@@ -46,7 +46,7 @@ def test_published_number_of_parameters(levels: int, expected: int) -> None:
 
 def test_initial_points_lie_on_rings() -> None:
     """Heads look in M directions, point k lies k + 1 pixels away: squares of 3, 5, 7, 9 pixels for M = 8, K = 4."""
-    attention = MultiScaleDeformableAttention(Site(32, 8, levels=2))
+    attention = MultiScaleDeformableAttention(Slot(32, 8, levels=2))
     assert torch.equal(attention.sampling_offsets.weight, torch.zeros(128, 32))
     offsets = attention.sampling_offsets.bias.detach().view(8, 2, 4, 2)
     directions = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
@@ -57,7 +57,7 @@ def test_initial_points_lie_on_rings() -> None:
 
 
 def test_initial_rings_span_the_box() -> None:
-    attention = MultiScaleDeformableAttention(Site(32, 8))
+    attention = MultiScaleDeformableAttention(Slot(32, 8))
     memory = memory_of(MAPS[:1], 32)
     box = torch.tensor([0.5, 0.4, 0.2, 0.6]).expand(2, 1, 4)
     with record(attention) as trace:
@@ -68,7 +68,7 @@ def test_initial_rings_span_the_box() -> None:
 
 def test_zero_logits_give_uniform_weights() -> None:
     """At initialisation each of the L·K weights is 1 / (L·K), not 0."""
-    attention, memory = MultiScaleDeformableAttention(Site(16, 4, levels=2), points=3), memory_of(MAPS, 16)
+    attention, memory = MultiScaleDeformableAttention(Slot(16, 4, levels=2), points=3), memory_of(MAPS, 16)
     with record(attention) as trace:
         output = attention(memory.as_queries(), memory)
     assert_close(trace[""][0]["weights"], torch.full((2, 47, 4, 2, 3), 1 / 6))
@@ -76,7 +76,7 @@ def test_zero_logits_give_uniform_weights() -> None:
 
 
 def test_weights_of_all_levels_share_one_softmax() -> None:
-    attention, memory = perturbed(MultiScaleDeformableAttention(Site(16, 4, levels=2))), memory_of(MAPS, 16)
+    attention, memory = perturbed(MultiScaleDeformableAttention(Slot(16, 4, levels=2))), memory_of(MAPS, 16)
     with record(attention) as trace:
         attention(memory.as_queries(), memory)
     weights = trace[""][0]["weights"]
@@ -88,7 +88,7 @@ def test_single_point_is_deformable_convolution() -> None:
     """L = K = 1 with identity projections is a 1x1 deformable convolution with M offset groups."""
     torch.manual_seed(0)
     dim, heads, (h, w) = 8, 4, (5, 7)
-    attention = perturbed(MultiScaleDeformableAttention(Site(dim, heads), points=1)).double()
+    attention = perturbed(MultiScaleDeformableAttention(Slot(dim, heads), points=1)).double()
     with_identity_projections(attention)
     memory = memory_of(((h, w),), dim, torch.float64)
     refs = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).double().flatten(0, 1)
@@ -107,10 +107,10 @@ def test_all_positions_with_softmax_weights_is_dense_attention() -> None:
     torch.manual_seed(0)
     dim, heads, (h, w) = 8, 2, (3, 4)
     memory = memory_of(((h, w),), dim, torch.float64)
-    dense = build("dense", Site(dim, heads)).double()
+    dense = build("dense", Slot(dim, heads)).double()
     with record(dense) as trace:
         expected = dense(memory.as_queries(), memory)
-    deformable = MultiScaleDeformableAttention(Site(dim, heads), points=h * w).double()
+    deformable = MultiScaleDeformableAttention(Slot(dim, heads), points=h * w).double()
     _, _, value_weight = dense.mha.in_proj_weight.chunk(3)
     deformable.value_proj.weight.data.copy_(value_weight)
     deformable.output_proj.weight.data.copy_(dense.mha.out_proj.weight)
@@ -138,7 +138,7 @@ class Given(torch.nn.Module):
 def test_box_of_twice_the_points_is_a_point() -> None:
     """wh = 2K / (W, H) cancels K and the half box size: the offsets are pixels again."""
     points, (h, w) = 3, (5, 7)
-    attention = perturbed(MultiScaleDeformableAttention(Site(16, 4), points=points))
+    attention = perturbed(MultiScaleDeformableAttention(Slot(16, 4), points=points))
     memory = memory_of(((h, w),), 16)
     tokens, refs = torch.randn(2, 6, 16), torch.rand(2, 6, 2)
     boxes = torch.cat([refs, torch.tensor([2 * points / w, 2 * points / h]).expand(2, 6, 2)], -1)
@@ -147,7 +147,7 @@ def test_box_of_twice_the_points_is_a_point() -> None:
 
 def test_locations_by_hand() -> None:
     """ref · valid_ratio + Δ / (W, H), on a padded, non-square map."""
-    attention = MultiScaleDeformableAttention(Site(4, 1, levels=2), points=1)
+    attention = MultiScaleDeformableAttention(Slot(4, 1, levels=2), points=1)
     attention.sampling_offsets.bias.data.copy_(torch.tensor([1.0, -0.5, 0.25, 2.0]))
     masks = [torch.ones(1, 4, 8, dtype=torch.bool), torch.ones(1, 2, 5, dtype=torch.bool)]
     masks[0][:, :3, :4] = False
@@ -160,7 +160,7 @@ def test_locations_by_hand() -> None:
 
 
 def test_queries_are_permutation_equivariant() -> None:
-    attention, memory = perturbed(MultiScaleDeformableAttention(Site(16, 4, 2, Role.DECODER))), memory_of(MAPS, 16)
+    attention, memory = perturbed(MultiScaleDeformableAttention(Slot(16, 4, 2, Role.DECODER))), memory_of(MAPS, 16)
     tokens, pos, refs = torch.randn(2, 9, 16), torch.randn(2, 9, 16), torch.rand(2, 9, 4)
     order = torch.randperm(9)
     expected = attention(Queries(tokens, refs, pos), memory)[:, order]
@@ -168,7 +168,7 @@ def test_queries_are_permutation_equivariant() -> None:
 
 
 def test_single_scale_is_multi_scale_with_one_level() -> None:
-    several, one = perturbed(MultiScaleDeformableAttention(Site(16, 4))), DeformableAttention(Site(16, 4))
+    several, one = perturbed(MultiScaleDeformableAttention(Slot(16, 4))), DeformableAttention(Slot(16, 4))
     one.load_state_dict(several.state_dict())
     memory = memory_of(MAPS[:1], 16)
     assert torch.equal(one(memory.as_queries(), memory), several(memory.as_queries(), memory))
@@ -176,7 +176,7 @@ def test_single_scale_is_multi_scale_with_one_level() -> None:
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_single_scale_reads_its_level_only(level: int) -> None:
-    attention = perturbed(DeformableAttention(Site(16, 4, levels=2), level=level))
+    attention = perturbed(DeformableAttention(Slot(16, 4, levels=2), level=level))
     memory = memory_of(MAPS, 16)
     queries = memory.as_queries()
     lengths = memory.layout.lengths
@@ -191,7 +191,7 @@ def test_single_scale_reads_its_level_only(level: int) -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_coordinates_stay_in_float32(autocast: bool) -> None:
     """bfloat16 would misplace a point at the far end of a map of width 134 by a quarter of a pixel."""
-    attention = perturbed(MultiScaleDeformableAttention(Site(16, 4)), 0.1).bfloat16().float()  # exact in both
+    attention = perturbed(MultiScaleDeformableAttention(Slot(16, 4)), 0.1).bfloat16().float()  # exact in both
     memory = memory_of(((2, 134),), 16)
     memory = replace(memory, tokens=memory.tokens.bfloat16().float(), pos=None)
     with record(attention) as exact:
@@ -205,7 +205,7 @@ def test_coordinates_stay_in_float32(autocast: bool) -> None:
 
 
 def test_refuses_missing_references() -> None:
-    attention, memory = MultiScaleDeformableAttention(Site(16, 4)), memory_of(MAPS[:1], 16)
+    attention, memory = MultiScaleDeformableAttention(Slot(16, 4)), memory_of(MAPS[:1], 16)
     with pytest.raises(ValueError, match=r"needs references \(B, Q, 2\) or \(B, Q, 4\), got none"):
         attention(Queries(torch.randn(2, 3, 16)), memory)
     with pytest.raises(ValueError, match=r"got shape \(2, 3, 3\)"):
@@ -213,7 +213,7 @@ def test_refuses_missing_references() -> None:
 
 
 def test_refuses_another_number_of_levels() -> None:
-    attention, memory = MultiScaleDeformableAttention(Site(16, 4, levels=3)), memory_of(MAPS, 16)
+    attention, memory = MultiScaleDeformableAttention(Slot(16, 4, levels=3)), memory_of(MAPS, 16)
     with pytest.raises(ValueError, match="built for 3 levels, but the memory has 2"):
         attention(memory.as_queries(), memory)
 
@@ -229,4 +229,4 @@ def test_refuses_another_number_of_levels() -> None:
 )
 def test_refuses_options(name: str, levels: int, options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build(name, Site(16, 4, levels), **options)
+        build(name, Slot(16, 4, levels), **options)

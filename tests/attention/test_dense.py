@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from attnzoo.attention import build
 from attnzoo.attention.dense import MultiheadAttention
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 
 def pair(dim: int = 24, heads: int = 3) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
@@ -41,7 +41,7 @@ def test_initialisation_is_that_of_torch() -> None:
 
 
 def test_positions_reach_queries_and_keys_but_not_values() -> None:
-    attention = build("dense", Site(16, 2, role=Role.DECODER)).eval()
+    attention = build("dense", Slot(16, 2, role=Role.DECODER)).eval()
     tokens, pos = torch.randn(2, 1, 12, 16)
     objects = Queries(torch.randn(1, 3, 16), pos=torch.randn(1, 3, 16))
     memory = Pyramid(tokens, Layout.unpadded(((3, 4),), 1), pos)
@@ -52,7 +52,7 @@ def test_positions_reach_queries_and_keys_but_not_values() -> None:
 
 def test_levels_are_attended_jointly() -> None:
     """Two levels give what one level with the same tokens gives."""
-    attention = build("dense", Site(16, 2, levels=2)).eval()
+    attention = build("dense", Slot(16, 2, levels=2)).eval()
     tokens = torch.randn(1, 10, 16)
     two = Pyramid(tokens, Layout.unpadded(((2, 3), (2, 2)), 1))
     one = Pyramid(tokens, Layout.unpadded(((2, 5),), 1))
@@ -88,7 +88,7 @@ def test_large_logits_stay_finite_in_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_dropout_falls_on_the_weights_in_training_only() -> None:
-    attention = build("dense", Site(16, 2), dropout=0.5)
+    attention = build("dense", Slot(16, 2), dropout=0.5)
     memory = Pyramid(torch.randn(1, 12, 16), Layout.unpadded(((3, 4),), 1))
 
     def run() -> Tensor:
@@ -102,4 +102,4 @@ def test_dropout_falls_on_the_weights_in_training_only() -> None:
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_refuses_dropout_out_of_range(dropout: float) -> None:
     with pytest.raises(UserError, match=r"dropout = .*must be in \[0, 1\)"):
-        build("dense", Site(16, 2), dropout=dropout)
+        build("dense", Slot(16, 2), dropout=dropout)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from attnzoo.attention import Attention, build, record
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Role, Slot
 
 DIM, HEADS = 12, 3
 
@@ -17,7 +17,7 @@ DIM, HEADS = 12, 3
 def make(levels: int = 1, **options: Any) -> Attention:
     torch.manual_seed(0)
     role = Role.STAGE if levels == 1 else Role.ENCODER
-    attention = build("neighborhood", Site(DIM, HEADS, levels, role), **options).double().eval()
+    attention = build("neighborhood", Slot(DIM, HEADS, levels, role), **options).double().eval()
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -106,4 +106,4 @@ def test_record_shows_the_neighbors() -> None:
 @pytest.mark.parametrize("kernel", [0, 4, -3])
 def test_refusals_name_the_option(kernel: int) -> None:
     with pytest.raises(UserError, match=f"kernel = {kernel}"):
-        build("neighborhood", Site(DIM, HEADS), kernel=kernel)
+        build("neighborhood", Slot(DIM, HEADS), kernel=kernel)

@@ -9,7 +9,7 @@ from support.contract import CHECKS, Case
 
 from attnzoo.attention import ATTENTIONS, build, load_plugin
 from attnzoo.errors import UserError
-from attnzoo.geometry import Role, Site
+from attnzoo.geometry import Role, Slot
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
 # Compiling is slow, and what it tests of low_rank the dense core has shown.
@@ -57,10 +57,10 @@ def test_example_is_short() -> None:
 
 def test_example_pools_tokens(plugin: Path) -> None:
     load_plugin(plugin)
-    attention = build("mine", Site(16, 4), rank=3)
+    attention = build("mine", Slot(16, 4), rank=3)
     assert attention.pool.out_features == 3
     with pytest.raises(UserError, match="rank = 0: must be at least 1"):
-        build("mine", Site(16, 4), rank=0)
+        build("mine", Slot(16, 4), rank=0)
 
 
 def test_loading_twice_changes_nothing(plugin: Path) -> None:

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from attnzoo.attention import build, record
 from attnzoo.attention.dense import MultiheadAttention
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 
 class Decoder(nn.Module):
@@ -17,7 +17,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.self_attention = MultiheadAttention(16, 4)
         self.cross = nn.ModuleList(
-            [build("dense", Site(16, 4, 2, Role.DECODER)), build("ms_deform", Site(16, 4, 2, Role.DECODER))]
+            [build("dense", Slot(16, 4, 2, Role.DECODER)), build("ms_deform", Slot(16, 4, 2, Role.DECODER))]
         )
 
     def forward(self, tokens: Tensor, refs: Tensor, memory: Pyramid) -> Tensor:

@@ -9,14 +9,14 @@ from torch.testing import assert_close
 
 from attnzoo.attention import Attention, build, record
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 DIM, HEADS = 12, 3
 
 
 def make(role: Role = Role.STAGE, levels: int = 1, layer: int = 0, **options: Any) -> Attention:
     torch.manual_seed(0)
-    attention = build("window", Site(DIM, HEADS, levels, role, layer), **options).double().eval()
+    attention = build("window", Slot(DIM, HEADS, levels, role, layer), **options).double().eval()
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -178,9 +178,9 @@ def test_record_shows_the_pixels_of_the_window(shift: int) -> None:
 )
 def test_refusals_name_the_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build("window", Site(DIM, HEADS), **options)
+        build("window", Slot(DIM, HEADS), **options)
 
 
 def test_object_queries_take_no_shift() -> None:
     with pytest.raises(UserError, match="shift = 2"):
-        build("window", Site(DIM, HEADS, role=Role.DECODER), window=4, shift=2)
+        build("window", Slot(DIM, HEADS, role=Role.DECODER), window=4, shift=2)

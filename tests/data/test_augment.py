@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from attnzoo.data.registries import AUGMENTATIONS
+from attnzoo.data.registries import DETECTION_AUGMENTATIONS
 from attnzoo.errors import UserError
 
 DETR = {"short": [60, 80], "long": 120, "crop_short": [64], "crop": [30, 50], "eval_short": 70}
@@ -19,7 +19,7 @@ def scene():
 
 
 def test_detr_boxes_follow_the_object():
-    transform = AUGMENTATIONS.build("detr", "train", **DETR)
+    transform = DETECTION_AUGMENTATIONS.build("detr", "train", **DETR)
     sides, dropped = set(), 0
     for seed in range(60):
         torch.manual_seed(seed)
@@ -42,20 +42,20 @@ def test_detr_boxes_follow_the_object():
 
 
 def test_detr_evaluates_at_one_size():
-    transform = AUGMENTATIONS.build("detr", "val", **DETR)
+    transform = DETECTION_AUGMENTATIONS.build("detr", "val", **DETR)
     image, target = transform(*scene())
     assert image.shape[-2:] == (70, 93)
     torch.testing.assert_close(
         target["boxes"][0], torch.tensor([40 * 93 / 120, 30 * 70 / 90, 80 * 93 / 120, 60 * 70 / 90])
     )
-    published = AUGMENTATIONS.build("detr", "val")
+    published = DETECTION_AUGMENTATIONS.build("detr", "val")
     assert published(tv_tensors.Image(torch.zeros(3, 480, 640, dtype=torch.uint8)), {})[0].shape[-2:] == (800, 1066)
     assert published(tv_tensors.Image(torch.zeros(3, 200, 400, dtype=torch.uint8)), {})[0].shape[-2:] == (666, 1333)
 
 
 def test_photometric_changes_colours_only_and_only_in_training():
     image, target = scene()
-    transform = AUGMENTATIONS.build("photometric", "train", gain=0.15, offset=0.08, invert=0.3)
+    transform = DETECTION_AUGMENTATIONS.build("photometric", "train", gain=0.15, offset=0.08, invert=0.3)
     inverted = 0
     for seed in range(50):
         torch.manual_seed(seed)
@@ -67,7 +67,7 @@ def test_photometric_changes_colours_only_and_only_in_training():
         assert (dark <= 21).all()
     assert 5 < inverted < 25
     for name, split in (("photometric", "val"), ("none", "train"), ("none", "val")):
-        assert torch.equal(AUGMENTATIONS.build(name, split)(image, target)[0], image)
+        assert torch.equal(DETECTION_AUGMENTATIONS.build(name, split)(image, target)[0], image)
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_photometric_changes_colours_only_and_only_in_training():
 )
 def test_impossible_options_are_refused(name, options, message):
     with pytest.raises(UserError, match=message):
-        AUGMENTATIONS.build(name, "train", **options)
+        DETECTION_AUGMENTATIONS.build(name, "train", **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.data import coco_config
 
-from attnzoo.data.batches import Draw, EpochBatches, collate, loader, val_batches
+from attnzoo.data.batches import EpochBatches, SampleIndex, collate, loader, val_batches
 from attnzoo.data.build import build_dataset
 from attnzoo.errors import UserError
 
@@ -107,8 +107,8 @@ def test_samples_are_functions_of_index_and_seed(root):
     dataset = build_dataset(coco_config(root, DETR), "train")
     shapes = set()
     for seed in range(12):
-        image, target = dataset[Draw(0, seed)]
-        again, target_again = build_dataset(coco_config(root, DETR), "train")[Draw(0, seed)]
+        image, target = dataset[SampleIndex(0, seed)]
+        again, target_again = build_dataset(coco_config(root, DETR), "train")[SampleIndex(0, seed)]
         assert torch.equal(image, again)
         assert torch.equal(target["boxes"], target_again["boxes"])
         shapes.add(tuple(image.shape))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.data.batches import Draw, loader
-from attnzoo.data.build import build_dataset, outline
-from attnzoo.data.classification import LABELLED, collate_labelled
+from attnzoo.data.batches import SampleIndex, loader
+from attnzoo.data.build import build_dataset, dataset_info
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_labelled
 from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.data.drawing import digit_ids
 from attnzoo.errors import UserError
@@ -78,7 +78,7 @@ def test_folder(folder: Path) -> None:
     train = dataset(name="folder", root=str(folder))
     assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1]
     assert train[0][0].shape == (3, 20, 30)
-    assert outline(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})).num_classes == 2
+    assert dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})).num_classes == 2
 
 
 def test_folder_refuses_what_is_not_there(folder: Path) -> None:
@@ -122,20 +122,20 @@ def test_timm_refusals(folder: Path) -> None:
         dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
 
 
-AUGMENTATIONS = [{"name": "none"}, {"name": "photometric"}, {"name": "timm", "size": 24}]
+DETECTION_AUGMENTATIONS = [{"name": "none"}, {"name": "photometric"}, {"name": "timm", "size": 24}]
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: a["name"])
+@pytest.mark.parametrize("augment", DETECTION_AUGMENTATIONS, ids=lambda a: a["name"])
 def test_a_sample_is_a_function_of_its_draw(augment: dict[str, Any]) -> None:
     train = dataset(augment=augment)
-    first = train[Draw(3, seed=11)][0]
+    first = train[SampleIndex(3, seed=11)][0]
     torch.rand(5), np.random.rand(5)
-    assert torch.equal(train[Draw(3, seed=11)][0], first)
+    assert torch.equal(train[SampleIndex(3, seed=11)][0], first)
     if augment["name"] != "none":
-        assert not torch.equal(train[Draw(3, seed=12)][0], first)
+        assert not torch.equal(train[SampleIndex(3, seed=12)][0], first)
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: a["name"])
+@pytest.mark.parametrize("augment", DETECTION_AUGMENTATIONS, ids=lambda a: a["name"])
 def test_drawing_a_sample_leaves_global_generators_alone(augment: dict[str, Any]) -> None:
     train = dataset(augment=augment)
     torch.manual_seed(0)
@@ -143,13 +143,13 @@ def test_drawing_a_sample_leaves_global_generators_alone(augment: dict[str, Any]
     expected = torch.rand(1), np.random.rand()
     torch.manual_seed(0)
     np.random.seed(0)
-    train[Draw(1, seed=4)]
+    train[SampleIndex(1, seed=4)]
     assert (torch.rand(1), np.random.rand()) == expected
 
 
 def test_evaluation_draws_nothing() -> None:
     val = dataset("val", augment={"name": "timm", "size": 24})
-    assert torch.equal(val[Draw(0, seed=1)][0], val[Draw(0, seed=2)][0])
+    assert torch.equal(val[SampleIndex(0, seed=1)][0], val[SampleIndex(0, seed=2)][0])
     assert val[0][0].shape == (3, 24, 24)
 
 
@@ -167,7 +167,7 @@ def test_squash_keeps_all_of_a_wide_image(folder: Path) -> None:
 
 def test_loading_does_not_depend_on_workers() -> None:
     train = dataset(augment={"name": "timm", "size": 24})
-    batches = [[Draw(0, 5), Draw(7, 6)], [Draw(2, 7), Draw(3, 8)]]
+    batches = [[SampleIndex(0, 5), SampleIndex(7, 6)], [SampleIndex(2, 7), SampleIndex(3, 8)]]
     alone, helped = (list(loader(train, batches, workers, collate_labelled)) for workers in (0, 1))
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)
@@ -181,4 +181,4 @@ def test_batches_of_several_sizes_are_refused(folder: Path) -> None:
 
 
 def test_registered() -> None:
-    assert LABELLED.names() == ["digits", "folder", "timm"]
+    assert CLASSIFICATION_DATASETS.names() == ["digits", "folder", "timm"]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from support.data import SIZES, coco_config, edit, picture
 
-from attnzoo.data.build import build_dataset, outline
+from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
 
@@ -39,7 +39,7 @@ def test_images_without_objects_stay_unless_train_leaves_them_out(root):
 
 
 def test_labels_are_category_ids_or_contiguous(root):
-    assert outline(coco_config(root)).num_classes == 8
+    assert dataset_info(coco_config(root)).num_classes == 8
     dataset = build_dataset(coco_config(root, labels="contiguous"), "train")
     assert (dataset.num_classes, dataset.class_names) == (3, ["ant", "bee", "cat"])
     assert dataset[0][1]["labels"].tolist() == [1, 2]
@@ -155,7 +155,7 @@ def test_what_entries_hold_is_checked(root, section, key, value):
 
 def test_large_category_ids_are_numbered_contiguously(root):
     edit(root, lambda content: content["categories"].append({"id": 10**9, "name": "x"}))
-    assert outline(coco_config(root, labels="contiguous")).num_classes == 4
+    assert dataset_info(coco_config(root, labels="contiguous")).num_classes == 4
 
 
 def test_crowd_and_area_may_be_left_out(root):
@@ -166,12 +166,12 @@ def test_crowd_and_area_may_be_left_out(root):
 
 def test_wrong_options_name_the_key(root, tmp_path):
     with pytest.raises(UserError, match=r"^data\.dataset\.root: there is no folder"):
-        outline(coco_config(tmp_path / "nowhere"))
+        dataset_info(coco_config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: there is no file"):
-        outline(coco_config(root, val_annotations="annotations/none.json"))
+        dataset_info(coco_config(root, val_annotations="annotations/none.json"))
     with pytest.raises(UserError, match="did you mean 'labels'"):
-        outline(coco_config(root, label="contiguous"))
+        dataset_info(coco_config(root, label="contiguous"))
     with pytest.raises(UserError, match=r"'category_id' \| 'contiguous'"):
-        outline(coco_config(root, labels="names"))
+        dataset_info(coco_config(root, labels="names"))
     with pytest.raises(UserError, match="did you mean 'photometric'"):
-        outline(coco_config(root, augment={"name": "fotometric"}))
+        dataset_info(coco_config(root, augment={"name": "fotometric"}))

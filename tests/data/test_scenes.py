@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from attnzoo.data.build import build_dataset, outline
+from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
 from attnzoo.data.drawing import digit_ids, overlap, photo_half
 from attnzoo.data.scenes import DigitScenes
@@ -75,7 +75,7 @@ def test_annotations_are_within_their_limits():
             assert one["category_id"] == classes[one["source"]]
             assert all(overlap(one["bbox"], other["bbox"]) <= 0.1 for other in found if other is not one)
         assert dataset[i][0].shape == (3, 64, 64)
-    assert dataset.num_classes == outline(config()).num_classes == 10
+    assert dataset.num_classes == dataset_info(config()).num_classes == 10
 
 
 def test_boxes_are_tight():
@@ -158,7 +158,7 @@ def test_what_a_killed_process_left_is_replaced(cache):
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        outline(config(**options))
+        dataset_info(config(**options))
 
 
 def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):

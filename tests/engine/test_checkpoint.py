@@ -30,14 +30,14 @@ def test_the_last_two_are_kept_and_hold_what_was_saved(checkpoints):
         "step-00000010",
         "step-00000015",
     ]
-    loaded = load(checkpoints.newest_sound())
+    loaded = load(checkpoints.newest_valid())
     assert torch.equal(loaded.pop("model")["weight"], torch.full((3,), 15.0))
     assert loaded == {"step": 15, "ema": None, "window": [[1.0, 2.0]]}
 
 
 def test_nothing_saved_is_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "nowhere")
-    assert checkpoints.newest_sound() is checkpoints.last() is checkpoints.best() is None
+    assert checkpoints.newest_valid() is checkpoints.last() is checkpoints.best() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
@@ -50,7 +50,7 @@ def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(checkpoints, da
     with pytest.raises(DamagedCheckpoint):
         load(last)
     with caplog.at_level(logging.WARNING):
-        path = checkpoints.newest_sound()
+        path = checkpoints.newest_valid()
     assert load(path)["step"] == 10
     assert str(last) in caplog.text
     assert "falling back" in caplog.text
@@ -64,11 +64,11 @@ def test_the_best_serves_when_all_others_are_damaged_and_then_nothing_is_overwri
     checkpoints.mark_best(checkpoints.last())
     for path in checkpoints.folder.glob("step-*"):
         path.write_bytes(b"no")
-    best = checkpoints.newest_sound()
+    best = checkpoints.newest_valid()
     assert best == checkpoints.best()
     best.write_bytes(b"no")
     with pytest.raises(UserError, match="every checkpoint is damaged"):
-        checkpoints.newest_sound()
+        checkpoints.newest_valid()
 
 
 def test_a_better_one_replaces_the_best(checkpoints):
@@ -84,7 +84,7 @@ def test_a_better_one_replaces_the_best(checkpoints):
 def test_a_write_cut_short_is_ignored_and_cleared_away(checkpoints):
     torn = checkpoints.folder / ".step-00000020.0123456789abcdef.pt.x1y2"
     torn.write_bytes(b"half")
-    assert load(checkpoints.newest_sound())["step"] == 15
+    assert load(checkpoints.newest_valid())["step"] == 15
     checkpoints.save(state(25), 25)
     assert not torn.exists()
 

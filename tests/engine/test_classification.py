@@ -14,18 +14,18 @@ from attnzoo.data.classification import LabelledBatch
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.engine.classification import ClassificationTask, top_hits
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = tiny_classifier(tmp_path_factory.mktemp("classifier") / "run")
     assert train.main(run.path) == train.DONE
     return run
 
 
-def test_metrics(whole: RunDir) -> None:
+def test_metrics(whole: RunFolder) -> None:
     rows = whole.read_metrics()
     assert {"cost/params", "cost/gflops", "cost/ms"} < rows[0].keys()
     last = rows[-1]
@@ -37,7 +37,7 @@ def test_metrics(whole: RunDir) -> None:
     assert whole.read_status()["top1"] == last["val/top1"]
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunDir, tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunFolder, tmp_path: Path) -> None:
     """Mixup, cutmix, stochastic depth and augmentation included."""
     run = tiny_classifier(tmp_path / "run")
     checkpoint = sorted(whole.checkpoints.glob("step-00000010*"))
@@ -51,7 +51,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunDir, tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_saved_config_is_the_config(whole: RunDir) -> None:
+def test_the_saved_config_is_the_config(whole: RunFolder) -> None:
     config = configs.load(whole.config)
     assert config.task == "classification"
     assert config.model.stage2.first == {"name": "dat"}

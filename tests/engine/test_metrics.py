@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 
 from attnzoo.engine.metrics import MetricsWriter
 from attnzoo.report import hparams
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 
 def scalars(path) -> dict[str, list[tuple[int, float]]]:
@@ -18,7 +18,7 @@ def scalars(path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     metrics = MetricsWriter(run)
     metrics.write(0, {"cost/params": 12, "cost/ms": None})
     metrics.write(5, {"train/loss": 1.5, "train/lr": 0.25})
@@ -38,7 +38,7 @@ def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("resume", [None, 0, 4, 5, 6])
 def test_resuming_rewinds_to_the_checkpoint_without_doubles(tmp_path, resume):
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
 
     def write(metrics: MetricsWriter, first: int) -> None:
         for step in range(first, 8):
@@ -72,7 +72,7 @@ def test_a_sweep_in_hparams(tmp_path):
     for number, (variant, options) in enumerate(variants.items()):
         for seed in (0, 1):
             path = tmp_path / f"{variant}-seed={seed}"
-            metrics = MetricsWriter(RunDir(path))
+            metrics = MetricsWriter(RunFolder(path))
             metrics.write(3, {"val/AP": number + seed / 2})
             metrics.close()
             runs.append(hparams.HParamsRun(path, variant, options))

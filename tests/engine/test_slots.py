@@ -9,7 +9,7 @@ from support.engine import results, tiny_run
 from attnzoo import attention
 from attnzoo.engine.checkpoint import Checkpoints, load
 from attnzoo.geometry import Role
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
 
 SLOTS = [(role, name) for role in Role for name in attention.names() if role in attention.ATTENTIONS.get(name).roles]
@@ -23,7 +23,7 @@ VIT = {
 }
 
 
-def run_with(folder: Path, role: Role, name: str) -> RunDir:
+def run_with(folder: Path, role: Role, name: str) -> RunFolder:
     if role == Role.STAGE:
         return tiny_run(folder, **VIT, model__backbone__options__stage3__second__name=name)
     block = f"{{name: {name}, level: 0}}" if name == "deform" else f"{{name: {name}}}"

@@ -8,7 +8,7 @@ from support.models import CLASSES, detection_targets, padded_images, tiny, with
 
 from attnzoo.errors import UserError
 from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.dry_run import try_out, untrained
+from attnzoo.models.dry_run import dry_run, unused_parameters
 
 UNREAD = {
     "a level embedding that no attention reads": {"encoder": {"layers": 0}},
@@ -20,7 +20,7 @@ UNREAD = {
 @pytest.mark.parametrize("name", UNREAD)
 def test_what_gets_no_gradient_is_foretold(name: str) -> None:
     model = tiny(**UNREAD[name])
-    foretold = untrained(model.config, CLASSES, (64, 48))
+    foretold = unused_parameters(model.config, CLASSES, (64, 48))
     assert bool(foretold) == (name != "nothing")
     DetectionLoss(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
     assert without_gradient(model) == foretold
@@ -36,6 +36,6 @@ def test_what_gets_no_gradient_is_foretold(name: str) -> None:
 def test_a_model_that_does_not_run_is_refused(overrides: dict[str, Any], message: str) -> None:
     with torch.device("meta"):
         config = tiny(**overrides).config
-    for trial in (untrained, try_out):
+    for trial in (unused_parameters, dry_run):
         with pytest.raises(UserError, match=message):
             trial(config, CLASSES, (64, 48))

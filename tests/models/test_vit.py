@@ -89,14 +89,14 @@ def as_published(model: Classifier) -> int:
         side = 56 // 2**index
         layout = Layout.unpadded([(side, side)], 1)
         for block in stage.blocks:
-            attention, dim = block.attention, block.attention.site.dim
+            attention, dim = block.attention, block.attention.slot.dim
             normalised += 2 * side**2 * dim
             if isinstance(attention, NeighborhoodAttention):
                 seen = 4 * side**2 * dim**2 + 2 * side**2 * attention.kernel**2 * dim
                 difference += seen - attention.flops(layout, layout)
             else:
                 normalised += 7**2 * dim
-                difference += 4 * attention.site.heads * side**2 * 7**2
+                difference += 4 * attention.slot.heads * side**2 * 7**2
     return difference + 5 * normalised
 
 

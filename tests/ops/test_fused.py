@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo import ops
 from attnzoo.attention import build, record
-from attnzoo.geometry import Layout, Pyramid, Queries, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Slot
 from attnzoo.ops.ms_deform_attn import reference
 
 BOXES = pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
@@ -271,7 +271,7 @@ class Called(TorchDispatchMode):
 @pytest.mark.parametrize("reference_size", [2, 4])
 def test_the_attention_uses_it_except_while_recorded(reference_size):
     torch.manual_seed(0)
-    attention = build("ms_deform", Site(16, 4, 2))
+    attention = build("ms_deform", Slot(16, 4, 2))
     torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.3)
     torch.nn.init.normal_(attention.attention_weights.weight)
     masks = [torch.zeros(2, 4, 6, dtype=torch.bool), torch.zeros(2, 2, 3, dtype=torch.bool)]

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from attnzoo.attention import Attention, build
 from attnzoo.attention.dat_bias import MlpBias, Places
-from attnzoo.geometry import Layout, Pyramid, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Role, Slot
 
 DIM, HEADS, SIDE = 32, 4, 12
 
@@ -57,9 +57,9 @@ def ungrouped(conv: nn.Conv2d) -> Tensor:
 
 
 def ours_with_the_weights_of(theirs: DeformableAttention2D, groups: int) -> Attention:
-    site = Site(DIM, HEADS, role=Role.STAGE)
+    slot = Slot(DIM, HEADS, role=Role.STAGE)
     options = {"stride": 4, "kernel": 4, "groups": groups, "offset_range": "none", "bias": "mlp"}
-    attention = build("dat", site, **options).double()
+    attention = build("dat", slot, **options).double()
     for projection, conv in (
         (attention.proj_q, theirs.to_q),
         (attention.proj_k, theirs.to_k),

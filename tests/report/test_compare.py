@@ -17,7 +17,7 @@ from attnzoo.errors import UserError
 from attnzoo.report.compare import compare
 from attnzoo.report.statistics import estimate
 from attnzoo.report.table import rich_table, show, write
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.validate import validate
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     """Two variants with three seeds each; AP is points / 100 + seed / 10."""
     (tmp_path / "x.yaml").write_text(SWEEP)
     for run in expand(Experiment(tmp_path / "x.yaml")):
-        target = RunDir(tmp_path / "runs" / run.name)
+        target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         ap = run.options["points"] / 100 + run.seed / 10
         rows = [
@@ -103,15 +103,15 @@ def test_a_printed_table_is_whole_whatever_its_width(folder: Path, capsys: pytes
 def test_one_seed_has_no_interval(folder: Path) -> None:
     for seed in (1, 2):
         for points in (2, 10):
-            RunDir(folder / f"points={points}-seed={seed}").config.unlink()
+            RunFolder(folder / f"points={points}-seed={seed}").config.unlink()
     text = write(compare([folder]), folder)[0].read_text()
     assert "0.020 ± n/a" in text
     assert "intervals n/a" in text
 
 
 def test_unfinished_runs_are_listed_and_not_averaged(folder: Path) -> None:
-    RunDir(folder / "points=2-seed=2").write_status(state="failed")
-    RunDir(folder / "points=10-seed=0").status.unlink()
+    RunFolder(folder / "points=2-seed=2").write_status(state="failed")
+    RunFolder(folder / "points=10-seed=0").status.unlink()
     comparison = compare([folder])
     assert comparison.variants[0].unfinished == ("seed 2 failed",)
     assert comparison.variants[1].unfinished == ("seed 0 pending",)
@@ -122,7 +122,7 @@ def test_unfinished_runs_are_listed_and_not_averaged(folder: Path) -> None:
 
 
 def test_unequal_budgets_are_warned_about(folder: Path) -> None:
-    with RunDir(folder / "points=2-seed=0").metrics.open("a") as file:
+    with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/AP": 0.5}\n')
     assert any(note.startswith("Warning: budgets differ (5, 9") for note in compare([folder]).notes)
 
@@ -136,7 +136,7 @@ def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"", b"{}", b"[]", b"3", b'{"state": "dnoe"}', b"\xff"])
 def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunDir(folder / "points=2-seed=0")
+    run = RunFolder(folder / "points=2-seed=0")
     run.status.write_bytes(content)
     with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: damaged"):
         compare([folder])
@@ -147,7 +147,7 @@ def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
 def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
-    run = RunDir(folder / "points=2-seed=0")
+    run = RunFolder(folder / "points=2-seed=0")
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
     with pytest.raises(UserError, match=r"points=2-seed=0/metrics\.jsonl:5: damaged"):
@@ -156,7 +156,7 @@ def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
 
 def test_a_row_cut_off_by_a_kill_is_left_out(folder: Path) -> None:
     before = compare([folder])
-    with RunDir(folder / "points=2-seed=0").metrics.open("a") as file:
+    with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/A')
     assert compare([folder]) == before
 
@@ -182,7 +182,7 @@ def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
         "name: x\ntask: classification\ntrain: {steps: 5}\nsweep: {grid: {model.preset: [swin_tiny, dat_tiny]}}\n"
     )
     for number, run in enumerate(expand(Experiment(tmp_path / "x.yaml"))):
-        target = RunDir(tmp_path / "runs" / run.name)
+        target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         rows = [
             {"step": 0, "cost/params": 1000, "cost/gflops": 0.5, "cost/ms": 2.0},
@@ -208,7 +208,7 @@ def test_options_that_follow_from_a_name_are_no_columns(tmp_path: Path) -> None:
     )
     experiment = Experiment(tmp_path / "x.yaml")
     for run in validate(experiment, expand(experiment)):  # which writes all options out: a `bias` of two kinds too
-        target = RunDir(tmp_path / "runs" / run.name)
+        target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
         target.write_status(state="done", step=5, steps=5)
@@ -227,7 +227,7 @@ def test_options_that_follow_from_a_backbone_are_no_columns(tmp_path: Path) -> N
     )
     experiment = Experiment(tmp_path / "x.yaml")
     for run in validate(experiment, expand(experiment)):
-        target = RunDir(tmp_path / "runs" / run.name)
+        target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
         target.write_status(state="done", step=5, steps=5)

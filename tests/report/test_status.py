@@ -13,7 +13,7 @@ from attnzoo import __main__ as attnzoo_main
 from attnzoo.errors import UserError
 from attnzoo.report.status import collect, counts
 from attnzoo.rundir import attempts, process
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
 
@@ -38,17 +38,17 @@ def states(folder: Path) -> dict[str, tuple[str, str]]:
 def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     sweep(tmp_path, ["new", "done", "failed", "stopped", "running", "killed", "reused", "elsewhere", "silent"])
     here = attempts.node_name()
-    RunDir(tmp_path / "done").write_status(state="done", step=9, steps=9, AP=0.5)
-    RunDir(tmp_path / "failed").write_status(state="failed", error="it was me")
-    RunDir(tmp_path / "stopped").write_status(state="interrupted", signal="SIGINT")
-    RunDir(tmp_path / "running").write_status(state="running", **process.myself(), step=3, steps=9, eta=60)
+    RunFolder(tmp_path / "done").write_status(state="done", step=9, steps=9, AP=0.5)
+    RunFolder(tmp_path / "failed").write_status(state="failed", error="it was me")
+    RunFolder(tmp_path / "stopped").write_status(state="interrupted", signal="SIGINT")
+    RunFolder(tmp_path / "running").write_status(state="running", **process.myself(), step=3, steps=9, eta=60)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    RunDir(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid, started="boot:1")
+    RunFolder(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid, started="boot:1")
     another = process.myself() | {"started": "boot:1"}  # had our number before us
-    RunDir(tmp_path / "reused").write_status(state="running", **another)
-    RunDir(tmp_path / "elsewhere").write_status(state="running", host="far", pid=1)
-    RunDir(tmp_path / "silent").write_status(state="running", host="far", pid=1)
+    RunFolder(tmp_path / "reused").write_status(state="running", **another)
+    RunFolder(tmp_path / "elsewhere").write_status(state="running", host="far", pid=1)
+    RunFolder(tmp_path / "silent").write_status(state="running", host="far", pid=1)
     os.utime(tmp_path / "silent" / "status.json", (time.time() - 999, time.time() - 999))
     found = states(tmp_path)
     assert found.pop("killed")[0] == "dead"
@@ -94,7 +94,7 @@ def test_a_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
 
 def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
     sweep(tmp_path, ["a", "b"])
-    RunDir(tmp_path / "a").write_status(state="interrupted", signal="SIGTERM")
+    RunFolder(tmp_path / "a").write_status(state="interrupted", signal="SIGTERM")
     assert attnzoo_main.main(["cancel", str(tmp_path), "c"]) == 2
     with Ledger(tmp_path).changing() as content:
         content["runs"]["a"]["cancelled"] = time.time()
@@ -103,7 +103,7 @@ def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
 
 def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
-    run = RunDir(tmp_path / "a")
+    run = RunFolder(tmp_path / "a")
     attempts.begin(run, 0, lost=0)
     attempts.end(run, attempts.MACHINE, "killed by SIGKILL")
     attempts.begin(run, 0, lost=4)
@@ -120,14 +120,14 @@ def test_json_holds_everything_and_failures_give_exit_code_1(
     assert attnzoo_main.main(["status", str(tmp_path), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)[0]
     assert (first["name"], first["state"], first["missing"]) == ("a", "pending", True)
-    RunDir(tmp_path / "b").write_status(state="failed", error="x")
+    RunFolder(tmp_path / "b").write_status(state="failed", error="x")
     assert attnzoo_main.main(["status", str(tmp_path)]) == 1
     assert "1 pending, 1 failed" in " ".join(capsys.readouterr().out.split())  # the title may be two lines
 
 
 def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, ["a", "b"])
-    RunDir(tmp_path / "a").write_status(state="done", step=9, steps=9, top1=0.75)
+    RunFolder(tmp_path / "a").write_status(state="done", step=9, steps=9, top1=0.75)
     assert attnzoo_main.main(["status", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "top-1" in out
@@ -146,7 +146,7 @@ def test_five_hundred_runs_need_neither_torch_nor_long(tmp_path: Path) -> None:
     """A second of processor time, of which the machine may have many at once."""
     sweep(tmp_path, [f"run-{number}" for number in range(500)])
     for number in range(500):
-        RunDir(tmp_path / f"run-{number}").write_status(state="done", step=9, steps=9, AP=0.5)
+        RunFolder(tmp_path / f"run-{number}").write_status(state="done", step=9, steps=9, AP=0.5)
     code = (
         "import sys, time; from attnzoo.__main__ import main; code = main(['status', sys.argv[1]]);"
         "assert not {'torch', 'omegaconf'} & set(sys.modules); assert time.process_time() < 1; sys.exit(code)"

@@ -3,15 +3,15 @@
 import pytest
 
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDir:
-    return RunDir(tmp_path)
+def run(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path)
 
 
-def checkpoint(run: RunDir, step: int) -> None:
+def checkpoint(run: RunFolder, step: int) -> None:
     run.checkpoints.mkdir(exist_ok=True)
     (run.checkpoints / f"step-{step:08d}.0123456789abcdef.pt").touch()
 

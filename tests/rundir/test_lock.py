@@ -8,14 +8,14 @@ import time
 import pytest
 
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.lock import STALE_SECONDS, exclusive
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDir:
+def run(tmp_path) -> RunFolder:
     """A run that a process on another node has, by a lock that does not reach us."""
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     run.write_status(state="running")
     (tmp_path / ".lock").write_text(json.dumps({"pid": 12, "host": "far", "job": "7"}))
     return run

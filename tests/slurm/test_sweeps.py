@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -51,7 +51,7 @@ def test_six_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep
     local = sweep.folder / "local"
     assert sweep.start(*SIX, f"output={local}", "jobs=2", "launcher=local") == 0
     for name in states:
-        assert results(sweep.run(name)) == results(RunDir(local / "faults" / name))
+        assert results(sweep.run(name)) == results(RunFolder(local / "faults" / name))
     assert attnzoo_main.main(["compare", str(sweep.runs)]) == 0
     assert measured(sweep.runs) == measured(local / "faults")
     assert hparams(sweep.runs) == hparams(local / "faults")

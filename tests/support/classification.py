@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
+from attnzoo.rundir.folder import RunFolder
 from support.engine import tiny_run
-
-from attnzoo.rundir.folder import RunDir
 
 TINY = """
 name: tiny_classifier
@@ -35,5 +34,5 @@ train:
 """
 
 
-def tiny_classifier(folder: Path, **changes: str) -> RunDir:
+def tiny_classifier(folder: Path, **changes: str) -> RunFolder:
     return tiny_run(folder, TINY, **changes)

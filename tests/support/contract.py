@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo.attention import ATTENTIONS, Attention, build, names, record
-from attnzoo.geometry import Layout, Pyramid, Queries, Role, Site
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 DIM, HEADS, BATCH, OBJECTS = 16, 4, 2, 5
 MAPS = ((5, 7), (3, 4))
@@ -46,9 +46,9 @@ class Case:
     def build(self, *, seed: int = 0, levels: int | None = None, perturb: bool = True) -> Attention:
         """The attention with default options, in eval mode; zero-initialised parameters are perturbed."""
         torch.manual_seed(seed)
-        site = Site(DIM, HEADS, levels or self.levels, self.role)
-        options = {"level": site.levels - 1} if "level" in ATTENTIONS.options(self.name) else {}
-        attention = build(self.name, site, **options).eval()
+        slot = Slot(DIM, HEADS, levels or self.levels, self.role)
+        options = {"level": slot.levels - 1} if "level" in ATTENTIONS.options(self.name) else {}
+        attention = build(self.name, slot, **options).eval()
         if perturb:
             with torch.no_grad():
                 for parameter in attention.parameters():

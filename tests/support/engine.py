@@ -17,7 +17,7 @@ from attnzoo.engine.loop import Trainer
 from attnzoo.engine.metrics import MetricsWriter
 from attnzoo.engine.progress import Progress
 from attnzoo.engine.task import StepLoss
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BATCHES = 10
@@ -74,7 +74,7 @@ class Run:
 
     def __init__(self, folder: Path, task=None, ranks: Ranks = ALONE, **changes):
         folder.mkdir(parents=True, exist_ok=True)
-        self.dir = RunDir(folder)
+        self.dir = RunFolder(folder)
         self.stop = StopRequest()
         self.task = task if task is not None else Regression()
         self.checkpoints = Checkpoints(self.dir.checkpoints)
@@ -121,17 +121,17 @@ train:
 """
 
 
-def tiny_run(folder: Path, experiment: str = TINY, **changes: str) -> RunDir:
+def tiny_run(folder: Path, experiment: str = TINY, **changes: str) -> RunFolder:
     """A run folder with a config that trains in about a second; `changes` are overrides, `.` spelt `__`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.yaml").write_text(experiment)
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    run = RunDir(folder)
+    run = RunFolder(folder)
     configs.save(configs.load(folder / "experiment.yaml", overrides), run.config)
     return run
 
 
-def results(run: RunDir) -> list[dict]:
+def results(run: RunFolder) -> list[dict]:
     """The rows of metrics without what is a time or a peak of memory."""
     return [without_speed(row) for row in run.read_metrics()]
 
@@ -142,7 +142,7 @@ def without_speed(row: dict) -> dict:
 
 
 @pytest.fixture(scope="session")
-def whole(cache, tmp_path_factory) -> RunDir:
+def whole(cache, tmp_path_factory) -> RunFolder:
     """The tiny run, trained without interruption."""
     from attnzoo.worker import train
 

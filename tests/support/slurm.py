@@ -17,8 +17,8 @@ import pytest
 from attnzoo import run as attnzoo_run
 from attnzoo.config import load as configs
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.report.status import RunState, collect
-from attnzoo.rundir.folder import RunDir
+from attnzoo.report.status import RunStatus, collect
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger, job_of
 from attnzoo.worker import train
 from support.engine import results
@@ -203,18 +203,18 @@ class Sweep:
     def submit(self, *more: str) -> None:
         assert self.start("launcher=slurm", *more) == 0
 
-    def run(self, name: str = "seed=3") -> RunDir:
-        return RunDir(self.runs / name)
+    def run(self, name: str = "seed=3") -> RunFolder:
+        return RunFolder(self.runs / name)
 
     def job(self, name: str = "seed=3") -> str:
         job = job_of(Ledger(self.runs).read(), name)
         assert job is not None
         return job
 
-    def states(self) -> dict[str, RunState]:
+    def states(self) -> dict[str, RunStatus]:
         return {one.name: one for one in collect(self.runs)}
 
-    def state(self, name: str = "seed=3") -> RunState:
+    def state(self, name: str = "seed=3") -> RunStatus:
         return self.states()[name]
 
     def step(self, name: str = "seed=3") -> int:
@@ -232,7 +232,7 @@ class Sweep:
         assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
         return self.step(name)
 
-    def wait_for_end(self, seconds: float = 300) -> dict[str, RunState]:
+    def wait_for_end(self, seconds: float = 300) -> dict[str, RunStatus]:
         """Wait until no run is active; returns their states."""
         # Each look asks SLURM, which takes from the processors that the runs wait for.
         ended = f"for the end in {self.runs}"
@@ -259,7 +259,7 @@ def reference(sweep: Sweep, **changes: str) -> list[dict]:
 
 def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
     """The rows of a run in this process, where nothing sleeps."""
-    run = RunDir(folder)
+    run = RunFolder(folder)
     configs.save(config, run.config)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ATTNZOO_TEST_SLEEP", raising=False)

@@ -4,12 +4,12 @@ import pytest
 
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
-from attnzoo.sweep.expand import Run, expand
+from attnzoo.sweep.expand import RunSpec, expand
 
 ENCODER, DECODER = "model.encoder.attention", "model.decoder.attention"
 
 
-def runs_of(folder: Path, sweep: str, *overrides: str) -> list[Run]:
+def runs_of(folder: Path, sweep: str, *overrides: str) -> list[RunSpec]:
     path = folder / "x.yaml"
     path.write_text(f"name: x\ntrain: {{steps: 5}}\nseed: 3\n{sweep}\n")
     return expand(Experiment(path, overrides))

@@ -5,8 +5,8 @@ import pytest
 
 from attnzoo.config.load import Experiment, load
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import RunDir
-from attnzoo.sweep.expand import Run, expand
+from attnzoo.rundir.folder import RunFolder
+from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder, explain_new
 
 
@@ -17,7 +17,7 @@ def experiment(tmp_path: Path) -> Path:
     return path
 
 
-def runs(path: Path, *overrides: str) -> list[Run]:
+def runs(path: Path, *overrides: str) -> list[RunSpec]:
     return expand(Experiment(path, overrides))
 
 
@@ -91,7 +91,7 @@ def test_an_unwritable_output_folder_is_named(experiment: Path, tmp_path: Path) 
 
 def test_a_run_folder_with_foreign_files_is_left_alone(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs")
-    foreign = RunDir(folder.path / "dim=8-seed=0")
+    foreign = RunFolder(folder.path / "dim=8-seed=0")
     foreign.path.mkdir(parents=True)
     foreign.log.write_text("mine")
     assert folder.place(runs(experiment))[0].dir.path != foreign.path

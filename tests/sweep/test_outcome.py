@@ -6,15 +6,15 @@ import time
 import pytest
 
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep import outcome
 from attnzoo.sweep.outcome import Kind, Outcome
 from attnzoo.worker import train
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDir:
-    run = RunDir(tmp_path)
+def run(tmp_path) -> RunFolder:
+    run = RunFolder(tmp_path)
     run.write_status(state="running", step=3, error=None)
     run.log.write_text("one\nlast words\n\n")
     return run

@@ -6,7 +6,7 @@ import pytest
 
 from attnzoo.config.load import Experiment, digest, load, save
 from attnzoo.errors import UserError
-from attnzoo.sweep.expand import Run, expand
+from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.validate import validate
 
 SMALL = """
@@ -17,7 +17,7 @@ model: {dim: 16, heads: 2, ffn: 16, queries: 5}
 """
 
 
-def valid(folder: Path, *overrides: str) -> list[Run]:
+def valid(folder: Path, *overrides: str) -> list[RunSpec]:
     path = folder / "small.yaml"
     path.write_text(SMALL)
     experiment = Experiment(path, overrides)

@@ -14,7 +14,7 @@ from support.engine import results, tiny_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from attnzoo.engine.checkpoint import Checkpoints, load
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
 
 # Each process is forked from one that has imported torch and the engine and done nothing yet.
@@ -22,7 +22,7 @@ FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload([train.__name__])
 
 
-def begin(run: RunDir, moment: str, count: int) -> multiprocessing.Process:
+def begin(run: RunFolder, moment: str, count: int) -> multiprocessing.Process:
     """A worker, to which something happens at an exact moment."""
     process = FRESH.Process(target=engine_kill.main, args=(str(run.path), moment, count))
     process.start()
@@ -35,12 +35,12 @@ def ended(process: multiprocessing.Process, seconds: float = 120) -> int | None:
     return process.exitcode
 
 
-def kill_at(run: RunDir, moment: str, count: int) -> None:
+def kill_at(run: RunFolder, moment: str, count: int) -> None:
     assert ended(begin(run, moment, count)) == -signal.SIGKILL
     assert run.read_status()["state"] == "running"
 
 
-def assert_same(run: RunDir, whole: RunDir) -> None:
+def assert_same(run: RunFolder, whole: RunFolder) -> None:
     """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
     assert results(run) == results(whole)
     ours, theirs = (load(Checkpoints(r.checkpoints).last()) for r in (run, whole))
@@ -95,13 +95,13 @@ def test_a_damaged_last_checkpoint_costs_only_the_way_from_the_one_before(whole,
     assert_same(run, whole)
 
 
-def start(run: RunDir) -> subprocess.Popen:
+def start(run: RunFolder) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "attnzoo.worker.train", str(run.path)], stdout=subprocess.PIPE, text=True
     )
 
 
-def wait_for_rows(run: RunDir, count: int) -> None:
+def wait_for_rows(run: RunFolder, count: int) -> None:
     limit = time.monotonic() + 120
     while len(run.read_metrics()) < count:
         assert time.monotonic() < limit

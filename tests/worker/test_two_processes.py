@@ -17,7 +17,7 @@ from support.engine import results, tiny_run
 
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import Checkpoints, load
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
 
 STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__log_every": "1"}
@@ -26,14 +26,14 @@ WORKER = ["-m", "attnzoo.worker.train"]
 PARALLEL = ("ddp", "fsdp2")
 
 
-def train_together(*runs: RunDir) -> None:
+def train_together(*runs: RunFolder) -> None:
     """Train runs one after the other in one group of two processes, whose imports take longer than a run."""
     paths = [str(run.path) for run in runs]
     done = subprocess.run([*TORCHRUN, engine_runs.__file__, *paths], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-def assert_close(run: RunDir, other: RunDir) -> None:
+def assert_close(run: RunFolder, other: RunFolder) -> None:
     for ours, theirs in zip(results(run), results(other), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
@@ -100,7 +100,7 @@ def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_res
     assert_close(alone, one)
 
 
-def halfway(run: RunDir, folder: Path, **changes: str) -> RunDir:
+def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
     """A run as it was at its last checkpoint but one, to go on with `changes`."""
     begun = tiny_run(folder, **changes)
     shutil.copytree(run.checkpoints, begun.checkpoints)
@@ -111,7 +111,7 @@ def halfway(run: RunDir, folder: Path, **changes: str) -> RunDir:
     return begun
 
 
-def assert_loads_in_one_process(run: RunDir, other: RunDir) -> None:
+def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
     """The checkpoint holds what that of a run of one process holds, as plain tensors."""
     ours, theirs = (load(Checkpoints(each.checkpoints).last()) for each in (run, other))
     for part in ("model", "ema"):
@@ -173,7 +173,7 @@ def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
     assert results(run) == results(whole)  # dropout and BatchNorm of both ranks included
 
 
-def interrupt_at_a_step(process: "subprocess.Popen[bytes]", run: RunDir) -> None:
+def interrupt_at_a_step(process: "subprocess.Popen[bytes]", run: RunFolder) -> None:
     """Ctrl-C once the run has taken steps, and wait for its end."""
     limit = time.monotonic() + 120
     while len(run.read_metrics()) < 2 and time.monotonic() < limit:

@@ -12,7 +12,7 @@ from support.engine import results, tiny_run
 from attnzoo import models
 from attnzoo.config import load as configs
 from attnzoo.engine.checkpoint import Checkpoints, load
-from attnzoo.rundir.folder import RunDir
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.lock import exclusive
 from attnzoo.worker import train
 
@@ -75,7 +75,7 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
     overrides += ["data.augment.short=[48,64]", "data.augment.crop_short=[48,64]", "data.augment.crop=[32,48]"]
     overrides += ["data.augment.eval_short=64", "data.augment.long=96", "data.batch_size=2", "data.workers=1"]
     overrides += ["train.epochs=1", "device=cpu", "train.log_every=1", "per_class=true"]
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     configs.save(configs.load("experiments/deformable_detr_coco.yaml", overrides), run.config)
     assert train.main(run.path) == train.DONE
     rows = run.read_metrics()

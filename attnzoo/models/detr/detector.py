@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from attnzoo import attention
 from attnzoo.attention import Attention
 from attnzoo.errors import UserError
-from attnzoo.geometry import Pyramid, Queries, Role, Site
+from attnzoo.geometry import Pyramid, Queries, Role, Slot
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.boxes import inverse_sigmoid
 from attnzoo.models.detr.config import DetectorConfig
@@ -56,10 +56,10 @@ class Detector(nn.Module):
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
-        site = Site(self.config.dim, self.config.heads, self.neck.levels, role, layer)
+        slot = Slot(self.config.dim, self.config.heads, self.neck.levels, role, layer)
         where = f"model.{role}.attention"
         name, options = attention.ATTENTIONS.read_block(block, where)
-        return attention.build(name, site, where=where, **options)
+        return attention.build(name, slot, where=where, **options)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""

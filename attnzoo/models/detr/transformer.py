@@ -30,7 +30,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, attention: Attention, ffn: int, dropout: float):
         super().__init__()
-        dim = attention.site.dim
+        dim = attention.slot.dim
         self.attention = attention
         self.attention_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn, dropout)
@@ -50,7 +50,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, attention: Attention, heads: int, ffn: int, dropout: float):
         super().__init__()
-        dim = attention.site.dim
+        dim = attention.slot.dim
         self.self_attention = MultiheadAttention(dim, heads, dropout)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = attention

@@ -67,7 +67,7 @@ class Block(nn.Module):
 
     def __init__(self, attention: Attention, config: VitConfig, drop_path: float):
         super().__init__()
-        dim = attention.site.dim
+        dim = attention.slot.dim
         self.local = DepthwiseConv(dim) if config.local_perception else None
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from attnzoo import attention
 from attnzoo.attention import Attention
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Role, Site
+from attnzoo.geometry import Layout, Role, Slot
 from attnzoo.models.vit.block import Block
 from attnzoo.models.vit.config import StageConfig, VitConfig
 from attnzoo.models.vit.embedding import EMBEDDINGS, downsampling
@@ -65,9 +65,9 @@ class Trunk(nn.Module):
         for index, stage in enumerate(stages):
             reduction = STRIDE * 2**index
             side = -(-config.image_size // reduction)
-            site = f"{where}.stage{index + 1}"
+            slot = f"{where}.stage{index + 1}"
             blocks = [
-                Block(_attention(stage, number, side, site), config, next(drops)) for number in range(stage.depth)
+                Block(_attention(stage, number, side, slot), config, next(drops)) for number in range(stage.depth)
             ]
             before = downsampling(config.down, stages[index - 1].dim, stage.dim) if index else None
             self.stages.append(Stage(before, blocks, stage.checkpoint))
@@ -100,9 +100,9 @@ def _attention(stage: StageConfig, number: int, side: int, where: str) -> Attent
     """The attention of block `number` of a stage."""
     which = stage.pattern[number % len(stage.pattern)]
     block, key = (stage.first, "first") if which == 1 else (stage.second, "second")
-    site = Site(stage.dim, stage.heads, 1, Role.STAGE, number, ((side, side),))
+    slot = Slot(stage.dim, stage.heads, 1, Role.STAGE, number, ((side, side),))
     options = {key: value for key, value in block.items() if key != "name"}
-    return attention.build(block["name"], site, where=f"{where}.{key}", **options)
+    return attention.build(block["name"], slot, where=f"{where}.{key}", **options)
 
 
 def _stages(config: VitConfig, where: str) -> list[StageConfig]:
