@@ -48,6 +48,31 @@ def test_published_recipes(
     assert (config.model.label_smoothing, config.model.drop_path) == (0.1, drop_path)
 
 
+def test_published_detr_recipe() -> None:
+    """facebookresearch/detr, main.py: its defaults, on 8 GPUs."""
+    config: Any = load("experiments/detr_coco.yaml")
+    train = config.train
+    assert (config.data.batch_size, train.epochs, train.clip, train.accumulate) == (16, 300, 0.1, 1)
+    assert (train.optimizer.name, train.optimizer.lr, train.optimizer.weight_decay) == ("adamw", 1e-4, 1e-4)
+    assert train.optimizer.lr_multipliers == {"backbone": 0.1}
+    steps_per_epoch = 118_287 // 16
+    assert [round(m * 300 * steps_per_epoch) for m in train.schedule.milestones] == [200 * steps_per_epoch]
+    assert (config.model.queries, config.model.loss.classification, config.model.loss.no_object_weight) == (
+        100,
+        "cross_entropy",
+        0.1,
+    )
+
+
+def test_detr_dc5_plus_is_dc5_with_focal_loss_and_300_queries_for_50_epochs() -> None:
+    config: Any = load("experiments/detr_dc5_plus_coco.yaml")
+    plain: Any = load("experiments/detr_coco.yaml", ["model.preset=detr_r50_dc5"])
+    assert (config.train.epochs, config.model.queries, config.model.loss.classification) == (50, 300, "focal")
+    assert config.model.encoder == plain.model.encoder
+    assert config.model.decoder == plain.model.decoder
+    assert config.model.backbone == plain.model.backbone
+
+
 def test_published_coco_recipe() -> None:
     config: Any = load("experiments/deformable_detr_coco.yaml")
     train, schedule = config.train, config.train.schedule

@@ -20,6 +20,9 @@ from attnzoo.models.position import sine_position
 PARAMETERS = {  # all, trained
     "detr_r50": (41_524_768, 41_302_368),
     "detr_r50_dc5": (41_524_768, 41_302_368),
+    # a ResNet-101 has 17 more bottlenecks of 256·1024 + 9·256² + 1024·256 weights in its third stage than a ResNet-50
+    "detr_r101": (41_524_768 + 17 * 1_114_112, 41_302_368 + 17 * 1_114_112),
+    "detr_r101_dc5": (41_524_768 + 17 * 1_114_112, 41_302_368 + 17 * 1_114_112),
     "deformable_detr_r50_single_scale": (34_066_593, 33_844_193),
     "deformable_detr_r50_single_scale_dc5": (34_066_593, 33_844_193),
     "deformable_detr_r50": (40_069_665, 39_847_265),
