@@ -14,8 +14,8 @@
 
 #include "../common/simd_level.h"
 #include "../common/tensor.h"
-#include "call.h"
-#include "parameters.h"
+#include "arguments.h"
+#include "bias_parameters.h"
 #include "problem.h"
 
 namespace attnzoo::deform_kv_attn {

@@ -3,4 +3,4 @@
 #define ATTNZOO_VECTOR_BYTES 16
 #define ATTNZOO_VECTOR_REGISTERS 16
 
-#include "kernels.h"
+#include "cpu_kernels.h"

@@ -7,12 +7,12 @@
 #include <utility>
 #include <vector>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "../common/tensor.h"
-#include "../common/vector.cuh"
-#include "call.h"
+#include "arguments.h"
+#include "bias_parameters.h"
 #include "cuda_sizes.cuh"
-#include "parameters.h"
 
 namespace attnzoo::deform_kv_attn {
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "../common/macros.h"
 #include "problem.h"
 

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "cuda_sizes.cuh"
 
 namespace attnzoo::deform_kv_attn {

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "../common/cuda.h"
-#include "../common/vector.cuh"
+#include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_sizes.cuh"
 
 namespace attnzoo::deform_kv_attn {

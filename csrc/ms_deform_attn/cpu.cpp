@@ -4,7 +4,7 @@
 // are fewer than the threads, levels are split over threads, so that no two threads add to the same gradient; the
 // result is the same, bit for bit, for any number of threads.
 
-#include "cpu.h"
+#include "cpu_interface.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -16,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/pages.h"
+#include "../common/huge_pages.h"
 #include "../common/simd_level.h"
 #include "problem.h"
 

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "cpu_footprints.h"
-#include "cpu_map.h"
+#include "cpu_packed_head.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "../common/simd_math.h"
-#include "cpu.h"
+#include "cpu_interface.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cpu_backward.h"
-#include "cpu_finish.h"
 #include "cpu_forward.h"
+#include "cpu_fused_backward.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 

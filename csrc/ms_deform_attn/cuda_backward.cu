@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "cuda_backward.cuh"
+#include "cuda_fused_backward.cuh"
 #include "cuda_host.cuh"
-#include "cuda_references.cuh"
 
 namespace attnzoo::ms_deform_attn {
 namespace {

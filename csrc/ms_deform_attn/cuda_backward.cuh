@@ -2,9 +2,9 @@
 // as a list of what there is to add.
 #pragma once
 
-#include "../common/vector.cuh"
-#include "cuda_cells.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_corners.cuh"
+#include "cuda_deterministic.cuh"
 
 namespace attnzoo::ms_deform_attn {
 

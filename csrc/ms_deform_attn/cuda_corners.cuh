@@ -1,7 +1,7 @@
 // What a group's lanes tell each other about samples: the tokens that are read and their shares.
 #pragma once
 
-#include "../common/vector.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_samples.cuh"
 
 namespace attnzoo::ms_deform_attn {

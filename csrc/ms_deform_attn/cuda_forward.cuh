@@ -1,7 +1,7 @@
 // Forward: each lane of a group sums its channels over the samples, whose corners the lanes work out in turns.
 #pragma once
 
-#include "../common/vector.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_corners.cuh"
 
 namespace attnzoo::ms_deform_attn {

@@ -7,9 +7,9 @@
 #include <limits>
 #include <vector>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "../common/tensor.h"
-#include "../common/vector.cuh"
 #include "cuda_samples.cuh"
 #include "problem.h"
 

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "cuda_sizes.cuh"
 
 namespace attnzoo::ms_deform_attn {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "bilinear.h"
 
 namespace attnzoo::ms_deform_attn {

@@ -14,7 +14,7 @@
 
 dim3 gridDim;
 
-// The operators' shared memory (csrc/common/cuda.h), with a guard behind it.
+// The operators' shared memory (csrc/common/cuda_launch.cuh), with a guard behind it.
 namespace attnzoo_emulated {
 constexpr size_t kGuard = 64;  // of sixteen bytes
 thread_local uint4 shared_bytes[emulation::kMostShared / sizeof(uint4) + kGuard];

@@ -4,7 +4,7 @@
 // pixel is a corner of four cells, so its gradient is a sum over the samples of four cells.
 #pragma once
 
-#include "../common/vector.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_corners.cuh"
 
 namespace attnzoo::ms_deform_attn {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../common/tensor.h"
-#include "call.h"
+#include "arguments.h"
 #include "problem.h"
 
 namespace attnzoo::deform_kv_attn {

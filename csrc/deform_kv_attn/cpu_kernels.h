@@ -10,10 +10,10 @@
 #include <limits>
 
 #include "../common/simd_math.h"
-#include "block.h"
-#include "mlp.h"
-#include "product.h"
-#include "table.h"
+#include "cpu_block.h"
+#include "cpu_matmul.h"
+#include "cpu_mlp.h"
+#include "cpu_table.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 

@@ -6,9 +6,9 @@
 #include <utility>
 
 #include "../common/simd_math.h"
-#include "block.h"
+#include "cpu_block.h"
+#include "cpu_matmul.h"
 #include "problem.h"
-#include "product.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 

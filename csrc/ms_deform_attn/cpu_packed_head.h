@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "../common/simd_half.h"
-#include "cpu.h"
+#include "cpu_interface.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 

@@ -1,7 +1,7 @@
 // The last step of the fused form's backward: from gradients by places in pixels to those by references and offsets.
 #pragma once
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "cuda_sizes.cuh"
 
 namespace attnzoo::ms_deform_attn {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "block.h"
+#include "cpu_block.h"
 #include "problem.h"
 
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
