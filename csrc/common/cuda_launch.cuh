@@ -1,4 +1,4 @@
-// Launching kernels from tensors: the current stream of a device, the launch, its errors.
+// Kernel launches on the current stream, with error checks, and constants of a warp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,8 +14,8 @@
 
 namespace attnzoo {
 
-constexpr int kWarp = 32;
-constexpr uint32_t kAllLanes = 0xffffffffu;
+constexpr int kWarpSize = 32;
+constexpr uint32_t kFullMask = 0xffffffffu;  // all lanes of a warp
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
@@ -23,30 +23,31 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) {
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-inline unsigned checked_blocks(int64_t blocks) {
+inline unsigned checked_grid_size(int64_t blocks) {
   STD_TORCH_CHECK(
-      blocks <= std::numeric_limits<int32_t>::max(), "attnzoo: a kernel of ", blocks, " blocks is more than CUDA takes");
+      blocks <= std::numeric_limits<int32_t>::max(), "attnzoo: a CUDA grid has at most 2**31 - 1 blocks, got ", blocks);
   return static_cast<unsigned>(blocks);
 }
 
-// With `shared` bytes for `dynamic_shared`.
+// `shared_bytes` is the size of `dynamic_shared_memory` in every block.
 template <typename... Parameters>
-void launch_with(
-    size_t shared, void (*kernel)(Parameters...), int64_t blocks, unsigned threads, cudaStream_t stream,
+void launch_with_shared_memory(
+    size_t shared_bytes, void (*kernel)(Parameters...), int64_t blocks, unsigned threads, cudaStream_t stream,
     const std::type_identity_t<Parameters>&... arguments) {
-  constexpr size_t kUnasked = 48 * 1024;
-  if (shared > kUnasked) {
+  constexpr size_t kDefaultLimit = 48 * 1024;  // beyond it, a kernel has to opt in
+  if (shared_bytes > kDefaultLimit) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+        static_cast<int>(shared_bytes)));
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(checked_blocks(blocks));
+  config.gridDim = dim3(checked_grid_size(blocks));
   config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
@@ -55,15 +56,15 @@ template <typename... Parameters>
 void launch(
     void (*kernel)(Parameters...), int64_t blocks, unsigned threads, cudaStream_t stream,
     const std::type_identity_t<Parameters>&... arguments) {
-  launch_with(0, kernel, blocks, threads, stream, arguments...);
+  launch_with_shared_memory(0, kernel, blocks, threads, stream, arguments...);
 }
 
-extern __shared__ uint4 shared_bytes[];
+extern __shared__ uint4 shared_memory[];
 
-// The memory that the threads of a block share, as much as the launch asked for.
+// The dynamic shared memory of the block; its size is set at the launch.
 template <typename T>
-__device__ __forceinline__ T* dynamic_shared() {
-  return reinterpret_cast<T*>(shared_bytes);
+__device__ __forceinline__ T* dynamic_shared_memory() {
+  return reinterpret_cast<T*>(shared_memory);
 }
 
 }  // namespace attnzoo

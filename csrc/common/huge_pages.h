@@ -1,4 +1,4 @@
-// Memory of large results, before it is first written.
+// Huge pages for large output tensors.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +11,18 @@
 
 namespace attnzoo {
 
-// `tensor`, to which nothing was written yet. Blocks of 32 MiB and more glibc maps anew for every allocation, and then
-// the first write to each of their pages of 4 KiB enters the system: for a whole result that takes as long as a good
-// part of the kernel. So the system is asked for pages of 2 MiB; it may refuse, which changes nothing else.
+// Returns `tensor`, which must not have been written yet. glibc calls mmap for every allocation of 32 MiB or more, so
+// the first write to each 4 KiB page causes a page fault. For a large output these faults take a good part of the run
+// time of the operator. madvise asks for 2 MiB pages instead, which the operating system may refuse.
 inline Tensor with_huge_pages(Tensor tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uint64_t kMapped = uint64_t{32} << 20;
-  constexpr uint64_t kPage = uint64_t{2} << 20;
+  constexpr uint64_t kMmapThreshold = uint64_t{32} << 20;
+  constexpr uint64_t kHugePage = uint64_t{2} << 20;  // bytes
   const uint64_t bytes = tensor.numel() * tensor.element_size();
-  if (bytes >= kMapped) {
+  if (bytes >= kMmapThreshold) {
     const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-    const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-    const uintptr_t last = (begin + bytes) / kPage * kPage;
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 #endif

@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> attend(Call call, Bias bias) {
   const Problem& problem = given.problem;
   Tensor output = new_by_token(given.call.query, problem, problem.queries);
   Tensor log_sums = torch::stable::new_empty(given.call.query, {problem.batch, problem.heads, problem.queries});
-  with_scalar(given.call.query, "deform_kv_attention", [&](auto scalar) {
+  dispatch_floating(given.call.query, "deform_kv_attention", [&](auto scalar) {
     using T = decltype(scalar);
     const Kernels<T> kernels = choose_kernels<T>(Bias::kKind);
     const std::vector<T> parameters = given.bias.template pack<T>(problem);
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, ByBias> differentiate(
   Tensor by_query_positions = torch::stable::new_empty(query, given.call.query_positions.sizes());
   Tensor by_key_positions = torch::stable::new_empty(query, given.call.key_positions.sizes());
   std::optional<ByBias> by_bias;
-  with_scalar(query, "deform_kv_attention", [&](auto scalar) {
+  dispatch_floating(query, "deform_kv_attention", [&](auto scalar) {
     using T = decltype(scalar);
     const Kernels<T> kernels = choose_kernels<T>(Bias::kKind);
     const std::vector<T> parameters = given.bias.template pack<T>(problem);

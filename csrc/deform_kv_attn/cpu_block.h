@@ -12,21 +12,21 @@ using namespace attnzoo::ATTNZOO_ISA;
 
 constexpr int kVectors = 4;  // of queries in a block
 template <typename T>
-constexpr int64_t kBlock = kVectors * kWidest<T>;
+constexpr int64_t kBlock = kVectors * kSimdWidth<T>;
 
 constexpr int64_t kAlignment = 64;
 
 template <typename T>
 constexpr int64_t padded(int64_t size) {
-  return (size + kWidest<T> - 1) / kWidest<T> * kWidest<T>;
+  return (size + kSimdWidth<T> - 1) / kSimdWidth<T> * kSimdWidth<T>;
 }
 
 // to = factor · from
 template <typename T>
 ATTNZOO_INLINE void scale(const T* from, int64_t size, T factor, T* to) {
   int64_t i = 0;
-  for (; i + kWidest<T> <= size; i += kWidest<T>) {
-    store(to + i, load<Wide<T>>(from + i) * factor);
+  for (; i + kSimdWidth<T> <= size; i += kSimdWidth<T>) {
+    store(to + i, load<Simd<T>>(from + i) * factor);
   }
   for (; i < size; ++i) {
     to[i] = from[i] * factor;
@@ -60,14 +60,14 @@ struct Block {
 // A matrix (rows, columns), both multiples of the number of lanes, as (columns, rows).
 template <typename T>
 ATTNZOO_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
-  for (int64_t i = 0; i < rows; i += kWidest<T>) {
-    for (int64_t j = 0; j < columns; j += kWidest<T>) {
-      Wide<T> square[kWidest<T>];
-      for (int k = 0; k < kWidest<T>; ++k) {
-        square[k] = load<Wide<T>>(from + (i + k) * columns + j);
+  for (int64_t i = 0; i < rows; i += kSimdWidth<T>) {
+    for (int64_t j = 0; j < columns; j += kSimdWidth<T>) {
+      Simd<T> square[kSimdWidth<T>];
+      for (int k = 0; k < kSimdWidth<T>; ++k) {
+        square[k] = load<Simd<T>>(from + (i + k) * columns + j);
       }
       transpose_square(square);
-      for (int k = 0; k < kWidest<T>; ++k) {
+      for (int k = 0; k < kSimdWidth<T>; ++k) {
         store(to + (j + k) * rows + i, square[k]);
       }
     }
@@ -83,8 +83,8 @@ struct Place {
 // Where the queries of a block are, or gradients by that.
 template <typename T>
 struct Places {
-  Wide<T> x[kVectors];
-  Wide<T> y[kVectors];
+  Simd<T> x[kVectors];
+  Simd<T> y[kVectors];
 };
 
 // The positions of the queries of a block, counted from `origin`.
@@ -98,8 +98,8 @@ ATTNZOO_INLINE Places<T> place(const Place<T>& origin, const T* positions, const
   }
   Places<T> places;
   for (int v = 0; v < kVectors; ++v) {
-    places.x[v] = load<Wide<T>>(x + v * kWidest<T>);
-    places.y[v] = load<Wide<T>>(y + v * kWidest<T>);
+    places.x[v] = load<Simd<T>>(x + v * kSimdWidth<T>);
+    places.y[v] = load<Simd<T>>(y + v * kSimdWidth<T>);
   }
   return places;
 }
@@ -107,8 +107,8 @@ ATTNZOO_INLINE Places<T> place(const Place<T>& origin, const T* positions, const
 template <typename T>
 ATTNZOO_INLINE void add_places(const Places<T>& places, const Block<T>& block, T* positions) {
   for (int64_t i = 0; i < block.count; ++i) {
-    positions[2 * (block.first + i)] += places.x[i / kWidest<T>][i % kWidest<T>];
-    positions[2 * (block.first + i) + 1] += places.y[i / kWidest<T>][i % kWidest<T>];
+    positions[2 * (block.first + i)] += places.x[i / kSimdWidth<T>][i % kSimdWidth<T>];
+    positions[2 * (block.first + i) + 1] += places.y[i / kSimdWidth<T>][i % kSimdWidth<T>];
   }
 }
 

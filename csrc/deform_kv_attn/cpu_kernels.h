@@ -60,8 +60,8 @@ ATTNZOO_INLINE void score(
 // The softmax so far: the largest score of each query, and the sum of exponentials relative to it.
 template <typename T>
 struct Softmax {
-  Wide<T> largest[kVectors];
-  Wide<T> sum[kVectors];
+  Simd<T> largest[kVectors];
+  Simd<T> sum[kVectors];
 };
 
 // Takes the scores of a tile into the softmax and leaves their exponentials; what was summed before, `output`
@@ -69,24 +69,24 @@ struct Softmax {
 template <typename T>
 ATTNZOO_INLINE void take_in(Softmax<T>& softmax, T* scores, int64_t keys, T* output, int64_t dim) {
   for (int v = 0; v < kVectors; ++v) {
-    T* column = scores + v * kWidest<T>;
-    Wide<T> largest = softmax.largest[v];
+    T* column = scores + v * kSimdWidth<T>;
+    Simd<T> largest = softmax.largest[v];
     for (int64_t j = 0; j < keys; ++j) {
-      const Wide<T> x = load<Wide<T>>(column + j * kBlock<T>);
+      const Simd<T> x = load<Simd<T>>(column + j * kBlock<T>);
       largest = x > largest ? x : largest;
     }
-    const Wide<T> shrink = exp_of_negative<Wide<T>>(softmax.largest[v] - largest);
+    const Simd<T> shrink = exp_nonpositive<Simd<T>>(softmax.largest[v] - largest);
     softmax.largest[v] = largest;
-    Wide<T> sum = softmax.sum[v] * shrink;
+    Simd<T> sum = softmax.sum[v] * shrink;
     for (int64_t j = 0; j < keys; ++j) {
-      const Wide<T> x = exp_of_negative<Wide<T>>(load<Wide<T>>(column + j * kBlock<T>) - largest);
+      const Simd<T> x = exp_nonpositive<Simd<T>>(load<Simd<T>>(column + j * kBlock<T>) - largest);
       store(column + j * kBlock<T>, x);
       sum += x;
     }
     softmax.sum[v] = sum;
     for (int64_t d = 0; d < dim; ++d) {
-      T* channel = output + d * kBlock<T> + v * kWidest<T>;
-      store(channel, load<Wide<T>>(channel) * shrink);
+      T* channel = output + d * kBlock<T> + v * kSimdWidth<T>;
+      store(channel, load<Simd<T>>(channel) * shrink);
     }
   }
 }
@@ -109,8 +109,8 @@ void forward_block(
   // The lowest finite number: its difference from itself, unlike that of infinity, is a number.
   Softmax<T> softmax;
   for (int v = 0; v < kVectors; ++v) {
-    softmax.largest[v] = broadcast<Wide<T>>(std::numeric_limits<T>::lowest());
-    softmax.sum[v] = Wide<T>{};
+    softmax.largest[v] = broadcast<Simd<T>>(std::numeric_limits<T>::lowest());
+    softmax.sum[v] = Simd<T>{};
   }
   for (const Run* run = runs.begin; run != runs.end; ++run) {
     const Level& level = problem.levels[run->level];
@@ -127,11 +127,11 @@ void forward_block(
   alignas(kAlignment) T factors[kBlock<T>];
   T* log_sums = out.log_sums + (image * problem.heads + head) * problem.queries + block.first;
   for (int64_t i = 0; i < block.count; ++i) {
-    const T sum = softmax.sum[i / kWidest<T>][i % kWidest<T>];
+    const T sum = softmax.sum[i / kSimdWidth<T>][i % kSimdWidth<T>];
     // Without a key the output is zero, and an infinite logarithm makes all weights zero in the backward pass.
     factors[i] = runs.begin == runs.end ? T(0) : T(1) / sum;
     log_sums[i] = runs.begin == runs.end ? std::numeric_limits<T>::infinity()
-                                         : softmax.largest[i / kWidest<T>][i % kWidest<T>] + std::log(sum);
+                                         : softmax.largest[i / kSimdWidth<T>][i % kSimdWidth<T>] + std::log(sum);
   }
   transpose(output, columns, kBlock<T>, rows);
   block.give(rows, problem.dim, factors, out.output.of(image, head), out.output.row);
@@ -145,16 +145,16 @@ ATTNZOO_INLINE void backward_bias(
   for (int64_t j = 0; j < keys; ++j) {
     const T* key = view.key_positions + 2 * (first + j);
     const Places<T> by_displacement = bias.differentiate(level, places, key, by_scores + j * kBlock<T>);
-    Wide<T> by_x{};
-    Wide<T> by_y{};
+    Simd<T> by_x{};
+    Simd<T> by_y{};
     for (int v = 0; v < kVectors; ++v) {
       by_places.x[v] += by_displacement.x[v];
       by_places.y[v] += by_displacement.y[v];
       by_x += by_displacement.x[v];
       by_y += by_displacement.y[v];
     }
-    by_key_positions[2 * (first + j)] -= sum_of_lanes(by_x);
-    by_key_positions[2 * (first + j) + 1] -= sum_of_lanes(by_y);
+    by_key_positions[2 * (first + j)] -= reduce_add(by_x);
+    by_key_positions[2 * (first + j) + 1] -= reduce_add(by_y);
   }
 }
 
@@ -162,13 +162,13 @@ ATTNZOO_INLINE void backward_bias(
 template <typename T>
 ATTNZOO_INLINE void backward_softmax(T* scores, T* products, int64_t keys, const T* log_sums, const T* means) {
   for (int v = 0; v < kVectors; ++v) {
-    const Wide<T> log_sum = load<Wide<T>>(log_sums + v * kWidest<T>);
-    const Wide<T> mean = load<Wide<T>>(means + v * kWidest<T>);
+    const Simd<T> log_sum = load<Simd<T>>(log_sums + v * kSimdWidth<T>);
+    const Simd<T> mean = load<Simd<T>>(means + v * kSimdWidth<T>);
     for (int64_t j = 0; j < keys; ++j) {
-      const int64_t at = j * kBlock<T> + v * kWidest<T>;
-      const Wide<T> weight = exp_of_negative<Wide<T>>(load<Wide<T>>(scores + at) - log_sum);
+      const int64_t at = j * kBlock<T> + v * kSimdWidth<T>;
+      const Simd<T> weight = exp_nonpositive<Simd<T>>(load<Simd<T>>(scores + at) - log_sum);
       store(scores + at, weight);
-      store(products + at, weight * (load<Wide<T>>(products + at) - mean));
+      store(products + at, weight * (load<Simd<T>>(products + at) - mean));
     }
   }
 }
@@ -243,7 +243,7 @@ void backward_head(
 
 template <typename T, template <typename> class BiasOf>
 Kernels<T> kernels_with() {
-  return {kBlock<T>, kWidest<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
+  return {kBlock<T>, kSimdWidth<T>, scratch_size<T, BiasOf>, forward_block<T, BiasOf>, backward_head<T, BiasOf>};
 }
 
 template <typename T>

@@ -13,12 +13,12 @@ using namespace attnzoo::ATTNZOO_ISA;
 
 template <typename T>
 ATTNZOO_INLINE T product(const T* a, const T* b, int64_t size) {
-  Wide<T> sums{};
+  Simd<T> sums{};
   int64_t i = 0;
-  for (; i + kWidest<T> <= size; i += kWidest<T>) {
-    sums += load<Wide<T>>(a + i) * load<Wide<T>>(b + i);
+  for (; i + kSimdWidth<T> <= size; i += kSimdWidth<T>) {
+    sums += load<Simd<T>>(a + i) * load<Simd<T>>(b + i);
   }
-  T sum = sum_of_lanes(sums);
+  T sum = reduce_add(sums);
   for (; i < size; ++i) {
     sum += a[i] * b[i];
   }
@@ -36,20 +36,20 @@ struct Matrix {
 // `kRows` rows and `kVectors` vectors of columns of `c` += `a` `b`; c and b have `columns` numbers to a row.
 template <int kRows, int kVectors, typename T>
 ATTNZOO_INLINE void add_product_tile(const Matrix<T>& a, int64_t depth, const T* b, T* c, int64_t columns) {
-  Wide<T> sums[kRows][kVectors];
+  Simd<T> sums[kRows][kVectors];
   for (int i = 0; i < kRows; ++i) {
     for (int v = 0; v < kVectors; ++v) {
-      sums[i][v] = load<Wide<T>>(c + i * columns + v * kWidest<T>);
+      sums[i][v] = load<Simd<T>>(c + i * columns + v * kSimdWidth<T>);
     }
   }
   const T* factors = a.data;
   for (int64_t k = 0; k < depth; ++k, b += columns, factors += a.column) {
-    Wide<T> row[kVectors];
+    Simd<T> row[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      row[v] = load<Wide<T>>(b + v * kWidest<T>);
+      row[v] = load<Simd<T>>(b + v * kSimdWidth<T>);
     }
     for (int i = 0; i < kRows; ++i) {
-      const Wide<T> factor = broadcast<Wide<T>>(factors[i * a.row]);
+      const Simd<T> factor = broadcast<Simd<T>>(factors[i * a.row]);
       for (int v = 0; v < kVectors; ++v) {
         sums[i][v] += factor * row[v];
       }
@@ -57,7 +57,7 @@ ATTNZOO_INLINE void add_product_tile(const Matrix<T>& a, int64_t depth, const T*
   }
   for (int i = 0; i < kRows; ++i) {
     for (int v = 0; v < kVectors; ++v) {
-      store(c + i * columns + v * kWidest<T>, sums[i][v]);
+      store(c + i * columns + v * kSimdWidth<T>, sums[i][v]);
     }
   }
 }
@@ -83,13 +83,13 @@ template <typename T>
 ATTNZOO_INLINE void add_product(
     const Matrix<T>& a, int64_t rows, int64_t depth, const T* b, T* c, int64_t columns) {
   int64_t j = 0;
-  for (; j + 4 * kWidest<T> <= columns; j += 4 * kWidest<T>) {
+  for (; j + 4 * kSimdWidth<T> <= columns; j += 4 * kSimdWidth<T>) {
     add_product_columns<4>(a, rows, depth, b + j, c + j, columns);
   }
-  for (; j + 2 * kWidest<T> <= columns; j += 2 * kWidest<T>) {
+  for (; j + 2 * kSimdWidth<T> <= columns; j += 2 * kSimdWidth<T>) {
     add_product_columns<2>(a, rows, depth, b + j, c + j, columns);
   }
-  for (; j < columns; j += kWidest<T>) {
+  for (; j < columns; j += kSimdWidth<T>) {
     add_product_columns<1>(a, rows, depth, b + j, c + j, columns);
   }
 }

@@ -13,13 +13,13 @@
 namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 
 template <typename T>
-ATTNZOO_INLINE Wide<T> magnitude(const Wide<T>& x) {
+ATTNZOO_INLINE Simd<T> magnitude(const Simd<T>& x) {
   return x < 0 ? -x : x;
 }
 
 template <typename T>
-ATTNZOO_INLINE Wide<T> log_spaced(const Wide<T>& x) {
-  const Wide<T> log = log_from_one<Wide<T>>(T(1) + magnitude<T>(x));
+ATTNZOO_INLINE Simd<T> log_spaced(const Simd<T>& x) {
+  const Simd<T> log = log_ge_one<Simd<T>>(T(1) + magnitude<T>(x));
   return x < 0 ? -log : log;
 }
 
@@ -44,7 +44,7 @@ struct MlpBias {
       lane_sums += p.widths[layer] * kBlock<T>;
     }
     if (by_given) {
-      std::fill(lane_sums, lane_sums + p.parameters * kWidest<T>, T(0));
+      std::fill(lane_sums, lane_sums + p.parameters * kSimdWidth<T>, T(0));
     }
   }
 
@@ -57,7 +57,7 @@ struct MlpBias {
     for (int64_t layer = 0; layer <= p.layers; ++layer) {
       rows += p.widths[layer];
     }
-    return rows * kBlock<T> + p.parameters * kWidest<T>;
+    return rows * kBlock<T> + p.parameters * kSimdWidth<T>;
   }
 
   static Place<T> origin(const Level&) {
@@ -67,8 +67,8 @@ struct MlpBias {
   // The values between all layers for one key; returns the last, which are the biases.
   ATTNZOO_INLINE const T* activate(const Level& level, const Places<T>& places, const T* key) const {
     for (int v = 0; v < kVectors; ++v) {
-      store(values + v * kWidest<T>, log_spaced<T>(places.x[v] - key[0]));
-      store(values + kBlock<T> + v * kWidest<T>, log_spaced<T>(places.y[v] - key[1]));
+      store(values + v * kSimdWidth<T>, log_spaced<T>(places.x[v] - key[0]));
+      store(values + kBlock<T> + v * kSimdWidth<T>, log_spaced<T>(places.y[v] - key[1]));
     }
     T* input = values;
     const T* weight = parameters + level.parameters;
@@ -81,9 +81,9 @@ struct MlpBias {
         std::fill(output + row * kBlock<T>, output + (row + 1) * kBlock<T>, bias[row]);
       }
       add_product<T>({weight, given, 1}, rows, given, input, output, kBlock<T>);
-      for (int64_t i = 0; layer + 1 < problem.layers && i < rows * kBlock<T>; i += kWidest<T>) {
-        const Wide<T> x = load<Wide<T>>(output + i);
-        store(output + i, x < 0 ? Wide<T>{} : x);
+      for (int64_t i = 0; layer + 1 < problem.layers && i < rows * kBlock<T>; i += kSimdWidth<T>) {
+        const Simd<T> x = load<Simd<T>>(output + i);
+        store(output + i, x < 0 ? Simd<T>{} : x);
       }
       input = output;
       weight = bias + rows;
@@ -99,19 +99,19 @@ struct MlpBias {
 
   // Adds to the gradients by weight and bias of a layer, given those by its output (rows, kBlock).
   ATTNZOO_INLINE void add_to_layer(const T* slope, int64_t rows, const T* input, int64_t given, T* sums) const {
-    T* bias_sums = sums + rows * given * kWidest<T>;
+    T* bias_sums = sums + rows * given * kSimdWidth<T>;
     for (int64_t row = 0; row < rows; ++row) {
-      Wide<T> by_output[kVectors];
-      Wide<T> total{};
+      Simd<T> by_output[kVectors];
+      Simd<T> total{};
       for (int v = 0; v < kVectors; ++v) {
-        by_output[v] = load<Wide<T>>(slope + row * kBlock<T> + v * kWidest<T>);
+        by_output[v] = load<Simd<T>>(slope + row * kBlock<T> + v * kSimdWidth<T>);
         total += by_output[v];
       }
-      store(bias_sums + row * kWidest<T>, load<Wide<T>>(bias_sums + row * kWidest<T>) + total);
-      for (int64_t column = 0; column < given; ++column, sums += kWidest<T>) {
-        Wide<T> sum = load<Wide<T>>(sums);
+      store(bias_sums + row * kSimdWidth<T>, load<Simd<T>>(bias_sums + row * kSimdWidth<T>) + total);
+      for (int64_t column = 0; column < given; ++column, sums += kSimdWidth<T>) {
+        Simd<T> sum = load<Simd<T>>(sums);
         for (int v = 0; v < kVectors; ++v) {
-          sum += by_output[v] * load<Wide<T>>(input + column * kBlock<T> + v * kWidest<T>);
+          sum += by_output[v] * load<Simd<T>>(input + column * kBlock<T> + v * kSimdWidth<T>);
         }
         store(sums, sum);
       }
@@ -134,27 +134,27 @@ struct MlpBias {
       const int64_t rows = problem.widths[layer + 1];
       const T* input = output - given * kBlock<T>;
       end -= rows * (given + 1);
-      add_to_layer(by_output, rows, input, given, lane_sums + end * kWidest<T>);
+      add_to_layer(by_output, rows, input, given, lane_sums + end * kSimdWidth<T>);
       std::fill(by_input, by_input + given * kBlock<T>, T(0));
       add_product<T>({parameters + end, 1, given}, given, rows, by_output, by_input, kBlock<T>);
-      for (int64_t i = 0; layer > 0 && i < given * kBlock<T>; i += kWidest<T>) {
-        store(by_input + i, load<Wide<T>>(input + i) > 0 ? load<Wide<T>>(by_input + i) : Wide<T>{});
+      for (int64_t i = 0; layer > 0 && i < given * kBlock<T>; i += kSimdWidth<T>) {
+        store(by_input + i, load<Simd<T>>(input + i) > 0 ? load<Simd<T>>(by_input + i) : Simd<T>{});
       }
       std::swap(by_output, by_input);
       output = input;
     }
     Places<T> by_places;
     for (int v = 0; v < kVectors; ++v) {
-      const T* slope = by_output + v * kWidest<T>;
-      by_places.x[v] = load<Wide<T>>(slope) / (T(1) + magnitude<T>(places.x[v] - key[0]));
-      by_places.y[v] = load<Wide<T>>(slope + kBlock<T>) / (T(1) + magnitude<T>(places.y[v] - key[1]));
+      const T* slope = by_output + v * kSimdWidth<T>;
+      by_places.x[v] = load<Simd<T>>(slope) / (T(1) + magnitude<T>(places.x[v] - key[0]));
+      by_places.y[v] = load<Simd<T>>(slope + kBlock<T>) / (T(1) + magnitude<T>(places.y[v] - key[1]));
     }
     return by_places;
   }
 
   void finish() const {
     for (int64_t i = 0; i < problem.parameters; ++i) {
-      by_parameters[i] = sum_of_lanes(load<Wide<T>>(lane_sums + i * kWidest<T>));
+      by_parameters[i] = reduce_add(load<Simd<T>>(lane_sums + i * kSimdWidth<T>));
     }
   }
 };

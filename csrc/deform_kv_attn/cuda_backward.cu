@@ -21,23 +21,23 @@ template <typename T>
 void find_exponents(
     const Tensor& like, const Sizes& sizes, const Rows<const T>& rows, int32_t length, const bool* hidden, bool of_sum,
     int32_t* exponents, cudaStream_t stream) {
-  const int64_t blocks = divide_up(length, kThreads);
+  const int64_t blocks = ceil_div(length, kThreads);
   const Tensor parts = torch::stable::new_empty(like, {2, sizes.tasks() * blocks});
   T* sums = mutable_data<T>(parts);
   T* maxima = sums + sizes.tasks() * blocks;
   if (sizes.tasks() * blocks > 0) {
-    launch_with(
-        2 * sizeof(T) * kThreads / kWarp, &norm_kernel<T>, sizes.tasks() * blocks, kThreads, stream,
+    launch_with_shared_memory(
+        2 * sizeof(T) * kThreads / kWarpSize, &norm_kernel<T>, sizes.tasks() * blocks, kThreads, stream,
         {sizes, rows, length, hidden, sums, maxima});
   }
-  launch(&exponent_kernel<T>, sizes.heads, kWarp, stream, {sizes.batch * blocks, sums, maxima, of_sum, exponents});
+  launch(&exponent_kernel<T>, sizes.heads, kWarpSize, stream, {sizes.batch * blocks, sums, maxima, of_sum, exponents});
 }
 
 template <typename T>
 void add_up(const Tensor& parts, int64_t outer, int64_t count, int64_t inner, const Tensor& to, cudaStream_t stream) {
   if (outer * inner > 0) {
     launch(
-        &sum_kernel<T>, divide_up(outer * inner, kThreads), kThreads, stream,
+        &sum_kernel<T>, ceil_div(outer * inner, kThreads), kThreads, stream,
         {data<T>(parts), outer, count, inner, mutable_data<T>(to)});
   }
 }
@@ -75,11 +75,11 @@ Gradients backward(
   int32_t* exponents = mutable_data<int32_t>(marks);
   int64_t key_blocks = 0;
   for (const Level& level : given.levels) {
-    key_blocks += divide_up(level.end_key - level.first_key, kKeys);
+    key_blocks += ceil_div(level.end_key - level.first_key, kKeys);
   }
   const int64_t busy = std::max<int64_t>(1, sizes.tasks() * key_blocks);
   const int64_t splits =
-      std::max<int64_t>(1, std::min(kEnoughBlocks / busy, divide_up(problem.queries, kLeastQueries)));
+      std::max<int64_t>(1, std::min(kEnoughBlocks / busy, ceil_div(problem.queries, kLeastQueries)));
   const int64_t row = 2 * problem.dim + 2;
   const Tensor by_keys = torch::stable::new_empty(query, {splits, sizes.tasks(), problem.keys, row});
 
@@ -98,22 +98,22 @@ Gradients backward(
         table_sums,
         exponents,
         static_cast<int32_t>(splits),
-        static_cast<int32_t>(divide_up(divide_up(problem.queries, splits), kThreads) * kThreads),
+        static_cast<int32_t>(ceil_div(ceil_div(problem.queries, splits), kThreads) * kThreads),
         mutable_data<T>(by_keys)};
     find_exponents<T>(query, sizes, call.by_output, sizes.queries, nullptr, true, exponents, stream);
     find_exponents<T>(
         query, sizes, call.given.value, sizes.keys, call.given.hidden, false, exponents + problem.heads, stream);
     if (by_query.numel() > 0) {
-      launch_with(
+      launch_with_shared_memory(
           sizeof(T) * kByQueriesNumbers<T, kDim>, &by_queries_kernel<T, kDim>,
-          sizes.tasks() * divide_up(problem.queries, kThreads), kThreads, stream, call);
+          sizes.tasks() * ceil_div(problem.queries, kThreads), kThreads, stream, call);
     }
     if (by_key.numel() > 0) {
-      launch_with(
+      launch_with_shared_memory(
           sizeof(T) * kByKeysNumbers<T, kDim>, &by_keys_kernel<T, kDim>, splits * sizes.tasks() * key_blocks, kThreads,
           stream, call);
       launch(
-          &finish_keys_kernel<T>, divide_up(sizes.tasks() * problem.keys * row, kThreads), kThreads, stream,
+          &finish_keys_kernel<T>, ceil_div(sizes.tasks() * problem.keys * row, kThreads), kThreads, stream,
           {sizes, call.splits, call.by_keys, mutable_rows<T>(by_key), mutable_rows<T>(by_value),
            mutable_data<T>(key_places)});
     }
@@ -124,7 +124,7 @@ Gradients backward(
         key_places, problem.batch * problem.groups, problem.heads / problem.groups, problem.keys * 2, by_key_positions,
         stream);
     launch(
-        &finish_tables_kernel<T>, divide_up(problem.heads * cells, kThreads), kThreads, stream,
+        &finish_tables_kernel<T>, ceil_div(problem.heads * cells, kThreads), kThreads, stream,
         {sizes, table_sums, exponents, mutable_data<T>(by_tables)});
   });
   return {by_query, by_key, by_value, by_query_positions, by_key_positions, by_tables};

@@ -46,7 +46,7 @@ struct NormCall {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormCall<T> call) {
-  const auto blocks = static_cast<uint32_t>(divide_up(call.length, kThreads));
+  const auto blocks = static_cast<uint32_t>(ceil_div(call.length, kThreads));
   const Task task(call.sizes, blockIdx.x / blocks);
   const auto row = static_cast<int32_t>(blockIdx.x % blocks * kThreads + threadIdx.x);
   T unit = 0;  // so that squares neither overflow nor vanish
@@ -64,20 +64,20 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
   }
   T sum = unit * std::sqrt(squares);
   T largest = sum;
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    const T other = __shfl_xor_sync(kAllLanes, largest, offset);
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kFullMask, sum, offset);
+    const T other = __shfl_xor_sync(kFullMask, largest, offset);
     largest = other > largest ? other : largest;  // what is not a number is found in the sum
   }
-  T* parts = dynamic_shared<T>();
-  const auto warp = static_cast<int>(threadIdx.x / kWarp);
-  if (threadIdx.x % kWarp == 0) {
+  T* parts = dynamic_shared_memory<T>();
+  const auto warp = static_cast<int>(threadIdx.x / kWarpSize);
+  if (threadIdx.x % kWarpSize == 0) {
     parts[2 * warp] = sum;
     parts[2 * warp + 1] = largest;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int i = 1; i < kThreads / kWarp; ++i) {
+    for (int i = 1; i < kThreads / kWarpSize; ++i) {
       sum += parts[2 * i];
       largest = parts[2 * i + 1] > largest ? parts[2 * i + 1] : largest;
     }
@@ -100,17 +100,17 @@ struct ExponentCall {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kWarp) exponent_kernel(const __grid_constant__ ExponentCall<T> call) {
+__global__ void __launch_bounds__(kWarpSize) exponent_kernel(const __grid_constant__ ExponentCall<T> call) {
   T sum = 0;
   T largest = 0;
-  for (int64_t i = threadIdx.x; i < call.parts; i += kWarp) {
+  for (int64_t i = threadIdx.x; i < call.parts; i += kWarpSize) {
     const int64_t at = blockIdx.x * call.parts + i;
     sum += call.sums[at];
     largest = call.maxima[at] > largest ? call.maxima[at] : largest;
   }
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    const T other = __shfl_xor_sync(kAllLanes, largest, offset);
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kFullMask, sum, offset);
+    const T other = __shfl_xor_sync(kFullMask, largest, offset);
     largest = other > largest ? other : largest;
   }
   if (threadIdx.x == 0) {
@@ -147,14 +147,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
     by_queries_kernel(const __grid_constant__ BackwardCall<T> call) {
   const Given<T>& given = call.given;
   const Sizes& sizes = given.sizes;
-  const auto blocks = static_cast<uint32_t>(divide_up(sizes.queries, kThreads));
+  const auto blocks = static_cast<uint32_t>(ceil_div(sizes.queries, kThreads));
   const Task task(sizes, blockIdx.x / blocks);
   const int32_t first_query = static_cast<int32_t>(blockIdx.x % blocks) * kThreads;
   const int32_t count = sizes.queries - first_query;
   const bool active = static_cast<int32_t>(threadIdx.x) < count;
   const int32_t query = first_query + min(static_cast<int32_t>(threadIdx.x), count - 1);
   const int64_t row_of_all = task.number * sizes.queries + query;
-  T* queries = dynamic_shared<T>();
+  T* queries = dynamic_shared_memory<T>();
   T* slopes = queries + kThreads * kPitch<T, kDim>;
   T* my_query = queries + threadIdx.x * kPitch<T, kDim>;
   T* my_slope = slopes + threadIdx.x * kPitch<T, kDim>;
@@ -252,11 +252,11 @@ constexpr int kByKeysNumbers =
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
     by_keys_kernel(const __grid_constant__ BackwardCall<T> call) {
-  constexpr int kVectors = kDim / kVector<T> / kGatherers;  // of channels that a thread gathers
+  constexpr int kVectors = kDim / kVectorSize<T> / kGatherers;  // of channels that a thread gathers
   const Given<T>& given = call.given;
   const Sizes& sizes = given.sizes;
   const Level32& last = sizes.levels[sizes.num_levels - 1];
-  const auto blocks = static_cast<uint32_t>(last.first_block + divide_up(last.end_key - last.first_key, kKeys));
+  const auto blocks = static_cast<uint32_t>(last.first_block + ceil_div(last.end_key - last.first_key, kKeys));
   const auto block = static_cast<int32_t>(blockIdx.x % blocks);
   const int64_t task_of_split = blockIdx.x / blocks;
   const Task task(sizes, task_of_split % sizes.tasks());
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   const Level32 level = sizes.levels[l];
   const T* table = given.table(task, level);
   const int32_t first_key = level.first_key + (block - level.first_block) * kKeys;
-  T* queries = dynamic_shared<T>();
+  T* queries = dynamic_shared_memory<T>();
   T* slopes = queries + kThreads * kPitch<T, kDim>;
   T* weights = slopes + kThreads * kPitch<T, kDim>;  // (kKeys, kThreads)
   T* by_scores = weights + kKeys * kPitch<T, kThreads>;
@@ -318,18 +318,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
     }
     __syncthreads();
 #pragma unroll 2
-    for (int i = 0; i < kThreads; i += kVector<T>) {
+    for (int i = 0; i < kThreads; i += kVectorSize<T>) {
       const Vector<T> weight = vector_at(weights + my_key * kPitch<T, kThreads> + i);
       const Vector<T> slope = vector_at(by_scores + my_key * kPitch<T, kThreads> + i);
 #pragma unroll
-      for (int k = 0; k < kVector<T>; ++k) {
+      for (int k = 0; k < kVectorSize<T>; ++k) {
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          const int at = (i + k) * kPitch<T, kDim> + (v * kGatherers + my_share) * kVector<T>;
+          const int at = (i + k) * kPitch<T, kDim> + (v * kGatherers + my_share) * kVectorSize<T>;
           const Vector<T> by_output = vector_at(slopes + at);
           const Vector<T> of_query = vector_at(queries + at);
 #pragma unroll
-          for (int d = 0; d < kVector<T>; ++d) {
+          for (int d = 0; d < kVectorSize<T>; ++d) {
             by_value[v].x[d] += weight.x[k] * by_output.x[d];
             by_key[v].x[d] += slope.x[k] * of_query.x[d];
           }
@@ -345,8 +345,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
 #pragma unroll
-    for (int d = 0; d < kVector<T>; ++d) {
-      const int32_t channel = (v * kGatherers + my_share) * kVector<T> + d;
+    for (int d = 0; d < kVectorSize<T>; ++d) {
+      const int32_t channel = (v * kGatherers + my_share) * kVectorSize<T> + d;
       if (there && channel < sizes.dim) {
         // What is added for a hidden key is zero only where the queries' numbers are finite. Queries were staged in units
         // of ln 2.
@@ -357,17 +357,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
   }
   __syncthreads();
   // Of each key the positions' gradients lie in all threads: first the sums of the warps, then those of the block.
-  constexpr int kWarps = kThreads / kWarp;
+  constexpr int kWarps = kThreads / kWarpSize;
   T* sums = queries;  // (kKeys, 2, kWarps)
 #pragma unroll
   for (int j = 0; j < kKeys; ++j) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      by_places[j].x += __shfl_xor_sync(kAllLanes, by_places[j].x, offset);
-      by_places[j].y += __shfl_xor_sync(kAllLanes, by_places[j].y, offset);
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+      by_places[j].x += __shfl_xor_sync(kFullMask, by_places[j].x, offset);
+      by_places[j].y += __shfl_xor_sync(kFullMask, by_places[j].y, offset);
     }
-    if (threadIdx.x % kWarp == 0) {
-      sums[2 * j * kWarps + threadIdx.x / kWarp] = by_places[j].x;
-      sums[(2 * j + 1) * kWarps + threadIdx.x / kWarp] = by_places[j].y;
+    if (threadIdx.x % kWarpSize == 0) {
+      sums[2 * j * kWarps + threadIdx.x / kWarpSize] = by_places[j].x;
+      sums[(2 * j + 1) * kWarps + threadIdx.x / kWarpSize] = by_places[j].y;
     }
   }
   __syncthreads();

@@ -24,8 +24,8 @@ std::tuple<Tensor, Tensor> forward(
       using T = decltype(scalar);
       constexpr int kDim = decltype(channels)::value;
       const ForwardCall<T> call{given.given<T>({&output}), mutable_rows<T>(output), mutable_data<T>(log_sums)};
-      const int64_t blocks = divide_up(problem.queries, kThreads * kQueries<T, kDim>);
-      launch_with(
+      const int64_t blocks = ceil_div(problem.queries, kThreads * kQueries<T, kDim>);
+      launch_with_shared_memory(
           sizeof(T) * kForwardNumbers<T, kDim>, &forward_kernel<T, kDim>, call.given.sizes.tasks() * blocks, kThreads,
           current_stream(query), call);
     });

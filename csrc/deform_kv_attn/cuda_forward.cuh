@@ -63,11 +63,11 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   constexpr int kRows = kThreads * kMine;
   const Given<T>& given = call.given;
   const Sizes& sizes = given.sizes;
-  const auto blocks = static_cast<uint32_t>(divide_up(sizes.queries, kRows));
+  const auto blocks = static_cast<uint32_t>(ceil_div(sizes.queries, kRows));
   const Task task(sizes, blockIdx.x / blocks);
   const int32_t first_query = static_cast<int32_t>(blockIdx.x % blocks) * kRows;
   const int32_t count = sizes.queries - first_query;
-  T* rows = dynamic_shared<T>();
+  T* rows = dynamic_shared_memory<T>();
   T* my_rows = rows + threadIdx.x * kPitch<T, kDim>;
   const KeyTile<T, kDim, kTile> staged(rows + kRows * kPitch<T, kDim>);
   // The hardware has powers of two, so scores are in units of ln 2.

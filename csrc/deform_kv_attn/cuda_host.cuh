@@ -75,7 +75,7 @@ struct Prepared {
           static_cast<int32_t>(level.height),    static_cast<int32_t>(level.width),
           static_cast<int32_t>(level.given),     static_cast<int32_t>(level.first_key),
           static_cast<int32_t>(level.end_key),   checked(block, "blocks of keys")};
-      block += divide_up(level.end_key - level.first_key, kKeys);
+      block += ceil_div(level.end_key - level.first_key, kKeys);
     }
     return sizes;
   }
@@ -83,11 +83,11 @@ struct Prepared {
   // `others`: the tensors beside those given whose rows the kernels read or write.
   template <typename T>
   Given<T> given(std::initializer_list<const Tensor*> others) const {
-    bool whole = problem.dim % kVector<T> == 0;
+    bool whole = problem.dim % kVectorSize<T> == 0;
     const auto narrow = [&](const Tensor& tensor) {
       whole = whole && is_aligned(tensor.const_data_ptr());
       for (int axis = 0; axis < 3; ++axis) {
-        whole = whole && (tensor.size(axis) < 2 || tensor.stride(axis) % kVector<T> == 0);
+        whole = whole && (tensor.size(axis) < 2 || tensor.stride(axis) % kVectorSize<T> == 0);
       }
     };
     for (const Tensor* tensor : {&call.query, &call.key, &call.value}) {
@@ -114,7 +114,7 @@ struct Prepared {
 // `dim`, as a std::integral_constant.
 template <typename Body>
 void with_channels(const Tensor& tensor, int64_t dim, const Body& body) {
-  with_scalar(tensor, "deform_kv_attention", [&](auto scalar) {
+  dispatch_floating(tensor, "deform_kv_attention", [&](auto scalar) {
     using T = decltype(scalar);
     constexpr int64_t kMost = sizeof(T) == sizeof(float) ? 128 : 64;  // beyond, shared memory does not hold the rows
     STD_TORCH_CHECK(

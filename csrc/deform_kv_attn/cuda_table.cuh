@@ -103,20 +103,20 @@ __device__ __forceinline__ void add_to_cell(
 template <typename T>
 __device__ __forceinline__ void spread(
     unsigned long long* table, const Level32& level, const Footprint<T>& at, T gradient) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const T bottom = gradient * at.fy;
   const T top = gradient - bottom;
   T right[] = {top * at.fx, bottom * at.fx};
   T left[] = {top - right[0], bottom - right[1]};
-  const int32_t first_column = __shfl_sync(kAllLanes, at.column, 0, kWarp);
-  const int32_t first_row = __shfl_sync(kAllLanes, at.row, 0, kWarp);
-  const bool side_by_side = __all_sync(kAllLanes, at.column == first_column + lane && at.row == first_row);
+  const int32_t first_column = __shfl_sync(kFullMask, at.column, 0, kWarpSize);
+  const int32_t first_row = __shfl_sync(kFullMask, at.row, 0, kWarpSize);
+  const bool side_by_side = __all_sync(kFullMask, at.column == first_column + lane && at.row == first_row);
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     if (side_by_side) {
-      const T from_left = __shfl_up_sync(kAllLanes, right[k], 1);
+      const T from_left = __shfl_up_sync(kFullMask, right[k], 1);
       left[k] += lane > 0 ? from_left : T(0);
-      right[k] = lane == kWarp - 1 ? right[k] : T(0);
+      right[k] = lane == kWarpSize - 1 ? right[k] : T(0);
     }
     add_to_cell(table, level, at.column, at.row + k, left[k]);
     add_to_cell(table, level, at.column + 1, at.row + k, right[k]);

@@ -14,11 +14,11 @@ namespace attnzoo::deform_kv_attn {
 // Numbers from one row to the next. With a vector more than a row is long, eight threads that each read a vector of
 // neighbouring rows do so from different banks.
 template <typename T, int kLength>
-constexpr int kPitch = kLength + kVector<T>;
+constexpr int kPitch = kLength + kVectorSize<T>;
 
 template <typename T>
 struct alignas(16) Vector {
-  T x[kVector<T>];
+  T x[kVectorSize<T>];
 };
 
 template <typename T>
@@ -27,20 +27,20 @@ __device__ __forceinline__ Vector<T> vector_at(const T* shared) {
 }
 
 // `count` rows of `dim` channels, times `factor`, into `kRows` rows of kDim; what is missing or hidden becomes zero.
-// kWhole: as in `load`.
-template <bool kWhole, int kRows, int kDim, typename T>
+// kVectorized: as in `load`.
+template <bool kVectorized, int kRows, int kDim, typename T>
 __device__ __forceinline__ void stage_as(
     const T* rows, int64_t stride, int32_t count, int32_t dim, T factor, const bool* hidden, T* to) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * kDim / kVector<T>; i += kThreads) {
-    const int row = i / (kDim / kVector<T>);
-    const int channel = i % (kDim / kVector<T>) * kVector<T>;
+  for (int i = threadIdx.x; i < kRows * kDim / kVectorSize<T>; i += kThreads) {
+    const int row = i / (kDim / kVectorSize<T>);
+    const int channel = i % (kDim / kVectorSize<T>) * kVectorSize<T>;
     Vector<T> vector{};
     if (row < count && channel < dim && !(hidden && hidden[row])) {
-      load<kWhole>(rows + row * stride + channel, dim - channel, vector.x);
+      load<kVectorized>(rows + row * stride + channel, dim - channel, vector.x);
     }
 #pragma unroll
-    for (int k = 0; k < kVector<T>; ++k) {
+    for (int k = 0; k < kVectorSize<T>; ++k) {
       vector.x[k] *= factor;
     }
     *reinterpret_cast<Vector<T>*>(to + row * kPitch<T, kDim> + channel) = vector;
@@ -62,9 +62,9 @@ template <int kRows, int kDim, typename T>
 __device__ __forceinline__ void unstage(
     bool whole, const T* from, int32_t count, int32_t dim, T* rows, int64_t stride) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * kDim / kVector<T>; i += kThreads) {
-    const int row = i / (kDim / kVector<T>);
-    const int channel = i % (kDim / kVector<T>) * kVector<T>;
+  for (int i = threadIdx.x; i < kRows * kDim / kVectorSize<T>; i += kThreads) {
+    const int row = i / (kDim / kVectorSize<T>);
+    const int channel = i % (kDim / kVectorSize<T>) * kVectorSize<T>;
     if (row < count && channel < dim) {
       const Vector<T> vector = vector_at(from + row * kPitch<T, kDim> + channel);
       T* to = rows + row * stride + channel;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void unstage(
 template <int kDim, typename T, int kMine, int kRows>
 __device__ __forceinline__ void add_products(const T* mine, const T* rows, T (&products)[kMine][kRows]) {
 #pragma unroll 2
-  for (int d = 0; d < kDim; d += kVector<T>) {
+  for (int d = 0; d < kDim; d += kVectorSize<T>) {
     Vector<T> a[kMine];
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
@@ -93,7 +93,7 @@ __device__ __forceinline__ void add_products(const T* mine, const T* rows, T (&p
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
 #pragma unroll
-        for (int k = 0; k < kVector<T>; ++k) {
+        for (int k = 0; k < kVectorSize<T>; ++k) {
           products[i][j] += a[i].x[k] * b.x[k];
         }
       }
@@ -107,12 +107,12 @@ __device__ __forceinline__ void add_rows(const T* rows, const T (&factors)[kMine
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
 #pragma unroll
-    for (int d = 0; d < kDim; d += kVector<T>) {
+    for (int d = 0; d < kDim; d += kVectorSize<T>) {
       const Vector<T> b = vector_at(rows + j * kPitch<T, kDim> + d);
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
 #pragma unroll
-        for (int k = 0; k < kVector<T>; ++k) {
+        for (int k = 0; k < kVectorSize<T>; ++k) {
           sums[i][d + k] += factors[i][j] * b.x[k];
         }
       }
@@ -123,7 +123,7 @@ __device__ __forceinline__ void add_rows(const T* rows, const T (&factors)[kMine
 // kTile keys of one level, of one head of one image.
 template <typename T, int kDim, int kTile>
 struct KeyTile {
-  static constexpr int kNumbers = kTile * (2 * kPitch<T, kDim> + 2 + kVector<T>);
+  static constexpr int kNumbers = kTile * (2 * kPitch<T, kDim> + 2 + kVectorSize<T>);
 
   T* keys;
   T* values;

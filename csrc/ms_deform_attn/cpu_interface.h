@@ -1,4 +1,4 @@
-// What the operator on CPU and its kernels, compiled once per instruction set, agree on.
+// The interface between cpu.cpp and the CPU kernels, which are compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -6,79 +6,83 @@
 
 namespace attnzoo::ms_deform_attn {
 
-// How value, output and their gradients lie in memory: as the type computed in, or in two bytes.
-enum class Storage { kFull, kBFloat16, kHalf };
+// Dtype of value, output and their gradients: the type T that is computed in, or half precision.
+enum class ValueDtype { kCompute, kBFloat16, kHalf };
 
-// Tokens are counted in integers as wide as the numbers beside them, so that both fill the same vectors.
+// Token indices have the size of T, so that vectors of both have the same number of lanes.
 template <typename T>
 using Token = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// Where a level lies in value, and in a map: one head's tokens in a row, every level with a border of zeros around it
-// and two tokens of zeros after that.
-struct MapLevel {
+// One level in value and in a packed head. A packed head holds the tokens of one head contiguously. Around every level
+// it has a border of zero tokens, followed by two more zero tokens.
+struct PackedLevel {
   int64_t height;
   int64_t width;
-  int64_t start;  // index of the level's first token in value
-  int64_t first;  // index of the first token of its border in a map
+  int64_t start;         // index of the level's first token in value
+  int64_t packed_start;  // index of the first border token in a packed head
 
   int64_t pitch() const {
     return width + 2;
   }
-  int64_t end() const {
-    return first + (height + 2) * pitch() + 2;
+  int64_t packed_end() const {
+    return packed_start + (height + 2) * pitch() + 2;
   }
 };
 
-// The level of each sample of a query and head, sample by sample. Readable a whole vector beyond the last sample.
+// For each sample of a query and head, the level that it reads. The arrays are padded, so that a vector can be loaded
+// at any sample.
 template <typename T>
-struct SampleLevels {
+struct TokenLayout {
   const T* width;
   const T* height;
-  const Token<T>* pitch;   // tokens from one row to the next
-  const Token<T>* origin;  // token of the first pixel
+  const Token<T>* pitch;   // tokens from one row of pixels to the next
+  const Token<T>* origin;  // token of pixel (0, 0)
 };
 
-constexpr int64_t kVectorBytes = 64;  // the widest vector of any instruction set
+constexpr int64_t kMaxVectorBytes = 64;  // AVX-512
 
+// `count` rounded up to a multiple of the lanes of the widest vector of any instruction set.
 template <typename T>
-constexpr int64_t whole_vectors(int64_t count) {
-  constexpr int64_t lanes = kVectorBytes / sizeof(T);
+constexpr int64_t pad_to_max_vector(int64_t count) {
+  constexpr int64_t lanes = kMaxVectorBytes / sizeof(T);
   return (count + lanes - 1) / lanes * lanes;
 }
 
-// One call in plain numbers and pointers to contiguous memory but for value.
+// The arguments of one call as sizes and pointers. All tensors but value are contiguous. In the fused operator,
+// `locations` are the offsets and `weights` the logits.
 template <typename T>
-struct Call {
+struct KernelArgs {
   int64_t tokens;
   int64_t heads;
   int64_t head_dim;
   int64_t queries;
   int64_t points;
   int64_t num_levels;
-  const MapLevel* levels;
-  SampleLevels<T> in_map;
-  SampleLevels<T> in_value;
+  const PackedLevel* levels;
+  TokenLayout<T> packed_layout;
+  TokenLayout<T> value_layout;
 
-  const int64_t* order;  // the queries of an image in the order in which they are taken; null: as they come
+  const int64_t* order;  // the order in which the queries of an image are processed; null: by index
 
-  Storage storage;
-  const void* value;     // (B, S, M, D), of which a token's channels lie together
-  int64_t value_strides[3];
-  T* maps;               // of the heads from first_head on, filled before `forward`; null: it reads value
-  int64_t first_head;    // counted over all images
-  // Sampling locations and attention weights or, with references, offsets and logits.
-  const T* places;         // (B, Q, M, L, P, 2)
-  const T* scores;         // (B, Q, M, L, P)
-  const T* references;     // (B, Q, L, reference_size) or null
-  int64_t reference_size;  // 2: points, 4: boxes
-  void* output;            // (B, Q, M, D)
+  ValueDtype value_dtype;
+  const void* value;         // (B, S, M, D); the channels of a token are contiguous
+  int64_t value_strides[3];  // of B, S, M
+  T* packed_heads;           // for `forward`, the packed heads from first_head on; null: read value directly
+  int64_t first_head;        // image * heads + head
+  const T* locations;        // (B, Q, M, L, P, 2)
+  const T* weights;          // (B, Q, M, L, P)
+  const T* references;       // (B, Q, L, reference_size), or null: not the fused operator
+  int64_t reference_size;    // 2: points, 4: boxes
+  void* output;              // (B, Q, M, D)
 
   const void* grad_output;  // (B, Q, M, D)
   void* grad_value;
-  T* grad_places;  // with references by the places in pixels and by the weights, until `finish` has run
-  T* grad_scores;
+  // In the fused operator, `backward` writes the gradients of positions in pixels to `grad_locations` and of attention
+  // weights to `grad_weights`. `fused_backward` turns them into the gradients of offsets and logits.
+  T* grad_locations;
+  T* grad_weights;
   T* grad_references;
-  int64_t level_groups;  // 1: a thread takes all levels of a head; num_levels: one
+  int64_t level_groups;  // tasks per image and head in `backward`: 1, or num_levels with one level each
 
   int64_t samples() const {
     return num_levels * points;
@@ -86,74 +90,76 @@ struct Call {
   int64_t query_at(int64_t position) const {
     return order ? order[position] : position;
   }
-  // Channels of a row of a map: a multiple of four, which is the smallest vector.
-  int64_t map_channels() const {
+  // head_dim rounded up to the smallest vector, which has four lanes.
+  int64_t padded_head_dim() const {
     return (head_dim + 3) / 4 * 4;
   }
-  // Numbers before an image's head.
-  int64_t value_at(int64_t image, int64_t head) const {
+  // Offset in value of the first token of an image and head.
+  int64_t value_offset(int64_t image, int64_t head) const {
     return image * value_strides[0] + head * value_strides[2];
   }
   // The gradient of value is contiguous.
-  int64_t grad_stride() const {
+  int64_t grad_token_stride() const {
     return heads * head_dim;
   }
-  int64_t grad_at(int64_t image, int64_t head) const {
-    return image * tokens * grad_stride() + head * head_dim;
+  int64_t grad_value_offset(int64_t image, int64_t head) const {
+    return image * tokens * grad_token_stride() + head * head_dim;
   }
-  // Rows of pixels of the levels [begin, end).
-  int64_t rows(int64_t begin, int64_t end) const {
+  // Rows of pixels in the levels [begin, end).
+  int64_t pixel_rows(int64_t begin, int64_t end) const {
     int64_t count = 0;
     for (int64_t l = begin; l < end; ++l) {
       count += levels[l].height;
     }
     return count;
   }
-  // Numbers in a map of the levels [begin, end).
-  int64_t map_size(int64_t begin, int64_t end, int64_t rows_per_token) const {
-    return whole_vectors<T>((levels[end - 1].end() - levels[begin].first) * map_channels() * rows_per_token);
+  // Elements of a packed head with the levels [begin, end). rows_per_token is 1, or 2 with gradients.
+  int64_t packed_size(int64_t begin, int64_t end, int64_t rows_per_token) const {
+    const int64_t packed_tokens = levels[end - 1].packed_end() - levels[begin].packed_start;
+    return pad_to_max_vector<T>(packed_tokens * padded_head_dim() * rows_per_token);
   }
-  // Copying a head together is worth it if its tokens are read several times over.
-  bool read_often() const {
+  // Packing a head pays off only if its tokens are read several times.
+  bool tokens_are_reused() const {
     return queries * samples() >= 2 * tokens;
   }
-  // A row that is not made of vectors is read and written in a map only.
-  bool whole_vectors_per_row() const {
+  // The kernels can read and write value directly only in whole vectors.
+  bool whole_vectors_per_token() const {
     return head_dim % 4 == 0;
   }
-  // The tokens of an only head lie together as they are.
-  bool forward_in_map() const {
-    return !whole_vectors_per_row() || (heads > 1 && read_often());
+  // With a single head, the tokens are contiguous anyway.
+  bool forward_is_packed() const {
+    return !whole_vectors_per_token() || (heads > 1 && tokens_are_reused());
   }
-  // Gradients in two bytes would lose what is added.
-  bool backward_in_map() const {
-    return !whole_vectors_per_row() || read_often() || storage != Storage::kFull;
+  // Gradients must not be accumulated in half precision.
+  bool backward_is_packed() const {
+    return !whole_vectors_per_token() || tokens_are_reused() || value_dtype != ValueDtype::kCompute;
   }
 };
 
+// The kernels of one instruction set. Each processes the part [begin, end) of its work.
 template <typename T>
 struct Kernels {
-  // The rows [begin, end) of the maps from `first_head` on, counted with the rows of a head's levels in a row.
-  void (*fill)(const Call<T>&, int64_t begin, int64_t end);
-  // Output of the queries at [begin, end), counted with the queries of an image's head in a row, in their order.
-  void (*forward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
-  // Gradients of tasks [begin, end); there is one per image, head and level group.
-  void (*backward)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
-  // With references: their gradients and those of offsets and logits, of the queries [begin, end) of all images.
-  void (*finish)(const Call<T>&, int64_t begin, int64_t end, T* scratch);
+  // Copies rows of pixels to the packed heads. Work: the rows of all levels, head by head, starting at first_head.
+  void (*pack)(const KernelArgs<T>&, int64_t begin, int64_t end);
+  // Work: the queries in processing order, for each image and head.
+  void (*forward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
+  // Work: one task per image, head and level group.
+  void (*backward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
+  // Gradients of references, offsets and logits. Work: the queries of all images.
+  void (*fused_backward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
 };
 
-constexpr int64_t kTile = 4;        // queries whose footprints are computed together
-constexpr int64_t kAhead = 2 * kTile;  // queries between asking for samples and using them
-constexpr int64_t kFootprintSize = 11;  // numbers per sample
-constexpr int64_t kStagingSize = 7;
+constexpr int64_t kQueryTile = 4;                      // queries whose footprints are computed together
+constexpr int64_t kPrefetchDistance = 2 * kQueryTile;  // queries between the prefetch of samples and their use
+constexpr int64_t kFootprintElements = 11;             // per sample, see `Footprints`
+constexpr int64_t kStagingElements = 7;                // per sample, see `Staging`
 
-// Numbers in the scratch memory of a thread, besides the map.
+// Elements of a thread's scratch memory, without the packed head of `backward`.
 template <typename T>
-int64_t workspace_size(const Call<T>& call) {
-  return (kTile * kFootprintSize + 4) * whole_vectors<T>(call.samples()) +
-         kStagingSize * (whole_vectors<T>(call.samples()) + whole_vectors<T>(1)) +
-         3 * whole_vectors<T>(call.map_channels());
+int64_t workspace_size(const KernelArgs<T>& args) {
+  return (kQueryTile * kFootprintElements + 4) * pad_to_max_vector<T>(args.samples()) +
+         kStagingElements * (pad_to_max_vector<T>(args.samples()) + pad_to_max_vector<T>(1)) +
+         3 * pad_to_max_vector<T>(args.padded_head_dim());
 }
 
 namespace baseline {

@@ -1,4 +1,5 @@
-// The last step of the fused form's backward: from gradients by places in pixels to those by references and offsets.
+// The last step of the backward pass of the fused operator: from the gradients of positions in pixels to those of
+// references and offsets.
 #pragma once
 
 #include "../common/cuda_launch.cuh"
@@ -7,55 +8,56 @@
 namespace attnzoo::ms_deform_attn {
 
 template <typename A>
-struct ReferencesCall {
+struct ReferencesArgs {
   Sizes sizes;
   bool box;
   const A* references;  // (B, Q, L, box ? 4 : 2)
   const A* offsets;     // (B, Q, M, L, P, 2)
   A* grad_references;
-  A* grad_offsets;  // by the places in pixels at first
+  A* grad_offsets;  // in: gradients of positions in pixels
 };
 
-// A point without a place has no gradient, whatever its offset or box.
+// gradient · factor, but zero for a zero gradient: a sample outside the map may have an infinite or NaN offset or box.
 template <typename A>
-__device__ A chain(A gradient, A factor) {
+__device__ A multiply_nonzero(A gradient, A factor) {
   return gradient == A(0) ? A(0) : gradient * factor;
 }
 
-// One thread per query and level adds over heads and points, always in the same order.
+// One thread per query and level. It sums over heads and points in a fixed order.
 template <typename A>
-__global__ void __launch_bounds__(kThreads, 8) references_kernel(const __grid_constant__ ReferencesCall<A> call) {
-  const Sizes& sizes = call.sizes;
-  const int64_t tasks = int64_t{sizes.batch} * sizes.queries * sizes.num_levels;
+__global__ void __launch_bounds__(kThreads, 8)
+    references_backward_kernel(const __grid_constant__ ReferencesArgs<A> args) {
+  const Sizes& sizes = args.sizes;
+  const int64_t num_tasks = int64_t{sizes.batch} * sizes.queries * sizes.num_levels;
   const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t task = int64_t{blockIdx.x} * kThreads + threadIdx.x; task < tasks; task += step) {
+  for (int64_t task = int64_t{blockIdx.x} * kThreads + threadIdx.x; task < num_tasks; task += step) {
     const int64_t query = task / sizes.num_levels;
     const int32_t l = static_cast<int32_t>(task - query * sizes.num_levels);
-    const A size[2] = {static_cast<A>(sizes.levels[l].width), static_cast<A>(sizes.levels[l].height)};
+    const A level_size[2] = {static_cast<A>(sizes.levels[l].width), static_cast<A>(sizes.levels[l].height)};
     const A per_point = A(0.5) / static_cast<A>(sizes.points);
-    const A* box = call.references + task * 4 + 2;
-    A by_center[2] = {};
-    A by_box[2] = {};
+    const A* box_size = args.references + task * 4 + 2;  // if args.box
+    A grad_center[2] = {};
+    A grad_box_size[2] = {};
     for (int32_t head = 0; head < sizes.heads; ++head) {
       const int64_t first = ((query * sizes.heads + head) * sizes.num_levels + l) * sizes.points;
-      for (int64_t at = 2 * first; at < 2 * (first + sizes.points); at += 2) {
+      for (int64_t index = 2 * first; index < 2 * (first + sizes.points); index += 2) {
 #pragma unroll
         for (int axis = 0; axis < 2; ++axis) {
-          const A by_place = call.grad_offsets[at + axis] * size[axis];
-          by_center[axis] += by_place;
-          if (call.box) {
-            by_box[axis] += chain(by_place, call.offsets[at + axis] * per_point);
-            call.grad_offsets[at + axis] = chain(by_place, box[axis] * per_point);
+          const A grad_location = args.grad_offsets[index + axis] * level_size[axis];
+          grad_center[axis] += grad_location;
+          if (args.box) {
+            grad_box_size[axis] += multiply_nonzero(grad_location, args.offsets[index + axis] * per_point);
+            args.grad_offsets[index + axis] = multiply_nonzero(grad_location, box_size[axis] * per_point);
           }
         }
       }
     }
-    A* grad = call.grad_references + task * (call.box ? 4 : 2);
+    A* grad = args.grad_references + task * (args.box ? 4 : 2);
 #pragma unroll
     for (int axis = 0; axis < 2; ++axis) {
-      grad[axis] = by_center[axis];
-      if (call.box) {
-        grad[2 + axis] = by_box[axis];
+      grad[axis] = grad_center[axis];
+      if (args.box) {
+        grad[2 + axis] = grad_box_size[axis];
       }
     }
   }
