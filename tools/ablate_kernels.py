@@ -60,8 +60,8 @@ KEY_PARTS = [
         "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", KEYS,
     ),
     Part(
-        "cells in a row read and written as vectors", "deform_kv_attn/cpu_table.h", "at.in_a_row = any == 0;",
-        "at.in_a_row = any == 0 && level.width < 0;", KEYS,
+        "cells in a row read and written as vectors", "deform_kv_attn/cpu_table.h",
+        "footprint.is_contiguous = any == 0;", "footprint.is_contiguous = any == 0 && level.width < 0;", KEYS,
     ),
 ]  # fmt: skip
 PARTS = SAMPLING_PARTS + KEY_PARTS

@@ -1,4 +1,4 @@
-// The arguments that calls with either bias share, checked, and what the kernels need to know of them.
+// The tensors of one call that do not depend on the kind of bias, checked and made contiguous.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,36 +13,36 @@
 
 namespace attnzoo::deform_kv_attn {
 
-inline void check(bool holds, const char* what) {
-  STD_TORCH_CHECK(holds, "deform_kv_attention: ", what);
+inline void check(bool condition, const char* message) {
+  STD_TORCH_CHECK(condition, "deform_kv_attn: ", message);
 }
 
-inline bool has_sizes(const Tensor& tensor, std::initializer_list<int64_t> sizes) {
-  return tensor.dim() == static_cast<int64_t>(sizes.size()) &&
-         std::equal(sizes.begin(), sizes.end(), tensor.sizes().begin());
+inline bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  return tensor.dim() == static_cast<int64_t>(shape.size()) &&
+         std::equal(shape.begin(), shape.end(), tensor.sizes().begin());
 }
 
-inline Tensor with_neighbouring_channels(const Tensor& tensor) {
+inline Tensor with_contiguous_channels(const Tensor& tensor) {
   return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
 template <typename T>
-Rows<const T> rows(const Tensor& tensor) {
+StridedTensor<const T> strided(const Tensor& tensor) {
   return {data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
 template <typename T>
-Rows<T> mutable_rows(const Tensor& tensor) {
+StridedTensor<T> mutable_strided(const Tensor& tensor) {
   return {mutable_data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// (B, H, N, D), ordered in memory as (B, N, H, D): its heads can be joined without a copy.
-inline Tensor new_by_token(const Tensor& like, const Problem& problem, int64_t length) {
+// A (B, H, N, D) tensor that is stored as (B, N, H, D), so that concatenating its heads needs no copy.
+inline Tensor new_token_major(const Tensor& like, const Problem& problem, int64_t length) {
   return torch::stable::transpose(
-      torch::stable::new_empty(like, {problem.batch, length, problem.heads, problem.dim}), 1, 2);
+      torch::stable::new_empty(like, {problem.batch, length, problem.heads, problem.head_dim}), 1, 2);
 }
 
-struct Call {
+struct Arguments {
   Tensor query;
   Tensor key;
   Tensor value;
@@ -52,99 +52,84 @@ struct Call {
   std::optional<Tensor> key_padding;
   double scale;
 
-  // The Python face explains wrong arguments; these checks keep memory safe whoever calls. `levels` get their keys.
-  Problem describe(std::vector<Level>& levels) const {
-    check(query.dim() == 4 && key.dim() == 4 && key_positions.dim() == 4, "wrong dimensions");
-    check(!levels.empty() && levels.size() == key_counts.size(), "bias and key_counts differ in levels");
+  // Error messages for users come from Python (attnzoo/ops/deform_kv_attn/checks.py). The checks here keep every call
+  // memory-safe, also one of torch.ops.attnzoo directly. Also sets the key ranges of `levels`.
+  Problem make_problem(std::vector<Level>& levels) const {
+    check(query.dim() == 4 && key.dim() == 4 && key_positions.dim() == 4, "wrong number of dimensions");
+    check(!levels.empty() && levels.size() == key_counts.size(), "the bias and key_counts differ in levels");
     Problem p{};
     p.batch = query.size(0);
     p.heads = query.size(1);
     p.groups = key_positions.size(1);
     p.queries = query.size(2);
     p.keys = key.size(2);
-    p.dim = query.size(3);
+    p.head_dim = query.size(3);
     p.scale = scale;
     p.levels = levels.data();
-    p.level_count = static_cast<int64_t>(levels.size());
-    check(p.groups > 0 && p.heads % p.groups == 0 && p.dim > 0, "key_positions does not fit the heads");
+    p.num_levels = static_cast<int64_t>(levels.size());
+    check(p.groups > 0 && p.heads % p.groups == 0 && p.head_dim > 0, "key_positions does not match the heads");
     int64_t keys = 0;
     for (size_t i = 0; i < levels.size(); ++i) {
       check(key_counts[i] >= 0, "key_counts must not be negative");
       levels[i].first_key = keys;
       levels[i].end_key = keys += key_counts[i];
     }
-    check(keys == p.keys, "key_counts do not add up to the keys");
+    check(keys == p.keys, "key_counts do not add up to the number of keys");
     check(
-        has_sizes(key, {p.batch, p.heads, p.keys, p.dim}) && has_sizes(value, {p.batch, p.heads, p.keys, p.dim}) &&
-            has_sizes(query_positions, {p.batch, p.level_count, p.queries, 2}) &&
-            has_sizes(key_positions, {p.batch, p.groups, p.keys, 2}),
+        has_shape(key, {p.batch, p.heads, p.keys, p.head_dim}) &&
+            has_shape(value, {p.batch, p.heads, p.keys, p.head_dim}) &&
+            has_shape(query_positions, {p.batch, p.num_levels, p.queries, 2}) &&
+            has_shape(key_positions, {p.batch, p.groups, p.keys, 2}),
         "the tensors differ in size");
     for (const Tensor* tensor : {&key, &value, &query_positions, &key_positions}) {
       check(tensor->scalar_type() == query.scalar_type(), "the tensors differ in dtype");
     }
     if (key_padding) {
       check(
-          has_sizes(*key_padding, {p.batch, p.keys}) &&
+          has_shape(*key_padding, {p.batch, p.keys}) &&
               key_padding->scalar_type() == torch::headeronly::ScalarType::Bool,
-          "key_padding does not fit the keys");
+          "key_padding does not match the keys");
     }
     return p;
   }
 
   void make_contiguous() {
-    query = with_neighbouring_channels(query);
-    key = with_neighbouring_channels(key);
-    value = with_neighbouring_channels(value);
+    query = with_contiguous_channels(query);
+    key = with_contiguous_channels(key);
+    value = with_contiguous_channels(value);
     query_positions = torch::stable::contiguous(query_positions);
     key_positions = torch::stable::contiguous(key_positions);
     if (key_padding) {
       key_padding = torch::stable::contiguous(*key_padding);
     }
   }
-
-  // Per image, its keys that are seen.
-  std::vector<std::vector<Run>> runs(const Problem& problem) const {
-    const bool* hidden = key_padding ? data<bool>(*key_padding) : nullptr;
-    std::vector<std::vector<Run>> runs(problem.batch);
-    for (int64_t image = 0; image < problem.batch; ++image) {
-      for (int64_t level = 0; level < problem.level_count; ++level) {
-        const int64_t end = problem.levels[level].end_key;
-        for (int64_t first = problem.levels[level].first_key; first < end;) {
-          int64_t stop = hidden ? first : end;
-          for (; stop < end && !hidden[image * problem.keys + stop]; ++stop) {
-          }
-          if (stop > first) {
-            runs[image].push_back({level, first, stop});
-          }
-          first = std::max(stop, first + 1);
-        }
-      }
-    }
-    return runs;
-  }
 };
 
-// What the forward pass gave, and the gradient by its output, checked.
-struct Results {
-  Tensor by_output;
+// The further tensors of a backward call: the results of the forward pass and the gradient of its output.
+struct BackwardArguments {
+  Tensor grad_output;
   Tensor output;
-  Tensor log_sums;
+  Tensor logsumexp;
 
-  Results(const Tensor& given_gradient, const Tensor& given_output, const Tensor& given_sums, const Tensor& query,
-          const Problem& problem) {
-    for (const Tensor* tensor : {&given_gradient, &given_output}) {
+  BackwardArguments(
+      const Tensor& input_grad_output,
+      const Tensor& input_output,
+      const Tensor& input_logsumexp,
+      const Tensor& query,
+      const Problem& problem) {
+    for (const Tensor* tensor : {&input_grad_output, &input_output}) {
       check(
-          has_sizes(*tensor, {problem.batch, problem.heads, problem.queries, problem.dim}) &&
+          has_shape(*tensor, {problem.batch, problem.heads, problem.queries, problem.head_dim}) &&
               tensor->scalar_type() == query.scalar_type(),
-          "grad_output and output do not fit the queries");
+          "grad_output and output do not match the queries");
     }
     check(
-        has_sizes(given_sums, {problem.batch, problem.heads, problem.queries}) &&
-            given_sums.scalar_type() == query.scalar_type(),
-        "log_sums does not fit the queries");
-    by_output = with_neighbouring_channels(given_gradient);
-    output = with_neighbouring_channels(given_output);
-    log_sums = torch::stable::contiguous(given_sums);
+        has_shape(input_logsumexp, {problem.batch, problem.heads, problem.queries}) &&
+            input_logsumexp.scalar_type() == query.scalar_type(),
+        "logsumexp does not match the queries");
+    grad_output = with_contiguous_channels(input_grad_output);
+    output = with_contiguous_channels(input_output);
+    logsumexp = torch::stable::contiguous(input_logsumexp);
   }
 };
 

@@ -1,4 +1,4 @@
-// The parameters of both kinds of bias, as the operators are given them and as the kernels have them: per head.
+// The parameters of the bias: as arguments of the operators, and packed for the kernels, one block per head.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,14 +12,14 @@
 
 namespace attnzoo::deform_kv_attn {
 
-// Tables (H, Σ Th·Tw) of shapes Th, Tw per level. The kernels have them in frames of zeros.
-struct Tables {
-  static constexpr Kind kKind = Kind::kTable;
+// `tables` is (H, Σ Th·Tw); `shapes` is Th, Tw of each level. Packed tables have zero padding.
+struct TableParameters {
+  static constexpr BiasKind kKind = BiasKind::kTable;
   Tensor tables;
   std::vector<int64_t> shapes;
 
   std::vector<Level> levels() const {
-    check(shapes.size() % 2 == 0, "table_shapes holds height and width per level");
+    check(shapes.size() % 2 == 0, "table_shapes must hold a height and a width per level");
     std::vector<Level> levels;
     Level next{};
     for (size_t i = 0; i < shapes.size(); i += 2) {
@@ -27,17 +27,18 @@ struct Tables {
       next.width = shapes[i + 1];
       check(next.height > 0 && next.width > 0, "table_shapes must be positive");
       levels.push_back(next);
-      next.given += next.height * next.width;
-      next.parameters += next.framed_height() * next.framed_width();
+      next.table_offset += next.height * next.width;
+      next.parameter_offset += next.padded_height() * next.padded_width();
     }
     return levels;
   }
 
-  void describe(Problem& problem) {
-    const Level& last = problem.levels[problem.level_count - 1];
-    problem.parameters = last.parameters + last.framed_height() * last.framed_width();
-    check(problem.parameters < (int64_t{1} << 31), "tables are too large");
-    check(has_sizes(tables, {problem.heads, given(problem)}), "the tables differ in size");
+  // Sets the sizes of the bias, checks `tables` and makes it contiguous.
+  void prepare(Problem& problem) {
+    const Level& last = problem.levels[problem.num_levels - 1];
+    problem.parameters_per_head = last.parameter_offset + last.padded_height() * last.padded_width();
+    check(problem.parameters_per_head < (int64_t{1} << 31), "tables are too large");
+    check(has_shape(tables, {problem.heads, cells_per_head(problem)}), "tables and table_shapes differ in size");
     tables = torch::stable::contiguous(tables);
   }
 
@@ -45,95 +46,99 @@ struct Tables {
     return tables.scalar_type() == query.scalar_type();
   }
 
+  // (H, parameters_per_head)
   template <typename T>
   std::vector<T> pack(const Problem& problem) const {
-    std::vector<T> framed(problem.heads * problem.parameters, T(0));
+    std::vector<T> packed(problem.heads * problem.parameters_per_head, T(0));
     for (int64_t head = 0; head < problem.heads; ++head) {
-      for (int64_t l = 0; l < problem.level_count; ++l) {
+      for (int64_t l = 0; l < problem.num_levels; ++l) {
         const Level& level = problem.levels[l];
-        const T* from = data<T>(tables) + head * given(problem) + level.given;
-        T* to = framed.data() + head * problem.parameters + level.parameters;
+        const T* from = data<T>(tables) + head * cells_per_head(problem) + level.table_offset;
+        T* to = packed.data() + head * problem.parameters_per_head + level.parameter_offset;
         for (int64_t y = 0; y < level.height; ++y) {
-          std::copy_n(from + y * level.width, level.width, to + (y + kFrame) * level.framed_width() + kFrame);
+          T* row = to + (y + kTablePadding) * level.padded_width() + kTablePadding;
+          std::copy_n(from + y * level.width, level.width, row);
         }
       }
     }
-    return framed;
+    return packed;
   }
 
-  // Gradients (B, H, parameters), summed over images, without frames.
+  // The gradient of `tables` from packed gradients (B, H, parameters_per_head): the sum over images, without padding.
   template <typename T>
-  Tensor unpack(const std::vector<T>& framed, const Problem& problem) const {
-    Tensor gradient = torch::stable::new_zeros(tables, tables.sizes());
+  Tensor unpack(const std::vector<T>& packed, const Problem& problem) const {
+    Tensor grad = torch::stable::new_zeros(tables, tables.sizes());
     for (int64_t task = 0; task < problem.batch * problem.heads; ++task) {
-      for (int64_t l = 0; l < problem.level_count; ++l) {
+      for (int64_t l = 0; l < problem.num_levels; ++l) {
         const Level& level = problem.levels[l];
-        const T* from = framed.data() + task * problem.parameters + level.parameters;
-        T* table = mutable_data<T>(gradient) + task % problem.heads * given(problem) + level.given;
+        const T* from = packed.data() + task * problem.parameters_per_head + level.parameter_offset;
+        T* to = mutable_data<T>(grad) + task % problem.heads * cells_per_head(problem) + level.table_offset;
         for (int64_t y = 0; y < level.height; ++y) {
           for (int64_t x = 0; x < level.width; ++x) {
-            table[y * level.width + x] += from[(y + kFrame) * level.framed_width() + x + kFrame];
+            to[y * level.width + x] += from[(y + kTablePadding) * level.padded_width() + x + kTablePadding];
           }
         }
       }
     }
-    return gradient;
+    return grad;
   }
 
-  static int64_t given(const Problem& problem) {
-    const Level& last = problem.levels[problem.level_count - 1];
-    return last.given + last.height * last.width;
+  static int64_t cells_per_head(const Problem& problem) {
+    const Level& last = problem.levels[problem.num_levels - 1];
+    return last.table_offset + last.height * last.width;
   }
 };
 
-// Weight (out, in) and bias (out) of all layers of all levels in turn; the last layers give the heads of a group. The
-// kernels have, for every head, the layers of all levels with its own row alone of the last.
-struct Perceptrons {
-  static constexpr Kind kKind = Kind::kMlp;
+// `layers` holds, for each level, the weight (out, in) and the bias (out) of each layer. The last layer has one output
+// per head of a group. The packed parameters of a head hold all layers of all levels, of the last layer only the row of
+// that head.
+struct MlpParameters {
+  static constexpr BiasKind kKind = BiasKind::kMlp;
   std::vector<Tensor> layers;
-  int64_t level_count;
+  int64_t num_levels;
   std::vector<int64_t> widths = {2};
 
-  int64_t depth() const {
-    return static_cast<int64_t>(layers.size()) / (2 * level_count);
+  int64_t num_layers() const {
+    return static_cast<int64_t>(layers.size()) / (2 * num_levels);
   }
 
   std::vector<Level> levels() {
-    check(level_count > 0 && layers.size() >= 2 * static_cast<size_t>(level_count), "at least one layer is needed");
-    check(layers.size() % (2 * level_count) == 0, "levels differ in layers");
-    for (int64_t layer = 0; layer < depth(); ++layer) {
-      check(layers[2 * layer].dim() == 2, "a weight has two dimensions");
+    check(num_levels > 0 && layers.size() >= 2 * static_cast<size_t>(num_levels), "an MLP needs at least one layer");
+    check(layers.size() % (2 * num_levels) == 0, "all levels must have the same number of layers");
+    for (int64_t layer = 0; layer < num_layers(); ++layer) {
+      check(layers[2 * layer].dim() == 2, "the weight of a layer must have two dimensions");
       widths.push_back(layers[2 * layer].size(0));
     }
-    std::vector<Level> levels(level_count);
-    for (int64_t level = 1; level < level_count; ++level) {
-      levels[level].parameters = level * per_level();
+    std::vector<Level> levels(num_levels);
+    for (int64_t level = 1; level < num_levels; ++level) {
+      levels[level].parameter_offset = level * parameters_per_level();
     }
     return levels;
   }
 
-  // Parameters of one level for one head.
-  int64_t per_level() const {
-    int64_t count = widths[depth() - 1] + 1;
-    for (int64_t layer = 0; layer + 1 < depth(); ++layer) {
+  // Of one head.
+  int64_t parameters_per_level() const {
+    int64_t count = widths[num_layers() - 1] + 1;
+    for (int64_t layer = 0; layer + 1 < num_layers(); ++layer) {
       count += widths[layer + 1] * (widths[layer] + 1);
     }
     return count;
   }
 
-  void describe(Problem& problem) {
-    problem.parameters = level_count * per_level();
-    problem.layers = depth();
-    check(widths.back() * problem.groups == problem.heads, "the last layers do not give the heads of a group");
+  // Sets the sizes of the bias, checks `layers` and makes them contiguous.
+  void prepare(Problem& problem) {
+    problem.parameters_per_head = num_levels * parameters_per_level();
+    problem.num_layers = num_layers();
+    check(widths.back() * problem.groups == problem.heads, "the last layer must have one output per head of a group");
     for (size_t i = 0; i < layers.size(); ++i) {
-      const int64_t layer = static_cast<int64_t>(i) / 2 % depth();
+      const int64_t layer = static_cast<int64_t>(i) / 2 % num_layers();
       check(
-          i % 2 ? has_sizes(layers[i], {widths[layer + 1]}) : has_sizes(layers[i], {widths[layer + 1], widths[layer]}),
+          i % 2 ? has_shape(layers[i], {widths[layer + 1]}) : has_shape(layers[i], {widths[layer + 1], widths[layer]}),
           "the layers differ in size");
       layers[i] = torch::stable::contiguous(layers[i]);
     }
     widths.back() = 1;
-    problem.widths = widths.data();
+    problem.layer_widths = widths.data();
   }
 
   bool has_dtype_of(const Tensor& query) const {
@@ -142,45 +147,47 @@ struct Perceptrons {
     });
   }
 
-  // Calls `body(tensor, first element, number of elements)` for what belongs to a head, in the order of the kernels.
+  // Calls body(i, first element, number of elements) for the part of every layers[i] that belongs to a head.
   template <typename Body>
-  void for_head(const Problem& problem, int64_t head, const Body& body) const {
+  void for_each_tensor(const Problem& problem, int64_t head, const Body& body) const {
     for (size_t i = 0; i < layers.size(); ++i) {
-      const int64_t layer = static_cast<int64_t>(i) / 2 % depth();
+      const int64_t layer = static_cast<int64_t>(i) / 2 % num_layers();
       const int64_t row = i % 2 ? 1 : widths[layer];
-      const bool last = layer + 1 == depth();
+      const bool last = layer + 1 == num_layers();
       body(i, last ? head % (problem.heads / problem.groups) * row : 0, last ? row : widths[layer + 1] * row);
     }
   }
 
+  // (H, parameters_per_head)
   template <typename T>
   std::vector<T> pack(const Problem& problem) const {
     std::vector<T> packed;
     for (int64_t head = 0; head < problem.heads; ++head) {
-      for_head(problem, head, [&](size_t i, int64_t first, int64_t count) {
+      for_each_tensor(problem, head, [&](size_t i, int64_t first, int64_t count) {
         packed.insert(packed.end(), data<T>(layers[i]) + first, data<T>(layers[i]) + first + count);
       });
     }
     return packed;
   }
 
-  // Gradients (B, H, parameters), summed over images and over the heads that share a layer.
+  // The gradients of `layers` from packed gradients (B, H, parameters_per_head): sums over images and over the heads
+  // that share a layer.
   template <typename T>
   std::vector<Tensor> unpack(const std::vector<T>& packed, const Problem& problem) const {
-    std::vector<Tensor> gradients;
+    std::vector<Tensor> grads;
     for (const Tensor& layer : layers) {
-      gradients.push_back(torch::stable::new_zeros(layer, layer.sizes()));
+      grads.push_back(torch::stable::new_zeros(layer, layer.sizes()));
     }
     const T* from = packed.data();
     for (int64_t task = 0; task < problem.batch * problem.heads; ++task) {
-      for_head(problem, task % problem.heads, [&](size_t i, int64_t first, int64_t count) {
-        T* to = mutable_data<T>(gradients[i]) + first;
+      for_each_tensor(problem, task % problem.heads, [&](size_t i, int64_t first, int64_t count) {
+        T* to = mutable_data<T>(grads[i]) + first;
         for (int64_t k = 0; k < count; ++k) {
           to[k] += *from++;
         }
       });
     }
-    return gradients;
+    return grads;
   }
 };
 

@@ -5,7 +5,7 @@
 #define ATTNZOO_VECTOR_REGISTERS 16
 
 #include "../common/simd_target.h"
-#include "problem.h"
+#include "cpu_interface.h"
 
 ATTNZOO_BEGIN_TARGET("avx2,fma")
 #include "cpu_kernels.h"

@@ -5,7 +5,7 @@
 #define ATTNZOO_VECTOR_REGISTERS 32
 
 #include "../common/simd_target.h"
-#include "problem.h"
+#include "cpu_interface.h"
 
 ATTNZOO_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #include "cpu_kernels.h"

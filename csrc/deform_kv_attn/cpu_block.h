@@ -1,4 +1,4 @@
-// A block of queries, whose tokens and places are lanes of vectors.
+// A block of queries. In its vectors, each lane is a query.
 #pragma once
 
 #include <algorithm>
@@ -10,20 +10,21 @@ namespace attnzoo::deform_kv_attn::ATTNZOO_ISA {
 
 using namespace attnzoo::ATTNZOO_ISA;
 
-constexpr int kVectors = 4;  // of queries in a block
+constexpr int kBlockVectors = 4;  // vectors of queries in a block
 template <typename T>
-constexpr int64_t kBlock = kVectors * kSimdWidth<T>;
+constexpr int64_t kQueryBlock = kBlockVectors * kSimdWidth<T>;  // queries in a block
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kAlignment = 64;  // bytes
 
+// `size` rounded up to a multiple of the lanes of a vector.
 template <typename T>
-constexpr int64_t padded(int64_t size) {
+constexpr int64_t pad_to_vector(int64_t size) {
   return (size + kSimdWidth<T> - 1) / kSimdWidth<T> * kSimdWidth<T>;
 }
 
 // to = factor · from
 template <typename T>
-ATTNZOO_INLINE void scale(const T* from, int64_t size, T factor, T* to) {
+ATTNZOO_INLINE void scale_row(const T* from, int64_t size, T factor, T* to) {
   int64_t i = 0;
   for (; i + kSimdWidth<T> <= size; i += kSimdWidth<T>) {
     store(to + i, load<Simd<T>>(from + i) * factor);
@@ -33,31 +34,31 @@ ATTNZOO_INLINE void scale(const T* from, int64_t size, T factor, T* to) {
   }
 }
 
-// The queries of one block. Missing ones at the end of the sequence are zeros.
+// Queries [first, first + count) of an image. The last block may have fewer than kQueryBlock.
 template <typename T>
-struct Block {
+struct QueryBlock {
   int64_t first;
   int64_t count;
 
-  // Rows (count, D), times `factor`, as rows (kBlock, padded D), filled up with zeros.
-  ATTNZOO_INLINE void take(const T* rows, int64_t stride, int64_t dim, T factor, T* to) const {
-    const int64_t columns = padded<T>(dim);
+  // Copies the rows of the block, times `factor`, to a zero-padded matrix (kQueryBlock, padded D).
+  ATTNZOO_INLINE void load_rows(const T* rows, int64_t row_stride, int64_t head_dim, T factor, T* to) const {
+    const int64_t columns = pad_to_vector<T>(head_dim);
     for (int64_t i = 0; i < count; ++i) {
-      scale(rows + (first + i) * stride, dim, factor, to + i * columns);
-      std::fill(to + i * columns + dim, to + (i + 1) * columns, T(0));
+      scale_row(rows + (first + i) * row_stride, head_dim, factor, to + i * columns);
+      std::fill(to + i * columns + head_dim, to + (i + 1) * columns, T(0));
     }
-    std::fill(to + count * columns, to + kBlock<T> * columns, T(0));
+    std::fill(to + count * columns, to + kQueryBlock<T> * columns, T(0));
   }
 
-  // Rows (kBlock, padded D), each times its factor, to where `take` has them from.
-  ATTNZOO_INLINE void give(const T* from, int64_t dim, const T* factors, T* rows, int64_t stride) const {
+  // The inverse of `load_rows`, with one factor per row.
+  ATTNZOO_INLINE void store_rows(const T* from, int64_t head_dim, const T* factors, T* rows, int64_t row_stride) const {
     for (int64_t i = 0; i < count; ++i) {
-      scale(from + i * padded<T>(dim), dim, factors[i], rows + (first + i) * stride);
+      scale_row(from + i * pad_to_vector<T>(head_dim), head_dim, factors[i], rows + (first + i) * row_stride);
     }
   }
 };
 
-// A matrix (rows, columns), both multiples of the number of lanes, as (columns, rows).
+// Transposes a matrix (rows, columns). Both sizes are multiples of the lanes of a vector.
 template <typename T>
 ATTNZOO_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
   for (int64_t i = 0; i < rows; i += kSimdWidth<T>) {
@@ -75,40 +76,42 @@ ATTNZOO_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* t
 }
 
 template <typename T>
-struct Place {
+struct Position {
   T x;
   T y;
 };
 
-// Where the queries of a block are, or gradients by that.
+// The positions of the queries of a block, or their gradients.
 template <typename T>
-struct Places {
-  Simd<T> x[kVectors];
-  Simd<T> y[kVectors];
+struct BlockPositions {
+  Simd<T> x[kBlockVectors];
+  Simd<T> y[kBlockVectors];
 };
 
-// The positions of the queries of a block, counted from `origin`.
+// The positions of a block, plus `offset`.
 template <typename T>
-ATTNZOO_INLINE Places<T> place(const Place<T>& origin, const T* positions, const Block<T>& block) {
-  alignas(kAlignment) T x[kBlock<T>] = {};
-  alignas(kAlignment) T y[kBlock<T>] = {};
+ATTNZOO_INLINE BlockPositions<T> load_positions(
+    const Position<T>& offset, const T* query_positions, const QueryBlock<T>& block) {
+  alignas(kAlignment) T x[kQueryBlock<T>] = {};
+  alignas(kAlignment) T y[kQueryBlock<T>] = {};
   for (int64_t i = 0; i < block.count; ++i) {
-    x[i] = positions[2 * (block.first + i)] + origin.x;
-    y[i] = positions[2 * (block.first + i) + 1] + origin.y;
+    x[i] = query_positions[2 * (block.first + i)] + offset.x;
+    y[i] = query_positions[2 * (block.first + i) + 1] + offset.y;
   }
-  Places<T> places;
-  for (int v = 0; v < kVectors; ++v) {
-    places.x[v] = load<Simd<T>>(x + v * kSimdWidth<T>);
-    places.y[v] = load<Simd<T>>(y + v * kSimdWidth<T>);
+  BlockPositions<T> positions;
+  for (int v = 0; v < kBlockVectors; ++v) {
+    positions.x[v] = load<Simd<T>>(x + v * kSimdWidth<T>);
+    positions.y[v] = load<Simd<T>>(y + v * kSimdWidth<T>);
   }
-  return places;
+  return positions;
 }
 
 template <typename T>
-ATTNZOO_INLINE void add_places(const Places<T>& places, const Block<T>& block, T* positions) {
+ATTNZOO_INLINE void add_position_grads(
+    const BlockPositions<T>& grads, const QueryBlock<T>& block, T* grad_query_positions) {
   for (int64_t i = 0; i < block.count; ++i) {
-    positions[2 * (block.first + i)] += places.x[i / kSimdWidth<T>][i % kSimdWidth<T>];
-    positions[2 * (block.first + i) + 1] += places.y[i / kSimdWidth<T>][i % kSimdWidth<T>];
+    grad_query_positions[2 * (block.first + i)] += grads.x[i / kSimdWidth<T>][i % kSimdWidth<T>];
+    grad_query_positions[2 * (block.first + i) + 1] += grads.y[i / kSimdWidth<T>][i % kSimdWidth<T>];
   }
 }
 

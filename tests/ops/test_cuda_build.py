@@ -42,11 +42,11 @@ def test_kernels_are_named_briefly():
     assert MAIN_PATH.match("forward_kernel<Half, true, UnfusedSamples<float>>")
     assert not MAIN_PATH.match("forward_kernel<Half, false, UnfusedSamples<float>>")
     ours = "attnzoo::deform_kv_attn"
-    assert support_ptxas.short_name(f"void {ours}::by_keys_kernel<float, 32>({ours}::BackwardCall<float>)") == (
-        "by_keys_kernel<float, 32>"
+    assert support_ptxas.short_name(f"void {ours}::grad_key_value_kernel<float, 32>({ours}::BackwardArgs<float>)") == (
+        "grad_key_value_kernel<float, 32>"
     )
-    assert MAIN_PATH.match("by_keys_kernel<float, 32>")
-    assert not MAIN_PATH.match("by_keys_kernel<float, 128>")
+    assert MAIN_PATH.match("grad_key_value_kernel<float, 32>")
+    assert not MAIN_PATH.match("grad_key_value_kernel<float, 128>")
 
 
 @dataclass(frozen=True)
