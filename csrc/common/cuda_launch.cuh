@@ -1,4 +1,4 @@
-// Kernel launches on the current stream, with error checks, and constants of a warp.
+// Kernel launches with error checks, and warp constants.
 #pragma once
 
 #include <cuda_runtime.h>

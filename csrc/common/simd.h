@@ -133,9 +133,9 @@ ATTNZOO_INLINE auto add_halves(const V& v, std::integer_sequence<int, I...>) {
 
 // to[k] += the sum of the lanes k, k + 4, k + 8, … of v, for k < 4.
 template <typename V>
-ATTNZOO_INLINE void add_quads(Element<V>* to, const V& v) {
+ATTNZOO_INLINE void add_sum_of_quads(Element<V>* to, const V& v) {
   if constexpr (kLanes<V> > 4) {
-    add_quads(to, add_halves(v, std::make_integer_sequence<int, kLanes<V> / 2>()));
+    add_sum_of_quads(to, add_halves(v, std::make_integer_sequence<int, kLanes<V> / 2>()));
   } else {
     store(to, load<V>(to) + v);
   }
@@ -152,7 +152,7 @@ ATTNZOO_INLINE void add_horizontal_sums(Element<V>* to, const V (&v)[4]) {
     const V cd = shuffle<low>(v[2], v[3]) + shuffle<high>(v[2], v[3]);
     const V abcd = shuffle<[](int i, int n) { return i % 4 < 2 ? i : n + i - 2; }>(ab, cd) +
                    shuffle<[](int i, int n) { return i % 4 < 2 ? i + 2 : n + i; }>(ab, cd);
-    add_quads(to, abcd);
+    add_sum_of_quads(to, abcd);
   } else {
     for (int k = 0; k < 4; ++k) {
       for (int i = 0; i < kLanes<V>; ++i) {

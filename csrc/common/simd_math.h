@@ -23,7 +23,7 @@ struct MathConstants;
 // - mantissa_bits, bias: the format of T.
 // - sqrt_half_bits: the bits of 1 / √2.
 // - ln2_high + ln2_low = ln 2. ln2_high has few bits, so that its products with exponents are exact.
-// - exp_min_argument: for smaller x, e^x is no normal number.
+// - exp_min_argument: for smaller x, e^x would be subnormal; exp_nonpositive returns 0.
 // - rounding_shift: x + rounding_shift has round(x) in its lowest bits.
 // - exp_terms, artanh_terms: terms of the series that reach the precision of T, for e^r with |r| up to ln 2 / 2 and for
 //   artanh s with |s| up to (√2 - 1) / (√2 + 1).

@@ -52,8 +52,8 @@ struct Arguments {
   std::optional<Tensor> key_padding;
   double scale;
 
-  // Error messages for users come from Python (attnzoo/ops/deform_kv_attn/checks.py). The checks here keep every call
-  // memory-safe, also one of torch.ops.attnzoo directly. Also sets the key ranges of `levels`.
+  // Also sets the keys of `levels`. Error messages for users come from Python (attnzoo/ops/deform_kv_attn/checks.py).
+  // The checks here keep direct calls of torch.ops.attnzoo memory-safe.
   Problem make_problem(std::vector<Level>& levels) const {
     check(query.dim() == 4 && key.dim() == 4 && key_positions.dim() == 4, "wrong number of dimensions");
     check(!levels.empty() && levels.size() == key_counts.size(), "the bias and key_counts differ in levels");

@@ -201,18 +201,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, kDim>)
       __syncthreads();
 #pragma unroll 1
       for (int step = 0; step < kKeyTile && first + step < level.end_key; step += kKeysPerStep) {
-        const auto keys = tile.from_key(step);
+        const auto step_tile = tile.from_key(step);
         T scores[1][kKeysPerStep] = {};
         T grad_scores[1][kKeysPerStep] = {};
-        add_dots<kDim>(my_query, keys.keys, scores);
-        add_dots<kDim>(my_grad_output, keys.values, grad_scores);
+        add_dots<kDim>(my_query, step_tile.keys, scores);
+        add_dots<kDim>(my_grad_output, step_tile.values, grad_scores);
 #pragma unroll
         for (int j = 0; j < kKeysPerStep; ++j) {
-          if (!keys.visible[j]) {
+          if (!step_tile.visible[j]) {
             grad_scores[0][j] = 0;
             continue;
           }
-          const Footprint<T> footprint = compute_footprint(my_position, keys.positions[j], level);
+          const Footprint<T> footprint = compute_footprint(my_position, step_tile.positions[j], level);
           const Bias<T> bias = interpolate(table, level, footprint);
           const T grad_score = state.weight(scores[0][j] + T(kLog2E) * bias.value) * (grad_scores[0][j] - state.delta);
           grad_scores[0][j] = grad_score;
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, kDim>)
           nonfinite = nonfinite || !finite;
           interpolate_backward(sums, level, footprint, finite ? scaled_grad : T(0));
         }
-        add_weighted_rows<kDim>(keys.keys, grad_scores, grad_query);
+        add_weighted_rows<kDim>(step_tile.keys, grad_scores, grad_query);
       }
     }
     if (active) {

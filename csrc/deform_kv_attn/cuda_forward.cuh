@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   const int32_t first_query = static_cast<int32_t>(blockIdx.x % blocks) * kRows;
   const int32_t count = sizes.queries - first_query;
   T* rows = dynamic_shared_memory<T>();
-  T* own_rows = rows + threadIdx.x * kPitch<T, kDim>;
+  T* my_rows = rows + threadIdx.x * kPitch<T, kDim>;
   const KeyTile<T, kDim, kKeyTile> tile(rows + kRows * kPitch<T, kDim>);
   // Scores are multiplied by log2(e), because exp2 is faster than exp.
   const bool* no_mask = nullptr;
@@ -103,13 +103,13 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
       __syncthreads();
 #pragma unroll 1
       for (int step = 0; step < kKeyTile && first + step < level.end_key; step += kKeysPerStep) {
-        const auto keys = tile.from_key(step);
+        const auto step_tile = tile.from_key(step);
         T scores[kQueries][kKeysPerStep] = {};
-        add_dots<kDim>(own_rows, keys.keys, scores);
+        add_dots<kDim>(my_rows, step_tile.keys, scores);
 #pragma unroll
         for (int j = 0; j < kKeysPerStep; ++j) {
-          const bool visible = keys.visible[j];
-          const Position<T> key = keys.positions[j];
+          const bool visible = step_tile.visible[j];
+          const Position<T> key = step_tile.positions[j];
 #pragma unroll
           for (int i = 0; i < kQueries; ++i) {
             if (visible) {
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
         for (int i = 0; i < kQueries; ++i) {
           update_softmax(scores[i], max[i], sum[i], output[i]);
         }
-        add_weighted_rows<kDim>(keys.values, scores, output);
+        add_weighted_rows<kDim>(step_tile.values, scores, output);
       }
     }
   }
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     }
 #pragma unroll
     for (int d = 0; d < kDim; ++d) {
-      own_rows[i * kThreads * kPitch<T, kDim> + d] = factor * output[i][d];
+      my_rows[i * kThreads * kPitch<T, kDim> + d] = factor * output[i][d];
     }
   }
   __syncthreads();

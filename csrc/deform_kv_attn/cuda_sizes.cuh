@@ -91,8 +91,8 @@ struct Position {
   T y;
 };
 
-// The position of a query plus the centre of the table, where a displacement of zero is read. Minus the position of a
-// key it is the position in the table at which the bias is read.
+// The position of a query, plus the centre of the table, where a displacement of zero is read. Subtracting the position
+// of a key gives the position in the table at which the bias is read.
 template <typename T>
 __device__ __forceinline__ Position<T> table_position(const T* positions, int32_t index, const Level32& level) {
   return {

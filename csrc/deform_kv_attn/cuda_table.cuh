@@ -86,7 +86,6 @@ struct TableGradSums {
 };
 
 // Adds x, which is already scaled.
-
 template <typename T>
 __device__ __forceinline__ void add_to_cell(
     unsigned long long* table, const Level32& level, int32_t column, int32_t row, T x) {

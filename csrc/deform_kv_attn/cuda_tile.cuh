@@ -79,21 +79,21 @@ __device__ __forceinline__ void rows_from_shared(
   }
 }
 
-// dots[i][j] += (own row i) · rows[j]. A thread owns kOwn rows; they are kThreads rows apart, starting at `own_rows`.
-template <int kDim, typename T, int kOwn, int kRows>
-__device__ __forceinline__ void add_dots(const T* own_rows, const T* rows, T (&dots)[kOwn][kRows]) {
+// dots[i][j] += (row i of this thread) · rows[j]. A thread has kMyRows rows, kThreads rows apart, from `my_rows` on.
+template <int kDim, typename T, int kMyRows, int kRows>
+__device__ __forceinline__ void add_dots(const T* my_rows, const T* rows, T (&dots)[kMyRows][kRows]) {
 #pragma unroll 2
   for (int d = 0; d < kDim; d += kVectorSize<T>) {
-    AlignedVector<T> a[kOwn];
+    AlignedVector<T> a[kMyRows];
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      a[i] = load_vector(own_rows + i * kThreads * kPitch<T, kDim> + d);
+    for (int i = 0; i < kMyRows; ++i) {
+      a[i] = load_vector(my_rows + i * kThreads * kPitch<T, kDim> + d);
     }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const AlignedVector<T> b = load_vector(rows + j * kPitch<T, kDim> + d);
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
+      for (int i = 0; i < kMyRows; ++i) {
 #pragma unroll
         for (int k = 0; k < kVectorSize<T>; ++k) {
           dots[i][j] += a[i].val[k] * b.val[k];
@@ -104,16 +104,16 @@ __device__ __forceinline__ void add_dots(const T* own_rows, const T* rows, T (&d
 }
 
 // sums[i] += Σ_j factors[i][j] · rows[j]
-template <int kDim, typename T, int kOwn, int kRows>
+template <int kDim, typename T, int kMyRows, int kRows>
 __device__ __forceinline__ void add_weighted_rows(
-    const T* rows, const T (&factors)[kOwn][kRows], T (&sums)[kOwn][kDim]) {
+    const T* rows, const T (&factors)[kMyRows][kRows], T (&sums)[kMyRows][kDim]) {
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
 #pragma unroll
     for (int d = 0; d < kDim; d += kVectorSize<T>) {
       const AlignedVector<T> b = load_vector(rows + j * kPitch<T, kDim> + d);
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
+      for (int i = 0; i < kMyRows; ++i) {
 #pragma unroll
         for (int k = 0; k < kVectorSize<T>; ++k) {
           sums[i][d + k] += factors[i][j] * b.val[k];

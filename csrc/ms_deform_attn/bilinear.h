@@ -40,9 +40,9 @@ struct Footprint {
   }
 };
 
-// The footprint of a point at (column, row) in pixels; pixel centres are integers. Returns false if all four corners are
-// outside the map. That includes NaN and infinity, which must not be converted to an integer: comparisons with NaN are
-// false.
+// The footprint of a point at (column, row) in pixels; pixel centres are integers. Returns false if all four corners
+// are outside the map, or if the position is NaN: comparisons with NaN are false. NaN and infinity are never converted
+// to an integer.
 template <typename T, typename Index>
 ATTNZOO_HOST_DEVICE bool compute_footprint(
     T column, T row, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {

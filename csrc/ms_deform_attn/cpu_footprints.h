@@ -142,7 +142,7 @@ ATTNZOO_INLINE void compute_footprint(
   }
 }
 
-// Returns `from`, or a copy of it that is padded with zeros to `padded` elements if it is shorter.
+// Returns `from` if `count` is `padded`, and otherwise a copy that is padded with zeros.
 template <typename T>
 ATTNZOO_INLINE const T* with_zero_padding(const T* from, int64_t count, int64_t padded, T* copy) {
   if (count == padded) {
@@ -230,7 +230,8 @@ ATTNZOO_INLINE void fill(T* to, int64_t count, T x) {
   }
 }
 
-// Offsets are in pixels, or relative to the size of the reference box.
+// Loads the reference points or boxes of a query. Offsets are in pixels or, with a box, in units of half its size
+// divided by the number of points.
 template <typename T>
 ATTNZOO_INLINE void load_references(
     const KernelArgs<T>& args, int64_t query, const LevelRange<T>& range, const Staging<T>& staging) {

@@ -39,7 +39,7 @@ CellNumbering number_cells(const Sizes& sizes) {
   return cells;
 }
 
-// torch.sort(keys, stable=True): the sorted keys and their indices. The stable ABI has no wrapper for it.
+// torch.sort(keys, stable=True), called through the dispatcher: the sorted keys and their indices.
 std::pair<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
@@ -128,17 +128,18 @@ Tensor run_backward(
   if (grad_output.numel() == 0) {
     return torch::stable::new_zeros(value, value.sizes());
   }
-  const Tensor grad_rows = torch::stable::contiguous(grad_output);
-  const Tensor rows = torch::stable::contiguous(value);
-  Tensor grad_value = rows;
+  const Tensor contiguous_grad_output = torch::stable::contiguous(grad_output);
+  const Tensor contiguous_value = torch::stable::contiguous(value);
+  Tensor grad_value = contiguous_value;
   dispatch_floating_and_half(value, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
     const auto samples = make_samples(ComputeType<T>());
     const BackwardArgs<T, std::remove_const_t<decltype(samples)>> args{
         make_sizes(problem),
         partition_rows<T>(problem.queries, problem.head_dim),
-        data<T>(grad_rows), data<T>(rows), samples, nullptr, {}, {}};
-    grad_value = deterministic ? backward_deterministic(args, rows) : backward_atomic(args, rows);
+        data<T>(contiguous_grad_output), data<T>(contiguous_value), samples, nullptr, {}, {}};
+    grad_value =
+        deterministic ? backward_deterministic(args, contiguous_value) : backward_atomic(args, contiguous_value);
   });
   return grad_value;
 }

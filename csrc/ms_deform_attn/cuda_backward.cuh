@@ -20,8 +20,8 @@ struct BackwardArgs {
   SampleList<ComputeType<T>> list;
 };
 
-// Adds to dots[k] = Σ_d grad_output[d] · value[corner k][d] of one sample the part of this lane's channels. While the
-// loads are in flight, adds to the gradient of value.
+// One sample, for the channels of this lane: adds Σ_d grad_output[d] · value[corner k][d] to dots[k], and adds to the
+// gradient of value while the loads are in flight.
 template <bool kVectorized, typename T>
 __device__ __forceinline__ void backward_sample(
     const T* head_value,
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
 #pragma unroll
         for (int n = 0; n < kSamplesPerReduction; ++n) {
           backward_sample<kVectorized>(
-              args.value + offset, head_grad_value, sizes.token_stride(), count, corners.from_lane(thread, first_lane + n),
-              grad_output_vector, dots[n]);
+              args.value + offset, head_grad_value, sizes.token_stride(), count,
+              corners.from_lane(thread, first_lane + n), grad_output_vector, dots[n]);
         }
       }
       A reduced[4];

@@ -11,7 +11,7 @@
 namespace attnzoo::ms_deform_attn {
 
 constexpr int kThreads = 128;   // per block
-constexpr int kMaxLevels = 64;  // levels are kernel arguments; a map of 2³¹ tokens can be halved only 31 times
+constexpr int kMaxLevels = 64;  // levels are kernel arguments; 2³¹ tokens can be halved only 31 times
 
 using Level32 = LevelOf<int32_t>;
 
@@ -54,7 +54,7 @@ inline Partition make_partition(int64_t rows, int32_t log_lanes) {
   return partition;
 }
 
-// The part of the work that this thread has.
+// The row, head and image that this thread works on, and its lane.
 struct ThreadIndex {
   __device__ ThreadIndex(const Sizes& sizes, const Partition& partition)
       : lanes(1 << partition.log_lanes), lane(threadIdx.x & (lanes - 1)), group(threadIdx.x >> partition.log_lanes) {

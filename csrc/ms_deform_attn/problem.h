@@ -1,5 +1,5 @@
 // The sizes of one call, checked. Error messages for users come from Python (attnzoo/ops/ms_deform_attn/checks.py). The
-// checks here keep every call memory-safe, also one of torch.ops.attnzoo directly.
+// checks here keep direct calls of torch.ops.attnzoo memory-safe.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
