@@ -42,7 +42,7 @@ class Part:
 
 SAMPLING_PARTS = [
     Part(
-        "tokens of a head copied together, backward with their gradients", "ms_deform_attn/cpu.h",
+        "tokens of a head copied together, backward with their gradients", "ms_deform_attn/cpu_interface.h",
         "return queries * samples() >= 2 * tokens;", "return false;", SAMPLING[:2],
     ),
     Part(
@@ -56,12 +56,12 @@ SAMPLING_PARTS = [
 ]  # fmt: skip
 KEY_PARTS = [
     Part(
-        "two neighbouring cells of a table gathered as one number", "deform_kv_attn/table.h",
+        "two neighbouring cells of a table gathered as one number", "deform_kv_attn/cpu_table.h",
         "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", KEYS,
     ),
     Part(
-        "cells in a row read and written as vectors", "deform_kv_attn/table.h", "at.in_a_row = any == 0;",
-        "at.in_a_row = any == 0 && level.width < 0;", KEYS,
+        "cells in a row read and written as vectors", "deform_kv_attn/cpu_table.h",
+        "footprint.is_contiguous = any == 0;", "footprint.is_contiguous = any == 0 && level.width < 0;", KEYS,
     ),
 ]  # fmt: skip
 PARTS = SAMPLING_PARTS + KEY_PARTS

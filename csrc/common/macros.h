@@ -1,4 +1,4 @@
-// Compiler differences, once.
+// Macros for compiler-specific keywords.
 #pragma once
 
 #define ATTNZOO_INLINE __attribute__((always_inline)) inline

@@ -1,4 +1,4 @@
-// Typed access to tensors of the stable ABI.
+// Typed access to tensors of PyTorch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -19,20 +19,20 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Calls `body` with a float or a double, as the tensor holds.
+// Calls `body` with a scalar of the tensor's dtype, float or double (as AT_DISPATCH_FLOATING_TYPES).
 template <typename Body>
-void with_scalar(const Tensor& tensor, const char* operation, const Body& body) {
+void dispatch_floating(const Tensor& tensor, const char* operation, const Body& body) {
   using torch::headeronly::ScalarType;
   if (tensor.scalar_type() == ScalarType::Float) {
     return body(float());
   }
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double, operation, ": the kernels take float32 and float64");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double, operation, ": expected float32 or float64");
   body(double());
 }
 
-// Calls `body` with a number of the type that the tensor holds.
+// The same for half precision too (as AT_DISPATCH_FLOATING_TYPES_AND2).
 template <typename Body>
-void with_storage(const Tensor& tensor, const char* operation, const Body& body) {
+void dispatch_floating_and_half(const Tensor& tensor, const char* operation, const Body& body) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
     case ScalarType::Half:
@@ -40,7 +40,7 @@ void with_storage(const Tensor& tensor, const char* operation, const Body& body)
     case ScalarType::BFloat16:
       return body(c10::BFloat16());
     default:
-      return with_scalar(tensor, operation, body);
+      return dispatch_floating(tensor, operation, body);
   }
 }
 

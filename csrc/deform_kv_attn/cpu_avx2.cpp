@@ -4,11 +4,11 @@
 #define ATTNZOO_VECTOR_BYTES 32
 #define ATTNZOO_VECTOR_REGISTERS 16
 
-#include "../common/simd_headers.h"
-#include "problem.h"
+#include "../common/simd_target.h"
+#include "cpu_interface.h"
 
 ATTNZOO_BEGIN_TARGET("avx2,fma")
-#include "kernels.h"
+#include "cpu_kernels.h"
 ATTNZOO_END_TARGET
 
 #endif

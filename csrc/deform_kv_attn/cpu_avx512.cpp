@@ -4,11 +4,11 @@
 #define ATTNZOO_VECTOR_BYTES 64
 #define ATTNZOO_VECTOR_REGISTERS 32
 
-#include "../common/simd_headers.h"
-#include "problem.h"
+#include "../common/simd_target.h"
+#include "cpu_interface.h"
 
 ATTNZOO_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
-#include "kernels.h"
+#include "cpu_kernels.h"
 ATTNZOO_END_TARGET
 
 #endif

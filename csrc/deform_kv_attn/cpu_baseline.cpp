@@ -1,6 +1,7 @@
-// Vectors of 16 bytes, which every x86-64 (SSE2) and every AArch64 (NEON) has; elsewhere the compiler makes scalars.
+// The baseline: 16-byte vectors, which every x86-64 (SSE2) and AArch64 (NEON) machine has. On other architectures the
+// compiler falls back to scalar code.
 #define ATTNZOO_ISA baseline
 #define ATTNZOO_VECTOR_BYTES 16
 #define ATTNZOO_VECTOR_REGISTERS 16
 
-#include "kernels.h"
+#include "cpu_kernels.h"

@@ -1,4 +1,4 @@
-// Attention to displaced keys with a bias from tables on CUDA (see attnzoo/ops/deform_kv.py): backward.
+// Attention to keys at sampled positions with a bias from tables (DAT, CVPR 2022, equation 9) on CUDA: backward.
 
 #include <torch/csrc/stable/library.h>
 
@@ -13,31 +13,32 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kEnoughBlocks = 2048;  // to keep any GPU busy
-constexpr int64_t kLeastQueries = 512;  // of a split, so that its sums are few beside what it reads
+constexpr int64_t kTargetBlocks = 2048;       // enough for any GPU
+constexpr int64_t kMinQueriesPerSplit = 512;  // so that a split writes little compared to what it reads
 
-// Of each head: of the sum of the norms of its rows, or of the largest norm. `like` is a tensor on the device.
+// Computes the exponents of `ExponentArgs` for all heads. `like` is a tensor on the device.
 template <typename T>
-void find_exponents(
-    const Tensor& like, const Sizes& sizes, const Rows<const T>& rows, int32_t length, const bool* hidden, bool of_sum,
-    int32_t* exponents, cudaStream_t stream) {
-  const int64_t blocks = divide_up(length, kThreads);
+void norm_exponents(
+    const Tensor& like, const Sizes& sizes, const StridedTensor<const T>& rows, int32_t length, const bool* masked,
+    bool use_sum, int32_t* exponents, cudaStream_t stream) {
+  const int64_t blocks = ceil_div(length, kThreads);
   const Tensor parts = torch::stable::new_empty(like, {2, sizes.tasks() * blocks});
   T* sums = mutable_data<T>(parts);
   T* maxima = sums + sizes.tasks() * blocks;
   if (sizes.tasks() * blocks > 0) {
-    launch_with(
-        2 * sizeof(T) * kThreads / kWarp, &norm_kernel<T>, sizes.tasks() * blocks, kThreads, stream,
-        {sizes, rows, length, hidden, sums, maxima});
+    launch_with_shared_memory(
+        2 * sizeof(T) * kThreads / kWarpSize, &norm_kernel<T>, sizes.tasks() * blocks, kThreads, stream,
+        {sizes, rows, length, masked, sums, maxima});
   }
-  launch(&exponent_kernel<T>, sizes.heads, kWarp, stream, {sizes.batch * blocks, sums, maxima, of_sum, exponents});
+  launch(&exponent_kernel<T>, sizes.heads, kWarpSize, stream, {sizes.batch * blocks, sums, maxima, use_sum, exponents});
 }
 
 template <typename T>
-void add_up(const Tensor& parts, int64_t outer, int64_t count, int64_t inner, const Tensor& to, cudaStream_t stream) {
+void sum_parts(
+    const Tensor& parts, int64_t outer, int64_t count, int64_t inner, const Tensor& to, cudaStream_t stream) {
   if (outer * inner > 0) {
     launch(
-        &sum_kernel<T>, divide_up(outer * inner, kThreads), kThreads, stream,
+        &sum_kernel<T>, ceil_div(outer * inner, kThreads), kThreads, stream,
         {data<T>(parts), outer, count, inner, mutable_data<T>(to)});
   }
 }
@@ -46,94 +47,97 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients backward(
     Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions,
-    Tensor tables, Ints shapes, Ints counts, Padding padding, double scale, Tensor output, Tensor log_sums) {
-  const Prepared given(
-      {query, key, value, query_positions, key_positions, counts, padding, scale}, {tables, shapes});
-  const Problem& problem = given.problem;
-  const Results results(grad_output, output, log_sums, query, problem);
-  for (const Tensor* tensor : {&grad_output, &output, &log_sums}) {
-    given.check_device(*tensor);
+    Tensor tables, IntList table_shapes, IntList key_counts, std::optional<Tensor> key_padding, double scale,
+    Tensor output, Tensor logsumexp) {
+  const PreparedCall call(
+      {query, key, value, query_positions, key_positions, key_counts, key_padding, scale}, {tables, table_shapes});
+  const Problem& problem = call.problem;
+  const BackwardArguments saved(grad_output, output, logsumexp, query, problem);
+  for (const Tensor* tensor : {&grad_output, &output, &logsumexp}) {
+    call.check_device(*tensor);
   }
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
   const cudaStream_t stream = current_stream(query);
-  const Sizes sizes = given.sizes();
+  const Sizes sizes = call.sizes();
   const int64_t cells = sizes.cells;
-  const Tensor by_query = new_by_token(query, problem, problem.queries);
-  const Tensor by_key = new_by_token(query, problem, problem.keys);
-  const Tensor by_value = new_by_token(query, problem, problem.keys);
-  const Tensor by_query_positions = torch::stable::new_empty(query, given.call.query_positions.sizes());
-  const Tensor by_key_positions = torch::stable::new_empty(query, given.call.key_positions.sizes());
-  const Tensor by_tables = torch::stable::new_empty(query, {problem.heads, cells});
+  const Tensor grad_query = new_token_major(query, problem, problem.queries);
+  const Tensor grad_key = new_token_major(query, problem, problem.keys);
+  const Tensor grad_value = new_token_major(query, problem, problem.keys);
+  const Tensor grad_query_positions = torch::stable::new_empty(query, call.arguments.query_positions.sizes());
+  const Tensor grad_key_positions = torch::stable::new_empty(query, call.arguments.key_positions.sizes());
+  const Tensor grad_tables = torch::stable::new_empty(query, {problem.heads, cells});
 
-  const Tensor means = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.queries});
-  const Tensor query_places =
-      torch::stable::new_empty(query, {problem.batch, problem.heads, problem.level_count, problem.queries, 2});
-  const Tensor key_places = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.keys, 2});
-  const int64_t words = query.scalar_type() == ScalarType::Double ? kWords<double> : kWords<float>;
-  const Tensor sums = torch::stable::new_zeros(query, {problem.heads, cells, words}, ScalarType::Long);
-  const Tensor marks = torch::stable::new_zeros(query, {3, problem.heads}, ScalarType::Int);
-  int32_t* exponents = mutable_data<int32_t>(marks);
+  const Tensor delta = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.queries});
+  const Tensor query_position_parts =
+      torch::stable::new_empty(query, {problem.batch, problem.heads, problem.num_levels, problem.queries, 2});
+  const Tensor key_position_parts = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.keys, 2});
+  const int64_t words = query.scalar_type() == ScalarType::Double ? kWordsPerCell<double> : kWordsPerCell<float>;
+  const Tensor table_sums = torch::stable::new_zeros(query, {problem.heads, cells, words}, ScalarType::Long);
+  // The exponents (2, H) and then the `nonfinite` flags (H).
+  const Tensor head_state = torch::stable::new_zeros(query, {3, problem.heads}, ScalarType::Int);
+  int32_t* exponents = mutable_data<int32_t>(head_state);
   int64_t key_blocks = 0;
-  for (const Level& level : given.levels) {
-    key_blocks += divide_up(level.end_key - level.first_key, kKeys);
+  for (const Level& level : call.levels) {
+    key_blocks += ceil_div(level.end_key - level.first_key, kKeysPerBlock);
   }
-  const int64_t busy = std::max<int64_t>(1, sizes.tasks() * key_blocks);
+  const int64_t blocks = std::max<int64_t>(1, sizes.tasks() * key_blocks);
   const int64_t splits =
-      std::max<int64_t>(1, std::min(kEnoughBlocks / busy, divide_up(problem.queries, kLeastQueries)));
-  const int64_t row = 2 * problem.dim + 2;
-  const Tensor by_keys = torch::stable::new_empty(query, {splits, sizes.tasks(), problem.keys, row});
+      std::max<int64_t>(1, std::min(kTargetBlocks / blocks, ceil_div(problem.queries, kMinQueriesPerSplit)));
+  const int64_t row = 2 * problem.head_dim + 2;
+  const Tensor key_grad_parts = torch::stable::new_empty(query, {splits, sizes.tasks(), problem.keys, row});
 
-  with_channels(query, problem.dim, [&](auto scalar, auto channels) {
+  dispatch_head_dim(query, problem.head_dim, [&](auto scalar, auto dim) {
     using T = decltype(scalar);
-    constexpr int kDim = decltype(channels)::value;
-    const TableSums<T> table_sums{mutable_data<unsigned long long>(sums), exponents + 2 * problem.heads};
-    const BackwardCall<T> call{
-        given.given<T>({&results.by_output, &results.output, &by_query}),
-        rows<T>(results.by_output),
-        rows<T>(results.output),
-        data<T>(results.log_sums),
-        mutable_data<T>(means),
-        mutable_rows<T>(by_query),
-        mutable_data<T>(query_places),
-        table_sums,
+    constexpr int kDim = decltype(dim)::value;
+    const TableGradSums<T> table_grad_sums{
+        mutable_data<unsigned long long>(table_sums), exponents + 2 * problem.heads};
+    const BackwardArgs<T> args{
+        call.inputs<T>({&saved.grad_output, &saved.output, &grad_query}),
+        strided<T>(saved.grad_output),
+        strided<T>(saved.output),
+        data<T>(saved.logsumexp),
+        mutable_data<T>(delta),
+        mutable_strided<T>(grad_query),
+        mutable_data<T>(query_position_parts),
+        table_grad_sums,
         exponents,
         static_cast<int32_t>(splits),
-        static_cast<int32_t>(divide_up(divide_up(problem.queries, splits), kThreads) * kThreads),
-        mutable_data<T>(by_keys)};
-    find_exponents<T>(query, sizes, call.by_output, sizes.queries, nullptr, true, exponents, stream);
-    find_exponents<T>(
-        query, sizes, call.given.value, sizes.keys, call.given.hidden, false, exponents + problem.heads, stream);
-    if (by_query.numel() > 0) {
-      launch_with(
-          sizeof(T) * kByQueriesNumbers<T, kDim>, &by_queries_kernel<T, kDim>,
-          sizes.tasks() * divide_up(problem.queries, kThreads), kThreads, stream, call);
+        static_cast<int32_t>(ceil_div(ceil_div(problem.queries, splits), kThreads) * kThreads),
+        mutable_data<T>(key_grad_parts)};
+    norm_exponents<T>(query, sizes, args.grad_output, sizes.queries, nullptr, true, exponents, stream);
+    norm_exponents<T>(
+        query, sizes, args.inputs.value, sizes.keys, args.inputs.masked, false, exponents + problem.heads, stream);
+    if (grad_query.numel() > 0) {
+      launch_with_shared_memory(
+          sizeof(T) * kGradQuerySharedElements<T, kDim>, &grad_query_kernel<T, kDim>,
+          sizes.tasks() * ceil_div(problem.queries, kThreads), kThreads, stream, args);
     }
-    if (by_key.numel() > 0) {
-      launch_with(
-          sizeof(T) * kByKeysNumbers<T, kDim>, &by_keys_kernel<T, kDim>, splits * sizes.tasks() * key_blocks, kThreads,
-          stream, call);
+    if (grad_key.numel() > 0) {
+      launch_with_shared_memory(
+          sizeof(T) * kGradKeySharedElements<T, kDim>, &grad_key_value_kernel<T, kDim>,
+          splits * sizes.tasks() * key_blocks, kThreads, stream, args);
       launch(
-          &finish_keys_kernel<T>, divide_up(sizes.tasks() * problem.keys * row, kThreads), kThreads, stream,
-          {sizes, call.splits, call.by_keys, mutable_rows<T>(by_key), mutable_rows<T>(by_value),
-           mutable_data<T>(key_places)});
+          &reduce_key_grads_kernel<T>, ceil_div(sizes.tasks() * problem.keys * row, kThreads), kThreads, stream,
+          {sizes, args.splits, args.key_grad_parts, mutable_strided<T>(grad_key), mutable_strided<T>(grad_value),
+           mutable_data<T>(key_position_parts)});
     }
-    add_up<T>(
-        query_places, problem.batch, problem.heads, problem.level_count * problem.queries * 2, by_query_positions,
-        stream);
-    add_up<T>(
-        key_places, problem.batch * problem.groups, problem.heads / problem.groups, problem.keys * 2, by_key_positions,
-        stream);
+    sum_parts<T>(
+        query_position_parts, problem.batch, problem.heads, problem.num_levels * problem.queries * 2,
+        grad_query_positions, stream);
+    sum_parts<T>(
+        key_position_parts, problem.batch * problem.groups, problem.heads / problem.groups, problem.keys * 2,
+        grad_key_positions, stream);
     launch(
-        &finish_tables_kernel<T>, divide_up(problem.heads * cells, kThreads), kThreads, stream,
-        {sizes, table_sums, exponents, mutable_data<T>(by_tables)});
+        &table_grads_kernel<T>, ceil_div(problem.heads * cells, kThreads), kThreads, stream,
+        {sizes, table_grad_sums, exponents, mutable_data<T>(grad_tables)});
   });
-  return {by_query, by_key, by_value, by_query_positions, by_key_positions, by_tables};
+  return {grad_query, grad_key, grad_value, grad_query_positions, grad_key_positions, grad_tables};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attnzoo, CUDA, library) {
-  library.impl("deform_kv_attention_backward", TORCH_BOX(&backward));
+  library.impl("deform_kv_attn_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace attnzoo::deform_kv_attn

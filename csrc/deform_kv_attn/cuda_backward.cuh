@@ -1,7 +1,12 @@
-// Backward, in two passes over all pairs. By queries: every thread has a query, goes through the keys as in the forward
-// pass, and adds to the gradient of the table. By keys: a block has a tile of keys and goes through a share of the
-// queries; for every tile of them its threads are first queries, which work out weights and slopes, and then keys, which
-// gather these. Nothing but integers is added atomically, so the result is always the same.
+// Backward, in two passes over all pairs of queries and keys.
+//
+// - grad_query_kernel: a thread has one query and processes all keys, as in the forward pass. It also adds to the
+//   gradient of the table.
+// - grad_key_value_kernel: a block has a few keys and processes a part of the queries, a tile at a time. For each tile,
+//   its threads first compute weights and gradients of scores, one query per thread. Then they sum these into the
+//   gradients of keys and values.
+//
+// Only integers are added with atomic operations, so the result is deterministic.
 #pragma once
 
 #include <cmath>
@@ -11,378 +16,377 @@
 namespace attnzoo::deform_kv_attn {
 
 template <typename T>
-struct BackwardCall {
-  Given<T> given;
-  Rows<const T> by_output;
-  Rows<const T> output;
-  const T* log_sums;  // (B, H, Nq)
-  T* means;  // (B, H, Nq): of the gradients by the weights of a query, written by queries, read by keys
-  Rows<T> by_query;
-  T* by_query_positions;  // (B, H, L, Nq, 2)
-  TableSums<T> by_tables;
-  const int32_t* exponents;  // (2, H), of the sum of the norms of output gradients, and of the largest norm of a value
-  int32_t splits;  // of the queries, among blocks of keys
+struct BackwardArgs {
+  Inputs<T> inputs;
+  StridedTensor<const T> grad_output;
+  StridedTensor<const T> output;
+  const T* logsumexp;  // (B, H, Nq)
+  T* delta;            // (B, H, Nq), grad_output · output; written by `grad_query_kernel`
+  StridedTensor<T> grad_query;
+  T* grad_query_positions;  // (B, H, L, Nq, 2)
+  TableGradSums<T> grad_tables;
+  const int32_t* exponents;  // (2, H), of the sum of the norms of grad_output and of the largest norm of value
+  int32_t splits;            // parts of the queries in `grad_key_value_kernel`
   int32_t queries_per_split;
-  T* by_keys;  // (splits, B, H, Nk, 2 · D + 2): by key, by value, by position
+  T* key_grad_parts;  // (splits, B, H, Nk, 2 · D + 2): gradients of key, value and position
 };
 
-// Blocks that a multiprocessor is to hold at a time, where that costs no spills: left to itself, the compiler takes all
-// registers there are to have the biases of several keys under way.
+// Resident blocks per multiprocessor, for __launch_bounds__, if that is possible without spills. By default the
+// compiler uses all registers, to compute the biases of several keys at the same time.
 template <typename T, int kDim>
-constexpr int kBlocks = sizeof(T) * kDim <= 128 ? 6 : 1;
+constexpr int kBlocksPerSm = sizeof(T) * kDim <= 128 ? 6 : 1;
 
-constexpr int32_t kNotFinite = 1 << 20;  // as an exponent
+constexpr int32_t kNonfiniteExponent = 1 << 20;  // stands for infinity and NaN
 
-// The norms of the rows of a head, added up and the largest of them, per block of kThreads rows.
+// The sum and the maximum of the norms of kThreads rows, per block.
 template <typename T>
-struct NormCall {
+struct NormArgs {
   Sizes sizes;
-  Rows<const T> rows;
-  int32_t length;  // rows of a head of an image
-  const bool* hidden;  // (B, length), or null
-  T* sums;  // (H, B, blocks)
-  T* maxima;  // (H, B, blocks)
+  StridedTensor<const T> rows;
+  int32_t length;      // rows per image and head
+  const bool* masked;  // (B, length), or null
+  T* sums;             // (H, B, blocks)
+  T* maxima;           // (H, B, blocks)
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormCall<T> call) {
-  const auto blocks = static_cast<uint32_t>(divide_up(call.length, kThreads));
-  const Task task(call.sizes, blockIdx.x / blocks);
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormArgs<T> args) {
+  const auto blocks = static_cast<uint32_t>(ceil_div(args.length, kThreads));
+  const Task task(args.sizes, blockIdx.x / blocks);
   const auto row = static_cast<int32_t>(blockIdx.x % blocks * kThreads + threadIdx.x);
-  T unit = 0;  // so that squares neither overflow nor vanish
-  T squares = 0;
-  if (row < call.length && !(call.hidden && call.hidden[int64_t{task.image} * call.length + row])) {
-    const T* channels = call.rows.of(task.image, task.head) + row * call.rows.row;
-    for (int32_t d = 0; d < call.sizes.dim; ++d) {
-      unit = std::fmax(unit, std::abs(channels[d]));
+  T scale = 0;  // of the channels, so that squares neither overflow nor underflow
+  T sum_of_squares = 0;
+  if (row < args.length && !(args.masked && args.masked[int64_t{task.image} * args.length + row])) {
+    const T* channels = args.rows.head(task.image, task.head) + row * args.rows.row_stride;
+    for (int32_t d = 0; d < args.sizes.head_dim; ++d) {
+      scale = std::fmax(scale, std::abs(channels[d]));
     }
-    unit = unit > T(0) && std::isfinite(unit) ? unit : T(1);
-    for (int32_t d = 0; d < call.sizes.dim; ++d) {
-      const T x = channels[d] / unit;
-      squares += x * x;
+    scale = scale > T(0) && std::isfinite(scale) ? scale : T(1);
+    for (int32_t d = 0; d < args.sizes.head_dim; ++d) {
+      const T x = channels[d] / scale;
+      sum_of_squares += x * x;
     }
   }
-  T sum = unit * std::sqrt(squares);
-  T largest = sum;
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    const T other = __shfl_xor_sync(kAllLanes, largest, offset);
-    largest = other > largest ? other : largest;  // what is not a number is found in the sum
+  T sum = scale * std::sqrt(sum_of_squares);
+  T max = sum;
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kFullMask, sum, offset);
+    const T other = __shfl_xor_sync(kFullMask, max, offset);
+    max = other > max ? other : max;  // may miss a NaN, but the sum does not
   }
-  T* parts = dynamic_shared<T>();
-  const auto warp = static_cast<int>(threadIdx.x / kWarp);
-  if (threadIdx.x % kWarp == 0) {
+  T* parts = dynamic_shared_memory<T>();
+  const auto warp = static_cast<int>(threadIdx.x / kWarpSize);
+  if (threadIdx.x % kWarpSize == 0) {
     parts[2 * warp] = sum;
-    parts[2 * warp + 1] = largest;
+    parts[2 * warp + 1] = max;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int i = 1; i < kThreads / kWarp; ++i) {
+    for (int i = 1; i < kThreads / kWarpSize; ++i) {
       sum += parts[2 * i];
-      largest = parts[2 * i + 1] > largest ? parts[2 * i + 1] : largest;
+      max = parts[2 * i + 1] > max ? parts[2 * i + 1] : max;
     }
-    const int64_t at =
-        (int64_t{task.head} * call.sizes.batch + task.image) * blocks + blockIdx.x % blocks;
-    call.sums[at] = sum;
-    call.maxima[at] = largest;
+    const int64_t part = (int64_t{task.head} * args.sizes.batch + task.image) * blocks + blockIdx.x % blocks;
+    args.sums[part] = sum;
+    args.maxima[part] = max;
   }
 }
 
-// Of each head the least e such that the sum of all norms, or the largest, is below 2ᵉ: a warp per head, always in the
-// same order.
+// For each head, the smallest e with bound < 2^e, where bound is the sum or the maximum of the norms. One warp per head
+// adds in a fixed order.
 template <typename T>
-struct ExponentCall {
+struct ExponentArgs {
   int64_t parts;  // per head
   const T* sums;
   const T* maxima;
-  bool of_sum;
+  bool use_sum;
   int32_t* exponents;  // (H)
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kWarp) exponent_kernel(const __grid_constant__ ExponentCall<T> call) {
+__global__ void __launch_bounds__(kWarpSize) exponent_kernel(const __grid_constant__ ExponentArgs<T> args) {
   T sum = 0;
-  T largest = 0;
-  for (int64_t i = threadIdx.x; i < call.parts; i += kWarp) {
-    const int64_t at = blockIdx.x * call.parts + i;
-    sum += call.sums[at];
-    largest = call.maxima[at] > largest ? call.maxima[at] : largest;
+  T max = 0;
+  for (int64_t i = threadIdx.x; i < args.parts; i += kWarpSize) {
+    const int64_t part = blockIdx.x * args.parts + i;
+    sum += args.sums[part];
+    max = args.maxima[part] > max ? args.maxima[part] : max;
   }
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    const T other = __shfl_xor_sync(kAllLanes, largest, offset);
-    largest = other > largest ? other : largest;
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(kFullMask, sum, offset);
+    const T other = __shfl_xor_sync(kFullMask, max, offset);
+    max = other > max ? other : max;
   }
   if (threadIdx.x == 0) {
-    const T bound = call.of_sum ? sum : largest;
-    call.exponents[blockIdx.x] = !std::isfinite(sum) ? kNotFinite : bound == T(0) ? -kNotFinite : std::ilogb(bound) + 1;
+    const T bound = args.use_sum ? sum : max;
+    args.exponents[blockIdx.x] = !std::isfinite(sum) ? kNonfiniteExponent
+        : bound == T(0)                              ? -kNonfiniteExponent
+                                                     : std::ilogb(bound) + 1;
   }
 }
 
-// log₂ of how many units make one in the gradient of a head's tables. The gradients by the scores of a query are its
-// weights, which add up to one, times at most 2 · |by_output| · max|value|; of the 63 bits one more is left for
-// rounding.
+// log₂ of the scale of the fixed-point gradients of a head's tables. The gradients of the scores of a query are its
+// weights, which add up to 1, times at most 2 · |grad_output| · max |value|. One of the 63 bits is left for rounding.
 template <typename T>
-__device__ int32_t log2_units(const Sizes& sizes, const int32_t* exponents, int32_t head) {
-  constexpr int32_t kFurthest = std::numeric_limits<T>::max_exponent - 2;
-  return max(-kFurthest, min(61 - exponents[head] - exponents[sizes.heads + head], kFurthest));
+__device__ int32_t log2_fixed_point_scale(const Sizes& sizes, const int32_t* exponents, int32_t head) {
+  constexpr int32_t kMaxExponent = std::numeric_limits<T>::max_exponent - 2;
+  return max(-kMaxExponent, min(61 - exponents[head] - exponents[sizes.heads + head], kMaxExponent));
 }
 
-// What the threads know of a query.
+// What a thread keeps of its query.
 template <typename T>
 struct QueryState {
-  T log_sum;  // to base 2, as scores are
-  T mean;
+  T logsumexp;  // to base 2, like the scores
+  T delta;
 
   __device__ __forceinline__ T weight(T score) const {
-    return std::exp2(score - log_sum);
+    return std::exp2(score - logsumexp);
   }
 };
 
 template <typename T, int kDim>
-constexpr int kByQueriesNumbers = 2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kTile>::kNumbers;
+constexpr int kGradQuerySharedElements = 2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kKeyTile>::kElements;
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
-    by_queries_kernel(const __grid_constant__ BackwardCall<T> call) {
-  const Given<T>& given = call.given;
-  const Sizes& sizes = given.sizes;
-  const auto blocks = static_cast<uint32_t>(divide_up(sizes.queries, kThreads));
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, kDim>)
+    grad_query_kernel(const __grid_constant__ BackwardArgs<T> args) {
+  const Inputs<T>& inputs = args.inputs;
+  const Sizes& sizes = inputs.sizes;
+  const auto blocks = static_cast<uint32_t>(ceil_div(sizes.queries, kThreads));
   const Task task(sizes, blockIdx.x / blocks);
   const int32_t first_query = static_cast<int32_t>(blockIdx.x % blocks) * kThreads;
   const int32_t count = sizes.queries - first_query;
   const bool active = static_cast<int32_t>(threadIdx.x) < count;
   const int32_t query = first_query + min(static_cast<int32_t>(threadIdx.x), count - 1);
-  const int64_t row_of_all = task.number * sizes.queries + query;
-  T* queries = dynamic_shared<T>();
-  T* slopes = queries + kThreads * kPitch<T, kDim>;
+  const int64_t row = task.index * sizes.queries + query;
+  T* queries = dynamic_shared_memory<T>();
+  T* grad_outputs = queries + kThreads * kPitch<T, kDim>;
   T* my_query = queries + threadIdx.x * kPitch<T, kDim>;
-  T* my_slope = slopes + threadIdx.x * kPitch<T, kDim>;
-  const KeyTile<T, kDim, kTile> staged(slopes + kThreads * kPitch<T, kDim>);
-  const bool* none = nullptr;
-  stage<kThreads, kDim>(
-      given.whole, call.output.of(task.image, task.head) + first_query * call.output.row, call.output.row, count,
-      sizes.dim, T(1), none, queries);
-  stage<kThreads, kDim>(
-      given.whole, call.by_output.of(task.image, task.head) + first_query * call.by_output.row, call.by_output.row,
-      count, sizes.dim, T(1), none, slopes);
+  T* my_grad_output = grad_outputs + threadIdx.x * kPitch<T, kDim>;
+  const KeyTile<T, kDim, kKeyTile> tile(grad_outputs + kThreads * kPitch<T, kDim>);
+  const bool* no_mask = nullptr;
+  rows_to_shared<kThreads, kDim>(
+      inputs.vectorized, task.rows(args.output, first_query), args.output.row_stride, count, sizes.head_dim, T(1),
+      no_mask, queries);
+  rows_to_shared<kThreads, kDim>(
+      inputs.vectorized, task.rows(args.grad_output, first_query), args.grad_output.row_stride, count, sizes.head_dim,
+      T(1), no_mask, grad_outputs);
   __syncthreads();
-  QueryState<T> state{active ? T(kLog2E) * call.log_sums[row_of_all] : T(INFINITY), T(0)};
+  QueryState<T> state{active ? T(kLog2E) * args.logsumexp[row] : T(INFINITY), T(0)};
 #pragma unroll
   for (int d = 0; d < kDim; ++d) {
-    state.mean += my_query[d] * my_slope[d];
+    state.delta += my_query[d] * my_grad_output[d];
   }
   if (active) {
-    call.means[row_of_all] = state.mean;
+    args.delta[row] = state.delta;
   }
   __syncthreads();
-  stage<kThreads, kDim>(
-      given.whole, given.query.of(task.image, task.head) + first_query * given.query.row, given.query.row, count,
-      sizes.dim, given.scale * T(kLog2E), none, queries);
-  const T units = std::ldexp(T(1), log2_units<T>(sizes, call.exponents, task.head));
-  const T most = std::ldexp(T(1), 62);
-  bool broken = false;
-  T by_query[1][kDim] = {};
+  rows_to_shared<kThreads, kDim>(
+      inputs.vectorized, task.rows(inputs.query, first_query), inputs.query.row_stride, count, sizes.head_dim,
+      inputs.scale * T(kLog2E), no_mask, queries);
+  const T fixed_point_scale = std::ldexp(T(1), log2_fixed_point_scale<T>(sizes, args.exponents, task.head));
+  const T fixed_point_limit = std::ldexp(T(1), 62);
+  bool nonfinite = false;
+  T grad_query[1][kDim] = {};
   for (int32_t l = 0; l < sizes.num_levels; ++l) {
     const Level32 level = sizes.levels[l];
-    const T* table = given.table(task, level);
+    const T* table = inputs.table(task, level);
     unsigned long long* sums =
-        call.by_tables.sums + (int64_t{task.head} * sizes.cells + level.first_cell) * kWords<T>;
-    const Place<T> my_place = place(given.queries_on(task, l), query, level);
-    Place<T> by_place{T(0), T(0)};
-    for (int32_t first = level.first_key; first < level.end_key; first += kTile) {
+        args.grad_tables.sums + (int64_t{task.head} * sizes.cells + level.table_offset) * kWordsPerCell<T>;
+    const Position<T> my_position = table_position(inputs.level_query_positions(task, l), query, level);
+    Position<T> grad_position{T(0), T(0)};
+    for (int32_t first = level.first_key; first < level.end_key; first += kKeyTile) {
       __syncthreads();
-      staged.load(given, task, first, level.end_key);
+      tile.load(inputs, task, first, level.end_key);
       __syncthreads();
 #pragma unroll 1
-      for (int part = 0; part < kTile && first + part < level.end_key; part += kScores) {
-        const auto tile = staged.from(part);
-        T scores[1][kScores] = {};
-        T by_scores[1][kScores] = {};
-        add_products<kDim>(my_query, tile.keys, scores);
-        add_products<kDim>(my_slope, tile.values, by_scores);
+      for (int step = 0; step < kKeyTile && first + step < level.end_key; step += kKeysPerStep) {
+        const auto step_tile = tile.from_key(step);
+        T scores[1][kKeysPerStep] = {};
+        T grad_scores[1][kKeysPerStep] = {};
+        add_dots<kDim>(my_query, step_tile.keys, scores);
+        add_dots<kDim>(my_grad_output, step_tile.values, grad_scores);
 #pragma unroll
-        for (int j = 0; j < kScores; ++j) {
-          if (!tile.seen[j]) {
-            by_scores[0][j] = 0;
+        for (int j = 0; j < kKeysPerStep; ++j) {
+          if (!step_tile.visible[j]) {
+            grad_scores[0][j] = 0;
             continue;
           }
-          const Footprint<T> at = locate(my_place, tile.places[j], level);
-          const Bias<T> bias = interpolate(table, level, at);
-          const T slope = state.weight(scores[0][j] + T(kLog2E) * bias.value) * (by_scores[0][j] - state.mean);
-          by_scores[0][j] = slope;
-          by_place.x += slope * bias.by_x;
-          by_place.y += slope * bias.by_y;
-          const T in_units = at.inside ? slope * units : T(0);
-          const bool fits = std::abs(in_units) < most;
-          broken = broken || !fits;
-          spread(sums, level, at, fits ? in_units : T(0));
+          const Footprint<T> footprint = compute_footprint(my_position, step_tile.positions[j], level);
+          const Bias<T> bias = interpolate(table, level, footprint);
+          const T grad_score = state.weight(scores[0][j] + T(kLog2E) * bias.value) * (grad_scores[0][j] - state.delta);
+          grad_scores[0][j] = grad_score;
+          grad_position.x += grad_score * bias.dx;
+          grad_position.y += grad_score * bias.dy;
+          const T scaled_grad = footprint.inside ? grad_score * fixed_point_scale : T(0);
+          const bool finite = std::abs(scaled_grad) < fixed_point_limit;
+          nonfinite = nonfinite || !finite;
+          interpolate_backward(sums, level, footprint, finite ? scaled_grad : T(0));
         }
-        add_rows<kDim>(tile.keys, by_scores, by_query);
+        add_weighted_rows<kDim>(step_tile.keys, grad_scores, grad_query);
       }
     }
     if (active) {
-      T* to = call.by_query_positions +
-          ((task.number * sizes.num_levels + l) * sizes.queries + query) * 2;
-      to[0] = by_place.x;
-      to[1] = by_place.y;
+      T* to = args.grad_query_positions +
+          ((task.index * sizes.num_levels + l) * sizes.queries + query) * 2;
+      to[0] = grad_position.x;
+      to[1] = grad_position.y;
     }
   }
-  if (broken) {
-    atomicMax(call.by_tables.broken + task.head, 1);
+  if (nonfinite) {
+    atomicMax(args.grad_tables.nonfinite + task.head, 1);
   }
   __syncthreads();
 #pragma unroll
   for (int d = 0; d < kDim; ++d) {
-    my_query[d] = given.scale * by_query[0][d];
+    my_query[d] = inputs.scale * grad_query[0][d];
   }
   __syncthreads();
-  unstage<kThreads, kDim>(
-      given.whole, queries, count, sizes.dim, call.by_query.of(task.image, task.head) + first_query * call.by_query.row,
-      call.by_query.row);
+  rows_from_shared<kThreads, kDim>(
+      inputs.vectorized, queries, count, sizes.head_dim, task.rows(args.grad_query, first_query),
+      args.grad_query.row_stride);
 }
 
-// Per key, `kThreads / kKeys` threads share its channels when they gather.
-constexpr int kGatherers = kThreads / kKeys;
+// Threads that sum the gradients of one key; each has a part of the channels.
+constexpr int kThreadsPerKey = kThreads / kKeysPerBlock;
 
 template <typename T, int kDim>
-constexpr int kByKeysNumbers =
-    2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kKeys>::kNumbers + 2 * kKeys * kPitch<T, kThreads>;
+constexpr int kGradKeySharedElements = 2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kKeysPerBlock>::kElements +
+    2 * kKeysPerBlock * kPitch<T, kThreads>;
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, kDim>)
-    by_keys_kernel(const __grid_constant__ BackwardCall<T> call) {
-  constexpr int kVectors = kDim / kVector<T> / kGatherers;  // of channels that a thread gathers
-  const Given<T>& given = call.given;
-  const Sizes& sizes = given.sizes;
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, kDim>)
+    grad_key_value_kernel(const __grid_constant__ BackwardArgs<T> args) {
+  constexpr int kVectors = kDim / kVectorSize<T> / kThreadsPerKey;  // vectors of channels per thread
+  const Inputs<T>& inputs = args.inputs;
+  const Sizes& sizes = inputs.sizes;
   const Level32& last = sizes.levels[sizes.num_levels - 1];
-  const auto blocks = static_cast<uint32_t>(last.first_block + divide_up(last.end_key - last.first_key, kKeys));
+  const auto blocks = static_cast<uint32_t>(last.first_block + ceil_div(last.end_key - last.first_key, kKeysPerBlock));
   const auto block = static_cast<int32_t>(blockIdx.x % blocks);
-  const int64_t task_of_split = blockIdx.x / blocks;
-  const Task task(sizes, task_of_split % sizes.tasks());
-  const int32_t first_query = static_cast<int32_t>(task_of_split / sizes.tasks()) * call.queries_per_split;
-  const int32_t end_query = min(first_query + call.queries_per_split, sizes.queries);
+  const int64_t split_task = blockIdx.x / blocks;
+  const Task task(sizes, split_task % sizes.tasks());
+  const int32_t first_query = static_cast<int32_t>(split_task / sizes.tasks()) * args.queries_per_split;
+  const int32_t end_query = min(first_query + args.queries_per_split, sizes.queries);
   int32_t l = sizes.num_levels - 1;
   while (sizes.levels[l].first_block > block) {
     --l;
   }
   const Level32 level = sizes.levels[l];
-  const T* table = given.table(task, level);
-  const int32_t first_key = level.first_key + (block - level.first_block) * kKeys;
-  T* queries = dynamic_shared<T>();
-  T* slopes = queries + kThreads * kPitch<T, kDim>;
-  T* weights = slopes + kThreads * kPitch<T, kDim>;  // (kKeys, kThreads)
-  T* by_scores = weights + kKeys * kPitch<T, kThreads>;
-  const KeyTile<T, kDim, kKeys> tile(by_scores + kKeys * kPitch<T, kThreads>);
-  const bool* none = nullptr;
-  tile.load(given, task, first_key, level.end_key);
-  Place<T> by_places[kKeys] = {};
-  Vector<T> by_key[kVectors] = {};
-  Vector<T> by_value[kVectors] = {};
-  const int my_key = static_cast<int>(threadIdx.x) / kGatherers;
-  const int my_share = static_cast<int>(threadIdx.x) % kGatherers;
+  const T* table = inputs.table(task, level);
+  const int32_t first_key = level.first_key + (block - level.first_block) * kKeysPerBlock;
+  T* queries = dynamic_shared_memory<T>();
+  T* grad_outputs = queries + kThreads * kPitch<T, kDim>;
+  T* weights = grad_outputs + kThreads * kPitch<T, kDim>;  // (kKeysPerBlock, kThreads)
+  T* grad_scores = weights + kKeysPerBlock * kPitch<T, kThreads>;
+  const KeyTile<T, kDim, kKeysPerBlock> tile(grad_scores + kKeysPerBlock * kPitch<T, kThreads>);
+  const bool* no_mask = nullptr;
+  tile.load(inputs, task, first_key, level.end_key);
+  Position<T> grad_positions[kKeysPerBlock] = {};
+  AlignedVector<T> grad_key[kVectors] = {};
+  AlignedVector<T> grad_value[kVectors] = {};
+  const int my_key = static_cast<int>(threadIdx.x) / kThreadsPerKey;
+  const int my_part = static_cast<int>(threadIdx.x) % kThreadsPerKey;
   for (int32_t first = first_query; first < end_query; first += kThreads) {
     const int32_t count = end_query - first;
     __syncthreads();
-    stage<kThreads, kDim>(
-        given.whole, given.query.of(task.image, task.head) + first * given.query.row, given.query.row, count, sizes.dim,
-        given.scale * T(kLog2E), none, queries);
-    stage<kThreads, kDim>(
-        given.whole, call.by_output.of(task.image, task.head) + first * call.by_output.row, call.by_output.row, count,
-        sizes.dim, T(1), none, slopes);
+    rows_to_shared<kThreads, kDim>(
+        inputs.vectorized, task.rows(inputs.query, first), inputs.query.row_stride, count, sizes.head_dim,
+        inputs.scale * T(kLog2E), no_mask, queries);
+    rows_to_shared<kThreads, kDim>(
+        inputs.vectorized, task.rows(args.grad_output, first), args.grad_output.row_stride, count, sizes.head_dim, T(1),
+        no_mask, grad_outputs);
     __syncthreads();
     const bool active = static_cast<int32_t>(threadIdx.x) < count;
     const int32_t query = first + min(static_cast<int32_t>(threadIdx.x), count - 1);
-    const int64_t row_of_all = task.number * sizes.queries + query;
-    // A query that is not there has weight zero.
+    const int64_t row = task.index * sizes.queries + query;
+    // A missing query gets zero weights.
     const QueryState<T> state{
-        active ? T(kLog2E) * call.log_sums[row_of_all] : T(INFINITY), active ? call.means[row_of_all] : T(0)};
-    const Place<T> my_place = place(given.queries_on(task, l), query, level);
-    T scores[1][kKeys] = {};
-    T products[1][kKeys] = {};
-    add_products<kDim>(queries + threadIdx.x * kPitch<T, kDim>, tile.keys, scores);
-    add_products<kDim>(slopes + threadIdx.x * kPitch<T, kDim>, tile.values, products);
+        active ? T(kLog2E) * args.logsumexp[row] : T(INFINITY), active ? args.delta[row] : T(0)};
+    const Position<T> my_position = table_position(inputs.level_query_positions(task, l), query, level);
+    T scores[1][kKeysPerBlock] = {};
+    T grad_weights[1][kKeysPerBlock] = {};
+    add_dots<kDim>(queries + threadIdx.x * kPitch<T, kDim>, tile.keys, scores);
+    add_dots<kDim>(grad_outputs + threadIdx.x * kPitch<T, kDim>, tile.values, grad_weights);
 #pragma unroll
-    for (int j = 0; j < kKeys; ++j) {
+    for (int j = 0; j < kKeysPerBlock; ++j) {
       T weight = 0;
-      T slope = 0;
-      if (tile.seen[j]) {
-        const Bias<T> bias = interpolate(table, level, locate(my_place, tile.places[j], level));
+      T grad_score = 0;
+      if (tile.visible[j]) {
+        const Bias<T> bias = interpolate(table, level, compute_footprint(my_position, tile.positions[j], level));
         weight = state.weight(scores[0][j] + T(kLog2E) * bias.value);
-        slope = weight * (products[0][j] - state.mean);
-        by_places[j].x += slope * bias.by_x;
-        by_places[j].y += slope * bias.by_y;
+        grad_score = weight * (grad_weights[0][j] - state.delta);
+        grad_positions[j].x += grad_score * bias.dx;
+        grad_positions[j].y += grad_score * bias.dy;
       }
       weights[j * kPitch<T, kThreads> + threadIdx.x] = weight;
-      by_scores[j * kPitch<T, kThreads> + threadIdx.x] = slope;
+      grad_scores[j * kPitch<T, kThreads> + threadIdx.x] = grad_score;
     }
     __syncthreads();
 #pragma unroll 2
-    for (int i = 0; i < kThreads; i += kVector<T>) {
-      const Vector<T> weight = vector_at(weights + my_key * kPitch<T, kThreads> + i);
-      const Vector<T> slope = vector_at(by_scores + my_key * kPitch<T, kThreads> + i);
+    for (int i = 0; i < kThreads; i += kVectorSize<T>) {
+      const AlignedVector<T> weight = load_vector(weights + my_key * kPitch<T, kThreads> + i);
+      const AlignedVector<T> grad_score = load_vector(grad_scores + my_key * kPitch<T, kThreads> + i);
 #pragma unroll
-      for (int k = 0; k < kVector<T>; ++k) {
+      for (int k = 0; k < kVectorSize<T>; ++k) {
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          const int at = (i + k) * kPitch<T, kDim> + (v * kGatherers + my_share) * kVector<T>;
-          const Vector<T> by_output = vector_at(slopes + at);
-          const Vector<T> of_query = vector_at(queries + at);
+          const int offset = (i + k) * kPitch<T, kDim> + (v * kThreadsPerKey + my_part) * kVectorSize<T>;
+          const AlignedVector<T> grad_output = load_vector(grad_outputs + offset);
+          const AlignedVector<T> query_vector = load_vector(queries + offset);
 #pragma unroll
-          for (int d = 0; d < kVector<T>; ++d) {
-            by_value[v].x[d] += weight.x[k] * by_output.x[d];
-            by_key[v].x[d] += slope.x[k] * of_query.x[d];
+          for (int d = 0; d < kVectorSize<T>; ++d) {
+            grad_value[v].val[d] += weight.val[k] * grad_output.val[d];
+            grad_key[v].val[d] += grad_score.val[k] * query_vector.val[d];
           }
         }
       }
     }
   }
-  __syncthreads();  // a split without queries has not waited for the tile
-  const int32_t row = 2 * sizes.dim + 2;
-  T* to = call.by_keys + (task_of_split * sizes.keys + first_key) * row;
-  const bool there = first_key + my_key < level.end_key;
-  const bool seen = tile.seen[my_key];
+  __syncthreads();  // in a split without queries, nothing has waited for the tile yet
+  const int32_t row = 2 * sizes.head_dim + 2;
+  T* to = args.key_grad_parts + (split_task * sizes.keys + first_key) * row;
+  const bool in_range = first_key + my_key < level.end_key;
+  const bool visible = tile.visible[my_key];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
 #pragma unroll
-    for (int d = 0; d < kVector<T>; ++d) {
-      const int32_t channel = (v * kGatherers + my_share) * kVector<T> + d;
-      if (there && channel < sizes.dim) {
-        // What is added for a hidden key is zero only where the queries' numbers are finite. Queries were staged in units
-        // of ln 2.
-        to[my_key * row + channel] = seen ? T(kLn2) * by_key[v].x[d] : T(0);
-        to[my_key * row + sizes.dim + channel] = seen ? by_value[v].x[d] : T(0);
+    for (int d = 0; d < kVectorSize<T>; ++d) {
+      const int32_t channel = (v * kThreadsPerKey + my_part) * kVectorSize<T> + d;
+      if (in_range && channel < sizes.head_dim) {
+        // The sums of a masked key are zero only if all queries are finite. kLn2 undoes the factor kLog2E of queries.
+        to[my_key * row + channel] = visible ? T(kLn2) * grad_key[v].val[d] : T(0);
+        to[my_key * row + sizes.head_dim + channel] = visible ? grad_value[v].val[d] : T(0);
       }
     }
   }
   __syncthreads();
-  // Of each key the positions' gradients lie in all threads: first the sums of the warps, then those of the block.
-  constexpr int kWarps = kThreads / kWarp;
-  T* sums = queries;  // (kKeys, 2, kWarps)
+  // Every thread has a part of the gradient of each key's position: reduce over the warps, then over the block.
+  constexpr int kWarps = kThreads / kWarpSize;
+  T* sums = queries;  // (kKeysPerBlock, 2, kWarps)
 #pragma unroll
-  for (int j = 0; j < kKeys; ++j) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      by_places[j].x += __shfl_xor_sync(kAllLanes, by_places[j].x, offset);
-      by_places[j].y += __shfl_xor_sync(kAllLanes, by_places[j].y, offset);
+  for (int j = 0; j < kKeysPerBlock; ++j) {
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+      grad_positions[j].x += __shfl_xor_sync(kFullMask, grad_positions[j].x, offset);
+      grad_positions[j].y += __shfl_xor_sync(kFullMask, grad_positions[j].y, offset);
     }
-    if (threadIdx.x % kWarp == 0) {
-      sums[2 * j * kWarps + threadIdx.x / kWarp] = by_places[j].x;
-      sums[(2 * j + 1) * kWarps + threadIdx.x / kWarp] = by_places[j].y;
+    if (threadIdx.x % kWarpSize == 0) {
+      sums[2 * j * kWarps + threadIdx.x / kWarpSize] = grad_positions[j].x;
+      sums[(2 * j + 1) * kWarps + threadIdx.x / kWarpSize] = grad_positions[j].y;
     }
   }
   __syncthreads();
-  if (threadIdx.x < 2 * kKeys && first_key + static_cast<int32_t>(threadIdx.x) / 2 < level.end_key) {
+  if (threadIdx.x < 2 * kKeysPerBlock && first_key + static_cast<int32_t>(threadIdx.x) / 2 < level.end_key) {
     T sum = 0;
     for (int k = 0; k < kWarps; ++k) {
       sum += sums[threadIdx.x * kWarps + k];
     }
-    to[threadIdx.x / 2 * row + 2 * sizes.dim + threadIdx.x % 2] = -sum;
+    to[threadIdx.x / 2 * row + 2 * sizes.head_dim + threadIdx.x % 2] = -sum;
   }
 }
 
-// to[o, i] = Σ_k parts[o, k, i], a number per thread.
+// to[i, j] = Σ_k parts[i, k, j], with sizes outer, count, inner of i, k, j. One thread per element of `to`.
 template <typename T>
-struct SumCall {
+struct SumArgs {
   const T* parts;
   int64_t outer;
   int64_t count;
@@ -391,75 +395,77 @@ struct SumCall {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ SumCall<T> call) {
-  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (at < call.outer * call.inner) {
-    const T* part = call.parts + at / call.inner * call.count * call.inner + at % call.inner;
+__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ SumArgs<T> args) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < args.outer * args.inner) {
+    const T* part = args.parts + i / args.inner * args.count * args.inner + i % args.inner;
     T sum = 0;
-    for (int64_t k = 0; k < call.count; ++k) {
-      sum += part[k * call.inner];
+    for (int64_t k = 0; k < args.count; ++k) {
+      sum += part[k * args.inner];
     }
-    call.to[at] = sum;
+    args.to[i] = sum;
   }
 }
 
-// Brings together what the splits of `by_keys` hold: a thread per image, head, key and number.
+// Sums `key_grad_parts` over the splits. One thread per element of a split.
 template <typename T>
-struct KeysCall {
+struct ReduceKeyGradsArgs {
   Sizes sizes;
   int32_t splits;
-  const T* by_keys;
-  Rows<T> by_key;
-  Rows<T> by_value;
-  T* by_position;  // (B, H, Nk, 2)
+  const T* key_grad_parts;
+  StridedTensor<T> grad_key;
+  StridedTensor<T> grad_value;
+  T* grad_key_positions;  // (B, H, Nk, 2)
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) finish_keys_kernel(const __grid_constant__ KeysCall<T> call) {
-  const Sizes& sizes = call.sizes;
-  const int32_t row = 2 * sizes.dim + 2;
-  const int64_t numbers = sizes.tasks() * sizes.keys * row;
-  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (at >= numbers) {
+__global__ void __launch_bounds__(kThreads)
+    reduce_key_grads_kernel(const __grid_constant__ ReduceKeyGradsArgs<T> args) {
+  const Sizes& sizes = args.sizes;
+  const int32_t row = 2 * sizes.head_dim + 2;
+  const int64_t split_size = sizes.tasks() * sizes.keys * row;
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= split_size) {
     return;
   }
   T sum = 0;
-  for (int32_t split = 0; split < call.splits; ++split) {
-    sum += call.by_keys[split * numbers + at];
+  for (int32_t split = 0; split < args.splits; ++split) {
+    sum += args.key_grad_parts[split * split_size + i];
   }
-  const auto column = static_cast<int32_t>(at % row);
-  const int64_t key = at / row % sizes.keys;
-  const Task task(sizes, at / row / sizes.keys);
-  if (column < sizes.dim) {
-    call.by_key.of(task.image, task.head)[key * call.by_key.row + column] = sum;
-  } else if (column < 2 * sizes.dim) {
-    call.by_value.of(task.image, task.head)[key * call.by_value.row + column - sizes.dim] = sum;
+  const auto column = static_cast<int32_t>(i % row);
+  const int64_t key = i / row % sizes.keys;
+  const Task task(sizes, i / row / sizes.keys);
+  if (column < sizes.head_dim) {
+    args.grad_key.head(task.image, task.head)[key * args.grad_key.row_stride + column] = sum;
+  } else if (column < 2 * sizes.head_dim) {
+    args.grad_value.head(task.image, task.head)[key * args.grad_value.row_stride + column - sizes.head_dim] = sum;
   } else {
-    call.by_position[(task.number * sizes.keys + key) * 2 + column - 2 * sizes.dim] = sum;
+    args.grad_key_positions[(task.index * sizes.keys + key) * 2 + column - 2 * sizes.head_dim] = sum;
   }
 }
 
+// Converts the gradients of the tables from fixed point; NaN for a head with an infinite or NaN gradient.
 template <typename T>
-struct TablesCall {
+struct TableGradsArgs {
   Sizes sizes;
-  TableSums<T> sums;
+  TableGradSums<T> sums;
   const int32_t* exponents;
-  T* gradient;  // (H, cells)
+  T* grad_tables;  // (H, cells)
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) finish_tables_kernel(const __grid_constant__ TablesCall<T> call) {
-  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (at < int64_t{call.sizes.heads} * call.sizes.cells) {
-    const auto head = static_cast<int32_t>(at / call.sizes.cells);
-    const int32_t units = log2_units<T>(call.sizes, call.exponents, head);
-    T sum = static_cast<T>(static_cast<long long>(call.sums.sums[at * kWords<T>]));
-    if constexpr (kWords<T> == 2) {
-      sum += std::ldexp(static_cast<T>(static_cast<long long>(call.sums.sums[at * 2 + 1])), -kLower);
+__global__ void __launch_bounds__(kThreads) table_grads_kernel(const __grid_constant__ TableGradsArgs<T> args) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < int64_t{args.sizes.heads} * args.sizes.cells) {
+    const auto head = static_cast<int32_t>(i / args.sizes.cells);
+    const int32_t log2_scale = log2_fixed_point_scale<T>(args.sizes, args.exponents, head);
+    T sum = static_cast<T>(static_cast<long long>(args.sums.sums[i * kWordsPerCell<T>]));
+    if constexpr (kWordsPerCell<T> == 2) {
+      sum += std::ldexp(static_cast<T>(static_cast<long long>(args.sums.sums[i * 2 + 1])), -kLowWordBits);
     }
-    const int32_t most = max(call.exponents[head], call.exponents[call.sizes.heads + head]);
-    const bool finite = most < kNotFinite && !call.sums.broken[head];
-    call.gradient[at] = finite ? std::ldexp(sum, -units) : T(NAN);
+    const int32_t max_exponent = max(args.exponents[head], args.exponents[args.sizes.heads + head]);
+    const bool finite = max_exponent < kNonfiniteExponent && !args.sums.nonfinite[head];
+    args.grad_tables[i] = finite ? std::ldexp(sum, -log2_scale) : T(NAN);
   }
 }
 

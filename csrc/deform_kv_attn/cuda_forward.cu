@@ -1,4 +1,4 @@
-// Attention to displaced keys with a bias from tables on CUDA (see attnzoo/ops/deform_kv.py): forward.
+// Attention to keys at sampled positions with a bias from tables (DAT, CVPR 2022, equation 9) on CUDA: forward.
 
 #include <torch/csrc/stable/library.h>
 
@@ -11,32 +11,32 @@ namespace attnzoo::deform_kv_attn {
 namespace {
 
 std::tuple<Tensor, Tensor> forward(
-    Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions, Tensor tables, Ints shapes,
-    Ints counts, Padding padding, double scale) {
-  const Prepared given(
-      {query, key, value, query_positions, key_positions, counts, padding, scale}, {tables, shapes});
-  const Problem& problem = given.problem;
+    Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions, Tensor tables,
+    IntList table_shapes, IntList key_counts, std::optional<Tensor> key_padding, double scale) {
+  const PreparedCall call(
+      {query, key, value, query_positions, key_positions, key_counts, key_padding, scale}, {tables, table_shapes});
+  const Problem& problem = call.problem;
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
-  const Tensor output = new_by_token(query, problem, problem.queries);
-  const Tensor log_sums = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.queries});
+  const Tensor output = new_token_major(query, problem, problem.queries);
+  const Tensor logsumexp = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.queries});
   if (output.numel() > 0) {
-    with_channels(query, problem.dim, [&](auto scalar, auto channels) {
+    dispatch_head_dim(query, problem.head_dim, [&](auto scalar, auto dim) {
       using T = decltype(scalar);
-      constexpr int kDim = decltype(channels)::value;
-      const ForwardCall<T> call{given.given<T>({&output}), mutable_rows<T>(output), mutable_data<T>(log_sums)};
-      const int64_t blocks = divide_up(problem.queries, kThreads * kQueries<T, kDim>);
-      launch_with(
-          sizeof(T) * kForwardNumbers<T, kDim>, &forward_kernel<T, kDim>, call.given.sizes.tasks() * blocks, kThreads,
-          current_stream(query), call);
+      constexpr int kDim = decltype(dim)::value;
+      const ForwardArgs<T> args{call.inputs<T>({&output}), mutable_strided<T>(output), mutable_data<T>(logsumexp)};
+      const int64_t blocks = ceil_div(problem.queries, kThreads * kQueriesPerThread<T, kDim>);
+      launch_with_shared_memory(
+          sizeof(T) * kForwardSharedElements<T, kDim>, &forward_kernel<T, kDim>, args.inputs.sizes.tasks() * blocks,
+          kThreads, current_stream(query), args);
     });
   }
-  return {output, log_sums};
+  return {output, logsumexp};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attnzoo, CUDA, library) {
-  library.impl("deform_kv_attention", TORCH_BOX(&forward));
+  library.impl("deform_kv_attn", TORCH_BOX(&forward));
 }
 
 }  // namespace attnzoo::deform_kv_attn

@@ -1,4 +1,4 @@
-// Forward: every thread has some queries, and all threads of a block go through the keys together, a tile at a time.
+// Forward: every thread has one or two queries. All threads of a block process the keys together, a tile at a time.
 #pragma once
 
 #include <cmath>
@@ -12,74 +12,76 @@ namespace attnzoo::deform_kv_attn {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
-// Finite: its difference from itself is a number.
+// The initial maximum of the softmax. Finite, because -inf - (-inf) is NaN.
 template <typename T>
 constexpr T kLowest = std::numeric_limits<T>::lowest();
 
 template <typename T>
-struct ForwardCall {
-  Given<T> given;
-  Rows<T> output;
-  T* log_sums;  // (B, H, Nq)
+struct ForwardArgs {
+  Inputs<T> inputs;
+  StridedTensor<T> output;
+  T* logsumexp;  // (B, H, Nq)
 };
 
-// Queries per thread. With two, keys and values are read from shared memory half as often; more channels than 32 leave
-// no registers for that.
+// Two queries per thread halve the reads of keys and values from shared memory. With more than 32 channels of float,
+// there are not enough registers for two.
 template <typename T, int kDim>
-constexpr int kQueries = sizeof(T) * kDim <= 128 ? 2 : 1;
+constexpr int kQueriesPerThread = sizeof(T) * kDim <= 128 ? 2 : 1;
 
-constexpr int kTile = 16;  // keys that lie in shared memory at a time
-constexpr int kScores = 4;  // of them that a thread works out at a time: more take too many registers
+constexpr int kKeyTile = 16;     // keys in shared memory at a time
+constexpr int kKeysPerStep = 4;  // keys that a thread processes at a time; more would take too many registers
 
 template <typename T, int kDim>
-constexpr int kForwardNumbers = kThreads * kQueries<T, kDim> * kPitch<T, kDim> + KeyTile<T, kDim, kTile>::kNumbers;
+constexpr int kForwardSharedElements =
+    kThreads * kQueriesPerThread<T, kDim> * kPitch<T, kDim> + KeyTile<T, kDim, kKeyTile>::kElements;
 
-// Takes the scores of a tile into the softmax and leaves their weights relative to the largest so far; what was summed
-// before is brought to that. All in powers of two.
+// A step of the online softmax: replaces the scores by 2^(score - max), with the new maximum, and rescales the sums so
+// far to it.
 template <typename T, int kDim>
-__device__ __forceinline__ void take_in(T (&scores)[kScores], T& largest, T& sum, T (&output)[kDim]) {
-  T next = largest;
+__device__ __forceinline__ void update_softmax(T (&scores)[kKeysPerStep], T& max, T& sum, T (&output)[kDim]) {
+  T new_max = max;
 #pragma unroll
-  for (int j = 0; j < kScores; ++j) {
-    next = std::fmax(next, scores[j]);
+  for (int j = 0; j < kKeysPerStep; ++j) {
+    new_max = std::fmax(new_max, scores[j]);
   }
-  const T shrink = std::exp2(largest - next);
-  largest = next;
-  sum *= shrink;
+  const T rescale = std::exp2(max - new_max);
+  max = new_max;
+  sum *= rescale;
 #pragma unroll
-  for (int j = 0; j < kScores; ++j) {
-    scores[j] = std::exp2(scores[j] - next);
+  for (int j = 0; j < kKeysPerStep; ++j) {
+    scores[j] = std::exp2(scores[j] - new_max);
     sum += scores[j];
   }
 #pragma unroll
   for (int d = 0; d < kDim; ++d) {
-    output[d] *= shrink;
+    output[d] *= rescale;
   }
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ ForwardCall<T> call) {
-  constexpr int kMine = kQueries<T, kDim>;
-  constexpr int kRows = kThreads * kMine;
-  const Given<T>& given = call.given;
-  const Sizes& sizes = given.sizes;
-  const auto blocks = static_cast<uint32_t>(divide_up(sizes.queries, kRows));
+__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ ForwardArgs<T> args) {
+  constexpr int kQueries = kQueriesPerThread<T, kDim>;
+  constexpr int kRows = kThreads * kQueries;
+  const Inputs<T>& inputs = args.inputs;
+  const Sizes& sizes = inputs.sizes;
+  const auto blocks = static_cast<uint32_t>(ceil_div(sizes.queries, kRows));
   const Task task(sizes, blockIdx.x / blocks);
   const int32_t first_query = static_cast<int32_t>(blockIdx.x % blocks) * kRows;
   const int32_t count = sizes.queries - first_query;
-  T* rows = dynamic_shared<T>();
+  T* rows = dynamic_shared_memory<T>();
   T* my_rows = rows + threadIdx.x * kPitch<T, kDim>;
-  const KeyTile<T, kDim, kTile> staged(rows + kRows * kPitch<T, kDim>);
-  // The hardware has powers of two, so scores are in units of ln 2.
-  stage<kRows, kDim>(
-      given.whole, given.query.of(task.image, task.head) + first_query * given.query.row, given.query.row, count,
-      sizes.dim, given.scale * T(kLog2E), static_cast<const bool*>(nullptr), rows);
-  T largest[kMine];
-  T sum[kMine];
-  T output[kMine][kDim];
+  const KeyTile<T, kDim, kKeyTile> tile(rows + kRows * kPitch<T, kDim>);
+  // Scores are multiplied by log2(e), because exp2 is faster than exp.
+  const bool* no_mask = nullptr;
+  rows_to_shared<kRows, kDim>(
+      inputs.vectorized, task.rows(inputs.query, first_query), inputs.query.row_stride, count, sizes.head_dim,
+      inputs.scale * T(kLog2E), no_mask, rows);
+  T max[kQueries];
+  T sum[kQueries];
+  T output[kQueries][kDim];
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    largest[i] = kLowest<T>;
+  for (int i = 0; i < kQueries; ++i) {
+    max[i] = kLowest<T>;
     sum[i] = 0;
 #pragma unroll
     for (int d = 0; d < kDim; ++d) {
@@ -88,53 +90,53 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   }
   for (int32_t l = 0; l < sizes.num_levels; ++l) {
     const Level32 level = sizes.levels[l];
-    const T* table = given.table(task, level);
-    Place<T> places[kMine];
+    const T* table = inputs.table(task, level);
+    Position<T> positions[kQueries];
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const int32_t mine = i * kThreads + static_cast<int32_t>(threadIdx.x);
-      places[i] = place(given.queries_on(task, l), first_query + min(mine, count - 1), level);
+    for (int i = 0; i < kQueries; ++i) {
+      const int32_t row = i * kThreads + static_cast<int32_t>(threadIdx.x);
+      positions[i] = table_position(inputs.level_query_positions(task, l), first_query + min(row, count - 1), level);
     }
-    for (int32_t first = level.first_key; first < level.end_key; first += kTile) {
+    for (int32_t first = level.first_key; first < level.end_key; first += kKeyTile) {
       __syncthreads();
-      staged.load(given, task, first, level.end_key);
+      tile.load(inputs, task, first, level.end_key);
       __syncthreads();
 #pragma unroll 1
-      for (int part = 0; part < kTile && first + part < level.end_key; part += kScores) {
-        const auto tile = staged.from(part);
-        T scores[kMine][kScores] = {};
-        add_products<kDim>(my_rows, tile.keys, scores);
+      for (int step = 0; step < kKeyTile && first + step < level.end_key; step += kKeysPerStep) {
+        const auto step_tile = tile.from_key(step);
+        T scores[kQueries][kKeysPerStep] = {};
+        add_dots<kDim>(my_rows, step_tile.keys, scores);
 #pragma unroll
-        for (int j = 0; j < kScores; ++j) {
-          const bool seen = tile.seen[j];
-          const Place<T> key = tile.places[j];
+        for (int j = 0; j < kKeysPerStep; ++j) {
+          const bool visible = step_tile.visible[j];
+          const Position<T> key = step_tile.positions[j];
 #pragma unroll
-          for (int i = 0; i < kMine; ++i) {
-            if (seen) {
-              scores[i][j] += T(kLog2E) * interpolate(table, level, locate(places[i], key, level)).value;
+          for (int i = 0; i < kQueries; ++i) {
+            if (visible) {
+              scores[i][j] += T(kLog2E) * interpolate(table, level, compute_footprint(positions[i], key, level)).value;
             } else {
               scores[i][j] = -INFINITY;
             }
           }
         }
 #pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-          take_in(scores[i], largest[i], sum[i], output[i]);
+        for (int i = 0; i < kQueries; ++i) {
+          update_softmax(scores[i], max[i], sum[i], output[i]);
         }
-        add_rows<kDim>(tile.values, scores, output);
+        add_weighted_rows<kDim>(step_tile.values, scores, output);
       }
     }
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int32_t mine = i * kThreads + static_cast<int32_t>(threadIdx.x);
-    // Without a key the output is zero, and an infinite logarithm makes all weights zero in the backward pass.
-    const bool empty = sum[i] == T(0);
-    const T factor = empty ? T(0) : T(1) / sum[i];
-    if (mine < count) {
-      call.log_sums[task.number * sizes.queries + first_query + mine] =
-          empty ? T(INFINITY) : T(kLn2) * (largest[i] + std::log2(sum[i]));
+  for (int i = 0; i < kQueries; ++i) {
+    const int32_t row = i * kThreads + static_cast<int32_t>(threadIdx.x);
+    // If all keys are masked, the output is zero. The infinite logsumexp makes all weights zero in the backward pass.
+    const bool all_masked = sum[i] == T(0);
+    const T factor = all_masked ? T(0) : T(1) / sum[i];
+    if (row < count) {
+      args.logsumexp[task.index * sizes.queries + first_query + row] =
+          all_masked ? T(INFINITY) : T(kLn2) * (max[i] + std::log2(sum[i]));
     }
 #pragma unroll
     for (int d = 0; d < kDim; ++d) {
@@ -142,8 +144,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     }
   }
   __syncthreads();
-  unstage<kRows, kDim>(
-      given.whole, rows, count, sizes.dim, call.output.of(task.image, task.head) + first_query * call.output.row, call.output.row);
+  rows_from_shared<kRows, kDim>(
+      inputs.vectorized, rows, count, sizes.head_dim, task.rows(args.output, first_query), args.output.row_stride);
 }
 
 }  // namespace attnzoo::deform_kv_attn

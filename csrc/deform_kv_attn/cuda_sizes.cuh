@@ -1,38 +1,38 @@
-// The sizes and inputs of one call as a kernel argument.
+// The sizes and inputs of one call as kernel arguments.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "../common/macros.h"
 #include "problem.h"
 
 namespace attnzoo::deform_kv_attn {
 
-constexpr int kThreads = 64;
-constexpr int kKeys = 8;  // that a block works on, where blocks work on keys
-constexpr int kMaxLevels = 64;  // they travel as a kernel argument
+constexpr int kThreads = 64;      // per block
+constexpr int kKeysPerBlock = 8;  // in `grad_key_value_kernel`
+constexpr int kMaxLevels = 64;    // levels are kernel arguments
 
 struct Level32 {
   int32_t height;  // of the table
   int32_t width;
-  int32_t first_cell;
+  int32_t table_offset;  // of the table in the tables of a head
   int32_t first_key;
   int32_t end_key;
-  int32_t first_block;  // of keys, where blocks work on keys
+  int32_t first_block;  // of kKeysPerBlock keys
 };
 
-// All that is counted in one image and head fits in 31 bits (checked on the host), offsets in memory need 64.
+// Sizes and indices within an image and head fit in 31 bits, which the host checks. Offsets in memory need 64 bits.
 struct Sizes {
   int32_t batch;
   int32_t heads;
   int32_t groups;
   int32_t queries;
   int32_t keys;
-  int32_t dim;
-  int32_t cells;  // of the tables of all levels
+  int32_t head_dim;
+  int32_t cells;  // of all tables of a head
   int32_t num_levels;
   Level32 levels[kMaxLevels];
 
@@ -43,51 +43,58 @@ struct Sizes {
 
 // One head of one image.
 struct Task {
-  __device__ Task(const Sizes& sizes, int64_t number)
-      : number(number),
-        image(static_cast<int32_t>(number / sizes.heads)),
-        head(static_cast<int32_t>(number % sizes.heads)),
+  __device__ Task(const Sizes& sizes, int64_t index)
+      : index(index),
+        image(static_cast<int32_t>(index / sizes.heads)),
+        head(static_cast<int32_t>(index % sizes.heads)),
         group(head / (sizes.heads / sizes.groups)) {}
 
-  int64_t number;
+  // The rows of this task, from `first` on.
+  template <typename T>
+  __device__ __forceinline__ T* rows(const StridedTensor<T>& tensor, int32_t first) const {
+    return tensor.head(image, head) + first * tensor.row_stride;
+  }
+
+  int64_t index;
   int32_t image;
   int32_t head;
   int32_t group;
 };
 
 template <typename T>
-struct Given {
+struct Inputs {
   Sizes sizes;
-  Rows<const T> query;
-  Rows<const T> key;
-  Rows<const T> value;
+  StridedTensor<const T> query;
+  StridedTensor<const T> key;
+  StridedTensor<const T> value;
   const T* query_positions;  // (B, L, Nq, 2)
-  const T* key_positions;  // (B, G, Nk, 2)
-  const bool* hidden;  // (B, Nk), or null
-  const T* tables;  // (H, cells)
+  const T* key_positions;    // (B, G, Nk, 2)
+  const bool* masked;        // (B, Nk), or null
+  const T* tables;           // (H, cells)
   T scale;
-  bool whole;  // the rows of this call, results included, are read and written sixteen bytes at a time
+  bool vectorized;  // the rows of all tensors of the call, outputs included, can be accessed in 128-bit vectors
 
-  // Where the queries of a task stand on a level.
-  __device__ const T* queries_on(const Task& task, int32_t level) const {
+  // (Nq, 2), the positions of the queries on a level.
+  __device__ const T* level_query_positions(const Task& task, int32_t level) const {
     return query_positions + (int64_t{task.image} * sizes.num_levels + level) * sizes.queries * 2;
   }
 
   __device__ const T* table(const Task& task, const Level32& level) const {
-    return tables + int64_t{task.head} * sizes.cells + level.first_cell;
+    return tables + int64_t{task.head} * sizes.cells + level.table_offset;
   }
 };
 
-// A position, counted in cells of a table.
+// A position in cells of a table.
 template <typename T>
-struct Place {
+struct Position {
   T x;
   T y;
 };
 
-// Where a displacement of zero from `positions[2 · index]` would fall in the table of a level.
+// The position of a query, plus the centre of the table, where a displacement of zero is read. Subtracting the position
+// of a key gives the position in the table at which the bias is read.
 template <typename T>
-__device__ __forceinline__ Place<T> place(const T* positions, int32_t index, const Level32& level) {
+__device__ __forceinline__ Position<T> table_position(const T* positions, int32_t index, const Level32& level) {
   return {
       positions[2 * int64_t{index}] + T(0.5) * static_cast<T>(level.width - 1),
       positions[2 * int64_t{index} + 1] + T(0.5) * static_cast<T>(level.height - 1)};

@@ -1,100 +1,102 @@
-// Rows of channels in the memory that the threads of a block share, and products of rows.
+// Rows of channels in shared memory, and products of such rows.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "../common/cuda.h"
-#include "../common/vector.cuh"
+#include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_sizes.cuh"
 
 namespace attnzoo::deform_kv_attn {
 
-// Numbers from one row to the next. With a vector more than a row is long, eight threads that each read a vector of
-// neighbouring rows do so from different banks.
+// Elements from one row to the next. The padding of one vector avoids bank conflicts when eight threads read a vector
+// each from consecutive rows.
 template <typename T, int kLength>
-constexpr int kPitch = kLength + kVector<T>;
+constexpr int kPitch = kLength + kVectorSize<T>;
 
 template <typename T>
-struct alignas(16) Vector {
-  T x[kVector<T>];
+struct alignas(16) AlignedVector {
+  T val[kVectorSize<T>];
 };
 
 template <typename T>
-__device__ __forceinline__ Vector<T> vector_at(const T* shared) {
-  return *reinterpret_cast<const Vector<T>*>(shared);
+__device__ __forceinline__ AlignedVector<T> load_vector(const T* shared) {
+  return *reinterpret_cast<const AlignedVector<T>*>(shared);
 }
 
-// `count` rows of `dim` channels, times `factor`, into `kRows` rows of kDim; what is missing or hidden becomes zero.
-// kWhole: as in `load`.
-template <bool kWhole, int kRows, int kDim, typename T>
-__device__ __forceinline__ void stage_as(
-    const T* rows, int64_t stride, int32_t count, int32_t dim, T factor, const bool* hidden, T* to) {
+// kVectorized: as in `load`.
+template <bool kVectorized, int kRows, int kDim, typename T>
+__device__ __forceinline__ void rows_to_shared_as(
+    const T* rows, int64_t row_stride, int32_t count, int32_t head_dim, T factor, const bool* masked, T* to) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * kDim / kVector<T>; i += kThreads) {
-    const int row = i / (kDim / kVector<T>);
-    const int channel = i % (kDim / kVector<T>) * kVector<T>;
-    Vector<T> vector{};
-    if (row < count && channel < dim && !(hidden && hidden[row])) {
-      load<kWhole>(rows + row * stride + channel, dim - channel, vector.x);
+  for (int i = threadIdx.x; i < kRows * kDim / kVectorSize<T>; i += kThreads) {
+    const int row = i / (kDim / kVectorSize<T>);
+    const int channel = i % (kDim / kVectorSize<T>) * kVectorSize<T>;
+    AlignedVector<T> vector{};
+    if (row < count && channel < head_dim && !(masked && masked[row])) {
+      load<kVectorized>(rows + row * row_stride + channel, head_dim - channel, vector.val);
     }
 #pragma unroll
-    for (int k = 0; k < kVector<T>; ++k) {
-      vector.x[k] *= factor;
+    for (int k = 0; k < kVectorSize<T>; ++k) {
+      vector.val[k] *= factor;
     }
-    *reinterpret_cast<Vector<T>*>(to + row * kPitch<T, kDim> + channel) = vector;
+    *reinterpret_cast<AlignedVector<T>*>(to + row * kPitch<T, kDim> + channel) = vector;
   }
 }
 
+// Copies `count` rows of head_dim channels, times `factor`, to kRows rows of kDim channels in shared memory. Masked
+// rows, missing rows and missing channels become zero.
 template <int kRows, int kDim, typename T>
-__device__ __forceinline__ void stage(
-    bool whole, const T* rows, int64_t stride, int32_t count, int32_t dim, T factor, const bool* hidden, T* to) {
-  if (whole) {
-    stage_as<true, kRows, kDim>(rows, stride, count, dim, factor, hidden, to);
+__device__ __forceinline__ void rows_to_shared(
+    bool vectorized, const T* rows, int64_t row_stride, int32_t count, int32_t head_dim, T factor, const bool* masked,
+    T* to) {
+  if (vectorized) {
+    rows_to_shared_as<true, kRows, kDim>(rows, row_stride, count, head_dim, factor, masked, to);
   } else {
-    stage_as<false, kRows, kDim>(rows, stride, count, dim, factor, hidden, to);
+    rows_to_shared_as<false, kRows, kDim>(rows, row_stride, count, head_dim, factor, masked, to);
   }
 }
 
-// The other way: kRows rows of kDim, of which `count` are wanted, to rows of `dim` channels.
+// The inverse of `rows_to_shared`, without factor and mask.
 template <int kRows, int kDim, typename T>
-__device__ __forceinline__ void unstage(
-    bool whole, const T* from, int32_t count, int32_t dim, T* rows, int64_t stride) {
+__device__ __forceinline__ void rows_from_shared(
+    bool vectorized, const T* from, int32_t count, int32_t head_dim, T* rows, int64_t row_stride) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * kDim / kVector<T>; i += kThreads) {
-    const int row = i / (kDim / kVector<T>);
-    const int channel = i % (kDim / kVector<T>) * kVector<T>;
-    if (row < count && channel < dim) {
-      const Vector<T> vector = vector_at(from + row * kPitch<T, kDim> + channel);
-      T* to = rows + row * stride + channel;
-      if (whole) {
-        store<true>(to, dim - channel, vector.x);
+  for (int i = threadIdx.x; i < kRows * kDim / kVectorSize<T>; i += kThreads) {
+    const int row = i / (kDim / kVectorSize<T>);
+    const int channel = i % (kDim / kVectorSize<T>) * kVectorSize<T>;
+    if (row < count && channel < head_dim) {
+      const AlignedVector<T> vector = load_vector(from + row * kPitch<T, kDim> + channel);
+      T* to = rows + row * row_stride + channel;
+      if (vectorized) {
+        store<true>(to, head_dim - channel, vector.val);
       } else {
-        store<false>(to, dim - channel, vector.x);
+        store<false>(to, head_dim - channel, vector.val);
       }
     }
   }
 }
 
-// products[i][j] += row i of kThreads apart · rows[j]. What is read of `rows` serves all of a thread's own.
-template <int kDim, typename T, int kMine, int kRows>
-__device__ __forceinline__ void add_products(const T* mine, const T* rows, T (&products)[kMine][kRows]) {
+// dots[i][j] += (row i of this thread) · rows[j]. A thread has kMyRows rows, kThreads rows apart, from `my_rows` on.
+template <int kDim, typename T, int kMyRows, int kRows>
+__device__ __forceinline__ void add_dots(const T* my_rows, const T* rows, T (&dots)[kMyRows][kRows]) {
 #pragma unroll 2
-  for (int d = 0; d < kDim; d += kVector<T>) {
-    Vector<T> a[kMine];
+  for (int d = 0; d < kDim; d += kVectorSize<T>) {
+    AlignedVector<T> a[kMyRows];
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      a[i] = vector_at(mine + i * kThreads * kPitch<T, kDim> + d);
+    for (int i = 0; i < kMyRows; ++i) {
+      a[i] = load_vector(my_rows + i * kThreads * kPitch<T, kDim> + d);
     }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      const Vector<T> b = vector_at(rows + j * kPitch<T, kDim> + d);
+      const AlignedVector<T> b = load_vector(rows + j * kPitch<T, kDim> + d);
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
+      for (int i = 0; i < kMyRows; ++i) {
 #pragma unroll
-        for (int k = 0; k < kVector<T>; ++k) {
-          products[i][j] += a[i].x[k] * b.x[k];
+        for (int k = 0; k < kVectorSize<T>; ++k) {
+          dots[i][j] += a[i].val[k] * b.val[k];
         }
       }
     }
@@ -102,67 +104,69 @@ __device__ __forceinline__ void add_products(const T* mine, const T* rows, T (&p
 }
 
 // sums[i] += Σ_j factors[i][j] · rows[j]
-template <int kDim, typename T, int kMine, int kRows>
-__device__ __forceinline__ void add_rows(const T* rows, const T (&factors)[kMine][kRows], T (&sums)[kMine][kDim]) {
+template <int kDim, typename T, int kMyRows, int kRows>
+__device__ __forceinline__ void add_weighted_rows(
+    const T* rows, const T (&factors)[kMyRows][kRows], T (&sums)[kMyRows][kDim]) {
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
 #pragma unroll
-    for (int d = 0; d < kDim; d += kVector<T>) {
-      const Vector<T> b = vector_at(rows + j * kPitch<T, kDim> + d);
+    for (int d = 0; d < kDim; d += kVectorSize<T>) {
+      const AlignedVector<T> b = load_vector(rows + j * kPitch<T, kDim> + d);
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
+      for (int i = 0; i < kMyRows; ++i) {
 #pragma unroll
-        for (int k = 0; k < kVector<T>; ++k) {
-          sums[i][d + k] += factors[i][j] * b.x[k];
+        for (int k = 0; k < kVectorSize<T>; ++k) {
+          sums[i][d + k] += factors[i][j] * b.val[k];
         }
       }
     }
   }
 }
 
-// kTile keys of one level, of one head of one image.
-template <typename T, int kDim, int kTile>
+// A tile of kKeys keys of one level, for one head of one image, in shared memory.
+template <typename T, int kDim, int kKeys>
 struct KeyTile {
-  static constexpr int kNumbers = kTile * (2 * kPitch<T, kDim> + 2 + kVector<T>);
+  static constexpr int kElements = kKeys * (2 * kPitch<T, kDim> + 2 + kVectorSize<T>);
 
   T* keys;
   T* values;
-  Place<T>* places;
-  bool* seen;
+  Position<T>* positions;
+  bool* visible;
 
   __device__ explicit KeyTile(T* shared)
       : keys(shared),
-        values(keys + kTile * kPitch<T, kDim>),
-        places(reinterpret_cast<Place<T>*>(values + kTile * kPitch<T, kDim>)),
-        seen(reinterpret_cast<bool*>(places + kTile)) {}
+        values(keys + kKeys * kPitch<T, kDim>),
+        positions(reinterpret_cast<Position<T>*>(values + kKeys * kPitch<T, kDim>)),
+        visible(reinterpret_cast<bool*>(positions + kKeys)) {}
 
-  // All threads of the block take part; none may still read the tile before.
-  __device__ void load(const Given<T>& given, const Task& task, int32_t first, int32_t end) const {
-    const Sizes& sizes = given.sizes;
-    const bool* hidden = given.hidden ? given.hidden + int64_t{task.image} * sizes.keys + first : nullptr;
-    const int32_t count = min(end - first, kTile);
-    stage<kTile, kDim>(
-        given.whole, given.key.of(task.image, task.head) + first * given.key.row, given.key.row, count, sizes.dim, T(1), hidden, keys);
-    stage<kTile, kDim>(
-        given.whole, given.value.of(task.image, task.head) + first * given.value.row, given.value.row, count, sizes.dim, T(1), hidden,
+  // Loads the keys from `first` on, up to `end`. All threads of the block must call it; synchronize before and after.
+  __device__ void load(const Inputs<T>& inputs, const Task& task, int32_t first, int32_t end) const {
+    const Sizes& sizes = inputs.sizes;
+    const bool* masked = inputs.masked ? inputs.masked + int64_t{task.image} * sizes.keys + first : nullptr;
+    const int32_t count = min(end - first, kKeys);
+    rows_to_shared<kKeys, kDim>(
+        inputs.vectorized, task.rows(inputs.key, first), inputs.key.row_stride, count, sizes.head_dim, T(1), masked,
+        keys);
+    rows_to_shared<kKeys, kDim>(
+        inputs.vectorized, task.rows(inputs.value, first), inputs.value.row_stride, count, sizes.head_dim, T(1), masked,
         values);
-    if (threadIdx.x < kTile) {
+    if (threadIdx.x < kKeys) {
       const int j = static_cast<int>(threadIdx.x);
       const T* position =
-          given.key_positions + ((int64_t{task.image} * sizes.groups + task.group) * sizes.keys + first + j) * 2;
-      seen[j] = j < count && !(hidden && hidden[j]);
-      places[j] = seen[j] ? Place<T>{position[0], position[1]} : Place<T>{T(0), T(0)};
+          inputs.key_positions + ((int64_t{task.image} * sizes.groups + task.group) * sizes.keys + first + j) * 2;
+      visible[j] = j < count && !(masked && masked[j]);
+      positions[j] = visible[j] ? Position<T>{position[0], position[1]} : Position<T>{T(0), T(0)};
     }
   }
 
-  // The keys from j on.
-  __device__ KeyTile from(int j) const {
-    KeyTile rest = *this;
-    rest.keys += j * kPitch<T, kDim>;
-    rest.values += j * kPitch<T, kDim>;
-    rest.places += j;
-    rest.seen += j;
-    return rest;
+  // A view of the tile that starts at key j.
+  __device__ KeyTile from_key(int j) const {
+    KeyTile view = *this;
+    view.keys += j * kPitch<T, kDim>;
+    view.values += j * kPitch<T, kDim>;
+    view.positions += j;
+    view.visible += j;
+    return view;
   }
 };
 

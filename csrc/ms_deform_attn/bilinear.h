@@ -1,4 +1,4 @@
-// Where one sampling point falls on a map, and its gradients. cpu_footprints.h does the same for vectors of samples.
+// Bilinear interpolation of one sampling point and its gradients. cpu_footprints.h does the same for vectors of points.
 #pragma once
 
 #include <cmath>
@@ -17,35 +17,38 @@ struct LevelOf {
 
 using Level = LevelOf<int64_t>;
 
-// The four pixels around a point. Corner k lies (k & 1) to the right of and (k >> 1) below the first.
+// The four pixels around a sampling point. Corner 0 is the upper left, 1 the upper right, 2 the lower left, 3 the lower
+// right.
 template <typename T, typename Index = int64_t>
 struct Footprint {
   Index left;
   Index top;
-  T fx;  // distance to the left column, in [0, 1)
-  T fy;  // distance to the top row, in [0, 1)
+  T fx;  // distance from the left column, in [0, 1)
+  T fy;  // distance from the top row, in [0, 1)
 
-  // Share of corner k, in [0, 1]; the four add up to 1.
-  ATTNZOO_HOST_DEVICE T share(int k) const {
+  // Bilinear weight of corner k, in [0, 1]; the four add up to 1.
+  ATTNZOO_HOST_DEVICE T corner_weight(int k) const {
     return ((k & 1) ? fx : T(1) - fx) * ((k >> 1) ? fy : T(1) - fy);
   }
 
-  // Token of corner k, or -1 where the corner is off the map.
+  // Token of corner k, or -1 if the corner is outside the map.
   ATTNZOO_HOST_DEVICE Index token(int k, const LevelOf<Index>& level) const {
     const Index x = left + (k & 1);
     const Index y = top + (k >> 1);
-    const bool on_map = x >= 0 && x < level.width && y >= 0 && y < level.height;
-    return on_map ? level.start + y * level.width + x : -1;
+    const bool inside = x >= 0 && x < level.width && y >= 0 && y < level.height;
+    return inside ? level.start + y * level.width + x : -1;
   }
 };
 
-// The footprint of a point at (column, row) in pixels, pixel centres at integers. False where no corner is on the map,
-// NaN and infinity included: every comparison with NaN fails, and nothing is converted to an integer then.
+// The footprint of a point at (column, row) in pixels; pixel centres are integers. Returns false if all four corners
+// are outside the map, or if the position is NaN: comparisons with NaN are false. NaN and infinity are never converted
+// to an integer.
 template <typename T, typename Index>
-ATTNZOO_HOST_DEVICE bool locate(T column, T row, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
-  const bool touches = column > T(-1) && column < static_cast<T>(level.width) && row > T(-1) &&
-                       row < static_cast<T>(level.height);
-  if (!touches) {
+ATTNZOO_HOST_DEVICE bool compute_footprint(
+    T column, T row, const LevelOf<Index>& level, Footprint<T, Index>& footprint) {
+  const bool inside = column > T(-1) && column < static_cast<T>(level.width) && row > T(-1) &&
+                      row < static_cast<T>(level.height);
+  if (!inside) {
     return false;
   }
   const T left = std::floor(column);
@@ -54,25 +57,25 @@ ATTNZOO_HOST_DEVICE bool locate(T column, T row, const LevelOf<Index>& level, Fo
   return true;
 }
 
-// Gradients of one point by its weight and its place in pixels.
+// Gradients of one sampling point.
 template <typename T>
-struct PointGradient {
-  T weight;
-  T x;
+struct SampleGrads {
+  T weight;  // w.r.t. the attention weight
+  T x;       // w.r.t. the position in pixels
   T y;
 };
 
-// Given the products Σ_d grad_output[d] · value[corner k][d] and the attention weight.
+// dots[k] = Σ_d grad_output[d] · value[corner k][d]; `weight` is the attention weight.
 template <typename T, typename Index>
-ATTNZOO_HOST_DEVICE PointGradient<T> differentiate(
-    const Footprint<T, Index>& at, const T (&products)[4], T weight) {
+ATTNZOO_HOST_DEVICE SampleGrads<T> bilinear_backward(
+    const Footprint<T, Index>& footprint, const T (&dots)[4], T weight) {
   T sampled = 0;
   for (int k = 0; k < 4; ++k) {
-    sampled += at.share(k) * products[k];
+    sampled += footprint.corner_weight(k) * dots[k];
   }
-  const T along_x = (T(1) - at.fy) * (products[1] - products[0]) + at.fy * (products[3] - products[2]);
-  const T along_y = (T(1) - at.fx) * (products[2] - products[0]) + at.fx * (products[3] - products[1]);
-  return {sampled, weight * along_x, weight * along_y};
+  const T dx = (T(1) - footprint.fy) * (dots[1] - dots[0]) + footprint.fy * (dots[3] - dots[2]);
+  const T dy = (T(1) - footprint.fx) * (dots[2] - dots[0]) + footprint.fx * (dots[3] - dots[1]);
+  return {sampled, weight * dx, weight * dy};
 }
 
 }  // namespace attnzoo::ms_deform_attn

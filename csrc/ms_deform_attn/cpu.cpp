@@ -1,10 +1,10 @@
 // Multi-scale deformable attention on CPU (Deformable DETR, arXiv:2010.04159, equation 3).
 //
-// Forward: the queries are split over threads; those of a head share its map. Backward: images, heads and, where these
-// are fewer than the threads, levels are split over threads, so that no two threads add to the same gradient; the
-// result is the same, bit for bit, for any number of threads.
+// Forward: threads split the queries of every head. Backward: threads split images and heads, and also levels if there
+// are fewer images and heads than threads. No two threads add to the same gradient, so the result does not depend on
+// the number of threads, bit for bit.
 
-#include "cpu.h"
+#include "cpu_interface.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -16,14 +16,14 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/pages.h"
+#include "../common/huge_pages.h"
 #include "../common/simd_level.h"
 #include "problem.h"
 
 namespace attnzoo::ms_deform_attn {
 namespace {
 
-constexpr int64_t kWorthAThread = 262144;  // multiply-accumulates
+constexpr int64_t kMinWorkPerThread = 262144;  // multiply-accumulates
 
 template <typename T>
 Kernels<T> choose_kernels() {
@@ -39,25 +39,26 @@ Kernels<T> choose_kernels() {
   }
 }
 
-std::vector<MapLevel> map_levels(const Problem& problem) {
-  std::vector<MapLevel> levels;
-  int64_t first = 0;
+std::vector<PackedLevel> packed_levels(const Problem& problem) {
+  std::vector<PackedLevel> levels;
+  int64_t packed_start = 0;
   for (const Level& level : problem.levels) {
-    levels.push_back({level.height, level.width, level.start, first});
-    first = levels.back().end();
+    levels.push_back({level.height, level.width, level.start, packed_start});
+    packed_start = levels.back().packed_end();
   }
   return levels;
 }
 
-// An encoder's queries are the tokens themselves and look around their own place: taking the rows of all levels from
-// top to bottom of the image keeps what they read in the caches. Empty where the queries are not as many as the tokens.
+// In an encoder the queries are the tokens, and every query samples around its own position. Processing the rows of all
+// levels together, from the top of the image to the bottom, keeps these samples in the caches. The order is empty if
+// there are not as many queries as tokens.
 std::vector<int64_t> locality_order(const Problem& problem) {
   std::vector<int64_t> order;
   if (problem.queries != problem.tokens) {
     return order;
   }
   struct Row {
-    double center;  // from 0 at the top of the image to 1
+    double center;  // 0: top of the image, 1: bottom
     int64_t start;
     int64_t width;
   };
@@ -77,28 +78,28 @@ std::vector<int64_t> locality_order(const Problem& problem) {
   return order;
 }
 
-// `SampleLevels` and the memory that it points to.
+// The arrays of a `TokenLayout`.
 template <typename T>
-class SampleLevelTable {
+class TokenLayoutBuffer {
  public:
-  // `describe_level` gives the pitch and the origin of a level.
-  template <typename DescribeLevel>
-  SampleLevelTable(const std::vector<MapLevel>& levels, int64_t points, const DescribeLevel& describe_level) {
-    for (const MapLevel& level : levels) {
-      const auto [pitch, origin] = describe_level(level);
+  // `layout_of` returns the pitch and the origin of a level.
+  template <typename LayoutOf>
+  TokenLayoutBuffer(const std::vector<PackedLevel>& levels, int64_t points, const LayoutOf& layout_of) {
+    for (const PackedLevel& level : levels) {
+      const auto [pitch, origin] = layout_of(level);
       width_.insert(width_.end(), points, static_cast<T>(level.width));
       height_.insert(height_.end(), points, static_cast<T>(level.height));
       pitch_.insert(pitch_.end(), points, static_cast<Token<T>>(pitch));
       origin_.insert(origin_.end(), points, static_cast<Token<T>>(origin));
     }
-    const int64_t readable = width_.size() + kVectorBytes / sizeof(T);
-    width_.resize(readable);
-    height_.resize(readable);
-    pitch_.resize(readable);
-    origin_.resize(readable);
+    const int64_t padded_size = width_.size() + kMaxVectorBytes / sizeof(T);
+    width_.resize(padded_size);
+    height_.resize(padded_size);
+    pitch_.resize(padded_size);
+    origin_.resize(padded_size);
   }
 
-  SampleLevels<T> view() const {
+  TokenLayout<T> view() const {
     return {width_.data(), height_.data(), pitch_.data(), origin_.data()};
   }
 
@@ -109,225 +110,230 @@ class SampleLevelTable {
   std::vector<Token<T>> origin_;
 };
 
-// Memory aligned to vectors and not touched before it is used.
+// Uninitialized memory, aligned for vectors.
 template <typename T>
-struct Scratch {
-  explicit Scratch(int64_t size) : memory(new (std::align_val_t(kVectorBytes)) T[size]) {}
-  ~Scratch() {
-    ::operator delete[](memory, std::align_val_t(kVectorBytes));
+struct AlignedBuffer {
+  explicit AlignedBuffer(int64_t size) : data(new (std::align_val_t(kMaxVectorBytes)) T[size]) {}
+  ~AlignedBuffer() {
+    ::operator delete[](data, std::align_val_t(kMaxVectorBytes));
   }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 
-  T* memory;
+  T* data;
 };
 
-Storage storage_of(const Tensor& value) {
+ValueDtype value_dtype_of(const Tensor& value) {
   using torch::headeronly::ScalarType;
   switch (value.scalar_type()) {
     case ScalarType::BFloat16:
-      return Storage::kBFloat16;
+      return ValueDtype::kBFloat16;
     case ScalarType::Half:
-      return Storage::kHalf;
+      return ValueDtype::kHalf;
     case ScalarType::Float:
     case ScalarType::Double:
-      return Storage::kFull;
+      return ValueDtype::kCompute;
     default:
       STD_TORCH_CHECK(false, "ms_deform_attn: value must be float16, bfloat16, float32 or float64");
   }
 }
 
-// What `Call` points to.
+// The tables that `KernelArgs` points to.
 template <typename T>
-struct Tables {
-  explicit Tables(const Problem& problem)
-      : levels(map_levels(problem)),
-        in_map(
+struct CallTables {
+  explicit CallTables(const Problem& problem)
+      : levels(packed_levels(problem)),
+        packed_layout(
             levels,
             problem.points,
-            [](const MapLevel& level) { return std::pair(level.pitch(), level.first + level.pitch() + 1); }),
-        in_value(levels, problem.points, [](const MapLevel& level) { return std::pair(level.width, level.start); }),
+            [](const PackedLevel& level) { return std::pair(level.pitch(), level.packed_start + level.pitch() + 1); }),
+        value_layout(
+            levels, problem.points, [](const PackedLevel& level) { return std::pair(level.width, level.start); }),
         order(locality_order(problem)) {}
 
-  std::vector<MapLevel> levels;
-  SampleLevelTable<T> in_map;
-  SampleLevelTable<T> in_value;
+  std::vector<PackedLevel> levels;
+  TokenLayoutBuffer<T> packed_layout;
+  TokenLayoutBuffer<T> value_layout;
   std::vector<int64_t> order;
 };
 
-// All arguments, in contiguous memory but for value, of which no copy is made if the channels of its tokens lie
-// together. The fused form's offsets and logits stand for locations and weights.
+// The tensors of one call, checked and made contiguous. `value` is not copied if the channels of each token are
+// contiguous. The fused operator passes offsets and logits for locations and weights.
 struct Arguments {
   Arguments(
-      const Tensor& given_value,
+      const Tensor& input_value,
       const std::vector<int64_t>& shapes,
-      const Tensor& given_places,
-      const Tensor& given_scores,
-      std::optional<Tensor> given_references)
-      : problem(describe(given_value, shapes, given_places, given_scores)),
+      const Tensor& input_locations,
+      const Tensor& input_weights,
+      std::optional<Tensor> input_references)
+      : problem(make_problem(input_value, shapes, input_locations, input_weights)),
         value(
-            given_value.stride(3) == 1 || problem.head_dim == 1 ? given_value : torch::stable::contiguous(given_value)),
-        places(torch::stable::contiguous(given_places)),
-        scores(torch::stable::contiguous(given_scores)) {
-    if (given_references) {
-      check_references(*given_references, value, problem);
-      references = torch::stable::contiguous(*given_references);
+            input_value.stride(3) == 1 || problem.head_dim == 1 ? input_value : torch::stable::contiguous(input_value)),
+        locations(torch::stable::contiguous(input_locations)),
+        weights(torch::stable::contiguous(input_weights)) {
+    if (input_references) {
+      check_references(*input_references, value, problem);
+      references = torch::stable::contiguous(*input_references);
     }
   }
 
   template <typename T>
-  Call<T> call(const Tables<T>& tables) const {
+  KernelArgs<T> kernel_args(const CallTables<T>& tables) const {
     STD_TORCH_CHECK(
-        tables.levels.back().end() <= std::numeric_limits<Token<T>>::max(), "ms_deform_attn: too many tokens");
-    for (const MapLevel& level : tables.levels) {
+        tables.levels.back().packed_end() <= std::numeric_limits<Token<T>>::max(), "ms_deform_attn: too many tokens");
+    for (const PackedLevel& level : tables.levels) {
       STD_TORCH_CHECK(
           std::max(level.height, level.width) <= int64_t{1} << std::numeric_limits<T>::digits,
-          "ms_deform_attn: a level has sides that numbers of this type cannot count");
+          "ms_deform_attn: a level is too large for coordinates of this dtype");
     }
-    Call<T> call{};
-    call.tokens = problem.tokens;
-    call.heads = problem.heads;
-    call.head_dim = problem.head_dim;
-    call.queries = problem.queries;
-    call.points = problem.points;
-    call.num_levels = static_cast<int64_t>(problem.levels.size());
-    call.levels = tables.levels.data();
-    call.in_map = tables.in_map.view();
-    call.in_value = tables.in_value.view();
-    call.order = tables.order.empty() ? nullptr : tables.order.data();
-    call.storage = storage_of(value);
-    call.value = value.const_data_ptr();
+    KernelArgs<T> args{};
+    args.tokens = problem.tokens;
+    args.heads = problem.heads;
+    args.head_dim = problem.head_dim;
+    args.queries = problem.queries;
+    args.points = problem.points;
+    args.num_levels = static_cast<int64_t>(problem.levels.size());
+    args.levels = tables.levels.data();
+    args.packed_layout = tables.packed_layout.view();
+    args.value_layout = tables.value_layout.view();
+    args.order = tables.order.empty() ? nullptr : tables.order.data();
+    args.value_dtype = value_dtype_of(value);
+    args.value = value.const_data_ptr();
     for (int64_t i = 0; i < 3; ++i) {
-      call.value_strides[i] = value.stride(i);
+      args.value_strides[i] = value.stride(i);
     }
-    call.places = data<T>(places);
-    call.scores = data<T>(scores);
+    args.locations = data<T>(locations);
+    args.weights = data<T>(weights);
     if (references) {
-      call.references = data<T>(*references);
-      call.reference_size = references->size(3);
+      args.references = data<T>(*references);
+      args.reference_size = references->size(3);
     }
-    return call;
+    return args;
   }
 
   Problem problem;
   Tensor value;
-  Tensor places;
-  Tensor scores;
+  Tensor locations;
+  Tensor weights;
   std::optional<Tensor> references;
 };
 
-Tensor run_forward(const Arguments& given) {
-  const Problem& problem = given.problem;
+Tensor run_forward(const Arguments& arguments) {
+  const Problem& problem = arguments.problem;
   Tensor output = with_huge_pages(
-      torch::stable::new_empty(given.value, {problem.batch, problem.queries, problem.heads * problem.head_dim}));
+      torch::stable::new_empty(arguments.value, {problem.batch, problem.queries, problem.heads * problem.head_dim}));
   if (output.numel() == 0) {
     return output;
   }
-  with_scalar(given.places, "ms_deform_attn", [&](auto scalar) {
+  dispatch_floating(arguments.locations, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
-    const Tables<T> tables(problem);
-    Call<T> call = given.call(tables);
-    call.output = output.mutable_data_ptr();
+    const CallTables<T> tables(problem);
+    KernelArgs<T> args = arguments.kernel_args(tables);
+    args.output = output.mutable_data_ptr();
     const Kernels<T> kernels = choose_kernels<T>();
     const int64_t heads = problem.batch * problem.heads;
-    const int64_t work_of_query = call.samples() * call.head_dim;
-    const auto grain = [](int64_t work) { return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, work)); };
+    const int64_t work_per_query = args.samples() * args.head_dim;
+    const auto grain_size = [](int64_t work_per_index) {
+      return std::max<int64_t>(1, kMinWorkPerThread / std::max<int64_t>(1, work_per_index));
+    };
     const auto forward = [&](int64_t begin, int64_t end) {
-      torch::stable::parallel_for(begin, end, grain(work_of_query), [&](int64_t first, int64_t last) {
-        const Scratch<T> scratch(workspace_size(call));
-        kernels.forward(call, first, last, scratch.memory);
+      torch::stable::parallel_for(begin, end, grain_size(work_per_query), [&](int64_t first, int64_t last) {
+        const AlignedBuffer<T> scratch(workspace_size(args));
+        kernels.forward(args, first, last, scratch.data);
       });
     };
-    if (!call.forward_in_map()) {
+    if (!args.forward_is_packed()) {
       forward(0, heads * problem.queries);
       return;
     }
-    // As many heads at once as are work enough for all threads: one large head, however many threads there are.
-    const int64_t map_size = call.map_size(0, call.num_levels, 1);
-    const int64_t work_of_head = std::max(problem.queries * work_of_query, map_size);
-    const int64_t together =
-        std::clamp<int64_t>(torch::stable::get_num_threads() * kWorthAThread / work_of_head, 1, heads);
-    const Scratch<T> maps(together * map_size);
-    call.maps = maps.memory;
-    const int64_t rows = call.rows(0, call.num_levels);
-    for (call.first_head = 0; call.first_head < heads; call.first_head += together) {
-      const int64_t last_head = std::min(heads, call.first_head + together);
+    // Pack enough heads at a time to give work to all threads: a single one if it is large.
+    const int64_t packed_size = args.packed_size(0, args.num_levels, 1);
+    const int64_t work_per_head = std::max(problem.queries * work_per_query, packed_size);
+    const int64_t heads_per_pass =
+        std::clamp<int64_t>(torch::stable::get_num_threads() * kMinWorkPerThread / work_per_head, 1, heads);
+    const AlignedBuffer<T> packed_heads(heads_per_pass * packed_size);
+    args.packed_heads = packed_heads.data;
+    const int64_t rows = args.pixel_rows(0, args.num_levels);
+    for (args.first_head = 0; args.first_head < heads; args.first_head += heads_per_pass) {
+      const int64_t last_head = std::min(heads, args.first_head + heads_per_pass);
       torch::stable::parallel_for(
-          0, (last_head - call.first_head) * rows, grain(problem.tokens / rows * call.head_dim),
-          [&](int64_t begin, int64_t end) { kernels.fill(call, begin, end); });
-      forward(call.first_head * problem.queries, last_head * problem.queries);
+          0, (last_head - args.first_head) * rows, grain_size(problem.tokens / rows * args.head_dim),
+          [&](int64_t begin, int64_t end) { kernels.pack(args, begin, end); });
+      forward(args.first_head * problem.queries, last_head * problem.queries);
     }
   });
   return output;
 }
 
+// The gradients of `Arguments`.
 struct Gradients {
-  explicit Gradients(const Arguments& given)
-      : value(with_huge_pages(torch::stable::new_empty(given.value, given.value.sizes()))),
-        places(with_huge_pages(torch::stable::empty_like(given.places))),
-        scores(with_huge_pages(torch::stable::empty_like(given.scores))) {
-    if (given.references) {
-      references = torch::stable::empty_like(*given.references);
+  explicit Gradients(const Arguments& arguments)
+      : value(with_huge_pages(torch::stable::new_empty(arguments.value, arguments.value.sizes()))),
+        locations(with_huge_pages(torch::stable::empty_like(arguments.locations))),
+        weights(with_huge_pages(torch::stable::empty_like(arguments.weights))) {
+    if (arguments.references) {
+      references = torch::stable::empty_like(*arguments.references);
     }
   }
 
   Tensor value;
-  Tensor places;
-  Tensor scores;
+  Tensor locations;
+  Tensor weights;
   std::optional<Tensor> references;
 };
 
-// Numbers in the largest map that a task of the backward pass needs.
+// Elements of the largest packed head that a task of the backward pass needs.
 template <typename T>
-int64_t backward_map_size(const Call<T>& call) {
-  const int64_t levels = call.num_levels / call.level_groups;
+int64_t max_backward_packed_size(const KernelArgs<T>& args) {
+  const int64_t levels = args.num_levels / args.level_groups;
   int64_t size = 0;
-  for (int64_t first = 0; first < call.num_levels; first += levels) {
-    size = std::max(size, call.map_size(first, first + levels, 2));
+  for (int64_t first = 0; first < args.num_levels; first += levels) {
+    size = std::max(size, args.packed_size(first, first + levels, 2));
   }
   return size;
 }
 
-void clear(void* memory, int64_t bytes) {
-  torch::stable::parallel_for(0, bytes, kWorthAThread, [&](int64_t begin, int64_t end) {
+void zero_fill(void* memory, int64_t bytes) {
+  torch::stable::parallel_for(0, bytes, kMinWorkPerThread, [&](int64_t begin, int64_t end) {
     std::memset(static_cast<char*>(memory) + begin, 0, end - begin);
   });
 }
 
-Gradients run_backward(const Tensor& given_grad_output, const Arguments& given) {
-  const Problem& problem = given.problem;
-  check_grad_output(given_grad_output, given.value, problem);
-  const Tensor grad_output = torch::stable::contiguous(given_grad_output);
-  Gradients gradients(given);
-  with_scalar(given.places, "ms_deform_attn_backward", [&](auto scalar) {
+Gradients run_backward(const Tensor& input_grad_output, const Arguments& arguments) {
+  const Problem& problem = arguments.problem;
+  check_grad_output(input_grad_output, arguments.value, problem);
+  const Tensor grad_output = torch::stable::contiguous(input_grad_output);
+  Gradients grads(arguments);
+  dispatch_floating(arguments.locations, "ms_deform_attn_backward", [&](auto scalar) {
     using T = decltype(scalar);
-    const Tables<T> tables(problem);
-    Call<T> call = given.call(tables);
-    call.grad_output = grad_output.const_data_ptr();
-    call.grad_value = gradients.value.mutable_data_ptr();
-    call.grad_places = mutable_data<T>(gradients.places);
-    call.grad_scores = mutable_data<T>(gradients.scores);
+    const CallTables<T> tables(problem);
+    KernelArgs<T> args = arguments.kernel_args(tables);
+    args.grad_output = grad_output.const_data_ptr();
+    args.grad_value = grads.value.mutable_data_ptr();
+    args.grad_locations = mutable_data<T>(grads.locations);
+    args.grad_weights = mutable_data<T>(grads.weights);
     const int64_t heads = problem.batch * problem.heads;
-    call.level_groups = heads < torch::stable::get_num_threads() ? call.num_levels : 1;
+    args.level_groups = heads < torch::stable::get_num_threads() ? args.num_levels : 1;
     const Kernels<T> kernels = choose_kernels<T>();
-    if (!call.backward_in_map()) {
-      clear(call.grad_value, problem.batch * problem.tokens * problem.heads * problem.head_dim * sizeof(T));
+    if (!args.backward_is_packed()) {
+      zero_fill(args.grad_value, problem.batch * problem.tokens * problem.heads * problem.head_dim * sizeof(T));
     }
-    const int64_t scratch_size = workspace_size(call) + (call.backward_in_map() ? backward_map_size(call) : 0);
-    torch::stable::parallel_for(0, heads * call.level_groups, 1, [&](int64_t begin, int64_t end) {
-      const Scratch<T> scratch(scratch_size);
-      kernels.backward(call, begin, end, scratch.memory);
+    const int64_t packed_size = args.backward_is_packed() ? max_backward_packed_size(args) : 0;
+    const int64_t scratch_size = workspace_size(args) + packed_size;
+    torch::stable::parallel_for(0, heads * args.level_groups, 1, [&](int64_t begin, int64_t end) {
+      const AlignedBuffer<T> scratch(scratch_size);
+      kernels.backward(args, begin, end, scratch.data);
     });
-    if (gradients.references) {
-      call.grad_references = mutable_data<T>(*gradients.references);
-      const int64_t grain = std::max<int64_t>(1, kWorthAThread / (64 * problem.heads * call.samples()));
-      torch::stable::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
-        const Scratch<T> scratch(workspace_size(call));
-        kernels.finish(call, begin, end, scratch.memory);
+    if (grads.references) {
+      args.grad_references = mutable_data<T>(*grads.references);
+      const int64_t grain_size = std::max<int64_t>(1, kMinWorkPerThread / (64 * problem.heads * args.samples()));
+      torch::stable::parallel_for(0, problem.batch * problem.queries, grain_size, [&](int64_t begin, int64_t end) {
+        const AlignedBuffer<T> scratch(workspace_size(args));
+        kernels.fused_backward(args, begin, end, scratch.data);
       });
     }
   });
-  return gradients;
+  return grads;
 }
 
 Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
@@ -338,11 +344,11 @@ Tensor forward_fused(Tensor value, std::vector<int64_t> shapes, Tensor reference
   return run_forward(Arguments(value, shapes, offsets, logits, references));
 }
 
-// The last argument asks for a deterministic result, which this one always is.
+// The last argument is `deterministic`; on CPU, the result always is.
 std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor grad_output, Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights, bool) {
-  const Gradients by = run_backward(grad_output, Arguments(value, shapes, locations, weights, std::nullopt));
-  return {by.value, by.places, by.scores};
+  const Gradients grads = run_backward(grad_output, Arguments(value, shapes, locations, weights, std::nullopt));
+  return {grads.value, grads.locations, grads.weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
@@ -353,8 +359,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
     Tensor offsets,
     Tensor logits,
     bool) {
-  const Gradients by = run_backward(grad_output, Arguments(value, shapes, offsets, logits, references));
-  return {by.value, *by.references, by.places, by.scores};
+  const Gradients grads = run_backward(grad_output, Arguments(value, shapes, offsets, logits, references));
+  return {grads.value, *grads.references, grads.locations, grads.weights};
 }
 
 }  // namespace

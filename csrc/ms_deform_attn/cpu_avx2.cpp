@@ -4,8 +4,8 @@
 #define ATTNZOO_VECTOR_BYTES 32
 #define ATTNZOO_HAS_F16C 1
 
-#include "../common/simd_headers.h"
-#include "cpu.h"
+#include "../common/simd_target.h"
+#include "cpu_interface.h"
 
 ATTNZOO_BEGIN_TARGET("avx2,fma,f16c")
 #include "cpu_kernels.h"

@@ -4,8 +4,8 @@
 #define ATTNZOO_VECTOR_BYTES 64
 #define ATTNZOO_HAS_F16C 1
 
-#include "../common/simd_headers.h"
-#include "cpu.h"
+#include "../common/simd_target.h"
+#include "cpu_interface.h"
 
 ATTNZOO_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #include "cpu_kernels.h"

@@ -1,5 +1,5 @@
-// From sampling locations, or from references, offsets and logits, to the tokens that are read and their shares, a
-// vector of samples at a time.
+// Computes which tokens the samples read, with which weights: from sampling locations and attention weights or, in the
+// fused operator, from references, offsets and logits. Processes a vector of samples at a time.
 #pragma once
 
 #include <algorithm>
@@ -7,54 +7,55 @@
 #include <limits>
 
 #include "../common/simd_math.h"
-#include "cpu.h"
+#include "cpu_interface.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
 using namespace attnzoo::ATTNZOO_ISA;
 
-// The samples of one query and head; corner k lies (k & 1) to the right of and (k >> 1) below the first.
+// The footprints of the samples of one query and head. Corners are numbered as in bilinear.h. An array with entries per
+// corner has those of corner k from index k * padded on.
 template <typename T>
 struct Footprints {
-  int64_t padded;    // samples, rounded up to whole vectors
-  Token<T>* tokens;  // in a map that of corner 0; in value those of corner k at k * padded, -1 off the map
-  T* shares;         // of corner k at k * padded, attention weight included
-  T* fx;             // distances to the left column and the top row
-  T* fy;
-  T* weights;  // 0 for a sample that touches no pixel
+  int64_t padded;     // number of samples, rounded up to whole vectors
+  Token<T>* tokens;   // packed: of corner 0; otherwise: of every corner, -1 outside the map
+  T* corner_weights;  // of every corner: bilinear weight times attention weight
+  T* fx;              // distance from the left column
+  T* fy;              // distance from the top row
+  T* weights;         // attention weight, 0 for a sample outside the map
 };
 
-// Whole vectors that hold `count` numbers, in numbers.
+// `count` rounded up to a multiple of the lanes of a vector.
 template <typename T>
-ATTNZOO_INLINE int64_t padded_count(int64_t count) {
-  return (count + kWidest<T> - 1) / kWidest<T> * kWidest<T>;
+ATTNZOO_INLINE int64_t pad_to_vector(int64_t count) {
+  return (count + kSimdWidth<T> - 1) / kSimdWidth<T> * kSimdWidth<T>;
 }
 
-// What a thread's scratch memory holds; `workspace_size` numbers before the map.
+// A thread's scratch memory: `workspace_size` elements and, in the backward pass, a packed head.
 template <typename T>
 struct Workspace {
-  Workspace(const Call<T>& call, T* scratch)
+  Workspace(const KernelArgs<T>& args, T* scratch)
       : row(scratch),
-        zeros(row + whole_vectors<T>(call.map_channels())),
-        nowhere(zeros + whole_vectors<T>(call.map_channels())),
-        products(nowhere + whole_vectors<T>(call.map_channels())),
-        staging(products + 4 * whole_vectors<T>(call.samples())),
-        tile(staging + kStagingSize * (whole_vectors<T>(call.samples()) + whole_vectors<T>(1))),
-        map(scratch + workspace_size(call)) {}
+        zero_row(row + pad_to_max_vector<T>(args.padded_head_dim())),
+        discard_row(zero_row + pad_to_max_vector<T>(args.padded_head_dim())),
+        dots(discard_row + pad_to_max_vector<T>(args.padded_head_dim())),
+        staging(dots + 4 * pad_to_max_vector<T>(args.samples())),
+        tile(staging + kStagingElements * (pad_to_max_vector<T>(args.samples()) + pad_to_max_vector<T>(1))),
+        packed_head(scratch + workspace_size(args)) {}
 
-  T* row;       // of a query: its output, or the gradient of it
-  T* zeros;     // a row of zeros
-  T* nowhere;   // a row that nobody reads
-  T* products;  // four per sample
-  T* staging;   // kStagingSize per sample
-  T* tile;      // footprints
-  T* map;
+  T* row;          // the output of a query, or its gradient
+  T* zero_row;     // read instead of a corner outside the map
+  T* discard_row;  // written instead of the gradient of such a corner
+  T* dots;         // four per sample
+  T* staging;      // kStagingElements per sample
+  T* tile;         // footprints of kQueryTile queries
+  T* packed_head;
 
-  // The footprints of query t of a tile, `count` samples each.
+  // The footprints of query t of the tile, with `count` samples per query.
   ATTNZOO_INLINE Footprints<T> footprints(int64_t t, int64_t count) const {
     static_assert(sizeof(Token<T>) == sizeof(T));
-    const int64_t padded = padded_count<T>(count);
-    T* memory = tile + t * kFootprintSize * padded;
+    const int64_t padded = pad_to_vector<T>(count);
+    T* memory = tile + t * kFootprintElements * padded;
     return {
         padded,
         reinterpret_cast<Token<T>*>(memory),
@@ -65,159 +66,162 @@ struct Workspace {
   }
 };
 
-// Corners in a map need no case: off the map lies the border, and a sample that touches no pixel is sent to four
-// zeros, where the border below its level begins and at the level's end.
+// In a packed head, corners outside the map are read from the padding. A sample outside the map reads four zero tokens:
+// the first two of the row below the level and, below these, the two after the level.
 template <typename V>
-ATTNZOO_INLINE void place_in_map(
-    const Mask<V>& touches,
+ATTNZOO_INLINE void store_packed_tokens(
+    const Mask<V>& inside,
     const V& height,
     const Mask<V>& pitch,
     const Mask<V>& origin,
     int64_t i,
     const Mask<V>& left,
     const Mask<V>& top,
-    const Footprints<Element<V>>& at) {
+    const Footprints<Element<V>>& footprints) {
   const Mask<V> below = __builtin_convertvector(height, Mask<V>);
-  store(at.tokens + i, origin + (touches ? top : below) * pitch + (touches ? left : Mask<V>{} - 1));
+  store(footprints.tokens + i, origin + (inside ? top : below) * pitch + (inside ? left : Mask<V>{} - 1));
 }
 
 template <typename V>
-ATTNZOO_INLINE void place_in_value(
-    const Mask<V>& on_map,
+ATTNZOO_INLINE void store_value_corner(
+    const Mask<V>& corner_inside,
     const Mask<V>& token,
     int k,
     int64_t i,
-    const V& share,
-    const Footprints<Element<V>>& at) {
-  store(at.tokens + k * at.padded + i, on_map ? token : Mask<V>{} - 1);
-  store(at.shares + k * at.padded + i, on_map ? share : V{});
+    const V& corner_weight,
+    const Footprints<Element<V>>& footprints) {
+  store(footprints.tokens + k * footprints.padded + i, corner_inside ? token : Mask<V>{} - 1);
+  store(footprints.corner_weights + k * footprints.padded + i, corner_inside ? corner_weight : V{});
 }
 
-// A vector of samples at (column, row) in pixels, pixel centres at integers. As `locate` in bilinear.h, without
-// branches: a NaN fails every comparison, and nothing that fails them is converted to an integer.
-template <bool kInMap, typename V>
-ATTNZOO_INLINE void place(
-    const SampleLevels<Element<V>>& levels,
+// The footprints of a vector of samples, from sample i on, at (column, row) in pixels. As `compute_footprint` in
+// bilinear.h, but without branches: a position outside the map, NaN included, is replaced by zero before the conversion
+// to an integer.
+template <bool kPacked, typename V>
+ATTNZOO_INLINE void compute_footprint(
+    const TokenLayout<Element<V>>& layout,
     int64_t i,
     const V& column,
     const V& row,
     const V& weight,
-    const Footprints<Element<V>>& at) {
+    const Footprints<Element<V>>& footprints) {
   using I = Mask<V>;
-  const V width = load<V>(levels.width + i);
-  const V height = load<V>(levels.height + i);
-  const I pitch = load<I>(levels.pitch + i);
-  const I origin = load<I>(levels.origin + i);
-  const I touches = (column > -1) & (column < width) & (row > -1) & (row < height);
-  const V x = touches ? column : V{};
-  const V y = touches ? row : V{};
-  const I left = floor_to_integer(x);
-  const I top = floor_to_integer(y);
+  const V width = load<V>(layout.width + i);
+  const V height = load<V>(layout.height + i);
+  const I pitch = load<I>(layout.pitch + i);
+  const I origin = load<I>(layout.origin + i);
+  const I inside = (column > -1) & (column < width) & (row > -1) & (row < height);
+  const V x = inside ? column : V{};
+  const V y = inside ? row : V{};
+  const I left = floor_to_int(x);
+  const I top = floor_to_int(y);
   const V fx = x - __builtin_convertvector(left, V);
   const V fy = y - __builtin_convertvector(top, V);
-  const V masked = touches ? weight : V{};
-  const V upper = masked * (1 - fy);
-  const V lower = masked * fy;
-  const V shares[4] = {upper * (1 - fx), upper * fx, lower * (1 - fx), lower * fx};
-  store(at.fx + i, fx);
-  store(at.fy + i, fy);
-  store(at.weights + i, masked);
-  if constexpr (kInMap) {
-    place_in_map<V>(touches, height, pitch, origin, i, left, top, at);
+  const V masked_weight = inside ? weight : V{};
+  const V upper = masked_weight * (1 - fy);
+  const V lower = masked_weight * fy;
+  const V corner_weights[4] = {upper * (1 - fx), upper * fx, lower * (1 - fx), lower * fx};
+  store(footprints.fx + i, fx);
+  store(footprints.fy + i, fy);
+  store(footprints.weights + i, masked_weight);
+  if constexpr (kPacked) {
+    store_packed_tokens<V>(inside, height, pitch, origin, i, left, top, footprints);
     for (int k = 0; k < 4; ++k) {
-      store(at.shares + k * at.padded + i, shares[k]);
+      store(footprints.corner_weights + k * footprints.padded + i, corner_weights[k]);
     }
   } else {
-    const I on_map[4] = {
-        touches & (x >= 0) & (y >= 0),
-        touches & (x < width - 1) & (y >= 0),
-        touches & (x >= 0) & (y < height - 1),
-        touches & (x < width - 1) & (y < height - 1)};
+    const I corner_inside[4] = {
+        inside & (x >= 0) & (y >= 0),
+        inside & (x < width - 1) & (y >= 0),
+        inside & (x >= 0) & (y < height - 1),
+        inside & (x < width - 1) & (y < height - 1)};
     const I first = origin + top * pitch + left;
     for (int k = 0; k < 4; ++k) {
-      place_in_value<V>(on_map[k], first + (k & 1) + (k >> 1) * pitch, k, i, shares[k], at);
+      store_value_corner<V>(corner_inside[k], first + (k & 1) + (k >> 1) * pitch, k, i, corner_weights[k], footprints);
     }
   }
 }
 
-// `count` numbers that can be read in whole vectors: where they lie, or else copied with zeros after them.
+// Returns `from` if `count` is `padded`, and otherwise a copy that is padded with zeros.
 template <typename T>
-ATTNZOO_INLINE const T* in_whole_vectors(const T* from, int64_t count, int64_t padded_count, T* copy) {
-  if (count == padded_count) {
+ATTNZOO_INLINE const T* with_zero_padding(const T* from, int64_t count, int64_t padded, T* copy) {
+  if (count == padded) {
     return from;
   }
   std::memcpy(copy, from, count * sizeof(T));
-  std::memset(copy + count, 0, (padded_count - count) * sizeof(T));
+  std::memset(copy + count, 0, (padded - count) * sizeof(T));
   return copy;
 }
 
 template <typename T>
 ATTNZOO_INLINE void prefetch(const T* from, int64_t count) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < count; i += line) {
+  constexpr int64_t cache_line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += cache_line) {
     __builtin_prefetch(from + i);
   }
 }
 
-// The softmax over all samples of a query and head, in whole vectors.
+// The attention weights of a query and head in the fused operator: softmax over the logits of all samples. Writes whole
+// vectors.
 template <typename T>
-ATTNZOO_INLINE void weigh(const Call<T>& call, int64_t item, T* weights) {
-  using V = Vector<T, kWidest<T>>;
-  const int64_t count = call.samples();
-  const int64_t padded = padded_count<T>(count);
-  const T* scores = call.scores + item * count;
+ATTNZOO_INLINE void softmax_weights(const KernelArgs<T>& args, int64_t query_head, T* weights) {
+  using V = Simd<T>;
+  const int64_t count = args.samples();
+  const int64_t padded = pad_to_vector<T>(count);
+  const T* logits = args.weights + query_head * count;
   if (count != padded) {
-    std::memcpy(weights, scores, count * sizeof(T));
+    std::memcpy(weights, logits, count * sizeof(T));
     std::fill(weights + count, weights + padded, -std::numeric_limits<T>::infinity());
-    scores = weights;
+    logits = weights;
   }
-  softmax<V>(scores, padded, weights);
+  softmax<V>(logits, padded, weights);
 }
 
-// Levels [begin, end) of a head, and their samples among all of its samples.
+// The levels [begin, end) of a head, and which of its samples belong to them.
 template <typename T>
 struct LevelRange {
-  LevelRange(const Call<T>& call, const SampleLevels<T>& all, int64_t begin, int64_t end)
+  LevelRange(const KernelArgs<T>& args, const TokenLayout<T>& all, int64_t begin, int64_t end)
       : begin(begin),
         end(end),
-        skipped(begin * call.points),
-        count((end - begin) * call.points),
-        levels{all.width + skipped, all.height + skipped, all.pitch + skipped, all.origin + skipped} {}
+        first_sample(begin * args.points),
+        num_samples((end - begin) * args.points),
+        layout{
+            all.width + first_sample, all.height + first_sample, all.pitch + first_sample, all.origin + first_sample} {}
 
   int64_t begin;
   int64_t end;
-  int64_t skipped;
-  int64_t count;
-  SampleLevels<T> levels;
+  int64_t first_sample;
+  int64_t num_samples;
+  TokenLayout<T> layout;
 };
 
-// Queries of one head lie too far apart for the machine to foresee: their samples are asked for ahead of time.
+// The samples of consecutive queries of one head are too far apart in memory for the hardware prefetcher.
 template <typename T>
-ATTNZOO_INLINE void prefetch_samples(const Call<T>& call, int64_t item, const LevelRange<T>& range) {
-  const int64_t first = item * call.samples() + range.skipped;
-  prefetch(call.places + 2 * first, 2 * range.count);
-  prefetch(call.scores + first, range.count);
+ATTNZOO_INLINE void prefetch_samples(const KernelArgs<T>& args, int64_t query_head, const LevelRange<T>& range) {
+  const int64_t first = query_head * args.samples() + range.first_sample;
+  prefetch(args.locations + 2 * first, 2 * range.num_samples);
+  prefetch(args.weights + first, range.num_samples);
 }
 
-// Staging memory, in arrays that can be written a whole vector beyond their end. The weights come last, because they
-// may belong to more samples.
+// The inputs of `compute_footprints` that are not read directly from the tensors. The arrays are padded, so that a
+// vector can be stored at any sample. `weights` comes last because it always holds the samples of all levels.
 template <typename T>
 struct Staging {
   Staging(T* memory, int64_t padded)
-      : size(padded + whole_vectors<T>(1)),
-        places(memory + 4 * size),
-        origin{memory, memory + size},
-        unit{memory + 2 * size, memory + 3 * size},
+      : size(padded + pad_to_max_vector<T>(1)),
+        locations(memory + 4 * size),
+        reference{memory, memory + size},
+        scale{memory + 2 * size, memory + 3 * size},
         weights(memory + 6 * size) {}
 
   int64_t size;
-  T* places;
-  T* origin[2];  // where offsets are counted from, x and y in pixels
-  T* unit[2];    // what they are counted in
+  T* locations;
+  T* reference[2];  // position in pixels = reference + scale · offset, for x and y
+  T* scale[2];
   T* weights;
 };
 
-// Writes `count` numbers and up to three more.
+// Sets `count` elements to x, and up to three more.
 template <typename T>
 ATTNZOO_INLINE void fill(T* to, int64_t count, T x) {
   using V = ChunkVector<T, 4>;
@@ -226,55 +230,59 @@ ATTNZOO_INLINE void fill(T* to, int64_t count, T x) {
   }
 }
 
+// Loads the reference points or boxes of a query. Offsets are in pixels or, with a box, in units of half its size
+// divided by the number of points.
 template <typename T>
-ATTNZOO_INLINE void refer(const Call<T>& call, int64_t query, const LevelRange<T>& range, const Staging<T>& staging) {
-  const T* reference = call.references + (query * call.num_levels + range.begin) * call.reference_size;
-  const T per_point = T(0.5) / static_cast<T>(call.points);
+ATTNZOO_INLINE void load_references(
+    const KernelArgs<T>& args, int64_t query, const LevelRange<T>& range, const Staging<T>& staging) {
+  const T* reference = args.references + (query * args.num_levels + range.begin) * args.reference_size;
+  const T per_point = T(0.5) / static_cast<T>(args.points);
   int64_t i = 0;
-  for (int64_t l = range.begin; l < range.end; ++l, i += call.points, reference += call.reference_size) {
-    const T sizes[2] = {static_cast<T>(call.levels[l].width), static_cast<T>(call.levels[l].height)};
+  for (int64_t l = range.begin; l < range.end; ++l, i += args.points, reference += args.reference_size) {
+    const T sizes[2] = {static_cast<T>(args.levels[l].width), static_cast<T>(args.levels[l].height)};
     for (int axis = 0; axis < 2; ++axis) {
-      const T origin = reference[axis] * sizes[axis] - T(0.5);
-      const T unit = call.reference_size == 4 ? reference[2 + axis] * sizes[axis] * per_point : T(1);
-      fill(staging.origin[axis] + i, call.points, origin);
-      fill(staging.unit[axis] + i, call.points, unit);
+      const T center = reference[axis] * sizes[axis] - T(0.5);
+      const T scale = args.reference_size == 4 ? reference[2 + axis] * sizes[axis] * per_point : T(1);
+      fill(staging.reference[axis] + i, args.points, center);
+      fill(staging.scale[axis] + i, args.points, scale);
     }
   }
 }
 
-// The samples of some levels of a query, counted over all images, and head.
-template <bool kInMap, typename T>
-ATTNZOO_INLINE void place_samples(
-    const Call<T>& call,
+// The footprints of one query and head for a range of levels. `query` is an index over all images.
+template <bool kPacked, typename T>
+ATTNZOO_INLINE void compute_footprints(
+    const KernelArgs<T>& args,
     int64_t query,
     int64_t head,
     const LevelRange<T>& range,
     T* memory,
-    const Footprints<T>& at) {
-  using V = Vector<T, kWidest<T>>;
-  const int64_t item = query * call.heads + head;
-  const int64_t first = item * call.samples() + range.skipped;
-  const Staging<T> staging(memory, at.padded);
-  const T* places = in_whole_vectors(call.places + 2 * first, 2 * range.count, 2 * at.padded, staging.places);
-  const T* weights = staging.weights + range.skipped;
-  if (call.references) {
-    weigh(call, item, staging.weights);
-    refer(call, query, range, staging);
+    const Footprints<T>& footprints) {
+  using V = Simd<T>;
+  const int64_t query_head = query * args.heads + head;
+  const int64_t first = query_head * args.samples() + range.first_sample;
+  const Staging<T> staging(memory, footprints.padded);
+  const T* locations =
+      with_zero_padding(args.locations + 2 * first, 2 * range.num_samples, 2 * footprints.padded, staging.locations);
+  const T* weights = staging.weights + range.first_sample;
+  if (args.references) {
+    softmax_weights(args, query_head, staging.weights);
+    load_references(args, query, range, staging);
   } else {
-    weights = in_whole_vectors(call.scores + first, range.count, at.padded, staging.weights);
+    weights = with_zero_padding(args.weights + first, range.num_samples, footprints.padded, staging.weights);
   }
-  for (int64_t i = 0; i < at.padded; i += kLanes<V>) {
+  for (int64_t i = 0; i < footprints.padded; i += kLanes<V>) {
     V x, y;
-    load_pairs(places + 2 * i, x, y);
+    load_interleaved2(locations + 2 * i, x, y);
     V column, row;
-    if (call.references) {
-      column = x * load<V>(staging.unit[0] + i) + load<V>(staging.origin[0] + i);
-      row = y * load<V>(staging.unit[1] + i) + load<V>(staging.origin[1] + i);
+    if (args.references) {
+      column = x * load<V>(staging.scale[0] + i) + load<V>(staging.reference[0] + i);
+      row = y * load<V>(staging.scale[1] + i) + load<V>(staging.reference[1] + i);
     } else {
-      column = x * load<V>(range.levels.width + i) - T(0.5);
-      row = y * load<V>(range.levels.height + i) - T(0.5);
+      column = x * load<V>(range.layout.width + i) - T(0.5);
+      row = y * load<V>(range.layout.height + i) - T(0.5);
     }
-    place<kInMap>(range.levels, i, column, row, load<V>(weights + i), at);
+    compute_footprint<kPacked>(range.layout, i, column, row, load<V>(weights + i), footprints);
   }
 }
 

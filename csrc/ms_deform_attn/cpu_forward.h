@@ -1,60 +1,61 @@
-// Output of multi-scale deformable attention: weighted sums of the corners of all samples.
+// Forward: the output is the weighted sum of the corners of all samples.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
 #include "cpu_footprints.h"
-#include "cpu_map.h"
+#include "cpu_packed_head.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
-// Reads corners from a map.
+// Reads corners from a packed head.
 template <typename T>
-struct MapRows {
-  using Stored = T;
-  const Map<T>& map;
-  const SampleLevels<T>& levels;
+struct PackedRows {
+  using Scalar = T;
+  const PackedHead<T>& packed;
+  const TokenLayout<T>& layout;
 
-  ATTNZOO_INLINE void corners(const Footprints<T>& at, int64_t i, const T* (&rows)[4]) const {
-    rows[0] = map.row(at.tokens[i]);
-    rows[1] = rows[0] + map.stride;
-    rows[2] = rows[0] + levels.pitch[i] * map.stride;
-    rows[3] = rows[2] + map.stride;
+  ATTNZOO_INLINE void corner_rows(const Footprints<T>& footprints, int64_t i, const T* (&rows)[4]) const {
+    rows[0] = packed.row(footprints.tokens[i]);
+    rows[1] = rows[0] + packed.token_stride;
+    rows[2] = rows[0] + layout.pitch[i] * packed.token_stride;
+    rows[3] = rows[2] + packed.token_stride;
   }
 };
 
-// Reads corners where they lie in value.
+// Reads corners from value, whose dtype is E.
 template <typename T, typename E>
 struct ValueRows {
-  using Stored = E;
+  using Scalar = E;
   const E* value;
-  int64_t between;
-  const E* zeros;  // read in place of corners that are off the map
+  int64_t token_stride;
+  const E* zero_row;  // for corners outside the map
 
-  ATTNZOO_INLINE void corners(const Footprints<T>& at, int64_t i, const E* (&rows)[4]) const {
+  ATTNZOO_INLINE void corner_rows(const Footprints<T>& footprints, int64_t i, const E* (&rows)[4]) const {
     for (int k = 0; k < 4; ++k) {
-      const int64_t token = at.tokens[k * at.padded + i];
-      rows[k] = token < 0 ? zeros : value + token * between;
+      const int64_t token = footprints.tokens[k * footprints.padded + i];
+      rows[k] = token < 0 ? zero_row : value + token * token_stride;
     }
   }
 };
 
-// Sums of kChannels over all samples. Corners are added up apart from each other where registers allow, so that no
-// addition waits for the one before.
+// Computes kChannels channels of the output of a query and head, from `channel` on. If there are enough registers, the
+// four corners are summed in independent chains, to hide the latency of the additions.
 template <int kChannels, typename T, typename Rows>
-ATTNZOO_INLINE void gather(const Rows& source, const Footprints<T>& at, int64_t count, int64_t channel, T* output) {
+ATTNZOO_INLINE void gather(
+    const Rows& source, const Footprints<T>& footprints, int64_t num_samples, int64_t channel, T* output) {
   using V = ChunkVector<T, kChannels>;
   constexpr int vectors = kChannels / kLanes<V>;
   constexpr int chains = vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;
   V sums[vectors][chains] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const typename Rows::Stored* rows[4];
-    source.corners(at, i, rows);
+  for (int64_t i = 0; i < num_samples; ++i) {
+    const typename Rows::Scalar* rows[4];
+    source.corner_rows(footprints, i, rows);
     for (int k = 0; k < 4; ++k) {
-      const V share = broadcast<V>(at.shares[k * at.padded + i]);
+      const V corner_weight = broadcast<V>(footprints.corner_weights[k * footprints.padded + i]);
       for (int v = 0; v < vectors; ++v) {
-        sums[v][k % chains] += share * load_as<V>(rows[k] + channel + v * kLanes<V>);
+        sums[v][k % chains] += corner_weight * load_as<V>(rows[k] + channel + v * kLanes<V>);
       }
     }
   }
@@ -66,85 +67,89 @@ ATTNZOO_INLINE void gather(const Rows& source, const Footprints<T>& at, int64_t 
   }
 }
 
-// The queries at the positions [begin, end) of an image, for one head.
-template <bool kInMap, typename T, typename E, typename Rows>
+// The queries [begin, end) of an image, in processing order, for one head.
+template <bool kPacked, typename T, typename E, typename Rows>
 void forward_queries(
-    const Call<T>& call,
+    const KernelArgs<T>& args,
     int64_t image,
     int64_t head,
     int64_t begin,
     int64_t end,
     const Rows& source,
     const Workspace<T>& workspace) {
-  const LevelRange<T> range(call, kInMap ? call.in_map : call.in_value, 0, call.num_levels);
-  Footprints<T> tile[kTile];
-  for (int64_t t = 0; t < kTile; ++t) {
-    tile[t] = workspace.footprints(t, call.samples());
+  const LevelRange<T> range(args, kPacked ? args.packed_layout : args.value_layout, 0, args.num_levels);
+  Footprints<T> tile[kQueryTile];
+  for (int64_t t = 0; t < kQueryTile; ++t) {
+    tile[t] = workspace.footprints(t, args.samples());
   }
-  const int64_t offset = image * call.queries;
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t queries = std::min(kTile, end - first);
-    for (int64_t ahead = first + kAhead; ahead < std::min(first + kAhead + kTile, end); ++ahead) {
-      prefetch_samples(call, (offset + call.query_at(ahead)) * call.heads + head, range);
+  const int64_t offset = image * args.queries;
+  for (int64_t first = begin; first < end; first += kQueryTile) {
+    const int64_t queries = std::min(kQueryTile, end - first);
+    const int64_t ahead = first + kPrefetchDistance;
+    for (int64_t position = ahead; position < std::min(ahead + kQueryTile, end); ++position) {
+      prefetch_samples(args, (offset + args.query_at(position)) * args.heads + head, range);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      place_samples<kInMap>(call, offset + call.query_at(first + t), head, range, workspace.staging, tile[t]);
+      compute_footprints<kPacked>(args, offset + args.query_at(first + t), head, range, workspace.staging, tile[t]);
     }
     for (int64_t t = 0; t < queries; ++t) {
-      for_chunks(call.map_channels(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
-        gather<size.value>(source, tile[t], range.count, channel, workspace.row);
+      for_channel_chunks(args.padded_head_dim(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
+        gather<size.value>(source, tile[t], range.num_samples, channel, workspace.row);
       });
-      const int64_t item = (offset + call.query_at(first + t)) * call.heads + head;
-      write_row(workspace.row, call.head_dim, static_cast<E*>(call.output) + item * call.head_dim);
+      const int64_t query_head = (offset + args.query_at(first + t)) * args.heads + head;
+      store_row(workspace.row, args.head_dim, static_cast<E*>(args.output) + query_head * args.head_dim);
     }
   }
 }
 
+// `head` is an index over all images, as `first_head`.
 template <typename T>
-Map<T> map_of(const Call<T>& call, int64_t head) {
-  return {call.maps + (head - call.first_head) * call.map_size(0, call.num_levels, 1), 0, call.map_channels()};
+PackedHead<T> packed_head_at(const KernelArgs<T>& args, int64_t head) {
+  const int64_t packed_size = args.packed_size(0, args.num_levels, 1);
+  return {args.packed_heads + (head - args.first_head) * packed_size, 0, args.padded_head_dim()};
 }
 
 template <typename T>
-void fill(const Call<T>& call, int64_t begin, int64_t end) {
-  const int64_t rows = call.rows(0, call.num_levels);
-  with_storage(call, [&](auto stored) {
+void pack(const KernelArgs<T>& args, int64_t begin, int64_t end) {
+  const int64_t rows = args.pixel_rows(0, args.num_levels);
+  dispatch_value_dtype(args, [&](auto scalar) {
     while (begin < end) {
-      const int64_t head = call.first_head + begin / rows;
+      const int64_t head = args.first_head + begin / rows;
       const int64_t first = begin % rows;
       const int64_t last = std::min(rows, first + end - begin);
-      fill_map<T, decltype(stored)>(call, head / call.heads, head % call.heads, 0, first, last, map_of(call, head));
+      const PackedHead<T> packed = packed_head_at(args, head);
+      pack_rows<T, decltype(scalar)>(args, head / args.heads, head % args.heads, 0, first, last, packed);
       begin += last - first;
     }
   });
 }
 
 template <typename T, typename E>
-void forward_as(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
-  const Workspace<T> workspace(call, scratch);
-  std::memset(workspace.zeros, 0, call.map_channels() * sizeof(T));
+void forward_as(const KernelArgs<T>& args, int64_t begin, int64_t end, T* scratch) {
+  const Workspace<T> workspace(args, scratch);
+  std::memset(workspace.zero_row, 0, args.padded_head_dim() * sizeof(T));
   while (begin < end) {
-    const int64_t image = begin / call.queries / call.heads;
-    const int64_t head = begin / call.queries % call.heads;
-    const int64_t first = begin % call.queries;
-    const int64_t last = std::min(call.queries, first + end - begin);
-    if (call.maps) {
-      const Map<T> map = map_of(call, image * call.heads + head);
-      forward_queries<true, T, E>(call, image, head, first, last, MapRows<T>{map, call.in_map}, workspace);
+    const int64_t image = begin / args.queries / args.heads;
+    const int64_t head = begin / args.queries % args.heads;
+    const int64_t first = begin % args.queries;
+    const int64_t last = std::min(args.queries, first + end - begin);
+    if (args.packed_heads) {
+      const PackedHead<T> packed = packed_head_at(args, image * args.heads + head);
+      forward_queries<true, T, E>(args, image, head, first, last, PackedRows<T>{packed, args.packed_layout}, workspace);
     } else {
       const ValueRows<T, E> source{
-          static_cast<const E*>(call.value) + call.value_at(image, head),
-          call.value_strides[1],
-          reinterpret_cast<const E*>(workspace.zeros)};
-      forward_queries<false, T, E>(call, image, head, first, last, source, workspace);
+          static_cast<const E*>(args.value) + args.value_offset(image, head),
+          args.value_strides[1],
+          reinterpret_cast<const E*>(workspace.zero_row)};
+      forward_queries<false, T, E>(args, image, head, first, last, source, workspace);
     }
     begin += last - first;
   }
 }
 
 template <typename T>
-void forward(const Call<T>& call, int64_t begin, int64_t end, T* scratch) {
-  with_storage(call, [&](auto stored) { forward_as<T, decltype(stored)>(call, begin, end, scratch); });
+void forward(const KernelArgs<T>& args, int64_t begin, int64_t end, T* scratch) {
+  dispatch_value_dtype(args, [&](auto scalar) { forward_as<T, decltype(scalar)>(args, begin, end, scratch); });
 }
 
 }  // namespace attnzoo::ms_deform_attn::ATTNZOO_ISA

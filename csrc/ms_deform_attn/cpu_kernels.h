@@ -1,15 +1,15 @@
-// All kernels for one instruction set: included by the one source file that defines ATTNZOO_ISA as its name.
+// All kernels of one instruction set. Included only by the source file that defines ATTNZOO_ISA.
 #pragma once
 
 #include "cpu_backward.h"
-#include "cpu_finish.h"
 #include "cpu_forward.h"
+#include "cpu_fused_backward.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
 template <typename T>
 Kernels<T> kernels() {
-  return {&fill<T>, &forward<T>, &backward<T>, &finish<T>};
+  return {&pack<T>, &forward<T>, &backward<T>, &fused_backward<T>};
 }
 
 template Kernels<float> kernels<float>();

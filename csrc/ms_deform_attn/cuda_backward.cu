@@ -1,9 +1,9 @@
 // Multi-scale deformable attention on CUDA (Deformable DETR, arXiv:2010.04159, equation 3): backward.
 //
-// The gradient by value is added up in float32 for half-precision values too, and rounded once: a pixel of a coarse
-// level is read hundreds of times, more than eight or eleven bits can add. With `deterministic`, samples are sorted by
-// the cell they lie in and every pixel gathers its gradient from four cells, so that nothing depends on the order in
-// which threads run.
+// grad_value is accumulated in float32 even if value is in half precision, and rounded once. A pixel of a coarse level
+// is read by hundreds of samples, too many to add in the 8 or 11 significant bits of bfloat16 or float16. With
+// `deterministic`, samples are sorted by cell, and every pixel gathers its gradient from four cells. Then the result
+// does not depend on the order in which threads run.
 
 #include <torch/csrc/stable/library.h>
 
@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "cuda_backward.cuh"
+#include "cuda_fused_backward.cuh"
 #include "cuda_host.cuh"
-#include "cuda_references.cuh"
 
 namespace attnzoo::ms_deform_attn {
 namespace {
@@ -21,26 +21,26 @@ namespace {
 using torch::headeronly::ScalarType;
 
 template <typename T, typename Samples>
-void launch_backward(const BackwardCall<T, Samples>& call, cudaStream_t stream) {
-  const auto kernel = in_whole_vectors<T>(call.sizes.head_dim, call.grad_output, call.value, call.grad_value)
+void launch_backward(const BackwardArgs<T, Samples>& args, cudaStream_t stream) {
+  const auto kernel = can_vectorize<T>(args.sizes.head_dim, args.grad_output, args.value, args.grad_value)
       ? &backward_kernel<T, true, Samples>
       : &backward_kernel<T, false, Samples>;
-  launch(kernel, blocks_of(call.sizes, call.work), kThreads, stream, call);
+  launch(kernel, num_blocks(args.sizes, args.partition), kThreads, stream, args);
 }
 
-Cells number_cells(const Sizes& sizes) {
-  Cells cells{};
+CellNumbering number_cells(const Sizes& sizes) {
+  CellNumbering cells{};
   int64_t count = 0;
   for (int l = 0; l < sizes.num_levels; ++l) {
-    cells.first[l] = checked(count, "cells per image and head");
+    cells.level_begin[l] = checked_int32(count, "cells per image and head");
     count += (int64_t{sizes.levels[l].height} + 1) * (int64_t{sizes.levels[l].width} + 1);
   }
-  cells.per_head = checked(count, "cells per image and head");
+  cells.per_head = checked_int32(count, "cells per image and head");
   return cells;
 }
 
-// The keys in order, and where each stood.
-std::pair<Tensor, Tensor> sort(const Tensor& keys) {
+// torch.sort(keys, stable=True), called through the dispatcher: the sorted keys and their indices.
+std::pair<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   StableIValue stack[] = {from(keys), from(std::optional<bool>(true)), from(int64_t{-1}), from(false)};
@@ -48,74 +48,76 @@ std::pair<Tensor, Tensor> sort(const Tensor& keys) {
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-// Image by image, because the lists take four times the memory of the samples' weights and more to be sorted.
+// Processes one image at a time: the list of samples takes four times the memory of the attention weights, and sorting
+// takes more.
 template <typename T, typename Samples>
-Tensor backward_in_order(const BackwardCall<T, Samples>& batch, const Tensor& value) {
-  using A = Compute<T>;
+Tensor backward_deterministic(const BackwardArgs<T, Samples>& batch, const Tensor& value) {
+  using A = ComputeType<T>;
   const Sizes& sizes = batch.sizes;
-  const Cells cells = number_cells(sizes);
-  const int32_t num_cells = checked(int64_t{cells.per_head} * sizes.heads, "cells per image");
-  const int32_t num_samples = checked(
+  const CellNumbering cells = number_cells(sizes);
+  const int32_t num_cells = checked_int32(int64_t{cells.per_head} * sizes.heads, "cells per image");
+  const int32_t num_samples = checked_int32(
       int64_t{sizes.queries} * sizes.heads * sizes.samples(), "samples per image of a deterministic backward pass");
   const Tensor cell_of_sample = torch::stable::new_empty(value, {num_samples}, ScalarType::Int);
-  const Tensor starts = torch::stable::new_empty(value, {int64_t{num_cells} + 1}, ScalarType::Int);
+  const Tensor cell_starts = torch::stable::new_empty(value, {int64_t{num_cells} + 1}, ScalarType::Int);
   const Tensor contributions = torch::stable::new_empty(
       value, {num_samples, 4}, sizeof(A) == sizeof(double) ? ScalarType::Double : ScalarType::Float);
   const Tensor grad_value = torch::stable::new_empty(value, value.sizes());
   const cudaStream_t stream = current_stream(value);
 
-  BackwardCall<T, Samples> call = batch;
-  call.sizes.batch = 1;
-  call.cells = cells;
-  call.list = {mutable_data<int32_t>(cell_of_sample), mutable_data<Contribution<A>>(contributions)};
-  GatherCall<T> gather{
-      call.sizes,
-      share_rows<T>(sizes.tokens, sizes.head_dim),
+  BackwardArgs<T, Samples> args = batch;
+  args.sizes.batch = 1;
+  args.cells = cells;
+  args.list = {mutable_data<int32_t>(cell_of_sample), mutable_data<Contribution<A>>(contributions)};
+  GatherArgs<T> gather{
+      args.sizes,
+      partition_rows<T>(sizes.tokens, sizes.head_dim),
       cells,
-      data<int32_t>(starts),
+      data<int32_t>(cell_starts),
       nullptr,
-      call.list.contributions,
+      args.list.contributions,
       nullptr,
       nullptr};
   for (int64_t image = 0; image < sizes.batch; ++image) {
-    call.samples = batch.samples.of_image(sizes, image);
-    call.grad_output = batch.grad_output + image * sizes.queries * sizes.stride();
-    call.value = batch.value + image * sizes.tokens * sizes.stride();
-    launch_backward(call, stream);
+    args.samples = batch.samples.slice_image(sizes, image);
+    args.grad_output = batch.grad_output + image * sizes.queries * sizes.token_stride();
+    args.value = batch.value + image * sizes.tokens * sizes.token_stride();
+    launch_backward(args, stream);
 
-    const auto [sorted, order] = sort(cell_of_sample);
+    const auto [sorted_cells, order] = stable_sort(cell_of_sample);
     launch(
-        &starts_kernel,
-        divide_up(int64_t{num_cells} + 1, kThreads),
+        &cell_starts_kernel,
+        ceil_div(int64_t{num_cells} + 1, kThreads),
         kThreads,
         stream,
         num_cells,
         num_samples,
-        data<int32_t>(sorted),
-        mutable_data<int32_t>(starts));
+        data<int32_t>(sorted_cells),
+        mutable_data<int32_t>(cell_starts));
 
     gather.order = data<int64_t>(order);
-    gather.grad_output = call.grad_output;
-    gather.grad_value = mutable_data<T>(grad_value) + image * sizes.tokens * sizes.stride();
-    const auto kernel = in_whole_vectors<T>(sizes.head_dim, gather.grad_output, gather.grad_value)
+    gather.grad_output = args.grad_output;
+    gather.grad_value = mutable_data<T>(grad_value) + image * sizes.tokens * sizes.token_stride();
+    const auto kernel = can_vectorize<T>(sizes.head_dim, gather.grad_output, gather.grad_value)
         ? &gather_kernel<T, true>
         : &gather_kernel<T, false>;
-    launch(kernel, blocks_of(gather.sizes, gather.work), kThreads, stream, gather);
+    launch(kernel, num_blocks(gather.sizes, gather.partition), kThreads, stream, gather);
   }
   return grad_value;
 }
 
 template <typename T, typename Samples>
-Tensor backward_in_any_order(BackwardCall<T, Samples> call, const Tensor& value) {
+Tensor backward_atomic(BackwardArgs<T, Samples> args, const Tensor& value) {
   const bool half = sizeof(T) < sizeof(float);
   const Tensor sums = torch::stable::new_zeros(
       value, value.sizes(), half ? ScalarType::Float : value.scalar_type());
-  call.grad_value = mutable_data<Compute<T>>(sums);
-  launch_backward(call, current_stream(value));
+  args.grad_value = mutable_data<ComputeType<T>>(sums);
+  launch_backward(args, current_stream(value));
   return half ? torch::stable::to(sums, value.scalar_type()) : sums;
 }
 
-// The gradient by value; those by samples go where `make_samples` says, which is called as in the forward.
+// Returns grad_value. `make_samples` is called as in `run_forward`; what it returns also points to the tensors for the
+// gradients of samples.
 template <typename MakeSamples>
 Tensor run_backward(
     const Problem& problem,
@@ -126,17 +128,18 @@ Tensor run_backward(
   if (grad_output.numel() == 0) {
     return torch::stable::new_zeros(value, value.sizes());
   }
-  const Tensor grad_rows = torch::stable::contiguous(grad_output);
-  const Tensor rows = torch::stable::contiguous(value);
-  Tensor grad_value = rows;
-  with_storage(value, "ms_deform_attn", [&](auto stored) {
-    using T = decltype(stored);
-    const auto samples = make_samples(Compute<T>());
-    const BackwardCall<T, std::remove_const_t<decltype(samples)>> call{
-        sizes_of(problem),
-        share_rows<T>(problem.queries, problem.head_dim),
-        data<T>(grad_rows), data<T>(rows), samples, nullptr, {}, {}};
-    grad_value = deterministic ? backward_in_order(call, rows) : backward_in_any_order(call, rows);
+  const Tensor contiguous_grad_output = torch::stable::contiguous(grad_output);
+  const Tensor contiguous_value = torch::stable::contiguous(value);
+  Tensor grad_value = contiguous_value;
+  dispatch_floating_and_half(value, "ms_deform_attn", [&](auto scalar) {
+    using T = decltype(scalar);
+    const auto samples = make_samples(ComputeType<T>());
+    const BackwardArgs<T, std::remove_const_t<decltype(samples)>> args{
+        make_sizes(problem),
+        partition_rows<T>(problem.queries, problem.head_dim),
+        data<T>(contiguous_grad_output), data<T>(contiguous_value), samples, nullptr, {}, {}};
+    grad_value =
+        deterministic ? backward_deterministic(args, contiguous_value) : backward_atomic(args, contiguous_value);
   });
   return grad_value;
 }
@@ -148,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor locations,
     Tensor weights,
     bool deterministic) {
-  const Problem problem = describe(value, shapes, locations, weights);
+  const Problem problem = make_problem(value, shapes, locations, weights);
   check_grad_output(grad_output, value, problem);
   check_device(value, grad_output);
   check_device(value, locations);
@@ -158,9 +161,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   weights = torch::stable::contiguous(weights);
   const Tensor grad_locations = torch::stable::new_empty(locations, locations.sizes());
   const Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
-  const Tensor grad_value = run_backward(problem, grad_output, value, deterministic, [&](auto computed) {
-    using A = decltype(computed);
-    return GivenSamples<A>{
+  const Tensor grad_value = run_backward(problem, grad_output, value, deterministic, [&](auto scalar) {
+    using A = decltype(scalar);
+    return UnfusedSamples<A>{
         data<A>(locations), data<A>(weights), mutable_data<A>(grad_locations), mutable_data<A>(grad_weights)};
   });
   return {grad_value, grad_locations, grad_weights};
@@ -174,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
     Tensor offsets,
     Tensor logits,
     bool deterministic) {
-  const Problem problem = describe(value, shapes, offsets, logits);
+  const Problem problem = make_problem(value, shapes, offsets, logits);
   check_references(references, value, problem);
   check_grad_output(grad_output, value, problem);
   check_device(value, grad_output);
@@ -189,8 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
   const Tensor grad_references = torch::stable::new_empty(references, references.sizes());
   const Tensor grad_offsets = torch::stable::new_empty(offsets, offsets.sizes());
   const Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
-  const Tensor grad_value = run_backward(problem, grad_output, value, deterministic, [&](auto computed) {
-    using A = decltype(computed);
+  const Tensor grad_value = run_backward(problem, grad_output, value, deterministic, [&](auto scalar) {
+    using A = decltype(scalar);
     return FusedSamples<A>{
         data<A>(references),
         data<A>(offsets),
@@ -200,10 +203,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
         mutable_data<A>(grad_logits)};
   });
   if (grad_output.numel() > 0) {
-    with_scalar(references, "ms_deform_attn", [&](auto computed) {
-      using A = decltype(computed);
-      const ReferencesCall<A> call{
-          sizes_of(problem),
+    dispatch_floating(references, "ms_deform_attn", [&](auto scalar) {
+      using A = decltype(scalar);
+      const ReferencesArgs<A> args{
+          make_sizes(problem),
           box,
           data<A>(references),
           data<A>(offsets),
@@ -211,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
           mutable_data<A>(grad_offsets)};
       const int64_t tasks = problem.batch * problem.queries * static_cast<int64_t>(problem.levels.size());
       launch(
-          &references_kernel<A>, divide_up(tasks, kThreads), kThreads, current_stream(value), call);
+          &references_backward_kernel<A>, ceil_div(tasks, kThreads), kThreads, current_stream(value), args);
     });
   }
   return {grad_value, grad_references, grad_offsets, grad_logits};

@@ -1,133 +1,138 @@
-// Backward: gradients by the samples of every item, and by value with atomic additions or, for a deterministic result,
-// as a list of what there is to add.
+// Backward: a group of threads computes the gradients of all samples of a query and head. It adds to grad_value with
+// atomic operations, or lists the contributions for a deterministic result.
 #pragma once
 
-#include "../common/vector.cuh"
-#include "cuda_cells.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_corners.cuh"
+#include "cuda_deterministic.cuh"
 
 namespace attnzoo::ms_deform_attn {
 
 template <typename T, typename Samples>
-struct BackwardCall {
+struct BackwardArgs {
   Sizes sizes;
-  Work work;
+  Partition partition;
   const T* grad_output;  // (B, Q, M, D)
   const T* value;        // (B, S, M, D)
   Samples samples;
-  Compute<T>* grad_value;  // (B, S, M, D), zeros at first; null: list the samples of the only image instead
-  Cells cells;
-  SampleList<Compute<T>> list;
+  ComputeType<T>* grad_value;  // (B, S, M, D), zeros initially; null: fill `list` instead, for a batch of one image
+  CellNumbering cells;
+  SampleList<ComputeType<T>> list;
 };
 
-// The four products Σ_d grad_output[d] · value[corner][d] of one sample, as far as this lane's channels go; and what
-// the sample adds to the gradient by value, while the loads are under way.
-template <bool kWhole, typename T>
-__device__ __forceinline__ void pull_sample(
-    const T* head_map,
-    Compute<T>* grad_map,
+// One sample, for the channels of this lane: adds Σ_d grad_output[d] · value[corner k][d] to dots[k], and adds to the
+// gradient of value while the loads are in flight.
+template <bool kVectorized, typename T>
+__device__ __forceinline__ void backward_sample(
+    const T* head_value,
+    ComputeType<T>* head_grad_value,
     int32_t stride,
     int count,
-    const Corners<Compute<T>>& corners,
-    const Compute<T> (&grad)[kVector<T>],
-    Compute<T> (&products)[4]) {
-  Compute<T> x[4][kVector<T>];
-  load_corners<kWhole>(head_map, stride, count, corners.tokens, x);
+    const Corners<ComputeType<T>>& corners,
+    const ComputeType<T> (&grad_output)[kVectorSize<T>],
+    ComputeType<T> (&dots)[4]) {
+  ComputeType<T> x[4][kVectorSize<T>];
+  load_corners<kVectorized>(head_value, stride, count, corners.tokens, x);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    if (grad_map != nullptr && corners.tokens[k] >= 0 && count > 0) {
-      add_atomically<kWhole>(row_at(grad_map, corners.tokens[k], stride), count, corners.shares[k], grad);
+    if (head_grad_value != nullptr && corners.tokens[k] >= 0 && count > 0) {
+      ComputeType<T>* grad_row = token_row(head_grad_value, corners.tokens[k], stride);
+      atomic_add_scaled<kVectorized>(grad_row, count, corners.weights[k], grad_output);
     }
   }
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) {
-      products[k] += grad[i] * x[k][i];
+    for (int i = 0; i < kVectorSize<T>; ++i) {
+      dots[k] += grad_output[i] * x[k][i];
     }
   }
 }
 
-constexpr int kInHand = 2;  // samples whose products are added up together
+constexpr int kSamplesPerReduction = 2;  // samples whose dot products are reduced together
 
-// Sums `products[i]` over the lanes of a group for every i, and returns in `sums` that of i = lane modulo kInHand.
-// In the first rounds a lane gives away one half of what it holds and adds what it gets to the other half.
+// Sums dots[i] over the lanes of a group, for every i. A lane gets the sums of i = lane % kSamplesPerReduction: in the
+// first rounds, lanes exchange halves, so that each keeps only half of the sums.
 template <typename A>
-__device__ __forceinline__ void reduce_to_lanes(A (&products)[kInHand][4], const Position& my, A (&sums)[4]) {
+__device__ __forceinline__ void reduce_to_lanes(
+    A (&dots)[kSamplesPerReduction][4], const ThreadIndex& thread, A (&sums)[4]) {
 #pragma unroll
-  for (int half = kInHand / 2; half > 0; half /= 2) {
-    const bool upper = my.lane & half;
+  for (int half = kSamplesPerReduction / 2; half > 0; half /= 2) {
+    const bool upper = thread.lane & half;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const A keep = upper ? products[i + half][k] : products[i][k];
-        const A give = upper ? products[i][k] : products[i + half][k];
-        products[i][k] = keep + __shfl_xor_sync(kAllLanes, give, half);
+        const A keep = upper ? dots[i + half][k] : dots[i][k];
+        const A send = upper ? dots[i][k] : dots[i + half][k];
+        dots[i][k] = keep + __shfl_xor_sync(kFullMask, send, half);
       }
     }
   }
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    sums[k] = products[0][k];
-    for (int offset = kInHand; offset < my.lanes; offset *= 2) {
-      sums[k] += __shfl_xor_sync(kAllLanes, sums[k], offset);
+    sums[k] = dots[0][k];
+    for (int offset = kSamplesPerReduction; offset < thread.lanes; offset *= 2) {
+      sums[k] += __shfl_xor_sync(kFullMask, sums[k], offset);
     }
   }
 }
 
-constexpr int kBackwardBlocks = 4;  // as `kForwardBlocks`
+constexpr int kBackwardBlocksPerSm = 4;  // as `kForwardBlocksPerSm`
 
-// kWhole: as in `load`.
-template <typename T, bool kWhole, typename Samples>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
-    backward_kernel(const __grid_constant__ BackwardCall<T, Samples> call) {
-  using A = Compute<T>;
-  __shared__ WarpCorners<A> of_warps[kThreads / kWarp];
-  WarpCorners<A>& corners = of_warps[threadIdx.x / kWarp];
-  const Sizes& sizes = call.sizes;
-  const Position my(sizes, call.work);
-  const Item item(sizes, my);
-  auto state = call.samples.begin(sizes, item, my);
-  const T* grad_output = call.grad_output + item.index(sizes) * sizes.head_dim;
-  const int64_t head_offset = int64_t{my.image} * sizes.tokens * sizes.stride() + int64_t{my.head} * sizes.head_dim;
-  for (int32_t begin = 0; begin < sizes.samples(); begin += my.lanes) {
-    const int32_t i = begin + my.lane;
-    const bool mine = item.active && i < sizes.samples();
+// kVectorized: as in `load`.
+template <typename T, bool kVectorized, typename Samples>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
+    backward_kernel(const __grid_constant__ BackwardArgs<T, Samples> args) {
+  using A = ComputeType<T>;
+  __shared__ WarpCorners<A> warp_corners[kThreads / kWarpSize];
+  WarpCorners<A>& corners = warp_corners[threadIdx.x / kWarpSize];
+  const Sizes& sizes = args.sizes;
+  const ThreadIndex thread(sizes, args.partition);
+  const QueryHead query_head(sizes, thread);
+  auto state = args.samples.init(sizes, query_head, thread);
+  const T* grad_output = args.grad_output + query_head.index(sizes) * sizes.head_dim;
+  const int64_t head_offset =
+      int64_t{thread.image} * sizes.tokens * sizes.token_stride() + int64_t{thread.head} * sizes.head_dim;
+  for (int32_t begin = 0; begin < sizes.samples(); begin += thread.lanes) {
+    const int32_t i = begin + thread.lane;
+    const bool mine = query_head.active && i < sizes.samples();
     Sample<A> sample{};
-    Footprint<A, int32_t> at{};
-    bool touches = false;
+    Footprint<A, int32_t> footprint{};
+    bool inside = false;
     if (mine) {
-      sample = call.samples.sample(sizes, item, state, i);
-      touches = locate(sample.column, sample.row, sample.level, at);
-      if (call.grad_value == nullptr) {
-        call.list.set(call.cells, sizes, item, i, sample, at, touches);
+      sample = args.samples.sample(sizes, query_head, state, i);
+      inside = compute_footprint(sample.column, sample.row, sample.level, footprint);
+      if (args.grad_value == nullptr) {
+        args.list.set(args.cells, sizes, query_head, i, sample, footprint, inside);
       }
     }
-    corners.share(my, touches ? corners_of(at, sample.level, sample.weight) : no_corners<A>());
+    corners.publish(thread, inside ? make_corners(footprint, sample.level, sample.weight) : empty_corners<A>());
 
     A sums[4] = {};
 #pragma unroll 1
-    for (int32_t in_hand = 0; in_hand < my.lanes && begin + in_hand < sizes.samples(); in_hand += kInHand) {
-      A products[kInHand][4] = {};
-      for (int32_t channel = my.lane * kVector<T>; channel - my.lane * kVector<T> < sizes.head_dim;
-           channel += my.lanes * kVector<T>) {
+    for (int32_t first_lane = 0; first_lane < thread.lanes && begin + first_lane < sizes.samples();
+         first_lane += kSamplesPerReduction) {
+      A dots[kSamplesPerReduction][4] = {};
+      for (int32_t channel = thread.lane * kVectorSize<T>; channel - thread.lane * kVectorSize<T> < sizes.head_dim;
+           channel += thread.lanes * kVectorSize<T>) {
         const int count = sizes.head_dim - channel;
-        A grad[kVector<T>] = {};
+        A grad_output_vector[kVectorSize<T>] = {};
         if (count > 0) {
-          load<kWhole>(grad_output + channel, count, grad);
+          load<kVectorized>(grad_output + channel, count, grad_output_vector);
         }
         const int64_t offset = head_offset + channel;
-        A* grad_map = call.grad_value == nullptr ? nullptr : call.grad_value + offset;
+        A* head_grad_value = args.grad_value == nullptr ? nullptr : args.grad_value + offset;
 #pragma unroll
-        for (int n = 0; n < kInHand; ++n) {
-          pull_sample<kWhole>(
-              call.value + offset, grad_map, sizes.stride(), count, corners.of_lane(my, in_hand + n), grad, products[n]);
+        for (int n = 0; n < kSamplesPerReduction; ++n) {
+          backward_sample<kVectorized>(
+              args.value + offset, head_grad_value, sizes.token_stride(), count,
+              corners.from_lane(thread, first_lane + n), grad_output_vector, dots[n]);
         }
       }
       A reduced[4];
-      reduce_to_lanes(products, my, reduced);
-      if (my.lane / kInHand == in_hand / kInHand) {
+      reduce_to_lanes(dots, thread, reduced);
+      if (thread.lane / kSamplesPerReduction == first_lane / kSamplesPerReduction) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           sums[k] = reduced[k];
@@ -135,12 +140,12 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       }
     }
     if (mine) {
-      const PointGradient<A> by =
-          touches ? differentiate(at, sums, sample.weight) : PointGradient<A>{A(0), A(0), A(0)};
-      call.samples.add_gradients(sizes, item, state, i, sample, by);
+      const SampleGrads<A> grads =
+          inside ? bilinear_backward(footprint, sums, sample.weight) : SampleGrads<A>{A(0), A(0), A(0)};
+      args.samples.store_grads(sizes, query_head, state, i, sample, grads);
     }
   }
-  call.samples.finish(sizes, item, my, state);
+  args.samples.finish(sizes, query_head, thread, state);
 }
 
 }  // namespace attnzoo::ms_deform_attn

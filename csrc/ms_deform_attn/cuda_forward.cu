@@ -10,45 +10,50 @@ namespace {
 
 template <typename T, typename Samples>
 void launch_forward(const Problem& problem, const Tensor& value, const Samples& samples, const Tensor& output) {
-  const ForwardCall<T, Samples> call{
-      sizes_of(problem), share_rows<T>(problem.queries, problem.head_dim), data<T>(value), samples, mutable_data<T>(output)};
-  const auto kernel = in_whole_vectors<T>(problem.head_dim, call.value, call.output)
+  const ForwardArgs<T, Samples> args{
+      make_sizes(problem),
+      partition_rows<T>(problem.queries, problem.head_dim),
+      data<T>(value),
+      samples,
+      mutable_data<T>(output)};
+  const auto kernel = can_vectorize<T>(problem.head_dim, args.value, args.output)
       ? &forward_kernel<T, true, Samples>
       : &forward_kernel<T, false, Samples>;
-  launch(kernel, blocks_of(call.sizes, call.work), kThreads, current_stream(value), call);
+  launch(kernel, num_blocks(args.sizes, args.partition), kThreads, current_stream(value), args);
 }
 
-// `make_samples` is called with a number of the type computed with, on the device of value.
+// make_samples(scalar) returns `UnfusedSamples` or `FusedSamples` in the compute type, which is the type of the scalar.
+// It is called with the device of value as the current device.
 template <typename MakeSamples>
 Tensor run_forward(const Problem& problem, const Tensor& value, const MakeSamples& make_samples) {
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
-  const Tensor rows = torch::stable::contiguous(value);
+  const Tensor contiguous_value = torch::stable::contiguous(value);
   const Tensor output =
       torch::stable::new_empty(value, {problem.batch, problem.queries, problem.heads * problem.head_dim});
   if (output.numel() > 0) {
-    with_storage(value, "ms_deform_attn", [&](auto stored) {
-      using T = decltype(stored);
-      launch_forward<T>(problem, rows, make_samples(Compute<T>()), output);
+    dispatch_floating_and_half(value, "ms_deform_attn", [&](auto scalar) {
+      using T = decltype(scalar);
+      launch_forward<T>(problem, contiguous_value, make_samples(ComputeType<T>()), output);
     });
   }
   return output;
 }
 
 Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
-  const Problem problem = describe(value, shapes, locations, weights);
+  const Problem problem = make_problem(value, shapes, locations, weights);
   check_device(value, locations);
   check_device(value, weights);
   locations = torch::stable::contiguous(locations);
   weights = torch::stable::contiguous(weights);
-  return run_forward(problem, value, [&](auto computed) {
-    using A = decltype(computed);
-    return GivenSamples<A>{data<A>(locations), data<A>(weights), nullptr, nullptr};
+  return run_forward(problem, value, [&](auto scalar) {
+    using A = decltype(scalar);
+    return UnfusedSamples<A>{data<A>(locations), data<A>(weights), nullptr, nullptr};
   });
 }
 
 Tensor forward_fused(
     Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
-  const Problem problem = describe(value, shapes, offsets, logits);
+  const Problem problem = make_problem(value, shapes, offsets, logits);
   check_references(references, value, problem);
   check_device(value, references);
   check_device(value, offsets);
@@ -56,8 +61,8 @@ Tensor forward_fused(
   references = torch::stable::contiguous(references);
   offsets = torch::stable::contiguous(offsets);
   logits = torch::stable::contiguous(logits);
-  return run_forward(problem, value, [&](auto computed) {
-    using A = decltype(computed);
+  return run_forward(problem, value, [&](auto scalar) {
+    using A = decltype(scalar);
     return FusedSamples<A>{
         data<A>(references), data<A>(offsets), data<A>(logits), references.size(3) == 4, nullptr, nullptr};
   });

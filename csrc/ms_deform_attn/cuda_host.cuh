@@ -1,4 +1,4 @@
-// From tensors to what the kernels take.
+// Host code: from tensors to kernel arguments.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,31 +7,33 @@
 #include <limits>
 #include <vector>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "../common/tensor.h"
-#include "../common/vector.cuh"
 #include "cuda_samples.cuh"
 #include "problem.h"
 
 namespace attnzoo::ms_deform_attn {
 
-inline int32_t checked(int64_t size, const char* what) {
+inline int32_t checked_int32(int64_t size, const char* what) {
   STD_TORCH_CHECK(
-      size <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: on CUDA at most 2**31 - 1 ", what, ", got ", size);
+      size <= std::numeric_limits<int32_t>::max(),
+      "ms_deform_attn: the CUDA kernels take at most 2**31 - 1 ", what, ", got ", size);
   return static_cast<int32_t>(size);
 }
 
-inline Sizes sizes_of(const Problem& problem) {
-  STD_TORCH_CHECK(problem.levels.size() <= kMaxLevels, "ms_deform_attn: on CUDA at most ", kMaxLevels, " levels");
+inline Sizes make_sizes(const Problem& problem) {
+  STD_TORCH_CHECK(
+      problem.levels.size() <= kMaxLevels, "ms_deform_attn: the CUDA kernels take at most ", kMaxLevels, " levels");
   Sizes sizes{};
-  sizes.batch = checked(problem.batch, "images");
-  sizes.tokens = checked(problem.tokens, "tokens per image");
-  sizes.heads = checked(problem.heads, "heads");
-  sizes.head_dim = checked(problem.head_dim, "channels per head");
-  sizes.queries = checked(problem.queries, "queries per image");
-  sizes.points = checked(problem.points, "points");
-  checked(problem.heads * problem.head_dim * static_cast<int64_t>(sizeof(double)), "bytes per token");
-  checked(problem.samples_per_head(), "samples per query and head");
+  sizes.batch = checked_int32(problem.batch, "images");
+  sizes.tokens = checked_int32(problem.tokens, "tokens per image");
+  sizes.heads = checked_int32(problem.heads, "heads");
+  sizes.head_dim = checked_int32(problem.head_dim, "channels per head");
+  sizes.queries = checked_int32(problem.queries, "queries per image");
+  sizes.points = checked_int32(problem.points, "points");
+  checked_int32(problem.heads * problem.head_dim * static_cast<int64_t>(sizeof(double)), "bytes per token");
+  checked_int32(problem.samples(), "samples per query and head");
   sizes.num_levels = static_cast<int32_t>(problem.levels.size());
   for (int l = 0; l < sizes.num_levels; ++l) {
     const Level& level = problem.levels[l];
@@ -47,23 +49,23 @@ inline void check_device(const Tensor& value, const Tensor& other) {
       "ms_deform_attn: all tensors must be on the device of value");
 }
 
-// One group per row, with a lane for every 16 bytes of a head's channels, as far as a warp goes. The kernels want
-// four lanes at least.
+// One group of threads per row, with one lane per 16 bytes of a head's channels: at least 4 lanes, which the kernels
+// need, and at most a warp.
 template <typename T>
-Work share_rows(int64_t rows, int64_t head_dim) {
-  const auto vectors = static_cast<uint64_t>(divide_up(head_dim, kVector<T>));
-  const uint64_t lanes = std::clamp<uint64_t>(std::bit_ceil(vectors), 4, kWarp);
-  return share_work(rows, std::countr_zero(lanes));
+Partition partition_rows(int64_t rows, int64_t head_dim) {
+  const auto vectors = static_cast<uint64_t>(ceil_div(head_dim, kVectorSize<T>));
+  const uint64_t lanes = std::clamp<uint64_t>(std::bit_ceil(vectors), 4, kWarpSize);
+  return make_partition(rows, std::countr_zero(lanes));
 }
 
-inline int64_t blocks_of(const Sizes& sizes, const Work& work) {
-  return int64_t{sizes.batch} * work.row_blocks * sizes.heads;
+inline int64_t num_blocks(const Sizes& sizes, const Partition& partition) {
+  return int64_t{sizes.batch} * partition.blocks_per_head * sizes.heads;
 }
 
-// Whether all rows of `head_dim` elements can be read in whole vectors.
+// Whether the channels of all heads can be accessed in whole vectors.
 template <typename T, typename... Pointers>
-bool in_whole_vectors(int64_t head_dim, const Pointers*... pointers) {
-  return head_dim % kVector<T> == 0 && (is_aligned(pointers) && ...);
+bool can_vectorize(int64_t head_dim, const Pointers*... pointers) {
+  return head_dim % kVectorSize<T> == 0 && (is_aligned(pointers) && ...);
 }
 
 }  // namespace attnzoo::ms_deform_attn

@@ -1,21 +1,21 @@
-// The sizes of one call as a kernel argument, and how the threads of a block share the work.
+// The sizes of one call as a kernel argument, and how the work is divided among threads.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "../common/cuda.h"
+#include "../common/cuda_launch.cuh"
 #include "bilinear.h"
 
 namespace attnzoo::ms_deform_attn {
 
-constexpr int kThreads = 128;
-constexpr int kMaxLevels = 64;  // twice as many as halvings of a map of 2³¹ tokens; they travel as a kernel argument
+constexpr int kThreads = 128;   // per block
+constexpr int kMaxLevels = 64;  // levels are kernel arguments; 2³¹ tokens can be halved only 31 times
 
 using Level32 = LevelOf<int32_t>;
 
-// What counts the elements of one image or query fits in 31 bits (checked on the host), offsets in memory need 64.
+// Sizes and indices within an image fit in 31 bits, which the host checks. Offsets in memory need 64 bits.
 struct Sizes {
   int32_t batch;
   int32_t tokens;
@@ -30,62 +30,62 @@ struct Sizes {
     return num_levels * points;
   }
   // Elements from one token to the next.
-  __host__ __device__ int32_t stride() const {
+  __host__ __device__ int32_t token_stride() const {
     return heads * head_dim;
   }
 };
 
-// How a kernel's threads share the rows (queries or tokens) of all images and heads. A block is cut into groups of
-// neighbouring threads, 2^log_lanes of them, within a warp. A group works on one row of one head; its lanes hold
-// neighbouring vectors of channels. The groups of a block take neighbouring rows of the same head: where queries lie
-// on a grid, these read the same part of the map.
-struct Work {
+// Divides the rows (queries or tokens) of all images and heads among threads. A block consists of groups of 2^log_lanes
+// consecutive threads; a group lies within a warp. A group processes one row of one head, and its lanes hold
+// consecutive vectors of channels. The groups of a block process consecutive rows of the same head: if the queries form
+// a grid, they read the same part of the map.
+struct Partition {
   int32_t log_lanes;
-  int32_t row_blocks;  // per image and head
+  int32_t blocks_per_head;  // of one image
 
-  __host__ __device__ int32_t rows_in_block() const {
+  __host__ __device__ int32_t rows_per_block() const {
     return kThreads >> log_lanes;
   }
 };
 
-inline Work share_work(int64_t rows, int32_t log_lanes) {
-  Work work{log_lanes, 0};
-  work.row_blocks = static_cast<int32_t>(divide_up(rows, work.rows_in_block()));
-  return work;
+inline Partition make_partition(int64_t rows, int32_t log_lanes) {
+  Partition partition{log_lanes, 0};
+  partition.blocks_per_head = static_cast<int32_t>(ceil_div(rows, partition.rows_per_block()));
+  return partition;
 }
 
-// Where this thread stands.
-struct Position {
-  __device__ Position(const Sizes& sizes, const Work& work)
-      : lanes(1 << work.log_lanes), lane(threadIdx.x & (lanes - 1)), group(threadIdx.x >> work.log_lanes) {
+// The row, head and image that this thread works on, and its lane.
+struct ThreadIndex {
+  __device__ ThreadIndex(const Sizes& sizes, const Partition& partition)
+      : lanes(1 << partition.log_lanes), lane(threadIdx.x & (lanes - 1)), group(threadIdx.x >> partition.log_lanes) {
     const uint32_t heads = sizes.heads;
-    const uint32_t row_blocks = work.row_blocks;
+    const uint32_t blocks_per_head = partition.blocks_per_head;
     const uint32_t block = blockIdx.x / heads;
     head = blockIdx.x % heads;
-    image = block / row_blocks;
-    row = int64_t{block % row_blocks} * work.rows_in_block() + group;
+    image = block / blocks_per_head;
+    row = int64_t{block % blocks_per_head} * partition.rows_per_block() + group;
   }
 
-  // The lanes of this group among those of its warp.
+  // The lanes of this group, as a mask for warp shuffles.
   __device__ uint32_t mask() const {
-    return (kAllLanes >> (kWarp - lanes)) << (group * lanes % kWarp);
+    return (kFullMask >> (kWarpSize - lanes)) << (group * lanes % kWarpSize);
   }
 
   int32_t lanes;  // per group
-  int32_t lane;   // in its group
-  int32_t group;  // in its block
+  int32_t lane;   // in the group
+  int32_t group;  // in the block
   int32_t head;
   int32_t image;
   int64_t row;  // may be past the last
 };
 
-// One query of one image, counted through the batch, and one head of it. An inactive item is there only because the
-// threads of a warp stay together: it reads what the last query reads and writes nothing.
-struct Item {
-  __device__ Item(const Sizes& sizes, const Position& position)
-      : query(int64_t{position.image} * sizes.queries + (position.row < sizes.queries ? position.row : sizes.queries - 1)),
-        head(position.head),
-        active(position.row < sizes.queries) {}
+// One head of one query. `query` is an index over all images. Groups past the last query are not active: they take part
+// in the synchronization of their warp, read what the last query reads, and write nothing.
+struct QueryHead {
+  __device__ QueryHead(const Sizes& sizes, const ThreadIndex& thread)
+      : query(int64_t{thread.image} * sizes.queries + (thread.row < sizes.queries ? thread.row : sizes.queries - 1)),
+        head(thread.head),
+        active(thread.row < sizes.queries) {}
 
   __device__ int64_t index(const Sizes& sizes) const {
     return query * sizes.heads + head;

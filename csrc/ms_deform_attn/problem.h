@@ -1,4 +1,5 @@
-// The sizes of one call. The Python face explains wrong arguments; these checks keep memory safe whoever calls.
+// The sizes of one call, checked. Error messages for users come from Python (attnzoo/ops/ms_deform_attn/checks.py). The
+// checks here keep direct calls of torch.ops.attnzoo memory-safe.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -20,12 +21,13 @@ struct Problem {
   int64_t points;
   std::vector<Level> levels;
 
-  int64_t samples_per_head() const {
+  // Per query and head.
+  int64_t samples() const {
     return static_cast<int64_t>(levels.size()) * points;
   }
 };
 
-// Places and weights are in float32, beside a float64 value in float64.
+// All floating-point tensors but value are float32, or float64 if value is float64.
 inline void check_dtype(const Tensor& value, const Tensor& other, const char* name) {
   using torch::headeronly::ScalarType;
   const auto expected = value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -33,14 +35,15 @@ inline void check_dtype(const Tensor& value, const Tensor& other, const char* na
       other.scalar_type() == expected,
       "ms_deform_attn: ",
       name,
-      " must be float64 beside a float64 value and float32 beside any other");
+      " must be float64 if value is float64, and float32 otherwise");
 }
 
-// `shapes` holds h, w of each level in turn; value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P).
-// The fused form's offsets and logits take the place of locations and weights.
-inline Problem describe(
+// `shapes` is h0, w0, h1, w1, …; value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P). The fused
+// operator passes offsets and logits for locations and weights.
+inline Problem make_problem(
     const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations, const Tensor& weights) {
-  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong dimensions");
+  STD_TORCH_CHECK(
+      value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong number of dimensions");
   check_dtype(value, locations, "locations or offsets");
   check_dtype(value, weights, "weights or logits");
   Problem problem{
@@ -48,7 +51,7 @@ inline Problem describe(
   int64_t start = 0;
   for (size_t i = 0; i + 1 < shapes.size(); i += 2) {
     STD_TORCH_CHECK(shapes[i] > 0 && shapes[i + 1] > 0, "ms_deform_attn: spatial_shapes must be positive");
-    STD_TORCH_CHECK(  // a division, because the product can overflow
+    STD_TORCH_CHECK(  // a division, because the product could overflow
         shapes[i + 1] <= (problem.tokens - start) / shapes[i],
         "ms_deform_attn: spatial_shapes do not add up to the tokens of value");
     problem.levels.push_back({shapes[i], shapes[i + 1], start});
@@ -59,7 +62,7 @@ inline Problem describe(
       "ms_deform_attn: spatial_shapes do not add up to the tokens of value");
   STD_TORCH_CHECK(
       problem.heads > 0 && problem.head_dim > 0 && problem.points > 0 && !problem.levels.empty(),
-      "ms_deform_attn: heads, channels, levels and points must be at least 1");
+      "ms_deform_attn: needs at least one head, channel, level and point");
   const int64_t expected[] = {
       problem.batch, problem.queries, problem.heads, static_cast<int64_t>(problem.levels.size()), problem.points, 2};
   for (int i = 0; i < 6; ++i) {
@@ -70,7 +73,7 @@ inline Problem describe(
   return problem;
 }
 
-// References (B, Q, L, 2) are points, (B, Q, L, 4) boxes.
+// References are points (B, Q, L, 2) or boxes (B, Q, L, 4).
 inline void check_references(const Tensor& references, const Tensor& value, const Problem& problem) {
   check_dtype(value, references, "references");
   STD_TORCH_CHECK(
@@ -84,7 +87,7 @@ inline void check_grad_output(const Tensor& grad_output, const Tensor& value, co
   STD_TORCH_CHECK(
       grad_output.dim() == 3 && grad_output.size(0) == problem.batch && grad_output.size(1) == problem.queries &&
           grad_output.size(2) == problem.heads * problem.head_dim && grad_output.scalar_type() == value.scalar_type(),
-      "ms_deform_attn_backward: grad_output does not fit the other tensors");
+      "ms_deform_attn_backward: grad_output does not match the shape or dtype of the output");
 }
 
 }  // namespace attnzoo::ms_deform_attn

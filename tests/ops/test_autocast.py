@@ -118,7 +118,7 @@ def test_the_registered_operator_takes_any_mixture(kind: str, device: str) -> No
     tokens, (query_positions, key_positions, *bias) = leaves(call)[:3], leaves(call)[3:]
     rounded = [t.to(BF16) for t in tokens]
     last = (torch.cat([t.flatten(1) for t in bias], 1), [5, 7]) if kind == "table" else (bias,)
-    operator = torch.ops.attnzoo.deform_kv_attention if kind == "table" else torch.ops.attnzoo.deform_kv_attention_mlp
+    operator = torch.ops.attnzoo.deform_kv_attn if kind == "table" else torch.ops.attnzoo.deform_kv_attn_mlp
     with torch.autocast(device, BF16):
         output, _ = operator(*rounded, query_positions, key_positions, *last, [6], None, 0.4)
     exact = with_leaves(call, [*(t.float() for t in rounded), *leaves(call)[3:]])

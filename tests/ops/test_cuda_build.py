@@ -36,17 +36,17 @@ def test_the_compilers_report_is_read():
 def test_kernels_are_named_briefly():
     ours = "attnzoo::ms_deform_attn"
     signature = (
-        f"void {ours}::forward_kernel<c10::Half, true, {ours}::GivenSamples<float> >({ours}::ForwardCall<float>)"
+        f"void {ours}::forward_kernel<c10::Half, true, {ours}::UnfusedSamples<float> >({ours}::ForwardArgs<float>)"
     )
-    assert ptxas.short_name(signature) == "forward_kernel<Half, true, GivenSamples<float>>"
-    assert MAIN_PATH.match("forward_kernel<Half, true, GivenSamples<float>>")
-    assert not MAIN_PATH.match("forward_kernel<Half, false, GivenSamples<float>>")
+    assert ptxas.short_name(signature) == "forward_kernel<Half, true, UnfusedSamples<float>>"
+    assert MAIN_PATH.match("forward_kernel<Half, true, UnfusedSamples<float>>")
+    assert not MAIN_PATH.match("forward_kernel<Half, false, UnfusedSamples<float>>")
     ours = "attnzoo::deform_kv_attn"
-    assert ptxas.short_name(f"void {ours}::by_keys_kernel<float, 32>({ours}::BackwardCall<float>)") == (
-        "by_keys_kernel<float, 32>"
+    assert ptxas.short_name(f"void {ours}::grad_key_value_kernel<float, 32>({ours}::BackwardArgs<float>)") == (
+        "grad_key_value_kernel<float, 32>"
     )
-    assert MAIN_PATH.match("by_keys_kernel<float, 32>")
-    assert not MAIN_PATH.match("by_keys_kernel<float, 128>")
+    assert MAIN_PATH.match("grad_key_value_kernel<float, 32>")
+    assert not MAIN_PATH.match("grad_key_value_kernel<float, 128>")
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ def slope_of(output: Tensor) -> Tensor:
 
 def run(ops: Any, given: tuple[Any, ...], slope: Tensor | None = None) -> tuple[Tensor, ...]:
     """Output, logarithms of sums, and gradients by query, key, value, both positions and tables."""
-    output, log_sums = ops.deform_kv_attention(*given)
+    output, log_sums = ops.deform_kv_attn(*given)
     slope = slope_of(output) if slope is None else slope.to(output)
-    return output, log_sums, *ops.deform_kv_attention_backward(slope, *given, output, log_sums)
+    return output, log_sums, *ops.deform_kv_attn_backward(slope, *given, output, log_sums)
 
 
 def on_device(kernels: CudaOperators, given: tuple[Any, ...], slope: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -230,13 +230,13 @@ def test_empty(cuda_operators, sizes):
 
 def test_what_the_kernels_do_not_take(cuda_operators):
     def forward(given: tuple[Any, ...]) -> None:
-        cuda_operators.ops.deform_kv_attention(*moved(given, cuda_operators.device))
+        cuda_operators.ops.deform_kv_attn(*moved(given, cuda_operators.device))
 
     with pytest.raises(RuntimeError, match="at most 128 channels per head"):
         forward(registered(arguments(head_dim=129, dtype=F32)))
     with pytest.raises(RuntimeError, match="64 in float64; got 65"):
         forward(registered(arguments(head_dim=65)))
-    with pytest.raises(RuntimeError, match="float32 and float64"):
+    with pytest.raises(RuntimeError, match="float32 or float64"):
         forward(moved(registered(arguments()), torch.float16))
     levels = 65
     with pytest.raises(RuntimeError, match="at most 64 levels"):

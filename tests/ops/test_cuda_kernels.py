@@ -316,7 +316,7 @@ def test_as_many_levels_as_travel_with_a_launch(kernels):
 
 def test_wrong_types_and_sizes_are_refused(kernels):
     value, shapes, locations, weights = typed(F16)
-    with pytest.raises(RuntimeError, match="float32 beside any other"):
+    with pytest.raises(RuntimeError, match="float32 otherwise"):
         kernels.forward(value, shapes, locations.half(), weights)
     with pytest.raises(RuntimeError, match="differ in size"):
         kernels.forward(value, shapes, locations[:, :5], weights)

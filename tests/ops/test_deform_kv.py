@@ -18,7 +18,7 @@ from attnzoo.ops.deform_kv_attn import blocks
 def test_the_compiled_kernels_are_there() -> None:
     assert library.load() is None
     for kind in ("", "_mlp"):
-        for name in (f"deform_kv_attention{kind}", f"deform_kv_attention{kind}_backward"):
+        for name in (f"deform_kv_attn{kind}", f"deform_kv_attn{kind}_backward"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"attnzoo::{name}", "CPU")
 
 

@@ -36,9 +36,9 @@ def registered(kind: str, device: str = "cpu", **sizes: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("table", "deform_kv_attention"),
-        ("table", "deform_kv_attention_in_blocks"),
-        ("mlp", "deform_kv_attention_mlp"),
+        ("table", "deform_kv_attn"),
+        ("table", "deform_kv_attn_in_blocks"),
+        ("mlp", "deform_kv_attn_mlp"),
     ],
 )
 def test_opcheck(kind: str, name: str, dtype: torch.dtype, device: str) -> None:
@@ -113,7 +113,7 @@ def test_exports(kind: str) -> None:
     model = Biased(kind).eval()
     length = {1: 2 * torch.export.Dim("half", min=2, max=500)}
     program = torch.export.export(model, biased_inputs(10), dynamic_shapes=(length, length, length))
-    assert any("deform_kv_attention" in str(node.target) for node in program.graph.nodes)
+    assert any("deform_kv_attn" in str(node.target) for node in program.graph.nodes)
     other = biased_inputs(16)
     assert_close(program.module()(*other), model(*other))
 
@@ -167,14 +167,14 @@ def test_forward_mode_is_refused_by_every_tensor(kind: str) -> None:
 def test_forward_mode_of_the_registered_operator_is_refused() -> None:
     query, *others = (t.detach() if isinstance(t, Tensor) else t for t in registered("table"))
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        torch.func.jvp(lambda q: torch.ops.attnzoo.deform_kv_attention(q, *others)[0], (query,), (query,))
+        torch.func.jvp(lambda q: torch.ops.attnzoo.deform_kv_attn(q, *others)[0], (query,), (query,))
 
 
 def test_the_kernels_check_sizes_themselves() -> None:
     query, key, value, query_positions, key_positions, tables, shapes, counts, padding, scale = registered("table")
-    forward = torch.ops.attnzoo.deform_kv_attention
+    forward = torch.ops.attnzoo.deform_kv_attn
     for wrong in ([5, 7, 1, 2], [5, 7], [5, 7, 1, 3, 1, 1], [5, 7, -1, -3]):
-        with pytest.raises(RuntimeError, match="deform_kv_attention"):
+        with pytest.raises(RuntimeError, match="deform_kv_attn"):
             forward(query, key, value, query_positions, key_positions, tables, wrong, counts, padding, scale)
     with pytest.raises(RuntimeError, match="add up"):
         forward(query, key, value, query_positions, key_positions, tables, shapes, [6, 2], padding, scale)

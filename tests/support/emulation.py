@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 EMULATION = ROOT / "tests" / "ops" / "emulation"
 OPERATORS = tuple(
     f"{name}{direction}"
-    for name in ("ms_deform_attn", "ms_deform_attn_fused", "deform_kv_attention")
+    for name in ("ms_deform_attn", "ms_deform_attn_fused", "deform_kv_attn")
     for direction in ("", "_backward")
 )
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"]

@@ -19,9 +19,10 @@ ARCHS = ("80", "90", "100")
 NOT_SOURCES = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
 
 # Of ms_deform_attn D = 32 and all other heads of whole vectors, in the types that models are trained in; of
-# deform_kv_attention up to D = 64; all published models have 32.
+# deform_kv_attn up to D = 64; all published models have 32.
 MAIN_PATH = re.compile(
-    r"(forward|backward)_kernel<(float|Half|BFloat16), true, |(forward|by_queries|by_keys)_kernel<float, (32|64)>"
+    r"(forward|backward)_kernel<(float|Half|BFloat16), true, "
+    r"|(forward|grad_query|grad_key_value)_kernel<float, (32|64)>"
 )
 
 ENTRY = re.compile(
@@ -35,9 +36,9 @@ HEAD = """# CUDA kernels as compiled
 Registers per thread of every kernel, as `ptxas` reports them, with the flags of setup.py; {compiler}. Written by
 `python tests/support/ptxas.py`; a test compiles again and fails on a spill or a stack frame in the main paths. Of
 `ms_deform_attn` these are forward and backward of whole vectors (`true`: rows of a multiple of 16 bytes, D = 32 among
-them) in float, Half and BFloat16; of `deform_kv_attention` heads of up to 64 channels in float
-(`forward_kernel<float, 32>`, `<float, 64>`, `by_queries_kernel`, `by_keys_kernel`). Shared memory is what is static:
-these ask for theirs, 22 to 84 KiB a block, at the launch.
+them) in float, Half and BFloat16; of `deform_kv_attn` heads of up to 64 channels in float
+(`forward_kernel<float, 32>`, `<float, 64>`, `grad_query_kernel`, `grad_key_value_kernel`). Shared memory is what is
+static: these ask for theirs, 22 to 84 KiB a block, at the launch.
 No kernel here has been timed, or run on a GPU.
 
 {count} kernels, {spilling} of them with spills.

@@ -29,7 +29,7 @@ def _attnzoo(case: Case, device: torch.device) -> Call:
     """The compiled operator of this package; positions in pixels, one table."""
     from attnzoo.ops import deform_kv_attention
 
-    require_compiled(device, "deform_kv_attention")
+    require_compiled(device, "deform_kv_attn")
 
     def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, table: Tensor) -> Tensor:
         return deform_kv_attention(query, key, value, query_positions(case, keys)[None, None], keys, [table])
@@ -98,7 +98,7 @@ def _attnzoo_mlp(case: Case, device: torch.device) -> Call:
     from attnzoo.ops import deform_kv_attention_mlp
 
     if device.type == "cpu":
-        require_compiled(device, "deform_kv_attention_mlp")
+        require_compiled(device, "deform_kv_attn_mlp")
 
     def call(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, *layers: Tensor) -> Tensor:
         places = query_positions(case, keys)[None, None]

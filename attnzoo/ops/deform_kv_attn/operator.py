@@ -71,7 +71,7 @@ def deform_kv_attention(
     floats = _in_one_precision([query, key, value, *positions, torch.cat([table.flatten(1) for table in tables], 1)])
     shapes = [size for table in tables for size in table.shape[1:]]
     fits = _kernels_take(floats[0], len(tables))
-    operator = torch.ops.attnzoo.deform_kv_attention if fits else torch.ops.attnzoo.deform_kv_attention_in_blocks
+    operator = torch.ops.attnzoo.deform_kv_attn if fits else torch.ops.attnzoo.deform_kv_attn_in_blocks
     output, _ = operator(*floats, shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
@@ -109,7 +109,7 @@ def deform_kv_attention_mlp(
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     floats = _in_one_precision([query, key, value, *positions])
     layers = [tensor.to(floats[0].dtype) for layers in mlps for layer in layers for tensor in layer]
-    output, _ = torch.ops.attnzoo.deform_kv_attention_mlp(*floats, layers, key_counts, key_padding, scale)
+    output, _ = torch.ops.attnzoo.deform_kv_attn_mlp(*floats, layers, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
 
@@ -130,13 +130,13 @@ _TABLE = f"{_TOKENS}, Tensor tables, SymInt[] table_shapes, {_OTHERS}"
 _MLP = f"{_TOKENS}, Tensor[] layers, {_OTHERS}"
 _FIVE = "Tensor, Tensor, Tensor, Tensor, Tensor"
 for _name, _arguments, _by_bias in (
-    ("deform_kv_attention", _TABLE, "Tensor"),
-    ("deform_kv_attention_in_blocks", _TABLE, "Tensor"),  # for what the kernels of a device do not take
-    ("deform_kv_attention_mlp", _MLP, "Tensor[]"),
+    ("deform_kv_attn", _TABLE, "Tensor"),
+    ("deform_kv_attn_in_blocks", _TABLE, "Tensor"),  # for what the kernels of a device do not take
+    ("deform_kv_attn_mlp", _MLP, "Tensor[]"),
 ):
-    _backward = f"Tensor grad_output, {_arguments}, Tensor output, Tensor log_sums"
+    _backward = f"Tensor grad_output, {_arguments}, Tensor output, Tensor logsumexp"
     for _schema in (
-        f"{_name}({_arguments}) -> (Tensor output, Tensor log_sums)",
+        f"{_name}({_arguments}) -> (Tensor output, Tensor logsumexp)",
         f"{_name}_backward({_backward}) -> ({_FIVE}, {_by_bias})",
     ):
         _operators.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -166,14 +166,14 @@ def _mlp_call(
 
 
 # The blocked form stands in wherever the library has no kernel for a device.
-@torch.library.impl(_operators, "deform_kv_attention", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attn", "CompositeExplicitAutograd")
 def _table_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     _warn_of_blocks("deform_kv_attention", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_table_call(query, *others))
 
 
-@torch.library.impl(_operators, "deform_kv_attention_in_blocks", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attn_in_blocks", "CompositeExplicitAutograd")
 def _wide_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     why = f"heads of {query.shape[-1]} channels in {query.dtype}, or so many levels, are more than its kernels take"
     _warn_of_blocks("deform_kv_attention", query.device.type, why)
@@ -181,8 +181,8 @@ def _wide_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor
         return blocks.forward(*_table_call(query, *others))
 
 
-@torch.library.impl(_operators, "deform_kv_attention_backward", "CompositeExplicitAutograd")
-@torch.library.impl(_operators, "deform_kv_attention_in_blocks_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attn_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attn_in_blocks_backward", "CompositeExplicitAutograd")
 def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor, ...]:
     *arguments, output, log_sums = others
     call, bias = _table_call(*arguments)
@@ -190,14 +190,14 @@ def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor
         return (*blocks.backward(call, bias, grad_output, output, log_sums), bias.gradients)
 
 
-@torch.library.impl(_operators, "deform_kv_attention_mlp", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attn_mlp", "CompositeExplicitAutograd")
 def _mlp_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     _warn_of_blocks("deform_kv_attention_mlp", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_mlp_call(query, *others))
 
 
-@torch.library.impl(_operators, "deform_kv_attention_mlp_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_operators, "deform_kv_attn_mlp_backward", "CompositeExplicitAutograd")
 def _mlp_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor | list[Tensor], ...]:
     *arguments, output, log_sums = others
     call, bias = _mlp_call(*arguments)
@@ -205,16 +205,16 @@ def _mlp_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor |
         return (*blocks.backward(call, bias, grad_output, output, log_sums), bias.gradients)
 
 
-@torch.library.register_fake("attnzoo::deform_kv_attention", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attention_in_blocks", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attention_mlp", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn_mlp", lib=_operators)
 def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return blocks.new_by_token(query), query.new_empty(query.shape[:3])
 
 
-@torch.library.register_fake("attnzoo::deform_kv_attention_backward", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attention_in_blocks_backward", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attention_mlp_backward", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn_backward", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks_backward", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn_mlp_backward", lib=_operators)
 def _backward_fake(grad_output: Tensor, *others: Any) -> tuple[Tensor | list[Tensor], ...]:
     tokens, positions, bias = others[:3], others[3:5], others[5]
     by_bias = bias.new_empty(bias.shape) if isinstance(bias, Tensor) else [t.new_empty(t.shape) for t in bias]
@@ -245,7 +245,7 @@ def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _mlp_backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | list[Tensor] | None, ...]:
     saved = ctx.saved_tensors
     tokens, (key_padding, output, log_sums), layers = saved[:5], saved[5:8], saved[8:]
-    gradients = torch.ops.attnzoo.deform_kv_attention_mlp_backward(
+    gradients = torch.ops.attnzoo.deform_kv_attn_mlp_backward(
         grad_output, *tokens, layers, ctx.counts, key_padding, ctx.scale, output, log_sums
     )
     return (*gradients, None, None, None)
@@ -258,13 +258,13 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 for _name, _rule, _save in (
-    ("deform_kv_attention", _table_rule(torch.ops.attnzoo.deform_kv_attention_backward), _save_table),
+    ("deform_kv_attn", _table_rule(torch.ops.attnzoo.deform_kv_attn_backward), _save_table),
     (
-        "deform_kv_attention_in_blocks",
-        _table_rule(torch.ops.attnzoo.deform_kv_attention_in_blocks_backward),
+        "deform_kv_attn_in_blocks",
+        _table_rule(torch.ops.attnzoo.deform_kv_attn_in_blocks_backward),
         _save_table,
     ),
-    ("deform_kv_attention_mlp", _mlp_backward, _save_mlp),
+    ("deform_kv_attn_mlp", _mlp_backward, _save_mlp),
 ):
     torch.library.register_autograd(f"attnzoo::{_name}", _rule, setup_context=_save, lib=_operators)
     torch.library.register_autograd(f"attnzoo::{_name}_backward", _no_second_derivative, lib=_operators)
@@ -275,14 +275,12 @@ for _name, _rule, _save in (
 
 
 # As torch counts dense attention; like other work per pair outside matrix products, reading a table is not counted.
-@register_flop_formula([torch.ops.attnzoo.deform_kv_attention, torch.ops.attnzoo.deform_kv_attention_in_blocks])
+@register_flop_formula([torch.ops.attnzoo.deform_kv_attn, torch.ops.attnzoo.deform_kv_attn_in_blocks])
 def _table_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-@register_flop_formula(
-    [torch.ops.attnzoo.deform_kv_attention_backward, torch.ops.attnzoo.deform_kv_attention_in_blocks_backward]
-)
+@register_flop_formula([torch.ops.attnzoo.deform_kv_attn_backward, torch.ops.attnzoo.deform_kv_attn_in_blocks_backward])
 def _table_backward_flops(
     grad_output: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:
@@ -296,7 +294,7 @@ def _evaluation_flops(query: Sequence[int], key_positions: Sequence[int], layers
     return 2 * pairs * sum(weight[0] * weight[1] for weight in weights)
 
 
-@register_flop_formula(torch.ops.attnzoo.deform_kv_attention_mlp)
+@register_flop_formula(torch.ops.attnzoo.deform_kv_attn_mlp)
 def _mlp_flops(
     query: Any, key: Any, value: Any, query_positions: Any, key_positions: Any, layers: Any, counts: Any,
     *_: Any, **__: Any,
@@ -305,7 +303,7 @@ def _mlp_flops(
 
 
 # The perceptrons are evaluated again, and their gradients by weight and by input cost as much each.
-@register_flop_formula(torch.ops.attnzoo.deform_kv_attention_mlp_backward)
+@register_flop_formula(torch.ops.attnzoo.deform_kv_attn_mlp_backward)
 def _mlp_backward_flops(
     grad_output: Any, query: Any, key: Any, value: Any, query_positions: Any, key_positions: Any, layers: Any,
     counts: Any, *_: Any, **__: Any,

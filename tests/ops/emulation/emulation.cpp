@@ -14,10 +14,10 @@
 
 dim3 gridDim;
 
-// The operators' shared memory (csrc/common/cuda.h), with a guard behind it.
+// The operators' shared memory (csrc/common/cuda_launch.cuh), with a guard behind it.
 namespace attnzoo_emulated {
 constexpr size_t kGuard = 64;  // of sixteen bytes
-thread_local uint4 shared_bytes[emulation::kMostShared / sizeof(uint4) + kGuard];
+thread_local uint4 shared_memory[emulation::kMostShared / sizeof(uint4) + kGuard];
 }  // namespace attnzoo_emulated
 
 namespace emulation {
@@ -139,7 +139,7 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
   if (threads % kWarpSize != 0 || threads > kMostThreads || shared_bytes > kMostShared) {
     throw std::runtime_error("emulation: no GPU runs such a block");
   }
-  auto* const shared = reinterpret_cast<unsigned char*>(attnzoo_emulated::shared_bytes);
+  auto* const shared = reinterpret_cast<unsigned char*>(attnzoo_emulated::shared_memory);
   const size_t guarded = shared_bytes + attnzoo_emulated::kGuard * sizeof(uint4);
   running = &kernel;
   gridDim.x = blocks;

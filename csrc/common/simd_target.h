@@ -1,7 +1,8 @@
-// Opens and closes the part of a source file that is compiled for more than the baseline instruction set.
+// ATTNZOO_BEGIN_TARGET and ATTNZOO_END_TARGET enclose the code of a source file that is compiled for more than the
+// baseline instruction set.
 //
-// Headers shared with other source files come before that part: a function of theirs that the compiler does not
-// inline exists once in the library, and must run on every machine.
+// Include shared headers before ATTNZOO_BEGIN_TARGET. The linker keeps a single copy of an inline function from such a
+// header, and that copy must run on every machine.
 #pragma once
 
 #include <immintrin.h>
