@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from attnzoo.interop.rename import Rule, merge_projections, rename
+from attnzoo.interop.state_dict import RenameRule, merge_qkv, rename_keys
 from attnzoo.models.detr.config import DetectorConfig
 
 _BODY = r"model\.backbone\.conv_encoder\.model\."
@@ -13,7 +13,7 @@ _ENCODER = r"model\.encoder\.layers\.(\d+)\."
 _DECODER = r"model\.decoder\.layers\.(\d+)\."
 
 # transformers' ResNet counts stages and convolutions from 0; a timm backbone keeps its names.
-_BACKBONE: list[Rule] = [
+_BACKBONE: list[RenameRule] = [
     (_BODY + r"embedder\.embedder\.convolution\.", "backbone.body.conv1."),
     (_BODY + r"embedder\.embedder\.normalization\.", "backbone.body.bn1."),
     (_BLOCK + r"layer\.(\d+)\.convolution\.", lambda m: f"{_block(m[1], m[2])}.conv{int(m[3]) + 1}."),
@@ -22,7 +22,7 @@ _BACKBONE: list[Rule] = [
     (_BLOCK + r"shortcut\.normalization\.", lambda m: f"{_block(m[1], m[2])}.downsample.1."),
     (_BODY, "backbone.body."),
 ]
-_TRANSFORMER: list[Rule] = [
+_TRANSFORMER: list[RenameRule] = [
     (_ENCODER + r"self_attn_layer_norm\.", r"encoder.\1.attention_norm."),
     (_ENCODER + r"final_layer_norm\.", r"encoder.\1.ffn_norm."),
     (_ENCODER + r"fc([12])\.", r"encoder.\1.ffn.linear\2."),
@@ -33,7 +33,7 @@ _TRANSFORMER: list[Rule] = [
     (_DECODER + r"fc([12])\.", r"decoder.\1.ffn.linear\2."),
     (r"model\.query_position_embeddings\.", "queries.embedding."),
 ]
-_DETR: list[Rule] = [
+_DETR: list[RenameRule] = [
     (_ENCODER + r"self_attn\.", r"encoder.\1.attention.mha."),
     (_DECODER + r"encoder_attn\.", r"decoder.\1.cross_attention.mha."),
     (r"model\.decoder\.layernorm\.", "decoder_norm."),
@@ -41,7 +41,7 @@ _DETR: list[Rule] = [
     (r"class_labels_classifier\.", "heads.classes.*."),
     (r"bbox_predictor\.", "heads.boxes.*."),
 ]
-_DEFORMABLE: list[Rule] = [
+_DEFORMABLE: list[RenameRule] = [
     (_ENCODER + r"self_attn\.", r"encoder.\1.attention."),
     (_DECODER + r"encoder_attn\.", r"decoder.\1.cross_attention."),
     (r"model\.level_embed\Z", "neck.level_embedding"),
@@ -66,7 +66,7 @@ def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Te
     """
     layers = config.decoder.layers
     # The last head is the encoder's, the last projection makes C6 (if there are any).
-    deformable: list[Rule] = [
+    deformable: list[RenameRule] = [
         (rf"class_embed\.{layers}\.", "heads.encoder_class."),
         (rf"bbox_embed\.{layers}\.", "heads.encoder_box."),
         (rf"model\.input_proj\.{len(config.backbone.strides)}\.", "neck.c6."),
@@ -74,8 +74,8 @@ def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Te
     ]
     family = _DETR if config.encoder.attention["name"] == "dense" else deformable
     rules = [*_BACKBONE, *_TRANSFORMER, *family]
-    renamed = rename(state, rules, layers=layers, ignore=_ALIASES, source="transformers")
-    return merge_projections(renamed, ".in_proj_", source="transformers")
+    renamed = rename_keys(state, rules, layers=layers, ignore=_ALIASES, source="transformers")
+    return merge_qkv(renamed, ".in_proj_", source="transformers")
 
 
 def _block(stage: str, block: str) -> str:

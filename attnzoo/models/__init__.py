@@ -62,7 +62,7 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Clas
     return Classifier(config, num_classes)
 
 
-def class_count(config: ModelConfig, present: int) -> int:
+def resolve_num_classes(config: ModelConfig, present: int) -> int:
     """How many classes the model of an experiment tells apart: as configured, else those `present` in the data set.
 
     Raises UserError if the data set has more than the model is configured for.
@@ -72,4 +72,4 @@ def class_count(config: ModelConfig, present: int) -> int:
     return config.num_classes or present
 
 
-__all__ = ["build", "class_count", "create", "features", "names"]
+__all__ = ["build", "create", "features", "names", "resolve_num_classes"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
-from attnzoo.models.frozen_norm import freeze_norms
+from attnzoo.models.frozen_norm import freeze_and_fold_batch_norms
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights import load_weights
 
@@ -45,9 +45,9 @@ class Backbone(nn.Module):
         self.channels: list[int] = self.body.feature_info.channels()
         if config.weights is not None:
             # a file is of a classifier, which has no norms after its stages
-            load_weights(self.body, config.weights, f"{WHERE}.weights", own="norms.", part=True)
+            load_weights(self.body, config.weights, f"{WHERE}.weights", optional_prefix="norms.", allow_unexpected=True)
         if config.norm == "frozen":
-            self.body = freeze_norms(self.body)
+            self.body = freeze_and_fold_batch_norms(self.body)
         _freeze(self.body, config)
         # Swin and its like give their maps channels last; what does not say so in timm gives them first.
         self.channels_last = Format(getattr(self.body, "output_fmt", "NCHW")) == Format.NHWC

@@ -13,7 +13,7 @@ IN_ORDER = (nn.Sequential, FeatureListNet, BasicBlock, Bottleneck)
 """Modules in which what stands after a convolution gets its output."""
 
 
-class FoldedNorm(FrozenBatchNorm2d):
+class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
     """The buffers of a frozen norm, which the convolution before it applies."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class FoldedNorm(FrozenBatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-class NormedConv2d(nn.Conv2d):
+class ConvFrozenBN2d(nn.Conv2d):
     """A convolution and the frozen norm of its output in one: y = conv(x, w · scale) + shift.
 
     The weights are folded on every call, so that they load as those of the plain convolution do. With gradients the
@@ -33,7 +33,7 @@ class NormedConv2d(nn.Conv2d):
     and summand the backward pass needs the factor alone, where `batch_norm` would keep the map.
     """
 
-    def __init__(self, plain: nn.Conv2d, norm: FoldedNorm):
+    def __init__(self, plain: nn.Conv2d, norm: FoldedFrozenBatchNorm2d):
         super().__init__(
             plain.in_channels,
             plain.out_channels,
@@ -57,7 +57,7 @@ class NormedConv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
 
 
-def freeze_norms(body: nn.Module) -> nn.Module:
+def freeze_and_fold_batch_norms(body: nn.Module) -> nn.Module:
     """`body` with its batch norms as buffers, those of residual blocks and sequences folded into their convolutions."""
     body = freeze_batch_norm_2d(body)
     for parent in list(body.modules()):
@@ -72,7 +72,7 @@ def _fold(parent: nn.Module) -> None:
         if type(conv) is not nn.Conv2d or conv.bias is not None or name in features:
             continue
         if type(norm) is FrozenBatchNorm2d:
-            folded = FoldedNorm(conv.out_channels, norm.eps)
+            folded = FoldedFrozenBatchNorm2d(conv.out_channels, norm.eps)
             folded._buffers = norm._buffers
             setattr(parent, norm_name, folded)
-            setattr(parent, name, NormedConv2d(conv, folded))
+            setattr(parent, name, ConvFrozenBN2d(conv, folded))

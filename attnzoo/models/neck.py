@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.models.config import NeckConfig
-from attnzoo.models.position import sine_position
+from attnzoo.models.position import sine_position_embedding
 
 GROUPS = 32  # fewer where they do not divide the channels
 
@@ -33,8 +33,8 @@ class Neck(nn.Module):
         self.projections = nn.ModuleList([self._projection(c, 1) for c in channels])
         self.c6 = self._projection(channels[-1], 3) if config.c6 else None
         self.smooth = nn.ModuleList([nn.Conv2d(dim, dim, 3, padding=1) for _ in channels]) if config.fpn else None
-        self.levels = len(channels) + config.c6
-        self.level_embedding = nn.Parameter(torch.randn(self.levels, dim)) if config.level_embedding else None
+        self.num_levels = len(channels) + config.c6
+        self.level_embedding = nn.Parameter(torch.randn(self.num_levels, dim)) if config.level_embedding else None
 
     def _projection(self, channels: int, kernel: int) -> nn.Sequential:
         convolution = nn.Conv2d(channels, self.dim, kernel, stride=2 if kernel == 3 else 1, padding=kernel // 2)
@@ -61,7 +61,7 @@ class Neck(nn.Module):
             layout = Layout.from_masks(masks)
         positions = []
         for index, level_mask in enumerate(masks):
-            position = sine_position(level_mask, self.dim, self.config.position).flatten(1, 2)
+            position = sine_position_embedding(level_mask, self.dim, self.config.position).flatten(1, 2)
             if self.level_embedding is not None:
                 position = position + self.level_embedding[index]
             positions.append(position)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def sine(x: Tensor, features: int) -> Tensor:
+def sine_embedding(x: Tensor, features: int) -> Tensor:
     """Sines and cosines, interleaved, of x (...) in [0, 1] at `features`/2 frequencies: (..., features)."""
     index = torch.arange(features, device=x.device)
     frequencies = 10000 ** (2 * (index // 2) / features)
@@ -15,7 +15,7 @@ def sine(x: Tensor, features: int) -> Tensor:
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], -1).flatten(-2)
 
 
-def sine_position(mask: Tensor, dim: int, convention: Literal["centered", "cornered"]) -> Tensor:
+def sine_position_embedding(mask: Tensor, dim: int, convention: Literal["centered", "cornered"]) -> Tensor:
     """Position embedding (B, h, w, dim) of a map with padding mask (B, h, w): dim/2 features of y, then of x.
 
     Positions count valid pixels. "cornered" starts at 1 (DETR), "centered" at ½ (Deformable DETR); both are
@@ -26,4 +26,4 @@ def sine_position(mask: Tensor, dim: int, convention: Literal["centered", "corne
     y, x = valid.cumsum(1), valid.cumsum(2)
     y = (y - shift) / (y[:, -1:, :] + 1e-6)
     x = (x - shift) / (x[:, :, -1:] + 1e-6)
-    return torch.cat([sine(y, dim // 2), sine(x, dim // 2)], -1)
+    return torch.cat([sine_embedding(y, dim // 2), sine_embedding(x, dim // 2)], -1)

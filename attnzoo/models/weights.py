@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnzoo.errors import UserError
 
 # Tables of biases by displacement: (entries, heads), (heads, rows, columns), (heads, rows, columns).
-_TABLE = re.compile(r"(relative_position_bias_table|rpb|rpe_table\.\d+)\Z")
+_POSITION_BIAS = re.compile(r"(relative_position_bias_table|rpb|rpe_table\.\d+)\Z")
 
 
 def load_weights(model: nn.Module, path: str, where: str, *, own: str = "", part: bool = False) -> None:
@@ -57,10 +57,10 @@ def _fitted(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
         return tensor
     heads = 1 if tensor.ndim == 2 else 0
     same = tensor.ndim == len(shape) and tensor.shape[heads] == shape[heads]
-    return stretch(tensor, shape) if same and _TABLE.search(name) else None
+    return resize_position_bias(tensor, shape) if same and _POSITION_BIAS.search(name) else None
 
 
-def stretch(table: Tensor, shape: torch.Size) -> Tensor:
+def resize_position_bias(table: Tensor, shape: torch.Size) -> Tensor:
     """A table of biases of square windows (entries, heads), or of maps (heads, rows, columns), at another size."""
     if table.ndim == 3:
         return F.interpolate(table[None], size=tuple(shape[1:]), mode="bicubic")[0]

@@ -26,7 +26,7 @@ def test_every_tensor_finds_its_place(preset: str) -> None:
     assert len(state) == COUNTS[preset]
     with torch.device("meta"):
         model = models.create(preset)
-    model.load_state_dict(vit.dat_from_authors(state), assign=True)
+    model.load_state_dict(vit.dat_from_official(state), assign=True)
     block = model.trunk.stages[2].blocks[1]
     assert torch.equal(block.attention.proj_k.weight, state["stages.2.attns.1.proj_k.weight"][:, :, 0, 0])
     assert torch.equal(block.norm2.weight, state["stages.2.layer_norms.3.norm.weight"])
@@ -42,4 +42,4 @@ def test_every_tensor_finds_its_place(preset: str) -> None:
 
 def test_a_tensor_without_a_place_is_refused() -> None:
     with pytest.raises(UserError, match=r"no tensor 'aux_head\.weight'"):
-        vit.dat_from_authors({**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})
+        vit.dat_from_official({**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})

@@ -13,9 +13,9 @@ from attnzoo import attention, models
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.models.detr.heads import BoxHead
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.queries import LearnedQueries
-from attnzoo.models.position import sine_position
+from attnzoo.models.position import sine_position_embedding
 
 PARAMETERS = {  # all, trained
     "detr_r50": (41_524_768, 41_302_368),
@@ -102,7 +102,7 @@ def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tup
     output = model(*padded_images(64, 48))
     assert output.logits.shape == (2, 2, 6, CLASSES)
     assert output.boxes.shape == (2, 2, 6, 4)
-    loss = DetectionLoss(model.config.loss, CLASSES)(output, detection_targets()).total
+    loss = SetCriterion(model.config.loss, CLASSES)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
     assert without_gradient(model) == []
@@ -134,7 +134,7 @@ def test_refusals_name_the_key(overrides: dict[str, Any], message: str) -> None:
 def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
     layout = Layout.from_masks(masks)
     tokens = torch.randn(len(masks[0]), layout.tokens, 32, generator=generator)
-    pos = torch.cat([sine_position(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
+    pos = torch.cat([sine_position_embedding(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
     return Pyramid(tokens, layout, pos)
 
 
@@ -142,10 +142,10 @@ def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
 def test_permuted_queries_give_permuted_detections() -> None:
     model = perturbed(tiny("detr_r50", neck={"c6": False}))
     memory = pyramid([torch.zeros(1, 4, 5, dtype=torch.bool)], torch.Generator().manual_seed(1))
-    before = model.detect(memory)
+    before = model.forward_transformer(memory)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     model.queries.embedding.weight.copy_(model.queries.embedding.weight[order])
-    after = model.detect(memory)
+    after = model.forward_transformer(memory)
     torch.testing.assert_close(after.logits, before.logits[:, :, order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after.boxes, before.boxes[:, :, order], atol=1e-5, rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_padding_changes_nothing(preset: str) -> None:
     levels = 1 if preset == "detr_r50" else 2
     model = perturbed(tiny(preset, backbone={"strides": [8, 16][-levels:]}))
     small, large = small_and_padded(levels)
-    plain, padded = model.detect(small), model.detect(large)
+    plain, padded = model.forward_transformer(small), model.forward_transformer(large)
     torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded.boxes, plain.boxes, atol=1e-5, rtol=1e-5)
 
@@ -184,7 +184,7 @@ def test_padding_changes_no_proposal_that_is_chosen() -> None:
     of_nothing = model.queries.output_norm(model.queries.output.bias)
     model.heads.encoder_class.weight[0] = -of_nothing
     small, large = small_and_padded(levels=2)
-    plain, padded = model.detect(small), model.detect(large)
+    plain, padded = model.forward_transformer(small), model.forward_transformer(large)
     assert plain.encoder_logits is not None
     assert padded.encoder_logits is not None
     assert large.layout.padding is not None

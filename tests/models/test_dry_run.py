@@ -7,7 +7,7 @@ import torch
 from support.models import CLASSES, detection_targets, padded_images, tiny, without_gradient
 
 from attnzoo.errors import UserError
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.dry_run import dry_run, unused_parameters
 
 UNREAD = {
@@ -22,7 +22,7 @@ def test_what_gets_no_gradient_is_foretold(name: str) -> None:
     model = tiny(**UNREAD[name])
     foretold = unused_parameters(model.config, CLASSES, (64, 48))
     assert bool(foretold) == (name != "nothing")
-    DetectionLoss(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
+    SetCriterion(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
     assert without_gradient(model) == foretold
 
 

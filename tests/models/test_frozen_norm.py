@@ -9,7 +9,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from attnzoo.models.frozen_norm import FoldedNorm, NormedConv2d, freeze_norms
+from attnzoo.models.frozen_norm import ConvFrozenBN2d, FoldedFrozenBatchNorm2d, freeze_and_fold_batch_norms
 
 BODIES = ["resnet18", "resnet50", "resnet18d", "seresnet50", "ghostnet_050"]
 
@@ -24,7 +24,7 @@ def bodies(name: str) -> tuple[nn.Module, nn.Module]:
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 assert isinstance(tensor, Tensor)
                 nn.init.uniform_(tensor, 0.5, 1.5)
-    return freeze_batch_norm_2d(copy.deepcopy(body)), freeze_norms(body)
+    return freeze_batch_norm_2d(copy.deepcopy(body)), freeze_and_fold_batch_norms(body)
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -49,7 +49,11 @@ def test_every_norm_after_a_convolution_folds(name: str, left: int) -> None:
     """The norm behind a deep stem, which is a sequence and no convolution, stays."""
     modules = list(bodies(name)[1].modules())
     assert sum(type(m) is FrozenBatchNorm2d for m in modules) == left
-    assert sum(isinstance(m, FoldedNorm) for m in modules) == sum(isinstance(m, NormedConv2d) for m in modules) > 0
+    assert (
+        sum(isinstance(m, FoldedFrozenBatchNorm2d) for m in modules)
+        == sum(isinstance(m, ConvFrozenBN2d) for m in modules)
+        > 0
+    )
 
 
 def test_tensors_keep_their_names_and_follow_what_is_loaded() -> None:
@@ -72,7 +76,7 @@ def test_maps_keep_half_precision_under_autocast(gradients: bool) -> None:
 
 
 def test_the_backward_pass_keeps_no_map_for_the_norm() -> None:
-    conv = next(m for m in bodies("resnet18")[1].modules() if isinstance(m, NormedConv2d))
+    conv = next(m for m in bodies("resnet18")[1].modules() if isinstance(m, ConvFrozenBN2d))
     images = torch.randn(1, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):

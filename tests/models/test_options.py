@@ -16,11 +16,11 @@ from attnzoo.models.backbone import Backbone
 from attnzoo.models.config import BackboneConfig, NeckConfig
 from attnzoo.models.cost import count_macs
 from attnzoo.models.detr.config import HeadConfig
-from attnzoo.models.detr.heads import Heads
-from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.detr.queries import ProposedQueries
+from attnzoo.models.detr.heads import PredictionHeads
+from attnzoo.models.detr.losses import SetCriterion
+from attnzoo.models.detr.queries import TwoStageQueries
 from attnzoo.models.neck import Neck
-from attnzoo.models.position import sine
+from attnzoo.models.position import sine_embedding
 
 TWO_LEVELS = {"backbone": {"strides": [8, 16]}}
 MAPS = [(6, 9), (3, 5)]  # the finer one is not twice the coarser
@@ -99,12 +99,12 @@ def test_heads_are_shared_or_of_each_layer(head: dict[str, bool], different: int
         assert of_encoder not in list(modules), "the encoder's heads are copies of their own"
 
 
-def proposing(classes: int = CLASSES, **options: Any) -> tuple[ProposedQueries, Heads, Pyramid]:
+def proposing(classes: int = CLASSES, **options: Any) -> tuple[TwoStageQueries, PredictionHeads, Pyramid]:
     """Proposals of a pyramid of two levels, with heads whose weights are not zero."""
     torch.manual_seed(0)
     config = HeadConfig(two_stage=True, **options)
-    queries = perturbed(ProposedQueries(config, 7, 16, CLASSES))
-    heads = perturbed(Heads(config, 16, classes, 1))
+    queries = perturbed(TwoStageQueries(config, 7, 16, CLASSES))
+    heads = perturbed(PredictionHeads(config, 16, classes, 1))
     layout = Layout.unpadded(MAPS, 2)
     return queries, heads, Pyramid(torch.randn(2, layout.tokens, 16), layout, torch.zeros(2, layout.tokens, 16))
 
@@ -147,7 +147,7 @@ def test_content_comes_from_the_token_that_proposed() -> None:
 def test_content_comes_from_the_box() -> None:
     queries, heads, memory = proposing()
     found, _, _ = queries(memory, heads)
-    embedded = torch.cat([sine(found.refs[..., i], 8) for i in range(4)], -1)
+    embedded = torch.cat([sine_embedding(found.refs[..., i], 8) for i in range(4)], -1)
     pos, tokens = queries.position_norm(queries.position(embedded)).chunk(2, -1)
     torch.testing.assert_close(found.tokens, tokens)
     torch.testing.assert_close(found.pos, pos)
@@ -214,7 +214,7 @@ def test_every_option_trains(name: str) -> None:
     images, mask = padded_images(48, 64)
     output = model(images, mask)
     select = model.config.head.select
-    loss = DetectionLoss(model.config.loss, CLASSES, select=select)(output, detection_targets()).total
+    loss = SetCriterion(model.config.loss, CLASSES, select=select)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
     assert without_gradient(model) == []

@@ -13,7 +13,7 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Layout
 from attnzoo.models import presets
 from attnzoo.models.cost import count_macs
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.vit.classifier import Classifier
 
 PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in units of 10⁹
@@ -291,7 +291,7 @@ def test_detector_trains_on_it(preset: str) -> None:
             options[key]["second"] = {"groups": 2}  # of two heads
     model = tiny(backbone={"name": preset, "options": options, "strides": [8, 16], "freeze": None}).train()
     output = model(*padded_images(64, 48))
-    DetectionLoss(model.config.loss, 5)(output, detection_targets()).total.backward()
+    SetCriterion(model.config.loss, 5)(output, detection_targets()).total.backward()
     reached = {
         name.split(".")[3] for name, p in model.backbone.named_parameters() if p.grad is not None and "stages" in name
     }

@@ -12,7 +12,7 @@ from attnzoo.models import presets
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.config import BackboneConfig
 from attnzoo.models.vit.classifier import Classifier
-from attnzoo.models.weights import stretch
+from attnzoo.models.weights import resize_position_bias
 
 STAGES: dict[str, Any] = {
     "stage1": {"dim": 8, "depth": 2, "heads": 2},
@@ -54,7 +54,7 @@ def test_tables_are_stretched_to_larger_images_and_windows(file: str) -> None:
 def test_stretching_keeps_corners_apart() -> None:
     table = torch.zeros(9, 1)
     table[2] = 1.0  # up and to the right
-    large = stretch(table, torch.Size([49, 1])).view(7, 7)
+    large = resize_position_bias(table, torch.Size([49, 1])).view(7, 7)
     assert large.argmax() == 6
     assert large[-1, 0] == pytest.approx(0, abs=1e-6)
 

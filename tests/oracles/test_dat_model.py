@@ -32,7 +32,7 @@ def ours(preset: str, sizes: Sizes, state: Saved) -> Classifier:
         if stage < 3 or "window" in local:
             changes[f"stage{stage + 1}"]["first"] = local
     model = models.create(preset, num_classes=sizes.classes, **changes)
-    model.load_state_dict(vit.dat_from_authors(state))
+    model.load_state_dict(vit.dat_from_official(state))
     return model.double().eval()
 
 

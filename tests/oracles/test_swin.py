@@ -98,7 +98,7 @@ def test_authors_names() -> None:
             layer, rest = int(name.split(".")[1]), name.split(".", 2)[2]
             name = f"layers.{layer - 1}.{rest}"
         authors[name.replace("head.fc.", "head.")] = tensor
-    found, expected = vit.swin_from_authors(authors), vit.swin_from_timm(state)
+    found, expected = vit.swin_from_official(authors), vit.swin_from_timm(state)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnzoo.errors import UserError
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
 
 pytest.importorskip("transformers")
@@ -76,7 +76,7 @@ def test_outputs_of_all_layers(pair: Pair) -> None:
 def test_losses(pair: Pair) -> None:
     classification = "cross_entropy" if pair.case.dense else "focal"
     expected = transformers_loss(classification, pair.their_output, pair.targets)
-    found = DetectionLoss(loss_config(classification), CLASSES)(pair.our_output, pair.targets).parts
+    found = SetCriterion(loss_config(classification), CLASSES)(pair.our_output, pair.targets).parts
     decoder = {name: value for name, value in found.items() if not name.endswith("_encoder")}
     assert len(decoder) == 3 * LAYERS
     torch.testing.assert_close(decoder, expected, atol=1e-5, rtol=1e-5)

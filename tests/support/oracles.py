@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from support.losses import CLASSES, random_targets
 from torch import Tensor, nn
 
 from attnzoo import models
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
+from support.losses import CLASSES, random_targets
 
 DIM, LAYERS, QUERIES = 64, 3, 20
 HEIGHT, WIDTH = 160, 192

@@ -23,7 +23,7 @@ def pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
     return generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(others))
 
 
-def giou(boxes: Tensor, others: Tensor) -> Tensor:
+def elementwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
     """Generalised IoU of each box (..., 4) with the other one at the same place: (...)."""
     return pairwise_giou(boxes[..., None, :], others[..., None, :])[..., 0, 0]
 

@@ -12,9 +12,9 @@ from attnzoo.geometry import Pyramid, Queries, Role, Slot
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.boxes import inverse_sigmoid
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.models.detr.heads import Heads
+from attnzoo.models.detr.heads import PredictionHeads
 from attnzoo.models.detr.output import DetectorOutput
-from attnzoo.models.detr.queries import LARGEST_PROPOSAL, LearnedQueries, ProposedQueries
+from attnzoo.models.detr.queries import MAX_PROPOSAL, LearnedQueries, TwoStageQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
 from attnzoo.schema.fields import NamedBlock
@@ -45,31 +45,31 @@ class Detector(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(config.dim) if config.decoder.norm else None
         classes = num_classes + (config.loss.classification == "cross_entropy")
-        self.heads = Heads(config.head, config.dim, classes, config.decoder.layers)
-        self.queries: LearnedQueries | ProposedQueries
+        self.heads = PredictionHeads(config.head, config.dim, classes, config.decoder.layers)
+        self.queries: LearnedQueries | TwoStageQueries
         if config.head.two_stage:
-            _check_anchors(config, self.neck.levels)
-            self.queries = ProposedQueries(config.head, config.queries, config.dim, num_classes)
+            _check_anchors(config, self.neck.num_levels)
+            self.queries = TwoStageQueries(config.head, config.queries, config.dim, num_classes)
         else:
             kind = attention.ATTENTIONS.get(config.decoder.attention["name"])
             refs = kind.needs_refs or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
-        slot = Slot(self.config.dim, self.config.heads, self.neck.levels, role, layer)
+        slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)
         where = f"model.{role}.attention"
         name, options = attention.ATTENTIONS.read_block(block, where)
         return attention.build(name, slot, where=where, **options)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
-        return self.detect(self.neck(self.backbone(images, mask), mask))
+        return self.forward_transformer(self.neck(self.backbone(images, mask), mask))
 
-    def detect(self, memory: Pyramid) -> DetectorOutput:
+    def forward_transformer(self, memory: Pyramid) -> DetectorOutput:
         """Detect from a pyramid of projected features."""
         for layer in self.encoder:
             memory = layer(memory)
-        if isinstance(self.queries, ProposedQueries):
+        if isinstance(self.queries, TwoStageQueries):
             queries, encoder_logits, encoder_boxes = self.queries(memory, self.heads)
             return self._decode(queries, memory, encoder_logits, encoder_boxes)
         return self._decode(self.queries(len(memory.tokens)), memory, None, None)
@@ -110,8 +110,8 @@ def _check(config: DetectorConfig) -> None:
 def _check_anchors(config: DetectorConfig, levels: int) -> None:
     """Refuse proposals larger than the image: a whole level would silently propose nothing."""
     coarsest = config.head.anchor_size * 2 ** (levels - 1)
-    if coarsest >= LARGEST_PROPOSAL:
+    if coarsest >= MAX_PROPOSAL:
         raise UserError(
             f"model.head.anchor_size = {config.head.anchor_size}: doubled per level it is {coarsest:g} of the image on "
-            f"the last of {levels} levels, and must stay below {LARGEST_PROPOSAL}"
+            f"the last of {levels} levels, and must stay below {MAX_PROPOSAL}"
         )

@@ -35,7 +35,7 @@ class BoxHead(nn.Module):
         return full_precision(self.last, x)
 
 
-class Heads(nn.Module):
+class PredictionHeads(nn.Module):
     """A class head and a box head per decoder layer, and of their own for encoder proposals.
 
     `classes` counts logits. Without `shared`, layers have heads of their own; null shares them unless boxes

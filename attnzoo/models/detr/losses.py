@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from attnzoo.errors import unknown
-from attnzoo.models.detr.boxes import giou
+from attnzoo.models.detr.boxes import elementwise_giou
 from attnzoo.models.detr.config import LossConfig
-from attnzoo.models.detr.matcher import Objects, match
+from attnzoo.models.detr.matcher import Target, hungarian_match
 from attnzoo.models.detr.output import DetectorOutput
 
-CLASSIFICATIONS: tuple[str, ...] = get_args(LossConfig.__annotations__["classification"])
+CLASSIFICATION_LOSSES: tuple[str, ...] = get_args(LossConfig.__annotations__["classification"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class LossResult:
     parts: dict[str, Tensor]
 
 
-class DetectionLoss:
+class SetCriterion:
     """`loss(output, targets)`: the weighted sum over decoder layers and encoder proposals.
 
     Each layer is matched anew and weighted alike. `num_classes` does not count "no object".
@@ -44,14 +44,14 @@ class DetectionLoss:
     """
 
     def __init__(self, config: LossConfig, num_classes: int, *, select: str = "first"):
-        if config.classification not in CLASSIFICATIONS:
-            raise unknown("loss", config.classification, CLASSIFICATIONS, where="model.loss.classification")
+        if config.classification not in CLASSIFICATION_LOSSES:
+            raise unknown("loss", config.classification, CLASSIFICATION_LOSSES, where="model.loss.classification")
         self.config = config
         self.num_classes = num_classes
         self.select = select
 
     def __call__(
-        self, output: DetectorOutput, targets: Sequence[Objects], num_boxes: Tensor | float | None = None
+        self, output: DetectorOutput, targets: Sequence[Target], num_boxes: Tensor | float | None = None
     ) -> LossResult:
         """The losses of a batch.
 
@@ -80,11 +80,11 @@ class DetectionLoss:
         return torch.stack([weight * losses[kind].sum() for kind, weight in weights.items()]).sum()
 
     def _layers(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Objects], num_boxes: Tensor | float
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
         """Unweighted losses (layers,) of logits (layers, B, Q, C) and boxes (layers, B, Q, 4)."""
         logits, boxes = _at_least_fp32(logits), _at_least_fp32(boxes)
-        matching = match(logits, boxes, targets, self.config)
+        matching = hungarian_match(logits, boxes, targets, self.config)
         layer = torch.arange(len(logits), device=logits.device)[:, None]
         where = (layer, matching.images, matching.queries)
 
@@ -99,7 +99,7 @@ class DetectionLoss:
         return {
             "class": classes,
             "l1": (found - wanted).abs().sum((1, 2)) / num_boxes,
-            "giou": (1 - giou(found, wanted)).sum(1) / num_boxes,
+            "giou": (1 - elementwise_giou(found, wanted)).sum(1) / num_boxes,
         }
 
     def _focal(self, logits: Tensor, where: tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class DetectionLoss:
         return losses.unflatten(0, logits.shape[:3]).sum((1, 2)) / weights
 
 
-def seen(config: LossConfig, output: DetectorOutput) -> Tensor:
+def sum_of_loss_inputs(config: LossConfig, output: DetectorOutput) -> Tensor:
     """The sum of all that the losses look at, whatever the targets: a parameter that it depends on trains."""
     first = 0 if config.auxiliary else output.logits.shape[0] - 1
     tensors = (output.logits[first:], output.boxes[first:], output.encoder_logits, output.encoder_boxes)

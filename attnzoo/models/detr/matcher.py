@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from attnzoo.models.detr.boxes import pairwise_giou
 from attnzoo.models.detr.config import LossConfig
 
-Objects = Mapping[str, Tensor]
-"""Objects of one image: "labels" (n,) int64 and "boxes" (n, 4) as (cx, cy, w, h), normalised, with area."""
+Target = Mapping[str, Tensor]
+"""Target of one image: "labels" (n,) int64 and "boxes" (n, 4) as (cx, cy, w, h), normalised, with area."""
 
 FIRST = -1e6  # lower than any finite cost
 
@@ -33,7 +33,7 @@ class Matching:
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, targets: Sequence[Objects], config: LossConfig) -> Matching:
+def hungarian_match(logits: Tensor, boxes: Tensor, targets: Sequence[Target], config: LossConfig) -> Matching:
     """The cheapest one-to-one matching per layer and image, of logits (layers, B, Q, C) and boxes (layers, B, Q, 4).
 
     The cost of a pair is match_class · class + match_l1 · L1 + match_giou · (-GIoU). A prediction that is

@@ -7,11 +7,11 @@ from attnzoo.attention.base import full_precision
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries
 from attnzoo.models.detr.config import HeadConfig
-from attnzoo.models.detr.heads import Heads
-from attnzoo.models.position import sine
+from attnzoo.models.detr.heads import PredictionHeads
+from attnzoo.models.position import sine_embedding
 
 # Of the image: proposals whose centre or size lies beyond are not used (Deformable DETR, gen_encoder_output_proposals).
-SMALLEST_PROPOSAL, LARGEST_PROPOSAL = 0.01, 0.99
+MIN_PROPOSAL, MAX_PROPOSAL = 0.01, 0.99
 
 
 class LearnedQueries(nn.Module):
@@ -39,7 +39,7 @@ class LearnedQueries(nn.Module):
         return Queries(tokens, refs, pos)
 
 
-class ProposedQueries(nn.Module):
+class TwoStageQueries(nn.Module):
     """Two-stage: every token of the memory proposes a box, the best `count` become queries.
 
     A proposal is a box at the token's centre, `anchor_size` · 2^level wide and high, refined by the
@@ -59,7 +59,7 @@ class ProposedQueries(nn.Module):
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.xavier_uniform_(self.position.weight)
 
-    def forward(self, memory: Pyramid, heads: Heads) -> tuple[Queries, Tensor, Tensor]:
+    def forward(self, memory: Pyramid, heads: PredictionHeads) -> tuple[Queries, Tensor, Tensor]:
         """Queries (B, Q, C), and the logits (B, S, classes) and boxes (B, S, 4) of all proposals.
 
         Raises UserError if there are more queries than tokens.
@@ -79,7 +79,7 @@ class ProposedQueries(nn.Module):
         score = score[..., 0] if self.config.select == "first" else score.amax(-1)
         chosen = score.topk(self.count, 1).indices[..., None]
         refs = box_logits.gather(1, chosen.expand(-1, -1, 4)).detach().sigmoid()
-        embedded = sine(refs, self.dim // 2).flatten(2).to(features.dtype)
+        embedded = sine_embedding(refs, self.dim // 2).flatten(2).to(features.dtype)
         pos = self.position_norm(self.position(embedded))
         if self.config.content == "position":
             pos, tokens = pos.chunk(2, -1)
@@ -107,7 +107,7 @@ class ProposedQueries(nn.Module):
             ]
         )
         boxes = torch.cat([centers, sizes.expand_as(centers)], -1)
-        usable = ((boxes > SMALLEST_PROPOSAL) & (boxes < LARGEST_PROPOSAL)).all(-1, keepdim=True)
+        usable = ((boxes > MIN_PROPOSAL) & (boxes < MAX_PROPOSAL)).all(-1, keepdim=True)
         if memory.layout.padding is not None:
             usable = usable & ~memory.layout.padding[..., None]
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable

@@ -10,7 +10,7 @@ from attnzoo.attention.dense import MultiheadAttention
 from attnzoo.geometry import Pyramid, Queries
 
 
-class FeedForward(nn.Module):
+class FFN(nn.Module):
     """Two linear layers with ReLU between, dim → hidden → dim, before the residual."""
 
     def __init__(self, dim: int, hidden: int, dropout: float):
@@ -33,7 +33,7 @@ class EncoderLayer(nn.Module):
         dim = attention.slot.dim
         self.attention = attention
         self.attention_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn, dropout)
+        self.ffn = FFN(dim, ffn, dropout)
         self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         _xavier_multihead(self)
@@ -55,7 +55,7 @@ class DecoderLayer(nn.Module):
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = attention
         self.cross_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn, dropout)
+        self.ffn = FFN(dim, ffn, dropout)
         self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         _xavier_multihead(self)

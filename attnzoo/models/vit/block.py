@@ -25,7 +25,7 @@ class DepthwiseConv(nn.Module):
         return self.conv(x).flatten(2).transpose(1, 2)
 
 
-class FeedForward(nn.Module):
+class Mlp(nn.Module):
     """Two linear layers with GELU between, `dim` → `hidden` → `dim`, before the residual.
 
     `conv`: the hidden map plus its depthwise convolution goes into the GELU (Xia et al., DAT++, 2023).
@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, round(config.mlp_ratio * dim), config.dropout, config.mlp_conv)
+        self.mlp = Mlp(dim, round(config.mlp_ratio * dim), config.dropout, config.mlp_conv)
         initial = config.layer_scale
         self.scale1, self.scale2 = (nn.Identity() if initial is None else LayerScale(dim, initial) for _ in range(2))
         self.drop_path = DropPath(drop_path)

@@ -22,14 +22,14 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
 
 
-class PatchEmbedding(ConvNorm):
+class PatchEmbed(ConvNorm):
     """Patches of 4x4 pixels, each mapped linearly (Swin, DAT)."""
 
     def __init__(self, dim: int):
         super().__init__(3, dim, kernel=4, stride=4)
 
 
-class OverlapEmbedding(nn.Sequential):
+class OverlapPatchEmbed(nn.Sequential):
     """Two 3x3 convolutions of stride 2 (DAT++)."""
 
     def __init__(self, dim: int):
@@ -53,10 +53,10 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(corners, -1)))
 
 
-EMBEDDINGS = {"patch": PatchEmbedding, "overlap": OverlapEmbedding}
+PATCH_EMBEDS = {"patch": PatchEmbed, "overlap": OverlapPatchEmbed}
 
 
-def downsampling(kind: str, dim: int, out: int) -> nn.Module:
+def build_downsample(kind: str, dim: int, out: int) -> nn.Module:
     """What halves a map of `dim` channels and gives it `out`: "merge", "conv" or "overlap", as VitConfig.down says."""
     if kind == "merge":
         return PatchMerging(dim, out)

@@ -14,7 +14,7 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Role, Slot
 from attnzoo.models.vit.block import Block
 from attnzoo.models.vit.config import StageConfig, VitConfig
-from attnzoo.models.vit.embedding import EMBEDDINGS, downsampling
+from attnzoo.models.vit.embedding import PATCH_EMBEDS, build_downsample
 
 STRIDE = 4  # of the first map
 
@@ -57,7 +57,7 @@ class Trunk(nn.Module):
     def __init__(self, config: VitConfig, where: str = "model"):
         super().__init__()
         stages = _stages(config, where)
-        self.patch_embed = EMBEDDINGS[config.embed](stages[0].dim)
+        self.patch_embed = PATCH_EMBEDS[config.embed](stages[0].dim)
         depth = sum(stage.depth for stage in stages)
         drops = iter([config.drop_path * number / max(depth - 1, 1) for number in range(depth)])
         self.stages = nn.ModuleList()
@@ -69,7 +69,7 @@ class Trunk(nn.Module):
             blocks = [
                 Block(_attention(stage, number, side, slot), config, next(drops)) for number in range(stage.depth)
             ]
-            before = downsampling(config.down, stages[index - 1].dim, stage.dim) if index else None
+            before = build_downsample(config.down, stages[index - 1].dim, stage.dim) if index else None
             self.stages.append(Stage(before, blocks, stage.checkpoint))
             described.append({"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{index}"})
         self.feature_info = FeatureInfo(described, tuple(range(len(described))))

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.losses import CLASSES, loss_config, random_output, random_targets
 
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
 
 COUNTS = (5, 3, 0, 1)  # two images each: eight objects and one
@@ -20,7 +20,7 @@ def _images(output: DetectorOutput, part: slice) -> DetectorOutput:
 def _losses(kind: str, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Total and the gradient of the logits for some of the images."""
     output, targets = random_output(kind, images=4, tokens=20), random_targets(*COUNTS)
-    total = DetectionLoss(loss_config(kind), CLASSES)(_images(output, part), targets[part]).total
+    total = SetCriterion(loss_config(kind), CLASSES)(_images(output, part), targets[part]).total
     return total.detach(), torch.autograd.grad(total, output.logits)[0]
 
 

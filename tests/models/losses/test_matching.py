@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.losses import CLASSES, loss_config, random_output, random_targets
 
-from attnzoo.models.detr.matcher import match
+from attnzoo.models.detr.matcher import hungarian_match
 
 
 @pytest.mark.parametrize("counts", [(4, 1, 6), (3, 0, 5), (2, 11, 0), (0, 0, 0)])
@@ -20,7 +20,7 @@ def test_pairs_equal_transformers(kind, counts):
     theirs = matcher(class_cost=config.match_class, bbox_cost=config.match_l1, giou_cost=config.match_giou)
     for seed in range(5):
         output, targets = random_output(kind, seed=seed), random_targets(*counts, seed=seed + 100)
-        ours = match(output.logits, output.boxes, targets, config)
+        ours = hungarian_match(output.logits, output.boxes, targets, config)
         starts = torch.tensor([0, *itertools.accumulate(counts)])
         labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
         for layer in range(len(output.logits)):
@@ -33,7 +33,7 @@ def test_pairs_equal_transformers(kind, counts):
 
 def test_layers_are_matched_anew():
     output, targets = random_output("focal"), random_targets(4, 3, 6)
-    matching = match(output.logits, output.boxes, targets, loss_config("focal"))
+    matching = hungarian_match(output.logits, output.boxes, targets, loss_config("focal"))
     assert not torch.equal(matching.queries[0], matching.queries[1])
     assert matching.queries.shape == matching.targets.shape == (3, 13)
 
@@ -48,7 +48,7 @@ def test_perfect_predictions_find_their_objects():
         for place, label, box in zip(order, target["labels"], target["boxes"], strict=False):
             logits[0, image, place, label] = 6
             boxes[0, image, place] = box
-    matching = match(logits, boxes, targets, loss_config("focal"))
+    matching = hungarian_match(logits, boxes, targets, loss_config("focal"))
     expected = sorted((0, int(order[i]), i) for i in range(5)) + sorted((1, int(order[i]), 5 + i) for i in range(3))
     found = zip(matching.images.tolist(), matching.queries[0].tolist(), matching.targets[0].tolist(), strict=True)
     assert list(found) == expected
@@ -63,5 +63,5 @@ def test_weights_decide():
     by_place, by_class = loss_config("focal"), loss_config("focal")
     by_place.match_class = 0.0
     by_class.match_l1 = by_class.match_giou = 0.0
-    assert match(logits, boxes, targets, by_place).targets.tolist() == [[0, 1]]
-    assert match(logits, boxes, targets, by_class).targets.tolist() == [[1, 0]]
+    assert hungarian_match(logits, boxes, targets, by_place).targets.tolist() == [[0, 1]]
+    assert hungarian_match(logits, boxes, targets, by_class).targets.tolist() == [[1, 0]]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from attnzoo.errors import UserError
 from attnzoo.models.detr.boxes import pairwise_giou
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
 
 KINDS = ["cross_entropy", "focal"]
@@ -21,7 +21,7 @@ COUNTS = {"ordinary": (4, 1, 6), "an image without objects": (3, 0, 5), "more ob
 @pytest.mark.parametrize("kind", KINDS)
 def test_components_equal_transformers(kind, counts):
     output, targets = random_output(kind), random_targets(*counts)
-    ours = DetectionLoss(loss_config(kind), CLASSES)(output, targets).parts
+    ours = SetCriterion(loss_config(kind), CLASSES)(output, targets).parts
     theirs = transformers_loss(kind, output, targets)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -34,7 +34,7 @@ def test_total_and_gradients_equal_transformers(kind):
     config = loss_config(kind)
     output, targets = random_output(kind, dtype=torch.float64), random_targets(4, 0, 6, dtype=torch.float64)
     leaves = (output.logits, output.boxes)
-    total = DetectionLoss(config, CLASSES)(output, targets).total
+    total = SetCriterion(config, CLASSES)(output, targets).total
     weights = {"class": config.class_weight, "l1": 5.0, "giou": 2.0}
     expected = sum(weights[n.split("_")[0]] * v for n, v in transformers_loss(kind, output, targets).items())
     torch.testing.assert_close(total, expected, rtol=1e-7, atol=0)
@@ -46,7 +46,7 @@ def test_total_and_gradients_equal_transformers(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_without_any_object(kind):
     output, targets = random_output(kind), random_targets(0, 0, 0)
-    result = DetectionLoss(loss_config(kind), CLASSES)(output, targets)
+    result = SetCriterion(loss_config(kind), CLASSES)(output, targets)
     theirs = transformers_loss(kind, output, targets)
     torch.testing.assert_close(result.parts["class"], theirs["class"].detach())
     assert result.parts["l1"] == result.parts["giou"] == 0
@@ -61,7 +61,7 @@ def test_encoder_loss_by_hand(kind, select):
     """The loss of two-stage proposals: over all tokens, labels 0 unless proposals are picked by the best class."""
     config = loss_config(kind)
     output, targets = random_output(kind, images=2, tokens=40), random_targets(4, 3)
-    parts = DetectionLoss(config, CLASSES, select=select)(output, targets).parts
+    parts = SetCriterion(config, CLASSES, select=select)(output, targets).parts
 
     boxes_total, weights, expected = 7, 0.0, dict.fromkeys(("class", "l1", "giou"), 0.0)
     for logits, boxes, target in zip(output.encoder_logits, output.encoder_boxes, targets, strict=True):
@@ -100,7 +100,7 @@ def test_total_is_the_weighted_sum_of_the_parts(kind):
     config = loss_config(kind)
     config.class_weight, config.l1_weight, config.giou_weight = 3.0, 7.0, 11.0
     output, targets = random_output(kind, tokens=20), random_targets(2, 3, 0)
-    result = DetectionLoss(config, CLASSES)(output, targets)
+    result = SetCriterion(config, CLASSES)(output, targets)
     assert len(result.parts) == 3 * (3 + 1)
     weights = {"class": 3.0, "l1": 7.0, "giou": 11.0}
     expected = sum(weights[name.split("_")[0]] * value for name, value in result.parts.items())
@@ -111,9 +111,9 @@ def test_without_auxiliary_losses_only_the_last_layer_learns():
     config = loss_config("focal")
     config.auxiliary = False
     output, targets = random_output("focal"), random_targets(2, 3, 0)
-    result = DetectionLoss(config, CLASSES)(output, targets)
+    result = SetCriterion(config, CLASSES)(output, targets)
     assert result.parts.keys() == {"class", "l1", "giou"}
-    assert result.parts["l1"] == DetectionLoss(loss_config("focal"), CLASSES)(output, targets).parts["l1"]
+    assert result.parts["l1"] == SetCriterion(loss_config("focal"), CLASSES)(output, targets).parts["l1"]
     result.total.backward()
     assert (output.logits.grad[:-1] == 0).all()
     assert output.logits.grad[-1].abs().min() > 0
@@ -121,7 +121,7 @@ def test_without_auxiliary_losses_only_the_last_layer_learns():
 
 def test_number_of_boxes_can_be_given():
     output, targets = random_output("focal"), random_targets(2, 3, 0)
-    loss = DetectionLoss(loss_config("focal"), CLASSES)
+    loss = SetCriterion(loss_config("focal"), CLASSES)
     torch.testing.assert_close(loss(output, targets, 10).total * 2, loss(output, targets).total)
 
 
@@ -133,7 +133,7 @@ def test_one_prediction_that_is_not_finite_makes_the_loss_not_finite(kind, field
         output, targets = random_output(kind), random_targets(2, 1, 0)
         with torch.no_grad():
             getattr(output, field)[1, 0, 5, 2] = value
-        result = DetectionLoss(loss_config(kind), CLASSES)(output, targets)
+        result = SetCriterion(loss_config(kind), CLASSES)(output, targets)
         assert not result.total.isfinite()
         assert any(name.endswith("_1") and not part.isfinite() for name, part in result.parts.items())
         assert result.parts["class"].isfinite()
@@ -144,7 +144,7 @@ def test_boxes_without_area_train_on():
     output, targets = random_output("focal"), random_targets(2, 1, 3)
     with torch.no_grad():
         output.boxes[..., 2:] = 0
-    DetectionLoss(loss_config("focal"), CLASSES)(output, targets).total.backward()
+    SetCriterion(loss_config("focal"), CLASSES)(output, targets).total.backward()
     assert output.boxes.grad.isfinite().all()
 
 
@@ -152,7 +152,7 @@ def test_low_precision_predictions_are_compared_in_fp32():
     output, targets = random_output("focal"), random_targets(2, 1, 3)
     low = DetectorOutput(output.logits.bfloat16(), output.boxes.bfloat16())
     same = DetectorOutput(low.logits.float(), low.boxes.float())
-    loss = DetectionLoss(loss_config("focal"), CLASSES)
+    loss = SetCriterion(loss_config("focal"), CLASSES)
     assert loss(low, targets).total.dtype == torch.float32
     assert loss(low, targets).total == loss(same, targets).total
 
@@ -161,4 +161,4 @@ def test_unknown_classification_names_the_nearest():
     config = loss_config("focal")
     config.classification = "focl"
     with pytest.raises(UserError, match=r"model\.loss\.classification: .*'focl'; did you mean 'focal'"):
-        DetectionLoss(config, CLASSES)
+        SetCriterion(config, CLASSES)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from attnzoo.errors import UserError
 
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+RenameRule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A regular expression for the start of a name, and what takes its place."""
 
 
-def rename(
-    state: Mapping[str, Tensor], rules: Sequence[Rule], *, layers: int, ignore: tuple[str, ...], source: str
+def rename_keys(
+    state: Mapping[str, Tensor], rules: Sequence[RenameRule], *, layers: int, ignore: tuple[str, ...], source: str
 ) -> dict[str, Tensor]:
     """`state` under new names, each by the first rule that fits.
 
@@ -33,7 +33,7 @@ def rename(
     return renamed
 
 
-def merge_projections(state: Mapping[str, Tensor], into: str, *, source: str) -> dict[str, Tensor]:
+def merge_qkv(state: Mapping[str, Tensor], into: str, *, source: str) -> dict[str, Tensor]:
     """The projections of queries, keys and values (`….q_proj.…`) as the one matrix that we have (`into`).
 
     Raises UserError where one is missing; `source` says whose names they are.
@@ -51,7 +51,7 @@ def merge_projections(state: Mapping[str, Tensor], into: str, *, source: str) ->
     return merged
 
 
-def _rename(name: str, rules: Sequence[Rule]) -> str | None:
+def _rename(name: str, rules: Sequence[RenameRule]) -> str | None:
     for pattern, replacement in rules:
         renamed, found = re.subn(rf"\A(?:{pattern})", replacement, name)
         if found:
