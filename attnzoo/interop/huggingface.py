@@ -1,4 +1,4 @@
-"""Checkpoints of DETR and Deformable DETR as Hugging Face transformers 4 names them."""
+"""Convert DETR and Deformable DETR checkpoints of Hugging Face transformers 4."""
 
 from collections.abc import Mapping
 
@@ -7,20 +7,20 @@ from torch import Tensor
 from attnzoo.interop.state_dict import RenameRule, merge_qkv, rename_keys
 from attnzoo.models.detr.config import DetectorConfig
 
-_BODY = r"model\.backbone\.conv_encoder\.model\."
-_BLOCK = _BODY + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_BACKBONE_PREFIX = r"model\.backbone\.conv_encoder\.model\."
+_BLOCK = _BACKBONE_PREFIX + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
 _ENCODER = r"model\.encoder\.layers\.(\d+)\."
 _DECODER = r"model\.decoder\.layers\.(\d+)\."
 
-# transformers' ResNet counts stages and convolutions from 0; a timm backbone keeps its names.
+# Indices of transformers' ResNet start at 0. Names of a timm backbone stay as they are.
 _BACKBONE: list[RenameRule] = [
-    (_BODY + r"embedder\.embedder\.convolution\.", "backbone.body.conv1."),
-    (_BODY + r"embedder\.embedder\.normalization\.", "backbone.body.bn1."),
+    (_BACKBONE_PREFIX + r"embedder\.embedder\.convolution\.", "backbone.body.conv1."),
+    (_BACKBONE_PREFIX + r"embedder\.embedder\.normalization\.", "backbone.body.bn1."),
     (_BLOCK + r"layer\.(\d+)\.convolution\.", lambda m: f"{_block(m[1], m[2])}.conv{int(m[3]) + 1}."),
     (_BLOCK + r"layer\.(\d+)\.normalization\.", lambda m: f"{_block(m[1], m[2])}.bn{int(m[3]) + 1}."),
     (_BLOCK + r"shortcut\.convolution\.", lambda m: f"{_block(m[1], m[2])}.downsample.0."),
     (_BLOCK + r"shortcut\.normalization\.", lambda m: f"{_block(m[1], m[2])}.downsample.1."),
-    (_BODY, "backbone.body."),
+    (_BACKBONE_PREFIX, "backbone.body."),
 ]
 _TRANSFORMER: list[RenameRule] = [
     (_ENCODER + r"self_attn_layer_norm\.", r"encoder.\1.attention_norm."),
@@ -54,18 +54,18 @@ _DEFORMABLE: list[RenameRule] = [
     (r"class_embed\.", "heads.classes."),
     (r"bbox_embed\.", "heads.boxes."),
 ]
-# The heads once more, where the decoder refines boxes with them.
+# Second references to the heads, in decoders with box refinement.
 _ALIASES = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 
 
 def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
-    """The state dict of our detector from that of `DetrForObjectDetection` or `DeformableDetrForObjectDetection`.
+    """Convert a state dict of `DetrForObjectDetection` or `DeformableDetrForObjectDetection` to attnzoo's `Detector`.
 
-    `config` describes the same model. The backbone is a ResNet, of timm or of transformers.
-    Raises UserError for a tensor that the model does not have.
+    `config` must describe the same model. The backbone is a ResNet of timm or of transformers.
+    Raises UserError for an unexpected or missing key.
     """
     layers = config.decoder.layers
-    # The last head is the encoder's, the last projection makes C6 (if there are any).
+    # If present, the head after the decoder's belongs to the encoder, and the last input projection is C6.
     deformable: list[RenameRule] = [
         (rf"class_embed\.{layers}\.", "heads.encoder_class."),
         (rf"bbox_embed\.{layers}\.", "heads.encoder_box."),

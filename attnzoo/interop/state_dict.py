@@ -1,4 +1,4 @@
-"""Renaming the tensors of a state dict by a table of patterns."""
+"""Rename the keys of a state dict by a table of regular expressions."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,51 +9,56 @@ from torch import Tensor
 from attnzoo.errors import UserError
 
 RenameRule = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A regular expression for the start of a name, and what takes its place."""
+"""A regular expression for the start of a key, and its replacement."""
 
 
 def rename_keys(
-    state: Mapping[str, Tensor], rules: Sequence[RenameRule], *, layers: int, ignore: tuple[str, ...], source: str
+    state: Mapping[str, Tensor],
+    rules: Sequence[RenameRule],
+    *,
+    source: str,
+    layers: int = 1,
+    ignore: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """`state` under new names, each by the first rule that fits.
+    """`state` with each key renamed by the first rule that matches.
 
-    A `*` in a new name stands for every decoder layer, 0 … `layers` - 1: a head that they share. Names that
-    start with one of `ignore` are left out. Raises UserError for a name that no rule fits; `source` says
-    whose names they are.
+    A `*` in a new key is replaced by every decoder layer, 0 … `layers` - 1, for heads that they share. Keys that start
+    with one of `ignore` are dropped. Raises UserError for a key that no rule matches; `source` names the origin of the
+    keys in messages.
     """
     renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith(ignore):
+    for key, tensor in state.items():
+        if key.startswith(ignore):
             continue
-        ours = _rename(name, rules)
-        if ours is None:
-            raise UserError(f"{source}: the model described by this configuration has no tensor {name!r}")
-        for layer in range(layers if "*" in ours else 1):
-            renamed[ours.replace("*", str(layer))] = tensor
+        new_key = _rename(key, rules)
+        if new_key is None:
+            raise UserError(f"{source}: unexpected key {key!r} for this configuration")
+        for layer in range(layers if "*" in new_key else 1):
+            renamed[new_key.replace("*", str(layer))] = tensor
     return renamed
 
 
-def merge_qkv(state: Mapping[str, Tensor], into: str, *, source: str) -> dict[str, Tensor]:
-    """The projections of queries, keys and values (`….q_proj.…`) as the one matrix that we have (`into`).
+def merge_qkv(state: Mapping[str, Tensor], merged_name: str, *, source: str) -> dict[str, Tensor]:
+    """Merge `….q_proj.…`, `….k_proj.…` and `….v_proj.…` into one tensor, with `merged_name` in place of `.q_proj.`.
 
-    Raises UserError where one is missing; `source` says whose names they are.
+    Raises UserError where one is missing; `source` names the origin of the keys in messages.
     """
     merged: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".q_proj." in name:
-            parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-            absent = [part for part in parts if part not in state]
-            if absent:
-                raise UserError(f"{source}: there is {name}, but no {absent[0]}")
-            merged[name.replace(".q_proj.", into)] = torch.cat([state[part] for part in parts])
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            merged[name] = tensor
+    for key, tensor in state.items():
+        if ".q_proj." in key:
+            projections = [key.replace(".q_proj.", f".{name}_proj.") for name in "qkv"]
+            missing = [name for name in projections if name not in state]
+            if missing:
+                raise UserError(f"{source}: missing key {missing[0]} ({key} is present)")
+            merged[key.replace(".q_proj.", merged_name)] = torch.cat([state[name] for name in projections])
+        elif ".k_proj." not in key and ".v_proj." not in key:
+            merged[key] = tensor
     return merged
 
 
-def _rename(name: str, rules: Sequence[RenameRule]) -> str | None:
+def _rename(key: str, rules: Sequence[RenameRule]) -> str | None:
     for pattern, replacement in rules:
-        renamed, found = re.subn(rf"\A(?:{pattern})", replacement, name)
-        if found:
-            return renamed
+        new_key, count = re.subn(rf"\A(?:{pattern})", replacement, key)
+        if count:
+            return new_key
     return None

@@ -1,4 +1,4 @@
-"""Checkpoints of Swin and DAT, as their authors, timm and Hugging Face transformers 4 name them, for our classifier."""
+"""Convert checkpoints of Swin (official, timm, Hugging Face transformers 4) and DAT (official) to `Classifier`."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnzoo.interop.state_dict import RenameRule, merge_qkv, rename_keys
 
-# Tables of indices and masks, which we compute.
+# Index and mask buffers, which are recomputed.
 _RECOMPUTED_BUFFERS = re.compile(r"\.(relative_position_index|attn_mask|q_grid|reference)\Z")
 
 _SWIN: list[RenameRule] = [
@@ -34,9 +34,7 @@ _SWIN_TRANSFORMERS: list[RenameRule] = [
     (r"swin\.embeddings\.norm\.", "trunk.patch_embed.norm."),
     (_BLOCK + r"layernorm_before\.", r"trunk.stages.\1.blocks.\2.norm1."),
     (_BLOCK + r"layernorm_after\.", r"trunk.stages.\1.blocks.\2.norm2."),
-    (_BLOCK + r"attention\.self\.(q)uery\.", r"trunk.stages.\1.blocks.\2.attention.\3_proj."),
-    (_BLOCK + r"attention\.self\.(k)ey\.", r"trunk.stages.\1.blocks.\2.attention.\3_proj."),
-    (_BLOCK + r"attention\.self\.(v)alue\.", r"trunk.stages.\1.blocks.\2.attention.\3_proj."),
+    (_BLOCK + r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.", r"trunk.stages.\1.blocks.\2.attention.\3_proj."),
     (_BLOCK + r"attention\.self\.relative", r"trunk.stages.\1.blocks.\2.attention.relative"),
     (_BLOCK + r"attention\.output\.dense\.", r"trunk.stages.\1.blocks.\2.attention.proj."),
     (_BLOCK + r"intermediate\.dense\.", r"trunk.stages.\1.blocks.\2.mlp.fc1."),
@@ -71,41 +69,41 @@ _DAT_OVERLAP_PATCH_EMBED: list[RenameRule] = [
     (r"patch_proj\.([03])\.", lambda m: f"trunk.patch_embed.{2 * int(m[1]) // 3}.conv."),
     (r"patch_proj\.([14])\.norm\.", lambda m: f"trunk.patch_embed.{2 * (int(m[1]) - 1) // 3}.norm."),
 ]
-# The authors' 1x1 convolutions are linear layers here, but for the one that ends an offset network.
+# 1x1 convolutions of the official code that are linear layers here: all but the last of the offset network.
 _CONV_TO_LINEAR = re.compile(r"\.(proj_q|proj_k|proj_v|proj_out|fc1|fc2)\.weight\Z")
 
 
 def swin_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our classifier from `checkpoint["model"]` of microsoft/Swin-Transformer.
+    """Convert `checkpoint["model"]` of microsoft/Swin-Transformer.
 
-    Raises UserError for a tensor that has no place, as the other functions here do.
+    Raises UserError for an unexpected key, as the other functions of this module.
     """
-    return rename_keys(_drop_recomputed(state), _SWIN_OFFICIAL, layers=0, ignore=(), source="Swin")
+    return rename_keys(_drop_recomputed(state), _SWIN_OFFICIAL, source="Swin")
 
 
 def swin_from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our classifier from that of timm's `SwinTransformer`."""
-    return rename_keys(_drop_recomputed(state), _SWIN_TIMM, layers=0, ignore=(), source="timm")
+    """Convert a state dict of timm's `SwinTransformer`."""
+    return rename_keys(_drop_recomputed(state), _SWIN_TIMM, source="timm")
 
 
 def swin_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our classifier from that of `SwinForImageClassification`."""
-    renamed = rename_keys(_drop_recomputed(state), _SWIN_TRANSFORMERS, layers=0, ignore=(), source="transformers")
+    """Convert a state dict of transformers' `SwinForImageClassification`."""
+    renamed = rename_keys(_drop_recomputed(state), _SWIN_TRANSFORMERS, source="transformers")
     return merge_qkv(renamed, ".qkv.", source="transformers")
 
 
 def dat_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our classifier from `checkpoint["model"]` of LeapLabTHU/DAT, of DAT or DAT++.
+    """Convert `checkpoint["model"]` of LeapLabTHU/DAT, of DAT or DAT++.
 
-    Its keys and tables are for the published conventions: those of the presets.
+    The attention option `convention` must be the published one, v1 or v2, as in the presets.
     """
     windows = {name.removesuffix(".proj_qkv.weight") for name in state if name.endswith(".proj_qkv.weight")}
-    kept = {}
+    unified = {}
     for name, tensor in _drop_recomputed(state).items():
-        block, found, rest = name.partition(".proj_out.")
-        kept[f"{block}.proj.{rest}" if found and block in windows else name] = tensor
+        block, separator, suffix = name.partition(".proj_out.")
+        unified[f"{block}.proj.{suffix}" if separator and block in windows else name] = tensor
     rules = [*(_DAT_OVERLAP_PATCH_EMBED if "patch_proj.3.weight" in state else _DAT_PATCH_EMBED), *_DAT]
-    renamed = rename_keys(kept, rules, layers=0, ignore=(), source="DAT")
+    renamed = rename_keys(unified, rules, source="DAT")
     return {name: tensor.flatten(1) if _CONV_TO_LINEAR.search(name) else tensor for name, tensor in renamed.items()}
 
 

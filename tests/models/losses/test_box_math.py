@@ -18,10 +18,10 @@ def test_giou_by_hand():
     others = torch.tensor(
         [
             [0.5, 0.5, 0.2, 0.2],  # itself
-            [0.6, 0.5, 0.2, 0.2],  # half over it: IoU 1/3, enclosed by their union
-            [0.9, 0.5, 0.2, 0.2],  # 0.2 beside it: IoU 0, a third of the enclosing box is empty
+            [0.6, 0.5, 0.2, 0.2],  # overlapping by half: IoU 1/3, union = enclosing box
+            [0.9, 0.5, 0.2, 0.2],  # 0.2 apart: IoU 0, a third of the enclosing box is empty
             [0.7, 0.7, 0.2, 0.2],  # touching at a corner: half of the enclosing box is empty
-            [0.5, 0.5, 0.0, 0.0],  # a point in it
+            [0.5, 0.5, 0.0, 0.0],  # a point inside
         ]
     )
     expected = torch.tensor([[1, 1 / 3, -1 / 3, -1 / 2, 0]])
