@@ -31,7 +31,7 @@ class DatasetTask:
         ranks.barrier()
         if not ranks.is_main:
             self._build_data()
-        self.num_classes = models.class_count(model, self.train.num_classes)
+        self.num_classes = models.resolve_num_classes(model, self.train.num_classes)
         torch.manual_seed(seed)
         self.model = models.build(model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.

@@ -13,7 +13,7 @@ from attnzoo.engine.distributed import Ranks
 from attnzoo.engine.task import Forward, StepLoss
 from attnzoo.models.cost import Cost, measure
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.postprocess import postprocess
 
 
@@ -26,7 +26,7 @@ class DetectionTask(DatasetTask):
     def __init__(self, model: DetectorConfig, data: DataConfig, seed: int, ranks: Ranks, *, per_class: bool = False):
         super().__init__(model, data, seed, ranks)
         self._classification, self._per_class = model.loss.classification, per_class
-        self._loss = DetectionLoss(model.loss, self.num_classes, select=model.head.select)
+        self._loss = SetCriterion(model.loss, self.num_classes, select=model.head.select)
 
     def normalizer(self, batches: Sequence[Batch]) -> float:
         """Objects per batch and rank, at least 1; by it, k accumulated batches weigh as one of k-fold size.

@@ -1,1 +1,1 @@
-"""Weights of other implementations under the names of this one."""
+"""Convert state dicts of other implementations."""

@@ -1,28 +1,28 @@
-"""Checkpoints of DETR and Deformable DETR as Hugging Face transformers 4 names them."""
+"""Convert DETR and Deformable DETR checkpoints of Hugging Face transformers 4."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from attnzoo.interop.rename import Rule, merge_projections, rename
+from attnzoo.interop.state_dict import RenameRule, merge_qkv, rename_keys
 from attnzoo.models.detr.config import DetectorConfig
 
-_BODY = r"model\.backbone\.conv_encoder\.model\."
-_BLOCK = _BODY + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_BACKBONE_PREFIX = r"model\.backbone\.conv_encoder\.model\."
+_BLOCK = _BACKBONE_PREFIX + r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
 _ENCODER = r"model\.encoder\.layers\.(\d+)\."
 _DECODER = r"model\.decoder\.layers\.(\d+)\."
 
-# transformers' ResNet counts stages and convolutions from 0; a timm backbone keeps its names.
-_BACKBONE: list[Rule] = [
-    (_BODY + r"embedder\.embedder\.convolution\.", "backbone.body.conv1."),
-    (_BODY + r"embedder\.embedder\.normalization\.", "backbone.body.bn1."),
+# Indices of transformers' ResNet start at 0. Names of a timm backbone stay as they are.
+_BACKBONE: list[RenameRule] = [
+    (_BACKBONE_PREFIX + r"embedder\.embedder\.convolution\.", "backbone.body.conv1."),
+    (_BACKBONE_PREFIX + r"embedder\.embedder\.normalization\.", "backbone.body.bn1."),
     (_BLOCK + r"layer\.(\d+)\.convolution\.", lambda m: f"{_block(m[1], m[2])}.conv{int(m[3]) + 1}."),
     (_BLOCK + r"layer\.(\d+)\.normalization\.", lambda m: f"{_block(m[1], m[2])}.bn{int(m[3]) + 1}."),
     (_BLOCK + r"shortcut\.convolution\.", lambda m: f"{_block(m[1], m[2])}.downsample.0."),
     (_BLOCK + r"shortcut\.normalization\.", lambda m: f"{_block(m[1], m[2])}.downsample.1."),
-    (_BODY, "backbone.body."),
+    (_BACKBONE_PREFIX, "backbone.body."),
 ]
-_TRANSFORMER: list[Rule] = [
+_TRANSFORMER: list[RenameRule] = [
     (_ENCODER + r"self_attn_layer_norm\.", r"encoder.\1.attention_norm."),
     (_ENCODER + r"final_layer_norm\.", r"encoder.\1.ffn_norm."),
     (_ENCODER + r"fc([12])\.", r"encoder.\1.ffn.linear\2."),
@@ -33,7 +33,7 @@ _TRANSFORMER: list[Rule] = [
     (_DECODER + r"fc([12])\.", r"decoder.\1.ffn.linear\2."),
     (r"model\.query_position_embeddings\.", "queries.embedding."),
 ]
-_DETR: list[Rule] = [
+_DETR: list[RenameRule] = [
     (_ENCODER + r"self_attn\.", r"encoder.\1.attention.mha."),
     (_DECODER + r"encoder_attn\.", r"decoder.\1.cross_attention.mha."),
     (r"model\.decoder\.layernorm\.", "decoder_norm."),
@@ -41,7 +41,7 @@ _DETR: list[Rule] = [
     (r"class_labels_classifier\.", "heads.classes.*."),
     (r"bbox_predictor\.", "heads.boxes.*."),
 ]
-_DEFORMABLE: list[Rule] = [
+_DEFORMABLE: list[RenameRule] = [
     (_ENCODER + r"self_attn\.", r"encoder.\1.attention."),
     (_DECODER + r"encoder_attn\.", r"decoder.\1.cross_attention."),
     (r"model\.level_embed\Z", "neck.level_embedding"),
@@ -54,19 +54,19 @@ _DEFORMABLE: list[Rule] = [
     (r"class_embed\.", "heads.classes."),
     (r"bbox_embed\.", "heads.boxes."),
 ]
-# The heads once more, where the decoder refines boxes with them.
+# Second references to the heads, in decoders with box refinement.
 _ALIASES = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 
 
 def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
-    """The state dict of our detector from that of `DetrForObjectDetection` or `DeformableDetrForObjectDetection`.
+    """Convert a state dict of `DetrForObjectDetection` or `DeformableDetrForObjectDetection` to attnzoo's `Detector`.
 
-    `config` describes the same model. The backbone is a ResNet, of timm or of transformers.
-    Raises UserError for a tensor that the model does not have.
+    `config` must describe the same model. The backbone is a ResNet of timm or of transformers.
+    Raises UserError for an unexpected or missing key.
     """
     layers = config.decoder.layers
-    # The last head is the encoder's, the last projection makes C6 (if there are any).
-    deformable: list[Rule] = [
+    # If present, the head after the decoder's belongs to the encoder, and the last input projection is C6.
+    deformable: list[RenameRule] = [
         (rf"class_embed\.{layers}\.", "heads.encoder_class."),
         (rf"bbox_embed\.{layers}\.", "heads.encoder_box."),
         (rf"model\.input_proj\.{len(config.backbone.strides)}\.", "neck.c6."),
@@ -74,8 +74,8 @@ def convert(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Te
     ]
     family = _DETR if config.encoder.attention["name"] == "dense" else deformable
     rules = [*_BACKBONE, *_TRANSFORMER, *family]
-    renamed = rename(state, rules, layers=layers, ignore=_ALIASES, source="transformers")
-    return merge_projections(renamed, ".in_proj_", source="transformers")
+    renamed = rename_keys(state, rules, layers=layers, ignore=_ALIASES, source="transformers")
+    return merge_qkv(renamed, ".in_proj_", source="transformers")
 
 
 def _block(stage: str, block: str) -> str:

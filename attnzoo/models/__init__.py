@@ -1,6 +1,6 @@
-"""Models, published and your own: `names()`, `create(name)`, `features(name)`, `build(config)`.
+"""Published and custom models: `names()`, `create(name)`, `features(name)`, `build(config)`.
 
-Importing this package, or the configs in it, imports no torch: the models are imported where they are built.
+Importing this package or its configs does not import torch: model classes are imported when one is built.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ names = presets.names
 
 
 def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> "Detector | Classifier":
-    """The model of a preset with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
+    """A preset with randomly initialised weights: `create("detr_r50")`, `create("swin_tiny")`.
 
-    `overrides` are fields of DetectorConfig or ClassifierConfig, nested as dicts. Unless given, `num_classes` is 91 for
-    detectors (COCO's category ids) and 1000 for classifiers (ImageNet). Raises UserError for a name or value that is
-    not allowed.
+    `overrides` are fields of DetectorConfig or ClassifierConfig, as nested dicts. `num_classes` defaults to 91 for
+    detectors (COCO category ids) and 1000 for classifiers (ImageNet). Raises UserError for an unknown preset or field
+    and for an invalid value.
     """
     if preset not in names():
         raise unknown("preset", preset, names())
@@ -35,10 +35,10 @@ def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> 
 
 
 def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrides: Any) -> "Features":
-    """Feature maps of a hierarchical vision transformer, as `timm.create_model(preset, features_only=True)` gives them.
+    """A hierarchical ViT as feature extractor, like `timm.create_model(preset, features_only=True)`.
 
-    `out_indices` counts stages from 0, ascending; None takes all. `overrides` are fields of VitConfig, nested as dicts.
-    Raises UserError for a name, stage or value that is not allowed.
+    `out_indices` are 0-based stage indices in ascending order; None selects all stages. `overrides` are fields of
+    VitConfig, as nested dicts. Raises UserError for an unknown preset, stage or field and for an invalid value.
     """
     from attnzoo.models.vit.features import Features
 
@@ -48,9 +48,9 @@ def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrid
 
 
 def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":
-    """The model that `config` describes, for `num_classes` classes ("no object" not counted).
+    """The model described by `config`, for `num_classes` classes ("no object" not included).
 
-    Raises UserError, naming the key, for a combination that cannot work.
+    Raises UserError, naming the key, for an invalid configuration.
     """
     if isinstance(config, DetectorConfig):
         from attnzoo.models.detr.detector import Detector
@@ -62,14 +62,17 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Clas
     return Classifier(config, num_classes)
 
 
-def class_count(config: ModelConfig, present: int) -> int:
-    """How many classes the model of an experiment tells apart: as configured, else those `present` in the data set.
+def resolve_num_classes(config: ModelConfig, dataset_num_classes: int) -> int:
+    """`config.num_classes` if set, else the number of classes of the data set.
 
-    Raises UserError if the data set has more than the model is configured for.
+    Raises UserError if the data set has more classes than the model is configured for.
     """
-    if config.num_classes is not None and config.num_classes < present:
-        raise UserError(f"model.num_classes = {config.num_classes}: the data set has {present} classes")
-    return config.num_classes or present
+    if config.num_classes is not None and config.num_classes < dataset_num_classes:
+        raise UserError(
+            f"model.num_classes = {config.num_classes}: the data set has {dataset_num_classes} classes",
+            key="model.num_classes",
+        )
+    return config.num_classes or dataset_num_classes
 
 
-__all__ = ["build", "class_count", "create", "features", "names"]
+__all__ = ["build", "create", "features", "names", "resolve_num_classes"]

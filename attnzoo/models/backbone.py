@@ -1,65 +1,64 @@
-"""Backbones: any timm model that gives feature maps, and the hierarchical vision transformers of this package."""
+"""Backbones: timm models as feature extractors, and the hierarchical ViTs of attnzoo."""
 
 import difflib
 from typing import Any
 
 import timm
 import torch
+from einops import rearrange
 from timm.layers import Format
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
-from attnzoo.models.frozen_norm import freeze_norms
+from attnzoo.models.frozen_norm import freeze_and_fold_batch_norms
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights import load_weights
 
 RESNET_FROZEN = ("conv1", "layer1")  # in DETR and Deformable DETR
-WHERE = "model.backbone"
+KEY = "model.backbone"
 
 
 class Backbone(nn.Module):
-    """Feature maps of the strides asked for: images (B, 3, H, W) to [(B, Cᵢ, H/sᵢ, W/sᵢ)].
+    """Feature maps at the configured strides: images (B, 3, H, W) to [(B, Cᵢ, H/sᵢ, W/sᵢ)].
 
-    `channels` holds Cᵢ. With `dilation` the last stage is dilated instead of strided (DC5), and of several
-    stages with one stride the deepest is taken. Only this package's transformers heed the padding mask (B, H, W).
+    `channels` lists Cᵢ. With `dilation` the last stage is dilated instead of strided (DC5). If stages share a stride,
+    the deepest is used. Only the ViTs of attnzoo use the padding mask (B, H, W).
 
-    Raises UserError for a name, option or stride that the model does not have, and for a prefix in
-    `freeze` that no parameter has.
+    Raises UserError for an unknown name, option or stride, and for a prefix in `freeze` that matches no parameter.
     """
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        # On the meta device this costs no memory and tells which map has which stride.
-        with torch.device("meta"):
-            offered = _create(config).feature_info.reduction()
-        absent = [stride for stride in config.strides if stride not in offered]
-        if absent or sorted(set(config.strides)) != config.strides:
+        with torch.device("meta"):  # reads the strides without allocating weights
+            reductions = _create(config).feature_info.reduction()
+        if config.strides != [stride for stride in sorted(set(reductions)) if stride in config.strides]:
             raise UserError(
-                f"{WHERE}.strides = {config.strides}: {config.name} gives "
-                f"{sorted(set(offered))}, to be listed in ascending order"
+                f"{KEY}.strides = {config.strides}: must be in ascending order and among the strides "
+                f"{sorted(set(reductions))} of {config.name}",
+                key=f"{KEY}.strides",
             )
-        deepest = {stride: index for index, stride in enumerate(offered)}
-        self.body = _create(config, out_indices=tuple(deepest[stride] for stride in config.strides))
+        stage_of_stride = {stride: index for index, stride in enumerate(reductions)}
+        self.body = _create(config, out_indices=tuple(stage_of_stride[stride] for stride in config.strides))
         self.channels: list[int] = self.body.feature_info.channels()
         if config.weights is not None:
-            # a file is of a classifier, which has no norms after its stages
-            load_weights(self.body, config.weights, f"{WHERE}.weights", own="norms.", part=True)
+            # Checkpoints are of classifiers, which have no norm per stage.
+            load_weights(self.body, config.weights, f"{KEY}.weights", optional_prefix="norms.", allow_unexpected=True)
         if config.norm == "frozen":
-            self.body = freeze_norms(self.body)
+            self.body = freeze_and_fold_batch_norms(self.body)
         _freeze(self.body, config)
-        # Swin and its like give their maps channels last; what does not say so in timm gives them first.
+        # timm models that return (B, h, w, C), such as Swin, declare it; others return (B, C, h, w).
         self.channels_last = Format(getattr(self.body, "output_fmt", "NCHW")) == Format.NHWC
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         if isinstance(self.body, Features):
             return self.body(images, mask)
         if images.device.type == "cpu" and not torch.is_grad_enabled():
-            # oneDNN then converts no maps; with gradients its conversions of the weights cost as much again.
+            # Saves oneDNN the layout conversion of maps. In training it converts weights instead, which costs as much.
             images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.body(images)
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+        feature_maps = self.body(images)
+        return [rearrange(x, "b h w c -> b c h w") for x in feature_maps] if self.channels_last else list(feature_maps)
 
 
 def _freeze(body: nn.Module, config: BackboneConfig) -> None:
@@ -67,36 +66,42 @@ def _freeze(body: nn.Module, config: BackboneConfig) -> None:
     if prefixes is None:
         prefixes = list(RESNET_FROZEN) if all(hasattr(body, name) for name in RESNET_FROZEN) else []
     for prefix in prefixes:
-        found = [p for name, p in body.named_parameters() if name.startswith(f"{prefix}.")]
-        if not found:
-            parts = ", ".join(name for name, _ in body.named_children())
-            raise UserError(f"{WHERE}.freeze: {config.name} has no parameters in {prefix!r} (it has: {parts})")
-        for parameter in found:
+        parameters = [p for name, p in body.named_parameters() if name.startswith(f"{prefix}.")]
+        if not parameters:
+            children = ", ".join(name for name, _ in body.named_children())
+            raise UserError(
+                f"{KEY}.freeze: {config.name} has no parameters in {prefix!r} (it has: {children})", key=f"{KEY}.freeze"
+            )
+        for parameter in parameters:
             parameter.requires_grad_(False)
 
 
 def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) -> Any:
-    """A feature extractor for a config: of all maps, or of those given."""
+    """The feature extractor for a config, of all stages by default."""
     if config.name not in presets.names("vit"):
         return _create_timm(config, **({} if out_indices is None else {"out_indices": out_indices}))
     if config.dilation:
-        raise UserError(f"{WHERE}.dilation: {config.name} has no dilated form")
-    return Features(
-        presets.vit_config(config.name, config.options, f"{WHERE}.options"), out_indices, f"{WHERE}.options"
-    )
+        raise UserError(f"{KEY}.dilation: {config.name} does not support dilation", key=f"{KEY}.dilation")
+    where = f"{KEY}.options"
+    return Features(presets.vit_config(config.name, config.options, where), out_indices, where)
 
 
-def _create_timm(config: BackboneConfig, **more: Any) -> Any:
-    """timm's feature extractor for a config; its complaints become one line."""
+def _create_timm(config: BackboneConfig, **kwargs: Any) -> Any:
+    """The timm feature extractor for a config. Raises UserError for timm's errors."""
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, [*presets.names("vit"), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise UserError(f"{WHERE}.name: neither timm nor attnzoo has a model {config.name!r}{hint}")
+        raise UserError(
+            f"{KEY}.name: unknown model {config.name!r}, neither in timm nor in attnzoo{hint}", key=f"{KEY}.name"
+        )
     if config.dilation:
-        more["output_stride"] = 16
+        kwargs["output_stride"] = 16
     try:
-        return timm.create_model(config.name, pretrained=False, features_only=True, **config.options, **more)
+        return timm.create_model(config.name, pretrained=False, features_only=True, **config.options, **kwargs)
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        what = f"options {config.options}" + (" and dilation" if config.dilation else "")
+        settings = f"options {config.options}" + (" and dilation" if config.dilation else "")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{WHERE}: timm cannot make features of {config.name} with {what}: {reason}") from error
+        raise UserError(
+            f"{KEY}: timm cannot create a feature extractor from {config.name} with {settings}: {reason}",
+            key=(f"{KEY}.name", f"{KEY}.options"),
+        ) from error

@@ -1,4 +1,4 @@
-"""The options that all models share, and those of backbone and neck."""
+"""Options of all models, and of the backbone and neck of detectors."""
 
 # ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
 
@@ -10,35 +10,35 @@ from attnzoo.schema.fields import COUNT, number, numbers
 
 @dataclass
 class ModelConfig:
-    """What the models of all tasks have; `preset` names a published one, on which the other keys build."""
+    """Options of the models of all tasks."""
 
-    preset: str | None = None
-    num_classes: int | None = number(None, COUNT)  # null: as many as the data set has
+    preset: str | None = None  # published model that the other keys modify
+    num_classes: int | None = number(None, COUNT)  # null: number of classes of the data set
 
 
 @dataclass
 class BackboneConfig:
-    """A timm model, or a preset of a hierarchical vision transformer, as feature pyramid."""
+    """Backbone: a timm model or a hierarchical ViT preset, as feature extractor."""
 
     name: str = "resnet50"
-    # passed to timm.create_model, or changed in the preset; dropped when the name changes
+    # keyword arguments of timm.create_model, or overrides of the preset; dropped when the name changes
     options: dict[str, Any] = field(default_factory=dict, metadata={"options_of": "name"})
-    strides: list[int] = numbers([8, 16, 32], COUNT)  # of the maps taken
-    dilation: bool = False  # DC5: the last stage dilated instead of strided, so stride 32 becomes 16
-    # frozen: BatchNorm as buffers, trained: whatever norm the backbone has
+    strides: list[int] = numbers([8, 16, 32], COUNT)  # of the feature maps used, ascending
+    dilation: bool = False  # DC5: last stage dilated instead of strided, so stride 32 becomes 16
+    # frozen: BatchNorm with fixed statistics, weight and bias; trained: norms as the backbone defines them
     norm: Literal["frozen", "trained"] = "frozen"
-    # name prefixes that are not trained; null: conv1 and layer1 of a ResNet, as published, else nothing
+    # prefixes of parameters that are not trained; null: conv1 and layer1 of ResNets as published, otherwise none
     freeze: list[str] | None = None
-    weights: str | None = None  # a state-dict file; null: random
+    weights: str | None = None  # path of a state dict; null: random initialisation
 
 
 @dataclass
 class NeckConfig:
-    """From backbone maps to a pyramid of equal width."""
+    """Neck: projection of the backbone's feature maps to a pyramid with `dim` channels."""
 
-    norm: Literal["group", "none"] = "group"  # group: GroupNorm of 32 groups, fewer where they do not divide dim
-    c6: bool = True  # one more level by a 3x3 stride-2 convolution on the last raw map
-    fpn: bool = False  # top-down pathway before the levels are concatenated
-    level_embedding: bool = True
-    # centered: i + 0.5 (Deformable DETR), cornered: i + 1 (DETR)
+    norm: Literal["group", "none"] = "group"  # group: GroupNorm with 32 groups, or gcd(32, dim)
+    c6: bool = True  # extra level: 3x3 stride-2 convolution on the last backbone map
+    fpn: bool = False  # top-down pathway (FPN)
+    level_embedding: bool = True  # learned embedding per level, added to the position embedding
+    # pixel i in the sine position embedding: centered is i + 0.5 (Deformable DETR), cornered is i + 1 (DETR)
     position: Literal["centered", "cornered"] = "centered"

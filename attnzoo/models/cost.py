@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates and time."""
+"""Cost of a model at inference: parameters, multiply-accumulates (MACs) and latency."""
 
 import statistics
 import time
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import attnzoo.attention.flops  # noqa: F401  registers the formulas that torch lacks
+import attnzoo.attention.flops  # noqa: F401  registers formulas that torch lacks
 
-WARMUP = 3  # calls before time counts: they allocate and choose algorithms
-FEWEST, MOST = 10, 100  # timed calls
+WARMUP_CALLS = 3  # untimed: they allocate memory and select algorithms
+MIN_CALLS, MAX_CALLS = 10, 100  # timed
 
 
 @dataclass(frozen=True)
 class Cost:
     """Cost of inference.
 
-    - `params`: parameters, each counted once; buffers such as those of frozen BatchNorm are none
-    - `trainable`: those that training changes
-    - `gflops`: what papers call GFLOPs: multiply-accumulates of one image in units of 10⁹, as `count_macs`
-    - `ms`: milliseconds per image, the median of many
+    - `params`: number of parameters, shared ones counted once; buffers, such as frozen BatchNorm, are not included
+    - `trainable`: number of parameters that require gradients
+    - `gflops`: MACs of one image in units of 10⁹, which papers call GFLOPs; see `count_macs`
+    - `ms`: median latency per image in milliseconds
     """
 
     params: int
@@ -36,14 +36,14 @@ class Cost:
 def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, *, seconds: float = 2.0) -> Cost:
     """The cost of `model(images, mask)` for images (B, 3, H, W) and their padding mask (B, H, W).
 
-    Multiply-accumulates are those of the first image; time is that of the whole batch, divided by B: the median of
-    10 to 100 calls, as many as fit into `seconds`. The model runs in evaluation mode without gradients and is given
-    back in the modes it came in.
+    MACs are those of the first image. Latency is the time of the whole batch divided by B, the median of 10 to 100
+    calls, as many as fit into `seconds`. The model runs in evaluation mode without gradients; the training modes of
+    its modules are restored.
     """
     parameters = list(model.parameters())
-    with _evaluating(model), torch.no_grad():
+    with _eval_mode(model), torch.no_grad():
         macs = count_macs(model, images[:1], None if mask is None else mask[:1])
-        times = _times(model, images, mask, seconds)
+        times = _time_calls(model, images, mask, seconds)
     return Cost(
         params=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
@@ -53,19 +53,19 @@ def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, *, sec
 
 
 def count_macs(function: Any, *args: Any) -> int:
-    """Multiply-accumulates of `function(*args)`: convolutions, matrix products, attentions and registered operators.
+    """MACs of `function(*args)`: convolutions, matrix products, attentions and registered operators.
 
-    Additions of biases, normalisations and activations are left out, as torch.utils.flop_counter does.
+    Biases, normalisation and activations are not counted, as in torch.utils.flop_counter.
     """
-    # The counter follows modules by hooks on gradients, which views of parameters lack without autograd.
-    with _plain_multihead(), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    # FlopCounterMode tracks modules by gradient hooks, which fail on views of parameters without autograd.
+    with _mha_fastpath_disabled(), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         function(*args)
     return counter.get_total_flops() // 2
 
 
 @contextmanager
-def _plain_multihead() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its fused inference kernel, which no counter sees."""
+def _mha_fastpath_disabled() -> Iterator[None]:
+    """Disable the fused inference kernel of nn.MultiheadAttention, which FlopCounterMode does not see."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -75,7 +75,7 @@ def _plain_multihead() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -85,23 +85,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _times(model: nn.Module, images: Tensor, mask: Tensor | None, seconds: float) -> list[float]:
-    for _ in range(WARMUP):
-        _seconds(model, images, mask)
+def _time_calls(model: nn.Module, images: Tensor, mask: Tensor | None, seconds: float) -> list[float]:
+    for _ in range(WARMUP_CALLS):
+        _time_call(model, images, mask)
     times: list[float] = []
-    while len(times) < FEWEST or (len(times) < MOST and sum(times) < seconds):
-        times.append(_seconds(model, images, mask))
+    while len(times) < MIN_CALLS or (len(times) < MAX_CALLS and sum(times) < seconds):
+        times.append(_time_call(model, images, mask))
     return times
 
 
-def _seconds(model: nn.Module, images: Tensor, mask: Tensor | None) -> float:
-    _wait(images.device)
+def _time_call(model: nn.Module, images: Tensor, mask: Tensor | None) -> float:
+    _synchronize(images.device)
     start = time.perf_counter()
     model(images, mask)
-    _wait(images.device)
+    _synchronize(images.device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

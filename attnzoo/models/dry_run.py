@@ -10,7 +10,7 @@ from attnzoo import models
 from attnzoo.errors import UserError
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.models.detr.losses import seen
+from attnzoo.models.detr.losses import sum_of_loss_inputs
 
 
 def dry_run(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[str]:
@@ -30,7 +30,7 @@ def unused_parameters(config: ModelConfig, num_classes: int, size: tuple[int, in
     Found with images of `size` (h, w). Raises UserError as `dry_run` does.
     """
     model = _without_memory(config, num_classes)
-    loss = partial(seen, config.loss) if isinstance(config, DetectorConfig) else torch.sum
+    loss = partial(sum_of_loss_inputs, config.loss) if isinstance(config, DetectorConfig) else torch.sum
     names = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss(_run(model, size)), list(names.values()), allow_unused=True)
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]

@@ -1,4 +1,4 @@
-"""Batch normalisation that stays as it is, as a part of the convolution before it."""
+"""FrozenBatchNorm2d folded into the preceding convolution."""
 
 from itertools import pairwise
 
@@ -9,70 +9,74 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-IN_ORDER = (nn.Sequential, FeatureListNet, BasicBlock, Bottleneck)
-"""Modules in which what stands after a convolution gets its output."""
+SEQUENTIAL_MODULES = (nn.Sequential, FeatureListNet, BasicBlock, Bottleneck)
+"""Modules in which a norm that follows a convolution is applied to its output."""
 
 
-class FoldedNorm(FrozenBatchNorm2d):
-    """The buffers of a frozen norm, which the convolution before it applies."""
+class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """The buffers of a FrozenBatchNorm2d that the preceding `ConvFrozenBN2d` applies; an identity."""
+
+    def __init__(self, norm: FrozenBatchNorm2d):
+        super().__init__(len(norm.weight), norm.eps)
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Factor and summand (C,) of each channel."""
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Per-channel scale and shift (C,)."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
 
-class NormedConv2d(nn.Conv2d):
-    """A convolution and the frozen norm of its output in one: y = conv(x, w · scale) + shift.
+class ConvFrozenBN2d(nn.Conv2d):
+    """Conv2d fused with a FrozenBatchNorm2d: y = conv(x, w · scale) + shift.
 
-    The weights are folded on every call, so that they load as those of the plain convolution do. With gradients the
-    norm stands by itself, as on maps smaller than the weights folding costs more, forward and backward; of its factor
-    and summand the backward pass needs the factor alone, where `batch_norm` would keep the map.
+    The weight is folded in every forward pass, so that state dicts hold the original one. With gradients, scale and
+    shift are applied to the output instead: folding is slower where maps are smaller than the weight, and this backward
+    saves only the scale, while F.batch_norm would save the map.
     """
 
-    def __init__(self, plain: nn.Conv2d, norm: FoldedNorm):
+    def __init__(self, conv: nn.Conv2d, norm: FoldedFrozenBatchNorm2d):
         super().__init__(
-            plain.in_channels,
-            plain.out_channels,
-            plain.kernel_size,  # type: ignore[arg-type]
-            plain.stride,  # type: ignore[arg-type]
-            plain.padding,  # type: ignore[arg-type]
-            plain.dilation,  # type: ignore[arg-type]
-            plain.groups,
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
             bias=False,
-            padding_mode=plain.padding_mode,
+            padding_mode=conv.padding_mode,
             device="meta",
         )
-        self.weight = plain.weight
-        self._norm = (norm,)  # no submodule: its buffers keep the one name that published weights give them
+        self.weight = conv.weight
+        self._norm = (norm,)  # in a tuple, not a submodule: the parent registers it under its published name
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self._norm[0].affine()
+        scale, shift = self._norm[0].scale_and_shift()
         if torch.is_grad_enabled():
             y = self._conv_forward(x, self.weight, None)
             return y.mul(scale[:, None, None]).add_(shift[:, None, None]).to(y.dtype)
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
 
 
-def freeze_norms(body: nn.Module) -> nn.Module:
-    """`body` with its batch norms as buffers, those of residual blocks and sequences folded into their convolutions."""
+def freeze_and_fold_batch_norms(body: nn.Module) -> nn.Module:
+    """Replace BatchNorm2d by FrozenBatchNorm2d, folded where it follows a convolution in a sequential module."""
     body = freeze_batch_norm_2d(body)
     for parent in list(body.modules()):
-        if type(parent) in IN_ORDER:  # a subclass may have an order of its own
+        if type(parent) in SEQUENTIAL_MODULES:  # a subclass may call its children in another order
             _fold(parent)
     return body
 
 
 def _fold(parent: nn.Module) -> None:
-    features = getattr(parent, "return_layers", ())  # a FeatureListNet gives some outputs to its caller too
+    returned = getattr(parent, "return_layers", ())  # layers whose output a FeatureListNet returns too
     for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-        if type(conv) is not nn.Conv2d or conv.bias is not None or name in features:
+        if type(conv) is not nn.Conv2d or conv.bias is not None or name in returned:
             continue
         if type(norm) is FrozenBatchNorm2d:
-            folded = FoldedNorm(conv.out_channels, norm.eps)
-            folded._buffers = norm._buffers
+            folded = FoldedFrozenBatchNorm2d(norm)
             setattr(parent, norm_name, folded)
-            setattr(parent, name, NormedConv2d(conv, folded))
+            setattr(parent, name, ConvFrozenBN2d(conv, folded))

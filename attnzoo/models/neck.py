@@ -1,75 +1,78 @@
-"""From backbone maps to a pyramid of tokens of equal width."""
+"""The neck: from the backbone's feature maps to a pyramid of tokens."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.models.config import NeckConfig
-from attnzoo.models.position import sine_position
+from attnzoo.models.masks import resize_mask
+from attnzoo.models.position import sine_position_embedding
 
-GROUPS = 32  # fewer where they do not divide the channels
+MAX_GROUPS = 32
 
 
 class Neck(nn.Module):
-    """1×1 convolutions to `dim` channels, optionally a top-down pathway, C6, and level embeddings.
+    """1×1 input projections to `dim` channels, optional FPN and C6, position and level embeddings.
 
-    C6 is a 3×3 stride-2 convolution on the last raw map. The position of a token is its sine embedding
-    plus the embedding of its level, since pixels of different levels share coordinates (Deformable DETR,
-    appendix A.4). `levels` is the number of levels made.
+    C6 is a 3×3 stride-2 convolution on the last backbone map. The position embedding of a token is a sine embedding
+    plus the embedding of its level, since pixels of different levels share coordinates (Deformable DETR, appendix A.4).
+    `num_levels` is the number of output levels.
 
-    Raises UserError for a `dim` that does not fit the sine embedding.
+    Raises UserError unless `dim` is divisible by 4, as the sine embedding requires.
     """
 
     def __init__(self, config: NeckConfig, channels: Sequence[int], dim: int):
         super().__init__()
         if dim % 4:
-            raise UserError(f"model.dim = {dim}: must be a multiple of 4, for sines and cosines of x and y")
+            raise UserError(f"model.dim = {dim}: must be divisible by 4 (sine position embedding)", key="model.dim")
         self.config, self.dim = config, dim
-        self.projections = nn.ModuleList([self._projection(c, 1) for c in channels])
-        self.c6 = self._projection(channels[-1], 3) if config.c6 else None
+        self.projections = nn.ModuleList([self._input_proj(c, 1) for c in channels])
+        self.c6 = self._input_proj(channels[-1], 3) if config.c6 else None
         self.smooth = nn.ModuleList([nn.Conv2d(dim, dim, 3, padding=1) for _ in channels]) if config.fpn else None
-        self.levels = len(channels) + config.c6
-        self.level_embedding = nn.Parameter(torch.randn(self.levels, dim)) if config.level_embedding else None
+        self.num_levels = len(channels) + config.c6
+        self.level_embedding = nn.Parameter(torch.randn(self.num_levels, dim)) if config.level_embedding else None
 
-    def _projection(self, channels: int, kernel: int) -> nn.Sequential:
-        convolution = nn.Conv2d(channels, self.dim, kernel, stride=2 if kernel == 3 else 1, padding=kernel // 2)
+    def _input_proj(self, channels: int, kernel: int) -> nn.Sequential:
+        conv = nn.Conv2d(channels, self.dim, kernel, stride=2 if kernel == 3 else 1, padding=kernel // 2)
         if self.config.norm == "none":
-            return nn.Sequential(convolution)
-        nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        return nn.Sequential(convolution, nn.GroupNorm(math.gcd(GROUPS, self.dim), self.dim))
+            return nn.Sequential(conv)
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        return nn.Sequential(conv, nn.GroupNorm(math.gcd(MAX_GROUPS, self.dim), self.dim))
 
-    def forward(self, maps: Sequence[Tensor], mask: Tensor | None) -> Pyramid:
+    def forward(self, feature_maps: Sequence[Tensor], mask: Tensor | None) -> Pyramid:
         """The pyramid of maps [(B, Cᵢ, hᵢ, wᵢ)] of images with padding mask (B, H, W), True where padded."""
-        levels = [project(m) for project, m in zip(self.projections, maps, strict=True)]
+        levels = [project(x) for project, x in zip(self.projections, feature_maps, strict=True)]
         if self.smooth is not None:
             levels = self._top_down(levels)
         if self.c6 is not None:
-            levels.append(self.c6(maps[-1]))
-        sizes = [level.shape[-2:] for level in levels]
+            levels.append(self.c6(feature_maps[-1]))
+        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         batch, device = len(levels[0]), levels[0].device
         if mask is None:
             masks = [torch.zeros(batch, *size, dtype=torch.bool, device=device) for size in sizes]
-            layout = Layout.unpadded([(h, w) for h, w in sizes], batch, device)
+            layout = Layout.unpadded(sizes, batch, device)
         else:
-            masks = [F.interpolate(mask[:, None].float(), size=size)[:, 0].bool() for size in sizes]
+            masks = [resize_mask(mask, *size) for size in sizes]
             layout = Layout.from_masks(masks)
-        positions = []
-        for index, level_mask in enumerate(masks):
-            position = sine_position(level_mask, self.dim, self.config.position).flatten(1, 2)
-            if self.level_embedding is not None:
-                position = position + self.level_embedding[index]
-            positions.append(position)
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
-        return Pyramid(tokens, layout, torch.cat(positions, 1))
+        tokens = [rearrange(level, "b c h w -> b (h w) c") for level in levels]
+        pos = [self._pos_embed(level_mask, index) for index, level_mask in enumerate(masks)]
+        return Pyramid(torch.cat(tokens, 1), layout, torch.cat(pos, 1))
+
+    def _pos_embed(self, mask: Tensor, level: int) -> Tensor:
+        """Position and level embedding (B, h·w, dim) of a level with padding mask (B, h, w)."""
+        sine = sine_position_embedding(mask, self.dim, self.config.position)
+        pos = rearrange(sine, "b h w c -> b (h w) c")
+        return pos if self.level_embedding is None else pos + self.level_embedding[level]
 
     def _top_down(self, levels: list[Tensor]) -> list[Tensor]:
-        """Feature pyramid (Lin et al., CVPR 2017): each level plus the coarser ones, smoothed."""
+        """Top-down pathway of FPN (Lin et al., CVPR 2017): upsample and add coarser levels, then a 3×3 convolution."""
         assert self.smooth is not None
         merged = [levels[-1]]
         for level in reversed(levels[:-1]):

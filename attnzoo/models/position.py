@@ -1,4 +1,4 @@
-"""Sine embeddings of positions (Carion et al. 2020; Vaswani et al. 2017 in two dimensions)."""
+"""Sine position embeddings (Vaswani et al. 2017; in two dimensions Carion et al. 2020)."""
 
 import math
 from typing import Literal
@@ -7,23 +7,23 @@ import torch
 from torch import Tensor
 
 
-def sine(x: Tensor, features: int) -> Tensor:
-    """Sines and cosines, interleaved, of x (...) in [0, 1] at `features`/2 frequencies: (..., features)."""
-    index = torch.arange(features, device=x.device)
-    frequencies = 10000 ** (2 * (index // 2) / features)
-    angles = x[..., None] * (2 * math.pi) / frequencies
+def sine_embedding(x: Tensor, num_feats: int) -> Tensor:
+    """Interleaved sines and cosines of x (...) in [0, 1] at `num_feats` / 2 frequencies: (..., num_feats)."""
+    index = torch.arange(num_feats, device=x.device)
+    wavelengths = 10000 ** (2 * (index // 2) / num_feats)
+    angles = x[..., None] * (2 * math.pi) / wavelengths
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], -1).flatten(-2)
 
 
-def sine_position(mask: Tensor, dim: int, convention: Literal["centered", "cornered"]) -> Tensor:
+def sine_position_embedding(mask: Tensor, dim: int, convention: Literal["centered", "cornered"]) -> Tensor:
     """Position embedding (B, h, w, dim) of a map with padding mask (B, h, w): dim/2 features of y, then of x.
 
-    Positions count valid pixels. "cornered" starts at 1 (DETR), "centered" at ½ (Deformable DETR); both are
-    divided by the number of valid pixels.
+    The position of the i-th valid pixel (from 0) is i + ½ with "centered" (Deformable DETR) and i + 1 with "cornered"
+    (DETR), divided by the number of valid pixels.
     """
     valid = (~mask).float()
     shift = 0.5 if convention == "centered" else 0.0
     y, x = valid.cumsum(1), valid.cumsum(2)
     y = (y - shift) / (y[:, -1:, :] + 1e-6)
     x = (x - shift) / (x[:, :, -1:] + 1e-6)
-    return torch.cat([sine(y, dim // 2), sine(x, dim // 2)], -1)
+    return torch.cat([sine_embedding(y, dim // 2), sine_embedding(x, dim // 2)], -1)

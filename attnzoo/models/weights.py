@@ -1,4 +1,4 @@
-"""Starting a model from a state dict: another model's, for images of another size or for other classes."""
+"""Load pretrained weights, with position bias tables resized and unsuitable heads skipped."""
 
 import math
 import re
@@ -6,64 +6,76 @@ from os.path import isfile
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError
 
-# Tables of biases by displacement: (entries, heads), (heads, rows, columns), (heads, rows, columns).
-_TABLE = re.compile(r"(relative_position_bias_table|rpb|rpe_table\.\d+)\Z")
+# Swin: (entries, heads); NATTEN and DAT: (heads, rows, columns).
+_POSITION_BIAS = re.compile(r"(relative_position_bias_table|rpb|rpe_table\.\d+)\Z")
 
 
-def load_weights(model: nn.Module, path: str, where: str, *, own: str = "", part: bool = False) -> None:
-    """Load a state dict, stretching tables of position biases to the sizes they have here (bicubic, as DAT does).
+def load_weights(
+    model: nn.Module, path: str, where: str, *, optional_prefix: str = "", allow_unexpected: bool = False
+) -> None:
+    """Load a state dict, with position bias tables resized to the shapes of the model (bicubic, as in DAT).
 
-    What lies below `own` keeps its random weights unless the file has them, of that size. With `part` the model is a
-    part of what was saved: other tensors in the file are left alone. Raises UserError, its message beginning with the
-    key `where`, for a file that is missing or does not fit; on the meta device, where there is nowhere to load it, that
-    is all.
+    Parameters under `optional_prefix` keep their initialisation if the file lacks them or has them in another shape.
+    With `allow_unexpected`, keys that the model does not have are ignored. On the meta device the file is only checked.
+    Raises UserError for a file that is missing or does not fit; `where` is the config key of the path.
     """
-    state, wanted = _read(path, where), model.state_dict()
-    if not part and (unknown := state.keys() - wanted.keys()):
-        raise UserError(f"{where}: {path} has {len(unknown)} tensors that the model lacks, such as {min(unknown)!r}")
-    optional = {name for name in wanted if (own and name.startswith(own)) or name.endswith("num_batches_tracked")}
-    if lacking := [name for name in wanted if name not in state and name not in optional]:
-        raise UserError(f"{where}: {path} lacks {len(lacking)} tensors of the model, such as {lacking[0]!r}")
-    fitted = {}
-    for name, like in wanted.items():
+    state, model_state = _load_state_dict(path, where), model.state_dict()
+    if not allow_unexpected and (unexpected := state.keys() - model_state.keys()):
+        raise UserError(
+            f"{where}: {path} has {len(unexpected)} unexpected keys, such as {min(unexpected)!r}", key=where
+        )
+    optional = {
+        name
+        for name in model_state
+        if (optional_prefix and name.startswith(optional_prefix)) or name.endswith("num_batches_tracked")
+    }
+    if missing := [name for name in model_state if name not in state and name not in optional]:
+        raise UserError(f"{where}: {path} has {len(missing)} missing keys, e.g. {missing[0]!r}", key=where)
+    resized = {}
+    for name, param in model_state.items():
         if name not in state:
             continue
-        tensor = _fitted(name, state[name], like.shape)
+        tensor = _resize_to(name, state[name], param.shape)
         if tensor is not None:
-            fitted[name] = tensor
+            resized[name] = tensor
         elif name not in optional:
-            raise UserError(f"{where}: {path}: {name} is {tuple(state[name].shape)}, here {tuple(like.shape)}")
+            raise UserError(
+                f"{where}: {path}: size mismatch for {name}: {tuple(state[name].shape)} in the file, "
+                f"{tuple(param.shape)} in the model",
+                key=where,
+            )
     if not next(model.parameters()).is_meta:
-        model.load_state_dict(fitted, strict=False)
+        model.load_state_dict(resized, strict=False)
 
 
-def _read(path: str, where: str) -> dict[str, Tensor]:
+def _load_state_dict(path: str, where: str) -> dict[str, Tensor]:
     if not isfile(path):
-        raise UserError(f"{where}: there is no file {path}")
+        raise UserError(f"{where}: file not found: {path}", key=where)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.detach() for name, tensor in state.items()}
     except Exception as error:  # whatever the file holds
-        raise UserError(f"{where}: {path} is not a state dict ({type(error).__name__})") from error
+        raise UserError(f"{where}: {path} is not a state dict ({type(error).__name__})", key=where) from error
 
 
-def _fitted(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
-    """A tensor of the file at the size it has here; None where it cannot have that."""
+def _resize_to(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
+    """The tensor in the given shape, or None unless it has that shape or is a position bias table."""
     if tensor.shape == shape:
         return tensor
-    heads = 1 if tensor.ndim == 2 else 0
-    same = tensor.ndim == len(shape) and tensor.shape[heads] == shape[heads]
-    return stretch(tensor, shape) if same and _TABLE.search(name) else None
+    heads_dim = 1 if tensor.ndim == 2 else 0
+    same_heads = tensor.ndim == len(shape) and tensor.shape[heads_dim] == shape[heads_dim]
+    return resize_position_bias(tensor, shape) if same_heads and _POSITION_BIAS.search(name) else None
 
 
-def stretch(table: Tensor, shape: torch.Size) -> Tensor:
-    """A table of biases of square windows (entries, heads), or of maps (heads, rows, columns), at another size."""
+def resize_position_bias(table: Tensor, shape: torch.Size) -> Tensor:
+    """Bicubic resize of a position bias table: (entries, heads) of square windows, or (heads, rows, columns)."""
     if table.ndim == 3:
         return F.interpolate(table[None], size=tuple(shape[1:]), mode="bicubic")[0]
     old, new = math.isqrt(table.shape[0]), math.isqrt(shape[0])
-    square = table.T.unflatten(1, (old, old))
-    return F.interpolate(square[None], size=(new, new), mode="bicubic")[0].flatten(1).T
+    square = rearrange(table, "(h w) heads -> 1 heads h w", h=old)
+    return rearrange(F.interpolate(square, size=(new, new), mode="bicubic"), "1 heads h w -> (h w) heads")

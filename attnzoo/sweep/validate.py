@@ -100,7 +100,7 @@ def _attentions(model: ModelConfig | VitConfig) -> Iterator[tuple[str, Any, str]
 
 def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
     data = dataset_info(config.data)
-    chosen = models.class_count(config.model, data.num_classes)
+    chosen = models.resolve_num_classes(config.model, data.num_classes)
     if data.train_length is not None:
         if config.data.batch_size > data.train_length:
             raise UserError(

@@ -1,4 +1,4 @@
-"""DAT's published checkpoints: every tensor finds its place, with the shape it has there."""
+"""Published DAT checkpoints: every key is converted and has the expected shape."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from attnzoo import models
 from attnzoo.errors import UserError
 from attnzoo.interop import vit
 
-# Tensors of the published checkpoints, beside indices and masks for DAT++: those differ with the version of natten.
+# Number of tensors in the published checkpoints; for DAT++ without index and mask buffers, which depend on natten.
 COUNTS = {
     "dat_tiny": 219,
     "dat_small": 435,
@@ -20,13 +20,13 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("preset", COUNTS)
-def test_every_tensor_finds_its_place(preset: str) -> None:
+def test_every_key_is_converted(preset: str) -> None:
     plus = preset in DAT_PLUS
     state = published_plus(DAT_PLUS[preset]) if plus else published(DAT[preset])
     assert len(state) == COUNTS[preset]
     with torch.device("meta"):
         model = models.create(preset)
-    model.load_state_dict(vit.dat_from_authors(state), assign=True)
+    model.load_state_dict(vit.dat_from_official(state), assign=True)
     block = model.trunk.stages[2].blocks[1]
     assert torch.equal(block.attention.proj_k.weight, state["stages.2.attns.1.proj_k.weight"][:, :, 0, 0])
     assert torch.equal(block.norm2.weight, state["stages.2.layer_norms.3.norm.weight"])
@@ -40,6 +40,6 @@ def test_every_tensor_finds_its_place(preset: str) -> None:
         assert torch.equal(local.mlp.conv.conv.bias, state["stages.2.mlps.0.dwc.bias"])
 
 
-def test_a_tensor_without_a_place_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no tensor 'aux_head\.weight'"):
-        vit.dat_from_authors({**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})
+def test_an_unexpected_key_raises() -> None:
+    with pytest.raises(UserError, match=r"unexpected key 'aux_head\.weight'"):
+        vit.dat_from_official({**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})

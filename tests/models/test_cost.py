@@ -1,4 +1,4 @@
-"""Cost against counts by hand."""
+"""Measured cost against manual counts."""
 
 import time
 
@@ -11,7 +11,7 @@ from attnzoo.models.cost import count_macs, measure
 
 
 class Small(nn.Module):
-    """A convolution, a buffer, a frozen layer, attention over 35 tokens in 2 heads."""
+    """A convolution, a buffer, a frozen layer, and attention over 35 tokens with 2 heads."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ def test_counts_by_hand(masked):
 
 
 def test_known_model():
-    """ResNet-18 at 224 x 224: 11,689,512 parameters and 1.814 GFLOPs, as printed everywhere."""
+    """ResNet-18 at 224 x 224: 11,689,512 parameters and 1.814 GFLOPs, as published."""
     from torchvision.models import resnet18
 
     class Detector(nn.Module):
@@ -66,7 +66,7 @@ def test_fused_multihead_attention_is_counted():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_modes_come_back_even_after_an_error():
+def test_training_modes_are_restored_even_after_an_error():
     model = Small().train()
     model.norm.eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -74,7 +74,7 @@ def test_modes_come_back_even_after_an_error():
     assert model.training
     assert not model.norm.training
     assert not any(training for training, _, _ in model.calls)
-    assert not any(grad for _, grad, _ in model.calls[1:])  # the first call is counted, the others are timed
+    assert not any(grad for _, grad, _ in model.calls[1:])  # the first call counts MACs, the others are timed
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     with pytest.raises(RuntimeError):
         measure(model, torch.rand(2, 4, 5, 7))
@@ -83,7 +83,7 @@ def test_modes_come_back_even_after_an_error():
 
 
 class Sleeper(nn.Module):
-    """Sleeps in turn as long as told: for the count, three times to warm up, then for the calls that are timed."""
+    """Sleeps for given times: once for counting MACs, three times for warm-up, then for the timed calls."""
 
     def __init__(self, timed):
         super().__init__()
@@ -99,7 +99,7 @@ def test_time_is_the_median_per_image_after_warm_up():
     assert cost.params == cost.gflops == 0
 
 
-def test_as_many_calls_as_fit_but_no_more_than_a_hundred():
+def test_number_of_timed_calls_depends_on_the_time_budget():
     quick = Sleeper([0.0] * 100)
     measure(quick, torch.rand(1, 3, 2, 2), seconds=60)
     assert next(quick.waits, None) is None

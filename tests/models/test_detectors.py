@@ -1,6 +1,7 @@
-"""The detectors as a whole: sizes, initialisation, combinations, refusals and invariances."""
+"""Detectors: parameter counts, initialisation, combinations of options, errors and invariances."""
 
 import math
+import re
 from itertools import product
 from typing import Any
 
@@ -13,11 +14,11 @@ from attnzoo import attention, models
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid
 from attnzoo.models.detr.heads import BoxHead
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.queries import LearnedQueries
-from attnzoo.models.position import sine_position
+from attnzoo.models.position import sine_position_embedding
 
-PARAMETERS = {  # all, trained
+PARAMETERS = {  # total, trainable
     "detr_r50": (41_524_768, 41_302_368),
     "detr_r50_dc5": (41_524_768, 41_302_368),
     # a ResNet-101 has 17 more bottlenecks of 256·1024 + 9·256² + 1024·256 weights in its third stage than a ResNet-50
@@ -31,7 +32,7 @@ PARAMETERS = {  # all, trained
 }
 
 
-def test_every_preset_is_counted() -> None:
+def test_every_preset_is_listed() -> None:
     assert set(models.names("detector")) == set(PARAMETERS)
 
 
@@ -61,7 +62,7 @@ def test_published_initialisation(head: dict[str, bool], size_biases: list[float
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_references_and_boxes_stay_in_float32(autocast: bool) -> None:
-    """bfloat16 would misplace a reference at the far end of a map of width 134 by a quarter of a pixel."""
+    """bfloat16 would shift a reference at the right of a map of width 134 by a quarter of a pixel."""
     sources = perturbed(LearnedQueries(50, 32, content=True, refs=True)), perturbed(BoxHead(32))
     states = torch.randn(50, 32).bfloat16().float()  # exact in both
     queries, head = (module.bfloat16().float() for module in sources)
@@ -105,7 +106,7 @@ def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tup
     output = model(*padded_images(64, 48))
     assert output.logits.shape == (2, 2, 6, CLASSES)
     assert output.boxes.shape == (2, 2, 6, 4)
-    loss = DetectionLoss(model.config.loss, CLASSES)(output, detection_targets()).total
+    loss = SetCriterion(model.config.loss, CLASSES)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
     assert without_gradient(model) == []
@@ -128,16 +129,17 @@ def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tup
     ],
     ids=["heads", "refine", "level", "backbone", "option", "stride", "freeze"],
 )
-def test_refusals_name_the_key(overrides: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         tiny(**overrides)
     assert "\n" not in str(caught.value)
+    assert all(re.match(message, key) for key in caught.value.keys[:1])
 
 
 def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
     layout = Layout.from_masks(masks)
     tokens = torch.randn(len(masks[0]), layout.tokens, 32, generator=generator)
-    pos = torch.cat([sine_position(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
+    pos = torch.cat([sine_position_embedding(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
     return Pyramid(tokens, layout, pos)
 
 
@@ -145,16 +147,16 @@ def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
 def test_permuted_queries_give_permuted_detections() -> None:
     model = perturbed(tiny("detr_r50", neck={"c6": False}))
     memory = pyramid([torch.zeros(1, 4, 5, dtype=torch.bool)], torch.Generator().manual_seed(1))
-    before = model.detect(memory)
+    before = model.forward_transformer(memory)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     model.queries.embedding.weight.copy_(model.queries.embedding.weight[order])
-    after = model.detect(memory)
+    after = model.forward_transformer(memory)
     torch.testing.assert_close(after.logits, before.logits[:, :, order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after.boxes, before.boxes[:, :, order], atol=1e-5, rtol=1e-5)
 
 
 def small_and_padded(levels: int) -> tuple[Pyramid, Pyramid]:
-    """The same features on their own, and in larger maps with other values in the padding."""
+    """The same features without padding, and in larger maps with random values in the padding."""
     g = torch.Generator().manual_seed(1)
     sizes = [((4, 6), (7, 9)), ((2, 3), (4, 5))][:levels]  # valid, padded
     small = pyramid([torch.zeros(1, *valid, dtype=torch.bool) for valid, _ in sizes], g)
@@ -171,28 +173,28 @@ def small_and_padded(levels: int) -> tuple[Pyramid, Pyramid]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["detr_r50", "deformable_detr_r50", "deformable_detr_r50_refine"])
-def test_padding_changes_nothing(preset: str) -> None:
+def test_padding_does_not_change_predictions(preset: str) -> None:
     levels = 1 if preset == "detr_r50" else 2
     model = perturbed(tiny(preset, backbone={"strides": [8, 16][-levels:]}))
     small, large = small_and_padded(levels)
-    plain, padded = model.detect(small), model.detect(large)
+    plain, padded = model.forward_transformer(small), model.forward_transformer(large)
     torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded.boxes, plain.boxes, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_padding_changes_no_proposal_that_is_chosen() -> None:
-    """As published, padded tokens have a constant score and may be chosen: here it is low."""
+def test_padding_does_not_change_selected_proposals() -> None:
+    """As in the published code, padded tokens have a constant score and could be selected; here it is low."""
     model = perturbed(tiny("deformable_detr_r50_two_stage", backbone={"strides": [8, 16]}))
-    of_nothing = model.queries.output_norm(model.queries.output.bias)
-    model.heads.encoder_class.weight[0] = -of_nothing
+    padding_feature = model.queries.output_norm(model.queries.output.bias)
+    model.heads.encoder_class.weight[0] = -padding_feature
     small, large = small_and_padded(levels=2)
-    plain, padded = model.detect(small), model.detect(large)
+    plain, padded = model.forward_transformer(small), model.forward_transformer(large)
     assert plain.encoder_logits is not None
     assert padded.encoder_logits is not None
     assert large.layout.padding is not None
-    of_padding = padded.encoder_logits[..., 0][large.layout.padding]
-    assert (of_padding == of_padding[0]).all()
-    assert plain.encoder_logits[..., 0].topk(6).values.min() > of_padding[0]
+    padding_scores = padded.encoder_logits[..., 0][large.layout.padding]
+    assert (padding_scores == padding_scores[0]).all()
+    assert plain.encoder_logits[..., 0].topk(6).values.min() > padding_scores[0]
     torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded.boxes, plain.boxes, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Trying a model on the meta device tells what trains, without training it."""
+"""A dry run on the meta device finds unused parameters and models that cannot run."""
 
 from typing import Any
 
@@ -7,35 +7,35 @@ import torch
 from support.models import CLASSES, detection_targets, padded_images, tiny, without_gradient
 
 from attnzoo.errors import UserError
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.dry_run import dry_run, unused_parameters
 
-UNREAD = {
-    "a level embedding that no attention reads": {"encoder": {"layers": 0}},
+UNUSED = {
+    "level embedding without encoder": {"encoder": {"layers": 0}},
     "stages beyond the last stride": {"backbone": {"name": "mobilenetv3_small_050", "options": {}, "strides": [8]}},
     "nothing": {},
 }
 
 
-@pytest.mark.parametrize("name", UNREAD)
-def test_what_gets_no_gradient_is_foretold(name: str) -> None:
-    model = tiny(**UNREAD[name])
-    foretold = unused_parameters(model.config, CLASSES, (64, 48))
-    assert bool(foretold) == (name != "nothing")
-    DetectionLoss(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
-    assert without_gradient(model) == foretold
+@pytest.mark.parametrize("name", UNUSED)
+def test_unused_parameters_are_those_without_gradient(name: str) -> None:
+    model = tiny(**UNUSED[name])
+    unused = unused_parameters(model.config, CLASSES, (64, 48))
+    assert bool(unused) == (name != "nothing")
+    SetCriterion(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
+    assert without_gradient(model) == unused
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"backbone": {"options": {"layers": [1, 1, 1, 1], "in_chans": 4}}}, "does not run on images of 64 x 48"),
-        ({"head": {"two_stage": True, "refine": True}, "queries": 900}, "has only 12 tokens"),
+        ({"head": {"two_stage": True, "refine": True}, "queries": 900}, "exceeds the 12 encoder tokens"),
     ],
 )
-def test_a_model_that_does_not_run_is_refused(overrides: dict[str, Any], message: str) -> None:
+def test_a_model_that_does_not_run_raises(overrides: dict[str, Any], message: str) -> None:
     with torch.device("meta"):
         config = tiny(**overrides).config
-    for trial in (unused_parameters, dry_run):
+    for check in (unused_parameters, dry_run):
         with pytest.raises(UserError, match=message):
-            trial(config, CLASSES, (64, 48))
+            check(config, CLASSES, (64, 48))

@@ -1,4 +1,4 @@
-"""Frozen norms folded into convolutions: the same maps, gradients and names as norms by themselves."""
+"""Frozen norms folded into convolutions give the same maps, gradients and keys as separate norms."""
 
 import copy
 
@@ -9,13 +9,13 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from attnzoo.models.frozen_norm import FoldedNorm, NormedConv2d, freeze_norms
+from attnzoo.models.frozen_norm import ConvFrozenBN2d, FoldedFrozenBatchNorm2d, freeze_and_fold_batch_norms
 
 BODIES = ["resnet18", "resnet50", "resnet18d", "seresnet50", "ghostnet_050"]
 
 
 def bodies(name: str) -> tuple[nn.Module, nn.Module]:
-    """A small backbone in float64 with statistics of its own: norms frozen by timm, and by this package."""
+    """A small float64 backbone with random statistics, its norms frozen by timm and by attnzoo."""
     torch.manual_seed(0)
     small = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]} if "resnet" in name else {}
     body = timm.create_model(name, features_only=True, **small).double()
@@ -24,11 +24,11 @@ def bodies(name: str) -> tuple[nn.Module, nn.Module]:
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 assert isinstance(tensor, Tensor)
                 nn.init.uniform_(tensor, 0.5, 1.5)
-    return freeze_batch_norm_2d(copy.deepcopy(body)), freeze_norms(body)
+    return freeze_batch_norm_2d(copy.deepcopy(body)), freeze_and_fold_batch_norms(body)
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_maps_and_gradients_are_those_of_norms_by_themselves(name: str) -> None:
+def test_maps_and_gradients_equal_those_of_separate_norms(name: str) -> None:
     plain, folded = bodies(name)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours, theirs = folded(images), plain(images)
@@ -39,20 +39,24 @@ def test_maps_and_gradients_are_those_of_norms_by_themselves(name: str) -> None:
         torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-10)
     for maps in (ours, theirs):
         sum(m.square().mean() for m in maps).backward()
-    wanted = dict(plain.named_parameters())
+    expected = dict(plain.named_parameters())
     for key, parameter in folded.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[key].grad, rtol=1e-8, atol=1e-10, msg=key)
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-8, atol=1e-10, msg=key)
 
 
 @pytest.mark.parametrize(("name", "left"), [("resnet50", 0), ("resnet18d", 1)])
 def test_every_norm_after_a_convolution_folds(name: str, left: int) -> None:
-    """The norm behind a deep stem, which is a sequence and no convolution, stays."""
+    """The norm after a deep stem, which is an nn.Sequential instead of a convolution, is not folded."""
     modules = list(bodies(name)[1].modules())
     assert sum(type(m) is FrozenBatchNorm2d for m in modules) == left
-    assert sum(isinstance(m, FoldedNorm) for m in modules) == sum(isinstance(m, NormedConv2d) for m in modules) > 0
+    assert (
+        sum(isinstance(m, FoldedFrozenBatchNorm2d) for m in modules)
+        == sum(isinstance(m, ConvFrozenBN2d) for m in modules)
+        > 0
+    )
 
 
-def test_tensors_keep_their_names_and_follow_what_is_loaded() -> None:
+def test_state_dict_keys_are_unchanged_and_loading_takes_effect() -> None:
     plain, folded = bodies("resnet50")
     assert list(folded.state_dict()) == list(plain.state_dict())
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
@@ -71,8 +75,8 @@ def test_maps_keep_half_precision_under_autocast(gradients: bool) -> None:
     assert {m.dtype for m in maps} == {torch.bfloat16}
 
 
-def test_the_backward_pass_keeps_no_map_for_the_norm() -> None:
-    conv = next(m for m in bodies("resnet18")[1].modules() if isinstance(m, NormedConv2d))
+def test_the_norm_saves_no_map_for_backward() -> None:
+    conv = next(m for m in bodies("resnet18")[1].modules() if isinstance(m, ConvFrozenBN2d))
     images = torch.randn(1, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):

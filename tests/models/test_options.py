@@ -1,4 +1,4 @@
-"""What the notes of the published models question: every option does what it says."""
+"""Each option of detectors has its documented effect."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from attnzoo.models.backbone import Backbone
 from attnzoo.models.config import BackboneConfig, NeckConfig
 from attnzoo.models.cost import count_macs
 from attnzoo.models.detr.config import HeadConfig
-from attnzoo.models.detr.heads import Heads
-from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.detr.queries import ProposedQueries
+from attnzoo.models.detr.heads import PredictionHeads
+from attnzoo.models.detr.losses import SetCriterion
+from attnzoo.models.detr.queries import TwoStageQueries
 from attnzoo.models.neck import Neck
-from attnzoo.models.position import sine
+from attnzoo.models.position import sine_embedding
 
 TWO_LEVELS = {"backbone": {"strides": [8, 16]}}
-MAPS = [(6, 9), (3, 5)]  # the finer one is not twice the coarser
+MAPS = [(6, 9), (3, 5)]  # not exact multiples of each other
 
 
 def feature_maps(channels: list[int]) -> list[Tensor]:
@@ -41,12 +41,12 @@ def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
     fine, coarse = (project(m) for project, m in zip(neck.projections, maps, strict=True))
     rows, columns = torch.arange(6) * 3 // 6, torch.arange(9) * 5 // 9  # the nearest coarser pixel
     expected = [neck.smooth[0](fine + coarse[:, :, rows][:, :, :, columns]), neck.smooth[1](coarse)]
-    found = level_tokens(neck(maps, None))
-    for ours, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, wanted.flatten(2).transpose(1, 2))
+    levels = level_tokens(neck(maps, None))
+    for actual, level in zip(levels, expected, strict=True):
+        torch.testing.assert_close(actual, level.flatten(2).transpose(1, 2))
 
 
-def test_c6_is_made_from_the_raw_map() -> None:
+def test_c6_is_computed_from_the_last_backbone_map() -> None:
     maps = feature_maps([8, 12])
     assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.shapes == tuple(MAPS)
     neck = perturbed(Neck(NeckConfig(c6=True), [8, 12], 16))
@@ -57,7 +57,7 @@ def test_c6_is_made_from_the_raw_map() -> None:
     torch.testing.assert_close(level_tokens(pyramid)[-1], expected.flatten(2).transpose(1, 2))
 
 
-def test_level_embedding_tells_levels_apart() -> None:
+def test_level_embedding_is_added_to_positions() -> None:
     maps = feature_maps([8, 12])
     plain = Neck(NeckConfig(c6=False, level_embedding=False), [8, 12], 16)
     assert plain.level_embedding is None
@@ -70,13 +70,13 @@ def test_level_embedding_tells_levels_apart() -> None:
 @torch.no_grad()
 def test_absolute_boxes_ignore_references() -> None:
     model = perturbed(tiny(head={"boxes": "absolute"}))
-    assert model.queries.reference_points is not None, "deformable attention still looks where references are"
+    assert model.queries.reference_points is not None, "deformable attention still needs reference points"
     delta, refs = torch.randn(2, 6, 4), torch.rand(2, 6, 2)
-    torch.testing.assert_close(model._box(delta, refs), delta.sigmoid())
+    torch.testing.assert_close(model._decode_box(delta, refs), delta.sigmoid())
     assert tiny("detr_r50").queries.reference_points is None
     relative = tiny("detr_r50", head={"boxes": "relative"})
     assert relative.queries.reference_points is not None
-    torch.testing.assert_close(relative._box(torch.zeros(2, 6, 4), refs)[..., :2], refs, atol=2e-5, rtol=0)
+    torch.testing.assert_close(relative._decode_box(torch.zeros(2, 6, 4), refs)[..., :2], refs, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -91,75 +91,75 @@ def test_absolute_boxes_ignore_references() -> None:
     ],
     ids=lambda value: str(value),
 )
-def test_heads_are_shared_or_of_each_layer(head: dict[str, bool], different: int) -> None:
+def test_heads_are_shared_or_per_layer(head: dict[str, bool], different: int) -> None:
     heads = tiny(head=head).heads
     for modules, of_encoder in ((heads.classes, heads.encoder_class), (heads.boxes, heads.encoder_box)):
         assert len({id(module) for module in modules}) == different
         assert (of_encoder is not None) == head.get("two_stage", False)
-        assert of_encoder not in list(modules), "the encoder's heads are copies of their own"
+        assert of_encoder not in list(modules), "the encoder has separate heads"
 
 
-def proposing(classes: int = CLASSES, **options: Any) -> tuple[ProposedQueries, Heads, Pyramid]:
-    """Proposals of a pyramid of two levels, with heads whose weights are not zero."""
+def two_stage(classes: int = CLASSES, **options: Any) -> tuple[TwoStageQueries, PredictionHeads, Pyramid]:
+    """Two-stage queries, heads with nonzero weights, and a pyramid of two levels."""
     torch.manual_seed(0)
     config = HeadConfig(two_stage=True, **options)
-    queries = perturbed(ProposedQueries(config, 7, 16, CLASSES))
-    heads = perturbed(Heads(config, 16, classes, 1))
+    queries = perturbed(TwoStageQueries(config, 7, 16, CLASSES))
+    heads = perturbed(PredictionHeads(config, 16, classes, 1))
     layout = Layout.unpadded(MAPS, 2)
     return queries, heads, Pyramid(torch.randn(2, layout.tokens, 16), layout, torch.zeros(2, layout.tokens, 16))
 
 
-def chosen_tokens(logits: Tensor, select: str) -> Tensor:
+def selected_tokens(logits: Tensor, select: str) -> Tensor:
     score = logits[..., 0] if select == "first" else logits.amax(-1)
     return score.topk(7, 1).indices
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("select", ["first", "best"])
-def test_proposals_are_chosen_by_the_first_or_the_best_class(select: str) -> None:
-    queries, heads, memory = proposing(select=select)
-    found, logits, boxes = queries(memory, heads)
-    assert not torch.equal(chosen_tokens(logits, "first"), chosen_tokens(logits, "best"))
-    index = chosen_tokens(logits, select)[..., None].expand(-1, -1, 4)
-    torch.testing.assert_close(found.refs, boxes.gather(1, index))
+def test_proposals_are_selected_by_the_first_or_the_maximum_class(select: str) -> None:
+    queries, heads, memory = two_stage(select=select)
+    selected, logits, boxes = queries(memory, heads)
+    assert not torch.equal(selected_tokens(logits, "first"), selected_tokens(logits, "best"))
+    index = selected_tokens(logits, select)[..., None].expand(-1, -1, 4)
+    torch.testing.assert_close(selected.refs, boxes.gather(1, index))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("select", ["first", "best"])
 def test_softmax_proposals_are_ranked_by_probability(select: str) -> None:
-    queries, heads, memory = proposing(CLASSES + 1, select=select)
-    found, logits, boxes = queries(memory, heads)
-    index = chosen_tokens(logits.softmax(-1)[..., :-1], select)
-    assert not torch.equal(index, chosen_tokens(logits[..., :-1], select))
-    torch.testing.assert_close(found.refs, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
+    queries, heads, memory = two_stage(CLASSES + 1, select=select)
+    selected, logits, boxes = queries(memory, heads)
+    index = selected_tokens(logits.softmax(-1)[..., :-1], select)
+    assert not torch.equal(index, selected_tokens(logits[..., :-1], select))
+    torch.testing.assert_close(selected.refs, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
 
 
 @torch.no_grad()
-def test_content_comes_from_the_token_that_proposed() -> None:
-    queries, heads, memory = proposing(content="memory")
-    found, logits, _ = queries(memory, heads)
-    index = chosen_tokens(logits, "first")[..., None].expand(-1, -1, 16)
+def test_content_from_the_encoder_token() -> None:
+    queries, heads, memory = two_stage(content="memory")
+    selected, logits, _ = queries(memory, heads)
+    index = selected_tokens(logits, "first")[..., None].expand(-1, -1, 16)
     features = queries.output_norm(queries.output(memory.tokens))
-    torch.testing.assert_close(found.tokens, features.gather(1, index))
+    torch.testing.assert_close(selected.tokens, features.gather(1, index))
 
 
 @torch.no_grad()
-def test_content_comes_from_the_box() -> None:
-    queries, heads, memory = proposing()
-    found, _, _ = queries(memory, heads)
-    embedded = torch.cat([sine(found.refs[..., i], 8) for i in range(4)], -1)
+def test_content_from_the_proposal_box() -> None:
+    queries, heads, memory = two_stage()
+    selected, _, _ = queries(memory, heads)
+    embedded = torch.cat([sine_embedding(selected.refs[..., i], 8) for i in range(4)], -1)
     pos, tokens = queries.position_norm(queries.position(embedded)).chunk(2, -1)
-    torch.testing.assert_close(found.tokens, tokens)
-    torch.testing.assert_close(found.pos, pos)
+    torch.testing.assert_close(selected.tokens, tokens)
+    torch.testing.assert_close(selected.pos, pos)
 
 
-def test_more_queries_than_tokens_are_refused() -> None:
+def test_more_queries_than_tokens_raise() -> None:
     model = tiny(head={"two_stage": True}, queries=100)
-    with pytest.raises(UserError, match=r"model\.queries = 100: the memory has only 12 tokens"):
+    with pytest.raises(UserError, match=r"model\.queries = 100: exceeds the 12 encoder tokens"):
         model(torch.zeros(1, 3, 48, 64))
 
 
-def test_proposals_larger_than_the_image_are_refused() -> None:
+def test_anchors_larger_than_the_image_raise() -> None:
     tiny(head={"two_stage": True, "anchor_size": 0.4}, **TWO_LEVELS)
     with pytest.raises(UserError, match=r"model\.head\.anchor_size = 0\.5: .* it is 1 of the image on the last of 2"):
         tiny(head={"two_stage": True, "anchor_size": 0.5}, **TWO_LEVELS)
@@ -214,7 +214,7 @@ def test_every_option_trains(name: str) -> None:
     images, mask = padded_images(48, 64)
     output = model(images, mask)
     select = model.config.head.select
-    loss = DetectionLoss(model.config.loss, CLASSES, select=select)(output, detection_targets()).total
+    loss = SetCriterion(model.config.loss, CLASSES, select=select)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
     assert without_gradient(model) == []
@@ -225,7 +225,7 @@ def test_every_option_trains(name: str) -> None:
 
 
 @torch.no_grad()
-def test_swin_maps_have_the_strides_and_channels_they_claim() -> None:
+def test_swin_maps_have_the_declared_strides_and_channels() -> None:
     model = tiny(*OPTIONS["a hierarchical ViT"][:1], **OPTIONS["a hierarchical ViT"][1])
     maps = model.backbone(torch.randn(1, 3, 48, 64))
     assert [tuple(m.shape) for m in maps] == [(1, 16, 6, 8), (1, 32, 3, 4)]
@@ -233,7 +233,7 @@ def test_swin_maps_have_the_strides_and_channels_they_claim() -> None:
 
 
 @torch.no_grad()
-def test_as_many_rows_as_channels_do_not_confuse_the_axes_of_swin_maps() -> None:
+def test_swin_maps_with_as_many_rows_as_channels() -> None:
     options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "img_size": [128, 64]}
     backbone = Backbone(BackboneConfig(name="swin_tiny_patch4_window7_224", options=options, strides=[8, 16]))
     maps = backbone(torch.randn(1, 3, 128, 64))
@@ -242,8 +242,8 @@ def test_as_many_rows_as_channels_do_not_confuse_the_axes_of_swin_maps() -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("stage", ["plain", "dilated"])
-def test_the_last_stage_is_dilated_as_torchvision_dilates_it(stage: str) -> None:
-    """torchvision: the first block of the stage keeps the dilation of the stage before, the others double it."""
+def test_dilation_equals_torchvision(stage: str) -> None:
+    """In torchvision the first block of a stage keeps the previous stage's dilation, and the others double it."""
     dilated = stage == "dilated"
     ours = Backbone(BackboneConfig(name="resnet50", strides=[16] if dilated else [32], dilation=dilated)).eval()
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
@@ -253,9 +253,9 @@ def test_the_last_stage_is_dilated_as_torchvision_dilates_it(stage: str) -> None
     assert missing == []
     images = torch.randn(1, 3, 96, 128)
     expected = theirs(images)["map"]
-    (found,) = ours(images)
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    (actual,) = ours(images)
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 GMACS = {  # DETR's table 1 and Deformable DETR's README
@@ -271,7 +271,7 @@ GMACS = {  # DETR's table 1 and Deformable DETR's README
 
 @pytest.mark.parametrize("preset", GMACS)
 def test_cost_as_published(preset: str) -> None:
-    """The published figures are means over COCO images: some are 800 x 1066 pixels, many wider, about 800 x 1120."""
+    """Published figures are means over COCO images, of about 800 x 1120 pixels."""
     with torch.device("meta"):
         model = models.create(preset).eval()
         macs = count_macs(model, torch.empty(1, 3, 800, 1120))

@@ -1,4 +1,4 @@
-"""Hierarchical vision transformers: sizes as published, every attention in every stage, and as backbones."""
+"""Hierarchical ViTs: published sizes, every attention in every stage, and use as backbones."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Layout
 from attnzoo.models import presets
 from attnzoo.models.cost import count_macs
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.vit.classifier import Classifier
 
 PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in units of 10⁹
@@ -24,7 +24,7 @@ PUBLISHED = {  # parameters, and multiply-accumulates of 224 x 224 pixels in uni
     "dat_small": (49_700_402, 8.959),
     "dat_base": (87_881_632, 15.721),
     "dat_base_384": (88_178_272, 49.450),
-    "dat_pp_tiny": (23_962_876, 4.3),  # printed so; see `as_published`
+    "dat_pp_tiny": (23_962_876, 4.3),  # as in the paper; see `difference_to_paper`
     "dat_pp_small": (53_127_366, 9.4),
     "dat_pp_base": (93_690_640, 16.6),
 }
@@ -49,7 +49,7 @@ def images(height: int = 64, width: int = 48) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def test_every_preset_is_counted() -> None:
+def test_every_preset_is_listed() -> None:
     assert {name for name in models.names("vit") if not name.endswith("_pico")} == set(PUBLISHED)
 
 
@@ -62,7 +62,7 @@ def test_size_as_published(preset: str) -> None:
     parameters, gmacs = PUBLISHED[preset]
     assert sum(p.numel() for p in model.parameters()) == parameters
     if preset.startswith("dat_pp"):
-        assert round((macs + as_published(model)) / 1e9, 1) == gmacs
+        assert round((macs + difference_to_paper(model)) / 1e9, 1) == gmacs
     else:
         assert macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
 
@@ -77,11 +77,11 @@ def test_windows_are_shifted_as_published(preset: str) -> None:
         assert (stage.second.get("window", 7), stage.second["shift"]) == (window, expected)
 
 
-def as_published(model: Classifier) -> int:
-    """What the printed count of DAT++ at 224 pixels (arXiv:2309.01430) has more than ours, negative where less.
+def difference_to_paper(model: Classifier) -> int:
+    """Operations of DAT++ at 224 pixels in the paper (arXiv:2309.01430) minus those counted here.
 
-    There a query has the kernel² keys that it sees; ours multiplies the square of its tile. And as fvcore counts,
-    which the printed figures agree with, it has 5 operations for each normalised element and 4 for each bias read.
+    The paper counts kernel² keys per query, while the implementation multiplies whole tiles. Like fvcore, it also
+    counts 5 operations per normalised element and 4 per sampled bias.
     """
     difference = 0
     normalised = 112**2 * model.trunk.patch_embed[0].conv.out_channels
@@ -92,8 +92,8 @@ def as_published(model: Classifier) -> int:
             attention, dim = block.attention, block.attention.slot.dim
             normalised += 2 * side**2 * dim
             if isinstance(attention, NeighborhoodAttention):
-                seen = 4 * side**2 * dim**2 + 2 * side**2 * attention.kernel**2 * dim
-                difference += seen - attention.flops(layout, layout)
+                kernel = 4 * side**2 * dim**2 + 2 * side**2 * attention.kernel**2 * dim
+                difference += kernel - attention.flops(layout, layout)
             else:
                 normalised += 7**2 * dim
                 difference += 4 * attention.slot.heads * side**2 * 7**2
@@ -102,7 +102,7 @@ def as_published(model: Classifier) -> int:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_every_attention_stands_in_every_stage(name: str, stage: int) -> None:
+def test_every_attention_works_in_every_stage(name: str, stage: int) -> None:
     model = small(**{f"stage{stage}": {"dim": 16 * stage, "depth": 2, "heads": 2, "second": {"name": name}}})
     logits = model(images())
     assert logits.shape == (2, 5)
@@ -123,14 +123,14 @@ def test_every_attention_stands_in_every_stage(name: str, stage: int) -> None:
     ids=["swin", "overlap", "conv"],
 )
 @torch.no_grad()
-def test_padding_changes_nothing(changes: dict[str, Any]) -> None:
+def test_padding_does_not_change_maps(changes: dict[str, Any]) -> None:
     model = small(**changes).eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    alone = images(32, 48)
+    unpadded = images(32, 48)
     padded, mask = torch.zeros(2, 3, 64, 72), torch.ones(2, 64, 72, dtype=torch.bool)
-    padded[:, :, :32, :48], mask[:, :32, :48] = alone, False
-    for small_map, large_map in zip(model.trunk(alone), model.trunk(padded, mask), strict=True):
+    padded[:, :, :32, :48], mask[:, :32, :48] = unpadded, False
+    for small_map, large_map in zip(model.trunk(unpadded), model.trunk(padded, mask), strict=True):
         height, width = small_map.shape[1:3]
         torch.testing.assert_close(large_map[:, :height, :width], small_map, atol=2e-5, rtol=1e-5)
 
@@ -144,7 +144,7 @@ def test_sizes_are_rounded_up(down: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_checkpointing_changes_no_gradient(name: str) -> None:
+def test_grad_checkpointing_does_not_change_gradients(name: str) -> None:
     gradients = []
     for checkpoint in (False, True):
         stage = {"depth": 2, "heads": 2, "second": {"name": name}, "checkpoint": checkpoint}
@@ -153,29 +153,29 @@ def test_checkpointing_changes_no_gradient(name: str) -> None:
         torch.manual_seed(3)
         model(images()).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
-    for plain, again in zip(*gradients, strict=True):
-        assert torch.equal(plain, again)
+    for stored, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(stored, recomputed)
 
 
-def test_checkpointing_keeps_less() -> None:
-    kept = []
+def test_grad_checkpointing_saves_memory() -> None:
+    saved = []
     for checkpoint in (False, True):
         stages = {f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "checkpoint": checkpoint} for i in (1, 2)}
         model, sizes = small(**stages).train(), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.nbytes) or x, lambda x: x):
             model(images())
-        kept.append(sum(sizes))
-    assert kept[1] < kept[0] / 3
+        saved.append(sum(sizes))
+    assert saved[1] < saved[0] / 3
 
 
 def with_second(name: str) -> Classifier:
-    """Windows and another attention in turn, in both stages."""
+    """Windows alternating with another attention, in both stages."""
     stages = {f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "second": {"name": name}} for i in (1, 2)}
     return small(**stages, drop_path=0.0)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_bfloat16_stays_near(name: str) -> None:
+def test_bfloat16_is_close_to_float32(name: str) -> None:
     model = with_second(name).eval()
     expected = model(images())
     with torch.autocast("cpu", torch.bfloat16):
@@ -183,7 +183,7 @@ def test_bfloat16_stays_near(name: str) -> None:
     torch.testing.assert_close(half.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0.05)
 
 
-def test_channels_last_images_give_the_same() -> None:
+def test_channels_last_does_not_change_logits() -> None:
     model = small().eval()
     expected = model(images())
     model = model.to(memory_format=torch.channels_last)
@@ -199,13 +199,13 @@ def test_compiles_as_one_graph(name: str, backend: str) -> None:
     model = with_second(name).train()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    found, expected = compiled(images()), model(images())
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    gradients = [torch.autograd.grad(logits.square().sum(), list(model.parameters())) for logits in (found, expected)]
+    actual, expected = compiled(images()), model(images())
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(logits.square().sum(), list(model.parameters())) for logits in (actual, expected)]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-def test_drop_path_grows_to_the_last_block() -> None:
+def test_drop_path_increases_linearly() -> None:
     model = small(drop_path=0.3)
     rates = [block.drop_path.drop_prob for stage in model.trunk.stages for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
@@ -225,12 +225,12 @@ def test_drop_path_grows_to_the_last_block() -> None:
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
-def test_refusals_name_the_key(changes: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         small(**changes)
 
 
-def test_features_are_described_as_timm_does() -> None:
+def test_feature_info_is_that_of_timm() -> None:
     features = models.features("swin_tiny", out_indices=(1, 3))
     assert features.feature_info.channels() == [192, 768]
     assert features.feature_info.reduction() == [8, 32]
@@ -242,18 +242,18 @@ def test_features_are_described_as_timm_does() -> None:
         torch.testing.assert_close(m.mean(1), torch.zeros_like(m[:, 0]), atol=1e-5, rtol=0)
 
 
-def test_unread_stages_are_not_built() -> None:
+def test_unused_stages_are_removed() -> None:
     assert len(models.features("swin_tiny", out_indices=(0, 1)).trunk.stages) == 2
 
 
 @pytest.mark.parametrize("stages", [(), (4,), (1, 0), (1, 1), (-1,)], ids=str)
-def test_stages_that_are_not_there_are_refused(stages: tuple[int, ...]) -> None:
+def test_invalid_stages_raise(stages: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"expected some of \[0, 1\], ascending"):
         models.features("swin_tiny", out_indices=stages, stage3={"depth": 0}, stage4={"depth": 0})
 
 
 @pytest.mark.parametrize("make", [models.create, models.features])
-def test_a_preset_that_is_not_there_suggests_one(make: Any) -> None:
+def test_an_unknown_preset_suggests_the_nearest(make: Any) -> None:
     with pytest.raises(UserError, match="unknown preset 'dat_tinny'; did you mean 'dat_tiny'"):
         make("dat_tinny")
 
@@ -269,7 +269,7 @@ STAGES = {
 @pytest.mark.parametrize("detector", models.names("detector"))
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_backbone_of_every_detector(detector: str, preset: str) -> None:
-    """The published detectors with nothing but the name of the backbone changed."""
+    """Published detectors with only the name of the backbone changed."""
     strides = presets.detector_config(detector, {}).backbone.strides
     if strides == [16] and presets.detector_config(detector, {}).backbone.dilation:
         with pytest.raises(UserError, match=r"model\.backbone\.dilation"), torch.device("meta"):
@@ -283,15 +283,15 @@ def test_backbone_of_every_detector(detector: str, preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
-def test_detector_trains_on_it(preset: str) -> None:
+def test_detector_with_vit_backbone_trains(preset: str) -> None:
     published = presets.vit_config(preset, {})
     options: dict[str, Any] = {key: dict(stage) for key, stage in STAGES.items()}
     for key in options:
         if getattr(published, key).second["name"] == "dat":
-            options[key]["second"] = {"groups": 2}  # of two heads
+            options[key]["second"] = {"groups": 2}  # must divide the two heads
     model = tiny(backbone={"name": preset, "options": options, "strides": [8, 16], "freeze": None}).train()
     output = model(*padded_images(64, 48))
-    DetectionLoss(model.config.loss, 5)(output, detection_targets()).total.backward()
+    SetCriterion(model.config.loss, 5)(output, detection_targets()).total.backward()
     reached = {
         name.split(".")[3] for name, p in model.backbone.named_parameters() if p.grad is not None and "stages" in name
     }
@@ -315,6 +315,6 @@ def test_weights_of_a_classifier_fit_the_backbone(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -3, 2.5])
-def test_a_number_of_classes_that_cannot_be_is_refused(number: float) -> None:
+def test_an_invalid_number_of_classes_raises(number: float) -> None:
     with pytest.raises(UserError, match="num_classes"):
         models.create("swin_tiny", num_classes=number)

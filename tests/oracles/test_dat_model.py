@@ -1,4 +1,4 @@
-"""Whole DAT and DAT++ models, small, against their published arithmetic in plain formulas, in float64."""
+"""Small DAT and DAT++ models against a float64 implementation of the published formulas."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ VERSIONS = {
 
 
 def ours(preset: str, sizes: Sizes, state: Saved) -> Classifier:
-    """The preset at other sizes."""
+    """The preset with other sizes and the given weights."""
     local = {"kernel": sizes.window} if preset.startswith("dat_pp") else {"window": sizes.window}
     changes: dict[str, Any] = {"image_size": 4 * sizes.side}
     for stage in range(4):
@@ -32,7 +32,7 @@ def ours(preset: str, sizes: Sizes, state: Saved) -> Classifier:
         if stage < 3 or "window" in local:
             changes[f"stage{stage + 1}"]["first"] = local
     model = models.create(preset, num_classes=sizes.classes, **changes)
-    model.load_state_dict(vit.dat_from_authors(state))
+    model.load_state_dict(vit.dat_from_official(state))
     return model.double().eval()
 
 

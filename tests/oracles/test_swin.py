@@ -14,7 +14,7 @@ from attnzoo.interop import vit
 from attnzoo.models.vit.classifier import Classifier
 
 CLASSES = 5
-# Windows of 4 on maps of stride 4 … 32. Every map is whole windows: others pad, and let padding be attended.
+# Multiples of 4 · 32, so that no map needs window padding, which the other implementations attend to.
 SIZES = [(128, 128), (256, 128), (128, 384)]
 
 
@@ -63,7 +63,7 @@ def test_timm(size: tuple[int, int]) -> None:
         torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
-# On maps that are a single window along one axis only, transformers does not shift along the other either.
+# Where a map is one window high or wide, transformers does not shift along the other axis either.
 @pytest.mark.parametrize("size", [(128, 128), (256, 384)], ids=str)
 def test_transformers(size: tuple[int, int]) -> None:
     model = theirs_transformers()
@@ -86,10 +86,10 @@ def test_gradients() -> None:
         assert error <= 1e-4, f"{name}: {error:.1e}"
 
 
-def test_authors_names() -> None:
-    """As timm's, but down-sampling ends a layer, the head is one matrix, and indices and masks are stored."""
+def test_official_keys() -> None:
+    """Like timm's, but downsampling ends a layer, the head has no submodule, and indices and masks are saved."""
     state = theirs_timm(SIZES[0]).state_dict()
-    authors = {
+    official = {
         "layers.0.blocks.1.attn_mask": torch.zeros(1),
         "layers.0.blocks.1.attn.relative_position_index": torch.zeros(1),
     }
@@ -97,13 +97,13 @@ def test_authors_names() -> None:
         if ".downsample." in name:
             layer, rest = int(name.split(".")[1]), name.split(".", 2)[2]
             name = f"layers.{layer - 1}.{rest}"
-        authors[name.replace("head.fc.", "head.")] = tensor
-    found, expected = vit.swin_from_authors(authors), vit.swin_from_timm(state)
+        official[name.replace("head.fc.", "head.")] = tensor
+    found, expected = vit.swin_from_official(official), vit.swin_from_timm(state)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_every_tensor_has_a_place() -> None:
+def test_an_unexpected_key_raises() -> None:
     state = theirs_timm(SIZES[0]).state_dict()
-    with pytest.raises(UserError, match=r"has no tensor 'absolute_pos_embed'"):
+    with pytest.raises(UserError, match=r"unexpected key 'absolute_pos_embed'"):
         vit.swin_from_timm({**state, "absolute_pos_embed": torch.zeros(1)})

@@ -1,4 +1,4 @@
-"""Whole detectors against Hugging Face transformers 4.57.6, with the same perturbed weights."""
+"""Detectors against Hugging Face transformers 4.57.6, with the same perturbed weights."""
 
 import copy
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 from attnzoo.errors import UserError
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
 
 pytest.importorskip("transformers")
@@ -42,9 +42,9 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def their_output(case: Case, model: Any, result: Any) -> DetectorOutput:
-    """Predictions of all layers, in our form."""
+    """Predictions of all layers as a DetectorOutput."""
     if case.dense:
-        # With auxiliary losses they would feed normalised states to the next layer.
+        # With auxiliary_loss, transformers would feed normalised states to the next layer.
         states = [model.model.decoder.layernorm(s) for s in result.decoder_hidden_states[1:-1]]
         states.append(result.decoder_hidden_states[-1])
         return DetectorOutput(
@@ -76,7 +76,7 @@ def test_outputs_of_all_layers(pair: Pair) -> None:
 def test_losses(pair: Pair) -> None:
     classification = "cross_entropy" if pair.case.dense else "focal"
     expected = transformers_loss(classification, pair.their_output, pair.targets)
-    found = DetectionLoss(loss_config(classification), CLASSES)(pair.our_output, pair.targets).parts
+    found = SetCriterion(loss_config(classification), CLASSES)(pair.our_output, pair.targets).parts
     decoder = {name: value for name, value in found.items() if not name.endswith("_encoder")}
     assert len(decoder) == 3 * LAYERS
     torch.testing.assert_close(decoder, expected, atol=1e-5, rtol=1e-5)
@@ -85,10 +85,10 @@ def test_losses(pair: Pair) -> None:
 
 
 def test_gradients(pair: Pair) -> None:
-    """In float64: rounding can carry a sampling point over the centre of a pixel, where gradients jump."""
+    """In float64, because rounding can move a sampling point across a pixel centre, where gradients jump."""
     models = copy.deepcopy(pair.theirs).double(), copy.deepcopy(pair.ours).double()
     images, mask, _ = padded_batch()
-    # Given targets, Deformable DETR returns all layers; DETR's loss is in float32 alone.
+    # With labels, Deformable DETR returns all layers; the loss of DETR supports float32 only.
     labels = [{"class_labels": t["labels"], "boxes": t["boxes"].double()} for t in pair.targets]
     result = models[0](
         images.double(),
@@ -108,18 +108,18 @@ def test_gradients(pair: Pair) -> None:
     theirs = huggingface.convert(theirs, pair.ours.config)
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
-        # DETR's first self-attention sees zeros plus positions: in exact arithmetic its weights get no gradient.
+        # Content is zero in DETR's first self-attention, so in exact arithmetic its projection weights get no gradient.
         scale = gradient.abs().max().clamp(min=1e-3)
         error = (ours[name] - gradient).abs().max() / scale
         assert error <= 1e-5, f"{name}: {error:.1e}"
 
 
-def test_every_tensor_has_a_place() -> None:
+def test_unexpected_and_missing_keys_raise() -> None:
     case = CASES["detr"]
     state = their_model(case).state_dict()
     config = our_model(case, state).config
-    with pytest.raises(UserError, match=r"has no tensor 'model\.encoder\.extra'"):
+    with pytest.raises(UserError, match=r"unexpected key 'model\.encoder\.extra'"):
         huggingface.convert({**state, "model.encoder.extra": torch.zeros(1)}, config)
     del state["model.encoder.layers.0.self_attn.k_proj.bias"]
-    with pytest.raises(UserError, match=r"no encoder\.0\.attention\.mha\.k_proj\.bias"):
+    with pytest.raises(UserError, match=r"missing key encoder\.0\.attention\.mha\.k_proj\.bias"):
         huggingface.convert(state, config)

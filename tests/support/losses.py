@@ -1,4 +1,4 @@
-"""Random predictions and targets for the tests of losses, and how to hand them to transformers."""
+"""Random predictions and targets, and their losses computed by transformers."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ CLASSES = 5
 
 
 def loss_config(classification: str) -> LossConfig:
-    """The published weights of DETR (cross_entropy) or of Deformable DETR (focal)."""
+    """Published loss weights of DETR (cross_entropy) or Deformable DETR (focal)."""
     weight = 1.0 if classification == "cross_entropy" else 2.0
     return LossConfig(classification=classification, class_weight=weight, match_class=weight)
 
@@ -22,7 +22,7 @@ def random_boxes(*shape: int, generator: torch.Generator, dtype: torch.dtype = t
 
 
 def random_targets(*counts: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
-    """One dict per image with that many objects."""
+    """One target per image, with the given numbers of objects."""
     g = torch.Generator().manual_seed(seed)
     return [
         {
@@ -43,7 +43,7 @@ def random_output(
     seed: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> DetectorOutput:
-    """Predictions that require gradients; with `tokens` also those of a two-stage encoder."""
+    """Predictions that require gradients; `tokens` adds those of a two-stage encoder."""
     g = torch.Generator().manual_seed(seed)
     channels = CLASSES + (classification == "cross_entropy")
 
@@ -58,7 +58,7 @@ def random_output(
 def transformers_loss(
     classification: str, output: DetectorOutput, targets: list[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The same losses by transformers 4.57.6, under our names."""
+    """The losses computed by transformers 4.57.6, under the names of SetCriterion."""
     from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
     from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 

@@ -1,4 +1,4 @@
-"""Tiny detectors, and batches to train them with."""
+"""Tiny detectors and batches."""
 
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def tiny(preset: str = "deformable_detr_r50", **overrides: Any) -> Detector:
-    """A detector of width 32 with a ResNet of four blocks."""
+    """A detector with 32 channels and a ResNet of four blocks."""
     backbone = {
         "name": "resnet18",
         "options": {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]},
@@ -42,19 +42,19 @@ def tiny(preset: str = "deformable_detr_r50", **overrides: Any) -> Detector:
 
 
 def perturbed(module: Module) -> Module:
-    """Weights as after training: nothing is zero any more."""
+    """Random nonzero weights, as after training."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.1)
     return module.eval()
 
 
 def without_gradient(module: nn.Module) -> list[str]:
-    """Trainable parameters that a backward pass left without a gradient."""
+    """Trainable parameters without gradient after a backward pass."""
     return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def padded_images(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Two images, the second with padding below: images, mask."""
+    """Two images, the second padded at the bottom: images, mask."""
     mask = torch.zeros(2, height, width, dtype=torch.bool)
     mask[1, height - 16 :] = True
     return torch.randn(2, 3, height, width), mask

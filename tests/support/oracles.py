@@ -1,15 +1,15 @@
-"""Tiny detectors of transformers and ours with the same random weights."""
+"""Tiny detectors of transformers and attnzoo with the same random weights."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from support.losses import CLASSES, random_targets
 from torch import Tensor, nn
 
 from attnzoo import models
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
+from support.losses import CLASSES, random_targets
 
 DIM, LAYERS, QUERIES = 64, 3, 20
 HEIGHT, WIDTH = 160, 192
@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 160, 192
 
 @dataclass
 class Case:
-    """A model of ours and the options of transformers that make the same one."""
+    """A preset and the options of transformers that build the same model."""
 
     preset: str
     theirs: dict[str, Any]
@@ -39,7 +39,7 @@ CASES = {
 
 
 def their_model(case: Case) -> nn.Module:
-    """The model of transformers 4.57.6, in evaluation mode and with all parameters perturbed and trained."""
+    """The model of transformers 4.57.6 in evaluation mode, all parameters perturbed and trainable."""
     from transformers import (
         DeformableDetrConfig,
         DeformableDetrForObjectDetection,
@@ -82,7 +82,7 @@ def their_model(case: Case) -> nn.Module:
 
 
 def our_model(case: Case, state: dict[str, Tensor]) -> Detector:
-    """Our model with the weights of theirs."""
+    """The preset with converted weights of transformers."""
     model = models.create(
         case.preset,
         num_classes=CLASSES,
@@ -100,20 +100,20 @@ def our_model(case: Case, state: dict[str, Tensor]) -> Detector:
 
 
 def perturb(model: nn.Module, seed: int = 0) -> None:
-    """Move every parameter and buffer but masks: what starts at zero hides mistakes."""
+    """Add noise to every parameter and buffer except masks, since zero weights hide mistakes."""
     g = torch.Generator().manual_seed(seed)
-    seen = set()
+    visited = set()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.data_ptr() in seen or not tensor.is_floating_point() or name.endswith("attn_mask"):
+        if tensor.data_ptr() in visited or not tensor.is_floating_point() or name.endswith("attn_mask"):
             continue
-        seen.add(tensor.data_ptr())
+        visited.add(tensor.data_ptr())
         noise = torch.randn(tensor.shape, generator=g)
         with torch.no_grad():
             tensor.add_(0.1 * noise.abs() if name.endswith("running_var") else 0.1 * noise)
 
 
 def padded_batch() -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
-    """Two images with targets, the second padded on both sides: images, mask (True where padded), targets."""
+    """Two images with targets, the second padded at the right and bottom: images, mask (True where padded), targets."""
     g = torch.Generator().manual_seed(3)
     images = torch.randn(2, 3, HEIGHT, WIDTH, generator=g)
     mask = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)

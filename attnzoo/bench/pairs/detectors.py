@@ -13,8 +13,8 @@ from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
 from attnzoo.environment import version
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
-from attnzoo.models.detr.losses import DetectionLoss
-from attnzoo.models.detr.matcher import Objects
+from attnzoo.models.detr.losses import SetCriterion
+from attnzoo.models.detr.matcher import Target
 
 THEIRS = "transformers"
 INSTALL = "pip install transformers==4.57.6"
@@ -46,13 +46,13 @@ TINY = Size(dim=64, heads=4, layers=2, depths=(1, 1, 1, 1), widths=(16, 32, 64, 
 class Ours(Entrant):
     def __init__(self, model: Detector):
         self.model = model
-        self._loss = DetectionLoss(model.config.loss, model.num_classes)
+        self._loss = SetCriterion(model.config.loss, model.num_classes)
 
     def predict(self, images: Tensor) -> Outputs:
         output = self.model(images)
         return {"logits": output.logits[-1], "boxes": output.boxes[-1]}
 
-    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
         return self._loss(self.model(images), targets).total
 
 
@@ -66,7 +66,7 @@ class Theirs(Entrant):
         output = self.model(images)
         return {"logits": output.logits, "boxes": output.pred_boxes}
 
-    def loss(self, images: Tensor, targets: Sequence[Objects]) -> Tensor:
+    def loss(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
         labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
         loss: Tensor = self.model(images, labels=labels).loss
         return loss
@@ -160,7 +160,7 @@ def _perturb(model: nn.Module) -> None:
                 buffer.fill_(0.2)
 
 
-def _targets(batch: int, device: torch.device) -> list[Objects]:
+def _targets(batch: int, device: torch.device) -> list[Target]:
     g = torch.Generator().manual_seed(1)
     return [
         {

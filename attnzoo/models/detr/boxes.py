@@ -1,4 +1,4 @@
-"""Boxes as detectors of the DETR family use them: (cx, cy, w, h), normalised to the valid image."""
+"""Box utilities. Unless stated otherwise, boxes are (cx, cy, w, h), normalised to the valid image."""
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return box_convert(boxes, "xyxy", "cxcywh")
 
 
-def pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) in [-1, 1] of boxes (..., N, 4) with others (..., M, 4): (..., N, M).
+def pairwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al. 2019) in [-1, 1] of boxes (..., N, 4) and (..., M, 4): (..., N, M).
 
-    Both are (cx, cy, w, h). Boxes without area are allowed; two of them at one point have no GIoU: NaN.
+    Boxes without area are allowed; the GIoU of two identical points is NaN.
     """
-    return generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(others))
+    return generalized_box_iou(cxcywh_to_xyxy(boxes1), cxcywh_to_xyxy(boxes2))
 
 
-def giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of each box (..., 4) with the other one at the same place: (...)."""
-    return pairwise_giou(boxes[..., None, :], others[..., None, :])[..., 0, 0]
+def elementwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalised IoU of corresponding boxes (..., 4): (...)."""
+    return pairwise_giou(boxes1[..., None, :], boxes2[..., None, :])[..., 0, 0]
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -1,4 +1,4 @@
-"""The options of detectors of the DETR family."""
+"""Options of DETR-style detectors."""
 
 # ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
 
@@ -19,52 +19,52 @@ class EncoderConfig:
 class DecoderConfig:
     layers: int = number(6, COUNT)
     attention: NamedBlock = named("ms_deform")  # cross-attention; self-attention is always dense
-    norm: bool = False  # a final LayerNorm on every returned layer (DETR)
-    learned_content: bool = True  # queries learn a content vector beside their position; false: zeros (DETR)
+    norm: bool = False  # LayerNorm before the prediction heads (DETR)
+    learned_content: bool = True  # learned content embedding per query; false: zeros (DETR)
 
 
 @dataclass
 class HeadConfig:
-    # relative: offset from the reference, in logit space
+    # relative: offset to the reference point or box in logit space; absolute: coordinates in the image
     boxes: Literal["relative", "absolute"] = "relative"
-    shared: bool | None = None  # one pair of heads for all layers; null: shared unless boxes are refined
-    refine: bool = False  # each layer starts from the boxes of the one before
-    two_stage: bool = False  # queries come from encoder proposals
-    # two-stage top-k by the logit of class 0 ("first") or of the best class ("best")
+    shared: bool | None = None  # one pair of heads for all decoder layers; null: unless `refine` is set
+    refine: bool = False  # iterative box refinement: each layer predicts offsets to the boxes of the previous layer
+    two_stage: bool = False  # queries are the top-k encoder proposals
+    # two-stage: proposals are ranked by the logit of class 0 ("first") or by their highest logit ("best")
     select: Literal["first", "best"] = "first"
-    # two-stage query content: from the sine embedding of the proposed box, or the token that proposed it
+    # two-stage: query content from the sine embedding of the proposal box, or the encoder's token ("memory")
     content: Literal["position", "memory"] = "position"
-    # two-stage proposals: width and height at the finest level, doubled per level
+    # two-stage: width and height of initial proposals at the finest level, doubled per level
     anchor_size: float = number(0.05, INSIDE_SHARE)
     box_size_bias: float | None = -2.0  # initial bias of width and height in logit space; null: PyTorch's default
-    # initial class probability (focal); null: PyTorch's default
+    # focal: initial class probability; null: PyTorch's default bias
     class_prior: float | None = number(0.01, INSIDE_SHARE)
 
 
 @dataclass
 class LossConfig:
     classification: Literal["focal", "cross_entropy"] = "focal"
-    class_weight: float = number(2.0, NON_NEGATIVE)
+    class_weight: float = number(2.0, NON_NEGATIVE)  # weights of the losses
     l1_weight: float = number(5.0, NON_NEGATIVE)
     giou_weight: float = number(2.0, NON_NEGATIVE)
-    match_class: float = number(2.0, NON_NEGATIVE)
+    match_class: float = number(2.0, NON_NEGATIVE)  # weights of the matching costs
     match_l1: float = number(5.0, NON_NEGATIVE)
     match_giou: float = number(2.0, NON_NEGATIVE)
-    no_object_weight: float = number(0.1, NON_NEGATIVE)  # cross_entropy: weight of the no-object class
-    focal_alpha: float = number(0.25, SHARE)  # focal: weight of positives against negatives
-    focal_gamma: float = number(2.0, NON_NEGATIVE)  # focal: how much easy examples are discounted
-    auxiliary: bool = True  # the same losses on every decoder layer
+    no_object_weight: float = number(0.1, NON_NEGATIVE)  # cross_entropy: weight of the "no object" class
+    focal_alpha: float = number(0.25, SHARE)  # focal: weight of positives; negatives have 1 - alpha
+    focal_gamma: float = number(2.0, NON_NEGATIVE)  # focal: down-weighting of easy examples
+    auxiliary: bool = True  # auxiliary losses on all decoder layers
 
 
 @dataclass
 class DetectorConfig(ModelConfig):
-    """A detector of the DETR family."""
+    """DETR-style detector."""
 
-    dim: int = number(256, COUNT)
-    heads: int = number(8, COUNT)
-    ffn: int = number(1024, COUNT)
+    dim: int = number(256, COUNT)  # channels of encoder and decoder
+    heads: int = number(8, COUNT)  # attention heads
+    ffn: int = number(1024, COUNT)  # hidden channels of the feed-forward networks
     dropout: float = number(0.1, BELOW_ONE)
-    queries: int = number(300, COUNT)
+    queries: int = number(300, COUNT)  # object queries
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

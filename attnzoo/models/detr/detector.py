@@ -1,4 +1,4 @@
-"""The detector all presets are: backbone, neck, encoder, queries, decoder, heads."""
+"""The DETR-style detector of all presets: backbone, neck, encoder, queries, decoder, heads."""
 
 from dataclasses import replace
 
@@ -12,24 +12,24 @@ from attnzoo.geometry import Pyramid, Queries, Role, Slot
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.boxes import inverse_sigmoid
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.models.detr.heads import Heads
+from attnzoo.models.detr.heads import PredictionHeads
 from attnzoo.models.detr.output import DetectorOutput
-from attnzoo.models.detr.queries import LARGEST_PROPOSAL, LearnedQueries, ProposedQueries
+from attnzoo.models.detr.queries import MAX_PROPOSAL, LearnedQueries, TwoStageQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
 from attnzoo.schema.fields import NamedBlock
 
 
 class Detector(nn.Module):
-    """DETR, Deformable DETR and everything between, as `config` says.
+    """DETR, Deformable DETR or a combination of their options.
 
-    `num_classes` does not count "no object", for which cross-entropy adds a last logit.
-    Raises UserError, naming the key, for a combination that cannot work.
+    `num_classes` excludes "no object", for which cross-entropy adds a last logit.
+    Raises UserError, naming the key, for an invalid configuration.
     """
 
     def __init__(self, config: DetectorConfig, num_classes: int):
         super().__init__()
-        _check(config)
+        _check_options(config)
         self.config, self.num_classes = config, num_classes
         self.backbone = Backbone(config.backbone)
         self.neck = Neck(config.neck, self.backbone.channels, config.dim)
@@ -44,32 +44,31 @@ class Detector(nn.Module):
             for layer in range(config.decoder.layers)
         )
         self.decoder_norm = nn.LayerNorm(config.dim) if config.decoder.norm else None
-        classes = num_classes + (config.loss.classification == "cross_entropy")
-        self.heads = Heads(config.head, config.dim, classes, config.decoder.layers)
-        self.queries: LearnedQueries | ProposedQueries
+        num_logits = num_classes + (config.loss.classification == "cross_entropy")
+        self.heads = PredictionHeads(config.head, config.dim, num_logits, config.decoder.layers)
+        self.queries: LearnedQueries | TwoStageQueries
         if config.head.two_stage:
-            _check_anchors(config, self.neck.levels)
-            self.queries = ProposedQueries(config.head, config.queries, config.dim, num_classes)
+            _check_anchors(config, self.neck.num_levels)
+            self.queries = TwoStageQueries(config.head, config.queries, config.dim, num_classes)
         else:
-            kind = attention.ATTENTIONS.get(config.decoder.attention["name"])
-            refs = kind.needs_refs or config.head.boxes == "relative"
+            cls = attention.ATTENTIONS.get(config.decoder.attention["name"])
+            refs = cls.needs_refs or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
-        slot = Slot(self.config.dim, self.config.heads, self.neck.levels, role, layer)
-        where = f"model.{role}.attention"
-        name, options = attention.ATTENTIONS.read_block(block, where)
-        return attention.build(name, slot, where=where, **options)
+        slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)
+        options = dict(block)
+        return attention.build(options.pop("name"), slot, where=f"model.{role}.attention", **options)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
-        """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
-        return self.detect(self.neck(self.backbone(images, mask), mask))
+        """Detections in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
+        return self.forward_transformer(self.neck(self.backbone(images, mask), mask))
 
-    def detect(self, memory: Pyramid) -> DetectorOutput:
-        """Detect from a pyramid of projected features."""
+    def forward_transformer(self, memory: Pyramid) -> DetectorOutput:
+        """Detections from the output of the neck."""
         for layer in self.encoder:
             memory = layer(memory)
-        if isinstance(self.queries, ProposedQueries):
+        if isinstance(self.queries, TwoStageQueries):
             queries, encoder_logits, encoder_boxes = self.queries(memory, self.heads)
             return self._decode(queries, memory, encoder_logits, encoder_boxes)
         return self._decode(self.queries(len(memory.tokens)), memory, None, None)
@@ -80,38 +79,44 @@ class Detector(nn.Module):
         logits, boxes = [], []
         for layer, class_head, box_head in zip(self.decoder, self.heads.classes, self.heads.boxes, strict=True):
             queries = layer(queries, memory)
-            state = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
-            box = self._box(box_head(state), queries.refs)
-            logits.append(class_head(state))
+            hidden = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
+            box = self._decode_box(box_head(hidden), queries.refs)
+            logits.append(class_head(hidden))
             boxes.append(box)
             if self.config.head.refine:
                 queries = replace(queries, refs=box.detach())
         return DetectorOutput(torch.stack(logits), torch.stack(boxes), encoder_logits, encoder_boxes)
 
-    def _box(self, delta: Tensor, refs: Tensor | None) -> Tensor:
-        """Boxes (B, Q, 4) in [0, 1] from the head's output and the references of the layer."""
+    def _decode_box(self, delta: Tensor, refs: Tensor | None) -> Tensor:
+        """Boxes (B, Q, 4) in [0, 1] from the box head's output and the layer's reference points or boxes."""
         if self.config.head.boxes == "absolute":
             return delta.sigmoid()
         assert refs is not None
-        start = inverse_sigmoid(refs)
-        if start.shape[-1] == 2:
-            return torch.cat([delta[..., :2] + start, delta[..., 2:]], -1).sigmoid()
-        return (delta + start).sigmoid()
+        reference_logits = inverse_sigmoid(refs)
+        if reference_logits.shape[-1] == 2:
+            return torch.cat([delta[..., :2] + reference_logits, delta[..., 2:]], -1).sigmoid()
+        return (delta + reference_logits).sigmoid()
 
 
-def _check(config: DetectorConfig) -> None:
-    """Refuse combinations that no part of the model could refuse alone."""
+def _check_options(config: DetectorConfig) -> None:
+    """Check options that depend on each other across submodules."""
     if config.dim % config.heads:
-        raise UserError(f"model.heads = {config.heads}: must divide model.dim = {config.dim}")
-    if config.head.refine and config.head.boxes == "absolute":
-        raise UserError("model.head.refine refines boxes relative to references: it needs model.head.boxes = relative")
-
-
-def _check_anchors(config: DetectorConfig, levels: int) -> None:
-    """Refuse proposals larger than the image: a whole level would silently propose nothing."""
-    coarsest = config.head.anchor_size * 2 ** (levels - 1)
-    if coarsest >= LARGEST_PROPOSAL:
         raise UserError(
-            f"model.head.anchor_size = {config.head.anchor_size}: doubled per level it is {coarsest:g} of the image on "
-            f"the last of {levels} levels, and must stay below {LARGEST_PROPOSAL}"
+            f"model.heads = {config.heads}: must divide model.dim = {config.dim}", key=("model.heads", "model.dim")
+        )
+    if config.head.refine and config.head.boxes == "absolute":
+        raise UserError(
+            "model.head.refine = True requires model.head.boxes = 'relative'",
+            key=("model.head.refine", "model.head.boxes"),
+        )
+
+
+def _check_anchors(config: DetectorConfig, num_levels: int) -> None:
+    """Reject anchors larger than the image: all proposals of their level would be discarded."""
+    coarsest = config.head.anchor_size * 2 ** (num_levels - 1)
+    if coarsest >= MAX_PROPOSAL:
+        raise UserError(
+            f"model.head.anchor_size = {config.head.anchor_size}: doubled per level, it is {coarsest:g} of the image "
+            f"on the last of {num_levels} levels; must be below {MAX_PROPOSAL}",
+            key="model.head.anchor_size",
         )

@@ -1,8 +1,7 @@
-"""What reads classes and boxes from decoder states, and their initialisation."""
+"""Classification and box heads, and their initialisation."""
 
 import copy
 import math
-from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 from attnzoo.attention.base import full_precision
 from attnzoo.models.detr.config import HeadConfig
 
-Head = TypeVar("Head", bound=nn.Module)
+HeadT = TypeVar("HeadT", bound=nn.Module)
 
 
 class BoxHead(nn.Module):
-    """Three linear layers from states (..., dim) to box logits (..., 4), which become coordinates.
+    """Three-layer MLP from hidden states (..., dim) to box logits (..., 4).
 
-    In float32 at least, whatever the type of the states and under autocast too.
+    In float32 or higher, also under autocast and with half-precision input, because its output becomes coordinates.
     """
 
     def __init__(self, dim: int):
@@ -26,51 +25,50 @@ class BoxHead(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
 
     @property
-    def last(self) -> nn.Linear:
+    def last_layer(self) -> nn.Linear:
         return cast(nn.Linear, self.layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = F.relu(full_precision(cast(nn.Linear, layer), x))
-        return full_precision(self.last, x)
+        return full_precision(self.last_layer, x)
 
 
-class Heads(nn.Module):
-    """A class head and a box head per decoder layer, and of their own for encoder proposals.
+class PredictionHeads(nn.Module):
+    """A class head and a box head per decoder layer, and a separate pair for encoder proposals.
 
-    `classes` counts logits. Without `shared`, layers have heads of their own; null shares them unless boxes
-    are refined. Encoder heads are separate in either case.
+    `num_logits` is the output size of class heads. `config.shared` shares a pair over the decoder layers; null shares
+    it unless boxes are refined.
     """
 
-    def __init__(self, config: HeadConfig, dim: int, classes: int, layers: int):
+    def __init__(self, config: HeadConfig, dim: int, num_logits: int, num_layers: int):
         super().__init__()
         shared = not config.refine if config.shared is None else config.shared
-        self.classes = nn.ModuleList(_layers(lambda: _class_head(dim, classes, config.class_prior), layers, shared))
-        boxes = _layers(lambda: _box_head(dim, config.box_size_bias), layers, shared)
+        self.classes = nn.ModuleList(_clone(_class_head(dim, num_logits, config.class_prior), num_layers, shared))
+        boxes = _clone(_box_head(dim, config.box_size_bias), num_layers, shared)
         self.boxes = nn.ModuleList(boxes)
-        self.encoder_class = _class_head(dim, classes, config.class_prior) if config.two_stage else None
+        self.encoder_class = _class_head(dim, num_logits, config.class_prior) if config.two_stage else None
         self.encoder_box = _box_head(dim, config.box_size_bias) if config.two_stage else None
         if config.box_size_bias is not None:
-            # Boxes that start from a reference with a size must not shrink: proposals have one from the
-            # beginning, refined boxes from the second layer on (Deformable DETR, DeformableDETR.__init__).
+            # Offsets to a reference box start at zero: those to proposals, and after the first layer those to refined
+            # boxes (Deformable DETR, DeformableDETR.__init__).
             if self.encoder_box is not None:
-                sized = [*boxes, self.encoder_box]
+                zero_bias = [*boxes, self.encoder_box]
             else:
-                sized = boxes[1:] if config.refine and not shared else []
-            for head in sized:
-                nn.init.zeros_(head.last.bias)
+                zero_bias = boxes[1:] if config.refine and not shared else []
+            for head in zero_bias:
+                nn.init.zeros_(head.last_layer.bias)
 
 
-def _layers(make: Callable[[], Head], layers: int, shared: bool) -> list[Head]:
-    first = make()
+def _clone(head: HeadT, num_layers: int, shared: bool) -> list[HeadT]:
+    """One head per layer, with the same initial weights as in the published code; the same head if `shared`."""
     if shared:
-        return [first] * layers
-    # Published models start all layers from the same weights.
-    return [first, *(copy.deepcopy(first) for _ in range(layers - 1))]
+        return [head] * num_layers
+    return [head, *(copy.deepcopy(head) for _ in range(num_layers - 1))]
 
 
-def _class_head(dim: int, classes: int, prior: float | None) -> nn.Linear:
-    head = nn.Linear(dim, classes)
+def _class_head(dim: int, num_logits: int, prior: float | None) -> nn.Linear:
+    head = nn.Linear(dim, num_logits)
     if prior is not None:
         nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head
@@ -79,7 +77,7 @@ def _class_head(dim: int, classes: int, prior: float | None) -> nn.Linear:
 def _box_head(dim: int, size_bias: float | None) -> BoxHead:
     head = BoxHead(dim)
     if size_bias is not None:
-        nn.init.zeros_(head.last.weight)
+        nn.init.zeros_(head.last_layer.weight)
         with torch.no_grad():
-            head.last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
+            head.last_layer.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
     return head

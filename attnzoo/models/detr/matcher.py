@@ -1,4 +1,4 @@
-"""Which prediction answers which object: the bipartite matching of DETR (Carion et al. 2020, section 3.1)."""
+"""Bipartite (Hungarian) matching of predictions and ground truth (DETR, Carion et al. 2020, section 3.1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from torch.nn.utils.rnn import pad_sequence
 from attnzoo.models.detr.boxes import pairwise_giou
 from attnzoo.models.detr.config import LossConfig
 
-Objects = Mapping[str, Tensor]
-"""Objects of one image: "labels" (n,) int64 and "boxes" (n, 4) as (cx, cy, w, h), normalised, with area."""
+Target = Mapping[str, Tensor]
+"""Ground truth of one image: "labels" (n,) int64 and "boxes" (n, 4) as (cx, cy, w, h), normalised, with area."""
 
-FIRST = -1e6  # lower than any finite cost
+NONFINITE_COST = -1e6  # below any finite cost
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """The K pairs of each layer; K = Σ min(n, Q) over the images, the same for all layers.
+    """The K matched pairs of each layer; K = Σ min(n, Q) over the images, the same for all layers.
 
     - `images`: (K,) int64, ascending
     - `queries`: (layers, K) int64, ascending within an image
-    - `targets`: (layers, K) int64, index into the objects of all images one after the other
+    - `targets`: (layers, K) int64, indices into the concatenated targets of all images
     """
 
     images: Tensor
@@ -33,43 +33,47 @@ class Matching:
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, targets: Sequence[Objects], config: LossConfig) -> Matching:
-    """The cheapest one-to-one matching per layer and image, of logits (layers, B, Q, C) and boxes (layers, B, Q, 4).
+def hungarian_match(logits: Tensor, boxes: Tensor, targets: Sequence[Target], config: LossConfig) -> Matching:
+    """The one-to-one matching of lowest cost, per layer and image.
 
-    The cost of a pair is match_class · class + match_l1 · L1 + match_giou · (-GIoU). A prediction that is
-    not finite is matched first, so that it reaches the loss and the run stops there, with the step named,
-    instead of inside the solver. There is one copy from the device and one back, whatever the number of layers.
+    `logits` are (layers, B, Q, C), `boxes` (layers, B, Q, 4). The cost of a pair is
+    match_class · class + match_l1 · L1 + match_giou · (-GIoU). Non-finite predictions get `NONFINITE_COST` and are
+    matched first, so that the loss becomes non-finite instead of linear_sum_assignment failing. Data is copied from and
+    to the device once, whatever the number of layers.
     """
     layers = logits.shape[0]
-    counts = [len(target["labels"]) for target in targets]
-    starts = np.cumsum([0, *counts])
+    num_targets = [len(target["labels"]) for target in targets]
+    offsets = np.cumsum([0, *num_targets])
     labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
-    references = pad_sequence([target["boxes"].to(boxes.dtype) for target in targets], batch_first=True)
+    target_boxes = pad_sequence([target["boxes"].to(boxes.dtype) for target in targets], batch_first=True)
 
     cost = config.match_class * class_cost(logits, labels, config)
-    cost = cost + config.match_l1 * torch.cdist(boxes, references.expand(layers, -1, -1, -1), p=1)
-    cost = cost - config.match_giou * pairwise_giou(boxes, references)
-    costs = torch.where(cost.isfinite(), cost, FIRST).cpu().numpy()
+    cost = cost + config.match_l1 * torch.cdist(boxes, target_boxes.expand(layers, -1, -1, -1), p=1)
+    cost = cost - config.match_giou * pairwise_giou(boxes, target_boxes)
+    costs = torch.where(cost.isfinite(), cost, NONFINITE_COST).cpu().numpy()
 
-    pairs = [[linear_sum_assignment(c[:, :n]) for c, n in zip(layer, counts, strict=True)] for layer in costs]
-    images = np.repeat(np.arange(len(counts)), [len(queries) for queries, _ in pairs[0]])
-    queries = [np.concatenate([q for q, _ in layer]) for layer in pairs]
-    found = [np.concatenate([t + start for (_, t), start in zip(layer, starts[:-1], strict=True)]) for layer in pairs]
-    table = torch.from_numpy(np.stack([images, *queries, *found])).to(logits.device, torch.int64)
-    return Matching(table[0], table[1 : 1 + layers], table[1 + layers :])
+    pairs = [[linear_sum_assignment(c[:, :n]) for c, n in zip(layer, num_targets, strict=True)] for layer in costs]
+    images = np.repeat(np.arange(len(targets)), [len(query) for query, _ in pairs[0]])
+    query_indices = [np.concatenate([query for query, _ in layer]) for layer in pairs]
+    target_indices = [
+        np.concatenate([target + offset for (_, target), offset in zip(layer, offsets[:-1], strict=True)])
+        for layer in pairs
+    ]
+    indices = torch.from_numpy(np.stack([images, *query_indices, *target_indices])).to(logits.device, torch.int64)
+    return Matching(indices[0], indices[1 : 1 + layers], indices[1 + layers :])
 
 
 def class_cost(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Cost (layers, B, Q, N) of answering labels (B, N) with logits (layers, B, Q, C).
+    """Classification cost (layers, B, Q, N) of logits (layers, B, Q, C) for labels (B, N).
 
-    Cross-entropy: minus the probability (DETR). Focal: the focal loss of the class being there minus that
-    of it not being there (Deformable DETR).
+    Cross-entropy: minus the probability of the label (DETR). Focal: positive minus negative focal loss of the label
+    (Deformable DETR).
     """
     index = labels[None, :, None].expand(*logits.shape[:3], -1)
     if config.classification == "cross_entropy":
         return -logits.softmax(-1).gather(-1, index)
     p = logits.gather(-1, index).sigmoid()
     alpha, gamma, eps = config.focal_alpha, config.focal_gamma, 1e-8
-    there = alpha * (1 - p) ** gamma * -(p + eps).log()
-    absent = (1 - alpha) * p**gamma * -(1 - p + eps).log()
-    return there - absent
+    pos_cost = alpha * (1 - p) ** gamma * -(p + eps).log()
+    neg_cost = (1 - alpha) * p**gamma * -(1 - p + eps).log()
+    return pos_cost - neg_cost

@@ -1,4 +1,4 @@
-"""What a detector returns."""
+"""The output of a detector."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class DetectorOutput:
-    """Predictions of all decoder layers, and of the encoder in two-stage detectors.
+    """Predictions of all decoder layers in order and, in two-stage detectors, of the encoder.
 
-    - `logits`: (layers, B, Q, classes), the last layer last; with cross-entropy the last class is "no object"
-    - `boxes`: (layers, B, Q, 4) as (cx, cy, w, h), normalised to the valid image, each in [0, 1]
-    - `encoder_logits`: (B, S, classes), one proposal per token of the pyramid
+    - `logits`: (layers, B, Q, num_logits); with cross-entropy the last logit is "no object"
+    - `boxes`: (layers, B, Q, 4) as (cx, cy, w, h) in [0, 1], normalised to the valid image
+    - `encoder_logits`: (B, S, num_logits), one proposal per encoder token
     - `encoder_boxes`: (B, S, 4), as `boxes`
     """
 

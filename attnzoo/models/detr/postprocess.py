@@ -8,22 +8,23 @@ from attnzoo.models.detr.output import DetectorOutput
 
 
 @torch.no_grad()
-def postprocess(output: DetectorOutput, sizes: Tensor, classification: str, top: int = 100) -> list[dict[str, Tensor]]:
-    """At most `top` detections per image, best first, from the last decoder layer; no suppression of overlaps.
+def postprocess(
+    output: DetectorOutput, sizes: Tensor, classification: str, max_detections: int = 100
+) -> list[dict[str, Tensor]]:
+    """Detections of the last decoder layer with the highest scores, sorted by score; no NMS.
 
-    `sizes` (B, 2) are the original heights and widths in pixels. Cross-entropy gives each query its best
-    class other than "no object"; focal takes the best pairs of query and class, so that a query can answer
-    several times. Per image: "scores" (n,) in [0, 1], "labels" (n,) and "boxes" (n, 4) as (x1, y1, x2, y2)
-    in pixels, not clipped to the image.
+    `sizes` (B, 2) are the original heights and widths in pixels. Cross-entropy gives each query its best class other
+    than "no object". Focal takes the top (query, class) pairs, so a query may give several detections. Per image:
+    "scores" (n,) in [0, 1], "labels" (n,) and "boxes" (n, 4) as (x1, y1, x2, y2) in pixels, not clipped to the image.
     """
     logits = output.logits[-1].float()
     if classification == "cross_entropy":
-        best, labels = logits.softmax(-1)[..., :-1].max(-1)
-        scores, queries = best.topk(min(top, best.shape[1]), sorted=True)
+        query_scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, queries = query_scores.topk(min(max_detections, query_scores.shape[1]), sorted=True)
         labels = labels.gather(1, queries)
     else:
-        pairs = logits.sigmoid().flatten(1)
-        scores, index = pairs.topk(min(top, pairs.shape[1]), sorted=True)
+        pair_scores = logits.sigmoid().flatten(1)
+        scores, index = pair_scores.topk(min(max_detections, pair_scores.shape[1]), sorted=True)
         queries, labels = index // logits.shape[-1], index % logits.shape[-1]
     height, width = sizes.to(output.boxes.device).unbind(1)
     scale = torch.stack([width, height, width, height], 1)

@@ -1,4 +1,4 @@
-"""Where object queries come from: learned, or the encoder's best proposals."""
+"""Object queries: learned embeddings, or the top-k proposals of the encoder (two-stage)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,50 +7,49 @@ from attnzoo.attention.base import full_precision
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries
 from attnzoo.models.detr.config import HeadConfig
-from attnzoo.models.detr.heads import Heads
-from attnzoo.models.position import sine
+from attnzoo.models.detr.heads import PredictionHeads
+from attnzoo.models.position import sine_embedding
 
-# Of the image: proposals whose centre or size lies beyond are not used (Deformable DETR, gen_encoder_output_proposals).
-SMALLEST_PROPOSAL, LARGEST_PROPOSAL = 0.01, 0.99
+# Valid range of the coordinates of proposals (Deformable DETR, gen_encoder_output_proposals).
+MIN_PROPOSAL, MAX_PROPOSAL = 0.01, 0.99
 
 
 class LearnedQueries(nn.Module):
-    """`count` learned queries: a position each, a content if `content` (zeros otherwise), references if `refs`.
+    """Learned position embeddings, with learned content if `content` (else zeros) and references if `refs`.
 
-    References (B, Q, 2) are a linear map of the position (Deformable DETR, section 4.1).
+    References are points (B, Q, 2), predicted from the position embedding (Deformable DETR, section 4.1).
     """
 
-    def __init__(self, count: int, dim: int, content: bool, refs: bool):
+    def __init__(self, num_queries: int, dim: int, content: bool, refs: bool):
         super().__init__()
-        self.embedding = nn.Embedding(count, 2 * dim if content else dim)
+        self.embedding = nn.Embedding(num_queries, 2 * dim if content else dim)
         self.content = content
         self.reference_points = nn.Linear(dim, 2) if refs else None
         if self.reference_points is not None:
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, batch: int) -> Queries:
+    def forward(self, batch_size: int) -> Queries:
         """Queries (B, Q, C)."""
-        table = self.embedding.weight[None].expand(batch, -1, -1)
-        pos, tokens = table.chunk(2, -1) if self.content else (table, torch.zeros_like(table))
+        embedding = self.embedding.weight[None].expand(batch_size, -1, -1)
+        pos, tokens = embedding.chunk(2, -1) if self.content else (embedding, torch.zeros_like(embedding))
         refs = None
         if self.reference_points is not None:
             refs = full_precision(self.reference_points, pos).sigmoid()
         return Queries(tokens, refs, pos)
 
 
-class ProposedQueries(nn.Module):
-    """Two-stage: every token of the memory proposes a box, the best `count` become queries.
+class TwoStageQueries(nn.Module):
+    """Two-stage: each encoder token proposes a box, and the top `num_queries` proposals become queries.
 
-    A proposal is a box at the token's centre, `anchor_size` · 2^level wide and high, refined by the
-    encoder's box head. Position and content of a query are a linear map of the sine embedding of its box;
-    with `content` = "memory" the content is the token itself (Deformable DETR, appendix A.4).
+    A proposal is a box at the token's centre with width and height `anchor_size` · 2^level, refined by the encoder's
+    box head. Position embedding and content of a query are projected from the sine embedding of its box; with
+    `content` = "memory" the content is the token itself (Deformable DETR, appendix A.4).
     """
 
-    def __init__(self, config: HeadConfig, count: int, dim: int, objects: int):
+    def __init__(self, config: HeadConfig, num_queries: int, dim: int, num_classes: int):
         super().__init__()
-        self.config, self.count, self.dim = config, count, dim
-        self.objects = objects  # logits that stand for objects: all but "no object"
+        self.config, self.num_queries, self.dim, self.num_classes = config, num_queries, dim, num_classes
         self.output = nn.Linear(dim, dim)
         self.output_norm = nn.LayerNorm(dim)
         width = 2 * dim if config.content == "position" else dim
@@ -59,46 +58,40 @@ class ProposedQueries(nn.Module):
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.xavier_uniform_(self.position.weight)
 
-    def forward(self, memory: Pyramid, heads: Heads) -> tuple[Queries, Tensor, Tensor]:
-        """Queries (B, Q, C), and the logits (B, S, classes) and boxes (B, S, 4) of all proposals.
+    def forward(self, memory: Pyramid, heads: PredictionHeads) -> tuple[Queries, Tensor, Tensor]:
+        """Queries (B, Q, C), and the logits (B, S, num_logits) and boxes (B, S, 4) of all proposals.
 
         Raises UserError if there are more queries than tokens.
         """
-        if self.count > memory.layout.tokens:
+        if self.num_queries > memory.layout.tokens:
             raise UserError(
-                f"model.queries = {self.count}: the memory has only {memory.layout.tokens} tokens to propose them"
+                f"model.queries = {self.num_queries}: exceeds the {memory.layout.tokens} encoder tokens",
+                key="model.queries",
             )
         assert heads.encoder_class is not None
         assert heads.encoder_box is not None
-        proposals, usable = self._proposals(memory)
-        features = self.output_norm(self.output(memory.tokens.masked_fill(~usable, 0)))
+        proposals, valid = self._proposals(memory)
+        features = self.output_norm(self.output(memory.tokens.masked_fill(~valid, 0)))
         logits = heads.encoder_class(features)
         box_logits = heads.encoder_box(features) + proposals
-        # Class 0 is "object" in the published encoder loss; "best" goes with real labels there.
-        score = self._scores(logits)
-        score = score[..., 0] if self.config.select == "first" else score.amax(-1)
-        chosen = score.topk(self.count, 1).indices[..., None]
-        refs = box_logits.gather(1, chosen.expand(-1, -1, 4)).detach().sigmoid()
-        embedded = sine(refs, self.dim // 2).flatten(2).to(features.dtype)
-        pos = self.position_norm(self.position(embedded))
+        topk = self._ranking_scores(logits).topk(self.num_queries, 1).indices[..., None]
+        refs = box_logits.gather(1, topk.expand(-1, -1, 4)).detach().sigmoid()
+        proposal_embed = sine_embedding(refs, self.dim // 2).flatten(2).to(features.dtype)
+        pos = self.position_norm(self.position(proposal_embed))
         if self.config.content == "position":
             pos, tokens = pos.chunk(2, -1)
         else:
-            tokens = features.gather(1, chosen.expand(-1, -1, self.dim)).detach()
+            tokens = features.gather(1, topk.expand(-1, -1, self.dim)).detach()
         return Queries(tokens, refs, pos), logits, box_logits.sigmoid()
 
-    def _scores(self, logits: Tensor) -> Tensor:
-        """What ranks proposals, (B, S, objects).
-
-        Logits rank as their sigmoids do, but not as a softmax, which a constant added to all of them leaves alone.
-        """
-        return logits if logits.shape[-1] == self.objects else logits.softmax(-1)[..., : self.objects]
+    def _ranking_scores(self, logits: Tensor) -> Tensor:
+        """Scores (B, S) by which proposals are selected, see HeadConfig.select."""
+        # Logits rank like their sigmoids, but not like a softmax, which is invariant to a constant added to all.
+        scores = logits if logits.shape[-1] == self.num_classes else logits.softmax(-1)[..., : self.num_classes]
+        return scores[..., 0] if self.config.select == "first" else scores.amax(-1)
 
     def _proposals(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
-        """Box logits (B, S, 4), and which are usable (B, S, 1).
-
-        Where a token is padding or its box leaves the image they are infinite.
-        """
+        """Box logits (B, S, 4) and validity (B, S, 1). Logits of padded and out-of-image proposals are infinite."""
         centers = memory.layout.centers
         sizes = torch.cat(
             [
@@ -107,7 +100,7 @@ class ProposedQueries(nn.Module):
             ]
         )
         boxes = torch.cat([centers, sizes.expand_as(centers)], -1)
-        usable = ((boxes > SMALLEST_PROPOSAL) & (boxes < LARGEST_PROPOSAL)).all(-1, keepdim=True)
+        valid = ((boxes > MIN_PROPOSAL) & (boxes < MAX_PROPOSAL)).all(-1, keepdim=True)
         if memory.layout.padding is not None:
-            usable = usable & ~memory.layout.padding[..., None]
-        return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable
+            valid = valid & ~memory.layout.padding[..., None]
+        return torch.log(boxes / (1 - boxes)).masked_fill(~valid, torch.inf), valid

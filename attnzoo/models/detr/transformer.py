@@ -1,4 +1,4 @@
-"""Encoder and decoder layers, shared by all detectors: post-normalised, with the attention passed in."""
+"""Post-norm encoder and decoder layers of all detectors; the attention module is passed in."""
 
 from dataclasses import replace
 
@@ -10,13 +10,13 @@ from attnzoo.attention.dense import MultiheadAttention
 from attnzoo.geometry import Pyramid, Queries
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU between, dim → hidden → dim, before the residual."""
+class FFN(nn.Module):
+    """Feed-forward network: two linear layers with ReLU, dim → hidden_dim → dim; no residual."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float):
+    def __init__(self, dim: int, hidden_dim: int, dropout: float):
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -26,17 +26,17 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """The tokens of a pyramid attend to the pyramid, then the feed-forward network."""
+    """Self-attention over the tokens of a pyramid, then FFN."""
 
-    def __init__(self, attention: Attention, ffn: int, dropout: float):
+    def __init__(self, attention: Attention, ffn_dim: int, dropout: float):
         super().__init__()
         dim = attention.slot.dim
         self.attention = attention
         self.attention_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn, dropout)
+        self.ffn = FFN(dim, ffn_dim, dropout)
         self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        _xavier_multihead(self)
+        _xavier_init_out_proj(self)
 
     def forward(self, memory: Pyramid) -> Pyramid:
         x = memory.tokens
@@ -46,31 +46,31 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Object queries attend to each other (always densely), then to the memory, then the feed-forward network."""
+    """Dense self-attention over object queries, cross-attention to the memory, then FFN."""
 
-    def __init__(self, attention: Attention, heads: int, ffn: int, dropout: float):
+    def __init__(self, attention: Attention, heads: int, ffn_dim: int, dropout: float):
         super().__init__()
         dim = attention.slot.dim
         self.self_attention = MultiheadAttention(dim, heads, dropout)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = attention
         self.cross_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn, dropout)
+        self.ffn = FFN(dim, ffn_dim, dropout)
         self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        _xavier_multihead(self)
+        _xavier_init_out_proj(self)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Queries:
         x = queries.tokens
-        asking = queries.positioned()
-        x = self.self_norm(x + self.dropout(self.self_attention(asking, asking, x)))
+        query = queries.positioned()
+        x = self.self_norm(x + self.dropout(self.self_attention(query, query, x)))
         x = self.cross_norm(x + self.dropout(self.cross_attention(replace(queries, tokens=x), memory)))
         x = self.ffn_norm(x + self.dropout(self.ffn(x)))
         return replace(queries, tokens=x)
 
 
-def _xavier_multihead(layer: nn.Module) -> None:
-    """Published transformers initialise the output matrix of dense attention as the others, not as nn.Linear."""
+def _xavier_init_out_proj(layer: nn.Module) -> None:
+    """Xavier initialisation of all matrices of dense attention, out_proj included, as in DETR."""
     for module in layer.modules():
         if isinstance(module, MultiheadAttention):
             nn.init.xavier_uniform_(module.out_proj.weight)

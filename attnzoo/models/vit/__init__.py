@@ -1,1 +1,1 @@
-"""Hierarchical vision transformers: trunk, classifier, and feature maps for detectors."""
+"""Hierarchical ViTs: trunk, classifier, and feature maps for detectors."""

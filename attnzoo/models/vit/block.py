@@ -1,7 +1,8 @@
-"""The block of a hierarchical vision transformer: attention and feed-forward network, each normalised before."""
+"""The block of a hierarchical ViT: pre-norm attention and MLP."""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from attnzoo.models.vit.config import VitConfig
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 convolution of each channel of a map, given as tokens (B, S, C); padding counts as zero."""
+    """Depthwise 3×3 convolution of a map given as tokens (B, S, C); padding is zeroed."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -20,22 +21,22 @@ class DepthwiseConv(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         if layout.padding is not None:
             x = x.masked_fill(layout.padding[..., None], 0)
-        # a map of tokens is an image whose channels lie last in memory: nothing is copied
-        x = x.unflatten(1, layout.shapes[0]).permute(0, 3, 1, 2)
-        return self.conv(x).flatten(2).transpose(1, 2)
+        height, width = layout.shapes[0]
+        x = rearrange(x, "b (h w) c -> b c h w", h=height, w=width)  # a view in channels_last format
+        return rearrange(self.conv(x), "b c h w -> b (h w) c")
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between, `dim` → `hidden` → `dim`, before the residual.
+class Mlp(nn.Module):
+    """Two linear layers with GELU, `dim` → `hidden_dim` → `dim`; no residual.
 
-    `conv`: the hidden map plus its depthwise convolution goes into the GELU (Xia et al., DAT++, 2023).
+    `conv` adds a depthwise convolution with residual before the GELU (Xia et al., DAT++, 2023).
     """
 
-    def __init__(self, dim: int, hidden: int, dropout: float, conv: bool):
+    def __init__(self, dim: int, hidden_dim: int, dropout: float, conv: bool):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.conv = DepthwiseConv(hidden) if conv else None
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.conv = DepthwiseConv(hidden_dim) if conv else None
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         for linear in (self.fc1, self.fc2):
             nn.init.trunc_normal_(linear.weight, std=0.02)
@@ -49,20 +50,20 @@ class FeedForward(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel, `initial` at first (Touvron et al., CaiT, ICCV 2021)."""
+    """Learned scale per channel, initialised to `init_value` (Touvron et al., CaiT, ICCV 2021)."""
 
-    def __init__(self, dim: int, initial: float):
+    def __init__(self, dim: int, init_value: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.full((dim,), initial))
+        self.weight = nn.Parameter(torch.full((dim,), init_value))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight
 
 
 class Block(nn.Module):
-    """Tokens (B, S, C) of one map attend to each other, then the feed-forward network.
+    """Pre-norm self-attention over the tokens (B, S, C) of one map, then MLP.
 
-    `drop_path` in [0, 1): the share of images for which each of the two branches is left out in training.
+    `drop_path` in [0, 1) is the stochastic depth rate of both residual branches.
     """
 
     def __init__(self, attention: Attention, config: VitConfig, drop_path: float):
@@ -72,9 +73,10 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, round(config.mlp_ratio * dim), config.dropout, config.mlp_conv)
-        initial = config.layer_scale
-        self.scale1, self.scale2 = (nn.Identity() if initial is None else LayerScale(dim, initial) for _ in range(2))
+        self.mlp = Mlp(dim, round(config.mlp_ratio * dim), config.dropout, config.mlp_conv)
+        init_value = config.layer_scale
+        self.scale1 = nn.Identity() if init_value is None else LayerScale(dim, init_value)
+        self.scale2 = nn.Identity() if init_value is None else LayerScale(dim, init_value)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:

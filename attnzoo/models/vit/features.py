@@ -1,7 +1,8 @@
-"""A hierarchical vision transformer as the backbone of a detector."""
+"""A hierarchical ViT as the backbone of a detector."""
 
 from collections.abc import Sequence
 
+from einops import rearrange
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
@@ -11,26 +12,29 @@ from attnzoo.models.vit.trunk import Trunk
 
 
 class Features(nn.Module):
-    """Images (B, 3, H, W) to the maps (B, Cᵢ, h, w) of chosen stages, each with a LayerNorm of its own.
+    """Images (B, 3, H, W) to the maps (B, Cᵢ, h, w) of the selected stages, each followed by its own LayerNorm.
 
-    The LayerNorms are those of the published Swin and DAT detectors. `chosen` counts stages from 0, ascending; None
-    takes all. `feature_info` describes the chosen ones, as timm's does, the modules by their names in `trunk`; `where`
-    is what messages call the settings. Raises UserError for a stage that is not there.
+    The LayerNorms are those of the published Swin and DAT detectors. `out_indices` are 0-based stage indices in
+    ascending order; None selects all stages. `feature_info` describes them like timm's, with module names relative to
+    `trunk`. `where` is the config key of the settings. Raises UserError for an invalid stage.
     """
 
-    def __init__(self, config: VitConfig, chosen: Sequence[int] | None = None, where: str = "model"):
+    def __init__(self, config: VitConfig, out_indices: Sequence[int] | None = None, where: str = "model"):
         super().__init__()
         self.trunk = Trunk(config, where)
-        every = self.trunk.feature_info
-        stages = range(len(every.channels()))
-        self.chosen = tuple(stages if chosen is None else chosen)
-        if not self.chosen or list(self.chosen) != [stage for stage in stages if stage in self.chosen]:
-            raise UserError(f"{where}: stages {list(self.chosen)}: expected some of {list(stages)}, ascending")
-        self.feature_info: FeatureInfo = every.from_other(self.chosen)
-        del self.trunk.stages[self.chosen[-1] + 1 :]  # nothing would read them
+        all_stages = self.trunk.feature_info
+        stages = range(len(all_stages.channels()))
+        self.out_indices = tuple(stages if out_indices is None else out_indices)
+        if not self.out_indices or list(self.out_indices) != [stage for stage in stages if stage in self.out_indices]:
+            raise UserError(
+                f"{where}: stages {list(self.out_indices)}: expected some of {list(stages)}, ascending", key=where
+            )
+        self.feature_info: FeatureInfo = all_stages.from_other(self.out_indices)
+        del self.trunk.stages[self.out_indices[-1] + 1 :]  # unused
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.feature_info.channels())
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """`mask` (B, H, W) is True where the images are padded."""
-        maps = self.trunk(images, mask)
-        return [norm(maps[stage]).permute(0, 3, 1, 2) for stage, norm in zip(self.chosen, self.norms, strict=True)]
+        """`mask` (B, H, W) is True where images are padded."""
+        feature_maps = self.trunk(images, mask)
+        selected = zip(self.out_indices, self.norms, strict=True)
+        return [rearrange(norm(feature_maps[stage]), "b h w c -> b c h w") for stage, norm in selected]

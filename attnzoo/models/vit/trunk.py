@@ -1,9 +1,8 @@
-"""The trunk of a hierarchical vision transformer: embedding and stages."""
+"""The trunk of a hierarchical ViT: patch embedding and stages."""
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
+from einops import rearrange
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,113 +11,116 @@ from attnzoo import attention
 from attnzoo.attention import Attention
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Role, Slot
+from attnzoo.models.masks import resize_mask
 from attnzoo.models.vit.block import Block
 from attnzoo.models.vit.config import StageConfig, VitConfig
-from attnzoo.models.vit.embedding import EMBEDDINGS, downsampling
+from attnzoo.models.vit.embedding import PATCH_EMBEDS, build_downsample
 
-STRIDE = 4  # of the first map
+PATCH_STRIDE = 4
 
 
 class Stage(nn.Module):
-    """What halves the map before (nothing in the first stage), then blocks of one width."""
+    """Optional downsampling, then blocks of equal width."""
 
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[Block], checkpointed: bool):
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[Block], grad_checkpointing: bool):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
-        self.checkpointed = checkpointed
+        self.grad_checkpointing = grad_checkpointing
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """From the map before, (B, h, w, C), to this one; `mask` (B, H, W) of the images is True where padded."""
+        """The map (B, h, w, C) of this stage from the previous one; `mask` (B, H, W) is that of the images."""
         if self.downsample is not None:
             x = self.downsample(x)
-        batch, height, width = x.shape[:3]
-        layout = layout_of(batch, height, width, mask, x.device)
-        x = x.flatten(1, 2)
+        height, width = x.shape[1:3]
+        layout = _layout(x, mask)
+        x = rearrange(x, "b h w c -> b (h w) c")
         for block in self.blocks:
-            if self.checkpointed and self.training:
+            if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, layout, use_reentrant=False)
             else:
                 x = block(x, layout)
         if layout.padding is not None:
-            x = x.masked_fill(layout.padding[..., None], 0)  # the next stage's convolutions see nothing of it
-        return x.unflatten(1, (height, width))
+            x = x.masked_fill(layout.padding[..., None], 0)  # so that it does not leak into the next convolution
+        return rearrange(x, "b (h w) c -> b h w c", h=height, w=width)
 
 
 class Trunk(nn.Module):
-    """Images (B, 3, H, W) to the maps of the stages, (B, h, w, C) with channels last.
+    """Images (B, 3, H, W) to the maps of all stages, (B, h, w, C) with channels last.
 
-    `feature_info` says, as timm's, what each stage gives: channels, reduction, module name. With a padding mask
-    (B, H, W), True where padded, no valid pixel of a map depends on padding, as long as the valid part of the image is
-    a multiple of the map's reduction. Raises UserError, naming the key below `where`, for a configuration that cannot
-    work.
+    `feature_info` is the timm FeatureInfo of the stages. With a padding mask (B, H, W), True where padded, valid pixels
+    of a map do not depend on padding if the valid size of the image is a multiple of the map's reduction. Raises
+    UserError, naming the key below `where`, for an invalid configuration.
     """
 
     def __init__(self, config: VitConfig, where: str = "model"):
         super().__init__()
-        stages = _stages(config, where)
-        self.patch_embed = EMBEDDINGS[config.embed](stages[0].dim)
+        stages = _active_stages(config, where)
+        self.patch_embed = PATCH_EMBEDS[config.embed](stages[0].dim)
         depth = sum(stage.depth for stage in stages)
-        drops = iter([config.drop_path * number / max(depth - 1, 1) for number in range(depth)])
+        drop_path_rates = iter([config.drop_path * index / max(depth - 1, 1) for index in range(depth)])
         self.stages = nn.ModuleList()
-        described = []
+        feature_info = []
         for index, stage in enumerate(stages):
-            reduction = STRIDE * 2**index
-            side = -(-config.image_size // reduction)
-            slot = f"{where}.stage{index + 1}"
+            reduction = PATCH_STRIDE * 2**index
+            map_size = -(-config.image_size // reduction)
+            stage_key = f"{where}.stage{index + 1}"
             blocks = [
-                Block(_attention(stage, number, side, slot), config, next(drops)) for number in range(stage.depth)
+                Block(_attention(stage, block, map_size, stage_key), config, next(drop_path_rates))
+                for block in range(stage.depth)
             ]
-            before = downsampling(config.down, stages[index - 1].dim, stage.dim) if index else None
-            self.stages.append(Stage(before, blocks, stage.checkpoint))
-            described.append({"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{index}"})
-        self.feature_info = FeatureInfo(described, tuple(range(len(described))))
+            downsample = build_downsample(config.down, stages[index - 1].dim, stage.dim) if index else None
+            self.stages.append(Stage(downsample, blocks, stage.checkpoint))
+            feature_info.append({"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{index}"})
+        self.feature_info = FeatureInfo(feature_info, tuple(range(len(feature_info))))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        x = self.patch_embed(images.permute(0, 2, 3, 1))
+        x = self.patch_embed(rearrange(images, "b c h w -> b h w c"))
         if mask is not None:
-            x = x.masked_fill(_at_size(mask, x.shape[1], x.shape[2])[..., None], 0)
-        maps = []
+            x = x.masked_fill(resize_mask(mask, x.shape[1], x.shape[2])[..., None], 0)
+        feature_maps = []
         for stage in self.stages:
             x = stage(x, mask)
-            maps.append(x)
-        return maps
+            feature_maps.append(x)
+        return feature_maps
 
 
-def layout_of(batch: int, height: int, width: int, mask: Tensor | None, device: torch.device) -> Layout:
-    """The layout of a map of images with padding `mask` (B, H, W)."""
+def _layout(x: Tensor, mask: Tensor | None) -> Layout:
+    """The layout of a map (B, h, w, C) of images with padding mask (B, H, W)."""
+    batch_size, height, width = x.shape[:3]
     if mask is None:
-        return Layout.unpadded([(height, width)], batch, device)
-    return Layout.from_masks([_at_size(mask, height, width)])
+        return Layout.unpadded([(height, width)], batch_size, x.device)
+    return Layout.from_masks([resize_mask(mask, height, width)])
 
 
-def _at_size(mask: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(mask[:, None].float(), size=(height, width))[:, 0].bool()
+def _attention(stage: StageConfig, block: int, map_size: int, stage_key: str) -> Attention:
+    """The attention of a block of a stage, given by its 0-based index."""
+    key = ("first", "second")[stage.pattern[block % len(stage.pattern)] - 1]
+    slot = Slot(stage.dim, stage.heads, 1, Role.STAGE, block, ((map_size, map_size),))
+    options = dict(getattr(stage, key))
+    return attention.build(options.pop("name"), slot, where=f"{stage_key}.{key}", **options)
 
 
-def _attention(stage: StageConfig, number: int, side: int, where: str) -> Attention:
-    """The attention of block `number` of a stage."""
-    which = stage.pattern[number % len(stage.pattern)]
-    block, key = (stage.first, "first") if which == 1 else (stage.second, "second")
-    slot = Slot(stage.dim, stage.heads, 1, Role.STAGE, number, ((side, side),))
-    options = {key: value for key, value in block.items() if key != "name"}
-    return attention.build(block["name"], slot, where=f"{where}.{key}", **options)
-
-
-def _stages(config: VitConfig, where: str) -> list[StageConfig]:
-    """The stages that there are."""
+def _active_stages(config: VitConfig, where: str) -> list[StageConfig]:
+    """The stages up to the last with blocks."""
     stages = [config.stage1, config.stage2, config.stage3, config.stage4]
     while stages and not stages[-1].depth:
         stages.pop()
     for number, stage in enumerate(stages, start=1):
+        key = f"{where}.stage{number}"
         if not stage.depth:
-            raise UserError(f"{where}.stage{number}.depth = 0: only the last stages can be left out")
+            raise UserError(f"{key}.depth = 0: only the last stages can be empty", key=f"{key}.depth")
         if stage.dim % stage.heads:
-            raise UserError(f"{where}.stage{number}.heads = {stage.heads}: must divide dim = {stage.dim}")
+            raise UserError(
+                f"{key}.heads = {stage.heads}: must divide {key}.dim = {stage.dim}", key=(f"{key}.heads", f"{key}.dim")
+            )
         if not stage.pattern:
-            raise UserError(f"{where}.stage{number}.pattern: expected at least one of 1 and 2")
+            raise UserError(f"{key}.pattern = []: expected at least one of 1 and 2", key=f"{key}.pattern")
     if not stages:
-        raise UserError(f"{where}.stage1.depth = 0: a model has at least one block")
+        raise UserError(f"{where}.stage1.depth = 0: must be at least 1", key=f"{where}.stage1.depth")
     if config.embed == "overlap" and stages[0].dim % 2:
-        raise UserError(f"{where}.stage1.dim = {stages[0].dim}: must be even, for embed = 'overlap'")
+        raise UserError(
+            f"{where}.stage1.dim = {stages[0].dim}: must be even with {where}.embed = 'overlap'",
+            key=(f"{where}.stage1.dim", f"{where}.embed"),
+        )
     return stages

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.losses import random_boxes
 
-from attnzoo.models.detr.boxes import cxcywh_to_xyxy, giou, inverse_sigmoid, pairwise_giou, xyxy_to_cxcywh
+from attnzoo.models.detr.boxes import cxcywh_to_xyxy, elementwise_giou, inverse_sigmoid, pairwise_giou, xyxy_to_cxcywh
 
 
 def test_conversions_by_hand_and_back():
@@ -18,15 +18,15 @@ def test_giou_by_hand():
     others = torch.tensor(
         [
             [0.5, 0.5, 0.2, 0.2],  # itself
-            [0.6, 0.5, 0.2, 0.2],  # half over it: IoU 1/3, enclosed by their union
-            [0.9, 0.5, 0.2, 0.2],  # 0.2 beside it: IoU 0, a third of the enclosing box is empty
+            [0.6, 0.5, 0.2, 0.2],  # overlapping by half: IoU 1/3, union = enclosing box
+            [0.9, 0.5, 0.2, 0.2],  # 0.2 apart: IoU 0, a third of the enclosing box is empty
             [0.7, 0.7, 0.2, 0.2],  # touching at a corner: half of the enclosing box is empty
-            [0.5, 0.5, 0.0, 0.0],  # a point in it
+            [0.5, 0.5, 0.0, 0.0],  # a point inside
         ]
     )
     expected = torch.tensor([[1, 1 / 3, -1 / 3, -1 / 2, 0]])
     torch.testing.assert_close(pairwise_giou(unit, others), expected)
-    torch.testing.assert_close(giou(unit.expand(5, 4), others), expected[0])
+    torch.testing.assert_close(elementwise_giou(unit.expand(5, 4), others), expected[0])
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -38,7 +38,7 @@ def test_giou_is_symmetric_and_bounded(seed):
     assert pairs.shape == (2, 3, 5)
     assert (pairs.abs() <= 1).all()
     torch.testing.assert_close(pairs, pairwise_giou(b, a).transpose(1, 2))
-    torch.testing.assert_close(giou(a, b[:, :3]), pairs.diagonal(dim1=1, dim2=2))
+    torch.testing.assert_close(elementwise_giou(a, b[:, :3]), pairs.diagonal(dim1=1, dim2=2))
 
 
 def test_inverse_sigmoid_is_exact_inside_and_finite_at_the_ends():

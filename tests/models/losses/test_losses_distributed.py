@@ -1,14 +1,14 @@
-"""Losses of two processes are those of one process with all images."""
+"""Losses of two processes equal those of one process with all images."""
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.losses import CLASSES, loss_config, random_output, random_targets
 
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
 
-COUNTS = (5, 3, 0, 1)  # two images each: eight objects and one
+COUNTS = (5, 3, 0, 1)  # two images per process: eight objects and one object
 
 
 def _images(output: DetectorOutput, part: slice) -> DetectorOutput:
@@ -18,9 +18,9 @@ def _images(output: DetectorOutput, part: slice) -> DetectorOutput:
 
 
 def _losses(kind: str, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Total and the gradient of the logits for some of the images."""
+    """Total loss and the gradient of the logits for some of the images."""
     output, targets = random_output(kind, images=4, tokens=20), random_targets(*COUNTS)
-    total = DetectionLoss(loss_config(kind), CLASSES)(_images(output, part), targets[part]).total
+    total = SetCriterion(loss_config(kind), CLASSES)(_images(output, part), targets[part]).total
     return total.detach(), torch.autograd.grad(total, output.logits)[0]
 
 
@@ -36,11 +36,11 @@ def _worker(rank: int, store: str, queue) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path):
+def test_losses_do_not_depend_on_the_number_of_processes(tmp_path):
     context = mp.get_context("spawn")
     queue = context.Queue()
     workers = mp.spawn(_worker, (str(tmp_path / "store"), queue), nprocs=2, join=False)
-    results = [queue.get(timeout=300) for _ in range(2)]  # two imports of torch, on a machine that may be busy
+    results = [queue.get(timeout=300) for _ in range(2)]  # both processes import torch
     while not workers.join():
         pass
     for kind, total, grad in results:

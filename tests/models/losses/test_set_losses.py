@@ -1,4 +1,4 @@
-"""The set losses against transformers, and what transformers lacks against hand-written lines."""
+"""Set losses against transformers, and against plain code where transformers has no counterpart."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from attnzoo.errors import UserError
 from attnzoo.models.detr.boxes import pairwise_giou
-from attnzoo.models.detr.losses import DetectionLoss
+from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
 
 KINDS = ["cross_entropy", "focal"]
@@ -21,7 +21,7 @@ COUNTS = {"ordinary": (4, 1, 6), "an image without objects": (3, 0, 5), "more ob
 @pytest.mark.parametrize("kind", KINDS)
 def test_components_equal_transformers(kind, counts):
     output, targets = random_output(kind), random_targets(*counts)
-    ours = DetectionLoss(loss_config(kind), CLASSES)(output, targets).parts
+    ours = SetCriterion(loss_config(kind), CLASSES)(output, targets).parts
     theirs = transformers_loss(kind, output, targets)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -30,11 +30,11 @@ def test_components_equal_transformers(kind, counts):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_total_and_gradients_equal_transformers(kind):
-    """The total weighted as published, and its gradients, in float64 to rounding."""
+    """The total with published weights, and its gradients, in float64."""
     config = loss_config(kind)
     output, targets = random_output(kind, dtype=torch.float64), random_targets(4, 0, 6, dtype=torch.float64)
     leaves = (output.logits, output.boxes)
-    total = DetectionLoss(config, CLASSES)(output, targets).total
+    total = SetCriterion(config, CLASSES)(output, targets).total
     weights = {"class": config.class_weight, "l1": 5.0, "giou": 2.0}
     expected = sum(weights[n.split("_")[0]] * v for n, v in transformers_loss(kind, output, targets).items())
     torch.testing.assert_close(total, expected, rtol=1e-7, atol=0)
@@ -44,24 +44,24 @@ def test_total_and_gradients_equal_transformers(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batch_without_any_object(kind):
+def test_batch_without_objects(kind):
     output, targets = random_output(kind), random_targets(0, 0, 0)
-    result = DetectionLoss(loss_config(kind), CLASSES)(output, targets)
+    result = SetCriterion(loss_config(kind), CLASSES)(output, targets)
     theirs = transformers_loss(kind, output, targets)
     torch.testing.assert_close(result.parts["class"], theirs["class"].detach())
     assert result.parts["l1"] == result.parts["giou"] == 0
     result.total.backward()
     assert output.logits.grad.abs().sum() > 0
-    assert output.boxes.grad.abs().sum() == 0  # there, so that processes without objects still take part
+    assert output.boxes.grad.abs().sum() == 0  # zero, not None: DDP needs gradients from processes without objects too
 
 
 @pytest.mark.parametrize("select", ["first", "best"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoder_loss_by_hand(kind, select):
-    """The loss of two-stage proposals: over all tokens, labels 0 unless proposals are picked by the best class."""
+    """Loss of two-stage proposals: over all tokens; labels are 0 unless selection uses the maximum class."""
     config = loss_config(kind)
     output, targets = random_output(kind, images=2, tokens=40), random_targets(4, 3)
-    parts = DetectionLoss(config, CLASSES, select=select)(output, targets).parts
+    parts = SetCriterion(config, CLASSES, select=select)(output, targets).parts
 
     boxes_total, weights, expected = 7, 0.0, dict.fromkeys(("class", "l1", "giou"), 0.0)
     for logits, boxes, target in zip(output.encoder_logits, output.encoder_boxes, targets, strict=True):
@@ -78,16 +78,16 @@ def test_encoder_loss_by_hand(kind, select):
         expected["l1"] += l1[tokens, objects].sum() / boxes_total
         expected["giou"] += giou[tokens, objects].sum() / boxes_total
         if kind == "focal":
-            wanted = torch.zeros_like(logits)
-            wanted[tokens, labels[objects]] = 1
-            p_t = torch.where(wanted == 1, logits.sigmoid(), 1 - logits.sigmoid())
-            alpha = torch.where(wanted == 1, 0.25, 0.75)
+            target_classes = torch.zeros_like(logits)
+            target_classes[tokens, labels[objects]] = 1
+            p_t = torch.where(target_classes == 1, logits.sigmoid(), 1 - logits.sigmoid())
+            alpha = torch.where(target_classes == 1, 0.25, 0.75)
             expected["class"] += (alpha * (1 - p_t) ** 2 * -p_t.log()).sum() / boxes_total
         else:
-            wanted = torch.full((len(logits),), CLASSES)
-            wanted[tokens] = labels[objects]
-            weight = torch.where(wanted == CLASSES, 0.1, 1.0)
-            expected["class"] += (weight * F.cross_entropy(logits, wanted, reduction="none")).sum()
+            target_classes = torch.full((len(logits),), CLASSES)
+            target_classes[tokens] = labels[objects]
+            weight = torch.where(target_classes == CLASSES, 0.1, 1.0)
+            expected["class"] += (weight * F.cross_entropy(logits, target_classes, reduction="none")).sum()
             weights += weight.sum()
     if kind == "cross_entropy":
         expected["class"] /= weights
@@ -100,20 +100,20 @@ def test_total_is_the_weighted_sum_of_the_parts(kind):
     config = loss_config(kind)
     config.class_weight, config.l1_weight, config.giou_weight = 3.0, 7.0, 11.0
     output, targets = random_output(kind, tokens=20), random_targets(2, 3, 0)
-    result = DetectionLoss(config, CLASSES)(output, targets)
+    result = SetCriterion(config, CLASSES)(output, targets)
     assert len(result.parts) == 3 * (3 + 1)
     weights = {"class": 3.0, "l1": 7.0, "giou": 11.0}
     expected = sum(weights[name.split("_")[0]] * value for name, value in result.parts.items())
     torch.testing.assert_close(result.total.detach(), expected)
 
 
-def test_without_auxiliary_losses_only_the_last_layer_learns():
+def test_without_auxiliary_losses_only_the_last_layer_gets_gradients():
     config = loss_config("focal")
     config.auxiliary = False
     output, targets = random_output("focal"), random_targets(2, 3, 0)
-    result = DetectionLoss(config, CLASSES)(output, targets)
+    result = SetCriterion(config, CLASSES)(output, targets)
     assert result.parts.keys() == {"class", "l1", "giou"}
-    assert result.parts["l1"] == DetectionLoss(loss_config("focal"), CLASSES)(output, targets).parts["l1"]
+    assert result.parts["l1"] == SetCriterion(loss_config("focal"), CLASSES)(output, targets).parts["l1"]
     result.total.backward()
     assert (output.logits.grad[:-1] == 0).all()
     assert output.logits.grad[-1].abs().min() > 0
@@ -121,44 +121,44 @@ def test_without_auxiliary_losses_only_the_last_layer_learns():
 
 def test_number_of_boxes_can_be_given():
     output, targets = random_output("focal"), random_targets(2, 3, 0)
-    loss = DetectionLoss(loss_config("focal"), CLASSES)
+    loss = SetCriterion(loss_config("focal"), CLASSES)
     torch.testing.assert_close(loss(output, targets, 10).total * 2, loss(output, targets).total)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", ["logits", "boxes"])
-def test_one_prediction_that_is_not_finite_makes_the_loss_not_finite(kind, field):
-    """The engine stops on such a loss and names the step; neither the solver nor the matching hides it."""
+def test_a_nonfinite_prediction_makes_the_loss_nonfinite(kind, field):
+    """The engine stops at such a loss, so matching must not hide it."""
     for value in (math.nan, math.inf):
         output, targets = random_output(kind), random_targets(2, 1, 0)
         with torch.no_grad():
             getattr(output, field)[1, 0, 5, 2] = value
-        result = DetectionLoss(loss_config(kind), CLASSES)(output, targets)
+        result = SetCriterion(loss_config(kind), CLASSES)(output, targets)
         assert not result.total.isfinite()
         assert any(name.endswith("_1") and not part.isfinite() for name, part in result.parts.items())
         assert result.parts["class"].isfinite()
 
 
-def test_boxes_without_area_train_on():
-    """The sigmoid of a very negative number is 0: a predicted box may have no width or height."""
+def test_predicted_boxes_without_area_have_finite_gradients():
+    """The sigmoid of a very negative logit is 0, so a predicted box can have zero width or height."""
     output, targets = random_output("focal"), random_targets(2, 1, 3)
     with torch.no_grad():
         output.boxes[..., 2:] = 0
-    DetectionLoss(loss_config("focal"), CLASSES)(output, targets).total.backward()
+    SetCriterion(loss_config("focal"), CLASSES)(output, targets).total.backward()
     assert output.boxes.grad.isfinite().all()
 
 
-def test_low_precision_predictions_are_compared_in_fp32():
+def test_half_precision_predictions_are_upcast():
     output, targets = random_output("focal"), random_targets(2, 1, 3)
     low = DetectorOutput(output.logits.bfloat16(), output.boxes.bfloat16())
     same = DetectorOutput(low.logits.float(), low.boxes.float())
-    loss = DetectionLoss(loss_config("focal"), CLASSES)
+    loss = SetCriterion(loss_config("focal"), CLASSES)
     assert loss(low, targets).total.dtype == torch.float32
     assert loss(low, targets).total == loss(same, targets).total
 
 
-def test_unknown_classification_names_the_nearest():
+def test_unknown_classification_suggests_the_nearest():
     config = loss_config("focal")
     config.classification = "focl"
     with pytest.raises(UserError, match=r"model\.loss\.classification: .*'focl'; did you mean 'focal'"):
-        DetectionLoss(config, CLASSES)
+        SetCriterion(config, CLASSES)
