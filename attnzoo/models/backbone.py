@@ -77,7 +77,7 @@ def _freeze(body: nn.Module, config: BackboneConfig) -> None:
 
 def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) -> Any:
     """A feature extractor for a config: of all maps, or of those given."""
-    if config.name not in presets.names("vit"):
+    if config.name not in presets.names(family="vit"):
         return _create_timm(config, **({} if out_indices is None else {"out_indices": out_indices}))
     if config.dilation:
         raise UserError(f"{WHERE}.dilation: {config.name} has no dilated form")
@@ -89,7 +89,7 @@ def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) 
 def _create_timm(config: BackboneConfig, **more: Any) -> Any:
     """timm's feature extractor for a config; its complaints become one line."""
     if not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, [*presets.names("vit"), *timm.list_models()], n=3)
+        close = difflib.get_close_matches(config.name, [*presets.names(family="vit"), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise UserError(f"{WHERE}.name: neither timm nor attnzoo has a model {config.name!r}{hint}")
     if config.dilation:

@@ -18,7 +18,7 @@ import torch
 from attnzoo import environment
 from attnzoo.attention import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import load
+from attnzoo.config.load import load_saved
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import Checkpoints
 from attnzoo.engine.distributed import NoRendezvous, Ranks
@@ -45,7 +45,7 @@ def main(run_dir: str | Path) -> int:
     """
     run = RunFolder(run_dir)
     try:
-        config = load(run.config)
+        config = load_saved(run.config)
         torch.set_num_threads(config.threads)
         for plugin in config.plugins:
             load_plugin(plugin, where="plugins")

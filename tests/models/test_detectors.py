@@ -29,7 +29,7 @@ PARAMETERS = {  # all, trained
 
 
 def test_every_preset_is_counted() -> None:
-    assert set(models.names("detector")) == set(PARAMETERS)
+    assert set(models.names(family="detector")) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)

@@ -57,9 +57,7 @@ class Detector(nn.Module):
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         slot = Slot(self.config.dim, self.config.heads, self.neck.levels, role, layer)
-        where = f"model.{role}.attention"
-        name, options = attention.ATTENTIONS.read_block(block, where)
-        return attention.build(name, slot, where=where, **options)
+        return attention.build_block(block, slot, where=f"model.{role}.attention")
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detect in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""

@@ -45,7 +45,7 @@ class DetectionLoss:
 
     def __init__(self, config: LossConfig, num_classes: int, *, select: str = "first"):
         if config.classification not in CLASSIFICATIONS:
-            raise unknown("loss", config.classification, CLASSIFICATIONS, where="model.loss.classification")
+            raise unknown("loss", config.classification, CLASSIFICATIONS, key="model.loss.classification")
         self.config = config
         self.num_classes = num_classes
         self.select = select

@@ -101,8 +101,7 @@ def _attention(stage: StageConfig, number: int, side: int, where: str) -> Attent
     which = stage.pattern[number % len(stage.pattern)]
     block, key = (stage.first, "first") if which == 1 else (stage.second, "second")
     slot = Slot(stage.dim, stage.heads, 1, Role.STAGE, number, ((side, side),))
-    options = {key: value for key, value in block.items() if key != "name"}
-    return attention.build(block["name"], slot, where=f"{where}.{key}", **options)
+    return attention.build_block(block, slot, where=f"{where}.{key}")
 
 
 def _stages(config: VitConfig, where: str) -> list[StageConfig]:
