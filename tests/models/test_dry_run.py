@@ -1,4 +1,4 @@
-"""Trying a model on the meta device tells what trains, without training it."""
+"""Dry runs on the meta device find unused parameters and models that do not run."""
 
 from typing import Any
 
@@ -10,20 +10,28 @@ from attnzoo.errors import UserError
 from attnzoo.models.detr.losses import DetectionLoss
 from attnzoo.models.dry_run import dry_run, unused_parameters
 
-UNREAD = {
-    "a level embedding that no attention reads": {"encoder": {"layers": 0}},
+UNUSED = {
+    "a level embedding that no attention uses": {"encoder": {"layers": 0}},
     "stages beyond the last stride": {"backbone": {"name": "mobilenetv3_small_050", "options": {}, "strides": [8]}},
     "nothing": {},
 }
 
 
-@pytest.mark.parametrize("name", UNREAD)
-def test_what_gets_no_gradient_is_foretold(name: str) -> None:
-    model = tiny(**UNREAD[name])
-    foretold = unused_parameters(model.config, CLASSES, (64, 48))
-    assert bool(foretold) == (name != "nothing")
+@pytest.mark.parametrize("name", UNUSED)
+def test_parameters_without_gradient_are_found(name: str) -> None:
+    model = tiny(**UNUSED[name])
+    unused = unused_parameters(model, (64, 48))
+    assert bool(unused) == (name != "nothing")
     DetectionLoss(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
-    assert without_gradient(model) == foretold
+    assert without_gradient(model) == unused
+
+
+def test_unused_parameters_leaves_the_model_as_it_was() -> None:
+    model = tiny().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    unused_parameters(model, (64, 48))
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +43,8 @@ def test_what_gets_no_gradient_is_foretold(name: str) -> None:
 )
 def test_a_model_that_does_not_run_is_refused(overrides: dict[str, Any], message: str) -> None:
     with torch.device("meta"):
-        config = tiny(**overrides).config
-    for trial in (unused_parameters, dry_run):
-        with pytest.raises(UserError, match=message):
-            trial(config, CLASSES, (64, 48))
+        model = tiny(**overrides)
+    with pytest.raises(UserError, match=message):
+        unused_parameters(model, (64, 48))
+    with pytest.raises(UserError, match=message):
+        dry_run(model.config, CLASSES, (64, 48))
