@@ -75,7 +75,7 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
         (["tiny.yaml", "model.backbone.options.in_chans=4"], "model: does not run on images of 32 x 32 pixels"),
         (["tiny.yaml", "model.backbone.weights=none.pth"], "there is no file none.pth"),
         (["tiny.yaml", "model.backbone.weights=tiny.yaml"], "tiny.yaml is not a state dict"),
-        (["tiny.yaml", "data.batch_size=1000"], "there are 24 training images"),
+        (["tiny.yaml", "data.batch_size=1000"], "there are only 24 training images"),
         (["tiny.yaml", "train.optimizer.name=adamww"], "did you mean 'adamw'?"),
         (["tiny.yaml", "train.optimizer.lr_multipliers.bckbone=0.1"], "of no parameter; did you mean 'backbone'?"),
         (["tiny.yaml", "train.optimizer.no_decay=[nromalize]"], "'nromalize' occurs in the name of no parameter"),

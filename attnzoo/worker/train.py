@@ -137,7 +137,7 @@ def _train(run: RunFolder, config: ExperimentConfig, ranks: Ranks, stop: StopReq
         run.reserve()
         _check_retries(run, config)
         with atomic_write(run.environment) as file:
-            json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)
+            json.dump(environment.collect_environment(ranks.device, ranks.world), file, indent=1)
     task = build_task(config, ranks)
     steps, _ = count_steps(config.train, task.batches_per_epoch)
     progress = Progress(run if ranks.is_main else None, steps)
