@@ -1,4 +1,4 @@
-"""What a run or a measurement ran on: recorded beside its results, never part of them."""
+"""The environment of a run or a benchmark: machine, package versions, git state. Recorded, never part of results."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("attnzoo", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "omegaconf", "tensorboard")
-SOURCE = "source.json"  # in a snapshot of the code
+GIT_STATE = "source.json"  # in a snapshot of the code
 
 
 def version(package: str) -> str | None:
@@ -27,21 +27,21 @@ def version(package: str) -> str | None:
         return None
 
 
-def cpu() -> str:
+def cpu_name() -> str:
     """The processor's model name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def source(root: Path | None = None) -> dict[str, str] | None:
-    """Commit and uncommitted changes of the code that runs, or of that in `root`.
+def git_state(root: Path | None = None) -> dict[str, str] | None:
+    """Commit and uncommitted changes of the running code, or of that in `root`.
 
-    A snapshot of the code brings them along; None where the package comes from neither that nor a git checkout.
+    A snapshot of the code holds them in a file; None outside of snapshots and git checkouts.
     """
     root = root or Path(attnzoo.__file__).parents[1]
-    if (root / SOURCE).exists():
-        return dict(json.loads((root / SOURCE).read_text()))
+    if (root / GIT_STATE).exists():
+        return dict(json.loads((root / GIT_STATE).read_text()))
     if not (root / ".git").exists():
         return None
     try:
@@ -54,8 +54,8 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def describe(device: "torch.device", world: int) -> dict[str, Any]:
-    """Versions, machine, threads, and the state of the source where it is a git checkout."""
+def collect_environment(device: "torch.device", processes: int) -> dict[str, Any]:
+    """Command, versions, machine, threads and git state of this process."""
     import torch
 
     return {
@@ -64,11 +64,11 @@ def describe(device: "torch.device", world: int) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu": cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda,
-        "processes": world,
-        "source": source(),
+        "processes": processes,
+        "source": git_state(),
     }

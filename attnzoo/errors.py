@@ -1,7 +1,7 @@
 """The error for input that a user can correct, and the exit codes of all commands.
 
-Everything a user can get wrong (a key in a YAML file, an option of an attention, a path) raises a `UserError`. The
-command line prints its message as one line and exits with `ExitCode.USER_ERROR`.
+Every invalid user input (a key in a YAML file, an option of an attention, a path) raises `UserError`. The command line
+prints its message as one line and exits with `ExitCode.USER_ERROR`.
 """
 
 import difflib
@@ -21,15 +21,19 @@ class ExitCode(IntEnum):
 
 
 class UserError(ValueError):
-    """Input that a user can correct. The message is one line: what, where, what is allowed.
+    """Input that a user can correct. The message is one line: where, what is wrong, what is allowed.
 
     `key` is the full config key at fault, such as "model.encoder.attention.points", or several keys that do not go
-    together; the message names it too. The experiment that set it can then be looked up.
+    together; the message names them too. `keys` holds them, so that what set them can be looked up.
     """
 
     def __init__(self, message: str, *, key: str | tuple[str, ...] = ()):
         super().__init__(message)
         self.keys = (key,) if isinstance(key, str) else key
+
+    def at(self, source: str) -> "UserError":
+        """The same error with its source (a file, the command line) in front; unchanged if there is none."""
+        return UserError(f"{source}: {self}", key=self.keys) if source else self
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
@@ -38,10 +42,8 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that is not in a list of names; `where` is the key or place that names it."""
+def unknown(kind: str, name: str, allowed: Iterable[str], key: str = "") -> UserError:
+    """The error for a name that is not allowed; `key` is the config key that holds it."""
     choices = sorted(allowed)
-    prefix = f"{where}: " if where else ""
-    return UserError(
-        f"{prefix}unknown {kind} {name!r}{did_you_mean(name, choices)} (allowed: {', '.join(choices) or 'none'})"
-    )
+    message = f"unknown {kind} {name!r}{did_you_mean(name, choices)} (allowed: {', '.join(choices) or 'none'})"
+    return UserError(f"{key}: {message}", key=key) if key else UserError(message)

@@ -44,6 +44,7 @@ def registry() -> Registry[Callable[..., Any]]:
 
 def test_builds_classes_and_functions(registry: Registry) -> None:
     assert registry.names() == ["box", "lid"]
+    assert (registry.names("*o*"), registry.names("bo")) == (["box"], [])
     box = registry.build("box", "here", width=3)
     assert (box.site, box.width) == ("here", 3)
     assert registry.build("lid", height=2) == 2
@@ -87,28 +88,29 @@ def test_takes_what_yaml_gives(registry: Registry, option: str, value: Any) -> N
         ("kind", "wide", "expected 'thin' | 'thick'"),
         ("level", "1", "expected int | null"),
         ("names", [1], "expected list of str | null"),
-        ("weights", {"a": "b"}, "expected keys (str) and values (float) | null"),
+        ("weights", {"a": "b"}, "expected a mapping of str to float | null"),
         ("flag", 1, "expected bool"),
     ],
 )
 def test_refuses_wrong_types(registry: Registry, option: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         registry.check("box", {option: value}, where="model.part")
-    assert str(caught.value) == f"model.part: {option} = {value!r}: {expected}"
+    assert str(caught.value) == f"model.part.{option} = {value!r}: {expected}"
+    assert caught.value.keys == (f"model.part.{option}",)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bxo", {}, "part: unknown part 'bxo'; did you mean 'box'? (allowed: box, lid)"),
-        ("q", {}, "part: unknown part 'q' (allowed: box, lid)"),
-        (["box"], {}, "part: unknown part \"['box']\"; did you mean 'box'? (allowed: box, lid)"),
-        (None, {}, "part: unknown part 'None' (allowed: box, lid)"),
+        ("bxo", {}, "part.name: unknown part 'bxo'; did you mean 'box'? (allowed: box, lid)"),
+        ("q", {}, "part.name: unknown part 'q' (allowed: box, lid)"),
+        (["box"], {}, "part.name: unknown part \"['box']\"; did you mean 'box'? (allowed: box, lid)"),
+        (None, {}, "part.name: unknown part 'None' (allowed: box, lid)"),
         ("lid", {}, "part: part 'lid' needs the option 'height'"),
         (
             "lid",
             {"height": 1, "hieght": 2},
-            "part: part 'lid' has no option 'hieght'; did you mean 'height'? (it takes: height)",
+            "part: part 'lid' has no option 'hieght'; did you mean 'height'? (options: height)",
         ),
         ("box", {"width": 0}, "part: width = 0: must be at least 1"),
     ],
@@ -127,10 +129,11 @@ def test_what_the_program_passes_is_no_option(registry: Registry) -> None:
 
 
 def test_a_block_cannot_take_the_place_of_an_argument_of_build(registry: Registry) -> None:
-    assert registry.read_block({"name": "lid", "height": 2}, "part") == ("lid", {"height": 2})
-    for option in ("where", "self", "name_", "given"):
-        with pytest.raises(UserError, match=f"part: part 'lid' has no option '{option}'"):
-            registry.read_block({"name": "lid", "height": 2, option: 3}, "part")
+    assert registry.build_block({"name": "lid", "height": 2}, where="part") == 2
+    for option in ("where", "self", "name_", "args"):
+        with pytest.raises(UserError, match=f"part: part 'lid' has no option '{option}'") as caught:
+            registry.build_block({"name": "lid", "height": 2, option: 3}, where="part")
+        assert caught.value.keys == (f"part.{option}",)
     with pytest.raises(UserError, match="has no option 'self'"):
         registry.build("lid", self=1, height=2)
 
@@ -144,11 +147,14 @@ def test_refuses_constructors_that_hide_options(registry: Registry) -> None:
 
     def clashing(*, where: str = ""): ...
 
+    def named(*, name: str = ""): ...
+
     for constructor, message in (
-        (loose, "hide misspelt options"),
-        (packed, "hide misspelt options"),
-        (untyped, "option 'size' has no type"),
-        (clashing, "no option can be called 'where'"),
+        (loose, "would accept misspelt options"),
+        (packed, "would accept misspelt options"),
+        (untyped, "option 'size' has no type annotation"),
+        (clashing, "the option name 'where' is reserved"),
+        (named, "the option name 'name' is reserved"),
     ):
         with pytest.raises(TypeError, match=message):
             registry.register("new")(constructor)

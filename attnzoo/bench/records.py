@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from attnzoo.environment import cpu, source, version
+from attnzoo.environment import cpu_name, git_state, version
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import atomic_write
 
@@ -69,7 +69,7 @@ def header(kind: str, device: torch.device, packages: list[str]) -> dict[str, An
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": {
-            "cpu": cpu(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
@@ -78,7 +78,7 @@ def header(kind: str, device: torch.device, packages: list[str]) -> dict[str, An
             "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(TUNED_BY)},
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", *packages)}},
-        "source": source(),
+        "source": git_state(),
     }
 
 

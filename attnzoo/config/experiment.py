@@ -1,4 +1,4 @@
-"""The typed schema of an experiment file, composed of what data, models and engine declare."""
+"""The schema of experiment files, composed of the config dataclasses of data, models and engine."""
 
 # ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
 
@@ -17,16 +17,16 @@ from attnzoo.schema.fields import COUNT, NON_NEGATIVE, SEED, number, numbers
 
 @dataclass
 class SweepConfig:
-    # key -> values: all combinations, and values taken side by side; a later file replaces them
-    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replaced": True})
-    zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replaced": True})
+    # key -> values: all combinations (grid), values zipped together (zip); a later file replaces them
+    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})
+    zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations left out
     seeds: list[int] = numbers([], SEED)  # each variant runs once per seed; empty: [seed]
 
 
 @dataclass
 class SlurmConfig:
-    """What one run asks of a SLURM cluster; `profile` names a file of these keys, on which the other keys build."""
+    """SLURM resources of one run; `profile` names a file of these keys, which the other keys override."""
 
     profile: str | None = None  # slurm/NAME.yaml, or the path of a file
     partition: str | None = None  # null, here and below: the cluster's default
@@ -39,17 +39,17 @@ class SlurmConfig:
     cpus_per_task: int = number(1, COUNT)
     memory: int | str | None = None  # of a node: 500M, 16G
     time: int | str = 60  # minutes, or HH:MM:SS, or D-HH:MM:SS
-    signal_seconds: int = number(120, COUNT)  # before the end of its time a run is told to save
+    signal_seconds: int = number(120, COUNT)  # before the time limit, when a run is signalled to save
     retries: int | None = number(None, NON_NEGATIVE)  # null: the experiment's
     parallelism: int | None = number(None, COUNT)  # runs of a job array at a time; null: all
     setup: list[str] = field(default_factory=list)  # shell lines before a run starts, such as module loads
-    # any other of sbatch: {reservation: name, nice: 10, exclusive: true}
+    # other options of sbatch: {reservation: name, nice: 10, exclusive: true}
     options: dict[str, bool | int | str] = field(default_factory=dict)
 
 
 @dataclass
 class ExperimentConfig:
-    """What the experiments of all tasks have; `task` selects the schema of `data` and `model`."""
+    """The keys of all tasks; `task` selects the schema of `data` and `model`."""
 
     name: str = MISSING
     description: str = ""
@@ -57,7 +57,7 @@ class ExperimentConfig:
     output: str = "runs"
     seed: int = number(0, SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = number(1, COUNT)  # CPU threads per process: part of the result, never changed by `jobs`
+    threads: int = number(1, COUNT)  # CPU threads per process; affects results, independent of `jobs`
     processes: int = number(1, COUNT)  # of one run, through torch.distributed
     plugins: list[str] = field(default_factory=list)  # Python files or modules that register attentions
     data: DataConfig = field(default_factory=DataConfig)
@@ -66,7 +66,7 @@ class ExperimentConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     launcher: Literal["local", "slurm"] = "local"
     jobs: int = number(1, COUNT)  # local: runs at a time
-    retries: int = number(3, NON_NEGATIVE)  # after failures of the machine in a row, without a new checkpoint between
+    retries: int = number(3, NON_NEGATIVE)  # in a row after machine failures, without a new checkpoint between
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
@@ -82,5 +82,5 @@ class ClassificationExperiment(ExperimentConfig):
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
-EXPERIMENTS = {"detection": DetectionExperiment, "classification": ClassificationExperiment}
+SCHEMAS = {"detection": DetectionExperiment, "classification": ClassificationExperiment}
 PRESET_FAMILY = {"detection": "detector", "classification": "vit"}

@@ -1,4 +1,4 @@
-"""From experiment files, presets and overrides to a typed config, and back to a file that can be run again."""
+"""Loads experiment files, presets and overrides into a typed config, and saves it."""
 
 import dataclasses
 import hashlib
@@ -9,193 +9,213 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.experiment import EXPERIMENTS, PRESET_FAMILY, ExperimentConfig, SweepConfig
-from attnzoo.config.files import find, find_profile, layers, shown
+from attnzoo.config.experiment import PRESET_FAMILY, SCHEMAS, ExperimentConfig, SweepConfig
+from attnzoo.config.files import display_path, find_experiment, find_profile, load_layers
+from attnzoo.config.options import resolve_options
 from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import UserError, unknown
-from attnzoo.models.presets import preset_chain
+from attnzoo.models.presets import preset_layers
 from attnzoo.rundir.folder import atomic_write
 from attnzoo.schema import yaml12
-from attnzoo.schema.labels import flatten
-from attnzoo.schema.merge import Layer, Schema, Settings, nested
+from attnzoo.schema.keys import flatten
+from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 
 COMMAND_LINE = "command line"
-# What a run's results do not depend on, or what tells the runs of one variant apart.
+# Keys that do not affect results, and the seed.
 NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
 
 
 class Experiment:
-    """An experiment file with its bases and the command line's overrides, before a sweep sets its own keys."""
+    """An experiment file with its bases and the command line's overrides, before sweep expansion."""
 
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
-        self.path = find(path)
-        below = layers(self.path)
-        self.task = _task(below, overrides)
-        self.schema = EXPERIMENTS[self.task]
-        self.layers = [*below, *(parse_override(text, self.schema) for text in overrides)]
+        self.path = find_experiment(path)
+        file_layers = load_layers(self.path)
+        self.task = _task(file_layers, overrides)
+        self.schema = SCHEMAS[self.task]
+        self.layers = [*file_layers, *(parse_override(text, self.schema) for text in overrides)]
 
-    def config(self, changes: Mapping[str, Any] | None = None, where: str = "sweep") -> ExperimentConfig:
-        """The typed config with `changes` (full key -> value) made last; `where` is what messages call them.
+    def config(self, changes: Mapping[str, Any] | None = None, source: str = "sweep") -> ExperimentConfig:
+        """The typed config with `changes` (full key -> value) merged last; `source` names them in messages.
 
-        Raises UserError for anything in it that is not allowed.
+        Options of named blocks are not checked: that needs torch. Raises UserError, naming source and key, for anything
+        else that is not allowed.
         """
-        settings = self._settings(changes, where)
-        settings.values["model"]["preset"] = None  # its keys are all written out now
-        settings.values["slurm"]["profile"] = None
-        if settings.values["name"] == "???":
-            raise UserError(f"{shown(self.path)}: the key 'name' is missing: what the experiment is called")
-        config: ExperimentConfig = settings.build()
-        _check_experiment(config, settings)
-        config.plugins = [_plugin(plugin, self.path) for plugin in config.plugins]
+        builder = self._builder(changes, source)
+        builder.values["model"]["preset"] = None  # merged already, as is the profile
+        builder.values["slurm"]["profile"] = None
+        if builder.values["name"] == "???":
+            raise UserError(f"{display_path(self.path)}: the key 'name' (of the experiment) is missing", key="name")
+        config: ExperimentConfig = builder.build()
+        try:
+            _check_experiment(config)
+        except UserError as error:
+            raise builder.locate(error) from None
+        config.plugins = [_absolute_plugin(plugin, self.path) for plugin in config.plugins]
         return config
 
-    def source(self, keys: Sequence[str], changes: Mapping[str, Any] | None = None, where: str = "sweep") -> str:
-        """What set the last of `keys`, as the beginning of a message: a file, the command line, `where`, or nothing."""
-        return self._settings(changes, where).where(*keys)
+    def locate(self, error: UserError, changes: Mapping[str, Any] | None = None, source: str = "sweep") -> UserError:
+        """The error with what set the last of its keys in front: a file, the command line or `source`."""
+        return self._builder(changes, source).locate(error)
 
-    def _settings(self, changes: Mapping[str, Any] | None, where: str) -> Settings:
-        extra = [Layer(where, nested(self.schema, key, value)) for key, value in (changes or {}).items()]
-        settings = Settings(self.schema)
-        every = [*self.layers, *extra]
-        below = [*_profile_layers(every, self.path), *_preset_layers(every, PRESET_FAMILY[self.task])]
-        for layer in [*below, *every]:
-            settings.lay(layer)
-        return settings
+    def _builder(self, changes: Mapping[str, Any] | None, source: str) -> ConfigBuilder:
+        sweep = [ConfigLayer(source, nest_key(self.schema, key, value)) for key, value in (changes or {}).items()]
+        layers = [*self.layers, *sweep]
+        builder = ConfigBuilder(self.schema)
+        for layer in [*_profile_layers(layers, self.path), *_preset_layers(layers, PRESET_FAMILY[self.task]), *layers]:
+            builder.merge(layer)
+        return builder
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The typed config of an experiment file or of a run's config.yaml, `overrides` as on the command line.
+    """The typed config of an experiment file, with all options written out; `overrides` as on the command line.
 
-    Raises UserError, naming file and key, for whatever the schema does not allow.
+    Loads the experiment's plugins. Raises UserError, naming file and key, for anything that is not allowed.
     """
-    return Experiment(path, overrides).config()
+    experiment = Experiment(path, overrides)
+    config = experiment.config()
+    try:
+        return resolve_options(config)
+    except UserError as error:
+        raise experiment.locate(error) from None
+
+
+def load_saved(path: str | Path) -> ExperimentConfig:
+    """The config in a file that `save` wrote. Its options, checked when the run was made, are not checked again.
+
+    Needs no torch and no plugins. Raises UserError for a file that does not fit the schema.
+    """
+    return Experiment(path).config()
 
 
 def save(config: ExperimentConfig, path: str | Path) -> None:
-    """Write the whole config, so that `load` gives it back."""
+    """Write the whole config, so that `load` and `load_saved` give it back."""
     with atomic_write(Path(path)) as file:
-        file.write(text(config))
+        file.write(to_yaml(config))
 
 
-def text(config: ExperimentConfig) -> str:
-    """The whole config as a file holds it."""
+def to_yaml(config: ExperimentConfig) -> str:
+    """The whole config as YAML."""
     return yaml12.dump(dataclasses.asdict(config))
 
 
 def digest(config: ExperimentConfig) -> str:
-    """Eight hexadecimal digits of everything that shapes a result but the seed; of a plugin's file, its content."""
-    return hashlib.sha256(json.dumps(_shaping(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Hash, 8 hexadecimal digits, of all keys that affect results but the seed; plugin files count by content."""
+    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
-    """In what two configs differ that shapes a result, the seed included: `train.steps = 10, now 20`, `plugins`."""
-    before, now = (dict(flatten({"seed": config.seed, **_shaping(config)})) for config in (old, new))
+    """Differences of two configs in the hashed keys and the seed: `train.steps = 10, now 20`, `plugins`."""
+    before, now = (dict(flatten({"seed": config.seed, **_hashed(config)})) for config in (old, new))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     return [key if key == "plugins" else f"{key} = {before.get(key)}, now {now.get(key)}" for key in keys]
 
 
-def _shaping(config: ExperimentConfig) -> dict[str, Any]:
-    kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
-    return kept | {"plugins": [_content(plugin) for plugin in config.plugins]}
+def _hashed(config: ExperimentConfig) -> dict[str, Any]:
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+    return values | {"plugins": [_plugin_hash(plugin) for plugin in config.plugins]}
 
 
-def single(config: ExperimentConfig) -> ExperimentConfig:
-    """The config of one run: without the sweep it comes from."""
+def without_sweep(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of one run."""
     return dataclasses.replace(config, sweep=SweepConfig())
 
 
-def _task(below: Sequence[Layer], overrides: Sequence[str]) -> str:
-    """The task that the last of the files, or the command line, names: it selects the schema of the other keys."""
-    named = [(layer.content["task"], layer.where) for layer in below if "task" in layer.content]
+def _task(file_layers: Sequence[ConfigLayer], overrides: Sequence[str]) -> str:
+    """The task, which selects the schema; the command line wins over files."""
+    named = [(layer.values["task"], layer.source) for layer in file_layers if "task" in layer.values]
     named += [(text.removeprefix("task="), COMMAND_LINE) for text in overrides if text.startswith("task=")]
-    task, where = named[-1] if named else ("detection", "")
-    if not isinstance(task, str) or task not in EXPERIMENTS:
-        raise unknown("task", str(task), EXPERIMENTS, where)
+    task, source = named[-1] if named else ("detection", "")
+    if not isinstance(task, str) or task not in SCHEMAS:
+        raise unknown("task", str(task), SCHEMAS).at(source)
     return task
 
 
-def parse_override(text: str, schema: Schema) -> Layer:
-    """`key=value` as a layer of its own. Raises UserError unless it has that form."""
+def parse_override(text: str, schema: Schema) -> ConfigLayer:
+    """`key=value` as a layer. Raises UserError for any other form."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         raise UserError(f"{COMMAND_LINE}: expected key=value, such as train.steps=100, not {text!r}")
     if key == "base":
-        raise UserError(f"{COMMAND_LINE}: base: only a file can name the files that it builds on")
-    return Layer(COMMAND_LINE, nested(schema, key, yaml12.value(value, f"{COMMAND_LINE}: {key}")))
+        raise UserError(f"{COMMAND_LINE}: base: cannot be set on the command line")
+    return ConfigLayer(COMMAND_LINE, nest_key(schema, key, yaml12.parse_value(value, f"{COMMAND_LINE}: {key}")))
 
 
-def _preset_layers(every: Iterable[Layer], family: str) -> list[Layer]:
-    """The layers of the preset that the last of `every` names: they go below all of them."""
-    name, where = _last(every, "model", "preset")
-    if name is None:
+def _preset_layers(layers: Iterable[ConfigLayer], family: str) -> list[ConfigLayer]:
+    """The layers of the preset in use; they go below all of `layers`."""
+    preset, source = _last_value(layers, "model", "preset")
+    if preset is None:
         return []
-    return [Layer(layer.where, {"model": layer.content}) for layer in preset_chain(name, where, family)]
+    try:
+        return [ConfigLayer(layer.source, {"model": layer.values}) for layer in preset_layers(preset, family)]
+    except UserError as error:
+        raise UserError(f"{source}: model.preset: {error}", key="model.preset") from None
 
 
-def _profile_layers(every: Iterable[Layer], experiment: Path) -> list[Layer]:
-    """The SLURM profile that the last of `every` names, as a layer that goes below all of them."""
-    name, where = _last(every, "slurm", "profile")
-    if name is None:
+def _profile_layers(layers: Iterable[ConfigLayer], experiment: Path) -> list[ConfigLayer]:
+    """The SLURM profile in use; it goes below all of `layers`."""
+    profile, source = _last_value(layers, "slurm", "profile")
+    if profile is None:
         return []
-    path = find_profile(str(name), where, experiment)
-    content = yaml12.read(path)
-    if "profile" in content:
-        raise UserError(f"{shown(path)}: a profile cannot build on another")
-    return [Layer(shown(path), {"slurm": content})]
+    try:
+        path = find_profile(str(profile), experiment)
+    except UserError as error:
+        raise error.at(source) from None
+    values = yaml12.read(path)
+    if "profile" in values:
+        raise UserError(f"{display_path(path)}: a profile cannot extend another")
+    return [ConfigLayer(display_path(path), {"slurm": values})]
 
 
-def _last(every: Iterable[Layer], block: str, key: str) -> tuple[Any, str]:
-    """What the last of `every` that has `block.key` says, and the place that messages name."""
-    value, where = None, ""
-    for layer in every:
-        content = layer.content.get(block)
-        if isinstance(content, Mapping) and key in content:
-            value, where = content[key], f"{layer.where}: {block}.{key}"
-    return value, where
+def _last_value(layers: Iterable[ConfigLayer], block: str, key: str) -> tuple[Any, str]:
+    """The value of `block.key` in the last of `layers` that sets it, and the source of that layer."""
+    value, source = None, ""
+    for layer in layers:
+        values = layer.values.get(block)
+        if isinstance(values, Mapping) and key in values:
+            value, source = values[key], layer.source
+    return value, source
 
 
-def _check_experiment(config: ExperimentConfig, settings: Settings) -> None:
-    """What concerns several keys, or the form of one."""
+def _check_experiment(config: ExperimentConfig) -> None:
+    """Check what depends on several keys, and the form of the name."""
     if not re.fullmatch(r"\w[\w.=,+-]*", config.name):
-        raise UserError(f"{settings.where('name')}name = {config.name!r}: expected the name of a folder, without '/'")
+        raise UserError(f"name = {config.name!r}: expected the name of a folder, without '/'", key="name")
     if (config.train.steps is None) == (config.train.epochs is None):
-        given = "both are set" if config.train.steps is not None else "neither is set"
-        place = settings.where("train.steps", "train.epochs")
-        raise UserError(f"{place}train: exactly one of train.steps and train.epochs, but {given}")
+        state = "both are set" if config.train.steps is not None else "neither is set"
+        keys = ("train.steps", "train.epochs")
+        raise UserError(f"train: exactly one of train.steps and train.epochs, but {state}", key=keys)
     if config.data.batch_size % config.processes:
         raise UserError(
-            f"{settings.where('data.batch_size', 'processes')}data.batch_size = {config.data.batch_size}: "
-            f"expected a multiple of processes = {config.processes}"
+            f"data.batch_size = {config.data.batch_size}: expected a multiple of processes = {config.processes}",
+            key=("data.batch_size", "processes"),
         )
-    _check_sharded(config.train, settings)
-    check_slurm(config.slurm, config.processes, settings.where)
+    _check_fsdp(config.train)
+    check_slurm(config.slurm, config.processes)
 
 
-def _check_sharded(train: TrainConfig, settings: Settings) -> None:
-    """What parts of parameters, in train.parallel = fsdp2, do not go with."""
+def _check_fsdp(train: TrainConfig) -> None:
+    """Refuse what sharded training does not support."""
     if train.parallel != "fsdp2":
         return
-
-    def refusal(key: str, reason: str) -> UserError:
-        return UserError(f"{settings.where('train.parallel', key)}train.parallel = 'fsdp2': {reason}")
-
     if train.optimizer.name != "adamw":
         key = "train.optimizer.name"
-        raise refusal(key, f"expected {key} = 'adamw', but it is {train.optimizer.name!r}")
+        reason = f"expected {key} = 'adamw', but it is {train.optimizer.name!r}"
+        raise UserError(f"train.parallel = 'fsdp2': {reason}", key=("train.parallel", key))
     for key in ("train.compile", "train.channels_last"):
         if getattr(train, key.removeprefix("train.")):
-            raise refusal(key, f"does not go with {key}")
+            raise UserError(f"train.parallel = 'fsdp2': does not support {key}", key=("train.parallel", key))
 
 
-def _plugin(plugin: str, experiment: Path) -> str:
-    """A plugin's file, relative to the experiment or the current folder, by its whole path: a saved config finds it."""
+def _absolute_plugin(plugin: str, experiment: Path) -> str:
+    """The absolute path of a plugin file beside the experiment or here, so that a saved config still finds it."""
     if not plugin.endswith(".py"):
         return plugin
     found = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if isfile(path)]
     return str(found[0]) if found else plugin
 
 
-def _content(plugin: str) -> str:
+def _plugin_hash(plugin: str) -> str:
     path = Path(plugin)
     return hashlib.sha256(path.read_bytes()).hexdigest() if plugin.endswith(".py") and isfile(path) else plugin

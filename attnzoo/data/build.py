@@ -38,7 +38,7 @@ class DatasetInfo:
 
 
 def dataset_info(config: DataConfig) -> DatasetInfo:
-    """The outline of the data set; checks the options of both blocks. Raises UserError as `build_dataset` does."""
+    """The outline of the data set. Raises UserError as `build_dataset` does."""
     source = _source(config)
     _transform(config, "train")
     h, w = source.shape or LIKELY_SHAPE
@@ -60,12 +60,8 @@ def registries(config: DataConfig) -> tuple[Registry[Any], Registry[Any]]:
 
 
 def _transform(config: DataConfig, split: str) -> Any:
-    kinds = registries(config)[1]
-    name, options = kinds.read_block(config.augment, "data.augment")
-    return kinds.build(name, split, where="data.augment", **options)
+    return registries(config)[1].build_block(config.augment, split, where="data.augment")
 
 
 def _source(config: DataConfig) -> Any:
-    kinds = registries(config)[0]
-    name, options = kinds.read_block(config.dataset, "data.dataset")
-    return kinds.build(name, where="data.dataset", **options)
+    return registries(config)[0].build_block(config.dataset, where="data.dataset")

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 
-from attnzoo.schema.fields import COUNT, NON_NEGATIVE, SHARE, NamedBlock, named, number
+from attnzoo.schema.fields import COUNT, FRACTION, NON_NEGATIVE, NamedBlock, named, number
 
 
 @dataclass
@@ -22,4 +22,4 @@ class ClassificationDataConfig(DataConfig):
     # images of a batch mixed in pairs: weights by Beta(mixup, mixup), or areas by Beta(cutmix, cutmix); 0: never
     mixup: float = number(0.0, NON_NEGATIVE)
     cutmix: float = number(0.0, NON_NEGATIVE)
-    mix_switch: float = number(0.5, SHARE)  # share of batches with cutmix, where both are on
+    mix_switch: float = number(0.5, FRACTION)  # share of batches with cutmix, where both are on

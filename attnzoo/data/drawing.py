@@ -61,7 +61,7 @@ class Look:
 def require(name: str, value: Any, holds: bool, expected: str) -> None:
     """Raise UserError for an option `name` of a data set unless `holds`."""
     if not holds:
-        raise UserError(f"data.dataset.{name} = {value}: expected {expected}")
+        raise UserError(f"data.dataset.{name} = {value}: expected {expected}", key=f"data.dataset.{name}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attnzoo.schema.fields import BELOW_ONE, COUNT, NON_NEGATIVE, POSITIVE, SHARE, number, numbers
+from attnzoo.schema.fields import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, number, numbers
 
 
 @dataclass
@@ -23,10 +23,10 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = number(0.0, BELOW_ONE)  # share of all steps
-    warmup_from: float | None = number(None, SHARE)  # share of lr at the first step; null: one warm-up step's
-    floor: float = number(0.0, SHARE)  # cosine: share of lr at the end
+    warmup_from: float | None = number(None, FRACTION)  # share of lr at the first step; null: one warm-up step's
+    floor: float = number(0.0, FRACTION)  # cosine: share of lr at the end
     after_warmup: bool = True  # cosine: it begins when warm-up ends; false: at the first step, hidden by warm-up (DAT)
-    milestones: list[float] = numbers([], SHARE)  # step: shares of all steps
+    milestones: list[float] = numbers([], FRACTION)  # step: shares of all steps
     gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 
 

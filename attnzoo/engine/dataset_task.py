@@ -35,7 +35,7 @@ class DatasetTask:
         torch.manual_seed(seed)
         self.model = models.build(model, self.num_classes)
         # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
-        for name in unused_parameters(model, self.num_classes, dataset_info(data).size):
+        for name in unused_parameters(self.model, dataset_info(data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
         self.images_per_batch = data.batch_size

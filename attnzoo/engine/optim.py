@@ -56,7 +56,8 @@ def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
             if entry not in PUBLISHED and not any(entry in name for name in parameters):
                 parts = {part for name in parameters for part in name.split(".") if not part.isdigit()}
                 hint = did_you_mean(entry, parts)
-                raise UserError(f"train.optimizer.{key}: {entry!r} occurs in the name of no parameter{hint}")
+                message = f"train.optimizer.{key}: {entry!r} occurs in the name of no parameter{hint}"
+                raise UserError(message, key=f"train.optimizer.{key}")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

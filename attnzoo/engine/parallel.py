@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from attnzoo.attention import Attention
 from attnzoo.engine.distributed import Ranks
+from attnzoo.models.dry_run import copy_with_meta_parameters
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Sharded(Parallel):
     def __init__(self, model: nn.Module, average: ModelEmaV3 | None, ranks: Ranks):
         self._ranks = ranks
         self._mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-        self._outline = _without_memory(model)
+        self._outline = copy_with_meta_parameters(model)
         self.runner = model
         self._shard(model)
         parameters = cast(list[DTensor], list(model.parameters()))
@@ -133,12 +134,6 @@ def build(kind: Literal["ddp", "fsdp2"], model: nn.Module, average: ModelEmaV3 |
     if ranks.world == 1:
         return Parallel(model)
     return Replicated(model, ranks.device) if kind == "ddp" else Sharded(model, average, ranks)
-
-
-def _without_memory(model: nn.Module) -> nn.Module:
-    """A copy whose parameters have shapes but no values."""
-    meta = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, meta)
 
 
 def _part(value: Tensor, like: Tensor) -> Tensor:

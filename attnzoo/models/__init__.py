@@ -29,7 +29,7 @@ def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> 
     """
     if preset not in names():
         raise unknown("preset", preset, names())
-    if preset in names("vit"):
+    if preset in names(family="vit"):
         return build(presets.classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
     return build(presets.detector_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
 
@@ -42,8 +42,8 @@ def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrid
     """
     from attnzoo.models.vit.features import Features
 
-    if preset not in names("vit"):
-        raise unknown("preset", preset, names("vit"))
+    if preset not in names(family="vit"):
+        raise unknown("preset", preset, names(family="vit"))
     return Features(presets.vit_config(preset, overrides), out_indices)
 
 

@@ -78,7 +78,7 @@ def _freeze(body: nn.Module, config: BackboneConfig) -> None:
 
 def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) -> Any:
     """The feature extractor for a config, of all stages by default."""
-    if config.name not in presets.names("vit"):
+    if config.name not in presets.names(family="vit"):
         return _create_timm(config, **({} if out_indices is None else {"out_indices": out_indices}))
     if config.dilation:
         raise UserError(f"{KEY}.dilation: {config.name} does not support dilation", key=f"{KEY}.dilation")
@@ -89,7 +89,7 @@ def _create(config: BackboneConfig, out_indices: tuple[int, ...] | None = None) 
 def _create_timm(config: BackboneConfig, **kwargs: Any) -> Any:
     """The timm feature extractor for a config. Raises UserError for timm's errors."""
     if not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, [*presets.names("vit"), *timm.list_models()], n=3)
+        close = difflib.get_close_matches(config.name, [*presets.names(family="vit"), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise UserError(
             f"{KEY}.name: unknown model {config.name!r}, neither in timm nor in attnzoo{hint}", key=f"{KEY}.name"

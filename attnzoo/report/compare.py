@@ -10,7 +10,7 @@ from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.runs import Result, find
 from attnzoo.report.statistics import estimate
 from attnzoo.rundir.metrics import METRICS
-from attnzoo.schema.labels import flatten, label
+from attnzoo.schema.keys import flatten, shorten_keys
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -48,7 +48,7 @@ def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
     keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
     shown = [key for key in differing if not _follows_from_a_name(key, flat)]
-    return label([{key: config[key] for key in shown if key in config} for config in flat])
+    return shorten_keys([{key: config[key] for key in shown if key in config} for config in flat])
 
 
 def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:

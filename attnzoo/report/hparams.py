@@ -11,11 +11,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hp
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from attnzoo.config.load import load
+from attnzoo.config.load import load_saved
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.metrics import METRICS
-from attnzoo.schema.labels import flatten, label
+from attnzoo.schema.keys import flatten, shorten_keys
 
 SUFFIX = ".hparams"
 
@@ -66,11 +66,11 @@ def write_sweep(sweep: Path) -> None:
     swept = {key for key in swept if not key.startswith("slurm.")}
     values = []
     for name in entries:
-        config = dict(flatten(dataclasses.asdict(load(RunFolder(sweep / name).config))))
+        config = dict(flatten(dataclasses.asdict(load_saved(RunFolder(sweep / name).config))))
         values.append({key: config[key] for key in config if key in swept})
     runs = [
         HParamsRun(sweep / name, entry["digest"], options)
-        for (name, entry), options in zip(entries.items(), label(values), strict=True)
+        for (name, entry), options in zip(entries.items(), shorten_keys(values), strict=True)
     ]
     write(sweep, runs)
 

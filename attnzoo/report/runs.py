@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import digest, load
+from attnzoo.config.load import digest, load_saved
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.metrics import METRICS
@@ -31,7 +31,7 @@ class Result:
 def read(path: Path) -> Result:
     """The run in a folder. Raises UserError for a config that is not one."""
     run = RunFolder(path)
-    config = load(run.config)
+    config = load_saved(run.config)
     rows = run.read_metrics()
     metrics = {metric.key: row[metric.key] for row in rows for metric in METRICS if metric.key in row}
     steps = max((row["step"] for row in rows), default=0)

@@ -12,7 +12,7 @@ from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
 from attnzoo.rundir.folder import atomic_write
 from attnzoo.rundir.metrics import METRICS, Metric
-from attnzoo.schema.labels import text
+from attnzoo.schema.keys import format_value
 
 MISSING = "n/a"
 
@@ -95,7 +95,7 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _options(comparison: Comparison, variant: Variant) -> list[str]:
-    return [text(variant.options[column]) if column in variant.options else "" for column in comparison.columns]
+    return [format_value(variant.options[column]) if column in variant.options else "" for column in comparison.columns]
 
 
 def _cell(metric: Metric, found: Estimate | None) -> str:

@@ -1,1 +1,1 @@
-"""How the keys of a config are declared, read from YAML and merged. Knows no model and imports no torch."""
+"""Config schemas: how keys are declared, read from YAML and merged. Knows no model and imports no torch."""

@@ -1,10 +1,10 @@
-"""How a config dataclass declares its keys: ranges of numbers and named blocks.
+"""Field types of config dataclasses: numbers in a range and named blocks.
 
-A block typed `NamedBlock`, a dict with a `name`, selects a registered constructor by that name; the other keys are its
-options, checked against its signature. Changing the name drops the old options.
+A `NamedBlock`, `{name: …, option: …}`, selects a registered constructor; the options are its keyword arguments, checked
+against its signature. Changing the name drops the old options.
 
-A `Literal` lists the words that a key takes; `number` and `numbers` give the range of a number, or of each in a list.
-All numbers are finite, those in options of named blocks too.
+A `Literal` lists the choices of a key; `number` and `numbers` give the range of a number, or of each in a list. All
+numbers are finite, those in options of named blocks too.
 """
 
 import math
@@ -16,7 +16,7 @@ NamedBlock = dict[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low` to `high`; None is no limit, an open end is not itself a member."""
+    """Finite numbers from `low` to `high`: None means unbounded, open ends are excluded."""
 
     low: float | None = None
     high: float | None = None
@@ -38,21 +38,22 @@ FINITE = Range()
 COUNT = Range(low=1)
 NON_NEGATIVE = Range(low=0)
 POSITIVE = Range(low=0, open_low=True)
-SHARE = Range(low=0, high=1)
+FRACTION = Range(low=0, high=1)
 BELOW_ONE = Range(low=0, high=1, open_high=True)
 SEED = Range(low=0, high=2**32 - 1)
-INSIDE_SHARE = Range(low=0, high=1, open_low=True, open_high=True)
+OPEN_FRACTION = Range(low=0, high=1, open_low=True, open_high=True)
 
 
-def number(default: Any, within: Range) -> Any:
-    """A field for a number, or null, in a range."""
-    return field(default=default, metadata={"range": within})
+def number(default: Any, allowed: Range) -> Any:
+    """A field for a number in a range, or null."""
+    return field(default=default, metadata={"range": allowed})
 
 
-def numbers(default: list[Any], within: Range) -> Any:
-    """A field for a list whose every number is in a range; it is empty only where the default is."""
-    return field(default_factory=lambda: list(default), metadata={"range": within, "filled": bool(default)})
+def numbers(default: list[Any], allowed: Range) -> Any:
+    """A field for a list of numbers in a range; it may be empty only if the default is."""
+    return field(default_factory=lambda: list(default), metadata={"range": allowed, "non_empty": bool(default)})
 
 
 def named(name: str) -> Any:
+    """A field for a `NamedBlock`; `name` is the default."""
     return field(default_factory=lambda: {"name": name}, metadata={"named_block": True})

@@ -1,4 +1,4 @@
-"""Laying one source of settings over another, checked against the schema, each value knowing where it came from."""
+"""Schema-checked merging of config layers that remembers which layer set each key."""
 
 import copy
 import dataclasses
@@ -13,44 +13,59 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnzoo.errors import UserError, did_you_mean, unknown
-from attnzoo.registry import fits, format_type, plain
+from attnzoo.registry import format_type, matches_type, to_plain
 from attnzoo.schema.fields import FINITE, Range
 
-Schema = type[Any]  # a dataclass of the schema
+Schema = type[Any]  # a config dataclass
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Settings of one source: `where` is what messages call it, `content` nests like the schema."""
+class ConfigLayer:
+    """Values from one source, nested as in the schema. `source`, a file or the command line, is named in messages."""
 
-    where: str
-    content: Mapping[str, Any]
+    source: str
+    values: Mapping[str, Any]
 
 
-class Settings:
-    """The schema's defaults with layers laid over them, the last one winning.
+class ConfigBuilder:
+    """Merges layers over the defaults of a schema; the last one wins.
 
-    Mappings are merged and lists replaced. In a named block another `name` drops the options of the old one, and so it
-    does in the options of a backbone; an empty mapping clears one with free keys, all but a name; a grid of a sweep
-    replaces the grid below it.
+    Mappings are merged and lists replaced. Another `name` drops the old options of a named block or a backbone. An
+    empty mapping clears one with free keys, but for a block's name. The lists of a sweep are replaced as a whole.
+
+    All errors are UserErrors with the key and, in front of the message, its source.
     """
 
     def __init__(self, schema: Schema):
         self.schema = schema
         self.values = copy.deepcopy(_defaults(typing.cast(Any, schema)))
-        self._sources: dict[str, str] = {}  # full key -> the layer that set it, in the order in which they were set
+        self._sources: dict[str, str] = {}  # full key -> source, in the order in which they were set
 
-    def lay(self, layer: Layer) -> None:
-        """Merge one layer. Raises UserError for an unknown key, a value of a wrong type or a word not allowed."""
-        self._merge(self.schema, self.values, layer.content, "", layer.where)
+    def merge(self, layer: ConfigLayer) -> None:
+        """Merge one layer. Raises UserError for an unknown key, a wrong type or a choice that is not allowed."""
+        try:
+            self._merge(self.schema, self.values, layer.values, "", layer.source)
+        except UserError as error:
+            raise error.at(layer.source) from None
 
     def build(self) -> Any:
-        """An instance of the schema, `${…}` resolved. Raises UserError for values that do not fit or out of range."""
-        built = _typed(self.schema, self._resolved())
-        for key, number, allowed in _numbers(built, ""):
-            if number not in allowed:
-                raise UserError(f"{self.where(key)}{key} = {number}: expected {allowed}")
+        """An instance of the schema, `${…}` resolved. Raises UserError for a wrong type or a number out of range."""
+        try:
+            built = _convert(self.schema, self._resolved())
+            for key, number, allowed in _numbers(built, ""):
+                if number not in allowed:
+                    raise UserError(f"{key} = {number}: expected {allowed}", key=key)
+        except UserError as error:
+            raise self.locate(error) from None
         return built
+
+    def locate(self, error: UserError) -> UserError:
+        """The error with its source in front: of that of its keys which was set last, else of the nearest key above."""
+        known = [key for key in self._sources if key in error.keys]
+        key = known[-1] if known else next(iter(error.keys), "")
+        while key and key not in self._sources:
+            key = key.rpartition(".")[0]
+        return error.at(self._sources.get(key, ""))
 
     def _resolved(self) -> dict[str, Any]:
         if "${" not in repr(self.values):
@@ -59,65 +74,54 @@ class Settings:
             resolved = OmegaConf.to_container(OmegaConf.create(self.values), resolve=True)
         except OmegaConfBaseException as error:
             key = error.full_key or ""
-            raise UserError(f"{self.where(key)}{key}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{key}: {str(error).splitlines()[0]}", key=key) from None
         values = typing.cast(dict[str, Any], resolved)
-        for key, hint, value in _fields(self.schema, values, ""):
-            _check(hint, key, value, self.where(key).removesuffix(": "))
+        for key, hint, value in _leaves(self.schema, values, ""):
+            _check(hint, key, value)
         return values
 
-    def where(self, *keys: str) -> str:
-        """The source of that of `keys` which was set last, as the beginning of a message.
-
-        Where none was set, that of the nearest key above the first.
-        """
-        last = max((key for key in keys if key in self._sources), key=list(self._sources).index, default=keys[0])
-        while last and last not in self._sources:
-            last = last.rpartition(".")[0]
-        return f"{self._sources[last]}: " if last else ""
-
-    def _note(self, key: str, where: str) -> None:
-        self._sources.pop(key, None)
-        self._sources[key] = where
-
-    def _merge(
-        self, schema: Schema, values: dict[str, Any], update: Mapping[str, Any], prefix: str, where: str
-    ) -> None:
+    def _merge(self, schema: Schema, values: dict[str, Any], new: Mapping[str, Any], prefix: str, source: str) -> None:
         fields = {field.name: field for field in dataclasses.fields(schema)}
         for name, field in fields.items():
-            owner = field.metadata.get("options_of")
-            if owner and update.get(owner, values[owner]) != values[owner]:
+            name_key = field.metadata.get("options_of")
+            if name_key and new.get(name_key, values[name_key]) != values[name_key]:
                 values[name] = {}
-        for name, new in update.items():
+        for name, value in new.items():
+            key = f"{prefix}{name}"
             if name not in fields:
-                raise _unknown_key(self.schema, f"{prefix}{name}", fields, where)
-            key, field, old = f"{prefix}{name}", fields[name], values[name]
-            _check(field.type, key, new, where)
-            if field.metadata.get("filled") and new == []:
-                raise UserError(f"{where}: {key} = []: expected at least one number")
-            self._note(key, where)
+                raise _unknown_key(self.schema, key, fields)
+            field, old = fields[name], values[name]
+            _check(field.type, key, value)
+            if field.metadata.get("non_empty") and value == []:
+                raise UserError(f"{key} = []: expected at least one number", key=key)
+            self._record_source(key, source)
             if dataclasses.is_dataclass(field.type):
-                self._merge(typing.cast(Schema, field.type), old, new, f"{key}.", where)
+                self._merge(typing.cast(Schema, field.type), old, value, f"{key}.", source)
             elif isinstance(old, dict):
-                for option in new:
-                    self._note(f"{key}.{option}", where)
-                values[name] = _laid_mapping(field.metadata, old, new, f"{where}: {key}")
+                for option in value:
+                    self._record_source(f"{key}.{option}", source)
+                values[name] = _merge_mapping(field.metadata, old, value, key)
             else:
-                values[name] = new
+                values[name] = value
+
+    def _record_source(self, key: str, source: str) -> None:
+        self._sources.pop(key, None)
+        self._sources[key] = source
 
 
-def _laid_mapping(metadata: Mapping[str, Any], old: dict[str, Any], new: dict[str, Any], where: str) -> dict[str, Any]:
-    """One mapping with free keys over another, as its field in the schema wants it."""
+def _merge_mapping(metadata: Mapping[str, Any], old: dict[str, Any], new: dict[str, Any], key: str) -> dict[str, Any]:
+    """Merge mappings with free keys as the metadata of their field says."""
     if "options_of" in metadata:
-        return _laid(old, new)
+        return _merge_options(old, new)
     if "named_block" not in metadata:
-        return (old if new and "replaced" not in metadata else {}) | new
+        return (old if new and "replace" not in metadata else {}) | new
     if not isinstance(name := new.get("name", old["name"]), str):
-        raise UserError(f"{where}.name = {name!r}: expected str")
+        raise UserError(f"{key}.name = {name!r}: expected str", key=f"{key}.name")
     return (old if new and name == old["name"] else {"name": old["name"]}) | new
 
 
-def _laid(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of any depth, keys nested or dotted; another `name` drops what stood beside the old one, `{}` clears."""
+def _merge_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested options, keys nested or dotted; another `name` drops the options beside it, `{}` clears."""
     result = dict(old) if new else {}
     for key, value in new.items():
         head, dot, rest = key.partition(".")
@@ -126,90 +130,92 @@ def _laid(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
             below = result.get(head)
             below = below if isinstance(below, Mapping) else {}
             renamed = "name" in below and value.get("name", below["name"]) != below["name"]
-            value = _laid({} if renamed else below, value)
+            value = _merge_options({} if renamed else below, value)
         result[head] = value
     return result
 
 
 @functools.cache
 def _defaults(schema: Schema) -> dict[str, Any]:
-    """The schema's defaults as YAML would hold them; never to be changed."""
+    """The schema's defaults as plain containers; not to be modified."""
     return dataclasses.asdict(schema())
 
 
-def _fields(schema: Schema, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """The full key, type and value of everything in `values` that is no block of the schema."""
+def _leaves(schema: Schema, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Full key, type and value of all keys that hold a value."""
     for field in dataclasses.fields(schema):
         key, value = f"{prefix}{field.name}", values[field.name]
         if dataclasses.is_dataclass(field.type):
-            yield from _fields(typing.cast(Schema, field.type), value, f"{key}.")
+            yield from _leaves(typing.cast(Schema, field.type), value, f"{key}.")
         else:
             yield key, field.type, value
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    """A value that fits `hint`, made of it: blocks become dataclasses, integers floats where these are expected."""
+def _convert(hint: Any, value: Any) -> Any:
+    """A checked value converted to its type: mappings to dataclasses, ints to floats."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         schema = typing.cast(Schema, hint)
-        return schema(**{field.name: _typed(field.type, value[field.name]) for field in dataclasses.fields(schema)})
+        return schema(**{field.name: _convert(field.type, value[field.name]) for field in dataclasses.fields(schema)})
     if origin in (typing.Union, types.UnionType):
-        return _typed(next(arg for arg in args if fits(value, arg)), value)
+        return _convert(next(arg for arg in args if matches_type(value, arg)), value)
     if origin is list:
-        return [_typed(args[0], member) for member in value]
+        return [_convert(args[0], item) for item in value]
     if origin is dict:
-        return {name: _typed(args[1], member) for name, member in value.items()}
+        return {name: _convert(args[1], item) for name, item in value.items()}
     if hint is Any:
-        return plain(value)
+        return to_plain(value)
     return float(value) if hint is float else value
 
 
-def nested(schema: Schema, key: str, value: Any) -> dict[str, Any]:
-    """`a.b.c` and a value as mappings in each other; below a mapping with free keys the rest is one key."""
+def nest_key(schema: Schema, key: str, value: Any) -> dict[str, Any]:
+    """`{"a": {"b": value}}` for the key `a.b`; inside a mapping with free keys the rest stays one key."""
     head, _, rest = key.partition(".")
     if not rest:
         return {head: value}
     hint = {field.name: field.type for field in dataclasses.fields(schema)}.get(head)
     if hint is not None and dataclasses.is_dataclass(hint):
-        return {head: nested(typing.cast(Schema, hint), rest, value)}
+        return {head: nest_key(typing.cast(Schema, hint), rest, value)}
     return {head: {rest: value}}
 
 
-def leaves(schema: Schema, prefix: str = "") -> Iterator[str]:
-    """The full keys of a schema that hold a value rather than further keys."""
-    for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(field.type):
-            yield from leaves(typing.cast(Schema, field.type), f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
+def named_blocks(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, str]]:
+    """All named blocks of a config: the dataclass that holds it, its field there, its full key."""
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from named_blocks(value, f"{key}.")
+        elif "named_block" in field.metadata:
+            yield config, field.name, key
 
 
-def _check(hint: Any, key: str, value: Any, where: str) -> None:
+def _check(hint: Any, key: str, value: Any) -> None:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: {key} = {value!r}: expected keys and values")
+            raise UserError(f"{key} = {value!r}: expected a mapping", key=key)
     elif isinstance(value, str) and "${" in value and typing.get_origin(hint) is not dict:
         return  # its value is checked when it is resolved
     elif typing.get_origin(hint) is typing.Literal and isinstance(value, str):
         if value not in typing.get_args(hint):
-            raise unknown(key, value, typing.get_args(hint), where)
-    elif typing.get_origin(hint) is dict and fits(value, dict[str, Any]):
-        for name, member in value.items():
-            _check(typing.get_args(hint)[1], f"{key}.{name}", member, where)
-    elif not fits(value, hint):
-        raise UserError(f"{where}: {key} = {value!r}: expected {format_type(hint)}")
+            raise UserError(str(unknown(key, value, typing.get_args(hint))), key=key)
+    elif typing.get_origin(hint) is dict and matches_type(value, dict[str, Any]):
+        for name, item in value.items():
+            _check(typing.get_args(hint)[1], f"{key}.{name}", item)
+    elif not matches_type(value, hint):
+        raise UserError(f"{key} = {value!r}: expected {format_type(hint)}", key=key)
 
 
-def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any], where: str) -> UserError:
+def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserError:
     """Suggests a sibling, or a key of the same last name elsewhere."""
     head, _, name = key.rpartition(".")
     prefix = f"{head}." if head else ""
     hint = did_you_mean(key, [f"{prefix}{sibling}" for sibling in siblings]) if did_you_mean(name, siblings) else ""
-    elsewhere = [leaf for leaf in leaves(schema) if leaf.rpartition(".")[2] == name]
+    leaves = _leaves(schema, _defaults(typing.cast(Any, schema)), "")
+    elsewhere = [leaf for leaf, _, _ in leaves if leaf.rpartition(".")[2] == name]
     if not hint and elsewhere:
         hint = f"; did you mean {elsewhere[0]!r}?"
-    place = f" ({head} takes: {', '.join(siblings)})" if head else f" (allowed: {', '.join(siblings)})"
-    return UserError(f"{where}: unknown key {key!r}{hint}{place}")
+    allowed = f"allowed in {head}" if head else "allowed"
+    return UserError(f"unknown key {key!r}{hint} ({allowed}: {', '.join(siblings)})", key=key)
 
 
 def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
@@ -219,17 +225,17 @@ def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{key}.")
         else:
-            within = field.metadata.get("range", FINITE)
-            yield from ((place, member, within) for place, member in _members(value, key))
+            allowed = field.metadata.get("range", FINITE)
+            yield from ((place, number, allowed) for place, number in _numbers_in(value, key))
 
 
-def _members(value: Any, key: str) -> Iterator[tuple[str, float]]:
+def _numbers_in(value: Any, key: str) -> Iterator[tuple[str, float]]:
     """The numbers in a value, in lists and mappings too, with their keys."""
     if isinstance(value, Mapping):
-        for name, member in value.items():
-            yield from _members(member, f"{key}.{name}")
+        for name, item in value.items():
+            yield from _numbers_in(item, f"{key}.{name}")
     elif isinstance(value, (list, tuple)):
-        for member in value:
-            yield from _members(member, key)
+        for item in value:
+            yield from _numbers_in(item, key)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield key, value

@@ -22,7 +22,7 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
     states = {one.name: one for one in collect(sweep)}
     for name in names:
         if name not in states:
-            raise unknown("run", name, states, str(sweep))
+            raise unknown("run", name, states).at(str(sweep))
     chosen = [states[name] for name in names or states if states[name].active]
     ledger = Ledger(sweep)
     with ledger.changing() as content:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
-from attnzoo.config.load import Experiment, digest, single
+from attnzoo.config.load import Experiment, digest, without_sweep
 from attnzoo.errors import UserError, did_you_mean
-from attnzoo.schema.labels import flatten, label, text
+from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
 # What belongs to the whole sweep and cannot differ between its runs.
 FIXED = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
@@ -51,16 +51,16 @@ def expand(experiment: Experiment) -> list[RunSpec]:
     if not chosen:
         raise UserError(f"{experiment.path}: sweep.exclude leaves no run")
     variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
-    labels = label(variants)
+    labels = shorten_keys(variants)
     runs = [_make(experiment, changes, options, seed) for (changes, seed), options in zip(chosen, labels, strict=True)]
     check_unique(runs, str(experiment.path))
     return runs
 
 
 def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> RunSpec:
-    parts = [f"{key}={text(value)}" for key, value in (options | {"seed": seed}).items()]
+    parts = [f"{key}={format_value(value)}" for key, value in (options | {"seed": seed}).items()]
     name = "-".join(parts).replace("/", "_").replace(" ", "")
-    config = single(experiment.config(changes | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
+    config = without_sweep(experiment.config(changes | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
     return RunSpec(name, changes, options, config, digest(config))
 
 

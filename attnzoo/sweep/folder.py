@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.load import differences, digest, load, save, text
+from attnzoo.config.load import differences, digest, load_saved, save, to_yaml
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
@@ -100,7 +100,7 @@ def explain_new(todo: Sequence[Planned]) -> str | None:
 
 def _difference(taken: RunFolder, run: RunSpec) -> str:
     try:
-        found = differences(load(taken.config), run.config)
+        found = differences(load_saved(taken.config), run.config)
     except UserError:
         return "holds something else"
     return f"has {'; '.join(found[:SHOWN])}{' and more' if len(found) > SHOWN else ''}"
@@ -122,10 +122,10 @@ def _holds(folder: Path, run: RunSpec) -> bool:
     config = RunFolder(folder).config
     if not config.exists():
         return not any(folder.iterdir())
-    if config.read_text() == text(run.config):  # loading would take ten times as long
+    if config.read_text() == to_yaml(run.config):  # loading would take ten times as long
         return True
     try:
-        held = load(config)
+        held = load_saved(config)
     except UserError:  # from another version of the schema, or edited: not this config
         return False
     return (digest(held), held.seed) == (run.digest, run.seed)

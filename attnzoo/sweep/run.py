@@ -18,7 +18,7 @@ from attnzoo.report.status import RunStatus, collect
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import NAME as LEDGER
-from attnzoo.schema.labels import text
+from attnzoo.schema.keys import format_value
 from attnzoo.sweep import local
 from attnzoo.sweep.display import Display
 from attnzoo.sweep.expand import RunSpec, expand
@@ -210,7 +210,7 @@ def _list(planned: Sequence[Planned], states: Mapping[str, RunStatus]) -> None:
     for heading in ("run", "state", "changes", "folder"):
         table.add_column(heading, overflow="fold")
     for p in planned:
-        changes = ", ".join(f"{key}={text(value)}" for key, value in p.run.changes.items())
+        changes = ", ".join(f"{key}={format_value(value)}" for key, value in p.run.changes.items())
         state = states[p.dir.path.name].state if p.dir.path.name in states else p.state
         table.add_row(p.run.name, state, changes or "none", str(p.dir.path))
     console().print(table)

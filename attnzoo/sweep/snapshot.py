@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attnzoo
 from attnzoo.attention.plugins import snapshot_name
-from attnzoo.environment import SOURCE, source
+from attnzoo.environment import GIT_STATE, git_state
 from attnzoo.errors import UserError
 
 PACKAGE = Path(attnzoo.__file__).parent
@@ -57,7 +57,7 @@ def _copy(files: dict[Path, Path], target: Path) -> None:
     for place, path in files.items():
         (partial / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial / place)
-    (partial / SOURCE).write_text(json.dumps(source() or {"commit": "unknown: not a git checkout", "diff": ""}))
+    (partial / GIT_STATE).write_text(json.dumps(git_state() or {"commit": "unknown: not a git checkout", "diff": ""}))
     partial.chmod(0o755)
     try:
         partial.rename(target)

@@ -15,7 +15,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.slurm import minutes, tasks_per_node
+from attnzoo.config.slurm import parse_minutes, tasks_per_node
 from attnzoo.errors import UserError
 from attnzoo.rundir.ledger import COMMENT
 from attnzoo.sweep.folder import Planned, SweepFolder
@@ -135,7 +135,7 @@ def _options(config: ExperimentConfig) -> dict[str, Any]:
         "cpus_per_task": slurm.cpus_per_task,
         "gpus_per_node": slurm.gpus_per_node or None,
         "mem": slurm.memory,
-        "time": minutes(slurm.time),
+        "time": parse_minutes(slurm.time),
         "signal_delay_s": slurm.signal_seconds,
         "array_parallelism": slurm.parallelism,
         "setup": slurm.setup,

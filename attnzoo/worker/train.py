@@ -18,7 +18,7 @@ import torch
 from attnzoo import environment
 from attnzoo.attention import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import load
+from attnzoo.config.load import load_saved
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import Checkpoints
 from attnzoo.engine.distributed import NoRendezvous, Ranks
@@ -45,7 +45,7 @@ def main(run_dir: str | Path) -> int:
     """
     run = RunFolder(run_dir)
     try:
-        config = load(run.config)
+        config = load_saved(run.config)
         torch.set_num_threads(config.threads)
         for plugin in config.plugins:
             load_plugin(plugin, where="plugins")
@@ -137,7 +137,7 @@ def _train(run: RunFolder, config: ExperimentConfig, ranks: Ranks, stop: StopReq
         run.reserve()
         _check_retries(run, config)
         with atomic_write(run.environment) as file:
-            json.dump(environment.describe(ranks.device, ranks.world), file, indent=1)
+            json.dump(environment.collect_environment(ranks.device, ranks.world), file, indent=1)
     task = build_task(config, ranks)
     steps, _ = count_steps(config.train, task.batches_per_epoch)
     progress = Progress(run if ranks.is_main else None, steps)

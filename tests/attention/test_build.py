@@ -25,13 +25,13 @@ def test_builds_in_every_role(name: str, role: Role) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ms_defrom", {}, "model.encoder: unknown attention 'ms_defrom'; did you mean 'ms_deform'?"),
+        ("ms_defrom", {}, "model.encoder.name: unknown attention 'ms_defrom'; did you mean 'ms_deform'?"),
         ("dense", {"droput": 0.1}, "model.encoder: attention 'dense' has no option 'droput'; did you mean 'dropout'?"),
-        ("dense", {"points": 4}, r"model.encoder: attention 'dense' has no option 'points' \(it takes: dropout\)"),
-        ("ms_deform", {"points": "4"}, "model.encoder: points = '4': expected int"),
-        ("ms_deform", {"points": True}, "model.encoder: points = True: expected int"),
+        ("dense", {"points": 4}, r"model.encoder: attention 'dense' has no option 'points' \(options: dropout\)"),
+        ("ms_deform", {"points": "4"}, "model.encoder.points = '4': expected int"),
+        ("ms_deform", {"points": True}, "model.encoder.points = True: expected int"),
         ("ms_deform", {"points": -1}, "model.encoder: points = -1: must be at least 1"),
-        ("deform", {"level": 0.5}, r"model.encoder: level = 0.5: expected int \| null"),
+        ("deform", {"level": 0.5}, r"model.encoder.level = 0.5: expected int \| null"),
     ],
 )
 def test_refusals_name_place_and_remedy(name: str, options: dict[str, Any], message: str) -> None:
@@ -41,7 +41,7 @@ def test_refusals_name_place_and_remedy(name: str, options: dict[str, Any], mess
 
 
 def test_refuses_a_role_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ATTENTIONS, "_entries", dict(ATTENTIONS._entries))
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
 
     @register("only_grid")
     class OnlyGrid(Attention):

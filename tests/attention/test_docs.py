@@ -25,7 +25,7 @@ def page(name: str) -> str:
 def documented(name: str) -> dict[str, Any]:
     """The options of an attention that its page lists, with the default in the second column."""
     rows = OPTION.findall(page(name))
-    return {option: yaml12.value(text.strip("`"), option) for option, only, text in rows if only in ("", name)}
+    return {option: yaml12.parse_value(text.strip("`"), option) for option, only, text in rows if only in ("", name)}
 
 
 def options(name: str) -> dict[str, Any]:

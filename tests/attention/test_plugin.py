@@ -19,7 +19,7 @@ QUICK = [clause for clause in CHECKS if not clause.startswith("compile")]
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(ATTENTIONS, "_entries", dict(ATTENTIONS._entries))
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

@@ -1,9 +1,13 @@
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from attnzoo.config.load import Experiment, digest, load, save
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.load import Experiment, digest, load, load_saved, save
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 
@@ -14,6 +18,11 @@ model:
   backbone: {name: resnet18, options: {layers: [1, 1, 1, 1]}}
 train: {steps: 5}
 """
+
+
+def merged(path: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """What the file and the overrides say, without the options that they leave out."""
+    return Experiment(path, overrides).config()
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def test_a_base_comes_from_the_package_if_it_is_not_beside_the_file(tmp_path: Pa
 def test_bases_that_build_on_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(UserError, match=r"build on each other: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
+    with pytest.raises(UserError, match=r"circular base: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
         load(tmp_path / "a.yaml")
 
 
@@ -58,37 +67,37 @@ def test_the_packaged_experiments_are_found_from_any_folder(tmp_path: Path, monk
 
 
 def test_another_name_drops_the_options_of_the_old_one(experiment: Path) -> None:
-    config = load(experiment, ["model.encoder.attention.name=dense"])
+    config = merged(experiment, ["model.encoder.attention.name=dense"])
     assert config.model.encoder.attention == {"name": "dense"}
-    config = load(experiment, ["model.encoder.attention={name: deform, level: 1}"])
+    config = merged(experiment, ["model.encoder.attention={name: deform, level: 1}"])
     assert config.model.encoder.attention == {"name": "deform", "level": 1}
-    config = load(experiment, ["model.encoder.attention.name=ms_deform", "model.encoder.attention.points=8"])
+    config = merged(experiment, ["model.encoder.attention.name=ms_deform", "model.encoder.attention.points=8"])
     assert config.model.encoder.attention == {"name": "ms_deform", "points": 8}
 
 
 def test_another_backbone_drops_the_options_of_the_old_one(experiment: Path) -> None:
-    assert load(experiment, ["model.backbone.name=resnet34"]).model.backbone.options == {}
-    assert load(experiment, ["model.backbone.strides=[4]"]).model.backbone.options == {"layers": [1, 1, 1, 1]}
+    assert merged(experiment, ["model.backbone.name=resnet34"]).model.backbone.options == {}
+    assert merged(experiment, ["model.backbone.strides=[4]"]).model.backbone.options == {"layers": [1, 1, 1, 1]}
 
 
 def test_options_of_a_backbone_are_merged_at_any_depth(experiment: Path) -> None:
     """As the keys of the schema are, though it does not know them; another name drops what stood beside the old one."""
     key = "model.backbone.options"
     below = ["model.backbone.name=swin_pico", f"{key}={{stage2: {{second: {{name: dat, groups: 2}}}}}}"]
-    changed = load(experiment, [*below, f"{key}={{stage2: {{depth: 3}}}}", f"{key}.stage2.second.groups=1"])
+    changed = merged(experiment, [*below, f"{key}={{stage2: {{depth: 3}}}}", f"{key}.stage2.second.groups=1"])
     assert changed.model.backbone.options == {"stage2": {"second": {"name": "dat", "groups": 1}, "depth": 3}}
-    other = load(experiment, [*below, f"{key}.stage2.second.name=dense"])
+    other = merged(experiment, [*below, f"{key}.stage2.second.name=dense"])
     assert other.model.backbone.options == {"stage2": {"second": {"name": "dense"}}}
-    assert load(experiment, [*below, f"{key}.stage2={{}}"]).model.backbone.options == {"stage2": {}}
+    assert merged(experiment, [*below, f"{key}.stage2={{}}"]).model.backbone.options == {"stage2": {}}
 
 
 def test_lists_are_replaced_and_an_empty_mapping_clears(experiment: Path) -> None:
     multipliers = "train.optimizer.lr_multipliers"
-    config = load(experiment, ["model.backbone.freeze=[]", f"{multipliers}.a.b=0.5", f"{multipliers}.c=2"])
+    config = merged(experiment, ["model.backbone.freeze=[]", f"{multipliers}.a.b=0.5", f"{multipliers}.c=2"])
     assert config.model.backbone.freeze == []
     assert config.train.optimizer.lr_multipliers == {"a.b": 0.5, "c": 2.0}
-    assert load(experiment, ["model.backbone.options={}"]).model.backbone.options == {}
-    assert load(experiment, ["model.encoder.attention={}"]).model.encoder.attention == {"name": "ms_deform"}
+    assert merged(experiment, ["model.backbone.options={}"]).model.backbone.options == {}
+    assert merged(experiment, ["model.encoder.attention={}"]).model.encoder.attention == {"name": "ms_deform"}
 
 
 def test_interpolation_is_resolved(experiment: Path) -> None:
@@ -106,10 +115,10 @@ BAD = [
     ("train.epochs=3", "exactly one of train.steps and train.epochs, but both are set"),
     ("train.steps=null", "exactly one of train.steps and train.epochs, but neither is set"),
     ("train.parallel=fsdp", "unknown train.parallel 'fsdp'; did you mean 'fsdp2'? (allowed: ddp, fsdp2)"),
-    ("train={parallel: fsdp2, compile: true}", "train.parallel = 'fsdp2': does not go with train.compile"),
-    ("train={parallel: fsdp2, channels_last: true}", "'fsdp2': does not go with train.channels_last"),
+    ("train={parallel: fsdp2, compile: true}", "train.parallel = 'fsdp2': does not support train.compile"),
+    ("train={parallel: fsdp2, channels_last: true}", "'fsdp2': does not support train.channels_last"),
     ("train={parallel: fsdp2, optimizer: {name: sgd}}", "expected train.optimizer.name = 'adamw', but it is 'sgd'"),
-    ("train=4", "train = 4: expected keys and values"),
+    ("train=4", "train = 4: expected a mapping"),
     ("train.compile=on", "train.compile = 'on': expected bool"),
     ("jobs=0", "jobs = 0: expected a number at least 1"),
     ("seed=[1]", "seed = [1]: expected int"),
@@ -125,13 +134,13 @@ BAD = [
     ("model.dropout=1.0", "model.dropout = 1.0: expected a number at least 0 and less than 1"),
     ("model.backbone.strides=4,8", "model.backbone.strides = '4,8': expected list of int"),
     ("model.backbone.strides=[4, 0]", "model.backbone.strides = 0: expected a number at least 1"),
-    ("model.encoder.attention=dense", "model.encoder.attention = 'dense': expected keys (str) and values (anything)"),
+    ("model.encoder.attention=dense", "model.encoder.attention = 'dense': expected a mapping"),
     ("model.encoder.attention.name=null", "model.encoder.attention.name = None: expected str"),
     ("model.preset=detr_r51", "model.preset: unknown preset 'detr_r51'"),
     ("model.ffn=${model.dimm}", "Interpolation key 'model.dimm' not found"),
     ("model.ffn=a${model.dim}", "model.ffn = 'a256': expected int"),
     ("device=${name}", "unknown device 'small' (allowed: auto, cpu, cuda)"),
-    ("model.encoder.attention=${model.decoder.attention}", "expected keys (str) and values (anything)"),
+    ("model.encoder.attention=${model.decoder.attention}", "expected a mapping"),
     (f"train.optimizer.lr=1{'0' * 400}", "0: expected float"),
     ("train.optimizer.lr=.nan", "train.optimizer.lr = nan: expected a number more than 0"),
     ("train.optimizer.lr=0", "train.optimizer.lr = 0.0: expected a number more than 0"),
@@ -142,9 +151,9 @@ BAD = [
     ("model.head.box_size_bias=.nan", "model.head.box_size_bias = nan: expected a finite number"),
     ("train.optimizer.lr_multipliers={a: .inf}", "lr_multipliers.a = inf: expected a number at least 0"),
     ("train.optimizer.lr_multipliers.backbone=x", "train.optimizer.lr_multipliers.backbone = 'x': expected float"),
-    ("model.encoder.attention={1: 2}", "{1: 2}: expected keys (str) and values (anything)"),
+    ("model.encoder.attention={1: 2}", "{1: 2}: expected a mapping"),
     ("model.backbone.strides=[]", "model.backbone.strides = []: expected at least one number"),
-    ("base=foo.yaml", "base: only a file can name the files that it builds on"),
+    ("base=foo.yaml", "base: cannot be set on the command line"),
     ("steps", "expected key=value"),
     ("train.steps=[1", "train.steps:1: not valid YAML"),
 ]
@@ -195,16 +204,97 @@ def test_keys_that_do_not_go_together_name_the_place_of_the_last(
 
 def test_a_name_is_needed(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("train: {steps: 5}\n")
-    with pytest.raises(UserError, match="the key 'name' is missing"):
+    with pytest.raises(UserError, match=r"the key 'name' \(of the experiment\) is missing"):
         load(tmp_path / "x.yaml")
 
 
 def test_a_saved_config_loads_as_it_was(experiment: Path, tmp_path: Path) -> None:
     config = load(experiment, ["train.optimizer.lr=1e-5", "description='on'", "model.backbone.freeze=['010']"])
     save(config, tmp_path / "saved" / "config.yaml")
-    again = load(tmp_path / "saved" / "config.yaml")
-    assert again == config
-    assert digest(again) == digest(config)
+    for read in (load, load_saved):
+        again = read(tmp_path / "saved" / "config.yaml")
+        assert again == config
+        assert digest(again) == digest(config)
+
+
+SAVED = """
+import sys
+from attnzoo.config.load import load_saved
+print(load_saved(sys.argv[1]).plugins)
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_saved_config_needs_neither_torch_nor_its_plugins(experiment: Path, tmp_path: Path) -> None:
+    config = Experiment(experiment, ["plugins=[gone.py]", "model.encoder.attention={name: mine, size: 3}"]).config()
+    save(config, tmp_path / "config.yaml")
+    read = subprocess.run([sys.executable, "-c", SAVED, tmp_path / "config.yaml"], capture_output=True, text=True)
+    assert (read.stdout, read.stderr) == ("['gone.py']\n", "")
+
+
+OPTIONS = [
+    ("encoder: {attention: {points: four}}", "model.encoder.attention.points = 'four': expected int"),
+    ("encoder: {attention: {pionts: 4}}", "has no option 'pionts'; did you mean 'points'? (options: points)"),
+    ("encoder: {attention: {where: 4}}", "attention 'ms_deform' has no option 'where' (options: points)"),
+    ("decoder: {attention: {name: dens}}", "attention.name: unknown attention 'dens'; did you mean 'dense'?"),
+    ("backbone: {name: dat_pico, options: {stage2: {second: {groups: x}}}}", "options.stage2.second.groups = 'x'"),
+    ("backbone: {name: dat_pico, options: {stage2: {second: {name: x}}}}", "stage2.second.name: unknown attention 'x'"),
+    (
+        "backbone: {name: dat_pico, options: {stage2: {dim: x}}}",
+        "options: stage2.dim = 'x': expected int",
+    ),
+    ("backbone: {name: dat_pico, options: {stage: {dim: 4}}}", "model.backbone.options: unknown key 'stage'"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), OPTIONS)
+def test_options_of_named_blocks_are_checked(tmp_path: Path, model: str, message: str) -> None:
+    """The message names the file, even where a later one sets other options of the same block."""
+    (tmp_path / "low.yaml").write_text(f"train: {{steps: 5}}\nmodel: {{{model}}}\n")
+    (tmp_path / "top.yaml").write_text("base: low.yaml\nname: top\nmodel: {dim: 64}\n")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "top.yaml", ["train.clip=1"])
+    assert str(caught.value).startswith(f"{tmp_path}/low.yaml: model.")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{dataset: {train_images: many}}", "data.dataset.train_images = 'many': expected int"),
+        ("{dataset: {name: digit_scene}}", "data.dataset.name: unknown data set 'digit_scene'; did you mean"),
+        ("{augment: {name: none, flip: 1}}", "data.augment: augmentation 'none' has no option 'flip'"),
+        ("{augment: {name: photometrics}}", "data.augment.name: unknown augmentation 'photometrics'; did you mean"),
+    ],
+)
+def test_options_of_data_are_checked(tmp_path: Path, data: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(f"name: x\ntrain: {{steps: 5}}\ndata: {data}\n")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "x.yaml")
+    assert str(caught.value).startswith(f"{tmp_path}/x.yaml: {message}")
+
+
+def test_options_of_plugins_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from attnzoo.attention import Attention, register\n\n\n"
+        "@register('mine_checked')\nclass Mine(Attention):\n"
+        "    def __init__(self, slot, *, size: int = 3):\n        super().__init__(slot)\n"
+    )
+    (tmp_path / "x.yaml").write_text(
+        "name: x\nplugins: [mine.py]\ntrain: {steps: 5}\nmodel: {encoder: {attention: {name: mine_checked}}}\n"
+    )
+    assert load(tmp_path / "x.yaml").model.encoder.attention == {"name": "mine_checked", "size": 3}
+    with pytest.raises(UserError, match=r"^command line: model\.encoder\.attention\.size = 'x': expected int"):
+        load(tmp_path / "x.yaml", ["model.encoder.attention.size=x"])
+    with pytest.raises(UserError, match=r"^command line: plugins: plugin '.*gone\.py' does not exist"):
+        load(tmp_path / "x.yaml", ["plugins=[gone.py]"])
+
+
+def test_options_are_written_out(experiment: Path) -> None:
+    config = load(experiment)
+    assert config.model.decoder.attention == {"name": "ms_deform", "points": 4}
+    assert config.data.dataset["train_images"] == 8000
 
 
 def test_the_digest_leaves_out_what_does_not_shape_a_result(experiment: Path) -> None:

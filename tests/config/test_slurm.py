@@ -4,7 +4,7 @@ import pytest
 
 from attnzoo.config.experiment import ExperimentConfig, SlurmConfig
 from attnzoo.config.load import digest, load
-from attnzoo.config.slurm import minutes
+from attnzoo.config.slurm import parse_minutes
 from attnzoo.errors import UserError
 
 PROFILE = "partition: long\ntime: 2:30:00\nsetup: [module load x]\n"
@@ -49,7 +49,7 @@ def test_what_a_run_asks_of_a_cluster_is_not_part_of_its_identity(experiment: Pa
     [(90, 90), ("1:00:00", 60), ("0:00:30", 1), ("1-0", 1440), ("2-3:30", 3090), ("1-2:03:04", 1564)],
 )
 def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> None:
-    assert minutes(time) == expected
+    assert parse_minutes(time) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> N
         ("slurm.nodes=3", "slurm.nodes = 3: does not give processes = 4"),
         ("slurm.tasks_per_node=3", "slurm.nodes = 1 x slurm.tasks_per_node = 3: does not give processes = 4"),
         ("slurm.nodes=0", "slurm.nodes = 0: expected a number at least 1"),
-        ("slurm.options={mem: 3G}", "slurm.options.mem: set with slurm.memory"),
-        ("slurm.options={array: 3}", "slurm.options.array: set by the sweep itself"),
+        ("slurm.options={mem: 3G}", "slurm.options.mem: set slurm.memory instead"),
+        ("slurm.options={array: 3}", "slurm.options.array: reserved, the sweep sets it"),
         ("slurm.options={begin: [now]}", "slurm.options.begin = ['now']: expected bool | int | str"),
-        ("slurm.options={cpus_per_task: x}", "without dashes before it; did you mean 'cpus-per-task'?"),
+        ("slurm.options={cpus_per_task: x}", "without leading dashes; did you mean 'cpus-per-task'?"),
     ],
 )
 def test_mistakes_are_named_with_their_place(experiment: Path, change: str, message: str) -> None:
@@ -86,7 +86,7 @@ def test_a_mistake_in_a_profile_is_named_with_its_file(experiment: Path, tmp_pat
     with pytest.raises(UserError, match=r"slurm/mine\.yaml: unknown key 'slurm\.gpus'"):
         slurm(experiment, "slurm.profile=mine")
     (tmp_path / "slurm" / "mine.yaml").write_text("profile: gpu\n")
-    with pytest.raises(UserError, match="a profile cannot build on another"):
+    with pytest.raises(UserError, match="a profile cannot extend another"):
         slurm(experiment, "slurm.profile=mine")
 
 

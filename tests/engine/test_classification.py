@@ -54,7 +54,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunFolder, tmp_path:
 def test_the_saved_config_is_the_config(whole: RunFolder) -> None:
     config = configs.load(whole.config)
     assert config.task == "classification"
-    assert config.model.stage2.first == {"name": "dat"}
+    assert config.model.stage2.first["name"] == "dat"
     assert configs.digest(config) == configs.digest(configs.load(whole.path / "experiment.yaml"))
 
 

@@ -33,7 +33,7 @@ PARAMETERS = {  # total, trainable
 
 
 def test_every_preset_is_listed() -> None:
-    assert set(models.names("detector")) == set(PARAMETERS)
+    assert set(models.names(family="detector")) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)

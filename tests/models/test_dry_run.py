@@ -20,10 +20,18 @@ UNUSED = {
 @pytest.mark.parametrize("name", UNUSED)
 def test_unused_parameters_are_those_without_gradient(name: str) -> None:
     model = tiny(**UNUSED[name])
-    unused = unused_parameters(model.config, CLASSES, (64, 48))
+    unused = unused_parameters(model, (64, 48))
     assert bool(unused) == (name != "nothing")
     SetCriterion(model.config.loss, CLASSES)(model(*padded_images(64, 48)), detection_targets()).total.backward()
     assert without_gradient(model) == unused
+
+
+def test_unused_parameters_leaves_the_model_as_it_was() -> None:
+    model = tiny().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    unused_parameters(model, (64, 48))
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +43,8 @@ def test_unused_parameters_are_those_without_gradient(name: str) -> None:
 )
 def test_a_model_that_does_not_run_raises(overrides: dict[str, Any], message: str) -> None:
     with torch.device("meta"):
-        config = tiny(**overrides).config
-    for check in (unused_parameters, dry_run):
-        with pytest.raises(UserError, match=message):
-            check(config, CLASSES, (64, 48))
+        model = tiny(**overrides)
+    with pytest.raises(UserError, match=message):
+        unused_parameters(model, (64, 48))
+    with pytest.raises(UserError, match=message):
+        dry_run(model.config, CLASSES, (64, 48))

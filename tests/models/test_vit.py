@@ -50,7 +50,7 @@ def images(height: int = 64, width: int = 48) -> Tensor:
 
 
 def test_every_preset_is_listed() -> None:
-    assert {name for name in models.names("vit") if not name.endswith("_pico")} == set(PUBLISHED)
+    assert {name for name in models.names(family="vit") if not name.endswith("_pico")} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
@@ -266,7 +266,7 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("detector", models.names("detector"))
+@pytest.mark.parametrize("detector", models.names(family="detector"))
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_backbone_of_every_detector(detector: str, preset: str) -> None:
     """Published detectors with only the name of the backbone changed."""

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from support.dat import Published
 from support.dat_state import Sizes
-from torch import Tensor
 
 Pairs = Callable[[int, int], int]
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support.ops import arguments
 
 from attnzoo import ops
+from support.ops import arguments
 
 LEVELS = ["baseline", "avx2", "avx512"]
 

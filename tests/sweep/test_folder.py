@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config.load import Experiment, load
+from attnzoo.config.load import Experiment, load_saved
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import RunSpec, expand
@@ -37,7 +37,7 @@ def test_ledger_and_configs_are_written_before_anything_trains(experiment: Path,
         "digest": planned[0].run.digest,
         "attempts": 1,
     }
-    assert load(planned[1].dir.config) == planned[1].run.config
+    assert load_saved(planned[1].dir.config) == planned[1].run.config
 
 
 def test_a_folder_never_holds_two_configs(experiment: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config.load import Experiment, digest, load, save
+from attnzoo.config.load import Experiment, digest, save
 from attnzoo.errors import UserError
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.validate import validate
@@ -98,7 +98,7 @@ def test_a_plugin_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.Monk
     for folder, content in ((tmp_path, "x = 1"), (tmp_path.parent, "x = 1"), (tmp_path, "x = 2")):
         monkeypatch.chdir(folder)
         plugin.write_text(content)
-        config = load(tmp_path / "small.yaml", ["plugins=[mine.py]"])
+        config = Experiment(tmp_path / "small.yaml", ["plugins=[mine.py]"]).config()
         assert config.plugins == [str(plugin)]
         digests.append(digest(config))
     assert digests[0] == digests[1] != digests[2]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from attnzoo.models.config import BackboneConfig, ModelConfig, NeckConfig
-from attnzoo.schema.fields import BELOW_ONE, COUNT, INSIDE_SHARE, NON_NEGATIVE, SHARE, NamedBlock, named, number
+from attnzoo.schema.fields import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, OPEN_FRACTION, NamedBlock, named, number
 
 
 @dataclass
@@ -35,10 +35,10 @@ class HeadConfig:
     # two-stage: query content from the sine embedding of the proposal box, or the encoder's token ("memory")
     content: Literal["position", "memory"] = "position"
     # two-stage: width and height of initial proposals at the finest level, doubled per level
-    anchor_size: float = number(0.05, INSIDE_SHARE)
+    anchor_size: float = number(0.05, OPEN_FRACTION)
     box_size_bias: float | None = -2.0  # initial bias of width and height in logit space; null: PyTorch's default
     # focal: initial class probability; null: PyTorch's default bias
-    class_prior: float | None = number(0.01, INSIDE_SHARE)
+    class_prior: float | None = number(0.01, OPEN_FRACTION)
 
 
 @dataclass
@@ -51,7 +51,7 @@ class LossConfig:
     match_l1: float = number(5.0, NON_NEGATIVE)
     match_giou: float = number(2.0, NON_NEGATIVE)
     no_object_weight: float = number(0.1, NON_NEGATIVE)  # cross_entropy: weight of the "no object" class
-    focal_alpha: float = number(0.25, SHARE)  # focal: weight of positives; negatives have 1 - alpha
+    focal_alpha: float = number(0.25, FRACTION)  # focal: weight of positives; negatives have 1 - alpha
     focal_gamma: float = number(2.0, NON_NEGATIVE)  # focal: down-weighting of easy examples
     auxiliary: bool = True  # auxiliary losses on all decoder layers
 

@@ -57,8 +57,7 @@ class Detector(nn.Module):
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)
-        options = dict(block)
-        return attention.build(options.pop("name"), slot, where=f"model.{role}.attention", **options)
+        return attention.build_block(block, slot, where=f"model.{role}.attention")
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detections in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""

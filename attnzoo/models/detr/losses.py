@@ -44,7 +44,7 @@ class SetCriterion:
 
     def __init__(self, config: LossConfig, num_classes: int, *, select: str = "first"):
         if config.classification not in CLASSIFICATION_LOSSES:
-            raise unknown("loss", config.classification, CLASSIFICATION_LOSSES, where="model.loss.classification")
+            raise unknown("loss", config.classification, CLASSIFICATION_LOSSES, key="model.loss.classification")
         self.config = config
         self.num_classes = num_classes
         self.select = select

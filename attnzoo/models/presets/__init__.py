@@ -1,6 +1,7 @@
 """Published models by name: one YAML file each, detectors in `detr/` and hierarchical vision transformers in `vit/`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,35 +9,35 @@ from attnzoo.errors import UserError, unknown
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.vit.config import ClassifierConfig, VitConfig
 from attnzoo.schema import yaml12
-from attnzoo.schema.merge import Layer, Settings, nested
+from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 
 FOLDERS = {"detector": Path(__file__).with_name("detr"), "vit": Path(__file__).with_name("vit")}
 
 
-def names(family: str | None = None) -> list[str]:
-    """The names of the published models: of all, or of one family, "detector" or "vit"."""
-    return [name for each in ([family] if family else FOLDERS) for name in _names(each)]
+def names(pattern: str = "*", *, family: str | None = None) -> list[str]:
+    """The sorted names of published models that match a shell pattern, such as "dat*".
+
+    `family` is "detector" or "vit"; None means both. No match gives an empty list.
+    """
+    families = FOLDERS if family is None else [family]
+    found = [path.stem for each in families for path in FOLDERS[each].glob("*.yaml")]
+    return sorted(name for name in found if fnmatchcase(name, pattern))
 
 
 def detector_config(preset: str | None, overrides: Mapping[str, Any]) -> DetectorConfig:
     """A published detector, or the schema's defaults, with keys of DetectorConfig (nested or dotted) changed.
 
-    Raises UserError for a preset or key that does not exist or a value that does not fit.
+    Raises UserError for a preset or key that does not exist and for an invalid value.
     """
-    settings = Settings(DetectorConfig)
-    _lay(settings, preset_chain(preset, "preset", "detector") if preset is not None else [], overrides, "model")
-    settings.values["preset"] = None
-    return cast(DetectorConfig, settings.build())
+    return cast(DetectorConfig, _build(DetectorConfig, "detector", preset, overrides, "model"))
 
 
 def vit_config(preset: str | None, overrides: Mapping[str, Any], where: str = "model") -> VitConfig:
     """A published hierarchical vision transformer, or the schema's defaults, with keys of VitConfig changed.
 
-    Keys may be nested or dotted; `where` is what messages call them. Raises UserError as `detector_config` does.
+    Keys may be nested or dotted; `where` is the config key of `overrides`. Raises UserError as `detector_config` does.
     """
-    settings = Settings(VitConfig)
-    _lay(settings, preset_chain(preset, where, "vit") if preset is not None else [], overrides, where)
-    return cast(VitConfig, settings.build())
+    return cast(VitConfig, _build(VitConfig, "vit", preset, overrides, where))
 
 
 def classifier_config(preset: str | None, overrides: Mapping[str, Any]) -> ClassifierConfig:
@@ -44,34 +45,38 @@ def classifier_config(preset: str | None, overrides: Mapping[str, Any]) -> Class
 
     Raises UserError as `detector_config` does.
     """
-    settings = Settings(ClassifierConfig)
-    _lay(settings, preset_chain(preset, "preset", "vit") if preset is not None else [], overrides, "model")
-    return cast(ClassifierConfig, settings.build())
+    return cast(ClassifierConfig, _build(ClassifierConfig, "vit", preset, overrides, "model"))
 
 
-def _lay(settings: Settings, below: Iterable[Layer], overrides: Mapping[str, Any], where: str) -> None:
-    for layer in below:
-        settings.lay(layer)
-    for key, value in overrides.items():
-        settings.lay(Layer(where, nested(settings.schema, key, value)))
+def _build(schema: Schema, family: str, preset: str | None, overrides: Mapping[str, Any], where: str) -> Any:
+    builder = ConfigBuilder(schema)
+    layers = preset_layers(preset, family) if preset is not None else []
+    layers += [ConfigLayer(where, nest_key(schema, key, value)) for key, value in overrides.items()]
+    try:
+        for layer in layers:
+            builder.merge(layer)
+        if "preset" in builder.values:
+            builder.values["preset"] = None  # merged above
+        return builder.build()
+    except UserError as error:
+        raise UserError(str(error), key=tuple(f"{where}.{key}" for key in error.keys)) from None
 
 
-def preset_chain(name: str, where: str, family: str) -> list[Layer]:
-    """The settings of a preset, relative to the model, lowest first: a preset may build on another."""
-    chain: list[Layer] = []
-    seen: list[str] = []
-    following: Any = name
-    while following is not None:
-        if following in seen:
-            raise UserError(f"{where}: presets build on each other: {' -> '.join([*seen, following])}")
-        if following not in _names(family):
-            raise unknown("preset", str(following), _names(family), where)
-        seen.append(following)
-        content = yaml12.read(FOLDERS[family] / f"{following}.yaml")
-        following = content.pop("preset", None)
-        chain.insert(0, Layer(f"preset {seen[-1]}", content))
-    return chain
+def preset_layers(preset: str, family: str) -> list[ConfigLayer]:
+    """The keys of a preset, relative to the model, lowest precedence first: a preset may extend another.
 
-
-def _names(family: str) -> list[str]:
-    return sorted(path.stem for path in FOLDERS[family].glob("*.yaml"))
+    Raises UserError for an unknown preset.
+    """
+    layers: list[ConfigLayer] = []
+    chain: list[str] = []
+    name: Any = preset
+    while name is not None:
+        if name in chain:
+            raise UserError(f"circular presets: {' -> '.join([*chain, name])}")
+        if name not in names(family=family):
+            raise unknown("preset", str(name), names(family=family))
+        chain.append(name)
+        values = yaml12.read(FOLDERS[family] / f"{name}.yaml")
+        name = values.pop("preset", None)
+        layers.insert(0, ConfigLayer(f"preset {chain[-1]}", values))
+    return layers

@@ -97,8 +97,7 @@ def _attention(stage: StageConfig, block: int, map_size: int, stage_key: str) ->
     """The attention of a block of a stage, given by its 0-based index."""
     key = ("first", "second")[stage.pattern[block % len(stage.pattern)] - 1]
     slot = Slot(stage.dim, stage.heads, 1, Role.STAGE, block, ((map_size, map_size),))
-    options = dict(getattr(stage, key))
-    return attention.build(options.pop("name"), slot, where=f"{stage_key}.{key}", **options)
+    return attention.build_block(getattr(stage, key), slot, where=f"{stage_key}.{key}")
 
 
 def _active_stages(config: VitConfig, where: str) -> list[StageConfig]:
