@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from attnzoo.errors import UserError
 
-SECONDS = 30  # the longest wait for an answer
+COMMAND_TIMEOUT = 30  # the longest wait for an answer
 QUEUE_FIELDS = "%i|%T|%N|%L|%k|%r"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED")
 RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
@@ -38,7 +38,7 @@ class Job:
         return self.waiting or self.running
 
 
-class Unreachable(UserError):
+class SlurmUnavailable(UserError):
     """SLURM does not answer."""
 
 
@@ -55,41 +55,41 @@ def jobs(ids: Collection[str]) -> dict[str, Job]:
     """
     if not ids:
         return {}
-    arrays = sorted({whole(job) for job in ids})
-    found = {job.id: job for job in _queue(["--jobs", ",".join(arrays)])}
-    forgotten = sorted({whole(job) for job in ids if job not in found})
-    return {job.id: job for job in _accounted(forgotten)} | found
+    arrays = sorted({array_job_id(job) for job in ids})
+    found = {job.id: job for job in _squeue(["--jobs", ",".join(arrays)])}
+    not_in_queue = sorted({array_job_id(job) for job in ids if job not in found})
+    return {job.id: job for job in _sacct(not_in_queue)} | found
 
 
-def mine() -> list[Job]:
+def user_jobs() -> list[Job]:
     """All jobs of this user that squeue knows. Raises Unreachable."""
-    return _queue(["--me"])
+    return _squeue(["--me"])
 
 
 def is_running(job: str) -> bool:
     """Whether SLURM lets the job run: not while it ends it, for whatever reason."""
-    return _details(job).get("JobState") == "RUNNING"
+    return _show_job(job).get("JobState") == "RUNNING"
 
 
 def was_cancelled(job: str) -> bool:
     """Whether SLURM is ending the job for good, before its time."""
-    found = _details(job)
+    found = _show_job(job)
     requeued = int(found.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0))
     return found.get("JobState") in ("CANCELLED", "COMPLETING") and not requeued and found.get("Reason") != "TimeLimit"
 
 
 def end_time(job: str) -> str:
     """When the job's time ends, as 2026-11-21T08:00:00 by the local clock; "" if SLURM does not say."""
-    answer = _ask(["squeue", "--noheader", "--array", "--jobs", job, "--format=%e"])
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    result = _run(["squeue", "--noheader", "--array", "--jobs", job, "--format=%e"])
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def cancel(ids: Sequence[str]) -> None:
     """Cancel jobs or tasks; those that have ended are passed over. Raises Unreachable."""
     for start in range(0, len(ids), 500):  # a command line has an end
-        answer = _ask(["scancel", "--quiet", *ids[start : start + 500]])
-        if answer.returncode:
-            raise Unreachable(f"scancel: {_reason(answer)}")
+        result = _run(["scancel", "--quiet", *ids[start : start + 500]])
+        if result.returncode:
+            raise SlurmUnavailable(f"scancel: {_error_message(result)}")
 
 
 def requeue(job: str, exclude: Iterable[str] = ()) -> None:
@@ -97,70 +97,75 @@ def requeue(job: str, exclude: Iterable[str] = ()) -> None:
 
     Raises Unreachable if SLURM refuses.
     """
-    answer = _ask(["scontrol", "requeue", job])
-    if answer.returncode:
-        raise Unreachable(f"scontrol requeue: {_reason(answer)}")
+    result = _run(["scontrol", "requeue", job])
+    if result.returncode:
+        raise SlurmUnavailable(f"scontrol requeue: {_error_message(result)}")
     if nodes := ",".join(exclude):
-        _ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"])  # else it may start there again, no worse
+        _run(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"])  # else it may start there again, no worse
 
 
 def usable_nodes(partition: str) -> set[str]:
     """The nodes of a partition that are up."""
     states = "idle,allocated,mixed,completing"
-    answer = _ask(["sinfo", "--noheader", "--Node", "--partition", partition, "--states", states, "--format=%N"])
-    return set(answer.stdout.split())
+    result = _run(["sinfo", "--noheader", "--Node", "--partition", partition, "--states", states, "--format=%N"])
+    return set(result.stdout.split())
 
 
-def refusal(script: str) -> str | None:
+def test_only(script: str) -> str | None:
     """Why SLURM would not take this batch script, or None if it would. Submits nothing. Raises Unreachable."""
-    answer = _ask(["sbatch", "--test-only"], script)
-    if answer.returncode == 0:
+    result = _run(["sbatch", "--test-only"], script)
+    if result.returncode == 0:
         return None
-    words = _reason(answer).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
+    words = _error_message(result).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
     if "contact slurm controller" in words:
-        raise Unreachable(f"SLURM does not answer: {words}")
+        raise SlurmUnavailable(f"SLURM does not answer: {words}")
     return words
 
 
-def whole(job: str) -> str:
+def array_job_id(job: str) -> str:
     """The id of the array that a task belongs to, or the job's own."""
     return job.partition("_")[0]
 
 
-def _details(job: str) -> dict[str, str]:
+def _show_job(job: str) -> dict[str, str]:
     """What scontrol shows of a job; nothing if SLURM does not know it."""
-    answer = _ask(["scontrol", "show", "job", "--oneliner", job])
-    return dict(field.split("=", 1) for field in answer.stdout.split() if "=" in field)
+    result = _run(["scontrol", "show", "job", "--oneliner", job])
+    return dict(field.split("=", 1) for field in result.stdout.split() if "=" in field)
 
 
-def _queue(which: Sequence[str]) -> list[Job]:
-    answer = _ask(["squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FIELDS}", *which])
-    if answer.returncode and "Invalid job id" not in answer.stderr:  # what one gets for a single job long gone
-        raise Unreachable(f"squeue: {_reason(answer)}")
-    return [Job(*line.split("|", 5)) for line in answer.stdout.splitlines()]
+def _squeue(which: Sequence[str]) -> list[Job]:
+    result = _run(["squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FIELDS}", *which])
+    if result.returncode and "Invalid job id" not in result.stderr:  # what one gets for a single job long gone
+        raise SlurmUnavailable(f"squeue: {_error_message(result)}")
+    return [Job(*line.split("|", 5)) for line in result.stdout.splitlines()]
 
 
-def _accounted(ids: Collection[str]) -> list[Job]:
+def _sacct(ids: Collection[str]) -> list[Job]:
     """What the accounting knows; nothing where there is none."""
     if not ids or shutil.which("sacct") is None:
         return []
     fields = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList"]
-    answer = _ask(["sacct", *fields, "--jobs", ",".join(ids)])
-    rows = [line.split("|") for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
+    result = _run(["sacct", *fields, "--jobs", ",".join(ids)])
+    rows = [line.split("|") for line in result.stdout.splitlines()] if result.returncode == 0 else []
     return [Job(job, state.split()[0], nodes) for job, state, nodes in rows]  # "CANCELLED by 1000"
 
 
-def _ask(command: Sequence[str], given: str | None = None) -> "subprocess.CompletedProcess[str]":
+def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
-            command, input=given, text=True, capture_output=True, timeout=SECONDS, env=os.environ | {"LC_ALL": "C"}
+            command,
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT,
+            env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError:
-        raise Unreachable(f"{command[0]} is missing: is this a machine of a SLURM cluster?") from None
+        raise SlurmUnavailable(f"{command[0]} is missing: is this a machine of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:
-        raise Unreachable(f"SLURM does not answer: {command[0]} took more than {SECONDS} s") from None
+        raise SlurmUnavailable(f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT} s") from None
 
 
-def _reason(answer: "subprocess.CompletedProcess[str]") -> str:
-    lines = [line for line in answer.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
-    return lines[-1].strip() if lines else f"exit code {answer.returncode}"
+def _error_message(result: "subprocess.CompletedProcess[str]") -> str:
+    lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
+    return lines[-1].strip() if lines else f"exit code {result.returncode}"

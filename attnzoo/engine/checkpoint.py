@@ -19,33 +19,33 @@ from attnzoo.rundir.folder import atomic_write
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d+)\.(?P<digest>[0-9a-f]{16})\.pt")
-KEPT = 2
+FILENAME_PATTERN = re.compile(r"(?P<kind>step|best)-(?P<step>\d+)\.(?P<checksum>[0-9a-f]{16})\.pt")
+KEEP_LAST = 2
 
 
-class DamagedCheckpoint(Exception):
+class CorruptCheckpointError(Exception):
     """A file whose content does not have the checksum in its name."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write `state` (tensors, numbers, strings, lists and dicts of them) and drop all but the last `KEPT` files."""
+        """Write `state` (tensors, numbers, strings, lists and dicts of them); keep the `KEEP_LAST` latest files."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
-        path = self.folder / f"step-{step:08d}.{_digest(content)}.pt"
+        path = self.folder / f"step-{step:08d}.{_checksum(content)}.pt"
         with atomic_write(path, "wb") as file:
             file.write(content)
-        for old in [*self._files("step")[KEPT:], *self.folder.glob(".*.pt.*")]:  # the latter: of writes cut short
+        for old in [*self._files("step")[KEEP_LAST:], *self.folder.glob(".*.pt.*")]:  # the latter: of writes cut short
             old.unlink()
         return path
 
-    def mark_best(self, path: Path) -> None:
+    def save_best(self, path: Path) -> None:
         """Keep a copy of the checkpoint `path` as the best so far."""
         best = path.with_name(path.name.replace("step", "best", 1))
         if not best.exists():
@@ -55,7 +55,7 @@ class Checkpoints:
             if old != best:
                 old.unlink()
 
-    def last(self) -> Path | None:
+    def latest(self) -> Path | None:
         """The newest file, sound or not; None where nothing was saved."""
         return next(iter(self._files("step")), None)
 
@@ -72,8 +72,8 @@ class Checkpoints:
         files = self._files("step") + self._files("best")
         for path in files:
             try:
-                load(path)
-            except DamagedCheckpoint as error:
+                load_checkpoint(path)
+            except CorruptCheckpointError as error:
                 path.rename(path.with_suffix(".damaged"))
                 log.warning("%s; falling back to the checkpoint before", error)
             else:
@@ -84,18 +84,18 @@ class Checkpoints:
 
     def _files(self, kind: str) -> list[Path]:
         """The files of one kind, newest first."""
-        found = [match for path in self.folder.glob(f"{kind}-*.pt") if (match := NAME.fullmatch(path.name))]
+        found = [match for path in self.folder.glob(f"{kind}-*.pt") if (match := FILENAME_PATTERN.fullmatch(path.name))]
         return [self.folder / match[0] for match in sorted(found, key=lambda match: int(match["step"]), reverse=True)]
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state in `path`; raises DamagedCheckpoint when the file is not what was written under that name."""
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state in `path`; raises CorruptCheckpointError when the file is not what was written under that name."""
     content = path.read_bytes()
-    match = NAME.fullmatch(path.name)
-    if match and _digest(content) != match["digest"]:
-        raise DamagedCheckpoint(f"{path}: damaged, its content does not have the checksum in its name")
+    match = FILENAME_PATTERN.fullmatch(path.name)
+    if match and _checksum(content) != match["checksum"]:
+        raise CorruptCheckpointError(f"{path}: damaged, its content does not have the checksum in its name")
     return dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
 
 
-def _digest(content: bytes | memoryview) -> str:
+def _checksum(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

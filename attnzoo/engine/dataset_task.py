@@ -11,7 +11,7 @@ from attnzoo import models
 from attnzoo.data.batches import EpochBatches, SampleIndex, loader, val_batches
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
-from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.distributed import DistContext
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.dry_run import unused_parameters
 
@@ -22,14 +22,14 @@ class DatasetTask:
     model: nn.Module
     collate: Callable[[Any], Any]  # samples to a batch
 
-    def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ranks: Ranks):
-        self.ranks = ranks
+    def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ctx: DistContext):
+        self.ctx = ctx
         self._data, self._seed = data, seed
         # one process generates a built-in data set, the others find it in the cache
-        if ranks.is_main:
+        if ctx.is_main:
             self._build_data()
-        ranks.barrier()
-        if not ranks.is_main:
+        ctx.barrier()
+        if not ctx.is_main:
             self._build_data()
         self.num_classes = models.class_count(model, self.train.num_classes)
         torch.manual_seed(seed)
@@ -38,28 +38,28 @@ class DatasetTask:
         for name in unused_parameters(model, self.num_classes, dataset_info(data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
-        self.images_per_batch = data.batch_size
+        self.global_batch_size = data.batch_size
 
     def _build_data(self) -> None:
         self.train = build_dataset(self._data, "train")
         self.val = build_dataset(self._data, "val")
 
     def _epoch(self, epoch: int, start: int) -> EpochBatches:
-        rank, world = self.ranks.rank, self.ranks.world
+        rank, world = self.ctx.rank, self.ctx.world_size
         return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world, start=start)
 
-    def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
+    def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
         """The rank's batches of the run from number `start` on."""
-        return loader(self.train, self._draws(start, per_epoch), self._data.workers, self.collate)
+        return loader(self.train, self._sample_batches(start, batches_per_epoch), self._data.workers, self.collate)
 
-    def _draws(self, start: int, per_epoch: int) -> Iterator[list[SampleIndex]]:
-        first, position = divmod(start, per_epoch)
+    def _sample_batches(self, start: int, batches_per_epoch: int) -> Iterator[list[SampleIndex]]:
+        first, position = divmod(start, batches_per_epoch)
         for epoch in count(first):
-            yield from islice(self._epoch(epoch, position), per_epoch - position)
+            yield from islice(self._epoch(epoch, position), batches_per_epoch - position)
             position = 0
 
     def val_batches(self) -> Iterator[Any]:
         """The rank's part of the validation set: every image falls to one rank."""
         size = self._data.val_batch_size or self._data.batch_size
-        parts = val_batches(len(self.val), size, self.ranks.rank, self.ranks.world)
+        parts = val_batches(len(self.val), size, self.ctx.rank, self.ctx.world_size)
         return loader(self.val, parts, self._data.workers, self.collate)

@@ -12,7 +12,7 @@ from attnzoo.engine.config import OptimizerConfig, ScheduleConfig
 from attnzoo.errors import UserError, did_you_mean, unknown
 
 # Named in published recipes: with rates of their own in Deformable DETR, without decay in Swin and DAT.
-PUBLISHED = ("backbone", "sampling_offsets", "reference_points", "relative_position_bias_table", "rpe_table")
+PUBLISHED_PATTERNS = ("backbone", "sampling_offsets", "reference_points", "relative_position_bias_table", "rpe_table")
 
 
 def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
@@ -28,8 +28,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            spared = (parameter.ndim <= 1 and not config.decay_1d) or any(part in name for part in config.no_decay)
-            decay = 0.0 if spared else config.weight_decay
+            no_decay = (parameter.ndim <= 1 and not config.decay_1d) or any(part in name for part in config.no_decay)
+            decay = 0.0 if no_decay else config.weight_decay
             groups.setdefault((lr_multiplier(name, config.lr_multipliers), decay), []).append(parameter)
     return [
         {"params": parameters, "lr": config.lr, "lr_scale": scale, "weight_decay": decay}
@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     ]
 
 
-def known_optimizer(config: OptimizerConfig) -> str:
+def check_optimizer_name(config: OptimizerConfig) -> str:
     """The optimiser's name. Raises UserError for one that timm does not know."""
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
@@ -45,7 +45,7 @@ def known_optimizer(config: OptimizerConfig) -> str:
     return config.name
 
 
-def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
+def check_parameter_patterns(config: OptimizerConfig, parameters: Collection[str]) -> None:
     """Raise UserError for an entry of `lr_multipliers` or `no_decay` that occurs in no name of `parameters`.
 
     Those are the names of all of a sweep's models: an entry may be meant for one of them. The published recipes'
@@ -53,7 +53,7 @@ def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
     """
     for key, entries in (("lr_multipliers", config.lr_multipliers), ("no_decay", config.no_decay)):
         for entry in entries:
-            if entry not in PUBLISHED and not any(entry in name for name in parameters):
+            if entry not in PUBLISHED_PATTERNS and not any(entry in name for name in parameters):
                 parts = {part for name in parameters for part in name.split(".") if not part.isdigit()}
                 hint = did_you_mean(entry, parts)
                 raise UserError(f"train.optimizer.{key}: {entry!r} occurs in the name of no parameter{hint}")
@@ -62,9 +62,9 @@ def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser over `parameter_groups`; AdamW fused, as a small model on a CPU else spends its time in Python.
 
-    Raises UserError as `known_optimizer` does.
+    Raises UserError as `check_optimizer_name` does.
     """
-    name = known_optimizer(config)
+    name = check_optimizer_name(config)
     groups = parameter_groups(model, config)
     if not groups:
         raise UserError("model: no parameter is trainable")

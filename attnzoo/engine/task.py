@@ -23,9 +23,9 @@ class Task(Protocol):
 
     best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
     batches_per_epoch: int  # of this rank
-    images_per_batch: int  # of all ranks together
+    global_batch_size: int  # of all ranks together
 
-    def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
+    def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
         """The rank's batches from number `start` of the run on, without end; an epoch gives its first `per_epoch`.
 
         Batch n is the same one wherever the iteration started.
@@ -37,5 +37,5 @@ class Task(Protocol):
     def loss(self, forward: Forward, batch: Any, normalizer: Any) -> StepLoss:
         """The loss of one batch. The gradient of a step is the mean over its batches and over ranks."""
 
-    def evaluate(self, forward: Forward, beat: Callable[[], None]) -> dict[str, float]:
+    def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
         """Validation metrics, the same on every rank; draws no random numbers and calls `beat` once per batch."""

@@ -12,11 +12,11 @@ class Estimate:
     """A mean of `n` values and half the width of its 95 % confidence interval; None for fewer than two values."""
 
     mean: float
-    margin: float | None
+    ci95: float | None
     n: int
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def mean_ci95(values: Sequence[float]) -> Estimate | None:
     """Student's t interval of independent, roughly normal values; None where there are none."""
     n = len(values)
     if not n:

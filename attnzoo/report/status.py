@@ -14,11 +14,11 @@ from attnzoo import slurm
 from attnzoo.errors import UserError
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import COMMENT, NAME, Ledger, job_of
+from attnzoo.rundir.ledger import FILENAME, JOB_COMMENT_PREFIX, Ledger, job_id_of
 from attnzoo.slurm import Job
 
 DEAD_SECONDS = 300  # a running job whose run has given no sign of life for so long hangs
-KILLED = {"TIMEOUT": "its time ran out", "PREEMPTED": "preempted", "NODE_FAIL": "its node failed"}
+INTERRUPT_REASONS = {"TIMEOUT": "its time ran out", "PREEMPTED": "preempted", "NODE_FAIL": "its node failed"}
 TAIL_BYTES = 65536
 
 
@@ -48,41 +48,41 @@ class RunStatus:
     heartbeat: float | None = None
 
 
-def collect(sweep: Path) -> list[RunStatus]:
+def sweep_status(sweep: Path) -> list[RunStatus]:
     """The runs of the sweep in `sweep`, in the order of its ledger.
 
-    Raises UserError where there is no ledger, and slurm.Unreachable if jobs are out and SLURM does not answer.
+    Raises UserError where there is no ledger, and slurm.SlurmUnavailable if jobs are out and SLURM does not answer.
     """
     ledger = Ledger(sweep)
     if not ledger.path.exists():
-        reason = f"no {NAME} in it" if sweep.is_dir() else "no such folder"
+        reason = f"no {FILENAME} in it" if sweep.is_dir() else "no such folder"
         raise UserError(f"{sweep}: {reason}; expected the folder of a sweep, such as runs/ablate_points")
     content = ledger.read()
-    adopt(ledger, content)
-    submitted = {name: job_of(content, name) for name in content["runs"]}
+    resolve_job_ids(ledger, content)
+    submitted = {name: job_id_of(content, name) for name in content["runs"]}
     unfinished = {name for name in content["runs"] if RunFolder(sweep / name).read_status()["state"] != "done"}
     found = slurm.jobs({job for name, job in submitted.items() if job and name in unfinished})
-    here = _alive(content.get("local"))
+    here = _launcher_is_alive(content.get("local"))
     return [
         _state(RunFolder(sweep / name), entry, submitted[name], found.get(submitted[name] or ""), here)
         for name, entry in content["runs"].items()
     ]
 
 
-def adopt(ledger: Ledger, content: dict[str, Any]) -> None:
+def resolve_job_ids(ledger: Ledger, content: dict[str, Any]) -> None:
     """Fill in the jobs of submissions whose submitting process did not live to note them. Raises Unreachable."""
     unknown = [number for number, submission in content["submissions"].items() if submission["job"] is None]
     if not unknown:
         return
-    by_comment = {job.comment: slurm.whole(job.id) for job in slurm.mine()}
+    by_comment = {job.comment: slurm.array_job_id(job.id) for job in slurm.user_jobs()}
     for number in unknown:
-        comment = f"{COMMENT}{ledger.submission_folder(number).resolve()}"
+        comment = f"{JOB_COMMENT_PREFIX}{ledger.submission_folder(number).resolve()}"
         content["submissions"][number]["job"] = by_comment.get(comment)
 
 
 def _state(run: RunFolder, entry: Mapping[str, Any], job_id: str | None, job: Job | None, here: bool) -> RunStatus:
     status, tried, heartbeat = run.read_status(), attempts.read(run), run.heartbeat()
-    state, note = _merged(run, status, entry, job, here)
+    state, note = _resolve_state(run, status, entry, job, here)
     own = status["state"] == "running"
     return RunStatus(
         run.path.name,
@@ -97,7 +97,7 @@ def _state(run: RunFolder, entry: Mapping[str, Any], job_id: str | None, job: Jo
         left=status.get("eta") if own and state == "running" else None,
         requeued=max(len(tried) - 1, 0),
         # the last start of a run that is done says so itself a moment after the status does
-        machine_failures=sum(one.failed_with_its_machine for one in (tried[:-1] if own or state == "done" else tried)),
+        machine_failures=sum(one.is_machine_failure for one in (tried[:-1] if own or state == "done" else tried)),
         steps_lost=sum(one.lost for one in tried),
         job=job_id,
         host=status.get("host") if own else None,
@@ -105,7 +105,7 @@ def _state(run: RunFolder, entry: Mapping[str, Any], job_id: str | None, job: Jo
     )
 
 
-def _merged(
+def _resolve_state(
     run: RunFolder, status: Mapping[str, Any], entry: Mapping[str, Any], job: Job | None, here: bool
 ) -> tuple[str, str]:
     """(state, note). The run's own word that it is done counts above all, then the scheduler's on what is active."""
@@ -113,50 +113,50 @@ def _merged(
     if own == "done":
         return "done", ""
     if job is not None and job.active:
-        return _active(run, status, job)
+        return _active_state(run, status, job)
     if own == "failed":
         return "failed", str(status["error"])
     if "cancelled" in entry or own == "cancelled" or (job is not None and job.state == "CANCELLED"):
         return "cancelled", ""
     if own == "interrupted":
         return "interrupted", str(status["signal"])
-    if job is not None and job.state in KILLED:
-        return "interrupted", KILLED[job.state]
+    if job is not None and job.state in INTERRUPT_REASONS:
+        return "interrupted", INTERRUPT_REASONS[job.state]
     if job is not None:
-        return "failed", f"{job.state.lower()}: {last_words(run, entry)}"
+        return "failed", f"{job.state.lower()}: {last_log_line(run, entry)}"
     if own == "running":
-        return ("running", "") if _works(run, status) else ("dead", _since(run))
+        return ("running", "") if _is_alive(run, status) else ("dead", _heartbeat_age(run))
     return "pending", "waits for its turn" if here else "not submitted"
 
 
-def _active(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
+def _active_state(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
     if job.waiting:
         return "pending", job.reason if job.reason != "None" else ""  # which SLURM says before it has looked
     if status["state"] != "running" or status.get("job") != job.id:
         return "running", "starts" if job.state != "COMPLETING" else "ends"
     heartbeat = run.heartbeat()
     if heartbeat is not None and time.time() - heartbeat > DEAD_SECONDS:
-        return "dead", _since(run)
+        return "dead", _heartbeat_age(run)
     return "running", f"{job.left} until its time limit"
 
 
-def _works(run: RunFolder, status: Mapping[str, Any]) -> bool:
+def _is_alive(run: RunFolder, status: Mapping[str, Any]) -> bool:
     """Whether a run that no job has is being trained: by its process here, by its signs of life elsewhere."""
     if status.get("host") == attempts.node_name():
-        return process.is_here(status)
+        return process.is_running_here(status)
     return time.time() - (run.heartbeat() or 0) < DEAD_SECONDS
 
 
-def _since(run: RunFolder) -> str:
+def _heartbeat_age(run: RunFolder) -> str:
     return f"no sign of life for {time.time() - (run.heartbeat() or 0):.0f} s"
 
 
-def _alive(launcher: Mapping[str, Any] | None) -> bool:
+def _launcher_is_alive(launcher: Mapping[str, Any] | None) -> bool:
     """Whether another process works on the sweep on this machine."""
-    return launcher is not None and launcher["pid"] != os.getpid() and process.is_here(launcher)
+    return launcher is not None and launcher["pid"] != os.getpid() and process.is_running_here(launcher)
 
 
-def last_words(run: RunFolder, entry: Mapping[str, Any]) -> str:
+def last_log_line(run: RunFolder, entry: Mapping[str, Any]) -> str:
     """The last line of the run's log, or of its job's where the run wrote none."""
     logs = [run.log]
     if "submission" in entry:

@@ -14,10 +14,10 @@ from attnzoo.rundir.folder import atomic_write
 from attnzoo.rundir.metrics import METRICS, Metric
 from attnzoo.schema.labels import text
 
-MISSING = "n/a"
+NOT_AVAILABLE = "n/a"
 
 
-def _measured(comparison: Comparison) -> list[Metric]:
+def _metric_columns(comparison: Comparison) -> list[Metric]:
     """The columns: scores of the runs' tasks, and what is optional only where a run has it."""
     keys = {key for variant in comparison.variants for key, found in variant.estimates.items() if found}
     mine = [metric for metric in METRICS if metric.task is None or metric.task in comparison.tasks]
@@ -39,7 +39,7 @@ def rich_table(comparison: Comparison) -> Table:
     return table
 
 
-def show(comparison: Comparison) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """Print the table and its notes; lines of any length where there is no terminal."""
     out = console()
     out.print(rich_table(comparison))
@@ -59,21 +59,21 @@ def to_csv(comparison: Comparison) -> str:
     """Full numbers, one row per variant; means and margins in columns of their own, empty where there are none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    metrics = _measured(comparison)
+    metrics = _metric_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_margin95")]
     writer.writerow([*comparison.columns, *names, "seeds", "unfinished"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
             found = variant.estimates[metric.key]
-            numbers += [found.mean, found.margin] if found else [None, None]
+            numbers += [found.mean, found.ci95] if found else [None, None]
         writer.writerow(
             [*_options(comparison, variant), *numbers, " ".join(map(str, variant.seeds)), "; ".join(variant.unfinished)]
         )
     return out.getvalue()
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """comparison.md and comparison.csv in `folder`."""
     written = []
     for name, content in (("comparison.md", markdown(comparison)), ("comparison.csv", to_csv(comparison))):
@@ -84,7 +84,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    metrics = _measured(comparison)
+    metrics = _metric_columns(comparison)
     header = [*comparison.columns, *(metric.title for metric in metrics), "seeds"]
     rows = []
     for variant in comparison.variants:
@@ -100,8 +100,8 @@ def _options(comparison: Comparison, variant: Variant) -> list[str]:
 
 def _cell(metric: Metric, found: Estimate | None) -> str:
     if found is None:
-        return MISSING
-    mean = format(found.mean, metric.form)
+        return NOT_AVAILABLE
+    mean = format(found.mean, metric.format_spec)
     if not metric.is_score:
         return mean
-    return f"{mean} ± {MISSING if found.margin is None else format(found.margin, metric.form)}"
+    return f"{mean} ± {NOT_AVAILABLE if found.ci95 is None else format(found.ci95, metric.format_spec)}"

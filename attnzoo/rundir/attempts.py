@@ -37,7 +37,7 @@ class Attempt:
     reason: str = ""
 
     @property
-    def failed_with_its_machine(self) -> bool:
+    def is_machine_failure(self) -> bool:
         return self.outcome in (None, MACHINE)
 
 
@@ -52,12 +52,12 @@ def job_id() -> str | None:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def begin(run: RunFolder, step: int, lost: int) -> None:
+def record_start(run: RunFolder, step: int, lost: int) -> None:
     """Record that this process starts the run from the checkpoint of `step`."""
     _append(run, {"event": "start", "step": step, "lost": lost, "host": node_name(), "job": job_id()})
 
 
-def end(run: RunFolder, outcome: str, reason: str = "") -> None:
+def record_end(run: RunFolder, outcome: str, reason: str = "") -> None:
     """Record how the attempt ended."""
     _append(run, {"event": "end", "outcome": outcome, "reason": reason, "step": run.last_step(), "job": job_id()})
 
@@ -65,26 +65,26 @@ def end(run: RunFolder, outcome: str, reason: str = "") -> None:
 def read(run: RunFolder) -> list[Attempt]:
     """All attempts in order; the last has no outcome while it goes on. Lines that are no rows are passed over."""
     attempts: list[Attempt] = []
-    opened = False
+    has_open_start = False
     for row in _rows(run):
         if row["event"] == "start":
             attempts.append(Attempt(row["step"], row["lost"], row["host"], row["job"]))
-            opened = True
+            has_open_start = True
             continue
-        start = attempts.pop() if opened else Attempt(row["step"], job=row["job"])
+        start = attempts.pop() if has_open_start else Attempt(row["step"], job=row["job"])
         attempts.append(Attempt(start.step, start.lost, start.host, start.job, row["outcome"], row["reason"]))
-        opened = False
+        has_open_start = False
     return attempts
 
 
-def exhausted(run: RunFolder, retries: int) -> str | None:
+def retries_exhausted(run: RunFolder, retries: int) -> str | None:
     """Why a run that has ended is not to be tried again; None unless the machine failed too often.
 
     More than `retries` failures in a row, none of which got beyond the checkpoint that it began from, are too often.
     """
     step, row = run.last_step(), list[Attempt]()
     for attempt in reversed(read(run)):
-        if not attempt.failed_with_its_machine or attempt.step != step:
+        if not attempt.is_machine_failure or attempt.step != step:
             break
         row.append(attempt)
     if len(row) <= retries:
@@ -108,9 +108,9 @@ def _rows(run: RunFolder) -> list[dict[str, Any]]:
         for line in run.attempts.read_bytes().split(b"\n"):
             with suppress(ValueError):  # not JSON, or not text
                 rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and _is_whole(row)]
+    return [row for row in rows if isinstance(row, dict) and _is_valid(row)]
 
 
-def _is_whole(row: dict[str, Any]) -> bool:
+def _is_valid(row: dict[str, Any]) -> bool:
     fields = FIELDS.get(str(row.get("event")))
     return fields is not None and all(key in row and isinstance(row[key], kind) for key, kind in fields.items())

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
+def call_periodically(action: Callable[[], None], seconds: float) -> Iterator[None]:
     """Call `action` every so many seconds, in a thread of its own, until the block ends; not at its beginning."""
     ended = threading.Event()
 

@@ -44,7 +44,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.environment = self.path / "environment.json"
         self.attempts = self.path / "attempts.jsonl"
-        self._reserve = self.path / ".reserve"
+        self._reserved_file = self.path / ".reserve"
         self.tensorboard = self.path  # event files lie beside the rest, so that the run is one TensorBoard run
 
     def read_status(self) -> dict[str, Any]:
@@ -75,17 +75,17 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
-    def touch(self) -> None:
+    def update_heartbeat(self) -> None:
         """Give a sign of life."""
         os.utime(self.status)
 
-    def reserve(self) -> None:
+    def reserve_space(self) -> None:
         """Take the room that noting a failure needs, so that a full disk can be noted."""
-        self._reserve.write_bytes(b"0" * RESERVE_BYTES)
+        self._reserved_file.write_bytes(b"0" * RESERVE_BYTES)
 
-    def release(self) -> None:
+    def free_reserved_space(self) -> None:
         """Give that room back."""
-        self._reserve.unlink(missing_ok=True)
+        self._reserved_file.unlink(missing_ok=True)
 
     def last_step(self) -> int:
         """The step of the newest checkpoint, sound or not, by its name; 0 where there is none."""

@@ -2,17 +2,17 @@
 
 from contextlib import AbstractContextManager, suppress
 
-from attnzoo.rundir.background import repeating
+from attnzoo.rundir.background import call_periodically
 from attnzoo.rundir.folder import RunFolder
 
-SECONDS = 5.0
+INTERVAL_SECONDS = 5.0
 
 
-def beating(run: RunFolder) -> AbstractContextManager[None]:
+def heartbeat_thread(run: RunFolder) -> AbstractContextManager[None]:
     """Touch the run's status file every few seconds; a disk that fails meanwhile is the run's own to notice."""
 
     def beat() -> None:
         with suppress(OSError):
-            run.touch()
+            run.update_heartbeat()
 
-    return repeating(beat, SECONDS)
+    return call_periodically(beat, INTERVAL_SECONDS)

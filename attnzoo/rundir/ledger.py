@@ -20,8 +20,8 @@ from typing import Any
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import atomic_write
 
-NAME = "sweep.json"
-COMMENT = "attnzoo "  # begins the comment of a job; its submission's folder follows
+FILENAME = "sweep.json"
+JOB_COMMENT_PREFIX = "attnzoo "  # begins the comment of a job; its submission's folder follows
 
 
 class Ledger:
@@ -29,7 +29,7 @@ class Ledger:
 
     def __init__(self, sweep: Path):
         self.sweep = sweep
-        self.path = sweep / NAME
+        self.path = sweep / FILENAME
 
     def read(self) -> dict[str, Any]:
         """All of it, without runs where there is no ledger yet. Raises UserError where it is damaged."""
@@ -44,7 +44,7 @@ class Ledger:
         return content
 
     @contextmanager
-    def changing(self) -> Iterator[dict[str, Any]]:
+    def update(self) -> Iterator[dict[str, Any]]:
         """The ledger to be changed in place; it is written at the end, and others wait meanwhile."""
         self.sweep.mkdir(parents=True, exist_ok=True)
         with (self.sweep / ".sweep.lock").open("a") as lock:
@@ -59,7 +59,7 @@ class Ledger:
         return self.sweep / "slurm" / number
 
 
-def job_of(content: dict[str, Any], name: str) -> str | None:
+def job_id_of(content: dict[str, Any], name: str) -> str | None:
     """The job that the run was last submitted as: `12_3`, `12` if alone; None if never or if the id is not known."""
     entry = content["runs"][name]
     submission = content["submissions"].get(entry.get("submission"))

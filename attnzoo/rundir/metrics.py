@@ -13,7 +13,7 @@ class Metric:
     key: str
     name: str
     title: str
-    form: str
+    format_spec: str
     task: str | None = None
 
     @property

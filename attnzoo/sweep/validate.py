@@ -14,8 +14,8 @@ from attnzoo.attention.plugins import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, digest
 from attnzoo.data.build import dataset_info, registries
-from attnzoo.engine.loop import count_steps
-from attnzoo.engine.optim import check_names, known_optimizer
+from attnzoo.engine.optim import check_optimizer_name, check_parameter_patterns
+from attnzoo.engine.trainer import count_steps
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig, ModelConfig
@@ -48,7 +48,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
     names = {name for found in parameters.values() for name in found}
     for run in valid:
         try:
-            check_names(run.config.train.optimizer, names)
+            check_parameter_patterns(run.config.train.optimizer, names)
         except UserError as error:
             raise UserError(f"{_source(experiment, run, str(error))}run {run.name}: {error}") from None
     return valid
@@ -107,7 +107,7 @@ def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
                 f"data.batch_size = {config.data.batch_size}: there are {data.train_length} training images"
             )
         count_steps(config.train, data.train_length // config.data.batch_size)
-    known_optimizer(config.train.optimizer)
+    check_optimizer_name(config.train.optimizer)
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)")
     built_from = repr((config.model, chosen, data.size))

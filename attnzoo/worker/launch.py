@@ -17,11 +17,11 @@ from attnzoo.worker import train
 def main(processes: int, run_dir: str) -> int:
     """Run the worker in each process; returns the exit code."""
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(128 + number))  # until torchrun has handlers
-    threading.Thread(target=_let_sigint_in, daemon=True).start()
+    threading.Thread(target=_unblock_sigint, daemon=True).start()
     try:
         torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", train.__name__, run_dir])
-    except SignalException as told:
-        return 128 + told.sigval
+    except SignalException as exc:
+        return 128 + exc.sigval
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         killed = [code for code in codes if code < 0]
@@ -29,7 +29,7 @@ def main(processes: int, run_dir: str) -> int:
     return train.DONE
 
 
-def _let_sigint_in() -> None:
+def _unblock_sigint() -> None:
     """Take SIGINT where it is blocked, for the main thread to handle, whose processes inherit that it is blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Event().wait()

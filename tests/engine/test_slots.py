@@ -7,7 +7,7 @@ import torch
 from support.engine import results, tiny_run
 
 from attnzoo import attention
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.geometry import Role
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
@@ -41,5 +41,5 @@ def test_a_step_and_a_resume(role: Role, name: str, tmp_path: Path) -> None:
     halved.metrics.write_bytes(whole.metrics.read_bytes())
     assert train.main(halved.path) == train.DONE
     assert results(halved) == results(whole)
-    ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (halved, whole))
+    ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (halved, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

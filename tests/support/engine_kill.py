@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from attnzoo.data.evaluate import CocoEvaluator
-from attnzoo.engine.metrics import MetricsWriter
+from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.worker import train
 
 
@@ -58,7 +58,7 @@ def arm(moment: str, count: int) -> None:
 
         CocoEvaluator.add = add
     else:  # a line of metrics is cut off
-        inner_write = MetricsWriter.write
+        inner_write = MetricsLogger.write
 
         def write(self, step, values):
             if next(left) == 0:
@@ -67,7 +67,7 @@ def arm(moment: str, count: int) -> None:
                 die()
             return inner_write(self, step, values)
 
-        MetricsWriter.write = write
+        MetricsLogger.write = write
 
 
 def main(run: str, moment: str, count: int) -> None:

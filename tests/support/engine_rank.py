@@ -3,7 +3,7 @@
 import os
 import sys
 
-from attnzoo.engine.loop import Trainer
+from attnzoo.engine.trainer import Trainer
 from attnzoo.worker import train
 
 if __name__ == "__main__":

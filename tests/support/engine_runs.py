@@ -9,4 +9,4 @@ if __name__ == "__main__":
     for path in sys.argv[1:]:
         if train.main(path) != train.DONE:
             sys.exit(1)
-    distributed.leave()
+    distributed.shutdown()

@@ -17,9 +17,9 @@ import pytest
 from attnzoo import run as attnzoo_run
 from attnzoo.config import load as configs
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.report.status import RunStatus, collect
+from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import Ledger, job_of
+from attnzoo.rundir.ledger import Ledger, job_id_of
 from attnzoo.worker import train
 from support.engine import results
 
@@ -207,12 +207,12 @@ class Sweep:
         return RunFolder(self.runs / name)
 
     def job(self, name: str = "seed=3") -> str:
-        job = job_of(Ledger(self.runs).read(), name)
+        job = job_id_of(Ledger(self.runs).read(), name)
         assert job is not None
         return job
 
     def states(self) -> dict[str, RunStatus]:
-        return {one.name: one for one in collect(self.runs)}
+        return {one.name: one for one in sweep_status(self.runs)}
 
     def state(self, name: str = "seed=3") -> RunStatus:
         return self.states()[name]
@@ -236,7 +236,7 @@ class Sweep:
         """Wait until no run is active; returns their states."""
         # Each look asks SLURM, which takes from the processors that the runs wait for.
         ended = f"for the end in {self.runs}"
-        wait(lambda: not any(one.active for one in collect(self.runs)), seconds, ended, pause=0.5)
+        wait(lambda: not any(one.active for one in sweep_status(self.runs)), seconds, ended, pause=0.5)
         return self.states()
 
     def tell(self, name: str) -> str:

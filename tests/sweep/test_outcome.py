@@ -65,7 +65,7 @@ def test_a_machine_that_fails_too_often_fails_the_run(run):
     reason = outcome.give_up(run, retries=2)
     assert reason is not None
     assert run.read_status() | {"heartbeat": 0} == {"state": "failed", "step": 3, "error": reason, "heartbeat": 0}
-    assert attempts.exhausted(run, retries=0) is None  # the next submission counts anew
+    assert attempts.retries_exhausted(run, retries=0) is None  # the next submission counts anew
 
 
 def test_crashes_are_recorded_for_runs_that_could_not(run):

@@ -13,7 +13,7 @@ from support import engine_kill
 from support.engine import results, tiny_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
 
@@ -43,11 +43,11 @@ def kill_at(run: RunFolder, moment: str, count: int) -> None:
 def assert_same(run: RunFolder, whole: RunFolder) -> None:
     """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
     assert results(run) == results(whole)
-    ours, theirs = (load(Checkpoints(r.checkpoints).last()) for r in (run, whole))
+    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest()) for r in (run, whole))
     for part in ("model", "ema"):
         assert all(torch.equal(value, theirs[part][name]) for name, value in ours[part].items())
     assert ours["best"] == theirs["best"]
-    assert Checkpoints(run.checkpoints).best().name[:13] == Checkpoints(whole.checkpoints).best().name[:13]
+    assert CheckpointManager(run.checkpoints).best().name[:13] == CheckpointManager(whole.checkpoints).best().name[:13]
     events = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
     for tag in ("train/loss", "val/AP"):
         assert [event.step for event in events.Scalars(tag)] == [row["step"] for row in results(run) if tag in row]
@@ -88,7 +88,7 @@ def test_a_run_killed_again_and_again_arrives(whole, tmp_path):
 def test_a_damaged_last_checkpoint_costs_only_the_way_from_the_one_before(whole, tmp_path):
     run = tiny_run(tmp_path)
     kill_at(run, "step", 18)
-    last = Checkpoints(run.checkpoints).last()
+    last = CheckpointManager(run.checkpoints).latest()
     last.write_bytes(last.read_bytes()[:-1])
     assert train.main(run.path) == train.DONE
     assert "falling back to the checkpoint before" in run.log.read_text()
@@ -115,9 +115,9 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == train.INTERRUPTED
-    last = Checkpoints(run.checkpoints).last()
+    last = CheckpointManager(run.checkpoints).latest()
     assert run.read_status()["state"] == "interrupted"
-    assert load(last)["step"] == run.read_status()["step"] >= run.read_metrics()[-1]["step"]
+    assert load_checkpoint(last)["step"] == run.read_status()["step"] >= run.read_metrics()[-1]["step"]
     assert f"saved as {last}" in output
     assert "again to resume" in output
     assert "Traceback" not in output + run.log.read_text()
@@ -144,6 +144,6 @@ def test_other_signals_are_stop_requests_too(whole, tmp_path, name):
     run = tiny_run(tmp_path)
     assert ended(begin(run, name, 7)) == train.INTERRUPTED
     assert (run.read_status()["state"], run.read_status()["signal"]) == ("interrupted", name)
-    assert load(Checkpoints(run.checkpoints).last())["step"] == 7  # of which no periodic one is made
+    assert load_checkpoint(CheckpointManager(run.checkpoints).latest())["step"] == 7  # of which no periodic one is made
     assert train.main(run.path) == train.DONE
     assert_same(run, whole)

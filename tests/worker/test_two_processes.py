@@ -16,7 +16,7 @@ from support.classification import tiny_classifier
 from support.engine import results, tiny_run
 
 from attnzoo.engine import distributed
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker import train
 
@@ -45,7 +45,7 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_close(two, one)
-    ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (two, one))
+    ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (two, one))
     for name, value in ours.items():
         # looser than the losses: AdamW divides small gradients by their own size, rounding included
         assert cancels(name) or (value - theirs[name]).abs().max() < 1e-4, name
@@ -60,21 +60,23 @@ def test_processes_under_srun_take_their_place_from_its_variables(monkeypatch):
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "node7")
-    first = distributed.place()
+    first = distributed.read_env()
     assert first[:3] == (3, 4, 1)
-    assert first.url.startswith("tcp://node7:")
+    assert first.init_method.startswith("tcp://node7:")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert distributed.place().url != first.url  # the port may be what was in the way
+    assert distributed.read_env().init_method != first.init_method  # the port may be what was in the way
     monkeypatch.setenv("MASTER_PORT", "1234")
-    assert distributed.place().url == "tcp://node7:1234"
+    assert distributed.read_env().init_method == "tcp://node7:1234"
 
 
 def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(distributed.NoRendezvous, match=r"process 1 of 2 could not join the others at 127\.0\.0\.1:9 "):
-        distributed.join("cpu")
+    with pytest.raises(
+        distributed.RendezvousError, match=r"process 1 of 2 could not join the others at 127\.0\.0\.1:9 "
+    ):
+        distributed.init("cpu")
 
 
 @pytest.mark.slow
@@ -105,7 +107,7 @@ def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
     begun = tiny_run(folder, **changes)
     shutil.copytree(run.checkpoints, begun.checkpoints)
     shutil.copy(run.metrics, begun.metrics)
-    for path in (Checkpoints(begun.checkpoints).last(), Checkpoints(begun.checkpoints).best()):
+    for path in (CheckpointManager(begun.checkpoints).latest(), CheckpointManager(begun.checkpoints).best()):
         path.unlink()
     assert 0 < begun.last_step() < run.last_step()
     return begun
@@ -113,7 +115,7 @@ def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
 
 def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
     """The checkpoint holds what that of a run of one process holds, as plain tensors."""
-    ours, theirs = (load(Checkpoints(each.checkpoints).last()) for each in (run, other))
+    ours, theirs = (load_checkpoint(CheckpointManager(each.checkpoints).latest()) for each in (run, other))
     for part in ("model", "ema"):
         assert ours[part].keys() == theirs[part].keys()
         for name, value in ours[part].items():

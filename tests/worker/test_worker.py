@@ -11,9 +11,9 @@ from support.engine import results, tiny_run
 
 from attnzoo import models
 from attnzoo.config import load as configs
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.lock import exclusive
+from attnzoo.rundir.lock import run_lock
 from attnzoo.worker import train
 
 
@@ -34,7 +34,7 @@ def test_a_run_leaves_what_the_run_folder_promises(whole):
     assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert environment["threads"] == 1
     assert "step 20/20" in whole.log.read_text()
-    state = load(Checkpoints(whole.checkpoints).last())
+    state = load_checkpoint(CheckpointManager(whole.checkpoints).latest())
     assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
     assert rows[0]["cost/params"] == sum(
         value.numel() for name, value in state["model"].items() if "running_" not in name and "num_batches" not in name
@@ -88,7 +88,7 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
 
 def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
     run = tiny_run(tmp_path)
-    with exclusive(run.path):
+    with run_lock(run.path):
         assert train.main(run.path) == train.REFUSED
     message = capsys.readouterr().err
     assert f"process {os.getpid()} on {socket.gethostname()}" in message

@@ -8,19 +8,19 @@ import torch
 MIB = 2**20
 
 
-class Speed:
+class ThroughputMeter:
     """Counts the images of the steps since the last reading; the clock runs while steps do."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self._images, self._seconds = 0, 0.0
 
-    def count(self, images: int, since: float) -> None:
+    def update(self, images: int, since: float) -> None:
         """One step of `images` is done that started at `since` (time.monotonic)."""
         self._images += images
         self._seconds += time.monotonic() - since
 
-    def read(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Images per second since the last reading, and the peak memory of this process so far in MiB."""
         rate = self._images / self._seconds if self._seconds else 0.0
         self._images, self._seconds = 0, 0.0
