@@ -8,7 +8,7 @@ from attnzoo.report.status import last_line
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 
-# Exit codes of attnzoo.worker.train, which imports torch.
+# Exit codes of attnzoo.worker, which imports torch.
 DONE, REFUSED, LOST = 0, 2, 75
 TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 

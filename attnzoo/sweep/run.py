@@ -155,7 +155,7 @@ def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Plann
 def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str) -> int:
     """Under torchrun: this process is one of every run's, the runs follow each other, and a failed one ends them."""
     from attnzoo.engine import distributed
-    from attnzoo.worker import train
+    from attnzoo.worker.train import train_run
 
     ctx = distributed.init(planned[0].run.config.device)
     refusal = None
@@ -173,7 +173,7 @@ def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str
     with Display(len(todo), folder.attempt) if ctx.is_main else nullcontext() as display:
         for p, path in zip(planned, paths, strict=True):
             with _shown(p, display):
-                code = train.main(path)
+                code = train_run(path)
             if code != DONE:
                 break
     if code != FAILED:  # after an error, other ranks may be waiting in an exchange

@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from attnzoo.worker import train
+from attnzoo.errors import ExitCode
 
 
 def main(processes: int, run_dir: str) -> int:
@@ -19,14 +19,14 @@ def main(processes: int, run_dir: str) -> int:
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(128 + number))  # until torchrun has handlers
     threading.Thread(target=_unblock_sigint, daemon=True).start()
     try:
-        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", train.__name__, run_dir])
+        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", "attnzoo.worker", run_dir])
     except SignalException as exc:
         return 128 + exc.sigval
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         killed = [code for code in codes if code < 0]
-        return 128 - killed[0] if killed else min(codes)  # train.FAILED says more than train.LOST
-    return train.DONE
+        return 128 - killed[0] if killed else min(codes)  # prefer FAILED (the cause) to PEER_LOST (a consequence)
+    return ExitCode.OK
 
 
 def _unblock_sigint() -> None:

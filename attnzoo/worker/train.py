@@ -26,7 +26,7 @@ from attnzoo.engine.interrupt import GracefulStop, TrainingInterrupted
 from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.trainer import Trainer, TrainingDiverged, count_steps
-from attnzoo.errors import UserError
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.heartbeat import heartbeat_thread
@@ -35,10 +35,8 @@ from attnzoo.worker.tasks import build_task
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, REFUSED, LOST, INTERRUPTED = 0, 1, 2, 75, 130
 
-
-def main(run_dir: str | Path) -> int:
+def train_run(run_dir: str | Path) -> ExitCode:
     """Train the run to its end and return the exit code.
 
     Runs may follow each other in one process; after the last, `distributed.shutdown()` unless a run has failed.
@@ -55,16 +53,16 @@ def main(run_dir: str | Path) -> int:
         with ExitStack() as stack:
             _lock(run, ctx, stack)
             code = (
-                DONE
+                ExitCode.OK
                 if ctx.broadcast_object(run.read_status()["state"]) == "done"
                 else _run_and_record(run, config, ctx)
             )
     except RendezvousError as error:
         print(error, file=sys.stderr)
-        return LOST
+        return ExitCode.PEER_LOST
     except UserError as error:
         print(error, file=sys.stderr)
-        return REFUSED
+        return ExitCode.USER_ERROR
     return code
 
 
@@ -81,36 +79,36 @@ def _lock(run: RunFolder, ctx: DistContext, stack: ExitStack) -> None:
         raise UserError(refusal)
 
 
-def _run_and_record(run: RunFolder, config: ExperimentConfig, ctx: DistContext) -> int:
+def _run_and_record(run: RunFolder, config: ExperimentConfig, ctx: DistContext) -> ExitCode:
     """Train, and record how it ended."""
     with _logging(run, ctx), GracefulStop() as stop, heartbeat_thread(run) if ctx.is_main else nullcontext():
         if any(ctx.all_gather_object(stop.signum)):
             log.info("stopped before it began")
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         try:
             try:
                 _train(run, config, ctx, stop)
             except TrainingInterrupted:
                 _record_interrupt(run, ctx, max(ctx.all_gather_object(stop.signum)))
-                return INTERRUPTED
+                return ExitCode.INTERRUPTED
         except KeyboardInterrupt:
             _record_interrupt(run, ctx, signal.SIGINT)
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         except (TrainingDiverged, UserError) as error:
             log.error("%s", error)
             _record_failure(run, str(error))
-            return FAILED
+            return ExitCode.FAILED
         except Exception as error:
             if ctx.world_size > 1 and distributed.is_peer_lost(error):
                 log.error("rank %d: another process of the run is gone (%s)", ctx.rank, str(error).splitlines()[0])
-                return LOST
+                return ExitCode.PEER_LOST
             log.exception("rank %d failed", ctx.rank)
             _record_failure(run, f"{type(error).__name__}: {error}")
-            return FAILED
+            return ExitCode.FAILED
         if ctx.is_main:
             run.free_reserved_space()
             attempts.record_end(run, "done")
-    return DONE
+    return ExitCode.OK
 
 
 def _record_interrupt(run: RunFolder, ctx: DistContext, number: int) -> None:
@@ -203,12 +201,3 @@ def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m attnzoo.worker.train RUN_DIR")
-    exit_code = main(sys.argv[1])
-    if exit_code not in (FAILED, LOST):
-        distributed.shutdown()
-    sys.exit(exit_code)

@@ -13,15 +13,15 @@ from attnzoo.config import load as configs
 from attnzoo.data.classification import LabelledBatch
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.engine.classification import ClassificationTask, count_topk_correct
-from attnzoo.errors import UserError
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = tiny_classifier(tmp_path_factory.mktemp("classifier") / "run")
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     return run
 
 
@@ -45,7 +45,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunFolder, tmp_path:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     (run.checkpoints / checkpoint[0].name).write_bytes(checkpoint[0].read_bytes())
     run.metrics.write_bytes(whole.metrics.read_bytes())
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     assert results(run) == results(whole)
     ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

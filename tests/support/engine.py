@@ -17,6 +17,7 @@ from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.task import StepLoss
 from attnzoo.engine.trainer import Trainer
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
 
 ALONE = DistContext(0, 1, torch.device("cpu"))
@@ -144,8 +145,8 @@ def without_speed(row: dict) -> dict:
 @pytest.fixture(scope="session")
 def whole(cache, tmp_path_factory) -> RunFolder:
     """The tiny run, trained without interruption."""
-    from attnzoo.worker import train
+    from attnzoo.worker.train import train_run
 
     run = tiny_run(tmp_path_factory.mktemp("whole") / "run")
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     return run

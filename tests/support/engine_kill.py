@@ -13,7 +13,7 @@ import torch
 
 from attnzoo.data.evaluate import CocoEvaluator
 from attnzoo.engine.metrics import MetricsLogger
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 
 def die() -> None:
@@ -73,4 +73,4 @@ def arm(moment: str, count: int) -> None:
 def main(run: str, moment: str, count: int) -> None:
     """Train the run in `run` in this process, which ends with it."""
     arm(moment, count)
-    sys.exit(train.main(run))
+    sys.exit(train_run(run))

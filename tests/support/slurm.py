@@ -17,10 +17,11 @@ import pytest
 from attnzoo import run as attnzoo_run
 from attnzoo.config import load as configs
 from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.errors import ExitCode
 from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger, job_id_of
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 from support.engine import results
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,7 @@ class Cluster:
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
-        for pid, environment in processes(job, b"attnzoo.worker.train").items():
+        for pid, environment in processes(job, b"attnzoo.worker").items():
             if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
                 os.kill(pid, signal.SIGKILL)
                 return environment["SLURMD_NODENAME"]
@@ -263,5 +264,5 @@ def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
     configs.save(config, run.config)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ATTNZOO_TEST_SLEEP", raising=False)
-        assert train.main(run.path) == train.DONE
+        assert train_run(run.path) == ExitCode.OK
     return results(run)

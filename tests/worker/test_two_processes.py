@@ -17,12 +17,13 @@ from support.engine import results, tiny_run
 
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__log_every": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-WORKER = ["-m", "attnzoo.worker.train"]
+WORKER = ["-m", "attnzoo.worker"]
 PARALLEL = ("ddp", "fsdp2")
 
 
@@ -41,7 +42,7 @@ def assert_close(run: RunFolder, other: RunFolder) -> None:
 def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     one = tiny_run(tmp_path / "one", **STILL)
     two = tiny_run(tmp_path / "two", **STILL, processes="2")
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_close(two, one)
@@ -83,7 +84,7 @@ def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
 def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_resume(tmp_path):
     sharded = STILL | {"processes": "2", "train__parallel": "fsdp2"}
     one, whole = tiny_run(tmp_path / "one", **STILL), tiny_run(tmp_path / "whole", **sharded)
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     together = halfway(one, tmp_path / "together", **sharded)
     train_together(whole, together)
     assert_close(whole, one)
@@ -98,7 +99,7 @@ def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_res
     assert subprocess.run([*TORCHRUN, *WORKER, str(run.path)], capture_output=True, timeout=300).returncode == 0
     assert results(run) == results(whole)
     alone = halfway(whole, tmp_path / "alone", **STILL)
-    assert train.main(alone.path) == train.DONE
+    assert train_run(alone.path) == ExitCode.OK
     assert_close(alone, one)
 
 
@@ -133,7 +134,7 @@ def test_two_processes_classify_as_one(tmp_path):
     """Without what draws for each process: mixing and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
     one = tiny_classifier(tmp_path / "one", **still)
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     twos = [tiny_classifier(tmp_path / p, **still, processes="2", train__parallel=p) for p in PARALLEL]
     train_together(*twos)
     for two in twos:
@@ -144,7 +145,7 @@ def test_two_processes_classify_as_one(tmp_path):
 def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
     options = STILL | {"model__loss__auxiliary": "false", "train__accumulate": "2", "train__steps": "6"}
     one = tiny_run(tmp_path / "one", **options, train__parallel="fsdp2")  # which changes nothing for one process
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     twos = [tiny_run(tmp_path / p, **options, processes="2", train__parallel=p) for p in PARALLEL]
     train_together(*twos)
     for two in twos:
