@@ -1,7 +1,6 @@
-"""Checkpoints that survive a crash at any moment: written atomically, named by their checksum, loaded as plain data.
+"""Crash-safe checkpoints: written atomically, verified by a checksum in the file name, loaded with weights_only=True.
 
-`step-00001200.1f0c….pt` holds the state after 1,200 optimiser steps; the second part of the name is the start of the
-file's SHA-256, as in PyTorch's own weight files. The last two are kept, and `best-….pt` beside them.
+File name: step-{optimizer steps:08d}.{first 16 hex digits of the SHA-256}.pt. The latest two are kept, and best-*.pt.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ KEEP_LAST = 2
 
 
 class CorruptCheckpointError(Exception):
-    """A file whose content does not have the checksum in its name."""
+    """The checksum of a file does not match its name."""
 
 
 class CheckpointManager:
@@ -41,7 +40,8 @@ class CheckpointManager:
         path = self.folder / f"step-{step:08d}.{_checksum(content)}.pt"
         with atomic_write(path, "wb") as file:
             file.write(content)
-        for old in [*self._files("step")[KEEP_LAST:], *self.folder.glob(".*.pt.*")]:  # the latter: of writes cut short
+        leftovers = self.folder.glob(".*.pt.*")  # of interrupted writes
+        for old in [*self._files("step")[KEEP_LAST:], *leftovers]:
             old.unlink()
         return path
 
@@ -56,7 +56,7 @@ class CheckpointManager:
                 old.unlink()
 
     def latest(self) -> Path | None:
-        """The newest file, sound or not; None where nothing was saved."""
+        """The latest checkpoint, unverified; None if there is none."""
         return next(iter(self._files("step")), None)
 
     def best(self) -> Path | None:
@@ -64,36 +64,37 @@ class CheckpointManager:
         return next(iter(self._files("best")), None)
 
     def newest_valid(self) -> Path | None:
-        """The newest checkpoint with the right checksum, or None where nothing was saved.
+        """The latest checkpoint whose checksum is right; None if nothing was saved.
 
-        A damaged file is reported in the log and renamed to `….damaged`, and the one before is taken. Raises UserError
-        when all are damaged: starting over would overwrite the metrics that are there.
+        A corrupt file is logged and renamed to `*.corrupt`, and the previous checkpoint is used. Raises UserError if
+        all are corrupt: training from scratch would overwrite the metrics.
         """
         files = self._files("step") + self._files("best")
         for path in files:
             try:
                 load_checkpoint(path)
             except CorruptCheckpointError as error:
-                path.rename(path.with_suffix(".damaged"))
-                log.warning("%s; falling back to the checkpoint before", error)
+                path.rename(path.with_suffix(".corrupt"))
+                log.warning("%s; falling back to the previous checkpoint", error)
             else:
                 return path
         if files:
-            raise UserError(f"{self.folder}: every checkpoint is damaged; delete the run folder to start again")
+            raise UserError(f"{self.folder}: all checkpoints are corrupt; delete the run folder to train from scratch")
         return None
 
     def _files(self, kind: str) -> list[Path]:
-        """The files of one kind, newest first."""
-        found = [match for path in self.folder.glob(f"{kind}-*.pt") if (match := FILENAME_PATTERN.fullmatch(path.name))]
-        return [self.folder / match[0] for match in sorted(found, key=lambda match: int(match["step"]), reverse=True)]
+        """The files of one kind, latest first."""
+        names = [path.name for path in self.folder.glob(f"{kind}-*.pt")]
+        matches = [match for name in names if (match := FILENAME_PATTERN.fullmatch(name))]
+        return [self.folder / match[0] for match in sorted(matches, key=lambda match: -int(match["step"]))]
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state in `path`; raises CorruptCheckpointError when the file is not what was written under that name."""
+    """The state in `path`. Raises CorruptCheckpointError if the checksum in its name does not match."""
     content = path.read_bytes()
     match = FILENAME_PATTERN.fullmatch(path.name)
     if match and _checksum(content) != match["checksum"]:
-        raise CorruptCheckpointError(f"{path}: damaged, its content does not have the checksum in its name")
+        raise CorruptCheckpointError(f"{path}: corrupt checkpoint, checksum mismatch")
     return dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
 
 

@@ -1,4 +1,4 @@
-"""What the tasks have in common that train on a data set: its splits, and the batches of every step."""
+"""Base class of the tasks that train on a data set: its splits and data loaders."""
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -17,7 +17,7 @@ from attnzoo.models.dry_run import unused_parameters
 
 
 class DatasetTask:
-    """The data and the model that an experiment describes. A subclass adds loss, evaluation and cost."""
+    """Builds the data set and the model of a config. Subclasses add loss, evaluation and cost."""
 
     model: nn.Module
     collate: Callable[[Any], Any]  # samples to a batch
@@ -25,7 +25,7 @@ class DatasetTask:
     def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ctx: DistContext):
         self.ctx = ctx
         self._data, self._seed = data, seed
-        # one process generates a built-in data set, the others find it in the cache
+        # rank 0 generates a synthetic data set, the others read it from the cache
         if ctx.is_main:
             self._build_data()
         ctx.barrier()
@@ -34,7 +34,8 @@ class DatasetTask:
         self.num_classes = models.class_count(model, self.train.num_classes)
         torch.manual_seed(seed)
         self.model = models.build(model, self.num_classes)
-        # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
+        # Freeze parameters without a gradient (stages beyond the last stride, an unused level embedding): DDP and
+        # FSDP would wait for it.
         for name in unused_parameters(model, self.num_classes, dataset_info(data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
@@ -45,11 +46,11 @@ class DatasetTask:
         self.val = build_dataset(self._data, "val")
 
     def _epoch(self, epoch: int, start: int) -> EpochBatches:
-        rank, world = self.ctx.rank, self.ctx.world_size
-        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world, start=start)
+        rank, world_size = self.ctx.rank, self.ctx.world_size
+        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world_size, start=start)
 
     def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
-        """The rank's batches of the run from number `start` on."""
+        """Training batches of this rank from number `start` on, without end."""
         return loader(self.train, self._sample_batches(start, batches_per_epoch), self._data.workers, self.collate)
 
     def _sample_batches(self, start: int, batches_per_epoch: int) -> Iterator[list[SampleIndex]]:
@@ -59,7 +60,7 @@ class DatasetTask:
             position = 0
 
     def val_batches(self) -> Iterator[Any]:
-        """The rank's part of the validation set: every image falls to one rank."""
+        """Validation batches of this rank; no image is duplicated or padded."""
         size = self._data.val_batch_size or self._data.batch_size
-        parts = val_batches(len(self.val), size, self.ctx.rank, self.ctx.world_size)
-        return loader(self.val, parts, self._data.workers, self.collate)
+        batches = val_batches(len(self.val), size, self.ctx.rank, self.ctx.world_size)
+        return loader(self.val, batches, self._data.workers, self.collate)

@@ -1,4 +1,4 @@
-"""Object detection as a task for the training loop."""
+"""Object detection task."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ from attnzoo.models.detr.postprocess import postprocess
 
 
 class DetectionTask(DatasetTask):
-    """The detector, data, losses and evaluation that an experiment describes."""
+    """Detector, data, losses and evaluation built from a config."""
 
     best_metric = "AP"
     collate = staticmethod(collate)
@@ -31,9 +31,9 @@ class DetectionTask(DatasetTask):
         self._loss = DetectionLoss(model.loss, self.num_classes, select=model.head.select)
 
     def normalizer(self, batches: Sequence[Batch]) -> float:
-        """Objects per batch and rank, at least 1; by it, k accumulated batches weigh as one of k-fold size.
+        """Mean number of objects per batch and rank, at least 1: k accumulated batches equal one k times as large.
 
-        That is exact for all losses but the class loss with cross-entropy, a weighted mean over each batch's queries.
+        Exact except for the cross-entropy class loss, a weighted mean over the queries of each batch.
         """
         objects = sum(len(target["labels"]) for batch in batches for target in batch.targets) / len(batches)
         return max(self.ctx.all_reduce_mean(torch.tensor(objects, dtype=torch.float64)).item(), 1.0)
@@ -44,11 +44,11 @@ class DetectionTask(DatasetTask):
         return StepLoss(result.total, result.parts)
 
     def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
-        """AP and AR over the whole validation set, each image evaluated by one rank."""
+        """AP and AR on the validation set, which is divided among the ranks."""
         evaluator = CocoEvaluator(self.val)
         for batch in self.val_batches():
-            here = batch.to(self.ctx.device)
-            output = forward(here.images, here.mask)
+            inputs = batch.to(self.ctx.device)
+            output = forward(inputs.images, inputs.mask)
             sizes = torch.stack([target["orig_size"] for target in batch.targets])
             evaluator.add(postprocess(output, sizes, self._classification), batch.targets)
             heartbeat()

@@ -1,4 +1,4 @@
-"""One process or several: the same calls for a plain start, for torchrun and for SLURM's srun."""
+"""torch.distributed with one API for a single process, torchrun and srun."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attnzoo.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # longest wait for another rank: rank 0 summarises a whole evaluation alone
-# What gloo and nccl say when the process at the other end is gone.
+TIMEOUT = timedelta(minutes=10)  # of a collective: the other ranks wait while rank 0 runs the COCO evaluation
+# What Gloo and NCCL say when a peer is gone.
 PEER_LOST_PATTERN = re.compile(
     r"closed by peer|reset by peer|broken pipe|socket closed|connection (was )?(closed|reset)|remote process exited"
     r"|timed out waiting|no data received|failed to (recv|read)|communicator was aborted",
@@ -25,11 +25,11 @@ PEER_LOST_PATTERN = re.compile(
 
 
 class RendezvousError(UserError):
-    """The processes of a run did not find each other."""
+    """The processes of a run could not connect to each other."""
 
 
 class DistEnv(NamedTuple):
-    """Where a process stands among those of its run. `init_method` is where they meet."""
+    """What the launcher's environment says about this process."""
 
     rank: int
     world_size: int
@@ -39,7 +39,7 @@ class DistEnv(NamedTuple):
 
 @dataclass(frozen=True)
 class DistContext:
-    """The place of a process among those that train one model, and the device it trains on."""
+    """Rank, world size and device of this process, and the collectives among the processes that train one run."""
 
     rank: int
     world_size: int
@@ -50,7 +50,7 @@ class DistContext:
         return self.rank == 0
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; every rank gets the same answer. Costs no device synchronisation."""
+        """True on all ranks if `flag` is set on any. Does not synchronise the GPU."""
         if self.world_size == 1:
             return flag
         value = torch.tensor([flag], dtype=torch.uint8)
@@ -66,17 +66,17 @@ class DistContext:
         return value
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Block until all ranks arrive."""
         self.all_gather_object(None)
 
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the values of rank 0, in place."""
+        """Broadcast tensors from rank 0, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Every rank's picklable value, in rank order, on every rank."""
+        """The picklable values of all ranks, in rank order."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -84,7 +84,7 @@ class DistContext:
         return values
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's picklable value, on every rank."""
+        """The picklable value of rank 0."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -93,31 +93,31 @@ class DistContext:
 
 
 def pick_device(device: str, local_rank: int) -> torch.device:
-    """The device of one process: `auto` takes a GPU where there is one."""
+    """The device of a process: cpu, cuda, or auto, which is cuda if available. Raises UserError without a GPU."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise UserError(f"device = {device}: local process {local_rank} has no GPU of its own ({count} visible)")
+        raise UserError(f"device = {device}: no GPU for local rank {local_rank} ({count} visible)", key="device")
     return torch.device("cuda", local_rank)
 
 
 def read_env() -> DistEnv:
-    """What torchrun's variables say, or those of srun, or that this process is alone.
+    """Rank and world size from the variables of torchrun or srun; a single process without them.
 
-    Under srun the processes meet at MASTER_ADDR, or the first node of the step, and MASTER_PORT, or a port that
-    depends on the job and its restarts.
+    Under srun the rendezvous is MASTER_ADDR:MASTER_PORT, by default the first node of the step and a port hashed from
+    job, step and restart count.
     """
     env = os.environ
     if "RANK" in env:
         return DistEnv(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "env://")
-    world = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if world == 1:
+    world_size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if world_size == 1:
         return DistEnv(0, 1, 0, "")
-    start = ".".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
-    port = env.get("MASTER_PORT") or 20000 + zlib.crc32(start.encode()) % 20000
+    job_key = ".".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+    port = env.get("MASTER_PORT") or 20000 + zlib.crc32(job_key.encode()) % 20000
     host = env.get("MASTER_ADDR") or _first_node(env["SLURM_STEP_NODELIST"])
-    return DistEnv(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), f"tcp://{host}:{port}")
+    return DistEnv(int(env["SLURM_PROCID"]), world_size, int(env["SLURM_LOCALID"]), f"tcp://{host}:{port}")
 
 
 def _first_node(nodes: str) -> str:
@@ -126,43 +126,44 @@ def _first_node(nodes: str) -> str:
 
 
 def init(device: str) -> DistContext:
-    """Join the process group that the environment describes (torchrun, srun), or stand alone.
+    """Initialise the process group that the environment describes; a single process needs none.
 
-    Joining again is free: torchrun's processes cannot leave a group and form another.
-    Tensors on the CPU travel through gloo and tensors on a GPU through nccl, so flags and objects never wait for
-    the GPU. A process that ends takes its sockets along: the other ranks' next exchange raises instead of waiting.
-    Raises RendezvousError if the others do not come.
+    May be called again: the group stays, since torchrun's processes cannot create a second one. CPU tensors use Gloo
+    and GPU tensors NCCL, so flags and objects never synchronise the GPU. When a process dies its sockets close, and the
+    next collective of the other ranks raises instead of hanging.
+
+    Raises UserError if the device does not exist, RendezvousError if the peers do not connect.
     """
-    rank, world, local_rank, init_method = read_env()
+    rank, world_size, local_rank, init_method = read_env()
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world > 1 and not dist.is_initialized():
+    if world_size > 1 and not dist.is_initialized():
         backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
         try:
-            dist.init_process_group(backend, init_method, rank=rank, world_size=world, timeout=TIMEOUT)
+            dist.init_process_group(backend, init_method, rank=rank, world_size=world_size, timeout=TIMEOUT)
         except (RuntimeError, OSError) as error:
-            raise RendezvousError(_rendezvous_message(rank, world, init_method, error)) from error
-    return DistContext(rank, world, chosen)
+            raise RendezvousError(_rendezvous_message(rank, world_size, init_method, error)) from error
+    return DistContext(rank, world_size, chosen)
 
 
-def _rendezvous_message(rank: int, world: int, init_method: str, error: Exception) -> str:
+def _rendezvous_message(rank: int, world_size: int, init_method: str, error: Exception) -> str:
     address = init_method.removeprefix("tcp://")
     if init_method == "env://":
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     reason = str(error).splitlines()[0]
     return (
-        f"process {rank} of {world} could not join the others at {address} within {TIMEOUT.total_seconds():g} s "
-        f"({reason}); check that every node can reach that address, or set MASTER_ADDR and MASTER_PORT"
+        f"rank {rank} of {world_size}: rendezvous at {address} failed within {TIMEOUT.total_seconds():g} s ({reason}); "
+        "check that every node can reach that address, or set MASTER_ADDR and MASTER_PORT"
     )
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Whether an exchange failed because another process is gone, which is that process's failure."""
+    """Whether a collective failed because a peer is gone: that process, not this one, has the cause."""
     return isinstance(error, RuntimeError) and PEER_LOST_PATTERN.search(str(error)) is not None
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one. Not after an error: other ranks may be waiting in an exchange."""
+    """Destroy the process group, if there is one. Not after an error: other ranks may be inside a collective."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,24 +1,24 @@
-"""Stopping on request: the first signal lets the step finish, a second Ctrl-C stops at once."""
+"""Graceful shutdown: the first signal finishes the current step, a second Ctrl-C aborts."""
 
 import signal
 import time
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, a batch system's end of time, its warning
-DUPLICATE_SIGINT_SECONDS = 1.0  # torchrun passes the terminal's Ctrl-C on to processes that have already had it
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, SLURM's end of a job, SLURM's warning
+DUPLICATE_SIGINT_SECONDS = 1.0  # torchrun forwards a Ctrl-C that the terminal has sent to its workers already
 
 
 class TrainingInterrupted(Exception):
-    """The run was asked to stop, and its state is saved."""
+    """Training stopped on request, with its state saved."""
 
 
 class GracefulStop:
-    """Installed while a run trains: `requested` becomes true with the first signal. A context manager.
+    """Sets `requested` on the first of `STOP_SIGNALS`. A context manager.
 
-    Signals that were blocked come in now: whoever starts a process can hold them back until then.
+    Unblocks these signals: a parent may start the process with them blocked until the handlers are installed.
 
-    `signum` is the signal that asked; SIGTERM, which asks to stop for good, prevails over SIGUSR2, which comes before
-    a time limit or a preemption.
+    `signum` is the signal received. SIGTERM, which ends a run for good, takes precedence over SIGUSR2, which comes
+    before a time limit or a preemption.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: optimiser steps, logging, evaluation and checkpoints of any task."""
+"""The trainer: optimiser steps, logging, evaluation and checkpoints of any task."""
 
 import hashlib
 import logging
@@ -27,31 +27,35 @@ log = logging.getLogger(__name__)
 
 
 class TrainingDiverged(Exception):
-    """A loss or a gradient became NaN or infinite. The message names the step, the losses and the last checkpoint."""
+    """A loss or the gradient norm is NaN or infinite; the message has step, losses and latest checkpoint."""
 
 
-def mix_seed(*parts: int) -> int:
-    """A seed that depends on all of `parts`; neighbouring parts give unrelated seeds."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+def mix_seed(*components: int) -> int:
+    """Hash integers into one 63-bit seed; neighbouring integers give unrelated seeds."""
+    digest = hashlib.blake2b(repr(components).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def count_steps(config: TrainConfig, batches_per_epoch: int) -> tuple[int, int]:
-    """(optimiser steps of the run, of one epoch). Batches that do not fill a step at an epoch's end are left out."""
-    per_epoch = batches_per_epoch // config.accumulate
-    if per_epoch == 0:
+    """(total optimiser steps, steps per epoch). Batches that do not fill a step at the end of an epoch are dropped.
+
+    Raises UserError if an epoch is shorter than one step.
+    """
+    steps_per_epoch = batches_per_epoch // config.accumulate
+    if steps_per_epoch == 0:
         raise UserError(
-            f"train: an epoch has {batches_per_epoch} batches, too few for one step of {config.accumulate} "
-            "(data.batch_size or train.accumulate is too large for the data set)"
+            f"train.accumulate = {config.accumulate}: more than the {batches_per_epoch} batches of an epoch "
+            "(train.accumulate or data.batch_size is too large for the data set)",
+            key=("train.accumulate", "data.batch_size"),
         )
-    return config.steps or (config.epochs or 0) * per_epoch, per_epoch
+    return config.steps or (config.epochs or 0) * steps_per_epoch, steps_per_epoch
 
 
 class Trainer:
-    """Trains `task` from its start or its last checkpoint to the end of `config`.
+    """Trains `task` to the end of `config`, from the latest checkpoint if there is one.
 
-    Everything that a step depends on is in the checkpoint or follows from the step number, so an interrupted run
-    repeats the uninterrupted one. A checkpoint is made after a step's training row and before its evaluation.
+    Resuming is deterministic: all state is in the checkpoint or derived from the step number. Within a step the order
+    is: log, checkpoint, evaluate.
     """
 
     def __init__(
@@ -80,40 +84,45 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, config.schedule, self.steps)
         train_model = self.strategy.train_model
         self.forward = self._autocast(torch.compile(train_model) if config.compile else train_model)
-        self._metric_names: list[str] = []  # of the columns of what follows
-        self._pending_losses: list[Tensor] = []  # this rank's losses of the steps since the last check
-        self._loss_window: list[list[float]] = []  # all ranks' losses of the steps since the last row
-        self._last_save: tuple[int, float] = (-1, time.monotonic())  # step and time of the last checkpoint
+        self._metrics: MetricsLogger | None = None
+        self._metric_names: list[str] = []  # of the columns of the next two
+        self._pending_losses: list[Tensor] = []  # local losses that were not checked for NaN yet
+        self._loss_window: list[list[float]] = []  # losses since the last log, averaged over ranks
+        self._last_save: tuple[int, float] = (-1, time.monotonic())  # step and time
 
     def run(self, metrics: MetricsLogger | None) -> None:
-        """Train and evaluate to the end; rank 0 gives `metrics`. Raises TrainingDiverged or TrainingInterrupted."""
+        """Train and evaluate to the end. `metrics` is None except on rank 0.
+
+        Raises TrainingDiverged or TrainingInterrupted.
+        """
+        self._metrics = metrics
         if self._should_evaluate():
-            self._evaluate(metrics)
-        size = self.config.accumulate
-        source = iter(self.task.batches(self.step * size, self.steps_per_epoch * size))
+            self._evaluate()
+        accumulate = self.config.accumulate
+        batches = iter(self.task.batches(self.step * accumulate, self.steps_per_epoch * accumulate))
         while self.step < self.steps:
             if self.ctx.any_rank(self.stop.requested):
                 self._save()
                 raise TrainingInterrupted
-            started = time.monotonic()
-            self._train_step(list(islice(source, size)))
-            self.progress.step(self.step, time.monotonic() - started)
-            self.throughput.update(self.task.global_batch_size * size, started)
-            self._after_step(metrics)
+            start_time = time.monotonic()
+            self._train_step(list(islice(batches, accumulate)))
+            self.progress.step(self.step, time.monotonic() - start_time)
+            self.throughput.update(self.task.global_batch_size * accumulate, start_time)
+            self._after_step()
 
     def _train_step(self, batches: list[Any]) -> None:
         self.model.train()
-        # dropout is a function of seed, step and rank: nothing that draws in between, or a resume, can shift it
+        # re-seed every step, so that dropout depends neither on other users of the generator nor on resuming
         self._seed(mix_seed(self.seed, self.step, self.ctx.rank))
         self.schedule.step_update(self.step)
         normalizer = self.task.normalizer(batches)
-        losses = [self._backward(batch, normalizer, last=batch is batches[-1]) for batch in batches]
+        losses = [self._backward(batch, normalizer, sync=batch is batches[-1]) for batch in batches]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = self.strategy.full_tensor(clip_gradients(parameters, self.config.clip))
+        grad_norm = self.strategy.full_tensor(clip_gradients(parameters, self.config.clip))
         self._metric_names = ["loss", *(f"loss_{part}" for part in losses[0].parts), "grad_norm"]
-        rows = [torch.stack([loss.total.detach(), *loss.parts.values(), norm]) for loss in losses]
+        rows = [torch.stack([loss.total.detach(), *loss.parts.values(), grad_norm]) for loss in losses]
         self._pending_losses.append(torch.stack(rows).mean(0))
-        if self.ctx.device.type == "cpu":  # elsewhere reading a loss waits for the device
+        if self.ctx.device.type == "cpu":  # on a GPU this would synchronise every step
             self._check_finite(self.step + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -122,20 +131,20 @@ class Trainer:
             self.ema.update(self.model)
 
     def _seed(self, seed: int) -> None:
-        """Seed what dropout draws from; torch.manual_seed would cost half a millisecond where there is no GPU."""
+        """Seed the default generators; cheaper than torch.manual_seed (0.5 ms without a GPU)."""
         torch.default_generator.manual_seed(seed)
         if self.ctx.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _backward(self, batch: Any, normalizer: Any, last: bool) -> StepLoss:
-        """Add one batch's gradients; ranks exchange them with the last batch of a step."""
-        with self.strategy.gradient_sync(last):
+    def _backward(self, batch: Any, normalizer: Any, sync: bool) -> StepLoss:
+        """Forward and backward of one batch; gradients are averaged over the ranks if `sync`."""
+        with self.strategy.gradient_sync(sync):
             loss = self.task.loss(self.forward, batch, normalizer)
             (loss.total / self.config.accumulate).backward()
         return StepLoss(loss.total, {name: part.detach() for name, part in loss.parts.items()})
 
     def _check_finite(self, step: int) -> None:
-        """Read the losses up to `step`, average them over ranks and raise TrainingDiverged at the first that is not finite."""
+        """Average the losses up to `step` over ranks. Raises TrainingDiverged at the first that is not finite."""
         if not self._pending_losses:
             return
         values = self.ctx.all_reduce_mean(torch.stack(self._pending_losses)).tolist()
@@ -143,50 +152,48 @@ class Trainer:
         for number, row in enumerate(values, start=step - len(values) + 1):
             if not all(map(math.isfinite, row)):
                 losses = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._metric_names, row, strict=True))
-                last = self.checkpoints.latest()
-                good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-                raise TrainingDiverged(f"step {number}: the loss or its gradient is not finite ({losses}); {good}")
+                latest = self.checkpoints.latest() or "none yet"
+                raise TrainingDiverged(
+                    f"step {number}: the loss or its gradient is not finite ({losses}); latest checkpoint: {latest}"
+                )
         self._loss_window += values
 
-    def _after_step(self, metrics: MetricsLogger | None) -> None:
+    def _after_step(self) -> None:
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             self._check_finite(self.step)
-            self._log_metrics(metrics, self._train_metrics() | self.throughput.compute())
+            self._log_metrics(self._train_metrics() | self.throughput.compute())
         every = self.config.checkpoint_every
-        late = time.monotonic() - self._last_save[1] > 60 * self.config.checkpoint_minutes
-        if self.ctx.any_rank(late or bool(every and self.step % every == 0)):
+        time_due = time.monotonic() - self._last_save[1] > 60 * self.config.checkpoint_minutes
+        if self.ctx.any_rank(time_due or bool(every and self.step % every == 0)):
             self._save()
         if self._should_evaluate():
             self._save()
-            self._evaluate(metrics)
+            self._evaluate()
 
     def _train_metrics(self) -> dict[str, float]:
-        """Means over the steps since the last row; the learning rate of parameters without a factor of their own."""
+        """Mean losses since the last log, and the base learning rate."""
         means = torch.tensor(self._loss_window, dtype=torch.float64).mean(0).tolist()
         self._loss_window.clear()
-        rate = max(group["lr"] / group["lr_scale"] for group in self.optimizer.param_groups)
-        return {f"train/{name}": mean for name, mean in zip(self._metric_names, means, strict=True)} | {
-            "train/lr": rate
-        }
+        lr = max(group["lr"] / group["lr_scale"] for group in self.optimizer.param_groups)
+        return {f"train/{name}": mean for name, mean in zip(self._metric_names, means, strict=True)} | {"train/lr": lr}
 
-    def _log_metrics(self, metrics: MetricsLogger | None, row: dict[str, float]) -> None:
-        if metrics is not None:
-            self.progress.log_metrics(metrics.write(self.step, row))
+    def _log_metrics(self, values: dict[str, float]) -> None:
+        if self._metrics is not None:
+            self.progress.log_metrics(self._metrics.write(self.step, values))
 
     def _should_evaluate(self) -> bool:
         every = self.config.eval_every
         return self.step > 0 and (self.step == self.steps or bool(every and self.step % every == 0))
 
-    def _evaluate(self, metrics: MetricsLogger | None) -> None:
-        """Evaluate the averaged weights if there are any; the checkpoint of this step becomes the best if it is."""
+    def _evaluate(self) -> None:
+        """Evaluate the EMA weights, or the weights without EMA, and keep the checkpoint if the metric is the best."""
         model = self.ema.module if self.ema is not None else self.model
         model.eval()
-        self.ctx.broadcast_tensors(
-            model.buffers()
-        )  # each rank's BatchNorm saw its own images; the checkpoint holds rank 0's
+        # BatchNorm statistics differ between ranks: use those of rank 0, as the checkpoint does
+        self.ctx.broadcast_tensors(model.buffers())
         with torch.no_grad():
             values = self.task.evaluate(self._autocast(self.strategy.unsharded_model(model)), self._heartbeat)
-        self._log_metrics(metrics, {f"val/{name}": value for name, value in values.items()})
+        self._log_metrics({f"val/{name}": value for name, value in values.items()})
         value = values[self.task.best_metric]
         if math.isfinite(value) and (self.best is None or value > self.best):
             self.best = value
@@ -195,13 +202,13 @@ class Trainer:
                 self.checkpoints.save_best(path)
 
     def _heartbeat(self) -> None:
-        """A sign of life during an evaluation, whose checkpoint is made: one process alone can stop here."""
+        """Called during evaluation. A single process may stop here: the checkpoint of this step is saved."""
         self.progress.update()
         if self.stop.requested and self.ctx.world_size == 1:
             raise TrainingInterrupted
 
     def _save(self) -> None:
-        """Checkpoint this step, unless that is done. A state that is not finite never gets here."""
+        """Save a checkpoint unless this step has one. Raises TrainingDiverged first if a loss is not finite."""
         if self.step in (0, self._last_save[0]):
             return
         self._check_finite(self.step)
@@ -211,34 +218,40 @@ class Trainer:
         self._last_save = (self.step, time.monotonic())
 
     def _state(self) -> dict[str, Any]:
+        """Everything but the random generators, which are seeded by step, and the position in the data, the step."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "epoch": self.step // self.steps_per_epoch,
-            "steps_per_epoch": self.steps_per_epoch,  # with the step: the position in the epoch
-            "seed": self.seed,  # with the step: the state of the random numbers, on every rank
+            "steps_per_epoch": self.steps_per_epoch,
+            "seed": self.seed,
             "best": self.best,
-            "names": self._metric_names,
-            "window": self._loss_window,
+            "metric_names": self._metric_names,
+            "loss_window": self._loss_window,
         }
 
     def resume(self) -> int | None:
-        """Continue from the last sound checkpoint; returns its step, or None where there is none."""
+        """Load the newest valid checkpoint; returns its step, or None if there is none.
+
+        Raises UserError if it belongs to another seed or data set.
+        """
         path = self.ctx.broadcast_object(self.checkpoints.newest_valid() if self.ctx.is_main else None)
         if path is None:
             return None
         state = load_checkpoint(path, self.ctx.device)
-        for key, now in (("steps_per_epoch", self.steps_per_epoch), ("seed", self.seed)):
-            if state[key] != now:
-                raise UserError(f"{path}: made with {key} = {state[key]}, now {now}; the data or the config changed")
+        for key, current in (("steps_per_epoch", self.steps_per_epoch), ("seed", self.seed)):
+            if state[key] != current:
+                raise UserError(
+                    f"{path}: saved with {key} = {state[key]}, now {current}: the data set or the config changed"
+                )
         self.strategy.load_model(self.model, state["model"])
         if self.ema is not None:
             self.strategy.load_model(self.ema.module, state["ema"])
         self.strategy.load_optimizer(self.optimizer, state["optimizer"])
         self.step, self.best = state["step"], state["best"]
-        self._metric_names, self._loss_window = state["names"], state["window"]
+        self._metric_names, self._loss_window = state["metric_names"], state["loss_window"]
         self._last_save = (self.step, time.monotonic())
         log.info("resuming from %s", path)
         return self.step

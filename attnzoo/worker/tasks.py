@@ -1,4 +1,4 @@
-"""From a config to its task."""
+"""Builds the task of a config."""
 
 from attnzoo.config.experiment import ClassificationExperiment, DetectionExperiment, ExperimentConfig
 from attnzoo.engine.classification import ClassificationTask
@@ -7,7 +7,7 @@ from attnzoo.engine.distributed import DistContext
 
 
 def build_task(config: ExperimentConfig, ctx: DistContext) -> DetectionTask | ClassificationTask:
-    """The task that `config` describes, with its data and model. Raises UserError for what cannot be built."""
+    """The task of `config`, with its data and model. Raises UserError if they cannot be built."""
     if isinstance(config, ClassificationExperiment):
         return ClassificationTask(config.model, config.data, config.seed, ctx)
     assert isinstance(config, DetectionExperiment)

@@ -1,9 +1,4 @@
-"""Train one run: `python -m attnzoo.worker.train RUN_DIR`, alone or under torchrun or srun.
-
-The run is what RUN_DIR/config.yaml says; a run with checkpoints is resumed, a finished one left alone. Exit code:
-0 done, 1 failed (status.json has the error, log.txt the traceback), 2 refused with nothing touched, 75 another process
-of the run is gone, 130 interrupted.
-"""
+"""Train one run: what `python -m attnzoo.worker RUN_DIR` does in each of its processes."""
 
 import json
 import logging
@@ -37,9 +32,12 @@ log = logging.getLogger(__name__)
 
 
 def train_run(run_dir: str | Path) -> ExitCode:
-    """Train the run to its end and return the exit code.
+    """Train RUN_DIR/config.yaml, alone or as one of the processes of torchrun or srun; returns the exit code.
 
-    Runs may follow each other in one process; after the last, `distributed.shutdown()` unless a run has failed.
+    Resumes from checkpoints; a finished run is left alone. OK: done. FAILED: status.json has the error, log.txt the
+    traceback. USER_ERROR: nothing was changed. PEER_LOST: another process of the run is gone. INTERRUPTED.
+
+    May be called for one run after the other; call `distributed.shutdown()` after the last unless a run has failed.
     """
     run = RunFolder(run_dir)
     try:
@@ -49,41 +47,38 @@ def train_run(run_dir: str | Path) -> ExitCode:
             load_plugin(plugin, where="plugins")
         ctx = distributed.init(config.device)
         if ctx.world_size != config.processes:
-            raise UserError(f"{run.config}: processes = {config.processes}, but {ctx.world_size} were started")
+            raise UserError(f"{run.config}: processes = {config.processes}, but the world size is {ctx.world_size}")
         with ExitStack() as stack:
             _lock(run, ctx, stack)
-            code = (
-                ExitCode.OK
-                if ctx.broadcast_object(run.read_status()["state"]) == "done"
-                else _run_and_record(run, config, ctx)
-            )
+            if ctx.broadcast_object(run.read_status()["state"]) == "done":
+                return ExitCode.OK
+            return _run_and_record(run, config, ctx)
     except RendezvousError as error:
         print(error, file=sys.stderr)
         return ExitCode.PEER_LOST
     except UserError as error:
         print(error, file=sys.stderr)
         return ExitCode.USER_ERROR
-    return code
 
 
 def _lock(run: RunFolder, ctx: DistContext, stack: ExitStack) -> None:
-    refusal = None
+    reason = None
     if ctx.is_main:
         try:
-            # a job that was moved here may come before the end of its earlier start has reached this node
+            # after a requeue to another node, the heartbeat of the job's previous start may still look fresh
             stack.enter_context(run_lock(run.path, wait=STALE_SECONDS + 10 if attempts.job_id() else 0))
         except UserError as error:
-            refusal = str(error)
-    refusal = ctx.broadcast_object(refusal)
-    if refusal is not None:
-        raise UserError(refusal)
+            reason = str(error)
+    reason = ctx.broadcast_object(reason)
+    if reason is not None:
+        raise UserError(reason)
 
 
 def _run_and_record(run: RunFolder, config: ExperimentConfig, ctx: DistContext) -> ExitCode:
     """Train, and record how it ended."""
     with _logging(run, ctx), GracefulStop() as stop, heartbeat_thread(run) if ctx.is_main else nullcontext():
         if any(ctx.all_gather_object(stop.signum)):
-            log.info("stopped before it began")
+            log.info("interrupted before training started")
             return ExitCode.INTERRUPTED
         try:
             try:
@@ -100,7 +95,7 @@ def _run_and_record(run: RunFolder, config: ExperimentConfig, ctx: DistContext) 
             return ExitCode.FAILED
         except Exception as error:
             if ctx.world_size > 1 and distributed.is_peer_lost(error):
-                log.error("rank %d: another process of the run is gone (%s)", ctx.rank, str(error).splitlines()[0])
+                log.error("rank %d: lost a peer process (%s)", ctx.rank, str(error).splitlines()[0])
                 return ExitCode.PEER_LOST
             log.exception("rank %d failed", ctx.rank)
             _record_failure(run, f"{type(error).__name__}: {error}")
@@ -111,26 +106,25 @@ def _run_and_record(run: RunFolder, config: ExperimentConfig, ctx: DistContext) 
     return ExitCode.OK
 
 
-def _record_interrupt(run: RunFolder, ctx: DistContext, number: int) -> None:
-    last = CheckpointManager(run.checkpoints).latest()
-    state = f"saved as {last}" if last else "nothing to save yet"
-    name = signal.Signals(number).name if number else "a request"
-    log.info("interrupted by %s; %s. Run the same command again to resume.", name, state)
+def _record_interrupt(run: RunFolder, ctx: DistContext, signum: int) -> None:
+    checkpoint = CheckpointManager(run.checkpoints).latest() or "none yet"
+    name = signal.Signals(signum).name if signum else "a request"
+    log.info("interrupted by %s; latest checkpoint: %s. Run the same command again to resume.", name, checkpoint)
     if ctx.is_main:
         run.write_status(state="interrupted", signal=name)
         attempts.record_end(run, "interrupted", name)
 
 
 def _record_failure(run: RunFolder, error: str) -> None:
-    """Note the error, unless another rank has: its end is what makes the other ranks' exchanges fail."""
+    """Record the error, unless another rank has: the first is the cause of the others."""
     if run.read_status()["state"] == "failed":
         return
     try:
-        run.free_reserved_space()  # the error itself may be that the disk is full
+        run.free_reserved_space()  # the error may be a full disk
         run.write_status(state="failed", error=error)
         attempts.record_end(run, "failed", error)
-    except OSError as refusal:
-        log.error("%s: the failure cannot be noted (%s)", run.path, refusal.strerror)
+    except OSError as os_error:
+        log.error("%s: cannot record the failure (%s)", run.path, os_error.strerror)
 
 
 def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: GracefulStop) -> None:
@@ -161,7 +155,7 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
     try:
         trainer.run(metrics)
     except (TrainingDiverged, TrainingInterrupted):
-        progress.update(force=True)  # the step that it came to
+        progress.update(force=True)  # the last step
         raise
     if metrics is not None:
         metrics.close()
@@ -169,21 +163,21 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
 
 
 def _check_retries(run: RunFolder, config: ExperimentConfig) -> None:
-    """Raise UserError when the machine has failed under this run too often."""
+    """Raise UserError if the retries are exhausted."""
     retries = config.retries if config.slurm.retries is None or not attempts.job_id() else config.slurm.retries
     if reason := attempts.retries_exhausted(run, retries):
         raise UserError(reason)
 
 
 def _max_recorded_step(run: RunFolder) -> int:
-    """The last step that earlier starts are known to have done, saved or not."""
+    """The highest step that an earlier attempt reached, saved or not."""
     rows = [row["step"] for row in run.read_metrics()]
     return max([run.last_step(), run.read_status().get("step", 0), *rows])
 
 
 @contextmanager
 def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
-    """Log to log.txt and to standard output; ranks other than 0 only what goes wrong."""
+    """Log to log.txt and standard output; errors only on ranks other than 0."""
     root = logging.getLogger()
     handlers: list[logging.Handler] = [logging.FileHandler(run.log), logging.StreamHandler(sys.stdout)]
     for handler in handlers:

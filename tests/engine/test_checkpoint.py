@@ -67,7 +67,7 @@ def test_the_best_serves_when_all_others_are_damaged_and_then_nothing_is_overwri
     best = checkpoints.newest_valid()
     assert best == checkpoints.best()
     best.write_bytes(b"no")
-    with pytest.raises(UserError, match="every checkpoint is damaged"):
+    with pytest.raises(UserError, match="all checkpoints are corrupt"):
         checkpoints.newest_valid()
 
 

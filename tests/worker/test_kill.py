@@ -92,7 +92,7 @@ def test_a_damaged_last_checkpoint_costs_only_the_way_from_the_one_before(whole,
     last = CheckpointManager(run.checkpoints).latest()
     last.write_bytes(last.read_bytes()[:-1])
     assert train_run(run.path) == ExitCode.OK
-    assert "falling back to the checkpoint before" in run.log.read_text()
+    assert "falling back to the previous checkpoint" in run.log.read_text()
     assert_same(run, whole)
 
 
@@ -117,7 +117,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     last = CheckpointManager(run.checkpoints).latest()
     assert run.read_status()["state"] == "interrupted"
     assert load_checkpoint(last)["step"] == run.read_status()["step"] >= run.read_metrics()[-1]["step"]
-    assert f"saved as {last}" in output
+    assert f"latest checkpoint: {last}" in output
     assert "again to resume" in output
     assert "Traceback" not in output + run.log.read_text()
 
