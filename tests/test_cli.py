@@ -302,7 +302,7 @@ def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path, monkeypat
     attention = "model.encoder.attention={name: slow, points: 1}"
     ended = sweep(f"plugins=[{plugin}]", attention, "retries=1", "sweep.zip={}")
     assert ended.returncode == 1, ended.stderr
-    assert "failed: seed=0: the machine failed 2 times in a row at step 0 (retries = 1" in ended.stderr
+    assert "failed: seed=0: 2 machine failures in a row at step 0 (retries = 1" in ended.stderr
     status = json.loads((tiny.parent / "runs/tiny/seed=0/status.json").read_text())
     assert status["state"] == "failed"
 

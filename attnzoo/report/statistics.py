@@ -1,4 +1,4 @@
-"""What several seeds say together."""
+"""Mean and 95 % confidence interval over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `n` values and half the width of its 95 % confidence interval; None for fewer than two values."""
+    """Mean of `n` values ± the half-width of its 95 % confidence interval, None for fewer than two values."""
 
     mean: float
     ci95: float | None
@@ -17,7 +17,7 @@ class Estimate:
 
 
 def mean_ci95(values: Sequence[float]) -> Estimate | None:
-    """Student's t interval of independent, roughly normal values; None where there are none."""
+    """Mean and Student's t interval of independent, roughly normal values; None without values."""
     n = len(values)
     if not n:
         return None

@@ -1,4 +1,4 @@
-"""What the end of a sweep shows: the comparison of its runs, and TensorBoard's table of hyperparameters."""
+"""The final outputs of a sweep: its comparison and TensorBoard's HParams."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from attnzoo.report.table import print_comparison, write_comparison
 
 
 def summarize(sweep: Path, runs: Sequence[Path]) -> None:
-    """Compare these runs, in the terminal and in files, and give TensorBoard the options of all of the sweep's."""
+    """Print and write the comparison of `runs`; write the HParams of all runs of `sweep`."""
     comparison = compare(runs)
     print_comparison(comparison)
     for path in write_comparison(comparison, sweep):

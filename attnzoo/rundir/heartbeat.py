@@ -1,4 +1,4 @@
-"""A sign of life while a run trains, whatever it is busy with: a step, an evaluation, a download."""
+"""Heartbeat of a run, independent of what its main thread is doing."""
 
 from contextlib import AbstractContextManager, suppress
 
@@ -9,7 +9,7 @@ INTERVAL_SECONDS = 5.0
 
 
 def heartbeat_thread(run: RunFolder) -> AbstractContextManager[None]:
-    """Touch the run's status file every few seconds; a disk that fails meanwhile is the run's own to notice."""
+    """Update the run's heartbeat every few seconds. I/O errors are ignored here: the main thread reports them."""
 
     def beat() -> None:
         with suppress(OSError):

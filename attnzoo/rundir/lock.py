@@ -1,4 +1,4 @@
-"""One process at a time works on a run folder, on whichever node."""
+"""Exclusive lock on a run folder, across nodes."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from attnzoo.errors import UserError
 from attnzoo.rundir.attempts import job_id, node_name
 from attnzoo.rundir.folder import RunFolder
 
-STALE_SECONDS = 60  # a run that gives no sign of life for so long has ended
+STALE_SECONDS = 60  # an older heartbeat is stale
 LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 log = logging.getLogger(__name__)
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
-    """Hold the folder's lock; raises UserError naming the owner if another process has it for `wait` seconds more.
+    """Hold the lock of a folder, waiting up to `wait` seconds for it.
 
-    The lock is the kernel's, which ends with the process that holds it, however that ends. Not every file system
-    shares it between nodes. So the owner's name stays in the file until it leaves; an owner elsewhere that has not
-    left counts as long as its run gives signs of life, unless it is an earlier start of our own job.
+    Uses flock, which the kernel releases when the process dies. Not every network file system shares flock between
+    nodes, so the owner is also written to the file. A remote owner holds the lock while the heartbeat of its run is
+    fresh, unless it is a previous start of the same job.
 
-    Raises UserError too where the folder cannot be written.
+    Raises UserError if another process holds the lock, with its name, and if the folder cannot be written.
     """
     end = time.monotonic() + wait
     try:
@@ -50,7 +50,7 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
 
 
 def _try_acquire(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
-    """The owner that has the folder; None if it is ours now."""
+    """Try to acquire the lock; returns its owner, or None on success."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,14 +61,14 @@ def _try_acquire(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
     owner = _read_owner(file)
     if owner is None or _is_stale(owner, run):
         if owner is not None:
-            log.warning("%s: recovered the lock of %s, which ended without leaving", run.path, _format_owner(owner))
+            log.warning("%s: took over the stale lock of %s", run.path, _format_owner(owner))
         return None
     fcntl.flock(file, fcntl.LOCK_UN)
     return owner
 
 
 def _is_stale(owner: dict[str, Any], run: RunFolder) -> bool:
-    """Whether an owner whose kernel lock is not in our way has ended."""
+    """Whether the owner in the file is gone, although nothing but the file says that it holds the lock."""
     if owner["host"] == node_name() or (owner["job"] is not None and owner["job"] == job_id()):
         return True
     heartbeat = run.heartbeat()
@@ -80,7 +80,7 @@ def _read_owner(file: IO[str]) -> dict[str, Any] | None:
     try:
         return dict(json.loads(file.read()))
     except json.JSONDecodeError:
-        return None  # nobody's, or its owner died while writing its name
+        return None  # unlocked, or the owner died while writing
 
 
 def _write_owner(file: IO[str], content: str) -> None:

@@ -1,4 +1,4 @@
-"""Processes as files name them: so that a later one with the same number is not taken for the one that is meant.
+"""The identity of a process in files, which survives the reuse of process ids.
 
 Imports neither torch nor omegaconf.
 """
@@ -10,23 +10,23 @@ from typing import Any
 
 from attnzoo.rundir.attempts import node_name
 
-STATE_FIELD, START_FIELD = 0, 19  # of the fields that follow the name in /proc/PID/stat
+STATE_FIELD, START_FIELD = 0, 19  # indices of the fields after the name in /proc/PID/stat
 
 
 def current() -> dict[str, Any]:
-    """What names the calling process: `host`, `pid`, and when it `started`."""
+    """The identity of the calling process: `host`, `pid`, and when it `started`."""
     return {"host": node_name(), "pid": os.getpid(), "started": _start_time(os.getpid())}
 
 
 def is_running_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process that said `myself` runs on this machine now."""
+    """Whether the process with the identity `current()` runs on this machine now."""
     if process.get("host") != node_name() or process.get("started") is None:
         return False
     return process["started"] == _start_time(process["pid"])
 
 
 def _start_time(pid: int) -> str | None:
-    """The boot of the machine and the clock tick in it at which the process started; None if it has ended."""
+    """Boot id of the machine and clock tick at which the process started; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -64,7 +64,7 @@ def check(found: Sequence[Group], folder: SweepFolder) -> None:
     """Let SLURM try every group's batch script without submitting it. Raises UserError with SLURM's words."""
     for group in found:
         place = folder.ledger.submission_folder(TO_COME).resolve()
-        if words := slurm.test_only(group.script(place, place.parent / "code")):
+        if words := slurm.rejection(group.script(place, place.parent / "code")):
             asked = ", ".join(f"{key}={value}" for key, value in _spoken(group.options).items())
             raise UserError(f"SLURM refuses {group.runs[0].run.name}: {words} (asked for: {asked})")
 

@@ -143,7 +143,7 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
     resume_step = trainer.resume()
     if ctx.is_main:
-        attempts.record_start(run, trainer.step, lost=_max_recorded_step(run) - trainer.step)
+        attempts.record_start(run, trainer.step, steps_lost=_max_recorded_step(run) - trainer.step)
     progress.update(force=True, step=trainer.step)
     metrics = MetricsLogger(run, resume_step) if ctx.is_main else None
     model = trainer.strategy.unsharded_model(trainer.model)

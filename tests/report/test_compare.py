@@ -138,11 +138,11 @@ def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
 def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     run.status.write_bytes(content)
-    with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: damaged"):
+    with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: corrupt"):
         compare([folder])
     (folder / "sweep.json").write_text(json.dumps({"runs": {"points=2-seed=0": {}}}))
     assert main(["status", str(folder)]) == 2
-    assert "status.json: damaged" in capsys.readouterr().err
+    assert "status.json: corrupt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
@@ -150,7 +150,7 @@ def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
-    with pytest.raises(UserError, match=r"points=2-seed=0/metrics\.jsonl:5: damaged"):
+    with pytest.raises(UserError, match=r"points=2-seed=0/metrics\.jsonl:5: invalid row"):
         compare([folder])
 
 

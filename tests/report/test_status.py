@@ -53,7 +53,7 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     found = states(tmp_path)
     assert found.pop("killed")[0] == "dead"
     assert found.pop("reused")[0] == "dead"
-    assert found.pop("silent") == ("dead", "no sign of life for 999 s")
+    assert found.pop("silent") == ("dead", "no heartbeat for 999 s")
     assert found == {
         "new": ("pending", "not submitted"),
         "done": ("done", ""),
@@ -79,7 +79,7 @@ def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
         assert launcher.stdout is not None
         with Ledger(tmp_path).update() as content:
             content["local"] = json.loads(launcher.stdout.readline())
-        assert states(tmp_path) == {"a": ("pending", "waits for its turn")}
+        assert states(tmp_path) == {"a": ("pending", "queued")}
         assert sweep_status(tmp_path)[0].active
     assert sweep_status(tmp_path)[0].missing  # its launcher has ended
 
@@ -104,13 +104,13 @@ def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
 def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
     run = RunFolder(tmp_path / "a")
-    attempts.record_start(run, 0, lost=0)
+    attempts.record_start(run, 0, steps_lost=0)
     attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")
-    attempts.record_start(run, 0, lost=4)
-    attempts.record_start(run, 3, lost=2)
+    attempts.record_start(run, 0, steps_lost=4)
+    attempts.record_start(run, 3, steps_lost=2)
     run.write_status(state="running", **process.current())
     (one,) = sweep_status(tmp_path)
-    assert (one.requeued, one.machine_failures, one.steps_lost) == (2, 2, 6)
+    assert (one.restarts, one.machine_failures, one.steps_lost) == (2, 2, 6)
 
 
 def test_json_holds_everything_and_failures_give_exit_code_1(

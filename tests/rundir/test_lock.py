@@ -31,7 +31,7 @@ def test_the_lock_of_an_owner_that_fell_silent_is_recovered_and_said(run, caplog
     os.utime(run.status, (long_ago, long_ago))
     with caplog.at_level(logging.WARNING), run_lock(run.path):
         assert f"process {os.getpid()}" in f"process {json.loads((run.path / '.lock').read_text())['pid']}"
-    assert "recovered the lock of process 12 on far, job 7" in caplog.text
+    assert "took over the stale lock of process 12 on far, job 7" in caplog.text
     assert (run.path / ".lock").read_text() == ""
 
 
