@@ -102,6 +102,15 @@ class RunFolder:
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
+    def final_metrics(self) -> dict[str, float]:
+        """The last value of each metric, and the last `step`, if the run is done; {} if it is not.
+
+        Raises UserError if status or metrics are corrupt.
+        """
+        if self.read_status()["state"] != "done":
+            return {}
+        return {key: value for row in self.read_metrics() for key, value in row.items()}
+
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             row = json.loads(line)

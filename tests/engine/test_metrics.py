@@ -68,19 +68,19 @@ def test_a_sweep_in_hparams(tmp_path):
         "points=2": {"name": "ms_deform", "points": 2, "refine": True, "strides": [8, 16]},
         "points=4": {"name": "ms_deform", "points": 4, "refine": False, "strides": [8, 16, 32]},
     }
-    runs = []
+    hyperparameters, trial_ids = {}, {}
     for number, (variant, options) in enumerate(variants.items()):
         for seed in (0, 1):
-            path = tmp_path / f"{variant}-seed={seed}"
-            metrics = MetricsLogger(RunFolder(path))
+            name = f"{variant}-seed={seed}"
+            hyperparameters[name], trial_ids[name] = options, variant
+            metrics = MetricsLogger(RunFolder(tmp_path / name))
             metrics.write(3, {"val/AP": number + seed / 2})
             metrics.close()
-            runs.append(hparams.HParamsRun(path, variant, options))
     for _ in range(2):  # writing again leaves nothing double
-        hparams.write(tmp_path, runs)
+        hparams.write_hparams(tmp_path, hyperparameters, trial_ids)
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
-    assert set(multiplexer.Runs()) == {".", *(run.path.name for run in runs)}
+    assert set(multiplexer.Runs()) == {".", *hyperparameters}
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
     context = backend_context.Context(TBContext(logdir=str(tmp_path), data_provider=provider))
     experiment = get_experiment.Handler(RequestContext(), context, "", api_pb2.GetExperimentRequest()).run()

@@ -130,7 +130,7 @@ def test_unequal_budgets_are_warned_about(folder: Path) -> None:
 def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
     copied = folder.parent / "again"
     shutil.copytree(folder, copied)
-    with pytest.raises(UserError, match="the same config and seed as"):
+    with pytest.raises(UserError, match="duplicate run, the same config and seed as"):
         compare([folder, copied])
 
 
