@@ -22,7 +22,7 @@ TOP_K = 5
 class ClassificationTask(DatasetTask):
     """Classifier, data, loss and evaluation built from a config."""
 
-    best_metric = "top1"
+    name = "classification"
     collate = staticmethod(collate_labelled)
 
     def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ctx: DistContext):

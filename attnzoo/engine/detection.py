@@ -20,7 +20,7 @@ from attnzoo.models.detr.postprocess import postprocess
 class DetectionTask(DatasetTask):
     """Detector, data, losses and evaluation built from a config."""
 
-    best_metric = "AP"
+    name = "detection"
     collate = staticmethod(collate)
 
     def __init__(

@@ -21,7 +21,7 @@ class Task(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
-    best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
+    name: str  # in TASK_METRICS, which has its metrics
     batches_per_epoch: int  # of this rank
     global_batch_size: int  # images per batch, of all ranks together
 

@@ -22,6 +22,7 @@ from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.task import Forward, StepLoss, Task
 from attnzoo.engine.throughput import ThroughputMeter
 from attnzoo.errors import UserError
+from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Trainer:
         with torch.no_grad():
             values = self.task.evaluate(self._autocast(self.strategy.unsharded_model(model)), self._heartbeat)
         self._log_metrics({f"val/{name}": value for name, value in values.items()})
-        value = values[self.task.best_metric]
+        value = values[PRIMARY_METRICS[self.task.name].name]
         if math.isfinite(value) and (self.best is None or value > self.best):
             self.best = value
             path = self.checkpoints.latest()

@@ -26,4 +26,4 @@ class Comparison:
     columns: list[str]
     variants: list[Variant]
     notes: list[str]
-    tasks: frozenset[str] = frozenset({"detection"})
+    tasks: frozenset[str]

@@ -6,7 +6,7 @@ Reads only. Imports neither torch nor omegaconf, so that it is fast for hundreds
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from attnzoo.errors import UserError
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME, JOB_COMMENT_PREFIX, Ledger, job_id_of
+from attnzoo.rundir.metrics import STATUS
 from attnzoo.slurm import Job
 
 DEAD_SECONDS = 300  # a running job without a heartbeat for so long hangs
@@ -27,7 +28,8 @@ class RunStatus:
     """How a run stands. `state` is pending, running, done, failed, dead, interrupted or cancelled; `note` says why.
 
     `active`: queued or running. `missing`: never started nor submitted. `restarts`: starts after the first.
-    `machine_failures`: attempts that ended by one. `eta`: estimated seconds to the end.
+    `machine_failures`: attempts that ended by one. `eta`: estimated seconds to the end. `metrics`: the
+    latest, by name.
     """
 
     name: str
@@ -37,8 +39,6 @@ class RunStatus:
     missing: bool = False
     step: int | None = None
     steps: int | None = None
-    ap: float | None = None
-    top1: float | None = None
     eta: float | None = None
     restarts: int = 0
     machine_failures: int = 0
@@ -46,6 +46,7 @@ class RunStatus:
     job: str | None = None
     host: str | None = None
     heartbeat: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def sweep_status(sweep: Path) -> list[RunStatus]:
@@ -97,8 +98,6 @@ def _run_status(
         missing=state == "pending" and job is None and not launched,
         step=status.get("step"),
         steps=status.get("steps"),
-        ap=status.get("AP"),
-        top1=status.get("top1"),
         eta=status.get("eta") if recorded_running and state == "running" else None,
         restarts=max(len(starts) - 1, 0),
         machine_failures=sum(attempt.is_machine_failure for attempt in ended),
@@ -106,6 +105,7 @@ def _run_status(
         job=job_id,
         host=status.get("host") if recorded_running else None,
         heartbeat=heartbeat,
+        metrics={name: status[name] for name in STATUS.values() if name in status},
     )
 
 

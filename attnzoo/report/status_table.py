@@ -12,6 +12,7 @@ from rich.table import Table
 from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus, counts, sweep_status
 from attnzoo.rundir import duration
+from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 WATCH_SECONDS = 2.0
 
@@ -31,17 +32,17 @@ def print_status(sweep: Path, watch: bool, as_json: bool) -> int:
 def status_table(sweep: Path, statuses: Sequence[RunStatus]) -> Table:
     """One row per run; the title has the number of runs per state."""
     title = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
-    classify = any(status.top1 is not None for status in statuses)
-    metric = "top-1" if classify else "AP"
-    table = Table("run", "state", "step", metric, "ETA", "restarts", "job", "note", title=f"{sweep}: {title}")
+    evaluated = {name for status in statuses for name in status.metrics}
+    metrics = [metric for metric in dict.fromkeys(PRIMARY_METRICS.values()) if metric.name in evaluated]
+    titles = [metric.title for metric in metrics]
+    table = Table("run", "state", "step", *titles, "ETA", "restarts", "job", "note", title=f"{sweep}: {title}")
     for status in statuses:
         step = "" if status.step is None else f"{status.step}/{status.steps}"
-        value = status.top1 if classify else status.ap
         table.add_row(
             status.name,
             status.state,
             step,
-            "" if value is None else f"{value:.3f}",
+            *(format(status.metrics[m.name], m.format_spec) if m.name in status.metrics else "" for m in metrics),
             duration.format_duration(status.eta) if status.eta else "",
             _format_restarts(status),
             status.job or "",

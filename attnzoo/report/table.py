@@ -11,7 +11,7 @@ from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
 from attnzoo.rundir.folder import atomic_write
-from attnzoo.rundir.metrics import METRICS, Metric
+from attnzoo.rundir.metrics import COST_METRICS, SPEED_METRICS, TASK_METRICS, Metric
 from attnzoo.schema.labels import text
 
 NOT_AVAILABLE = "n/a"
@@ -19,9 +19,10 @@ NOT_AVAILABLE = "n/a"
 
 def _metric_columns(comparison: Comparison) -> list[Metric]:
     """The validation metrics of the runs' tasks, cost, and speed if any run has it."""
-    keys = {key for variant in comparison.variants for key, estimate in variant.estimates.items() if estimate}
-    metrics = [metric for metric in METRICS if metric.task is None or metric.task in comparison.tasks]
-    return [metric for metric in metrics if metric.key in keys or not metric.is_optional]
+    validation = [metric for task, metrics in TASK_METRICS.items() if task in comparison.tasks for metric in metrics]
+    measured = {key for variant in comparison.variants for key, estimate in variant.estimates.items() if estimate}
+    speed = [metric for metric in SPEED_METRICS if metric.key in measured]
+    return list(dict.fromkeys([*validation, *COST_METRICS, *speed]))
 
 
 def rich_table(comparison: Comparison) -> Table:
@@ -103,6 +104,6 @@ def _cell(metric: Metric, estimate: Estimate | None) -> str:
     if estimate is None:
         return NOT_AVAILABLE
     mean = format(estimate.mean, metric.format_spec)
-    if not metric.is_score:
+    if not metric.is_validation:
         return mean
     return f"{mean} ± {NOT_AVAILABLE if estimate.ci95 is None else format(estimate.ci95, metric.format_spec)}"
