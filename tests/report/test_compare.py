@@ -177,6 +177,11 @@ def test_comparing_imports_no_torch(folder: Path) -> None:
     assert (folder / "comparison.md").exists()
 
 
+def test_scipy_is_imported_for_intervals_alone() -> None:
+    code = "import sys, attnzoo.report.summary; sys.exit('scipy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(
         "name: x\ntask: classification\ntrain: {steps: 5}\nsweep: {grid: {model.preset: [swin_tiny, dat_tiny]}}\n"
