@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(given: argparse.Namespace) -> int:
-    from attnzoo.report.status_table import show
+    from attnzoo.report.status_table import print_status
 
-    return show(given.folder, given.watch, given.json)
+    return print_status(given.folder, given.watch, given.json)
 
 
 def _cancel(given: argparse.Namespace) -> int:
@@ -57,12 +57,12 @@ def _cancel(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     from attnzoo.report import hparams
     from attnzoo.report.compare import compare
-    from attnzoo.report.table import show, write
+    from attnzoo.report.table import print_comparison, write_comparison
 
     comparison = compare(given.folders)
-    show(comparison)
+    print_comparison(comparison)
     if len(given.folders) == 1:
-        write(comparison, given.folders[0])
+        write_comparison(comparison, given.folders[0])
         hparams.write_sweep(given.folders[0])
     return 0
 

@@ -134,6 +134,6 @@ def test_attentions_work_without_the_other_libraries() -> None:
     assert "attnzoo" in loaded_by(f"{blocked}\nimport attnzoo.ops, attnzoo.attention")
 
 
-@pytest.mark.parametrize("part", ["config.load", "report.status_table", "report.conclude", "models", "models.presets"])
+@pytest.mark.parametrize("part", ["config.load", "report.status_table", "report.summary", "models", "models.presets"])
 def test_status_and_compare_do_not_load_torch(part: str) -> None:
     assert "torch" not in loaded_by(f"import attnzoo.{part}")

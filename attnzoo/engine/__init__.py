@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints, metrics and process group. One run is `python -m attnzoo.worker.train DIR`."""
+"""Training loop, checkpoints, metrics and distributed setup."""

@@ -1,7 +1,6 @@
-"""Checkpoints that survive a crash at any moment: written atomically, named by their checksum, loaded as plain data.
+"""Crash-safe checkpoints: written atomically, verified by a checksum in the file name, loaded with weights_only=True.
 
-`step-00001200.1f0c….pt` holds the state after 1,200 optimiser steps; the second part of the name is the start of the
-file's SHA-256, as in PyTorch's own weight files. The last two are kept, and `best-….pt` beside them.
+File name: step-{optimizer steps:08d}.{first 16 hex digits of the SHA-256}.pt. The latest two are kept, and best-*.pt.
 """
 
 import hashlib
@@ -19,33 +18,34 @@ from attnzoo.rundir.folder import atomic_write
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d+)\.(?P<digest>[0-9a-f]{16})\.pt")
-KEPT = 2
+FILENAME_PATTERN = re.compile(r"(?P<kind>step|best)-(?P<step>\d+)\.(?P<checksum>[0-9a-f]{16})\.pt")
+KEEP_LAST = 2
 
 
-class DamagedCheckpoint(Exception):
-    """A file whose content does not have the checksum in its name."""
+class CorruptCheckpointError(Exception):
+    """The checksum of a file does not match its name."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write `state` (tensors, numbers, strings, lists and dicts of them) and drop all but the last `KEPT` files."""
+        """Write `state` (tensors, numbers, strings, lists and dicts of them); keep the `KEEP_LAST` latest files."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
-        path = self.folder / f"step-{step:08d}.{_digest(content)}.pt"
+        path = self.folder / f"step-{step:08d}.{_checksum(content)}.pt"
         with atomic_write(path, "wb") as file:
             file.write(content)
-        for old in [*self._files("step")[KEPT:], *self.folder.glob(".*.pt.*")]:  # the latter: of writes cut short
+        leftovers = self.folder.glob(".*.pt.*")  # of interrupted writes
+        for old in [*self._files("step")[KEEP_LAST:], *leftovers]:
             old.unlink()
         return path
 
-    def mark_best(self, path: Path) -> None:
+    def save_best(self, path: Path) -> None:
         """Keep a copy of the checkpoint `path` as the best so far."""
         best = path.with_name(path.name.replace("step", "best", 1))
         if not best.exists():
@@ -55,8 +55,8 @@ class Checkpoints:
             if old != best:
                 old.unlink()
 
-    def last(self) -> Path | None:
-        """The newest file, sound or not; None where nothing was saved."""
+    def latest(self) -> Path | None:
+        """The latest checkpoint, unverified; None if there is none."""
         return next(iter(self._files("step")), None)
 
     def best(self) -> Path | None:
@@ -64,38 +64,39 @@ class Checkpoints:
         return next(iter(self._files("best")), None)
 
     def newest_valid(self) -> Path | None:
-        """The newest checkpoint with the right checksum, or None where nothing was saved.
+        """The latest checkpoint whose checksum is right; None if nothing was saved.
 
-        A damaged file is reported in the log and renamed to `….damaged`, and the one before is taken. Raises UserError
-        when all are damaged: starting over would overwrite the metrics that are there.
+        A corrupt file is logged and renamed to `*.corrupt`, and the previous checkpoint is used. Raises UserError if
+        all are corrupt: training from scratch would overwrite the metrics.
         """
         files = self._files("step") + self._files("best")
         for path in files:
             try:
-                load(path)
-            except DamagedCheckpoint as error:
-                path.rename(path.with_suffix(".damaged"))
-                log.warning("%s; falling back to the checkpoint before", error)
+                load_checkpoint(path)
+            except CorruptCheckpointError as error:
+                path.rename(path.with_suffix(".corrupt"))
+                log.warning("%s; falling back to the previous checkpoint", error)
             else:
                 return path
         if files:
-            raise UserError(f"{self.folder}: every checkpoint is damaged; delete the run folder to start again")
+            raise UserError(f"{self.folder}: all checkpoints are corrupt; delete the run folder to train from scratch")
         return None
 
     def _files(self, kind: str) -> list[Path]:
-        """The files of one kind, newest first."""
-        found = [match for path in self.folder.glob(f"{kind}-*.pt") if (match := NAME.fullmatch(path.name))]
-        return [self.folder / match[0] for match in sorted(found, key=lambda match: int(match["step"]), reverse=True)]
+        """The files of one kind, latest first."""
+        names = [path.name for path in self.folder.glob(f"{kind}-*.pt")]
+        matches = [match for name in names if (match := FILENAME_PATTERN.fullmatch(name))]
+        return [self.folder / match[0] for match in sorted(matches, key=lambda match: -int(match["step"]))]
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state in `path`; raises DamagedCheckpoint when the file is not what was written under that name."""
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state in `path`. Raises CorruptCheckpointError if the checksum in its name does not match."""
     content = path.read_bytes()
-    match = NAME.fullmatch(path.name)
-    if match and _digest(content) != match["digest"]:
-        raise DamagedCheckpoint(f"{path}: damaged, its content does not have the checksum in its name")
+    match = FILENAME_PATTERN.fullmatch(path.name)
+    if match and _checksum(content) != match["checksum"]:
+        raise CorruptCheckpointError(f"{path}: corrupt checkpoint, checksum mismatch")
     return dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
 
 
-def _digest(content: bytes | memoryview) -> str:
+def _checksum(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

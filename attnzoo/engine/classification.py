@@ -1,4 +1,4 @@
-"""Image classification as a task for the training loop."""
+"""Image classification task."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,33 +10,34 @@ from torch import Tensor, nn
 from attnzoo.data.classification import LabelledBatch, collate_labelled, seeded
 from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.engine.dataset_task import DatasetTask
-from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.distributed import DistContext
 from attnzoo.engine.task import Forward, StepLoss
 from attnzoo.errors import UserError
 from attnzoo.models.cost import Cost, measure
 from attnzoo.models.vit.config import ClassifierConfig
 
-TOP = 5
+TOP_K = 5
 
 
 class ClassificationTask(DatasetTask):
-    """The classifier, data, loss and evaluation that an experiment describes."""
+    """Classifier, data, loss and evaluation built from a config."""
 
-    best_metric = "top1"
+    name = "classification"
     collate = staticmethod(collate_labelled)
 
-    def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ranks: Ranks):
-        super().__init__(model, data, seed, ranks)
+    def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ctx: DistContext):
+        super().__init__(model, data, seed, ctx)
         self._label_smoothing = model.label_smoothing
         self._mixup = self._build_mixup(data)
 
     def _build_mixup(self, data: ClassificationDataConfig) -> Mixup | None:
         if not data.mixup and not data.cutmix:
             return None
-        if data.batch_size // self.ranks.world % 2:
+        if data.batch_size // self.ctx.world_size % 2:
             raise UserError(
-                f"data.batch_size = {data.batch_size}: mixup and cutmix pair the images of each of {self.ranks.world} "
-                "processes, whose number must be even"
+                f"data.batch_size = {data.batch_size}: mixup and cutmix need an even batch size per process "
+                f"(processes = {self.ctx.world_size})",
+                key="data.batch_size",
             )
         return Mixup(
             data.mixup,
@@ -47,42 +48,42 @@ class ClassificationTask(DatasetTask):
         )
 
     def normalizer(self, batches: Sequence[LabelledBatch]) -> float:
-        """One: the loss is a mean over images, and all batches have as many."""
+        """1.0: the loss is a mean over images, and all batches have the same size."""
         return 1.0
 
     def loss(self, forward: Forward, batch: LabelledBatch, normalizer: float) -> StepLoss:
-        """Cross-entropy with label smoothing, of mixed images with mixed labels."""
-        batch = batch.to(self.ranks.device)
+        """Cross-entropy with label smoothing, and with mixup or cutmix if enabled."""
+        batch = batch.to(self.ctx.device)
         if self._mixup is None:
             total = F.cross_entropy(forward(batch.images).float(), batch.labels, label_smoothing=self._label_smoothing)
             return StepLoss(total, {})
-        # timm draws from NumPy; the loop seeds torch anew for every step, so that a step repeats after a resume
+        # timm's Mixup uses NumPy's generator: seeded from torch's, which the trainer seeds for every step
         with seeded(int(torch.randint(2**31, ()))):
             images, targets = self._mixup(batch.images, batch.labels)
         return StepLoss(F.cross_entropy(forward(images).float(), targets), {})
 
-    def evaluate(self, forward: Forward, beat: Callable[[], None]) -> dict[str, float]:
-        """Shares of validation images whose class has the highest logit, or is among the five highest."""
-        hits, images, loss = torch.zeros(2, dtype=torch.float64), 0, 0.0
+    def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
+        """Top-1 and top-5 accuracy (0…1) and mean cross-entropy on the validation set."""
+        correct, images, loss = torch.zeros(2, dtype=torch.float64), 0, 0.0
         for batch in self.val_batches():
-            here = batch.to(self.ranks.device)
-            logits = forward(here.images).float()
-            hits += torch.stack([top_hits(logits, here.labels, k) for k in (1, TOP)]).cpu()
-            loss += F.cross_entropy(logits, here.labels, reduction="sum").item()
-            images += len(here.labels)
-            beat()
-        parts = self.ranks.gather((hits.tolist(), images, loss))
-        total = sum(count for _, count, _ in parts)
-        top1, top5 = (sum(part[k] for part, _, _ in parts) / total for k in range(2))
-        return {"top1": top1, "top5": top5, "loss": sum(part for *_, part in parts) / total}
+            batch = batch.to(self.ctx.device)
+            logits = forward(batch.images).float()
+            correct += torch.stack([count_topk_correct(logits, batch.labels, k) for k in (1, TOP_K)]).cpu()
+            loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+            images += len(batch.labels)
+            heartbeat()
+        ranks = self.ctx.all_gather_object((correct.tolist(), images, loss))
+        total = sum(count for _, count, _ in ranks)
+        top1, top5 = (sum(counts[k] for counts, _, _ in ranks) / total for k in range(2))
+        return {"top1": top1, "top5": top5, "loss": sum(loss for *_, loss in ranks) / total}
 
     def cost(self, model: nn.Module) -> Cost:
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
-        batch = collate_labelled([self.val[0]]).to(self.ranks.device)
+        batch = collate_labelled([self.val[0]]).to(self.ctx.device)
         return measure(model, batch.images)
 
 
-def top_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many labels (B,) are among the k classes with the highest logits (B, classes)."""
-    best = logits.topk(min(k, logits.shape[1]), -1).indices
-    return (best == labels[:, None]).any(-1).sum()
+def count_topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The number of samples whose label (B,) is among the k highest of logits (B, C)."""
+    topk = logits.topk(min(k, logits.shape[1]), -1).indices
+    return (topk == labels[:, None]).any(-1).sum()

@@ -1,4 +1,4 @@
-"""The options of training: optimizer, learning-rate schedule and loop."""
+"""Training options: optimiser, learning-rate schedule and loop."""
 
 # ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
 
@@ -13,20 +13,20 @@ class OptimizerConfig:
     name: str = "adamw"  # or any other of timm.optim
     lr: float = number(2e-4, POSITIVE)
     weight_decay: float = number(1e-4, NON_NEGATIVE)
-    decay_1d: bool = True  # also decay biases and normalisations
-    no_decay: list[str] = field(default_factory=list)  # parts of the names of other parameters that do not decay
-    # part of a parameter's name -> factor of lr
+    decay_1d: bool = True  # also decay biases and norms
+    no_decay: list[str] = field(default_factory=list)  # substrings of the names of further parameters without decay
+    # substring of a parameter name -> multiplier of lr
     lr_multipliers: dict[str, float] = field(default_factory=dict, metadata={"range": NON_NEGATIVE})
 
 
 @dataclass
 class ScheduleConfig:
     name: Literal["cosine", "step", "constant"] = "cosine"
-    warmup: float = number(0.0, BELOW_ONE)  # share of all steps
-    warmup_from: float | None = number(None, FRACTION)  # share of lr at the first step; null: one warm-up step's
-    floor: float = number(0.0, FRACTION)  # cosine: share of lr at the end
-    after_warmup: bool = True  # cosine: it begins when warm-up ends; false: at the first step, hidden by warm-up (DAT)
-    milestones: list[float] = numbers([], FRACTION)  # step: shares of all steps
+    warmup: float = number(0.0, BELOW_ONE)  # fraction of all steps
+    warmup_from: float | None = number(None, FRACTION)  # first step: fraction of lr; null: 1 / warm-up steps
+    floor: float = number(0.0, FRACTION)  # cosine: final lr, as a fraction of lr
+    after_warmup: bool = True  # cosine: starts after warm-up; false: at step 0, under the warm-up (DAT)
+    milestones: list[float] = numbers([], FRACTION)  # step: fractions of all steps
     gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 
 
@@ -37,8 +37,8 @@ class TrainConfig:
     accumulate: int = number(1, COUNT)  # batches per optimiser step
     clip: float | None = number(0.1, POSITIVE)  # maximum gradient norm
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast
-    ema: float | None = number(None, BELOW_ONE)  # decay of the averaged weights that are then evaluated
-    # how several processes share the model. ddp: all of it in each, fsdp2: a part of every tensor in each
+    ema: float | None = number(None, BELOW_ONE)  # EMA decay; the EMA weights are what is evaluated
+    # with several processes. ddp: replicated model, fsdp2: sharded model, gradients and optimiser states
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     compile: bool = False
     channels_last: bool = False

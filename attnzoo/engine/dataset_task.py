@@ -1,4 +1,4 @@
-"""What the tasks have in common that train on a data set: its splits, and the batches of every step."""
+"""Base class of the tasks that train on a data set: its splits and data loaders."""
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -11,55 +11,56 @@ from attnzoo import models
 from attnzoo.data.batches import EpochBatches, SampleIndex, loader, val_batches
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
-from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.distributed import DistContext
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.dry_run import unused_parameters
 
 
 class DatasetTask:
-    """The data and the model that an experiment describes. A subclass adds loss, evaluation and cost."""
+    """Builds the data set and the model of a config. Subclasses add loss, evaluation and cost."""
 
     model: nn.Module
     collate: Callable[[Any], Any]  # samples to a batch
 
-    def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ranks: Ranks):
-        self.ranks = ranks
+    def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ctx: DistContext):
+        self.ctx = ctx
         self._data, self._seed = data, seed
-        # one process generates a built-in data set, the others find it in the cache
-        if ranks.is_main:
+        # rank 0 generates a synthetic data set, the others read it from the cache
+        if ctx.is_main:
             self._build_data()
-        ranks.barrier()
-        if not ranks.is_main:
+        ctx.barrier()
+        if not ctx.is_main:
             self._build_data()
         self.num_classes = models.resolve_num_classes(model, self.train.num_classes)
         torch.manual_seed(seed)
         self.model = models.build(model, self.num_classes)
-        # What no loss depends on (stages beyond the last stride, a level embedding that nothing reads) is not trained.
+        # Freeze parameters without a gradient (stages beyond the last stride, an unused level embedding): DDP and
+        # FSDP would wait for it.
         for name in unused_parameters(self.model, dataset_info(data).size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
-        self.images_per_batch = data.batch_size
+        self.global_batch_size = data.batch_size
 
     def _build_data(self) -> None:
         self.train = build_dataset(self._data, "train")
         self.val = build_dataset(self._data, "val")
 
     def _epoch(self, epoch: int, start: int) -> EpochBatches:
-        rank, world = self.ranks.rank, self.ranks.world
-        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world, start=start)
+        rank, world_size = self.ctx.rank, self.ctx.world_size
+        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world_size, start=start)
 
-    def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
-        """The rank's batches of the run from number `start` on."""
-        return loader(self.train, self._draws(start, per_epoch), self._data.workers, self.collate)
+    def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
+        """Training batches of this rank from number `start` on, without end."""
+        return loader(self.train, self._sample_batches(start, batches_per_epoch), self._data.workers, self.collate)
 
-    def _draws(self, start: int, per_epoch: int) -> Iterator[list[SampleIndex]]:
-        first, position = divmod(start, per_epoch)
+    def _sample_batches(self, start: int, batches_per_epoch: int) -> Iterator[list[SampleIndex]]:
+        first, position = divmod(start, batches_per_epoch)
         for epoch in count(first):
-            yield from islice(self._epoch(epoch, position), per_epoch - position)
+            yield from islice(self._epoch(epoch, position), batches_per_epoch - position)
             position = 0
 
     def val_batches(self) -> Iterator[Any]:
-        """The rank's part of the validation set: every image falls to one rank."""
+        """Validation batches of this rank; no image is duplicated or padded."""
         size = self._data.val_batch_size or self._data.batch_size
-        parts = val_batches(len(self.val), size, self.ranks.rank, self.ranks.world)
-        return loader(self.val, parts, self._data.workers, self.collate)
+        batches = val_batches(len(self.val), size, self.ctx.rank, self.ctx.world_size)
+        return loader(self.val, batches, self._data.workers, self.collate)

@@ -1,4 +1,4 @@
-"""Object detection as a task for the training loop."""
+"""Object detection task."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from attnzoo.data.batches import Batch, collate
 from attnzoo.data.config import DataConfig
 from attnzoo.data.evaluate import CocoEvaluator
 from attnzoo.engine.dataset_task import DatasetTask
-from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.distributed import DistContext
 from attnzoo.engine.task import Forward, StepLoss
 from attnzoo.models.cost import Cost, measure
 from attnzoo.models.detr.config import DetectorConfig
@@ -18,43 +18,45 @@ from attnzoo.models.detr.postprocess import postprocess
 
 
 class DetectionTask(DatasetTask):
-    """The detector, data, losses and evaluation that an experiment describes."""
+    """Detector, data, losses and evaluation built from a config."""
 
-    best_metric = "AP"
+    name = "detection"
     collate = staticmethod(collate)
 
-    def __init__(self, model: DetectorConfig, data: DataConfig, seed: int, ranks: Ranks, *, per_class: bool = False):
-        super().__init__(model, data, seed, ranks)
+    def __init__(
+        self, model: DetectorConfig, data: DataConfig, seed: int, ctx: DistContext, *, per_class: bool = False
+    ):
+        super().__init__(model, data, seed, ctx)
         self._classification, self._per_class = model.loss.classification, per_class
         self._loss = SetCriterion(model.loss, self.num_classes, select=model.head.select)
 
     def normalizer(self, batches: Sequence[Batch]) -> float:
-        """Objects per batch and rank, at least 1; by it, k accumulated batches weigh as one of k-fold size.
+        """Mean number of objects per batch and rank, at least 1: k accumulated batches equal one k times as large.
 
-        That is exact for all losses but the class loss with cross-entropy, a weighted mean over each batch's queries.
+        Exact except for the cross-entropy class loss, a weighted mean over the queries of each batch.
         """
         objects = sum(len(target["labels"]) for batch in batches for target in batch.targets) / len(batches)
-        return max(self.ranks.mean(torch.tensor(objects, dtype=torch.float64)).item(), 1.0)
+        return max(self.ctx.all_reduce_mean(torch.tensor(objects, dtype=torch.float64)).item(), 1.0)
 
     def loss(self, forward: Forward, batch: Batch, normalizer: float) -> StepLoss:
-        batch = batch.to(self.ranks.device)
+        batch = batch.to(self.ctx.device)
         result = self._loss(forward(batch.images, batch.mask), batch.targets, normalizer)
         return StepLoss(result.total, result.parts)
 
-    def evaluate(self, forward: Forward, beat: Callable[[], None]) -> dict[str, float]:
-        """AP and AR over the whole validation set, each image evaluated by one rank."""
+    def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
+        """AP and AR on the validation set, which is divided among the ranks."""
         evaluator = CocoEvaluator(self.val)
         for batch in self.val_batches():
-            here = batch.to(self.ranks.device)
-            output = forward(here.images, here.mask)
+            inputs = batch.to(self.ctx.device)
+            output = forward(inputs.images, inputs.mask)
             sizes = torch.stack([target["orig_size"] for target in batch.targets])
             evaluator.add(postprocess(output, sizes, self._classification), batch.targets)
-            beat()
-        rows = [row for rank_rows in self.ranks.gather(evaluator.rows) for row in rank_rows]
-        summary = evaluator.summarize(rows, self._per_class) if self.ranks.is_main else None
-        return dict(self.ranks.share(summary))
+            heartbeat()
+        rows = [row for rank_rows in self.ctx.all_gather_object(evaluator.rows) for row in rank_rows]
+        summary = evaluator.summarize(rows, self._per_class) if self.ctx.is_main else None
+        return dict(self.ctx.broadcast_object(summary))
 
     def cost(self, model: nn.Module) -> Cost:
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
-        batch = collate([self.val[0]]).to(self.ranks.device)
+        batch = collate([self.val[0]]).to(self.ctx.device)
         return measure(model, batch.images, batch.mask)

@@ -1,4 +1,4 @@
-"""One process or several: the same calls for a plain start, for torchrun and for SLURM's srun."""
+"""torch.distributed with one API for a single process, torchrun and srun."""
 
 import os
 import re
@@ -15,77 +15,77 @@ from torch import Tensor
 
 from attnzoo.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # longest wait for another rank: rank 0 summarises a whole evaluation alone
-# What gloo and nccl say when the process at the other end is gone.
-LOST = re.compile(
+TIMEOUT = timedelta(minutes=10)  # of a collective: the other ranks wait while rank 0 runs the COCO evaluation
+# What Gloo and NCCL say when a peer is gone.
+PEER_LOST_PATTERN = re.compile(
     r"closed by peer|reset by peer|broken pipe|socket closed|connection (was )?(closed|reset)|remote process exited"
     r"|timed out waiting|no data received|failed to (recv|read)|communicator was aborted",
     re.IGNORECASE,
 )
 
 
-class NoRendezvous(UserError):
-    """The processes of a run did not find each other."""
+class RendezvousError(UserError):
+    """The processes of a run could not connect to each other."""
 
 
-class Place(NamedTuple):
-    """Where a process stands among those of its run. `url` is where they meet."""
+class DistEnv(NamedTuple):
+    """What the launcher's environment says about this process."""
 
     rank: int
-    world: int
+    world_size: int
     local_rank: int
-    url: str
+    init_method: str
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The place of a process among those that train one model, and the device it trains on."""
+class DistContext:
+    """Rank, world size and device of this process, and the collectives among the processes that train one run."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; every rank gets the same answer. Costs no device synchronisation."""
-        if self.world == 1:
+    def any_rank(self, flag: bool) -> bool:
+        """True on all ranks if `flag` is set on any. Does not synchronise the GPU."""
+        if self.world_size == 1:
             return flag
         value = torch.tensor([flag], dtype=torch.uint8)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value)
 
-    def mean(self, value: Tensor) -> Tensor:
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
         """Elementwise mean over the ranks."""
-        if self.world > 1:
+        if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
-            value /= self.world
+            value /= self.world_size
         return value
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.gather(None)
+        """Block until all ranks arrive."""
+        self.all_gather_object(None)
 
-    def align(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the values of rank 0, in place."""
-        if self.world > 1:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Broadcast tensors from rank 0, in place."""
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's picklable value, in rank order, on every rank."""
-        if self.world == 1:
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The picklable values of all ranks, in rank order."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def share(self, value: Any) -> Any:
-        """Rank 0's picklable value, on every rank."""
-        if self.world == 1:
+    def broadcast_object(self, value: Any) -> Any:
+        """The picklable value of rank 0."""
+        if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
@@ -93,31 +93,31 @@ class Ranks:
 
 
 def pick_device(device: str, local_rank: int) -> torch.device:
-    """The device of one process: `auto` takes a GPU where there is one."""
+    """The device of a process: cpu, cuda, or auto, which is cuda if available. Raises UserError without a GPU."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise UserError(f"device = {device}: local process {local_rank} has no GPU of its own ({count} visible)")
+        raise UserError(f"device = {device}: no GPU for local rank {local_rank} ({count} visible)", key="device")
     return torch.device("cuda", local_rank)
 
 
-def place() -> Place:
-    """What torchrun's variables say, or those of srun, or that this process is alone.
+def read_env() -> DistEnv:
+    """Rank and world size from the variables of torchrun or srun; a single process without them.
 
-    Under srun the processes meet at MASTER_ADDR, or the first node of the step, and MASTER_PORT, or a port that
-    depends on the job and its restarts.
+    Under srun the rendezvous is MASTER_ADDR:MASTER_PORT, by default the first node of the step and a port hashed from
+    job, step and restart count.
     """
     env = os.environ
     if "RANK" in env:
-        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "env://")
-    world = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if world == 1:
-        return Place(0, 1, 0, "")
-    start = ".".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
-    port = env.get("MASTER_PORT") or 20000 + zlib.crc32(start.encode()) % 20000
+        return DistEnv(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "env://")
+    world_size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if world_size == 1:
+        return DistEnv(0, 1, 0, "")
+    job_key = ".".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+    port = env.get("MASTER_PORT") or 20000 + zlib.crc32(job_key.encode()) % 20000
     host = env.get("MASTER_ADDR") or _first_node(env["SLURM_STEP_NODELIST"])
-    return Place(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), f"tcp://{host}:{port}")
+    return DistEnv(int(env["SLURM_PROCID"]), world_size, int(env["SLURM_LOCALID"]), f"tcp://{host}:{port}")
 
 
 def _first_node(nodes: str) -> str:
@@ -125,44 +125,45 @@ def _first_node(nodes: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
 
 
-def join(device: str) -> Ranks:
-    """Join the process group that the environment describes (torchrun, srun), or stand alone.
+def init(device: str) -> DistContext:
+    """Initialise the process group that the environment describes; a single process needs none.
 
-    Joining again is free: torchrun's processes cannot leave a group and form another.
-    Tensors on the CPU travel through gloo and tensors on a GPU through nccl, so flags and objects never wait for
-    the GPU. A process that ends takes its sockets along: the other ranks' next exchange raises instead of waiting.
-    Raises NoRendezvous if the others do not come.
+    May be called again: the group stays, since torchrun's processes cannot create a second one. CPU tensors use Gloo
+    and GPU tensors NCCL, so flags and objects never synchronise the GPU. When a process dies its sockets close, and the
+    next collective of the other ranks raises instead of hanging.
+
+    Raises UserError if the device does not exist, RendezvousError if the peers do not connect.
     """
-    rank, world, local_rank, url = place()
+    rank, world_size, local_rank, init_method = read_env()
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world > 1 and not dist.is_initialized():
+    if world_size > 1 and not dist.is_initialized():
         backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
         try:
-            dist.init_process_group(backend, url, rank=rank, world_size=world, timeout=TIMEOUT)
+            dist.init_process_group(backend, init_method, rank=rank, world_size=world_size, timeout=TIMEOUT)
         except (RuntimeError, OSError) as error:
-            raise NoRendezvous(_no_rendezvous(rank, world, url, error)) from error
-    return Ranks(rank, world, chosen)
+            raise RendezvousError(_rendezvous_message(rank, world_size, init_method, error)) from error
+    return DistContext(rank, world_size, chosen)
 
 
-def _no_rendezvous(rank: int, world: int, url: str, error: Exception) -> str:
-    address = url.removeprefix("tcp://")
-    if url == "env://":
+def _rendezvous_message(rank: int, world_size: int, init_method: str, error: Exception) -> str:
+    address = init_method.removeprefix("tcp://")
+    if init_method == "env://":
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     reason = str(error).splitlines()[0]
     return (
-        f"process {rank} of {world} could not join the others at {address} within {TIMEOUT.total_seconds():g} s "
-        f"({reason}); check that every node can reach that address, or set MASTER_ADDR and MASTER_PORT"
+        f"rank {rank} of {world_size}: rendezvous at {address} failed within {TIMEOUT.total_seconds():g} s ({reason}); "
+        "check that every node can reach that address, or set MASTER_ADDR and MASTER_PORT"
     )
 
 
-def lost_peer(error: Exception) -> bool:
-    """Whether an exchange failed because another process is gone, which is that process's failure."""
-    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+def is_peer_lost(error: Exception) -> bool:
+    """Whether a collective failed because a peer is gone: that process, not this one, has the cause."""
+    return isinstance(error, RuntimeError) and PEER_LOST_PATTERN.search(str(error)) is not None
 
 
-def leave() -> None:
-    """Leave the process group, if there is one. Not after an error: other ranks may be waiting in an exchange."""
+def shutdown() -> None:
+    """Destroy the process group, if there is one. Not after an error: other ranks may be inside a collective."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,45 +1,45 @@
-"""Stopping on request: the first signal lets the step finish, a second Ctrl-C stops at once."""
+"""Graceful shutdown: the first signal finishes the current step, a second Ctrl-C aborts."""
 
 import signal
 import time
 from types import FrameType
 
-GRACEFUL = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, a batch system's end of time, its warning
-ECHO_SECONDS = 1.0  # torchrun passes the terminal's Ctrl-C on to processes that have already had it
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, SLURM's end of a job, SLURM's warning
+DUPLICATE_SIGINT_SECONDS = 1.0  # torchrun forwards a Ctrl-C that the terminal has sent to its workers already
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved."""
+class TrainingInterrupted(Exception):
+    """Training stopped on request, with its state saved."""
 
 
-class StopRequest:
-    """Installed while a run trains: `requested` becomes true with the first signal. A context manager.
+class GracefulStop:
+    """Sets `requested` on the first of `STOP_SIGNALS`. A context manager.
 
-    Signals that were blocked come in now: whoever starts a process can hold them back until then.
+    Unblocks these signals: a parent may start the process with them blocked until the handlers are installed.
 
-    `number` is the signal that asked; SIGTERM, which asks to stop for good, prevails over SIGUSR2, which comes before
-    a time limit or a preemption.
+    `signum` is the signal received. SIGTERM, which ends a run for good, takes precedence over SIGUSR2, which comes
+    before a time limit or a preemption.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.number = 0
-        self._since = 0.0
+        self.signum = 0
+        self._requested_at = 0.0
         self._previous: dict[int, signal._HANDLER] = {}
 
-    def __enter__(self) -> "StopRequest":
-        for number in GRACEFUL:
-            self._previous[number] = signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, GRACEFUL)
+    def __enter__(self) -> "GracefulStop":
+        for signum in STOP_SIGNALS:
+            self._previous[signum] = signal.signal(signum, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.number = max(self.number, number)
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = max(self.signum, signum)
         if not self.requested:
-            self.requested, self._since = True, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
+            self.requested, self._requested_at = True, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self._requested_at > DUPLICATE_SIGINT_SECONDS:
             raise KeyboardInterrupt

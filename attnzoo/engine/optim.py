@@ -1,4 +1,4 @@
-"""Optimisers with the parameter groups of the published recipes, and schedules that depend on the step alone."""
+"""Optimiser parameter groups and learning-rate schedules of the published recipes."""
 
 from collections.abc import Collection, Iterable
 
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from attnzoo.engine.config import OptimizerConfig, ScheduleConfig
 from attnzoo.errors import UserError, did_you_mean, unknown
 
-# Named in published recipes: with rates of their own in Deformable DETR, without decay in Swin and DAT.
-PUBLISHED = ("backbone", "sampling_offsets", "reference_points", "relative_position_bias_table", "rpe_table")
+# Patterns of published recipes: learning-rate multipliers in Deformable DETR, no weight decay in Swin and DAT.
+PUBLISHED_PATTERNS = ("backbone", "sampling_offsets", "reference_points", "relative_position_bias_table", "rpe_table")
 
 
 def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
-    """The factor of the first entry whose key occurs in the parameter name, or 1."""
+    """The first multiplier whose key is a substring of the parameter name, else 1."""
     return next((factor for part, factor in multipliers.items() if part in name), 1.0)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Trainable parameters grouped by learning-rate factor (`lr_scale`, read by timm's schedulers) and weight decay.
+    """Trainable parameters grouped by learning-rate multiplier (`lr_scale`, read by timm's schedulers) and decay.
 
     The recipe of Deformable DETR is `{backbone: 0.1, reference_points: 0.1, sampling_offsets: 0.1}`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            spared = (parameter.ndim <= 1 and not config.decay_1d) or any(part in name for part in config.no_decay)
-            decay = 0.0 if spared else config.weight_decay
+            no_decay = (parameter.ndim <= 1 and not config.decay_1d) or any(part in name for part in config.no_decay)
+            decay = 0.0 if no_decay else config.weight_decay
             groups.setdefault((lr_multiplier(name, config.lr_multipliers), decay), []).append(parameter)
     return [
         {"params": parameters, "lr": config.lr, "lr_scale": scale, "weight_decay": decay}
@@ -37,80 +37,80 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     ]
 
 
-def known_optimizer(config: OptimizerConfig) -> str:
-    """The optimiser's name. Raises UserError for one that timm does not know."""
-    known = [str(name) for name in list_optimizers()]
-    if config.name not in known:
-        raise unknown("optimiser", config.name, known, "train.optimizer.name")
+def check_optimizer_name(config: OptimizerConfig) -> str:
+    """The optimiser's name. Raises UserError if timm does not have it."""
+    allowed = [str(name) for name in list_optimizers()]
+    if config.name not in allowed:
+        raise unknown("optimiser", config.name, allowed, "train.optimizer.name")
     return config.name
 
 
-def check_names(config: OptimizerConfig, parameters: Collection[str]) -> None:
-    """Raise UserError for an entry of `lr_multipliers` or `no_decay` that occurs in no name of `parameters`.
+def check_parameter_patterns(config: OptimizerConfig, parameters: Collection[str]) -> None:
+    """Raise UserError if a pattern of `lr_multipliers` or `no_decay` matches no name of `parameters`.
 
-    Those are the names of all of a sweep's models: an entry may be meant for one of them. The published recipes'
-    entries are always allowed, because not every model of a family has what they name.
+    `parameters` covers all models of a sweep, since a pattern may match only some of them. `PUBLISHED_PATTERNS` are
+    always allowed, because not every model of a family has these parameters.
     """
-    for key, entries in (("lr_multipliers", config.lr_multipliers), ("no_decay", config.no_decay)):
-        for entry in entries:
-            if entry not in PUBLISHED and not any(entry in name for name in parameters):
+    for key, patterns in (("lr_multipliers", config.lr_multipliers), ("no_decay", config.no_decay)):
+        for pattern in patterns:
+            if pattern not in PUBLISHED_PATTERNS and not any(pattern in name for name in parameters):
                 parts = {part for name in parameters for part in name.split(".") if not part.isdigit()}
-                hint = did_you_mean(entry, parts)
-                message = f"train.optimizer.{key}: {entry!r} occurs in the name of no parameter{hint}"
+                hint = did_you_mean(pattern, parts)
+                message = f"train.optimizer.{key}: {pattern!r} matches no parameter name{hint}"
                 raise UserError(message, key=f"train.optimizer.{key}")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups`; AdamW fused, as a small model on a CPU else spends its time in Python.
+    """The optimiser over `parameter_groups`. AdamW is fused: on the CPU the Python loop dominates for small models.
 
-    Raises UserError as `known_optimizer` does.
+    Raises UserError for an unknown optimiser and for a model without trainable parameters.
     """
-    name = known_optimizer(config)
+    name = check_optimizer_name(config)
     groups = parameter_groups(model, config)
     if not groups:
-        raise UserError("model: no parameter is trainable")
+        raise UserError("model: no trainable parameters")
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return create_optimizer_v2(groups, opt=name, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Scheduler:
-    """The learning rate of every step; call `step_update(step)` before the optimiser step of that number, from 0.
+    """The learning-rate schedule; call `step_update(step)` before optimiser step number `step`, from 0.
 
-    Warm-up is linear over the first `warmup` share of `steps` and starts, unless `warmup_from` says otherwise, at one
-    warm-up step's share of the full rate, so that no step is wasted at rate zero. Cosine falls to `floor` at `steps`,
-    from the end of warm-up or, unless `after_warmup`, from the first step; step decays at its milestones.
+    Warm-up is linear over the first `warmup` fraction of `steps`, from lr * `warmup_from`, by default lr / warm-up
+    steps, so that no step has a learning rate of zero. "cosine" decays to lr * `floor` at `steps`, from the end of
+    warm-up or, unless `after_warmup`, from step 0. "step" multiplies by `gamma` at each milestone.
     """
     warmup = round(config.warmup * steps)
     lr = optimizer.param_groups[0]["lr"]
-    share = 1 / max(warmup, 1) if config.warmup_from is None else config.warmup_from
-    first = lr * share if warmup else 0.0
+    start_factor = 1 / max(warmup, 1) if config.warmup_from is None else config.warmup_from
+    warmup_lr = lr * start_factor if warmup else 0.0
     if config.name == "cosine":
         return CosineLRScheduler(
             optimizer,
             t_initial=max(steps - warmup if config.after_warmup else steps, 1),
             lr_min=lr * config.floor,
             warmup_t=warmup,
-            warmup_lr_init=first,
+            warmup_lr_init=warmup_lr,
             warmup_prefix=config.after_warmup,
             t_in_epochs=False,
         )
     milestones = config.milestones if config.name == "step" else []
     return MultiStepLRScheduler(
         optimizer,
-        decay_t=[round(share * steps) + 1 for share in sorted(milestones)],  # timm decays one update early
+        decay_t=[round(fraction * steps) + 1 for fraction in sorted(milestones)],  # timm decays one update early
         decay_rate=config.gamma,
         warmup_t=warmup,
-        warmup_lr_init=first,
+        warmup_lr_init=warmup_lr,
         warmup_prefix=False,
         t_in_epochs=False,
     )
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-    """Scale all gradients so that their total 2-norm is at most `limit`; returns the norm before, a scalar."""
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Clip the total 2-norm of all gradients to `max_norm`; returns the norm before clipping, a scalar."""
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None], foreach=True)
-    if limit is not None:
-        nn.utils.clip_grads_with_norm_(with_grad, limit, norm, foreach=True)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(with_grad, max_norm, norm, foreach=True)
     return norm

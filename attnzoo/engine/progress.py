@@ -1,4 +1,4 @@
-"""What a run says while it trains: status.json for those who watch, plain lines in the log."""
+"""Reports the progress of a run in status.json and in the log."""
 
 import logging
 import time
@@ -13,44 +13,44 @@ log = logging.getLogger(__name__)
 STATUS_SECONDS = 1.0
 
 
-class Progress:
-    """Rank 0's view of the run; `run` is None on the other ranks, where nothing is written."""
+class ProgressReporter:
+    """Reports the progress of `run`, which is None on all ranks but 0: they write nothing."""
 
     def __init__(self, run: RunFolder | None, steps: int):
         self.run = run
         self.steps = steps
-        self._written = 0.0
-        self._fields: dict[str, Any] = {}
-        self._trained = 0  # steps by this process
+        self._last_write = 0.0
+        self._status: dict[str, Any] = {}
+        self._steps_done = 0  # by this process
         self._seconds = 0.0  # spent on them
 
     def step(self, step: int, seconds: float) -> None:
-        """One more optimiser step is done: number `step`, which took `seconds`."""
-        self._trained += 1
+        """Report that optimiser step number `step` is done and took `seconds`."""
+        self._steps_done += 1
         self._seconds += seconds
-        self.beat(step=step)
+        self.update(step=step)
 
     @property
-    def seconds_left(self) -> float | None:
-        """Estimated from the steps of this process; evaluation is not counted."""
-        if not self._trained:
+    def eta(self) -> float | None:
+        """Estimated seconds to the end, without evaluations; None before the first step of this process."""
+        if not self._steps_done:
             return None
-        return (self.steps - self._fields["step"]) * self._seconds / self._trained
+        return (self.steps - self._status["step"]) * self._seconds / self._steps_done
 
-    def beat(self, now: bool = False, **fields: Any) -> None:
-        """Note `fields` and write them, at most once a second unless `now`."""
-        self._fields |= fields
-        if self.run is not None and (now or time.monotonic() - self._written > STATUS_SECONDS):
-            self.run.write_status(**self._fields, steps=self.steps, eta=self.seconds_left)
-            self._written = time.monotonic()
+    def update(self, force: bool = False, **fields: Any) -> None:
+        """Update the status file: at most once per second unless `force`."""
+        self._status |= fields
+        if self.run is not None and (force or time.monotonic() - self._last_write > STATUS_SECONDS):
+            self.run.write_status(**self._status, steps=self.steps, eta=self.eta)
+            self._last_write = time.monotonic()
 
-    def report(self, row: dict[str, Any]) -> None:
-        """One line of the log for a row of metrics, its values also in the status."""
-        shown = {name: row[key] for key, name in STATUS.items() if key in row}
+    def log_metrics(self, row: dict[str, Any]) -> None:
+        """Report a row of metrics in the status and as a line of the log."""
+        status = {name: row[key] for key, name in STATUS.items() if key in row}
         if any(key.startswith("val/") for key in row):
-            shown["evaluated"] = row["step"]
-        self.beat(**shown)
+            status["evaluated"] = row["step"]
+        self.update(**status)
         if self.run is not None:
             values = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step")
-            left = f" ({duration.format_duration(self.seconds_left)} left)" if self.seconds_left else ""
-            log.info("step %d/%d%s: %s", row["step"], self.steps, left, values)
+            eta = f" (ETA {duration.format_duration(self.eta)})" if self.eta else ""
+            log.info("step %d/%d%s: %s", row["step"], self.steps, eta, values)

@@ -1,15 +1,15 @@
-"""What the training loop asks of a task: detection today, anything with a model, batches and a loss tomorrow."""
+"""The interface between the trainer and a task: a model with data, loss and evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-Forward = Callable[..., Any]  # the model as the loop runs it: autocast, compiled, synchronised over ranks
+Forward = Callable[..., Any]  # the model as the trainer wraps it: autocast, torch.compile, DDP
 
 
 class StepLoss(NamedTuple):
-    """What is minimised (a scalar with gradient) and its unweighted parts by name (scalars)."""
+    """The total loss (scalar with gradient) and its unweighted parts by name (scalars)."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -21,21 +21,21 @@ class Task(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
-    best_metric: str  # the evaluated metric that selects the best checkpoint; higher is better
+    name: str  # in TASK_METRICS, which has its metrics
     batches_per_epoch: int  # of this rank
-    images_per_batch: int  # of all ranks together
+    global_batch_size: int  # images per batch, of all ranks together
 
-    def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
-        """The rank's batches from number `start` of the run on, without end; an epoch gives its first `per_epoch`.
+    def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
+        """Training batches of this rank from number `start` on, without end, in epochs of `batches_per_epoch`.
 
-        Batch n is the same one wherever the iteration started.
+        Deterministic: batch n does not depend on `start`.
         """
 
     def normalizer(self, batches: Sequence[Any]) -> Any:
-        """What the losses of one optimiser step over these batches, on all ranks, are divided by."""
+        """The normaliser of the losses of one optimiser step, over all its batches and ranks."""
 
     def loss(self, forward: Forward, batch: Any, normalizer: Any) -> StepLoss:
         """The loss of one batch. The gradient of a step is the mean over its batches and over ranks."""
 
-    def evaluate(self, forward: Forward, beat: Callable[[], None]) -> dict[str, float]:
-        """Validation metrics, the same on every rank; draws no random numbers and calls `beat` once per batch."""
+    def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
+        """Validation metrics, equal on all ranks. Draws no random numbers; calls `heartbeat` once per batch."""

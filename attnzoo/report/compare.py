@@ -1,97 +1,107 @@
-"""The comparison of variants: means over seeds, with intervals, beside what each variant costs."""
+"""Compares variants: mean and confidence interval over seeds, and cost."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.load import NOT_HASHED
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.load import NOT_HASHED, digest, load_saved
+from attnzoo.errors import UserError
 from attnzoo.report.comparison import Comparison, Variant
-from attnzoo.report.runs import Result, find
-from attnzoo.report.statistics import estimate
+from attnzoo.report.runs import find_runs
+from attnzoo.report.statistics import mean_ci95
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.metrics import METRICS
 from attnzoo.schema.keys import flatten, shorten_keys
 
+Seeds = dict[int, RunFolder]  # the runs of a variant
+
 
 def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare all runs in `folders`. Raises UserError for a folder without runs."""
-    results = find(folders)
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.experiment, result.digest), []).append(result)
-    options = _differences([group[0] for group in groups.values()])
-    variants = [_variant(group, chosen) for group, chosen in zip(groups.values(), options, strict=True)]
-    columns = list(dict.fromkeys(column for variant in variants for column in variant.options))
-    variants.sort(key=lambda variant: [_order(variant.options.get(column)) for column in columns])
-    tasks = frozenset(result.config.task for result in results)
-    return Comparison(columns, variants, _notes(variants, results), tasks)
+    """Compare all runs in `folders`. Raises UserError for a folder without runs, and for a duplicate run."""
+    variants: dict[tuple[str, str], tuple[ExperimentConfig, Seeds]] = {}
+    for run in find_runs(folders):
+        config = load_saved(run.config)
+        _, seeds = variants.setdefault((config.name, digest(config)), (config, {}))
+        if config.seed in seeds:
+            raise UserError(f"{run.path}: duplicate run, the same config and seed as {seeds[config.seed].path}")
+        seeds[config.seed] = run
+    configs = [config for config, _ in variants.values()]
+    finals = {run: run.final_metrics() for _, seeds in variants.values() for run in seeds.values()}
+    options = _varying_options(configs)
+    rows = [_variant(seeds, finals, labels) for (_, seeds), labels in zip(variants.values(), options, strict=True)]
+    columns = list(dict.fromkeys(column for row in rows for column in row.options))
+    rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
+    notes = _notes(rows, configs, finals.values())
+    return Comparison(columns, rows, notes, frozenset(config.task for config in configs))
 
 
-def _variant(group: Sequence[Result], options: dict[str, Any]) -> Variant:
-    done = [result for result in group if result.state == "done"]
+def _variant(seeds: Seeds, finals: Mapping[RunFolder, Mapping[str, float]], options: dict[str, Any]) -> Variant:
+    done = {seed: finals[run] for seed, run in seeds.items() if finals[run]}
+    unfinished = [f"seed {seed} {run.read_status()['state']}" for seed, run in seeds.items() if seed not in done]
     keys = [metric.key for metric in METRICS]
-    values = {key: [result.metrics[key] for result in done if key in result.metrics] for key in keys}
-    return Variant(
-        options,
-        {key: estimate(numbers) for key, numbers in values.items()},
-        tuple(sorted(result.config.seed for result in done)),
-        tuple(f"seed {result.config.seed} {result.state}" for result in group if result.state != "done"),
-    )
+    values = {key: [final[key] for final in done.values() if key in final] for key in keys}
+    estimates = {key: mean_ci95(numbers) for key, numbers in values.items()}
+    return Variant(options, estimates, tuple(sorted(done)), tuple(unfinished))
 
 
-def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What each config has that is not the same in all, by short labels; the experiment where there are several."""
+def _varying_options(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """The options of each config that are not equal in all, by short key; "experiment" if there are several."""
     flat = []
-    for result in results:
-        kept = {key: value for key, value in dataclasses.asdict(result.config).items() if key not in NOT_HASHED}
-        flat.append(dict(flatten(kept)) | {"experiment": result.experiment})
+    for config in configs:
+        hashed = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+        flat.append(dict(flatten(hashed)) | {"experiment": config.name})
     keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
-    shown = [key for key in differing if not _follows_from_a_name(key, flat)]
-    return shorten_keys([{key: config[key] for key in shown if key in config} for config in flat])
+    columns = [key for key in differing if not _is_implied_by_name(key, flat)]
+    return shorten_keys([{key: config[key] for key in columns if key in config} for config in flat])
 
 
-def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:
-    """Whether a key tells nothing beyond the name of its block, or of one around that.
+def _is_implied_by_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:
+    """Whether a key is fully determined by the `name` of an enclosing block.
 
-    Blocks of some names do not take such an option, or one of another type, and where it is of one type it is the same.
+    That is so if blocks of some names do not take the option, or take one of another type, and its value is the same
+    wherever its type is.
     """
     parts = key.split(".")
-    owners = [".".join([*parts[:length], "name"]) for length in range(1, len(parts))]
-    return any(_follows_from(owner, key, configs) for owner in owners if owner != key)
+    names = [".".join([*parts[:length], "name"]) for length in range(1, len(parts))]
+    return any(_is_implied_by(name, key, configs) for name in names if name != key)
 
 
-def _follows_from(owner: str, key: str, configs: Sequence[dict[str, Any]]) -> bool:
-    found = {(str(config.get(owner)), type(config.get(key, ...)), repr(config.get(key, ...))) for config in configs}
-    names, types, values = (set(column) for column in zip(*found, strict=True))
-    return 1 < len(types) == len(values) and 1 < len(names) == len(found)
+def _is_implied_by(name: str, key: str, configs: Sequence[dict[str, Any]]) -> bool:
+    triples = {(str(config.get(name)), type(config.get(key, ...)), repr(config.get(key, ...))) for config in configs}
+    names, types, values = (set(column) for column in zip(*triples, strict=True))
+    return 1 < len(types) == len(values) and 1 < len(names) == len(triples)
 
 
-def _notes(variants: Sequence[Variant], results: Sequence[Result]) -> list[str]:
+def _notes(
+    variants: Sequence[Variant], configs: Sequence[ExperimentConfig], finals: Collection[Mapping[str, float]]
+) -> list[str]:
     notes = []
     counts = sorted({len(variant.seeds) for variant in variants})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     if counts[-1] > 1:
-        meaning = (
+        ci_note = (
             "mean ± 95 % confidence interval (Student's t) over seeds. Differences within the intervals are noise."
         )
     else:
-        meaning = "intervals n/a: one seed cannot tell a difference from noise."
-    notes.append(f"Finished seeds per variant: {seeds}; {meaning}")
-    budgets = sorted({result.steps for result in results if result.state == "done"})
-    if len(budgets) == 1:
-        notes.append(f"Equal budgets: {budgets[0]} optimiser steps each.")
-    elif budgets:
-        notes.append(f"Warning: budgets differ ({', '.join(map(str, budgets))} optimiser steps).")
-    batches = sorted({result.config.data.batch_size * result.config.train.accumulate for result in results})
+        ci_note = "intervals n/a: one seed cannot tell a difference from noise."
+    notes.append(f"Finished seeds per variant: {seeds}; {ci_note}")
+    step_counts = sorted({int(final["step"]) for final in finals if final})
+    if len(step_counts) == 1:
+        notes.append(f"Equal budgets: {step_counts[0]} optimiser steps each.")
+    elif step_counts:
+        notes.append(f"Warning: budgets differ ({', '.join(map(str, step_counts))} optimiser steps).")
+    batches = sorted({config.data.batch_size * config.train.accumulate for config in configs})
     if len(batches) > 1:
         notes.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
-    if missing := sum(len(variant.unfinished) for variant in variants):
-        notes.append(f"{missing} of {len(results)} runs are not finished; they are listed and not averaged.")
+    if num_unfinished := sum(len(variant.unfinished) for variant in variants):
+        notes.append(f"{num_unfinished} of {len(finals)} runs are not finished; they are excluded from the means.")
     return notes
 
 
-def _order(value: Any) -> tuple[int, float, str]:
+def _sort_key(value: Any) -> tuple[int, float, str]:
     if isinstance(value, (int, float)):
         return 0, float(value), ""
     return 1, 0.0, str(value)

@@ -1,4 +1,4 @@
-"""What a comparison holds: its variants, what tells them apart, and what was measured of each."""
+"""The content of a comparison: its variants, the options in which they differ, and their metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,9 @@ from attnzoo.report.statistics import Estimate
 
 @dataclass(frozen=True)
 class Variant:
-    """The runs that differ in nothing but the seed. Only finished ones count in `estimates`.
+    """Runs that differ only in the seed. `estimates`, by metric, use the finished ones only.
 
-    `options` holds what tells it from the other variants, by short labels.
+    `options`: the keys, shortened, in which the variants differ, and their values.
     """
 
     options: dict[str, Any]
@@ -21,9 +21,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table shows: its columns of options, a row per variant, and notes; `tasks` are those of the runs."""
+    """Columns of options, one row per variant, footnotes, and the tasks of the runs."""
 
     columns: list[str]
     variants: list[Variant]
     notes: list[str]
-    tasks: frozenset[str] = frozenset({"detection"})
+    tasks: frozenset[str]

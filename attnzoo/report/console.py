@@ -1,11 +1,11 @@
-"""Where reports are printed."""
+"""The console of reports."""
 
 from rich.console import Console
 
-UNBOUNDED = 1000  # columns
+NON_TTY_WIDTH = 1000  # columns
 
 
 def console() -> Console:
-    """Standard output: as wide as the terminal; a file or pipe has no width to keep to."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=UNBOUNDED)
+    """Standard output: as wide as the terminal, without wrapping in a file or pipe."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=NON_TTY_WIDTH)

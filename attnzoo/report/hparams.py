@@ -1,9 +1,11 @@
-"""A sweep in TensorBoard's HParams: its options at the sweep's root, each run's values in the run. Imports no torch."""
+"""TensorBoard's HParams of a sweep: the columns in the sweep folder, the values of each run in its folder.
+
+Imports no torch.
+"""
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -22,69 +24,54 @@ SUFFIX = ".hparams"
 Value = bool | int | float | str
 
 
-@dataclass(frozen=True)
-class HParamsRun:
-    """One run of a sweep: its folder, the name that all seeds of its variant share, and its options.
+def write_hparams(sweep: Path, options: Mapping[str, Mapping[str, object]], trial_ids: Mapping[str, str]) -> None:
+    """Write the columns, the union of all runs' options, to `sweep` and the values of each run to its folder.
 
-    An option that the variant does not have is left out (or None); other values than numbers, strings and booleans
-    are written as text.
-    """
-
-    path: Path
-    trial: str
-    options: Mapping[str, object]
-
-
-def write(sweep: Path, runs: Sequence[HParamsRun]) -> None:
-    """Declare the union of all runs' options as columns at `sweep`, and every run's values in its own folder.
-
-    Metrics are the scalars that the runs write themselves. Writing again replaces what was written before.
+    Both mappings are by run name; the seeds of a variant share a trial id. An option that a run does not have is left
+    out or None; values other than numbers, strings and booleans are written as text. Metrics are the scalars that the
+    runs log. Replaces what was written before.
     """
     columns: dict[str, list[Value]] = {}
-    for run in runs:
-        for name, value in run.options.items():
+    for run in options.values():
+        for name, value in run.items():
             if value is not None:
                 columns.setdefault(name, []).append(value if isinstance(value, (bool, int, float, str)) else str(value))
     types = {name: _column_type(values) for name, values in columns.items()}
-    declared = [hp.HParam(name, hp.Discrete(sorted({types[name](v) for v in columns[name]}))) for name in columns]
-    _replace(sweep, hp.hparams_config_pb(declared, [hp.Metric(metric.key) for metric in METRICS]))
-    for run in runs:
-        given = {name: types[name](value) for name, value in run.options.items() if value is not None}
-        _replace(run.path, hp.hparams_pb(given, trial_id=run.trial))
+    hparams = [hp.HParam(name, hp.Discrete(sorted({types[name](v) for v in columns[name]}))) for name in columns]
+    _write_event_file(sweep, hp.hparams_config_pb(hparams, [hp.Metric(metric.key) for metric in METRICS]))
+    for run_name, run in options.items():
+        values = {name: types[name](value) for name, value in run.items() if value is not None}
+        _write_event_file(sweep / run_name, hp.hparams_pb(values, trial_id=trial_ids[run_name]))
 
 
 def write_sweep(sweep: Path) -> None:
-    """Give TensorBoard the options of all runs that were started.
-
-    Earlier sweeps may have swept other keys: every run then says what it has for each of all of them.
-    """
-    entries = {name: e for name, e in Ledger(sweep).read()["runs"].items() if RunFolder(sweep / name).config.exists()}
-    entries = {name: e for name, e in entries.items() if RunFolder(sweep / name).read_status()["state"] != "pending"}
+    """Write the HParams of all started runs. The columns are the keys that any sweep in this folder has swept."""
+    entries = {name: entry for name, entry in Ledger(sweep).read()["runs"].items() if _was_started(sweep / name)}
     if not entries:
         return
     swept = {key for entry in entries.values() for key, _ in flatten(entry["overrides"])}
     swept = {key for key in swept if not key.startswith("slurm.")}
-    values = []
-    for name in entries:
-        config = dict(flatten(dataclasses.asdict(load_saved(RunFolder(sweep / name).config))))
-        values.append({key: config[key] for key in config if key in swept})
-    runs = [
-        HParamsRun(sweep / name, entry["digest"], options)
-        for (name, entry), options in zip(entries.items(), shorten_keys(values), strict=True)
-    ]
-    write(sweep, runs)
+    configs = [dict(flatten(dataclasses.asdict(load_saved(RunFolder(sweep / name).config)))) for name in entries]
+    options = shorten_keys([{key: config[key] for key in config if key in swept} for config in configs])
+    trial_ids = {name: entry["digest"] for name, entry in entries.items()}
+    write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids)
+
+
+def _was_started(path: Path) -> bool:
+    run = RunFolder(path)
+    return run.config.exists() and run.read_status()["state"] != "pending"
 
 
 def _column_type(values: Iterable[Value]) -> type:
-    """The one type that a column's values share: TensorBoard takes no mixture."""
-    kinds = {type(value) for value in values}
-    if len(kinds) == 1:
-        return kinds.pop()
-    return float if kinds == {int, float} else str
+    """The common type of the values of a column: TensorBoard does not accept mixed types."""
+    types = {type(value) for value in values}
+    if len(types) == 1:
+        return types.pop()
+    return float if types == {int, float} else str
 
 
-def _replace(folder: Path, summary: Summary) -> None:
-    """Put one summary into an event file of its own."""
+def _write_event_file(folder: Path, summary: Summary) -> None:
+    """Write one summary to a separate event file, replacing the previous one."""
     for old in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         old.unlink()
     writer = EventFileWriter(str(folder), filename_suffix=SUFFIX)

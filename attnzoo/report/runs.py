@@ -1,60 +1,23 @@
-"""Reading runs from their folders."""
+"""Finds run folders."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import digest, load_saved
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.metrics import METRICS
 
 
-@dataclass(frozen=True)
-class Result:
-    """One run: its config, its state, the last value of each of METRICS, and the steps it made."""
-
-    path: Path
-    config: ExperimentConfig
-    digest: str
-    state: str
-    metrics: dict[str, float]
-    steps: int
-
-    @property
-    def experiment(self) -> str:
-        return self.config.name
-
-
-def read(path: Path) -> Result:
-    """The run in a folder. Raises UserError for a config that is not one."""
-    run = RunFolder(path)
-    config = load_saved(run.config)
-    rows = run.read_metrics()
-    metrics = {metric.key: row[metric.key] for row in rows for metric in METRICS if metric.key in row}
-    steps = max((row["step"] for row in rows), default=0)
-    return Result(path, config, digest(config), str(run.read_status()["state"]), metrics, steps)
-
-
-def find(folders: Iterable[Path]) -> list[Result]:
+def find_runs(folders: Iterable[Path]) -> list[RunFolder]:
     """The runs in `folders`, each the folder of a run, of a sweep or of several sweeps.
 
-    Raises UserError for a folder without any, and for a run that is there twice.
+    Raises UserError for a folder without runs.
     """
-    found: dict[Path, Any] = {}
+    runs: dict[Path, RunFolder] = {}
     for folder in folders:
         configs = [folder / "config.yaml", *folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")]
-        runs = [config.parent for config in sorted(configs) if config.is_file()]
-        if not runs:
+        paths = [config.parent for config in sorted(configs) if config.is_file()]
+        if not paths:
             reason = "no runs in it" if folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {reason}; expected a folder of runs, such as runs/ablate_points")
-        found |= {run.resolve(): run for run in runs}
-    results = [read(run) for run in found.values()]
-    known: dict[tuple[str, str, int], Path] = {}
-    for result in results:
-        key = (result.experiment, result.digest, result.config.seed)
-        if (other := known.setdefault(key, result.path)) != result.path:
-            raise UserError(f"{result.path}: the same config and seed as {other}; as two seeds they would count twice")
-    return results
+        runs |= {path.resolve(): RunFolder(path) for path in paths}
+    return list(runs.values())

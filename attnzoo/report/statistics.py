@@ -1,28 +1,24 @@
-"""What several seeds say together."""
+"""Mean and 95 % confidence interval over seeds."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from scipy import stats
+from statistics import fmean
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `n` values and half the width of its 95 % confidence interval; None for fewer than two values."""
+    """Mean of `n` values ± the half-width of its 95 % confidence interval, None for fewer than two values."""
 
     mean: float
-    margin: float | None
+    ci95: float | None
     n: int
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Student's t interval of independent, roughly normal values; None where there are none."""
+def mean_ci95(values: Sequence[float]) -> Estimate | None:
+    """Mean and Student's t interval of independent, roughly normal values; None without values."""
     n = len(values)
-    if not n:
-        return None
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+    if n < 2:
+        return Estimate(values[0], None, 1) if values else None
+    from scipy import stats  # takes a second to import
+
+    return Estimate(fmean(values), float(stats.t.ppf(0.975, n - 1) * stats.sem(values)), n)

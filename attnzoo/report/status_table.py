@@ -1,4 +1,4 @@
-"""`attnzoo status`: a table, JSON, or a table that keeps up."""
+"""`attnzoo status`: a table, a live table, or JSON."""
 
 import dataclasses
 import json
@@ -10,57 +10,58 @@ from rich.live import Live
 from rich.table import Table
 
 from attnzoo.report.console import console
-from attnzoo.report.status import RunStatus, collect, counts
+from attnzoo.report.status import RunStatus, counts, sweep_status
 from attnzoo.rundir import duration
+from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 WATCH_SECONDS = 2.0
 
 
-def show(sweep: Path, watch: bool, as_json: bool) -> int:
-    """Print where the runs of `sweep` are; with `watch` until none is active. Returns 1 if a run failed or is dead."""
-    states = collect(sweep)
+def print_status(sweep: Path, watch: bool, as_json: bool) -> int:
+    """Print the status of the runs of `sweep`, with `watch` until none is active; 1 if one failed or is dead."""
+    statuses = sweep_status(sweep)
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in states], indent=1))
+        print(json.dumps([dataclasses.asdict(status) for status in statuses], indent=1))
     elif watch:
-        states = _watch(sweep, states)
+        statuses = _watch(sweep, statuses)
     else:
-        console().print(table(sweep, states))
-    return int(any(one.state in ("failed", "dead") for one in states))
+        console().print(status_table(sweep, statuses))
+    return int(any(status.state in ("failed", "dead") for status in statuses))
 
 
-def table(sweep: Path, states: Sequence[RunStatus]) -> Table:
-    """The runs, one a row; how many are in which state as its title."""
-    title = ", ".join(f"{count} {state}" for state, count in counts(states).items())
-    classify = any(one.top1 is not None for one in states)
-    metric = "top-1" if classify else "AP"
-    found = Table("run", "state", "step", metric, "left", "requeued", "job", "note", title=f"{sweep}: {title}")
-    for one in states:
-        step = "" if one.step is None else f"{one.step}/{one.steps}"
-        value = one.top1 if classify else one.ap
-        found.add_row(
-            one.name,
-            one.state,
+def status_table(sweep: Path, statuses: Sequence[RunStatus]) -> Table:
+    """One row per run; the title has the number of runs per state."""
+    title = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
+    evaluated = {name for status in statuses for name in status.metrics}
+    metrics = [metric for metric in dict.fromkeys(PRIMARY_METRICS.values()) if metric.name in evaluated]
+    titles = [metric.title for metric in metrics]
+    table = Table("run", "state", "step", *titles, "ETA", "restarts", "job", "note", title=f"{sweep}: {title}")
+    for status in statuses:
+        step = "" if status.step is None else f"{status.step}/{status.steps}"
+        table.add_row(
+            status.name,
+            status.state,
             step,
-            "" if value is None else f"{value:.3f}",
-            duration.format_duration(one.left) if one.left else "",
-            _requeued(one),
-            one.job or "",
-            one.note,
+            *(format(status.metrics[m.name], m.format_spec) if m.name in status.metrics else "" for m in metrics),
+            duration.format_duration(status.eta) if status.eta else "",
+            _format_restarts(status),
+            status.job or "",
+            status.note,
         )
-    return found
+    return table
 
 
-def _requeued(one: RunStatus) -> str:
-    if not one.requeued and not one.machine_failures:
+def _format_restarts(status: RunStatus) -> str:
+    if not status.restarts and not status.machine_failures:
         return ""
-    failures = one.machine_failures
-    return f"{one.requeued}" + (f", {failures} machine failure{'s' if failures > 1 else ''}" if failures else "")
+    failures = status.machine_failures
+    return f"{status.restarts}" + (f", {failures} machine failure{'s' if failures > 1 else ''}" if failures else "")
 
 
-def _watch(sweep: Path, states: list[RunStatus]) -> list[RunStatus]:
-    with Live(table(sweep, states), console=console(), auto_refresh=False) as live:
-        while any(one.active for one in states):
+def _watch(sweep: Path, statuses: list[RunStatus]) -> list[RunStatus]:
+    with Live(status_table(sweep, statuses), console=console(), auto_refresh=False) as live:
+        while any(status.active for status in statuses):
             time.sleep(WATCH_SECONDS)
-            states = collect(sweep)
-            live.update(table(sweep, states), refresh=True)
-    return states
+            statuses = sweep_status(sweep)
+            live.update(status_table(sweep, statuses), refresh=True)
+    return statuses

@@ -1,4 +1,4 @@
-"""A comparison as a table: for the terminal, as Markdown, as CSV."""
+"""A comparison as a table in the terminal, Markdown and CSV."""
 
 import csv
 import io
@@ -11,70 +11,72 @@ from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
 from attnzoo.rundir.folder import atomic_write
-from attnzoo.rundir.metrics import METRICS, Metric
+from attnzoo.rundir.metrics import COST_METRICS, SPEED_METRICS, TASK_METRICS, Metric
 from attnzoo.schema.keys import format_value
 
-MISSING = "n/a"
+NOT_AVAILABLE = "n/a"
 
 
-def _measured(comparison: Comparison) -> list[Metric]:
-    """The columns: scores of the runs' tasks, and what is optional only where a run has it."""
-    keys = {key for variant in comparison.variants for key, found in variant.estimates.items() if found}
-    mine = [metric for metric in METRICS if metric.task is None or metric.task in comparison.tasks]
-    return [metric for metric in mine if metric.key in keys or not metric.is_optional]
+def _metric_columns(comparison: Comparison) -> list[Metric]:
+    """The validation metrics of the runs' tasks, cost, and speed if any run has it."""
+    validation = [metric for task, metrics in TASK_METRICS.items() if task in comparison.tasks for metric in metrics]
+    measured = {key for variant in comparison.variants for key, estimate in variant.estimates.items() if estimate}
+    speed = [metric for metric in SPEED_METRICS if metric.key in measured]
+    return list(dict.fromkeys([*validation, *COST_METRICS, *speed]))
 
 
 def rich_table(comparison: Comparison) -> Table:
-    """The table for a terminal."""
+    """The table for the terminal."""
     header, rows = _cells(comparison)
     table = Table()
-    for place, title in enumerate(header):
-        longest = max(len(row[place]) for row in (header, *rows))
-        if place < len(comparison.columns):
+    for index, title in enumerate(header):
+        max_width = max(len(row[index]) for row in (header, *rows))
+        if index < len(comparison.columns):
             table.add_column(title, overflow="fold")
-        else:  # numbers: narrowed after the options, and never cut
-            table.add_column(title, overflow="fold", justify="right", width=longest)
+        else:  # keep numbers on one line; options wrap first
+            table.add_column(title, overflow="fold", justify="right", width=max_width)
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def show(comparison: Comparison) -> None:
-    """Print the table and its notes; lines of any length where there is no terminal."""
-    out = console()
-    out.print(rich_table(comparison))
+def print_comparison(comparison: Comparison) -> None:
+    """Print the table and its notes, without wrapping if not to a terminal."""
+    terminal = console()
+    terminal.print(rich_table(comparison))
     for note in comparison.notes:
-        out.print(note, markup=False, soft_wrap=True)
+        terminal.print(note, markup=False, soft_wrap=True)
 
 
 def markdown(comparison: Comparison) -> str:
     """The table and its notes as Markdown."""
     header, rows = _cells(comparison)
-    rule = ["---"] * len(comparison.columns) + ["--:"] * (len(header) - len(comparison.columns))
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (header, rule, *rows)]
+    separator = ["---"] * len(comparison.columns) + ["--:"] * (len(header) - len(comparison.columns))
+    table = (header, separator, *rows)
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
     return "\n".join([*lines, "", *(f"{note}  " for note in comparison.notes)]) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Full numbers, one row per variant; means and margins in columns of their own, empty where there are none."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    metrics = _measured(comparison)
-    names = [name for metric in metrics for name in (metric.name, f"{metric.name}_margin95")]
+    """One row per variant with unrounded numbers; mean and ci95 are separate columns, empty if missing."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    metrics = _metric_columns(comparison)
+    names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
     writer.writerow([*comparison.columns, *names, "seeds", "unfinished"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
-            found = variant.estimates[metric.key]
-            numbers += [found.mean, found.margin] if found else [None, None]
+            estimate = variant.estimates[metric.key]
+            numbers += [estimate.mean, estimate.ci95] if estimate else [None, None]
         writer.writerow(
             [*_options(comparison, variant), *numbers, " ".join(map(str, variant.seeds)), "; ".join(variant.unfinished)]
         )
-    return out.getvalue()
+    return buffer.getvalue()
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.md and comparison.csv in `folder`."""
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write comparison.md and comparison.csv in `folder`; returns their paths."""
     written = []
     for name, content in (("comparison.md", markdown(comparison)), ("comparison.csv", to_csv(comparison))):
         written.append(folder / name)
@@ -84,7 +86,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    metrics = _measured(comparison)
+    metrics = _metric_columns(comparison)
     header = [*comparison.columns, *(metric.title for metric in metrics), "seeds"]
     rows = []
     for variant in comparison.variants:
@@ -98,10 +100,10 @@ def _options(comparison: Comparison, variant: Variant) -> list[str]:
     return [format_value(variant.options[column]) if column in variant.options else "" for column in comparison.columns]
 
 
-def _cell(metric: Metric, found: Estimate | None) -> str:
-    if found is None:
-        return MISSING
-    mean = format(found.mean, metric.form)
-    if not metric.is_score:
+def _cell(metric: Metric, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return NOT_AVAILABLE
+    mean = format(estimate.mean, metric.format_spec)
+    if not metric.is_validation:
         return mean
-    return f"{mean} ± {MISSING if found.margin is None else format(found.margin, metric.form)}"
+    return f"{mean} ± {NOT_AVAILABLE if estimate.ci95 is None else format(estimate.ci95, metric.format_spec)}"

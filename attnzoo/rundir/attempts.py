@@ -1,7 +1,7 @@
-"""attempts.jsonl: every start of a run and how it ended, told by whatever was left to tell it.
+"""attempts.jsonl: every start of a run and how it ended, written by the worker or its supervisor.
 
-A start and its end are two lines. A lost node writes no end; a process that died before it could train, no start.
-Imports neither torch nor omegaconf.
+Start and end are separate lines. Either may be missing: the end after a node failure, the start after a crash before
+training. Imports neither torch nor omegaconf.
 """
 
 import json
@@ -14,91 +14,91 @@ from typing import Any
 
 from attnzoo.rundir.folder import RunFolder
 
-MACHINE = "machine failure"  # the outcome that is tried again
-# What the rows of each event hold, and of which type.
+MACHINE = "machine failure"  # the outcome that is retried
+# Fields and types of the rows of each event.
 FIELDS: dict[str, dict[str, Any]] = {
-    "start": {"step": int, "lost": int, "host": str, "job": str | None},
+    "start": {"step": int, "steps_lost": int, "host": str, "job": str | None},
     "end": {"step": int, "outcome": str, "reason": str, "job": str | None},
 }
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start. `step` is the checkpoint that it began from, `lost` the steps done before that it had to repeat.
+    """One start of a run, from the checkpoint of `step`; `steps_lost` steps after it had to be repeated.
 
-    `outcome` is the run's state at its end or MACHINE; None if it never said, as when its node was lost.
+    `outcome` is the final state of the run, or MACHINE; None if not recorded, as after a node failure.
     """
 
     step: int
-    lost: int = 0
+    steps_lost: int = 0
     host: str = ""
     job: str | None = None
     outcome: str | None = None
     reason: str = ""
 
     @property
-    def failed_with_its_machine(self) -> bool:
+    def is_machine_failure(self) -> bool:
         return self.outcome in (None, MACHINE)
 
 
 def node_name() -> str:
-    """The name of this machine, as SLURM or the system calls it."""
+    """The name of this node in SLURM, else the host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def job_id() -> str | None:
-    """The SLURM job that this process belongs to, `12_3` for a task of an array."""
+    """The SLURM job of this process, `12_3` for a task of an array; None outside of SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def begin(run: RunFolder, step: int, lost: int) -> None:
+def record_start(run: RunFolder, step: int, steps_lost: int) -> None:
     """Record that this process starts the run from the checkpoint of `step`."""
-    _append(run, {"event": "start", "step": step, "lost": lost, "host": node_name(), "job": job_id()})
+    _append(run, {"event": "start", "step": step, "steps_lost": steps_lost, "host": node_name(), "job": job_id()})
 
 
-def end(run: RunFolder, outcome: str, reason: str = "") -> None:
+def record_end(run: RunFolder, outcome: str, reason: str = "") -> None:
     """Record how the attempt ended."""
     _append(run, {"event": "end", "outcome": outcome, "reason": reason, "step": run.last_step(), "job": job_id()})
 
 
 def read(run: RunFolder) -> list[Attempt]:
-    """All attempts in order; the last has no outcome while it goes on. Lines that are no rows are passed over."""
+    """All attempts in order; a running one has no outcome. Malformed lines are skipped."""
     attempts: list[Attempt] = []
-    opened = False
+    has_open_start = False
     for row in _rows(run):
         if row["event"] == "start":
-            attempts.append(Attempt(row["step"], row["lost"], row["host"], row["job"]))
-            opened = True
+            attempts.append(Attempt(row["step"], row["steps_lost"], row["host"], row["job"]))
+            has_open_start = True
             continue
-        start = attempts.pop() if opened else Attempt(row["step"], job=row["job"])
-        attempts.append(Attempt(start.step, start.lost, start.host, start.job, row["outcome"], row["reason"]))
-        opened = False
+        start = attempts.pop() if has_open_start else Attempt(row["step"], job=row["job"])
+        attempts.append(Attempt(start.step, start.steps_lost, start.host, start.job, row["outcome"], row["reason"]))
+        has_open_start = False
     return attempts
 
 
-def exhausted(run: RunFolder, retries: int) -> str | None:
-    """Why a run that has ended is not to be tried again; None unless the machine failed too often.
+def retries_exhausted(run: RunFolder, retries: int) -> str | None:
+    """Why a run that has ended must not be retried; None if it may be.
 
-    More than `retries` failures in a row, none of which got beyond the checkpoint that it began from, are too often.
+    Retries are exhausted after more than `retries` consecutive machine failures without a new checkpoint.
     """
-    step, row = run.last_step(), list[Attempt]()
+    step, failures = run.last_step(), list[Attempt]()
     for attempt in reversed(read(run)):
-        if not attempt.failed_with_its_machine or attempt.step != step:
+        if not attempt.is_machine_failure or attempt.step != step:
             break
-        row.append(attempt)
-    if len(row) <= retries:
+        failures.append(attempt)
+    if len(failures) <= retries:
         return None
-    hosts = ", ".join(dict.fromkeys(attempt.host or "?" for attempt in row))
-    reason = row[0].reason or "no word"
-    return f"the machine failed {len(row)} times in a row at step {step} (retries = {retries}; on {hosts}): {reason}"
+    hosts = ", ".join(dict.fromkeys(attempt.host or "?" for attempt in failures))
+    reason = failures[0].reason or "no reason recorded"
+    return f"{len(failures)} machine failures in a row at step {step} (retries = {retries}; on {hosts}): {reason}"
 
 
 def _append(run: RunFolder, row: dict[str, object]) -> None:
     line = json.dumps({"time": time.time()} | row) + "\n"
     with run.attempts.open("a+b") as file:
         if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
-            line = "\n" + line  # a crash cut the last one off
+            line = "\n" + line  # the last line was truncated by a crash
         file.write(line.encode())
 
 
@@ -108,9 +108,9 @@ def _rows(run: RunFolder) -> list[dict[str, Any]]:
         for line in run.attempts.read_bytes().split(b"\n"):
             with suppress(ValueError):  # not JSON, or not text
                 rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and _is_whole(row)]
+    return [row for row in rows if isinstance(row, dict) and _is_valid(row)]
 
 
-def _is_whole(row: dict[str, Any]) -> bool:
+def _is_valid(row: dict[str, Any]) -> bool:
     fields = FIELDS.get(str(row.get("event")))
     return fields is not None and all(key in row and isinstance(row[key], kind) for key, kind in fields.items())

@@ -1,4 +1,4 @@
-"""Doing something again and again beside the work in hand."""
+"""Call a function periodically in a background thread."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def repeating(action: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `action` every so many seconds, in a thread of its own, until the block ends; not at its beginning."""
+def call_periodically(function: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call `function` every `seconds` in a background thread until the block ends; the first time after `seconds`."""
     ended = threading.Event()
 
     def run() -> None:
         while not ended.wait(seconds):
-            action()
+            function()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""How long things take, for people to read."""
+"""Formats durations."""
 
 
 def format_duration(seconds: float) -> str:

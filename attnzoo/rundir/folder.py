@@ -1,4 +1,4 @@
-"""The files of one run: the only place that knows their names. Imports neither torch nor omegaconf."""
+"""The files of one run: their names and formats. Imports neither torch nor omegaconf."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RESERVE_BYTES = 65536
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
+    """Write a file atomically: readers, and a crash, see either the old or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -44,13 +44,13 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.environment = self.path / "environment.json"
         self.attempts = self.path / "attempts.jsonl"
-        self._reserve = self.path / ".reserve"
-        self.tensorboard = self.path  # event files lie beside the rest, so that the run is one TensorBoard run
+        self._reserved_file = self.path / ".reserve"
+        self.tensorboard = self.path  # event files are in the run folder, so that it is one run in TensorBoard
 
     def read_status(self) -> dict[str, Any]:
         """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started.
 
-        Raises UserError for a file that is damaged.
+        Raises UserError if the file is corrupt.
         """
         try:
             status = json.loads(self.status.read_text())
@@ -59,48 +59,57 @@ class RunFolder:
         except ValueError:  # not JSON, or not text
             status = None
         if not isinstance(status, dict) or status.get("state") not in STATES:
-            raise UserError(f"{self.status}: damaged; move it away, and the run counts as not finished")
+            raise UserError(f"{self.status}: corrupt; delete it to treat the run as unfinished")
         return status
 
     def write_status(self, **fields: Any) -> None:
-        """Merge `fields` into the status file and stamp the heartbeat (seconds since the epoch)."""
+        """Merge `fields` into the status file, with the time as `heartbeat` (seconds since the epoch)."""
         status = self.read_status() | fields | {"heartbeat": time.time()}
         with atomic_write(self.status) as file:
             json.dump(status, file, indent=1)
 
     def heartbeat(self) -> float | None:
-        """When the run last gave a sign of life, in seconds since the epoch by the clock of the file system."""
+        """Time of the last heartbeat: when the status file was modified, by the clock of the file system."""
         try:
             return self.status.stat().st_mtime
         except FileNotFoundError:
             return None
 
-    def touch(self) -> None:
-        """Give a sign of life."""
+    def update_heartbeat(self) -> None:
+        """Record that the run is alive."""
         os.utime(self.status)
 
-    def reserve(self) -> None:
-        """Take the room that noting a failure needs, so that a full disk can be noted."""
-        self._reserve.write_bytes(b"0" * RESERVE_BYTES)
+    def reserve_space(self) -> None:
+        """Reserve disk space, so that a failure can be recorded on a full disk."""
+        self._reserved_file.write_bytes(b"0" * RESERVE_BYTES)
 
-    def release(self) -> None:
-        """Give that room back."""
-        self._reserve.unlink(missing_ok=True)
+    def free_reserved_space(self) -> None:
+        """Free the reserved disk space."""
+        self._reserved_file.unlink(missing_ok=True)
 
     def last_step(self) -> int:
-        """The step of the newest checkpoint, sound or not, by its name; 0 where there is none."""
+        """The step of the latest checkpoint, unverified, from its name; 0 if there is none."""
         names = (path.name.split(".")[0] for path in self.checkpoints.glob("step-*.pt"))
         return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl in order, each with its `step`; a last line cut off by a crash is left out.
+        """All rows of metrics.jsonl in order, each with its `step`, without a last line that a crash truncated.
 
-        Raises UserError, naming the line, for any other that is not a row.
+        Raises UserError, with the line number, for any other malformed line.
         """
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
+
+    def final_metrics(self) -> dict[str, float]:
+        """The last value of each metric, and the last `step`, if the run is done; {} if it is not.
+
+        Raises UserError if status or metrics are corrupt.
+        """
+        if self.read_status()["state"] != "done":
+            return {}
+        return {key: value for row in self.read_metrics() for key, value in row.items()}
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -108,7 +117,7 @@ class RunFolder:
         except ValueError:
             row = None
         if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
-            raise UserError(f"{self.metrics}:{number}: damaged; expected step and other numbers by their names")
+            raise UserError(f"{self.metrics}:{number}: invalid row; expected `step` and numeric values")
         return row
 
 

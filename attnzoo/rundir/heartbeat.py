@@ -1,18 +1,18 @@
-"""A sign of life while a run trains, whatever it is busy with: a step, an evaluation, a download."""
+"""Heartbeat of a run, independent of what its main thread is doing."""
 
 from contextlib import AbstractContextManager, suppress
 
-from attnzoo.rundir.background import repeating
+from attnzoo.rundir.background import call_periodically
 from attnzoo.rundir.folder import RunFolder
 
-SECONDS = 5.0
+INTERVAL_SECONDS = 5.0
 
 
-def beating(run: RunFolder) -> AbstractContextManager[None]:
-    """Touch the run's status file every few seconds; a disk that fails meanwhile is the run's own to notice."""
+def heartbeat_thread(run: RunFolder) -> AbstractContextManager[None]:
+    """Update the run's heartbeat every few seconds. I/O errors are ignored here: the main thread reports them."""
 
     def beat() -> None:
         with suppress(OSError):
-            run.touch()
+            run.update_heartbeat()
 
-    return repeating(beat, SECONDS)
+    return call_periodically(beat, INTERVAL_SECONDS)

@@ -1,11 +1,11 @@
-"""sweep.json, the ledger of a sweep: its runs, how often each was started, and the SLURM jobs that have them.
+"""sweep.json, the ledger of a sweep: its runs, how often each was started, and their SLURM jobs.
 
     {"experiment": FILE,
      "runs": {NAME: {"overrides", "options", "seed", "digest", "attempts",
-                     "submission": NUMBER, "task": INDEX,      once it was submitted
-                     "cancelled": SECONDS}},                   when it was cancelled, until it is started again
+                     "submission": NUMBER, "task": INDEX,      once submitted
+                     "cancelled": SECONDS}},                   when it was cancelled; removed by the next start
      "submissions": {NUMBER: {"job": ID or null, "runs": [NAME], "time": SECONDS}},
-     "local": {"host", "pid"}}                                 the process that works on the sweep here, or did last
+     "local": {"host", "pid"}}                                 the local launcher, running or last
 
 Imports neither torch nor omegaconf.
 """
@@ -20,8 +20,8 @@ from typing import Any
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import atomic_write
 
-NAME = "sweep.json"
-COMMENT = "attnzoo "  # begins the comment of a job; its submission's folder follows
+FILENAME = "sweep.json"
+JOB_COMMENT_PREFIX = "attnzoo "  # of the comment of a job; the folder of its submission follows
 
 
 class Ledger:
@@ -29,10 +29,10 @@ class Ledger:
 
     def __init__(self, sweep: Path):
         self.sweep = sweep
-        self.path = sweep / NAME
+        self.path = sweep / FILENAME
 
     def read(self) -> dict[str, Any]:
-        """All of it, without runs where there is no ledger yet. Raises UserError where it is damaged."""
+        """The content; no runs if there is no ledger yet. Raises UserError if it is corrupt."""
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
         try:
             content = empty | json.loads(self.path.read_text())
@@ -40,12 +40,12 @@ class Ledger:
         except FileNotFoundError:
             return empty
         except (json.JSONDecodeError, TypeError):
-            raise UserError(f"{self.path}: damaged; move it away, and it is made anew") from None
+            raise UserError(f"{self.path}: corrupt; delete it to recreate it") from None
         return content
 
     @contextmanager
-    def changing(self) -> Iterator[dict[str, Any]]:
-        """The ledger to be changed in place; it is written at the end, and others wait meanwhile."""
+    def update(self) -> Iterator[dict[str, Any]]:
+        """Locked read-modify-write: change the yielded content in place; it is written at the end."""
         self.sweep.mkdir(parents=True, exist_ok=True)
         with (self.sweep / ".sweep.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -55,12 +55,12 @@ class Ledger:
                 json.dump(content, file, indent=1)
 
     def submission_folder(self, number: str) -> Path:
-        """Where a submission keeps what its jobs read and write."""
+        """The folder of what the jobs of a submission read and write."""
         return self.sweep / "slurm" / number
 
 
-def job_of(content: dict[str, Any], name: str) -> str | None:
-    """The job that the run was last submitted as: `12_3`, `12` if alone; None if never or if the id is not known."""
+def job_id_of(content: dict[str, Any], name: str) -> str | None:
+    """The SLURM job of a run: `12_3` in an array, else `12`; None if never submitted or not known."""
     entry = content["runs"][name]
     submission = content["submissions"].get(entry.get("submission"))
     if submission is None or submission["job"] is None:

@@ -1,4 +1,4 @@
-"""One process at a time works on a run folder, on whichever node."""
+"""Exclusive lock on a run folder, across nodes."""
 
 import errno
 import fcntl
@@ -15,21 +15,21 @@ from attnzoo.errors import UserError
 from attnzoo.rundir.attempts import job_id, node_name
 from attnzoo.rundir.folder import RunFolder
 
-STALE_SECONDS = 60  # a run that gives no sign of life for so long has ended
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+STALE_SECONDS = 60  # an older heartbeat is stale
+LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def exclusive(folder: Path, wait: float = 0) -> Iterator[None]:
-    """Hold the folder's lock; raises UserError naming the owner if another process has it for `wait` seconds more.
+def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the lock of a folder, waiting up to `wait` seconds for it.
 
-    The lock is the kernel's, which ends with the process that holds it, however that ends. Not every file system
-    shares it between nodes. So the owner's name stays in the file until it leaves; an owner elsewhere that has not
-    left counts as long as its run gives signs of life, unless it is an earlier start of our own job.
+    Uses flock, which the kernel releases when the process dies. Not every network file system shares flock between
+    nodes, so the owner is also written to the file. A remote owner holds the lock while the heartbeat of its run is
+    fresh, unless it is a previous start of the same job.
 
-    Raises UserError too where the folder cannot be written.
+    Raises UserError if another process holds the lock, with its name, and if the folder cannot be written.
     """
     end = time.monotonic() + wait
     try:
@@ -37,59 +37,59 @@ def exclusive(folder: Path, wait: float = 0) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     with file:
-        while (owner := _blocking(file, RunFolder(folder))) is not None:
+        while (owner := _try_acquire(file, RunFolder(folder))) is not None:
             if time.monotonic() > end:
-                raise UserError(f"{folder}: already being trained by {_spell(owner)}")
+                raise UserError(f"{folder}: already being trained by {_format_owner(owner)}")
             time.sleep(0.5)
-        _write(file, json.dumps({"pid": os.getpid(), "host": node_name(), "job": job_id()}))
+        _write_owner(file, json.dumps({"pid": os.getpid(), "host": node_name(), "job": job_id()}))
         try:
             yield
         finally:
             with suppress(OSError):
-                _write(file, "")
+                _write_owner(file, "")
 
 
-def _blocking(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
-    """The owner that has the folder; None if it is ours now."""
+def _try_acquire(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
+    """Try to acquire the lock; returns its owner, or None on success."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _owner(file) or {"pid": "?", "host": "?", "job": None}
+        return _read_owner(file) or {"pid": "?", "host": "?", "job": None}
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in LOCK_UNSUPPORTED:
             raise
-    owner = _owner(file)
-    if owner is None or _gone(owner, run):
+    owner = _read_owner(file)
+    if owner is None or _is_stale(owner, run):
         if owner is not None:
-            log.warning("%s: recovered the lock of %s, which ended without leaving", run.path, _spell(owner))
+            log.warning("%s: took over the stale lock of %s", run.path, _format_owner(owner))
         return None
     fcntl.flock(file, fcntl.LOCK_UN)
     return owner
 
 
-def _gone(owner: dict[str, Any], run: RunFolder) -> bool:
-    """Whether an owner whose kernel lock is not in our way has ended."""
+def _is_stale(owner: dict[str, Any], run: RunFolder) -> bool:
+    """Whether the owner in the file is gone, although nothing but the file says that it holds the lock."""
     if owner["host"] == node_name() or (owner["job"] is not None and owner["job"] == job_id()):
         return True
     heartbeat = run.heartbeat()
     return heartbeat is None or time.time() - heartbeat > STALE_SECONDS
 
 
-def _owner(file: IO[str]) -> dict[str, Any] | None:
+def _read_owner(file: IO[str]) -> dict[str, Any] | None:
     file.seek(0)
     try:
         return dict(json.loads(file.read()))
     except json.JSONDecodeError:
-        return None  # nobody's, or its owner died while writing its name
+        return None  # unlocked, or the owner died while writing
 
 
-def _write(file: IO[str], content: str) -> None:
+def _write_owner(file: IO[str], content: str) -> None:
     file.seek(0)
     file.truncate()
     file.write(content)
     file.flush()
 
 
-def _spell(owner: dict[str, Any]) -> str:
+def _format_owner(owner: dict[str, Any]) -> str:
     job = f", job {owner['job']}" if owner["job"] else ""
     return f"process {owner['pid']} on {owner['host']}{job}"

@@ -1,41 +1,45 @@
-"""What runs measure and comparisons show, named once. Imports nothing heavy."""
+"""The metrics of runs: their keys, names and formats. Imports no heavy packages."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A scalar of metrics.jsonl: its key there, its name in CSV files and status lines, and its title in tables.
-
-    `form` is the format of a cell. Scores (`val/...`) are of one `task` and carry intervals.
-    """
+    """A scalar of metrics.jsonl and TensorBoard, where it is `key`; `title` and `format_spec` are for tables."""
 
     key: str
-    name: str
     title: str
-    form: str
-    task: str | None = None
+    format_spec: str = ".3f"
 
     @property
-    def is_score(self) -> bool:
-        return self.task is not None
+    def name(self) -> str:
+        """What status.json, `attnzoo status --json` and CSV files call it: the key without its group."""
+        return self.key.partition("/")[2]
 
     @property
-    def is_optional(self) -> bool:
-        """Whether a comparison without any value leaves the column out: speed is not measured by every run."""
-        return self.key.startswith("speed/")
+    def is_validation(self) -> bool:
+        return self.key.startswith("val/")
 
 
-METRICS = (
-    Metric("val/AP", "AP", "AP", ".3f", "detection"),
-    Metric("val/AP50", "AP50", "AP50", ".3f", "detection"),
-    Metric("val/top1", "top1", "top-1", ".3f", "classification"),
-    Metric("val/top5", "top5", "top-5", ".3f", "classification"),
-    Metric("cost/params", "params", "params", ",.0f"),
-    Metric("cost/gflops", "gflops", "GFLOPs", ".4g"),
-    Metric("cost/ms", "ms", "ms / image", ".2f"),
-    Metric("speed/images_per_second", "images_per_second", "train images / s", ".4g"),
-    Metric("speed/peak_mib", "peak_mib", "peak MiB", ",.0f"),
+# The validation metrics of each task; higher is better. The first is the primary one: `attnzoo status` shows it, and
+# it selects the best checkpoint.
+TASK_METRICS = {
+    "detection": (Metric("val/AP", "AP"), Metric("val/AP50", "AP50")),
+    "classification": (Metric("val/top1", "top-1"), Metric("val/top5", "top-5")),
+}
+COST_METRICS = (
+    Metric("cost/params", "params", ",.0f"),
+    Metric("cost/gflops", "GFLOPs", ".4g"),
+    Metric("cost/ms", "ms / image", ".2f"),
+)
+# Not measured by every run.
+SPEED_METRICS = (
+    Metric("speed/images_per_second", "train images / s", ".4g"),
+    Metric("speed/peak_mib", "peak MiB", ",.0f"),
 )
 
-STATUS = {"train/loss": "loss"} | {metric.key: metric.name for metric in METRICS if metric.is_score}
+PRIMARY_METRICS = {task: metrics[0] for task, metrics in TASK_METRICS.items()}
+METRICS = tuple(dict.fromkeys([*chain.from_iterable(TASK_METRICS.values()), *COST_METRICS, *SPEED_METRICS]))
+# Those in status.json: key -> name.
+STATUS = {"train/loss": "loss"} | {metric.key: metric.name for metric in METRICS if metric.is_validation}

@@ -1,4 +1,4 @@
-"""Processes as files name them: so that a later one with the same number is not taken for the one that is meant.
+"""The identity of a process in files, which survives the reuse of process ids.
 
 Imports neither torch nor omegaconf.
 """
@@ -10,26 +10,26 @@ from typing import Any
 
 from attnzoo.rundir.attempts import node_name
 
-STATE, START = 0, 19  # of the fields that follow the name in /proc/PID/stat
+STATE_FIELD, START_FIELD = 0, 19  # indices of the fields after the name in /proc/PID/stat
 
 
-def myself() -> dict[str, Any]:
-    """What names the calling process: `host`, `pid`, and when it `started`."""
-    return {"host": node_name(), "pid": os.getpid(), "started": _start(os.getpid())}
+def current() -> dict[str, Any]:
+    """The identity of the calling process: `host`, `pid`, and when it `started`."""
+    return {"host": node_name(), "pid": os.getpid(), "started": _start_time(os.getpid())}
 
 
-def is_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process that said `myself` runs on this machine now."""
+def is_running_here(process: Mapping[str, Any]) -> bool:
+    """Whether the process with the identity `current()` runs on this machine now."""
     if process.get("host") != node_name() or process.get("started") is None:
         return False
-    return process["started"] == _start(process["pid"])
+    return process["started"] == _start_time(process["pid"])
 
 
-def _start(pid: int) -> str | None:
-    """The boot of the machine and the clock tick in it at which the process started; None if it has ended."""
+def _start_time(pid: int) -> str | None:
+    """Boot id of the machine and clock tick at which the process started; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[STATE] == "Z" else f"{boot}:{fields[START]}"
+    return None if fields[STATE_FIELD] == "Z" else f"{boot}:{fields[START_FIELD]}"

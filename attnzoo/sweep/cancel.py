@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attnzoo import slurm
 from attnzoo.errors import unknown
-from attnzoo.report.status import RunStatus, adopt, collect
+from attnzoo.report.status import RunStatus, resolve_job_ids, sweep_status
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
@@ -17,16 +17,16 @@ from attnzoo.rundir.ledger import Ledger
 def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
     """Cancel the active runs of a sweep, or those of `names`; returns what was done, a line for each kind.
 
-    Raises UserError for a name that is not a run of the sweep, and slurm.Unreachable.
+    Raises UserError for a name that is not a run of the sweep, and slurm.SlurmUnavailable.
     """
-    states = {one.name: one for one in collect(sweep)}
+    states = {one.name: one for one in sweep_status(sweep)}
     for name in names:
         if name not in states:
             raise unknown("run", name, states).at(str(sweep))
     chosen = [states[name] for name in names or states if states[name].active]
     ledger = Ledger(sweep)
-    with ledger.changing() as content:
-        adopt(ledger, content)
+    with ledger.update() as content:
+        resolve_job_ids(ledger, content)
         for one in chosen:
             content["runs"][one.name]["cancelled"] = time.time()
     jobs = [one.job for one in chosen if one.job]
@@ -40,7 +40,7 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
 def _stop(run: RunFolder, state: RunStatus) -> bool:
     """Ask a run's process on this machine to save and stop."""
     status = run.read_status()
-    if state.state != "running" or not process.is_here(status):
+    if state.state != "running" or not process.is_running_here(status):
         return False
     os.kill(status["pid"], signal.SIGTERM)
     return True

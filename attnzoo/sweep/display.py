@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from attnzoo.rundir import duration
-from attnzoo.rundir.background import repeating
+from attnzoo.rundir.background import call_periodically
 from attnzoo.rundir.metrics import STATUS
 from attnzoo.sweep.folder import Planned
 from attnzoo.sweep.outcome import Outcome
@@ -74,7 +74,7 @@ class Display:
             yield
             return
         try:
-            with repeating(lambda: self.update([planned]), FOLLOW_SECONDS):
+            with call_periodically(lambda: self.update([planned]), FOLLOW_SECONDS):
                 yield
         finally:
             self.update([])

@@ -58,7 +58,7 @@ class SweepFolder:
         written.
         """
         try:
-            with self.ledger.changing() as content:
+            with self.ledger.update() as content:
                 known = content["runs"]
                 kept = {name: entry for name, entry in known.items() if self._started(name, entry)}
                 entries = {p.dir.path.name: _entry(p, known.get(p.dir.path.name, {})) for p in planned}
@@ -72,7 +72,7 @@ class SweepFolder:
 
     def attempt(self, planned: Planned) -> None:
         """Count one more start of a run."""
-        with self.ledger.changing() as content:
+        with self.ledger.update() as content:
             entry = content["runs"][planned.dir.path.name]
             entry["attempts"] += 1
             entry.pop("cancelled", None)

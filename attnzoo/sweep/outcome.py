@@ -8,7 +8,7 @@ from attnzoo.report.status import last_line
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 
-# Exit codes of attnzoo.worker.train, which imports torch.
+# Exit codes of attnzoo.worker, which imports torch.
 DONE, REFUSED, LOST = 0, 2, 75
 TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -60,19 +60,19 @@ def record(run: RunFolder, outcome: Outcome) -> None:
     """Write down what the run could not write itself. Raises OSError where nothing can be written."""
     state = run.read_status()["state"]
     if outcome.kind is Kind.MACHINE:
-        attempts.end(run, attempts.MACHINE, outcome.reason)
+        attempts.record_end(run, attempts.MACHINE, outcome.reason)
     elif outcome.kind is Kind.FAILED and state != "failed":
         run.write_status(state="failed", error=outcome.reason)
-        attempts.end(run, "failed", outcome.reason)
+        attempts.record_end(run, "failed", outcome.reason)
     elif outcome.kind is Kind.INTERRUPTED and state == "running":
         run.write_status(state="interrupted", signal=outcome.reason)
-        attempts.end(run, "interrupted", outcome.reason)
+        attempts.record_end(run, "interrupted", outcome.reason)
 
 
 def give_up(run: RunFolder, retries: int) -> str | None:
     """Mark a run as failed whose machine failed too often, and say why; None if it may be tried again."""
-    reason = attempts.exhausted(run, retries)
+    reason = attempts.retries_exhausted(run, retries)
     if reason is not None:
         run.write_status(state="failed", error=reason)
-        attempts.end(run, "failed", reason)
+        attempts.record_end(run, "failed", reason)
     return reason

@@ -12,12 +12,12 @@ from rich.table import Table
 from attnzoo import slurm
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
-from attnzoo.report.conclude import conclude
 from attnzoo.report.console import console
-from attnzoo.report.status import RunStatus, collect
+from attnzoo.report.status import RunStatus, sweep_status
+from attnzoo.report.summary import summarize
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import NAME as LEDGER
+from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.schema.keys import format_value
 from attnzoo.sweep import local
 from attnzoo.sweep.display import Display
@@ -61,7 +61,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
         return DONE
     folder.create(planned, str(experiment.path), todo)
     ended = _train(folder, planned, todo, config.jobs)
-    conclude(folder.path, [p.dir.path for p in planned])
+    summarize(folder.path, [p.dir.path for p in planned])
     failures = _report_failures(planned, ended)
     if ended.interrupted:
         again = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
@@ -91,7 +91,7 @@ def _explain_new(todo: Sequence[Planned]) -> None:
 
 
 def _states(folder: SweepFolder) -> dict[str, RunStatus]:
-    return {one.name: one for one in collect(folder.path)} if folder.ledger.path.exists() else {}
+    return {one.name: one for one in sweep_status(folder.path)} if folder.ledger.path.exists() else {}
 
 
 def _wanted(planned: Planned, state: RunStatus | None, only: str | None) -> bool:
@@ -118,7 +118,7 @@ def _submit(
         return DONE
     if all(p.state == "done" for p in planned):
         print(f"{len(planned)} of {len(planned)} runs are done already")
-        conclude(folder.path, [p.dir.path for p in planned])
+        summarize(folder.path, [p.dir.path for p in planned])
         return DONE
     folder.create(planned, str(experiment.path), todo)
     for line in submit.submit(found, folder):
@@ -146,8 +146,8 @@ def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Plann
         print(f"{done} of {len(planned)} runs are done already")
     if left_out := len(planned) - done - len(todo):
         print(f"{left_out} of {len(planned)} runs are being worked on or not asked for")
-    with folder.ledger.changing() as content:
-        content["local"] = process.myself()
+    with folder.ledger.update() as content:
+        content["local"] = process.current()
     with Display(len(todo), folder.attempt) as display:
         return local.train(todo, jobs, display)
 
@@ -155,31 +155,31 @@ def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Plann
 def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str) -> int:
     """Under torchrun: this process is one of every run's, the runs follow each other, and a failed one ends them."""
     from attnzoo.engine import distributed
-    from attnzoo.worker import train
+    from attnzoo.worker.train import train_run
 
-    ranks = distributed.join(planned[0].run.config.device)
+    ctx = distributed.init(planned[0].run.config.device)
     refusal = None
-    if ranks.is_main:
+    if ctx.is_main:
         _explain_new(planned)
         try:
             folder.create(planned, experiment)
         except UserError as error:
             refusal = str(error)
-    refusal, paths = ranks.share((refusal, [p.dir.path for p in planned]))
+    refusal, paths = ctx.broadcast_object((refusal, [p.dir.path for p in planned]))
     if refusal is not None:
         raise UserError(refusal)
     code = DONE
     todo = [p for p in planned if p.state != "done"]
-    with Display(len(todo), folder.attempt) if ranks.is_main else nullcontext() as display:
+    with Display(len(todo), folder.attempt) if ctx.is_main else nullcontext() as display:
         for p, path in zip(planned, paths, strict=True):
             with _shown(p, display):
-                code = train.main(path)
+                code = train_run(path)
             if code != DONE:
                 break
     if code != FAILED:  # after an error, other ranks may be waiting in an exchange
-        distributed.leave()
-    if ranks.is_main and code == DONE:
-        conclude(folder.path, [p.dir.path for p in planned])
+        distributed.shutdown()
+    if ctx.is_main and code == DONE:
+        summarize(folder.path, [p.dir.path for p in planned])
     return code
 
 

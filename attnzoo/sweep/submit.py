@@ -17,7 +17,7 @@ from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.slurm import parse_minutes, tasks_per_node
 from attnzoo.errors import UserError
-from attnzoo.rundir.ledger import COMMENT
+from attnzoo.rundir.ledger import JOB_COMMENT_PREFIX
 from attnzoo.sweep.folder import Planned, SweepFolder
 from attnzoo.sweep.local import THREAD_VARIABLES
 from attnzoo.sweep.snapshot import take
@@ -37,7 +37,7 @@ class Group:
     def executor_options(self, folder: Path, code: Path) -> dict[str, Any]:
         """The options with what belongs to one submission: its folder and the snapshot of the code."""
         return self.options | {
-            "comment": f"{COMMENT}{folder}",
+            "comment": f"{JOB_COMMENT_PREFIX}{folder}",
             "setup": [*self.options["setup"], *_environment(self.runs[0].run.config, code)],
         }
 
@@ -64,7 +64,7 @@ def check(found: Sequence[Group], folder: SweepFolder) -> None:
     """Let SLURM try every group's batch script without submitting it. Raises UserError with SLURM's words."""
     for group in found:
         place = folder.ledger.submission_folder(TO_COME).resolve()
-        if words := slurm.refusal(group.script(place, place.parent / "code")):
+        if words := slurm.rejection(group.script(place, place.parent / "code")):
             asked = ", ".join(f"{key}={value}" for key, value in _spoken(group.options).items())
             raise UserError(f"SLURM refuses {group.runs[0].run.name}: {words} (asked for: {asked})")
 
@@ -94,7 +94,7 @@ def submit(found: Sequence[Group], folder: SweepFolder) -> list[str]:
 
 def _submit(group: Group, folder: SweepFolder, code: Path) -> str:
     names = [p.dir.path.name for p in group.runs]
-    with folder.ledger.changing() as content:
+    with folder.ledger.update() as content:
         number = f"{1 + max(map(int, content['submissions']), default=0):03d}"
         content["submissions"][number] = {"job": None, "runs": names, "time": time.time()}
         for task, name in enumerate(names):
@@ -107,11 +107,11 @@ def _submit(group: Group, folder: SweepFolder, code: Path) -> str:
     try:
         job = executor.submit_array([_job(p, code) for p in group.runs])[0]
     except FailedJobError as error:
-        with folder.ledger.changing() as content:
+        with folder.ledger.update() as content:
             del content["submissions"][number]
         raise UserError(f"sbatch: {str(error).strip()}") from None
-    identifier = slurm.whole(job.job_id)
-    with folder.ledger.changing() as content:
+    identifier = slurm.array_job_id(job.job_id)
+    with folder.ledger.update() as content:
         content["submissions"][number]["job"] = identifier
     return f"submitted {len(names)} run{'s' if len(names) > 1 else ''} as job {identifier} ({place})"
 

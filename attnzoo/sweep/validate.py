@@ -10,8 +10,8 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, digest
 from attnzoo.config.options import resolve_options
 from attnzoo.data.build import dataset_info
-from attnzoo.engine.loop import count_steps
-from attnzoo.engine.optim import check_names, known_optimizer
+from attnzoo.engine.optim import check_optimizer_name, check_parameter_patterns
+from attnzoo.engine.trainer import count_steps
 from attnzoo.errors import UserError
 from attnzoo.models.dry_run import dry_run
 from attnzoo.sweep.expand import RunSpec, check_unique
@@ -40,7 +40,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
     names = {name for found in parameters.values() for name in found}
     for run in valid:
         try:
-            check_names(run.config.train.optimizer, names)
+            check_parameter_patterns(run.config.train.optimizer, names)
         except UserError as error:
             raise _locate(error, experiment, run) from None
     return valid
@@ -61,7 +61,7 @@ def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
                 key="data.batch_size",
             )
         count_steps(config.train, data.train_length // config.data.batch_size)
-    known_optimizer(config.train.optimizer)
+    check_optimizer_name(config.train.optimizer)
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)", key="device")
     model = repr((config.model, num_classes, data.size))

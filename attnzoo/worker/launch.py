@@ -1,6 +1,6 @@
-"""The processes of one run on this machine: `python -m attnzoo.worker.launch PROCESSES RUN_DIR`.
+"""Train one run with several processes on this machine: `python -m attnzoo.worker.launch PROCESSES RUN_DIR`.
 
-torchrun, but for its exit code: it is that of the process that failed, 128 and the signal where it was killed.
+Runs torchrun, and exits with the code of the worker that failed: 128 + signal if it was killed.
 """
 
 import signal
@@ -11,26 +11,26 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from attnzoo.worker import train
+from attnzoo.errors import ExitCode
 
 
 def main(processes: int, run_dir: str) -> int:
-    """Run the worker in each process; returns the exit code."""
-    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(128 + number))  # until torchrun has handlers
-    threading.Thread(target=_let_sigint_in, daemon=True).start()
+    """Start the workers and wait for them; returns the exit code."""
+    signal.signal(signal.SIGINT, lambda signum, frame: sys.exit(128 + signum))  # until torchrun has handlers
+    threading.Thread(target=_unblock_sigint, daemon=True).start()
     try:
-        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", train.__name__, run_dir])
-    except SignalException as told:
-        return 128 + told.sigval
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
+        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", "attnzoo.worker", run_dir])
+    except SignalException as exc:
+        return 128 + exc.sigval
+    except ChildFailedError as exc:
+        codes = [failure.exitcode for failure in exc.failures.values()]
         killed = [code for code in codes if code < 0]
-        return 128 - killed[0] if killed else min(codes)  # train.FAILED says more than train.LOST
-    return train.DONE
+        return 128 - killed[0] if killed else min(codes)  # prefer FAILED (cause) to PEER_LOST (consequence)
+    return ExitCode.OK
 
 
-def _let_sigint_in() -> None:
-    """Take SIGINT where it is blocked, for the main thread to handle, whose processes inherit that it is blocked."""
+def _unblock_sigint() -> None:
+    """Unblock SIGINT in this thread alone: the main thread keeps it blocked, and the workers inherit that."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Event().wait()
 

@@ -1,14 +1,14 @@
-"""From a config to its task."""
+"""Builds the task of a config."""
 
 from attnzoo.config.experiment import ClassificationExperiment, DetectionExperiment, ExperimentConfig
 from attnzoo.engine.classification import ClassificationTask
 from attnzoo.engine.detection import DetectionTask
-from attnzoo.engine.distributed import Ranks
+from attnzoo.engine.distributed import DistContext
 
 
-def build_task(config: ExperimentConfig, ranks: Ranks) -> DetectionTask | ClassificationTask:
-    """The task that `config` describes, with its data and model. Raises UserError for what cannot be built."""
+def build_task(config: ExperimentConfig, ctx: DistContext) -> DetectionTask | ClassificationTask:
+    """The task of `config`, with its data and model. Raises UserError if they cannot be built."""
     if isinstance(config, ClassificationExperiment):
-        return ClassificationTask(config.model, config.data, config.seed, ranks)
+        return ClassificationTask(config.model, config.data, config.seed, ctx)
     assert isinstance(config, DetectionExperiment)
-    return DetectionTask(config.model, config.data, config.seed, ranks, per_class=config.per_class)
+    return DetectionTask(config.model, config.data, config.seed, ctx, per_class=config.per_class)

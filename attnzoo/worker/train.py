@@ -1,9 +1,4 @@
-"""Train one run: `python -m attnzoo.worker.train RUN_DIR`, alone or under torchrun or srun.
-
-The run is what RUN_DIR/config.yaml says; a run with checkpoints is resumed, a finished one left alone. Exit code:
-0 done, 1 failed (status.json has the error, log.txt the traceback), 2 refused with nothing touched, 75 another process
-of the run is gone, 130 interrupted.
-"""
+"""Train one run: what `python -m attnzoo.worker RUN_DIR` does in each of its processes."""
 
 import json
 import logging
@@ -20,28 +15,29 @@ from attnzoo.attention import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import load_saved
 from attnzoo.engine import distributed
-from attnzoo.engine.checkpoint import Checkpoints
-from attnzoo.engine.distributed import NoRendezvous, Ranks
-from attnzoo.engine.interrupt import Interrupted, StopRequest
-from attnzoo.engine.loop import Diverged, Trainer, count_steps
-from attnzoo.engine.metrics import MetricsWriter
-from attnzoo.engine.progress import Progress
-from attnzoo.errors import UserError
+from attnzoo.engine.checkpoint import CheckpointManager
+from attnzoo.engine.distributed import DistContext, RendezvousError
+from attnzoo.engine.interrupt import GracefulStop, TrainingInterrupted
+from attnzoo.engine.metrics import MetricsLogger
+from attnzoo.engine.progress import ProgressReporter
+from attnzoo.engine.trainer import Trainer, TrainingDiverged, count_steps
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder, atomic_write
-from attnzoo.rundir.heartbeat import beating
-from attnzoo.rundir.lock import STALE_SECONDS, exclusive
+from attnzoo.rundir.heartbeat import heartbeat_thread
+from attnzoo.rundir.lock import STALE_SECONDS, run_lock
 from attnzoo.worker.tasks import build_task
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, REFUSED, LOST, INTERRUPTED = 0, 1, 2, 75, 130
 
+def train_run(run_dir: str | Path) -> ExitCode:
+    """Train RUN_DIR/config.yaml, alone or as one of the processes of torchrun or srun; returns the exit code.
 
-def main(run_dir: str | Path) -> int:
-    """Train the run to its end and return the exit code.
+    Resumes from checkpoints; a finished run is left alone. OK: done. FAILED: status.json has the error, log.txt the
+    traceback. USER_ERROR: nothing was changed. PEER_LOST: another process of the run is gone. INTERRUPTED.
 
-    Runs may follow each other in one process; after the last, `distributed.leave()` unless a run has failed.
+    May be called for one run after the other; call `distributed.shutdown()` after the last unless a run has failed.
     """
     run = RunFolder(run_dir)
     try:
@@ -49,143 +45,143 @@ def main(run_dir: str | Path) -> int:
         torch.set_num_threads(config.threads)
         for plugin in config.plugins:
             load_plugin(plugin, where="plugins")
-        ranks = distributed.join(config.device)
-        if ranks.world != config.processes:
-            raise UserError(f"{run.config}: processes = {config.processes}, but {ranks.world} were started")
-        with ExitStack() as held:
-            _lock(run, ranks, held)
-            code = DONE if ranks.share(run.read_status()["state"]) == "done" else _supervise(run, config, ranks)
-    except NoRendezvous as error:
+        ctx = distributed.init(config.device)
+        if ctx.world_size != config.processes:
+            raise UserError(f"{run.config}: processes = {config.processes}, but the world size is {ctx.world_size}")
+        with ExitStack() as stack:
+            _lock(run, ctx, stack)
+            if ctx.broadcast_object(run.read_status()["state"]) == "done":
+                return ExitCode.OK
+            return _run_and_record(run, config, ctx)
+    except RendezvousError as error:
         print(error, file=sys.stderr)
-        return LOST
+        return ExitCode.PEER_LOST
     except UserError as error:
         print(error, file=sys.stderr)
-        return REFUSED
-    return code
+        return ExitCode.USER_ERROR
 
 
-def _lock(run: RunFolder, ranks: Ranks, held: ExitStack) -> None:
-    refusal = None
-    if ranks.is_main:
+def _lock(run: RunFolder, ctx: DistContext, stack: ExitStack) -> None:
+    reason = None
+    if ctx.is_main:
         try:
-            # a job that was moved here may come before the end of its earlier start has reached this node
-            held.enter_context(exclusive(run.path, wait=STALE_SECONDS + 10 if attempts.job_id() else 0))
+            # after a requeue to another node, the heartbeat of the job's previous start may still look fresh
+            stack.enter_context(run_lock(run.path, wait=STALE_SECONDS + 10 if attempts.job_id() else 0))
         except UserError as error:
-            refusal = str(error)
-    refusal = ranks.share(refusal)
-    if refusal is not None:
-        raise UserError(refusal)
-
-
-def _supervise(run: RunFolder, config: ExperimentConfig, ranks: Ranks) -> int:
-    """Train, and record how it ended."""
-    with _logging(run, ranks), StopRequest() as stop, beating(run) if ranks.is_main else nullcontext():
-        if any(ranks.gather(stop.number)):
-            log.info("stopped before it began")
-            return INTERRUPTED
-        try:
-            try:
-                _train(run, config, ranks, stop)
-            except Interrupted:
-                _record_interrupt(run, ranks, max(ranks.gather(stop.number)))
-                return INTERRUPTED
-        except KeyboardInterrupt:
-            _record_interrupt(run, ranks, signal.SIGINT)
-            return INTERRUPTED
-        except (Diverged, UserError) as error:
-            log.error("%s", error)
-            _record_failure(run, str(error))
-            return FAILED
-        except Exception as error:
-            if ranks.world > 1 and distributed.lost_peer(error):
-                log.error("rank %d: another process of the run is gone (%s)", ranks.rank, str(error).splitlines()[0])
-                return LOST
-            log.exception("rank %d failed", ranks.rank)
-            _record_failure(run, f"{type(error).__name__}: {error}")
-            return FAILED
-        if ranks.is_main:
-            run.release()
-            attempts.end(run, "done")
-    return DONE
-
-
-def _record_interrupt(run: RunFolder, ranks: Ranks, number: int) -> None:
-    last = Checkpoints(run.checkpoints).last()
-    state = f"saved as {last}" if last else "nothing to save yet"
-    name = signal.Signals(number).name if number else "a request"
-    log.info("interrupted by %s; %s. Run the same command again to resume.", name, state)
-    if ranks.is_main:
-        run.write_status(state="interrupted", signal=name)
-        attempts.end(run, "interrupted", name)
-
-
-def _record_failure(run: RunFolder, error: str) -> None:
-    """Note the error, unless another rank has: its end is what makes the other ranks' exchanges fail."""
-    if run.read_status()["state"] == "failed":
-        return
-    try:
-        run.release()  # the error itself may be that the disk is full
-        run.write_status(state="failed", error=error)
-        attempts.end(run, "failed", error)
-    except OSError as refusal:
-        log.error("%s: the failure cannot be noted (%s)", run.path, refusal.strerror)
-
-
-def _train(run: RunFolder, config: ExperimentConfig, ranks: Ranks, stop: StopRequest) -> None:
-    if ranks.is_main:
-        run.write_status(state="running", error=None, signal=None, job=attempts.job_id(), **process.myself())
-        run.reserve()
-        _check_retries(run, config)
-        with atomic_write(run.environment) as file:
-            json.dump(environment.collect_environment(ranks.device, ranks.world), file, indent=1)
-    task = build_task(config, ranks)
-    steps, _ = count_steps(config.train, task.batches_per_epoch)
-    progress = Progress(run if ranks.is_main else None, steps)
-    trainer = Trainer(task, config.train, ranks, Checkpoints(run.checkpoints), progress, stop, config.seed)
-    for group in trainer.optimizer.param_groups:
-        count = sum(parameter.numel() for parameter in group["params"])
-        log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
-    resumed = trainer.restore()
-    if ranks.is_main:
-        attempts.begin(run, trainer.step, lost=_steps_done(run) - trainer.step)
-    progress.beat(now=True, step=trainer.step)
-    metrics = MetricsWriter(run, resumed) if ranks.is_main else None
-    model = trainer.parallel.whole(trainer.model)
-    if metrics is not None and metrics.last("cost/ms") is None:
-        cost = task.cost(model)
-        row = {"cost/params": cost.params, "cost/gflops": cost.gflops, "cost/ms": cost.ms}
-        progress.report(metrics.write(trainer.step, row))
-    del model
-    try:
-        trainer.run(metrics)
-    except (Diverged, Interrupted):
-        progress.beat(now=True)  # the step that it came to
-        raise
-    if metrics is not None:
-        metrics.close()
-    progress.beat(now=True, state="done")
-
-
-def _check_retries(run: RunFolder, config: ExperimentConfig) -> None:
-    """Raise UserError when the machine has failed under this run too often."""
-    retries = config.retries if config.slurm.retries is None or not attempts.job_id() else config.slurm.retries
-    if reason := attempts.exhausted(run, retries):
+            reason = str(error)
+    reason = ctx.broadcast_object(reason)
+    if reason is not None:
         raise UserError(reason)
 
 
-def _steps_done(run: RunFolder) -> int:
-    """The last step that earlier starts are known to have done, saved or not."""
+def _run_and_record(run: RunFolder, config: ExperimentConfig, ctx: DistContext) -> ExitCode:
+    """Train, and record how it ended."""
+    with _logging(run, ctx), GracefulStop() as stop, heartbeat_thread(run) if ctx.is_main else nullcontext():
+        if any(ctx.all_gather_object(stop.signum)):
+            log.info("interrupted before training started")
+            return ExitCode.INTERRUPTED
+        try:
+            try:
+                _train(run, config, ctx, stop)
+            except TrainingInterrupted:
+                _record_interrupt(run, ctx, max(ctx.all_gather_object(stop.signum)))
+                return ExitCode.INTERRUPTED
+        except KeyboardInterrupt:
+            _record_interrupt(run, ctx, signal.SIGINT)
+            return ExitCode.INTERRUPTED
+        except (TrainingDiverged, UserError) as error:
+            log.error("%s", error)
+            _record_failure(run, str(error))
+            return ExitCode.FAILED
+        except Exception as error:
+            if ctx.world_size > 1 and distributed.is_peer_lost(error):
+                log.error("rank %d: lost a peer process (%s)", ctx.rank, str(error).splitlines()[0])
+                return ExitCode.PEER_LOST
+            log.exception("rank %d failed", ctx.rank)
+            _record_failure(run, f"{type(error).__name__}: {error}")
+            return ExitCode.FAILED
+        if ctx.is_main:
+            run.free_reserved_space()
+            attempts.record_end(run, "done")
+    return ExitCode.OK
+
+
+def _record_interrupt(run: RunFolder, ctx: DistContext, signum: int) -> None:
+    checkpoint = CheckpointManager(run.checkpoints).latest() or "none yet"
+    name = signal.Signals(signum).name if signum else "a request"
+    log.info("interrupted by %s; latest checkpoint: %s. Run the same command again to resume.", name, checkpoint)
+    if ctx.is_main:
+        run.write_status(state="interrupted", signal=name)
+        attempts.record_end(run, "interrupted", name)
+
+
+def _record_failure(run: RunFolder, error: str) -> None:
+    """Record the error, unless another rank has: the first is the cause of the others."""
+    if run.read_status()["state"] == "failed":
+        return
+    try:
+        run.free_reserved_space()  # the error may be a full disk
+        run.write_status(state="failed", error=error)
+        attempts.record_end(run, "failed", error)
+    except OSError as os_error:
+        log.error("%s: cannot record the failure (%s)", run.path, os_error.strerror)
+
+
+def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: GracefulStop) -> None:
+    if ctx.is_main:
+        run.write_status(state="running", error=None, signal=None, job=attempts.job_id(), **process.current())
+        run.reserve_space()
+        _check_retries(run, config)
+        with atomic_write(run.environment) as file:
+            json.dump(environment.collect_environment(ctx.device, ctx.world_size), file, indent=1)
+    task = build_task(config, ctx)
+    steps, _ = count_steps(config.train, task.batches_per_epoch)
+    progress = ProgressReporter(run if ctx.is_main else None, steps)
+    trainer = Trainer(task, config.train, ctx, CheckpointManager(run.checkpoints), progress, stop, config.seed)
+    for group in trainer.optimizer.param_groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
+    resume_step = trainer.resume()
+    if ctx.is_main:
+        attempts.record_start(run, trainer.step, steps_lost=_max_recorded_step(run) - trainer.step)
+    progress.update(force=True, step=trainer.step)
+    metrics = MetricsLogger(run, resume_step) if ctx.is_main else None
+    model = trainer.strategy.unsharded_model(trainer.model)
+    if metrics is not None and metrics.latest("cost/ms") is None:
+        cost = task.cost(model)
+        row = {"cost/params": cost.params, "cost/gflops": cost.gflops, "cost/ms": cost.ms}
+        progress.log_metrics(metrics.write(trainer.step, row))
+    del model
+    try:
+        trainer.run(metrics)
+    except (TrainingDiverged, TrainingInterrupted):
+        progress.update(force=True)  # the last step
+        raise
+    if metrics is not None:
+        metrics.close()
+    progress.update(force=True, state="done")
+
+
+def _check_retries(run: RunFolder, config: ExperimentConfig) -> None:
+    """Raise UserError if the retries are exhausted."""
+    retries = config.retries if config.slurm.retries is None or not attempts.job_id() else config.slurm.retries
+    if reason := attempts.retries_exhausted(run, retries):
+        raise UserError(reason)
+
+
+def _max_recorded_step(run: RunFolder) -> int:
+    """The highest step that an earlier attempt reached, saved or not."""
     rows = [row["step"] for row in run.read_metrics()]
     return max([run.last_step(), run.read_status().get("step", 0), *rows])
 
 
 @contextmanager
-def _logging(run: RunFolder, ranks: Ranks) -> Iterator[None]:
-    """Log to log.txt and to standard output; ranks other than 0 only what goes wrong."""
+def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
+    """Log to log.txt and standard output; errors only on ranks other than 0."""
     root = logging.getLogger()
     handlers: list[logging.Handler] = [logging.FileHandler(run.log), logging.StreamHandler(sys.stdout)]
     for handler in handlers:
-        handler.setLevel(logging.INFO if ranks.is_main else logging.ERROR)
+        handler.setLevel(logging.INFO if ctx.is_main else logging.ERROR)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         root.addHandler(handler)
     level = root.level
@@ -199,12 +195,3 @@ def _logging(run: RunFolder, ranks: Ranks) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m attnzoo.worker.train RUN_DIR")
-    exit_code = main(sys.argv[1])
-    if exit_code not in (FAILED, LOST):
-        distributed.leave()
-    sys.exit(exit_code)

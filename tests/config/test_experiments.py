@@ -10,7 +10,7 @@ import torch
 from attnzoo import models
 from attnzoo.config.files import PACKAGED
 from attnzoo.config.load import Experiment, load
-from attnzoo.engine.optim import check_names
+from attnzoo.engine.optim import check_parameter_patterns
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.validate import validate
 
@@ -93,7 +93,7 @@ def test_recipes_fit_the_models_that_the_page_names() -> None:
             config: Any = load(f"experiments/{file}", [f"model.preset={preset}", "model.weights=null"])
             with torch.device("meta"):
                 names = [name for name, _ in models.build(config.model, 1000).named_parameters()]
-            check_names(config.train.optimizer, names)
+            check_parameter_patterns(config.train.optimizer, names)
 
 
 def test_published_fine_tuning() -> None:

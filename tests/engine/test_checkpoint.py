@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnzoo.engine.checkpoint import Checkpoints, DamagedCheckpoint, load
+from attnzoo.engine.checkpoint import CheckpointManager, CorruptCheckpointError, load_checkpoint
 from attnzoo.errors import UserError
 
 
@@ -19,7 +19,7 @@ def state(step: int) -> dict:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    found = Checkpoints(tmp_path / "checkpoints")
+    found = CheckpointManager(tmp_path / "checkpoints")
     for step in (5, 10, 15):
         found.save(state(step), step)
     return found
@@ -30,61 +30,61 @@ def test_the_last_two_are_kept_and_hold_what_was_saved(checkpoints):
         "step-00000010",
         "step-00000015",
     ]
-    loaded = load(checkpoints.newest_valid())
+    loaded = load_checkpoint(checkpoints.newest_valid())
     assert torch.equal(loaded.pop("model")["weight"], torch.full((3,), 15.0))
     assert loaded == {"step": 15, "ema": None, "window": [[1.0, 2.0]]}
 
 
 def test_nothing_saved_is_no_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "nowhere")
-    assert checkpoints.newest_valid() is checkpoints.last() is checkpoints.best() is None
+    checkpoints = CheckpointManager(tmp_path / "nowhere")
+    assert checkpoints.newest_valid() is checkpoints.latest() is checkpoints.best() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(checkpoints, damage, caplog):
-    last = checkpoints.last()
+    last = checkpoints.latest()
     content = bytearray(last.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
     last.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
-    with pytest.raises(DamagedCheckpoint):
-        load(last)
+    with pytest.raises(CorruptCheckpointError):
+        load_checkpoint(last)
     with caplog.at_level(logging.WARNING):
         path = checkpoints.newest_valid()
-    assert load(path)["step"] == 10
+    assert load_checkpoint(path)["step"] == 10
     assert str(last) in caplog.text
     assert "falling back" in caplog.text
     # the damaged file takes no place among those kept
     checkpoints.save(state(12), 12)
     checkpoints.save(state(13), 13)
-    assert load(checkpoints.last())["step"] == 13
+    assert load_checkpoint(checkpoints.latest())["step"] == 13
 
 
 def test_the_best_serves_when_all_others_are_damaged_and_then_nothing_is_overwritten(checkpoints):
-    checkpoints.mark_best(checkpoints.last())
+    checkpoints.save_best(checkpoints.latest())
     for path in checkpoints.folder.glob("step-*"):
         path.write_bytes(b"no")
     best = checkpoints.newest_valid()
     assert best == checkpoints.best()
     best.write_bytes(b"no")
-    with pytest.raises(UserError, match="every checkpoint is damaged"):
+    with pytest.raises(UserError, match="all checkpoints are corrupt"):
         checkpoints.newest_valid()
 
 
 def test_a_better_one_replaces_the_best(checkpoints):
-    first = checkpoints.last()
-    checkpoints.mark_best(first)
-    checkpoints.mark_best(first)
+    first = checkpoints.latest()
+    checkpoints.save_best(first)
+    checkpoints.save_best(first)
     path = checkpoints.save(state(20), 20)
-    checkpoints.mark_best(path)
-    assert load(checkpoints.best())["step"] == 20
+    checkpoints.save_best(path)
+    assert load_checkpoint(checkpoints.best())["step"] == 20
     assert len(list(checkpoints.folder.glob("best-*"))) == 1
 
 
 def test_a_write_cut_short_is_ignored_and_cleared_away(checkpoints):
     torn = checkpoints.folder / ".step-00000020.0123456789abcdef.pt.x1y2"
     torn.write_bytes(b"half")
-    assert load(checkpoints.newest_valid())["step"] == 15
+    assert load_checkpoint(checkpoints.newest_valid())["step"] == 15
     checkpoints.save(state(25), 25)
     assert not torn.exists()
 
@@ -110,5 +110,5 @@ class Payload:
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path, capsys):
     torch.save({"step": 1, "model": Payload()}, tmp_path / "foreign.pt")
     with pytest.raises(pickle.UnpicklingError):
-        load(tmp_path / "foreign.pt")
+        load_checkpoint(tmp_path / "foreign.pt")
     assert "executed" not in capsys.readouterr().out

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from attnzoo.config import load as configs
 from attnzoo.data.classification import LabelledBatch
-from attnzoo.engine.checkpoint import Checkpoints, load
-from attnzoo.engine.classification import ClassificationTask, top_hits
-from attnzoo.errors import UserError
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.engine.classification import ClassificationTask, count_topk_correct
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = tiny_classifier(tmp_path_factory.mktemp("classifier") / "run")
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     return run
 
 
@@ -45,9 +45,9 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunFolder, tmp_path:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     (run.checkpoints / checkpoint[0].name).write_bytes(checkpoint[0].read_bytes())
     run.metrics.write_bytes(whole.metrics.read_bytes())
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     assert results(run) == results(whole)
-    ours, theirs = (load(Checkpoints(r.checkpoints).last())["model"] for r in (run, whole))
+    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -97,7 +97,7 @@ def test_mixing_needs_pairs(tmp_path: Path) -> None:
 def test_top_hits() -> None:
     logits = torch.tensor([[1.0, 3, 2, 0], [0, 1, 2, 3]])
     labels = torch.tensor([2, 0])
-    assert [top_hits(logits, labels, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 1, 2, 2]
+    assert [count_topk_correct(logits, labels, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 1, 2, 2]
 
 
 def test_keys_of_the_other_task_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
-from attnzoo.engine.metrics import MetricsWriter
+from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.report import hparams
 from attnzoo.rundir.folder import RunFolder
 
@@ -19,7 +19,7 @@ def scalars(path) -> dict[str, list[tuple[int, float]]]:
 
 def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
     run = RunFolder(tmp_path)
-    metrics = MetricsWriter(run)
+    metrics = MetricsLogger(run)
     metrics.write(0, {"cost/params": 12, "cost/ms": None})
     metrics.write(5, {"train/loss": 1.5, "train/lr": 0.25})
     metrics.write(5, {"val/AP": 0.5, "val/AP_S": float("nan")})
@@ -32,26 +32,26 @@ def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
     assert scalars(tmp_path) == {
         "cost/params": [(0, 12)], "train/loss": [(5, 1.5)], "train/lr": [(5, 0.25)], "val/AP": [(5, 0.5)],
     }  # fmt: skip
-    assert metrics.last("train/lr") == 0.25
-    assert metrics.last("train/grad_norm") is None
+    assert metrics.latest("train/lr") == 0.25
+    assert metrics.latest("train/grad_norm") is None
 
 
 @pytest.mark.parametrize("resume", [None, 0, 4, 5, 6])
 def test_resuming_rewinds_to_the_checkpoint_without_doubles(tmp_path, resume):
     run = RunFolder(tmp_path)
 
-    def write(metrics: MetricsWriter, first: int) -> None:
+    def write(metrics: MetricsLogger, first: int) -> None:
         for step in range(first, 8):
             metrics.write(step, {"train/loss": float(step)})
             if step % 5 == 0:
                 metrics.write(step, {"val/AP": float(step)})
         metrics.close()
 
-    write(MetricsWriter(run), 0)
+    write(MetricsLogger(run), 0)
     rows = run.read_metrics()
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "train/lo')  # the process died while writing
-    metrics = MetricsWriter(run, resume)
+    metrics = MetricsLogger(run, resume)
     if resume is not None and resume % 5 == 0:  # the loop first repeats the evaluation that follows the checkpoint
         metrics.write(resume, {"val/AP": float(resume)})
     write(metrics, 0 if resume is None else resume + 1)
@@ -68,19 +68,19 @@ def test_a_sweep_in_hparams(tmp_path):
         "points=2": {"name": "ms_deform", "points": 2, "refine": True, "strides": [8, 16]},
         "points=4": {"name": "ms_deform", "points": 4, "refine": False, "strides": [8, 16, 32]},
     }
-    runs = []
+    hyperparameters, trial_ids = {}, {}
     for number, (variant, options) in enumerate(variants.items()):
         for seed in (0, 1):
-            path = tmp_path / f"{variant}-seed={seed}"
-            metrics = MetricsWriter(RunFolder(path))
+            name = f"{variant}-seed={seed}"
+            hyperparameters[name], trial_ids[name] = options, variant
+            metrics = MetricsLogger(RunFolder(tmp_path / name))
             metrics.write(3, {"val/AP": number + seed / 2})
             metrics.close()
-            runs.append(hparams.HParamsRun(path, variant, options))
     for _ in range(2):  # writing again leaves nothing double
-        hparams.write(tmp_path, runs)
+        hparams.write_hparams(tmp_path, hyperparameters, trial_ids)
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
-    assert set(multiplexer.Runs()) == {".", *(run.path.name for run in runs)}
+    assert set(multiplexer.Runs()) == {".", *hyperparameters}
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
     context = backend_context.Context(TBContext(logdir=str(tmp_path), data_provider=provider))
     experiment = get_experiment.Handler(RequestContext(), context, "", api_pb2.GetExperimentRequest()).run()

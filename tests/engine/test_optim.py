@@ -67,7 +67,7 @@ def test_frozen_parameters_are_in_no_group_and_a_frozen_model_is_refused():
     model = small()
     model["backbone"].requires_grad_(False)
     assert sum(len(g["params"]) for g in parameter_groups(model, OptimizerConfig())) == 4
-    with pytest.raises(UserError, match="no parameter is trainable"):
+    with pytest.raises(UserError, match="no trainable parameters"):
         build_optimizer(model.requires_grad_(False), OptimizerConfig())
 
 

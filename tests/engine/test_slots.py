@@ -7,10 +7,11 @@ import torch
 from support.engine import results, tiny_run
 
 from attnzoo import attention
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.errors import ExitCode
 from attnzoo.geometry import Role
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 SLOTS = [(role, name) for role in Role for name in attention.names() if role in attention.ATTENTIONS.get(name).roles]
 VIT = {
@@ -34,12 +35,12 @@ def run_with(folder: Path, role: Role, name: str) -> RunFolder:
 @pytest.mark.parametrize(("role", "name"), SLOTS, ids=lambda value: str(value))
 def test_a_step_and_a_resume(role: Role, name: str, tmp_path: Path) -> None:
     whole, halved = run_with(tmp_path / "whole", role, name), run_with(tmp_path / "halved", role, name)
-    assert train.main(whole.path) == train.DONE
+    assert train_run(whole.path) == ExitCode.OK
     (first,) = whole.checkpoints.glob("step-00000001*")
     halved.checkpoints.mkdir(parents=True, exist_ok=True)
     (halved.checkpoints / first.name).write_bytes(first.read_bytes())
     halved.metrics.write_bytes(whole.metrics.read_bytes())
-    assert train.main(halved.path) == train.DONE
+    assert train_run(halved.path) == ExitCode.OK
     assert results(halved) == results(whole)
-    ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (halved, whole))
+    ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (halved, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

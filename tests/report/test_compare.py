@@ -15,8 +15,8 @@ from attnzoo.__main__ import main
 from attnzoo.config.load import Experiment, save
 from attnzoo.errors import UserError
 from attnzoo.report.compare import compare
-from attnzoo.report.statistics import estimate
-from attnzoo.report.table import rich_table, show, write
+from attnzoo.report.statistics import mean_ci95
+from attnzoo.report.table import print_comparison, rich_table, write_comparison
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.validate import validate
@@ -50,15 +50,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_interval_is_students_t() -> None:
-    found = estimate([1.0, 2.0, 3.0])
+    found = mean_ci95([1.0, 2.0, 3.0])
     assert found is not None
-    assert found.margin is not None
+    assert found.ci95 is not None
     assert (found.mean, found.n) == (2.0, 3)
-    assert found.margin == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), deviation 1
-    single = estimate([0.4])
+    assert found.ci95 == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), deviation 1
+    single = mean_ci95([0.4])
     assert single is not None
-    assert (single.mean, single.margin) == (0.4, None)
-    assert estimate([]) is None
+    assert (single.mean, single.ci95) == (0.4, None)
+    assert mean_ci95([]) is None
 
 
 def test_variants_are_averaged_over_their_seeds(folder: Path) -> None:
@@ -68,12 +68,12 @@ def test_variants_are_averaged_over_their_seeds(folder: Path) -> None:
     ap = comparison.variants[0].estimates["val/AP"]
     assert ap is not None
     assert ap.mean == pytest.approx(0.12)
-    assert ap.margin == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert ap.ci95 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
     assert any("Equal budgets: 5" in note for note in comparison.notes)
 
 
 def test_files_hold_the_same_numbers(folder: Path) -> None:
-    paths = write(compare([folder]), folder)
+    paths = write_comparison(compare([folder]), folder)
     assert [path.name for path in paths] == ["comparison.md", "comparison.csv"]
     assert "| 2 | 0.120 ± 0.248 | 0.240 ± 0.497 | 1,000 | 0.5 | 3.00 | 3 |" in paths[0].read_text()
     rows = list(csv.DictReader(io.StringIO(paths[1].read_text())))
@@ -85,7 +85,7 @@ def test_a_printed_table_is_whole_whatever_its_width(folder: Path, capsys: pytes
     comparison = compare([folder])
     long = replace(comparison.variants[0], options={"points": "a_long_word" * 20})
     comparison = replace(comparison, variants=[long, *comparison.variants[1:]])
-    show(comparison)
+    print_comparison(comparison)
     row = next(line for line in capsys.readouterr().out.splitlines() if "a_long_word" in line)
     assert "a_long_word" * 20 in row
     assert [cell.strip() for cell in row.split("│")[2:-1]] == [
@@ -104,7 +104,7 @@ def test_one_seed_has_no_interval(folder: Path) -> None:
     for seed in (1, 2):
         for points in (2, 10):
             RunFolder(folder / f"points={points}-seed={seed}").config.unlink()
-    text = write(compare([folder]), folder)[0].read_text()
+    text = write_comparison(compare([folder]), folder)[0].read_text()
     assert "0.020 ± n/a" in text
     assert "intervals n/a" in text
 
@@ -130,7 +130,7 @@ def test_unequal_budgets_are_warned_about(folder: Path) -> None:
 def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
     copied = folder.parent / "again"
     shutil.copytree(folder, copied)
-    with pytest.raises(UserError, match="the same config and seed as"):
+    with pytest.raises(UserError, match="duplicate run, the same config and seed as"):
         compare([folder, copied])
 
 
@@ -138,11 +138,11 @@ def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
 def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     run.status.write_bytes(content)
-    with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: damaged"):
+    with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: corrupt"):
         compare([folder])
     (folder / "sweep.json").write_text(json.dumps({"runs": {"points=2-seed=0": {}}}))
     assert main(["status", str(folder)]) == 2
-    assert "status.json: damaged" in capsys.readouterr().err
+    assert "status.json: corrupt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
@@ -150,7 +150,7 @@ def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
-    with pytest.raises(UserError, match=r"points=2-seed=0/metrics\.jsonl:5: damaged"):
+    with pytest.raises(UserError, match=r"points=2-seed=0/metrics\.jsonl:5: invalid row"):
         compare([folder])
 
 
@@ -177,6 +177,11 @@ def test_comparing_imports_no_torch(folder: Path) -> None:
     assert (folder / "comparison.md").exists()
 
 
+def test_scipy_is_imported_for_intervals_alone() -> None:
+    code = "import sys, attnzoo.report.summary; sys.exit('scipy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(
         "name: x\ntask: classification\ntrain: {steps: 5}\nsweep: {grid: {model.preset: [swin_tiny, dat_tiny]}}\n"
@@ -191,7 +196,7 @@ def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
         ]
         target.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
         target.write_status(state="done", step=5, steps=5)
-    write(compare([tmp_path / "runs"]), tmp_path)
+    write_comparison(compare([tmp_path / "runs"]), tmp_path)
     rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
     found = {row["top1"]: row["images_per_second"] for row in rows}
     assert found == {"0.5": "100.0", "0.6": "101.0"}

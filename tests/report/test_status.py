@@ -11,7 +11,7 @@ import pytest
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo.errors import UserError
-from attnzoo.report.status import collect, counts
+from attnzoo.report.status import counts, sweep_status
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
@@ -19,7 +19,7 @@ from attnzoo.rundir.ledger import Ledger
 
 def sweep(folder: Path, names: list[str]) -> None:
     entry = {"overrides": {}, "options": {}, "seed": 0, "digest": "", "attempts": 0}
-    with Ledger(folder).changing() as content:
+    with Ledger(folder).update() as content:
         content["runs"] = {name: dict(entry) for name in names}
     for name in names:
         (folder / name).mkdir()
@@ -27,12 +27,12 @@ def sweep(folder: Path, names: list[str]) -> None:
 
 ANOTHER = """import json, sys
 from attnzoo.rundir import process
-print(json.dumps(process.myself()), flush=True)
+print(json.dumps(process.current()), flush=True)
 sys.stdin.read()"""
 
 
 def states(folder: Path) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.state, one.note) for one in collect(folder)}
+    return {one.name: (one.state, one.note) for one in sweep_status(folder)}
 
 
 def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
@@ -41,11 +41,11 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     RunFolder(tmp_path / "done").write_status(state="done", step=9, steps=9, AP=0.5)
     RunFolder(tmp_path / "failed").write_status(state="failed", error="it was me")
     RunFolder(tmp_path / "stopped").write_status(state="interrupted", signal="SIGINT")
-    RunFolder(tmp_path / "running").write_status(state="running", **process.myself(), step=3, steps=9, eta=60)
+    RunFolder(tmp_path / "running").write_status(state="running", **process.current(), step=3, steps=9, eta=60)
     gone = subprocess.Popen(["true"])
     gone.wait()
     RunFolder(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid, started="boot:1")
-    another = process.myself() | {"started": "boot:1"}  # had our number before us
+    another = process.current() | {"started": "boot:1"}  # had our number before us
     RunFolder(tmp_path / "reused").write_status(state="running", **another)
     RunFolder(tmp_path / "elsewhere").write_status(state="running", host="far", pid=1)
     RunFolder(tmp_path / "silent").write_status(state="running", host="far", pid=1)
@@ -53,7 +53,7 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     found = states(tmp_path)
     assert found.pop("killed")[0] == "dead"
     assert found.pop("reused")[0] == "dead"
-    assert found.pop("silent") == ("dead", "no sign of life for 999 s")
+    assert found.pop("silent") == ("dead", "no heartbeat for 999 s")
     assert found == {
         "new": ("pending", "not submitted"),
         "done": ("done", ""),
@@ -62,7 +62,7 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
         "running": ("running", ""),
         "elsewhere": ("running", ""),
     }
-    assert counts(collect(tmp_path)) == {
+    assert counts(sweep_status(tmp_path)) == {
         "done": 1,
         "running": 2,
         "pending": 1,
@@ -74,29 +74,29 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
 
 def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
-    assert collect(tmp_path)[0].missing
+    assert sweep_status(tmp_path)[0].missing
     with subprocess.Popen([sys.executable, "-c", ANOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout is not None
-        with Ledger(tmp_path).changing() as content:
+        with Ledger(tmp_path).update() as content:
             content["local"] = json.loads(launcher.stdout.readline())
-        assert states(tmp_path) == {"a": ("pending", "waits for its turn")}
-        assert collect(tmp_path)[0].active
-    assert collect(tmp_path)[0].missing  # its launcher has ended
+        assert states(tmp_path) == {"a": ("pending", "queued")}
+        assert sweep_status(tmp_path)[0].active
+    assert sweep_status(tmp_path)[0].missing  # its launcher has ended
 
 
 def test_a_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
     """After a restart of a container it may have the number of the one before."""
     sweep(tmp_path, ["a"])
-    with Ledger(tmp_path).changing() as content:
-        content["local"] = process.myself() | {"started": "an earlier boot"}
-    assert collect(tmp_path)[0].missing
+    with Ledger(tmp_path).update() as content:
+        content["local"] = process.current() | {"started": "an earlier boot"}
+    assert sweep_status(tmp_path)[0].missing
 
 
 def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
     sweep(tmp_path, ["a", "b"])
     RunFolder(tmp_path / "a").write_status(state="interrupted", signal="SIGTERM")
     assert attnzoo_main.main(["cancel", str(tmp_path), "c"]) == 2
-    with Ledger(tmp_path).changing() as content:
+    with Ledger(tmp_path).update() as content:
         content["runs"]["a"]["cancelled"] = time.time()
     assert states(tmp_path)["a"] == ("cancelled", "")
 
@@ -104,13 +104,13 @@ def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
 def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
     run = RunFolder(tmp_path / "a")
-    attempts.begin(run, 0, lost=0)
-    attempts.end(run, attempts.MACHINE, "killed by SIGKILL")
-    attempts.begin(run, 0, lost=4)
-    attempts.begin(run, 3, lost=2)
-    run.write_status(state="running", **process.myself())
-    (one,) = collect(tmp_path)
-    assert (one.requeued, one.machine_failures, one.steps_lost) == (2, 2, 6)
+    attempts.record_start(run, 0, steps_lost=0)
+    attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")
+    attempts.record_start(run, 0, steps_lost=4)
+    attempts.record_start(run, 3, steps_lost=2)
+    run.write_status(state="running", **process.current())
+    (one,) = sweep_status(tmp_path)
+    assert (one.restarts, one.machine_failures, one.steps_lost) == (2, 2, 6)
 
 
 def test_json_holds_everything_and_failures_give_exit_code_1(
@@ -137,9 +137,9 @@ def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sweep\.json in it"):
-        collect(tmp_path)
+        sweep_status(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        collect(tmp_path / "x")
+        sweep_status(tmp_path / "x")
 
 
 def test_five_hundred_runs_need_neither_torch_nor_long(tmp_path: Path) -> None:

@@ -17,29 +17,29 @@ def checkpoint(run: RunFolder, step: int) -> None:
 
 
 def test_a_start_and_its_end_are_one_attempt(run):
-    attempts.begin(run, 5, lost=2)
+    attempts.record_start(run, 5, steps_lost=2)
     (going,) = attempts.read(run)
-    assert (going.step, going.lost, going.outcome) == (5, 2, None)
-    attempts.end(run, "interrupted", "SIGUSR2")
-    attempts.begin(run, 7, lost=0)
+    assert (going.step, going.steps_lost, going.outcome) == (5, 2, None)
+    attempts.record_end(run, "interrupted", "SIGUSR2")
+    attempts.record_start(run, 7, steps_lost=0)
     first, second = attempts.read(run)
     assert (first.outcome, first.reason, first.step) == ("interrupted", "SIGUSR2", 5)
     assert second.outcome is None
 
 
 def test_an_end_without_a_start_is_an_attempt_that_could_not_begin(run):
-    attempts.end(run, attempts.MACHINE, "killed by SIGKILL")
+    attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")
     (only,) = attempts.read(run)
-    assert only.failed_with_its_machine
+    assert only.is_machine_failure
     assert only.reason == "killed by SIGKILL"
 
 
 def test_a_line_that_a_crash_cut_off_costs_no_other(run):
-    attempts.begin(run, 0, lost=0)
+    attempts.record_start(run, 0, steps_lost=0)
     with run.attempts.open("a") as file:
         file.write('{"event": "end", "outc')
-    attempts.begin(run, 0, lost=0)
-    attempts.end(run, "done")
+    attempts.record_start(run, 0, steps_lost=0)
+    attempts.record_end(run, "done")
     assert [one.outcome for one in attempts.read(run)] == [None, "done"]
 
 
@@ -51,35 +51,35 @@ def test_a_line_that_a_crash_cut_off_costs_no_other(run):
         b"{}",
         b'{"event": "pause"}',
         b'{"event": ["start"]}',
-        b'{"event": "start", "step": "5", "lost": 0, "host": "a", "job": null}',
+        b'{"event": "start", "step": "5", "steps_lost": 0, "host": "a", "job": null}',
         b'{"event": "end", "outcome": "done"}',
         b"\xff\xfe",
     ],
 )
 def test_a_line_that_is_no_row_costs_no_other(run, line):
-    attempts.begin(run, 5, lost=2)
+    attempts.record_start(run, 5, steps_lost=2)
     with run.attempts.open("ab") as file:
         file.write(line + b"\n")
-    attempts.end(run, "done")
+    attempts.record_end(run, "done")
     (only,) = attempts.read(run)
-    assert (only.step, only.lost, only.outcome) == (5, 2, "done")
+    assert (only.step, only.steps_lost, only.outcome) == (5, 2, "done")
 
 
 def test_failures_in_a_row_at_one_checkpoint_exhaust_the_retries(run):
     for _ in range(2):
-        attempts.begin(run, 0, lost=0)  # a lost node says no more
-    assert attempts.exhausted(run, retries=2) is None
-    assert "failed 2 times in a row at step 0 (retries = 1" in (attempts.exhausted(run, retries=1) or "")
+        attempts.record_start(run, 0, steps_lost=0)  # a lost node says no more
+    assert attempts.retries_exhausted(run, retries=2) is None
+    assert "2 machine failures in a row at step 0 (retries = 1" in (attempts.retries_exhausted(run, retries=1) or "")
     checkpoint(run, 10)
-    assert attempts.exhausted(run, retries=0) is None  # it has got further
+    assert attempts.retries_exhausted(run, retries=0) is None  # it has got further
 
 
 def test_an_end_by_the_program_or_on_request_starts_the_count_anew(run):
     for outcome in ("failed", "interrupted"):
-        attempts.begin(run, 0, lost=0)
-        attempts.begin(run, 0, lost=0)
-        attempts.end(run, outcome)
-        assert attempts.exhausted(run, retries=0) is None
+        attempts.record_start(run, 0, steps_lost=0)
+        attempts.record_start(run, 0, steps_lost=0)
+        attempts.record_end(run, outcome)
+        assert attempts.retries_exhausted(run, retries=0) is None
 
 
 def test_a_job_of_an_array_is_named_with_its_task(monkeypatch):

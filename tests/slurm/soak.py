@@ -190,7 +190,7 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",
         *(
-            f"| {name} | {one.state} | {one.requeued + 1} | {one.machine_failures} | {one.steps_lost} "
+            f"| {name} | {one.state} | {one.restarts + 1} | {one.machine_failures} | {one.steps_lost} "
             f"| {'identical' if same[name] else 'DIFFERENT'} |"
             for name, one in states.items()
         ),
@@ -227,7 +227,7 @@ def repeated(journals: Iterable[Sequence[Attempt]]) -> dict[str, list[int]]:
     for journal in journals:
         for ended, following in itertools.pairwise(journal):
             end = f"{ended.outcome} ({ended.reason})" if ended.outcome else "not a word"
-            found.setdefault(end, []).append(following.lost)
+            found.setdefault(end, []).append(following.steps_lost)
     return found
 
 

@@ -40,7 +40,7 @@ def test_jobs_that_failed_before_they_could_train(accounted, sweep):
     wait_until_forgotten(sweep, "seed=0")
     assert accounted.ask("sacct", "-nPX", "-o", "State", "-j", sweep.job("seed=1")) == "FAILED\n"
     for state in sweep.states().values():
-        assert (state.state, state.note, state.active) == ("failed", "failed: it wrote nothing", False)
+        assert (state.state, state.note, state.active) == ("failed", "failed: no log output", False)
     sweep.submit("--only", "failed")
     states = sweep.wait_for_end().values()
     assert {one.state for one in states} == {"done"}

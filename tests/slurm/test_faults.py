@@ -28,7 +28,7 @@ def test_two_preemptions_with_the_signal_lose_no_step(cluster, sweep, undisturbe
         wait(lambda count=count: cluster.restarts(sweep.job()) >= count, 180, "for the preemption")
     assert_survived(sweep, undisturbed, "preemption with the user signal", allowed=0, injected=2)
     assert [one.reason for one in attempts.read(sweep.run())[:2]] == ["SIGUSR2", "SIGUSR2"]
-    assert sweep.state().requeued == 2
+    assert sweep.state().restarts == 2
     assert sweep.state().machine_failures == 0
 
 
@@ -83,7 +83,7 @@ def test_a_time_limit_requeues_and_loses_no_step(cluster, sweep):
     assert (first.outcome, first.reason) == ("interrupted", "SIGUSR2")
     wait(lambda: len(attempts.read(sweep.run())) == 2, 60, "for the second start")
     second = attempts.read(sweep.run())[1]
-    report("time limit", 1, second.lost, allowed=0)
+    report("time limit", 1, second.steps_lost, allowed=0)
     assert 10 <= second.step < 900
     restarts = cluster.restarts(sweep.job())  # more than one where a start took longer than the limit
     cluster.ask("scancel", sweep.job())

@@ -61,7 +61,7 @@ def test_six_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep
 def measured(sweep: Path) -> list[list[str]]:
     """The table of comparison.csv without the columns of times and memory."""
     header, *rows = csv.reader((sweep / "comparison.csv").read_text().splitlines())
-    kept = [place for place, name in enumerate(header) if name.removesuffix("_margin95") not in OF_THE_MACHINE]
+    kept = [place for place, name in enumerate(header) if name.removesuffix("_ci95") not in OF_THE_MACHINE]
     assert {"AP", "params", "gflops"} <= {header[place] for place in kept}
     return [[row[place] for place in kept] for row in (header, *rows)]
 

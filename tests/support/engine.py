@@ -9,26 +9,27 @@ import torch
 from torch import nn
 
 from attnzoo.config import load as configs
-from attnzoo.engine.checkpoint import Checkpoints
+from attnzoo.engine.checkpoint import CheckpointManager
 from attnzoo.engine.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from attnzoo.engine.distributed import Ranks
-from attnzoo.engine.interrupt import StopRequest
-from attnzoo.engine.loop import Trainer
-from attnzoo.engine.metrics import MetricsWriter
-from attnzoo.engine.progress import Progress
+from attnzoo.engine.distributed import DistContext
+from attnzoo.engine.interrupt import GracefulStop
+from attnzoo.engine.metrics import MetricsLogger
+from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.task import StepLoss
+from attnzoo.engine.trainer import Trainer
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = DistContext(0, 1, torch.device("cpu"))
 BATCHES = 10
 
 
 class Regression:
     """Ten batches per epoch; the loss is a mean over the batch. Batch number `poison` of the run holds a NaN."""
 
-    best_metric = "AP"
+    name = "detection"
     batches_per_epoch = BATCHES
-    images_per_batch = 4
+    global_batch_size = 4
 
     def __init__(self, batch_size: int = 4, dropout: float = 0.5, norm: bool = True, poison: int | None = None):
         torch.manual_seed(0)
@@ -40,9 +41,9 @@ class Regression:
         self.batch_size, self.poison = batch_size, poison
         self.evaluations = 0
 
-    def batches(self, start: int, per_epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self, start: int, batches_per_epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number in count(start):
-            epoch, position = divmod(number, per_epoch)
+            epoch, position = divmod(number, batches_per_epoch)
             order = torch.randperm(160, generator=torch.Generator().manual_seed(epoch))
             chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
             inputs = self.inputs[chosen]
@@ -55,9 +56,9 @@ class Regression:
         error = (forward(batch[0]).float() - batch[1]).abs().mean() / normalizer
         return StepLoss(2 * error, {"l1": error.detach()})
 
-    def evaluate(self, forward, beat) -> dict[str, float]:
+    def evaluate(self, forward, heartbeat) -> dict[str, float]:
         self.evaluations += 1
-        beat()
+        heartbeat()
         error = (forward(self.inputs).float() - self.targets).abs().mean().item()
         return {"AP": 1 / (1 + error), "AP_S": float("nan")}
 
@@ -72,20 +73,20 @@ def train_config(**changes) -> TrainConfig:
 class Run:
     """One start of a training process on `folder`, resuming what is there."""
 
-    def __init__(self, folder: Path, task=None, ranks: Ranks = ALONE, **changes):
+    def __init__(self, folder: Path, task=None, ctx: DistContext = ALONE, **changes):
         folder.mkdir(parents=True, exist_ok=True)
         self.dir = RunFolder(folder)
-        self.stop = StopRequest()
+        self.stop = GracefulStop()
         self.task = task if task is not None else Regression()
-        self.checkpoints = Checkpoints(self.dir.checkpoints)
+        self.checkpoints = CheckpointManager(self.dir.checkpoints)
         config = train_config(**changes)
         self.trainer = Trainer(
-            self.task, config, ranks, self.checkpoints, Progress(self.dir, config.steps), self.stop, seed=7
+            self.task, config, ctx, self.checkpoints, ProgressReporter(self.dir, config.steps), self.stop, seed=7
         )
 
     def train(self) -> list[dict]:
         """Run to the end or to an exception; returns the rows of metrics."""
-        metrics = MetricsWriter(self.dir, self.trainer.restore())
+        metrics = MetricsLogger(self.dir, self.trainer.resume())
         try:
             self.trainer.run(metrics)
         finally:
@@ -144,8 +145,8 @@ def without_speed(row: dict) -> dict:
 @pytest.fixture(scope="session")
 def whole(cache, tmp_path_factory) -> RunFolder:
     """The tiny run, trained without interruption."""
-    from attnzoo.worker import train
+    from attnzoo.worker.train import train_run
 
     run = tiny_run(tmp_path_factory.mktemp("whole") / "run")
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     return run

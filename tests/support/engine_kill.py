@@ -12,8 +12,8 @@ from functools import partial
 import torch
 
 from attnzoo.data.evaluate import CocoEvaluator
-from attnzoo.engine.metrics import MetricsWriter
-from attnzoo.worker import train
+from attnzoo.engine.metrics import MetricsLogger
+from attnzoo.worker.train import train_run
 
 
 def die() -> None:
@@ -58,7 +58,7 @@ def arm(moment: str, count: int) -> None:
 
         CocoEvaluator.add = add
     else:  # a line of metrics is cut off
-        inner_write = MetricsWriter.write
+        inner_write = MetricsLogger.write
 
         def write(self, step, values):
             if next(left) == 0:
@@ -67,10 +67,10 @@ def arm(moment: str, count: int) -> None:
                 die()
             return inner_write(self, step, values)
 
-        MetricsWriter.write = write
+        MetricsLogger.write = write
 
 
 def main(run: str, moment: str, count: int) -> None:
     """Train the run in `run` in this process, which ends with it."""
     arm(moment, count)
-    sys.exit(train.main(run))
+    sys.exit(train_run(run))

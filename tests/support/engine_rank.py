@@ -3,8 +3,8 @@
 import os
 import sys
 
-from attnzoo.engine.loop import Trainer
-from attnzoo.worker import train
+from attnzoo.engine.trainer import Trainer
+from attnzoo.worker.train import train_run
 
 if __name__ == "__main__":
     inner = Trainer._train_step
@@ -15,4 +15,4 @@ if __name__ == "__main__":
         inner(self, batches)
 
     Trainer._train_step = step
-    sys.exit(train.main(sys.argv[1]))
+    sys.exit(train_run(sys.argv[1]))

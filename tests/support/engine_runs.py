@@ -3,10 +3,11 @@
 import sys
 
 from attnzoo.engine import distributed
-from attnzoo.worker import train
+from attnzoo.errors import ExitCode
+from attnzoo.worker.train import train_run
 
 if __name__ == "__main__":
     for path in sys.argv[1:]:
-        if train.main(path) != train.DONE:
+        if train_run(path) != ExitCode.OK:
             sys.exit(1)
-    distributed.leave()
+    distributed.shutdown()

@@ -17,10 +17,11 @@ import pytest
 from attnzoo import run as attnzoo_run
 from attnzoo.config import load as configs
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.report.status import RunStatus, collect
+from attnzoo.errors import ExitCode
+from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import Ledger, job_of
-from attnzoo.worker import train
+from attnzoo.rundir.ledger import Ledger, job_id_of
+from attnzoo.worker.train import train_run
 from support.engine import results
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,7 @@ class Cluster:
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL to one process of a run; returns its node."""
-        for pid, environment in processes(job, b"attnzoo.worker.train").items():
+        for pid, environment in processes(job, b"attnzoo.worker").items():
             if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
                 os.kill(pid, signal.SIGKILL)
                 return environment["SLURMD_NODENAME"]
@@ -207,12 +208,12 @@ class Sweep:
         return RunFolder(self.runs / name)
 
     def job(self, name: str = "seed=3") -> str:
-        job = job_of(Ledger(self.runs).read(), name)
+        job = job_id_of(Ledger(self.runs).read(), name)
         assert job is not None
         return job
 
     def states(self) -> dict[str, RunStatus]:
-        return {one.name: one for one in collect(self.runs)}
+        return {one.name: one for one in sweep_status(self.runs)}
 
     def state(self, name: str = "seed=3") -> RunStatus:
         return self.states()[name]
@@ -236,7 +237,7 @@ class Sweep:
         """Wait until no run is active; returns their states."""
         # Each look asks SLURM, which takes from the processors that the runs wait for.
         ended = f"for the end in {self.runs}"
-        wait(lambda: not any(one.active for one in collect(self.runs)), seconds, ended, pause=0.5)
+        wait(lambda: not any(one.active for one in sweep_status(self.runs)), seconds, ended, pause=0.5)
         return self.states()
 
     def tell(self, name: str) -> str:
@@ -263,5 +264,5 @@ def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
     configs.save(config, run.config)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ATTNZOO_TEST_SLEEP", raising=False)
-        assert train.main(run.path) == train.DONE
+        assert train_run(run.path) == ExitCode.OK
     return results(run)

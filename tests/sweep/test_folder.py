@@ -78,7 +78,7 @@ def test_the_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_p
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match=r"sweep\.json: damaged"):
+    with pytest.raises(UserError, match=r"sweep\.json: corrupt"):
         SweepFolder(tmp_path).entries()
 
 

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from attnzoo.errors import ExitCode
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep import outcome
 from attnzoo.sweep.outcome import Kind, Outcome
-from attnzoo.worker import train
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(tmp_path) -> RunFolder:
 
 
 def test_the_exit_codes_are_the_workers():
-    assert (outcome.DONE, outcome.REFUSED, outcome.LOST) == (train.DONE, train.REFUSED, train.LOST)
+    assert (outcome.DONE, outcome.REFUSED, outcome.LOST) == (ExitCode.OK, ExitCode.USER_ERROR, ExitCode.PEER_LOST)
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ def test_the_exit_codes_are_the_workers():
     [
         (-signal.SIGKILL, Outcome(Kind.MACHINE, "killed by SIGKILL")),
         (128 + signal.SIGKILL, Outcome(Kind.MACHINE, "killed by SIGKILL")),
-        (train.LOST, Outcome(Kind.MACHINE, "a process of the run was lost")),
+        (ExitCode.PEER_LOST, Outcome(Kind.MACHINE, "a process of the run was lost")),
         (-signal.SIGSEGV, Outcome(Kind.FAILED, "exit code -11: last words")),
         (134, Outcome(Kind.FAILED, "exit code 134: last words")),
         (1, Outcome(Kind.FAILED, "exit code 1: last words")),
-        (train.REFUSED, Outcome(Kind.REFUSED, "last words")),
+        (ExitCode.USER_ERROR, Outcome(Kind.REFUSED, "last words")),
         (-signal.SIGTERM, Outcome(Kind.INTERRUPTED, "SIGTERM")),
         (128 + signal.SIGUSR2, Outcome(Kind.INTERRUPTED, "SIGUSR2")),
     ],
@@ -65,7 +65,7 @@ def test_a_machine_that_fails_too_often_fails_the_run(run):
     reason = outcome.give_up(run, retries=2)
     assert reason is not None
     assert run.read_status() | {"heartbeat": 0} == {"state": "failed", "step": 3, "error": reason, "heartbeat": 0}
-    assert attempts.exhausted(run, retries=0) is None  # the next submission counts anew
+    assert attempts.retries_exhausted(run, retries=0) is None  # the next submission counts anew
 
 
 def test_crashes_are_recorded_for_runs_that_could_not(run):

@@ -13,13 +13,14 @@ from support import engine_kill
 from support.engine import results, tiny_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 # Each process is forked from one that has imported torch and the engine and done nothing yet.
 FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload([train.__name__])
+FRESH.set_forkserver_preload(["attnzoo.worker.train"])
 
 
 def begin(run: RunFolder, moment: str, count: int) -> multiprocessing.Process:
@@ -43,11 +44,11 @@ def kill_at(run: RunFolder, moment: str, count: int) -> None:
 def assert_same(run: RunFolder, whole: RunFolder) -> None:
     """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
     assert results(run) == results(whole)
-    ours, theirs = (load(Checkpoints(r.checkpoints).last()) for r in (run, whole))
+    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest()) for r in (run, whole))
     for part in ("model", "ema"):
         assert all(torch.equal(value, theirs[part][name]) for name, value in ours[part].items())
     assert ours["best"] == theirs["best"]
-    assert Checkpoints(run.checkpoints).best().name[:13] == Checkpoints(whole.checkpoints).best().name[:13]
+    assert CheckpointManager(run.checkpoints).best().name[:13] == CheckpointManager(whole.checkpoints).best().name[:13]
     events = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
     for tag in ("train/loss", "val/AP"):
         assert [event.step for event in events.Scalars(tag)] == [row["step"] for row in results(run) if tag in row]
@@ -71,7 +72,7 @@ def assert_same(run: RunFolder, whole: RunFolder) -> None:
 def test_a_killed_run_resumes_to_the_same_results(whole, tmp_path, moment, count):
     run = tiny_run(tmp_path)
     kill_at(run, moment, count)
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     assert_same(run, whole)
 
 
@@ -80,7 +81,7 @@ def test_a_run_killed_again_and_again_arrives(whole, tmp_path):
     run = tiny_run(tmp_path)
     for moment, count in (("step", 7), ("saved", 2), ("step", 5), ("evaluation", 5)):
         kill_at(run, moment, count)
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     assert_same(run, whole)
 
 
@@ -88,17 +89,15 @@ def test_a_run_killed_again_and_again_arrives(whole, tmp_path):
 def test_a_damaged_last_checkpoint_costs_only_the_way_from_the_one_before(whole, tmp_path):
     run = tiny_run(tmp_path)
     kill_at(run, "step", 18)
-    last = Checkpoints(run.checkpoints).last()
+    last = CheckpointManager(run.checkpoints).latest()
     last.write_bytes(last.read_bytes()[:-1])
-    assert train.main(run.path) == train.DONE
-    assert "falling back to the checkpoint before" in run.log.read_text()
+    assert train_run(run.path) == ExitCode.OK
+    assert "falling back to the previous checkpoint" in run.log.read_text()
     assert_same(run, whole)
 
 
 def start(run: RunFolder) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "attnzoo.worker.train", str(run.path)], stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-m", "attnzoo.worker", str(run.path)], stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_rows(run: RunFolder, count: int) -> None:
@@ -114,11 +113,11 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     wait_for_rows(run, 3)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == train.INTERRUPTED
-    last = Checkpoints(run.checkpoints).last()
+    assert process.returncode == ExitCode.INTERRUPTED
+    last = CheckpointManager(run.checkpoints).latest()
     assert run.read_status()["state"] == "interrupted"
-    assert load(last)["step"] == run.read_status()["step"] >= run.read_metrics()[-1]["step"]
-    assert f"saved as {last}" in output
+    assert load_checkpoint(last)["step"] == run.read_status()["step"] >= run.read_metrics()[-1]["step"]
+    assert f"latest checkpoint: {last}" in output
     assert "again to resume" in output
     assert "Traceback" not in output + run.log.read_text()
 
@@ -134,7 +133,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     time.sleep(1.5)
     assert process.exitcode is None
     os.kill(process.pid, signal.SIGINT)
-    assert ended(process, 20) == train.INTERRUPTED
+    assert ended(process, 20) == ExitCode.INTERRUPTED
     assert run.read_status()["state"] == "interrupted"
 
 
@@ -142,8 +141,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_other_signals_are_stop_requests_too(whole, tmp_path, name):
     run = tiny_run(tmp_path)
-    assert ended(begin(run, name, 7)) == train.INTERRUPTED
+    assert ended(begin(run, name, 7)) == ExitCode.INTERRUPTED
     assert (run.read_status()["state"], run.read_status()["signal"]) == ("interrupted", name)
-    assert load(Checkpoints(run.checkpoints).last())["step"] == 7  # of which no periodic one is made
-    assert train.main(run.path) == train.DONE
+    assert load_checkpoint(CheckpointManager(run.checkpoints).latest())["step"] == 7  # of which no periodic one is made
+    assert train_run(run.path) == ExitCode.OK
     assert_same(run, whole)

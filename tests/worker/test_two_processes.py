@@ -16,13 +16,14 @@ from support.classification import tiny_classifier
 from support.engine import results, tiny_run
 
 from attnzoo.engine import distributed
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.worker import train
+from attnzoo.worker.train import train_run
 
 STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__log_every": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-WORKER = ["-m", "attnzoo.worker.train"]
+WORKER = ["-m", "attnzoo.worker"]
 PARALLEL = ("ddp", "fsdp2")
 
 
@@ -41,11 +42,11 @@ def assert_close(run: RunFolder, other: RunFolder) -> None:
 def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     one = tiny_run(tmp_path / "one", **STILL)
     two = tiny_run(tmp_path / "two", **STILL, processes="2")
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_close(two, one)
-    ours, theirs = (load(Checkpoints(run.checkpoints).last())["model"] for run in (two, one))
+    ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (two, one))
     for name, value in ours.items():
         # looser than the losses: AdamW divides small gradients by their own size, rounding included
         assert cancels(name) or (value - theirs[name]).abs().max() < 1e-4, name
@@ -60,28 +61,28 @@ def test_processes_under_srun_take_their_place_from_its_variables(monkeypatch):
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "node7")
-    first = distributed.place()
+    first = distributed.read_env()
     assert first[:3] == (3, 4, 1)
-    assert first.url.startswith("tcp://node7:")
+    assert first.init_method.startswith("tcp://node7:")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert distributed.place().url != first.url  # the port may be what was in the way
+    assert distributed.read_env().init_method != first.init_method  # the port may be what was in the way
     monkeypatch.setenv("MASTER_PORT", "1234")
-    assert distributed.place().url == "tcp://node7:1234"
+    assert distributed.read_env().init_method == "tcp://node7:1234"
 
 
 def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(distributed.NoRendezvous, match=r"process 1 of 2 could not join the others at 127\.0\.0\.1:9 "):
-        distributed.join("cpu")
+    with pytest.raises(distributed.RendezvousError, match=r"rank 1 of 2: rendezvous at 127\.0\.0\.1:9 failed"):
+        distributed.init("cpu")
 
 
 @pytest.mark.slow
 def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_resume(tmp_path):
     sharded = STILL | {"processes": "2", "train__parallel": "fsdp2"}
     one, whole = tiny_run(tmp_path / "one", **STILL), tiny_run(tmp_path / "whole", **sharded)
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     together = halfway(one, tmp_path / "together", **sharded)
     train_together(whole, together)
     assert_close(whole, one)
@@ -96,7 +97,7 @@ def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_res
     assert subprocess.run([*TORCHRUN, *WORKER, str(run.path)], capture_output=True, timeout=300).returncode == 0
     assert results(run) == results(whole)
     alone = halfway(whole, tmp_path / "alone", **STILL)
-    assert train.main(alone.path) == train.DONE
+    assert train_run(alone.path) == ExitCode.OK
     assert_close(alone, one)
 
 
@@ -105,7 +106,7 @@ def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
     begun = tiny_run(folder, **changes)
     shutil.copytree(run.checkpoints, begun.checkpoints)
     shutil.copy(run.metrics, begun.metrics)
-    for path in (Checkpoints(begun.checkpoints).last(), Checkpoints(begun.checkpoints).best()):
+    for path in (CheckpointManager(begun.checkpoints).latest(), CheckpointManager(begun.checkpoints).best()):
         path.unlink()
     assert 0 < begun.last_step() < run.last_step()
     return begun
@@ -113,7 +114,7 @@ def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
 
 def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
     """The checkpoint holds what that of a run of one process holds, as plain tensors."""
-    ours, theirs = (load(Checkpoints(each.checkpoints).last()) for each in (run, other))
+    ours, theirs = (load_checkpoint(CheckpointManager(each.checkpoints).latest()) for each in (run, other))
     for part in ("model", "ema"):
         assert ours[part].keys() == theirs[part].keys()
         for name, value in ours[part].items():
@@ -131,7 +132,7 @@ def test_two_processes_classify_as_one(tmp_path):
     """Without what draws for each process: mixing and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
     one = tiny_classifier(tmp_path / "one", **still)
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     twos = [tiny_classifier(tmp_path / p, **still, processes="2", train__parallel=p) for p in PARALLEL]
     train_together(*twos)
     for two in twos:
@@ -142,7 +143,7 @@ def test_two_processes_classify_as_one(tmp_path):
 def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
     options = STILL | {"model__loss__auxiliary": "false", "train__accumulate": "2", "train__steps": "6"}
     one = tiny_run(tmp_path / "one", **options, train__parallel="fsdp2")  # which changes nothing for one process
-    assert train.main(one.path) == train.DONE
+    assert train_run(one.path) == ExitCode.OK
     twos = [tiny_run(tmp_path / p, **options, processes="2", train__parallel=p) for p in PARALLEL]
     train_together(*twos)
     for two in twos:

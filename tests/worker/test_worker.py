@@ -11,10 +11,11 @@ from support.engine import results, tiny_run
 
 from attnzoo import models
 from attnzoo.config import load as configs
-from attnzoo.engine.checkpoint import Checkpoints, load
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.lock import exclusive
-from attnzoo.worker import train
+from attnzoo.rundir.lock import run_lock
+from attnzoo.worker.train import train_run
 
 
 def test_a_run_leaves_what_the_run_folder_promises(whole):
@@ -34,7 +35,7 @@ def test_a_run_leaves_what_the_run_folder_promises(whole):
     assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert environment["threads"] == 1
     assert "step 20/20" in whole.log.read_text()
-    state = load(Checkpoints(whole.checkpoints).last())
+    state = load_checkpoint(CheckpointManager(whole.checkpoints).latest())
     assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
     assert rows[0]["cost/params"] == sum(
         value.numel() for name, value in state["model"].items() if "running_" not in name and "num_batches" not in name
@@ -43,14 +44,14 @@ def test_a_run_leaves_what_the_run_folder_promises(whole):
 
 def test_a_finished_run_started_again_returns_at_once(whole):
     before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"}
-    assert train.main(whole.path) == train.DONE
+    assert train_run(whole.path) == ExitCode.OK
     assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"} == before
 
 
 def test_the_same_config_gives_the_same_run_and_another_seed_another(whole, tmp_path):
     for name, seed in (("same", 3), ("other", 4)):
         run = tiny_run(tmp_path / name, seed=str(seed))
-        assert train.main(run.path) == train.DONE
+        assert train_run(run.path) == ExitCode.OK
         assert (results(run) == results(whole)) == (name == "same")
 
 
@@ -60,7 +61,7 @@ def test_a_compiled_detector_trains_alike(tmp_path):
     for compiled in ("false", "true"):
         smaller = {"model__decoder__layers": "1", "model__backbone__strides": "[16]", "model__dropout": "0"}
         run = tiny_run(tmp_path / compiled, train__compile=compiled, train__steps="6", **smaller)
-        assert train.main(run.path) == train.DONE
+        assert train_run(run.path) == ExitCode.OK
         rows.append([row for row in results(run) if "train/loss" in row])
     assert len(rows[0]) == 2
     for plain, ours in zip(*rows, strict=True):
@@ -77,7 +78,7 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
     overrides += ["train.epochs=1", "device=cpu", "train.log_every=1", "per_class=true"]
     run = RunFolder(tmp_path)
     configs.save(configs.load("experiments/deformable_detr_coco.yaml", overrides), run.config)
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     rows = run.read_metrics()
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
     with torch.device("meta"):
@@ -88,8 +89,8 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
 
 def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
     run = tiny_run(tmp_path)
-    with exclusive(run.path):
-        assert train.main(run.path) == train.REFUSED
+    with run_lock(run.path):
+        assert train_run(run.path) == ExitCode.USER_ERROR
     message = capsys.readouterr().err
     assert f"process {os.getpid()} on {socket.gethostname()}" in message
     assert not run.status.exists()
@@ -98,13 +99,13 @@ def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
 def test_a_config_that_is_not_allowed_is_refused(tmp_path, capsys):
     run = tiny_run(tmp_path)
     run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
-    assert train.main(run.path) == train.REFUSED
+    assert train_run(run.path) == ExitCode.USER_ERROR
     assert "did you mean 'train.log_every'" in capsys.readouterr().err
 
 
 def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path):
     run = tiny_run(tmp_path, train__optimizer__lr="1e30", train__checkpoint_every="1")
-    assert train.main(run.path) == train.FAILED
+    assert train_run(run.path) == ExitCode.FAILED
     status = run.read_status()
     assert status["state"] == "failed"
     for part in ("step 2:", "loss_class", "loss_giou_0", "grad_norm", "step-00000001."):
@@ -114,7 +115,7 @@ def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path)
 
 def test_an_error_of_the_user_fails_the_run_without_a_traceback(tmp_path):
     run = tiny_run(tmp_path, data__batch_size="25")
-    assert train.main(run.path) == train.FAILED
+    assert train_run(run.path) == ExitCode.FAILED
     assert "only 24 images" in run.read_status()["error"]
     assert "Traceback" not in run.log.read_text()
 
@@ -123,10 +124,10 @@ def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_go_on(whole, tmp
     run = tiny_run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("attnzoo.engine.detection.postprocess", lambda *arguments: 1 / 0)
-        assert train.main(run.path) == train.FAILED
+        assert train_run(run.path) == ExitCode.FAILED
     assert run.read_status()["error"] == "ZeroDivisionError: division by zero"
     assert "Traceback" in run.log.read_text()
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     assert results(run) == results(whole)
     assert run.read_status()["error"] is None
 
@@ -137,7 +138,7 @@ STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__ema":
 def test_accumulated_batches_weigh_objects_as_one_large_batch_does(tmp_path):
     large = tiny_run(tmp_path / "large", **STILL, data__batch_size="8", train__steps="3")
     small = tiny_run(tmp_path / "small", **STILL, data__batch_size="4", train__steps="3", train__accumulate="2")
-    assert train.main(large.path) == train.main(small.path) == train.DONE
+    assert train_run(large.path) == train_run(small.path) == ExitCode.OK
     for ours, theirs in zip(results(small), results(large), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
@@ -145,5 +146,5 @@ def test_accumulated_batches_weigh_objects_as_one_large_batch_does(tmp_path):
 def test_bf16_channels_last_and_loader_workers_train(tmp_path):
     options = {"train__precision": "bf16", "train__channels_last": "true", "data__workers": "1", "train__steps": "4"}
     run = tiny_run(tmp_path, **options)
-    assert train.main(run.path) == train.DONE
+    assert train_run(run.path) == ExitCode.OK
     assert run.read_metrics()[-1]["val/AP"] >= 0

@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.engine import BATCHES, Regression, Run, train_config
 
-from attnzoo.engine.checkpoint import load
-from attnzoo.engine.interrupt import Interrupted, StopRequest
-from attnzoo.engine.loop import Diverged, count_steps
+from attnzoo.engine.checkpoint import load_checkpoint
+from attnzoo.engine.interrupt import GracefulStop, TrainingInterrupted
+from attnzoo.engine.trainer import TrainingDiverged, count_steps
 from attnzoo.errors import UserError
 
 
@@ -84,10 +84,10 @@ def test_a_kill_during_evaluation_evaluates_again(tmp_path):
     first = Run(tmp_path / "killed", eval_every=5)
     inner = first.task.evaluate
 
-    def evaluate(forward, beat):
+    def evaluate(forward, heartbeat):
         if first.trainer.step == 10:
             raise Killed
-        return inner(forward, beat)
+        return inner(forward, heartbeat)
 
     first.task.evaluate = evaluate
     with pytest.raises(Killed):
@@ -108,7 +108,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
     evaluated = {row["step"]: row["val/AP"] for row in run.train() if "val/AP" in row}
     best = run.checkpoints.best()
     assert best is not None
-    assert load(best)["step"] == max(evaluated, key=evaluated.__getitem__)
+    assert load_checkpoint(best)["step"] == max(evaluated, key=evaluated.__getitem__)
     assert run.trainer.best == max(evaluated.values())
 
 
@@ -162,17 +162,17 @@ def test_a_compiled_model_trains_alike(tmp_path):
 
 def test_divergence_stops_the_run_and_is_never_saved(tmp_path):
     run = Run(tmp_path, Regression(poison=16), checkpoint_every=5)
-    with pytest.raises(Diverged, match=r"step 17: .*loss nan, loss_l1 nan, grad_norm nan.*step-00000015"):
+    with pytest.raises(TrainingDiverged, match=r"step 17: .*loss nan, loss_l1 nan, grad_norm nan.*step-00000015"):
         run.train()
-    last = run.checkpoints.last()
+    last = run.checkpoints.latest()
     assert last is not None
-    assert load(last)["step"] == 15
+    assert load_checkpoint(last)["step"] == 15
     assert all(torch.isfinite(parameter).all() for parameter in run.task.model.parameters())
     assert all(math.isfinite(value) for row in run.dir.read_metrics() for value in row.values())
 
 
 def test_divergence_before_the_first_checkpoint_says_so(tmp_path):
-    with pytest.raises(Diverged, match=r"step 1: .*no checkpoint yet"):
+    with pytest.raises(TrainingDiverged, match=r"step 1: .*latest checkpoint: none yet"):
         Run(tmp_path, Regression(poison=0)).train()
 
 
@@ -187,11 +187,11 @@ def test_a_stop_request_finishes_the_step_saves_and_resumes(tmp_path):
         inner(batches)
 
     first.trainer._train_step = step
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         first.train()
-    last = first.checkpoints.last()
+    last = first.checkpoints.latest()
     assert last is not None
-    assert load(last)["step"] == 12
+    assert load_checkpoint(last)["step"] == 12
     assert Run(tmp_path / "stopped").train() == rows
 
 
@@ -199,14 +199,14 @@ def test_a_stop_request_during_evaluation_keeps_the_step(tmp_path):
     run = Run(tmp_path)
     inner = run.task.evaluate
 
-    def evaluate(forward, beat):
+    def evaluate(forward, heartbeat):
         run.stop.requested = True
-        return inner(forward, beat)
+        return inner(forward, heartbeat)
 
     run.task.evaluate = evaluate
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         run.train()
-    assert load(run.checkpoints.last())["step"] == 25
+    assert load_checkpoint(run.checkpoints.latest())["step"] == 25
     second = Run(tmp_path)
     assert "val/AP" in second.train()[-1]
     assert second.task.evaluations == 1
@@ -214,11 +214,11 @@ def test_a_stop_request_during_evaluation_keeps_the_step(tmp_path):
 
 def test_only_a_later_second_interrupt_stops_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
+    with GracefulStop() as stop:
         for number in (signal.SIGUSR2, signal.SIGINT, signal.SIGTERM):  # SIGINT within a second: torchrun's echo
             signal.raise_signal(number)
         assert stop.requested
-        stop._since -= 2
+        stop._requested_at -= 2
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
 
 
 def test_an_epoch_too_short_for_one_step_is_refused():
-    with pytest.raises(UserError, match="10 batches, too few for one step of 11"):
+    with pytest.raises(UserError, match=r"train\.accumulate = 11: more than the 10 batches"):
         count_steps(train_config(accumulate=11), BATCHES)
 
 

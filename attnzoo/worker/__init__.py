@@ -1,0 +1,1 @@
+"""The process that trains one run: `python -m attnzoo.worker RUN_DIR`."""

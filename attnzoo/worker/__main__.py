@@ -1,0 +1,15 @@
+"""`python -m attnzoo.worker RUN_DIR` trains one run, alone or under torchrun or srun."""
+
+import sys
+
+from attnzoo.engine import distributed
+from attnzoo.errors import ExitCode
+from attnzoo.worker.train import train_run
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m attnzoo.worker RUN_DIR")
+    exit_code = train_run(sys.argv[1])
+    if exit_code not in (ExitCode.FAILED, ExitCode.PEER_LOST):
+        distributed.shutdown()
+    sys.exit(exit_code)
