@@ -120,7 +120,7 @@ def _check_references(path: Path, content: dict[str, Any]) -> None:
                 raise UserError(f"{path}: annotations[{number}].{key} = {annotation[key]!r} is none of the {section}")
 
 
-def index(content: dict[str, Any]) -> COCO:
+def to_coco(content: dict[str, Any]) -> COCO:
     """The content as an indexed pycocotools COCO, made without its messages."""
     coco = COCO()
     coco.dataset = content

@@ -62,7 +62,7 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     return Batch(padded, mask, list(targets))
 
 
-class EpochBatches:
+class EpochBatchSampler:
     """The batches of one epoch, as lists of SampleIndex: a shuffle without the last, partial batch.
 
     Order and augmentation seeds depend on (seed, epoch) alone. `batch_size` counts all `world` processes; process
@@ -96,7 +96,7 @@ class EpochBatches:
             yield [SampleIndex(order[i], seeds[i]) for i in range(first, first + share)]
 
 
-def val_batches(length: int, size: int, rank: int = 0, world: int = 1) -> list[range]:
+def val_batch_indices(length: int, size: int, rank: int = 0, world: int = 1) -> list[range]:
     """The batches of 0 … length-1 that process `rank` evaluates: every one of them falls to exactly one process.
 
     They are the same for any `world`, because the padding of an image depends on its neighbours in a batch.
@@ -104,13 +104,13 @@ def val_batches(length: int, size: int, rank: int = 0, world: int = 1) -> list[r
     return [range(start, min(start + size, length)) for start in range(0, length, size)][rank::world]
 
 
-def loader(
+def make_loader(
     dataset: Dataset[Any],
     batches: Iterable[Sequence[int | SampleIndex]],
     workers: int = 0,
     collate: Callable[[Any], Any] = collate,
 ) -> Iterator[Any]:
-    """Read `batches` (EpochBatches, several of them chained, or lists of indices) in order.
+    """Read `batches` (EpochBatchSampler, several of them chained, or lists of indices) in order.
 
     `collate` makes a batch of samples. Workers live as long as the iteration: to keep them over epochs, chain the
     epochs. What is loaded does not depend on their number, and the global random state is left alone. A UserError in a

@@ -7,21 +7,21 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from attnzoo.data import augment, augment_images, coco, digits, scenes  # noqa: F401 - importing registers them
+from attnzoo.data import augment_classification, augment_detection, coco, digits, scenes  # noqa: F401 - importing registers them
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, CLASSIFICATION_DATASETS
 from attnzoo.data.config import ClassificationDataConfig, DataConfig
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS
 from attnzoo.registry import Registry
 
-LIKELY_SHAPE = (480, 640)  # the most common of COCO's photographs
+DEFAULT_IMAGE_SHAPE = (480, 640)  # the most common of COCO's photographs
 
 
 def build_dataset(config: DataConfig, split: str) -> Any:
-    """The "train" or "val" split with the transform that belongs to it: a DetectionDataset or LabelledDataset.
+    """The "train" or "val" split with the transform that belongs to it: a DetectionDataset or ClassificationDataset.
 
     Raises UserError for unknown names and options, and for missing or damaged files.
     """
-    return _source(config).open(split, _transform(config, split))
+    return _spec(config).build(split, _transform(config, split))
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class DatasetInfo:
 
 def dataset_info(config: DataConfig) -> DatasetInfo:
     """The outline of the data set; checks the options of both blocks. Raises UserError as `build_dataset` does."""
-    source = _source(config)
+    source = _spec(config)
     _transform(config, "train")
-    h, w = source.shape or LIKELY_SHAPE
+    h, w = source.shape or DEFAULT_IMAGE_SHAPE
     transform = _transform(config, "val")
     if isinstance(config, ClassificationDataConfig):
         image = transform(Image.new("RGB", (w, h)))
@@ -65,7 +65,7 @@ def _transform(config: DataConfig, split: str) -> Any:
     return kinds.build(name, split, where="data.augment", **options)
 
 
-def _source(config: DataConfig) -> Any:
+def _spec(config: DataConfig) -> Any:
     kinds = registries(config)[0]
     name, options = kinds.read_block(config.dataset, "data.dataset")
     return kinds.build(name, where="data.dataset", **options)

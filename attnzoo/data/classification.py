@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder
 
 from attnzoo.data.batches import SampleIndex
-from attnzoo.data.registries import SPLITS, OnDisk, Source
+from attnzoo.data.registries import SPLITS, DatasetSpec, OnDisk
 from attnzoo.errors import UserError, unknown
 from attnzoo.registry import Registry
 
@@ -25,14 +25,16 @@ ImageTransform = Callable[[Image.Image], Tensor]
 CPU), NumPy and Python, which are seeded for every sample."""
 
 
-CLASSIFICATION_DATASETS: Registry[Callable[..., Source[ImageTransform, "LabelledDataset"]]] = Registry("data set")
-"""Constructors take keyword-only options and return a `Source` of a `LabelledDataset`."""
+CLASSIFICATION_DATASETS: Registry[Callable[..., DatasetSpec[ImageTransform, "ClassificationDataset"]]] = Registry(
+    "data set"
+)
+"""Constructors take keyword-only options and return a `DatasetSpec` of a `ClassificationDataset`."""
 
 CLASSIFICATION_AUGMENTATIONS: Registry[Callable[..., ImageTransform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""
 
 
-class LabelledDataset(Dataset[tuple[Tensor, int]]):
+class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     """Samples (image (3, h, w), label), each a pure function of (index, seed): neither workers nor order change it.
 
     `source` gives PIL images and labels by index. `keep`: hold what was read once in memory.
@@ -82,22 +84,22 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledBatch:
+class ClassificationBatch:
     """`images` (B, 3, H, W) and `labels` (B,) int64."""
 
     images: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device | str) -> "LabelledBatch":
+    def to(self, device: torch.device | str) -> "ClassificationBatch":
         """The batch on `device`, copied asynchronously from pinned memory."""
-        return LabelledBatch(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+        return ClassificationBatch(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "LabelledBatch":
+    def pin_memory(self) -> "ClassificationBatch":
         """The batch in page-locked memory; called by DataLoader."""
-        return LabelledBatch(self.images.pin_memory(), self.labels.pin_memory())
+        return ClassificationBatch(self.images.pin_memory(), self.labels.pin_memory())
 
 
-def collate_labelled(samples: Sequence[tuple[Tensor, int]]) -> LabelledBatch:
+def collate_classification(samples: Sequence[tuple[Tensor, int]]) -> ClassificationBatch:
     """Stack samples of one size. Raises UserError where they have several."""
     images, labels = zip(*samples, strict=True)
     sizes = {tuple(image.shape[1:]) for image in images}
@@ -106,12 +108,12 @@ def collate_labelled(samples: Sequence[tuple[Tensor, int]]) -> LabelledBatch:
         raise UserError(
             f"data.augment: the images of a batch differ in size ({listed}): choose one that makes them equal"
         )
-    return LabelledBatch(torch.stack(images), torch.tensor(labels))
+    return ClassificationBatch(torch.stack(images), torch.tensor(labels))
 
 
 @CLASSIFICATION_DATASETS.register("folder")
 @dataclass(frozen=True, kw_only=True)
-class Folder(OnDisk):
+class ImageFolderSpec(OnDisk):
     """Images in `root`/train/CLASS/ and `root`/val/CLASS/, as ImageNet is stored; classes count alphabetically."""
 
     root: str
@@ -122,11 +124,11 @@ class Folder(OnDisk):
     def num_classes(self) -> int:
         return len(self._classes("train"))
 
-    def open(self, split: str, transform: ImageTransform) -> LabelledDataset:
+    def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         classes = self._classes(split)
         if classes != self._classes("train"):
             raise UserError(f"data.dataset: {self._path(split)} has other classes than {self._path('train')}")
-        return LabelledDataset(ImageFolder(str(self._path(split)), allow_empty=True), len(classes), transform)
+        return ClassificationDataset(ImageFolder(str(self._path(split)), allow_empty=True), len(classes), transform)
 
     def _path(self, split: str) -> Path:
         if split not in SPLITS:
@@ -143,7 +145,7 @@ class Folder(OnDisk):
 
 @CLASSIFICATION_DATASETS.register("timm")
 @dataclass(frozen=True, kw_only=True)
-class TimmDataset(OnDisk):
+class TimmSpec(OnDisk):
     """What `timm.data.create_dataset(source, root, split, **options)` reads by index, as `torch/cifar10` and `hfds/…`.
 
     `options` are the reader's own, such as `{input_key: img}` for a Hugging Face data set.
@@ -161,7 +163,7 @@ class TimmDataset(OnDisk):
         if self.num_classes < 1:
             raise UserError(f"data.dataset.num_classes = {self.num_classes}: expected at least 1")
 
-    def open(self, split: str, transform: ImageTransform) -> LabelledDataset:
+    def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         name = self.train if split == "train" else self.val
@@ -176,4 +178,4 @@ class TimmDataset(OnDisk):
             raise UserError(
                 f"data.dataset.source = {self.source!r}: it reads in its own order, so runs could not resume"
             )
-        return LabelledDataset(found, self.num_classes, transform)
+        return ClassificationDataset(found, self.num_classes, transform)

@@ -17,16 +17,16 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.annotations import index, read_annotations
+from attnzoo.data.annotations import read_annotations, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.images import read_image
 from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, OnDisk, Target, Transform
 from attnzoo.errors import UserError, unknown
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
-COCO_AREAS = (32.0**2, 96.0**2)
-MOST_CLASSES = 100_000  # by category id, where a gap costs a class
-KEPT_BYTES = 256 * 2**20  # data sets up to this size, once decoded, stay in memory
+COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
+MAX_CLASSES = 100_000  # by category id, where a gap costs a class
+MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, once decoded, stay in memory
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         categories: Sequence[int | None],
         transform: Transform,
     ):
-        self.coco = index(content)
+        self.coco = to_coco(content)
         self.images = images
         self.image_ids = list(image_ids)
         self.categories = list(categories)  # category id per class index, None for an index without category
         self.transform = transform
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
-        self._kept: dict[int, tuple[Tensor, Target]] | None = {} if 3 * pixels <= KEPT_BYTES else None
+        self._kept: dict[int, tuple[Tensor, Target]] | None = {} if 3 * pixels <= MAX_CACHE_BYTES else None
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
 
     @property
@@ -68,7 +68,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     @property
     def area_thresholds(self) -> tuple[float, float]:
         """Square pixels of the original image up to which an object is small, and medium; COCO's if none are stored."""
-        small, medium = self.coco.dataset.get("info", {}).get("area_thresholds", COCO_AREAS)
+        small, medium = self.coco.dataset.get("info", {}).get("area_thresholds", COCO_AREA_THRESHOLDS)
         return float(small), float(medium)
 
     def __len__(self) -> int:
@@ -95,12 +95,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _load(self, position: int) -> tuple[Tensor, Target]:
         if self._kept is None:
-            return self.raw(position)
+            return self.load_raw(position)
         if position not in self._kept:
-            self._kept[position] = self.raw(position)
+            self._kept[position] = self.load_raw(position)
         return self._kept[position]
 
-    def raw(self, position: int) -> tuple[Tensor, Target]:
+    def load_raw(self, position: int) -> tuple[Tensor, Target]:
         """Image `position` as stored, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
         entry = self.coco.imgs[self.image_ids[position]]
         height, width = entry["height"], entry["width"]
@@ -119,11 +119,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 @DETECTION_DATASETS.register("coco")
 @dataclass(frozen=True, kw_only=True)
-class CocoFolder(OnDisk):
+class CocoSpec(OnDisk):
     """Any data set in COCO format; paths are relative to `root`, and the defaults are COCO 2017's.
 
     `labels`: "category_id" makes the class index the category id, so that there are (highest id + 1) classes, 91 for
-    COCO, as published checkpoints have it; "contiguous" numbers the categories without gaps. `train_empty`: whether
+    COCO, as published checkpoints have it; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether
     images without objects are trained on, as the published detectors do; evaluation always keeps them. `on_error`:
     "fail" stops at the first missing or damaged image; "skip" reads every image when the split is opened, leaves out
     the bad ones and logs how many.
@@ -135,7 +135,7 @@ class CocoFolder(OnDisk):
     train_images: str = "train2017"
     val_images: str = "val2017"
     labels: Literal["category_id", "contiguous"] = "category_id"
-    train_empty: bool = True
+    keep_empty_images: bool = True
     on_error: Literal["fail", "skip"] = "fail"
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class CocoFolder(OnDisk):
     def num_classes(self) -> int:
         return len(self._categories)
 
-    def open(self, split: str, transform: Transform) -> DetectionDataset:
+    def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split's images in the order of their ids; raises UserError for whatever is wrong with its files."""
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
@@ -159,7 +159,7 @@ class CocoFolder(OnDisk):
             )
         folder = self._path(f"{split}_images", directory=True)
         entries = sorted(content["images"], key=lambda entry: entry["id"])
-        if split == "train" and not self.train_empty:
+        if split == "train" and not self.keep_empty_images:
             filled = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
             entries = [entry for entry in entries if entry["id"] in filled]
         if self.on_error == "skip":
@@ -182,10 +182,10 @@ class CocoFolder(OnDisk):
         ids = _ids(self._val_content)
         if self.labels == "contiguous":
             return list(ids)
-        if ids[-1] >= MOST_CLASSES:
+        if ids[-1] >= MAX_CLASSES:
             path = self._path("val_annotations")
             raise UserError(
-                f"{path}: categories: category id {ids[-1]} would make as many classes, {MOST_CLASSES} are the most; "
+                f"{path}: categories: category id {ids[-1]} would make as many classes, {MAX_CLASSES} are the most; "
                 "use labels: contiguous"
             )
         known = set(ids)

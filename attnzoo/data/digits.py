@@ -7,21 +7,21 @@ from typing import ClassVar
 
 from PIL import Image
 
-from attnzoo.data.classification import CLASSIFICATION_DATASETS, Folder, ImageTransform, LabelledDataset
-from attnzoo.data.drawing import CLASSES
-from attnzoo.data.drawn import Drawn
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, ImageFolderSpec, ImageTransform
 from attnzoo.data.registries import SPLITS
+from attnzoo.data.rendering import CLASSES
+from attnzoo.data.synthetic import SyntheticSpec
 
 
 @CLASSIFICATION_DATASETS.register("digits")
 @dataclass(frozen=True, kw_only=True)
-class Digits(Drawn):
+class Digits(SyntheticSpec):
     """One of scikit-learn's 8x8 digits, placed, scaled and turned, on a crop of its photographs.
 
-    `clutter` adds torn digits that carry no label. Images are drawn as those of `digit_scenes` and written to the
+    `clutter` adds shuffled digits that carry no label. Images are drawn as those of `digit_scenes` and written to the
     cache, a folder per class.
 
-    Options: those of `Look`, of which `objects` is fixed, the number of images of each split, and the seed.
+    Options: those of `SceneOptions`, of which `objects` is fixed, the number of images of each split, and the seed.
     """
 
     name: ClassVar[str] = "digits"
@@ -33,14 +33,14 @@ class Digits(Drawn):
     contrast: tuple[float, float] = (110.0, 200.0)
     val_images: int = 1000
 
-    def open(self, split: str, transform: ImageTransform) -> LabelledDataset:
+    def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         """The split, from the cache; both splits are made if they are not there."""
-        dataset = self._files.open(split, transform)
-        return LabelledDataset(dataset.source, CLASSES, transform, keep=True)
+        dataset = self._files.build(split, transform)
+        return ClassificationDataset(dataset.source, CLASSES, transform, keep=True)
 
     @cached_property
-    def _files(self) -> Folder:
-        return Folder(root=str(self.folder()))
+    def _files(self) -> ImageFolderSpec:
+        return ImageFolderSpec(root=str(self.folder()))
 
     def write(self, folder: Path) -> None:
         """SampleIndex both splits into `folder`, as train/LABEL/ and val/LABEL/."""

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from attnzoo.data.annotations import index
+from attnzoo.data.annotations import to_coco
 from attnzoo.data.coco import DetectionDataset
 from attnzoo.data.registries import Target
 
@@ -26,7 +26,7 @@ class Detection(NamedTuple):
     box: list[float]  # x, y, w, h in pixels of the original image
 
 
-class Row(NamedTuple):
+class ImageDetections(NamedTuple):
     """The detections of one image."""
 
     image_id: int
@@ -42,7 +42,7 @@ class CocoEvaluator:
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
-        self.rows: list[Row] = []
+        self.results: list[ImageDetections] = []
 
     def add(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[Target]) -> None:
         """Take one prediction per target: `scores` (n,), `labels` (n,) and `boxes` (n, 4), as `postprocess` makes them.
@@ -58,15 +58,15 @@ class CocoEvaluator:
                 for label, score, box in zip(labels, scores, boxes, strict=True)
                 if (category := self.dataset.categories[label]) is not None
             ]
-            self.rows.append(Row(int(target["image_id"]), found))
+            self.results.append(ImageDetections(int(target["image_id"]), found))
 
-    def summarize(self, rows: Iterable[Row] | None = None, per_class: bool = False) -> dict[str, float]:
+    def summarize(self, rows: Iterable[ImageDetections] | None = None, per_class: bool = False) -> dict[str, float]:
         """AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100 and AR_S/M/L, each in 0…1.
 
         `rows` are those of all processes; None: this one's. A figure for which there is no object is NaN. `per_class`
         adds `AP/<name>` and `AP50/<name>` for each category. Raises ValueError if an image is missing or doubled.
         """
-        result = self._evaluate(sorted(self.rows if rows is None else rows, key=lambda row: row.image_id))
+        result = self._evaluate(sorted(self.results if rows is None else rows, key=lambda row: row.image_id))
         precision, recall = result["precision"], result["recall"]  # (IoU, recall, class, area, limit), without recall
         summary = {"AP": _mean(precision[..., 0, -1]), "AP50": _mean(precision[0, ..., 0, -1])}
         summary["AP75"] = _mean(precision[5, ..., 0, -1])
@@ -80,7 +80,7 @@ class CocoEvaluator:
                 summary[f"AP50/{name}"] = _mean(precision[0, :, i, 0, -1])
         return summary
 
-    def _evaluate(self, rows: list[Row]) -> dict[str, Any]:
+    def _evaluate(self, rows: list[ImageDetections]) -> dict[str, Any]:
         seen = Counter(row.image_id for row in rows)
         expected = Counter(self.dataset.image_ids)
         if seen != expected:
@@ -90,7 +90,7 @@ class CocoEvaluator:
             )
         small, medium = self.dataset.area_thresholds
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self.dataset.coco, index(self._results(rows)), "bbox")
+            evaluation = COCOeval(self.dataset.coco, to_coco(self._results(rows)), "bbox")
             parameters = evaluation.params
             parameters.imgIds = sorted(self.dataset.image_ids)
             parameters.maxDets = list(MAX_DETECTIONS)
@@ -100,7 +100,7 @@ class CocoEvaluator:
             evaluation.accumulate()
         return dict(evaluation.eval)
 
-    def _results(self, rows: list[Row]) -> dict[str, Any]:
+    def _results(self, rows: list[ImageDetections]) -> dict[str, Any]:
         """The detections as the content of an annotation file; made here because COCO.loadRes fails on none at all."""
         content = self.dataset.coco.dataset
         found = [

@@ -19,7 +19,7 @@ TransformT = TypeVar("TransformT", contravariant=True)
 DatasetT = TypeVar("DatasetT", covariant=True)
 
 
-class Source(Protocol[TransformT, DatasetT]):
+class DatasetSpec(Protocol[TransformT, DatasetT]):
     """What a data set's block describes: a train and a val split with the same classes.
 
     Options are checked when it is made; files are read when a split is opened.
@@ -37,7 +37,7 @@ class Source(Protocol[TransformT, DatasetT]):
     def train_length(self) -> int | None:
         """The number of training images where it is known without reading files."""
 
-    def open(self, split: str, transform: TransformT) -> DatasetT:
+    def build(self, split: str, transform: TransformT) -> DatasetT:
         """The "train" or "val" split; its samples go through `transform`."""
 
 
@@ -53,8 +53,8 @@ class OnDisk:
         return None
 
 
-DETECTION_DATASETS: Registry[Callable[..., Source[Transform, Any]]] = Registry("data set")
-"""Constructors take keyword-only options and return a `Source` of a `DetectionDataset`."""
+DETECTION_DATASETS: Registry[Callable[..., DatasetSpec[Transform, Any]]] = Registry("data set")
+"""Constructors take keyword-only options and return a `DatasetSpec` of a `DetectionDataset`."""
 
 DETECTION_AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""

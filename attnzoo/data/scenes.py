@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from attnzoo.data.coco import CocoFolder, DetectionDataset
-from attnzoo.data.drawing import CLASSES, Scene
-from attnzoo.data.drawn import Drawn
+from attnzoo.data.coco import CocoSpec, DetectionDataset
 from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, Transform
+from attnzoo.data.rendering import CLASSES, Scene
+from attnzoo.data.synthetic import SyntheticSpec
 from attnzoo.errors import unknown
 
 
 @DETECTION_DATASETS.register("digit_scenes")
 @dataclass(frozen=True, kw_only=True)
-class DigitScenes(Drawn):
+class DigitScenes(SyntheticSpec):
     """scikit-learn's 8x8 handwritten digits on crops of its two photographs, written to the cache as a COCO folder.
 
-    Options: those of `Look`, the number of images of each split, and the seed.
+    Options: those of `SceneOptions`, the number of images of each split, and the seed.
 
     Objects are small below (0.22 · image_size)² square pixels and large from (0.31 · image_size)²: 14 and 20 pixels at
     64, which parts the default sizes into thirds. COCO's 32 and 96 pixels would call every one of them small.
@@ -30,15 +30,15 @@ class DigitScenes(Drawn):
     name: ClassVar[str] = "digit_scenes"
     version: ClassVar[int] = 1
 
-    def open(self, split: str, transform: Transform) -> DetectionDataset:
+    def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split, from the cache; both splits are made if they are not there."""
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        return self._files.open(split, transform)
+        return self._files.build(split, transform)
 
     @cached_property
-    def _files(self) -> CocoFolder:
-        return CocoFolder(
+    def _files(self) -> CocoSpec:
+        return CocoSpec(
             root=str(self.folder()),
             train_annotations="annotations/train.json",
             val_annotations="annotations/val.json",

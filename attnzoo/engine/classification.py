@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from attnzoo.data.classification import LabelledBatch, collate_labelled, seeded
+from attnzoo.data.classification import ClassificationBatch, collate_classification, seeded
 from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.engine.dataset_task import DatasetTask
 from attnzoo.engine.distributed import Ranks
@@ -23,7 +23,7 @@ class ClassificationTask(DatasetTask):
     """The classifier, data, loss and evaluation that an experiment describes."""
 
     best_metric = "top1"
-    collate = staticmethod(collate_labelled)
+    collate = staticmethod(collate_classification)
 
     def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ranks: Ranks):
         super().__init__(model, data, seed, ranks)
@@ -46,11 +46,11 @@ class ClassificationTask(DatasetTask):
             num_classes=self.num_classes,
         )
 
-    def normalizer(self, batches: Sequence[LabelledBatch]) -> float:
+    def normalizer(self, batches: Sequence[ClassificationBatch]) -> float:
         """One: the loss is a mean over images, and all batches have as many."""
         return 1.0
 
-    def loss(self, forward: Forward, batch: LabelledBatch, normalizer: float) -> StepLoss:
+    def loss(self, forward: Forward, batch: ClassificationBatch, normalizer: float) -> StepLoss:
         """Cross-entropy with label smoothing, of mixed images with mixed labels."""
         batch = batch.to(self.ranks.device)
         if self._mixup is None:
@@ -78,7 +78,7 @@ class ClassificationTask(DatasetTask):
 
     def cost(self, model: nn.Module) -> Cost:
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
-        batch = collate_labelled([self.val[0]]).to(self.ranks.device)
+        batch = collate_classification([self.val[0]]).to(self.ranks.device)
         return measure(model, batch.images)
 
 

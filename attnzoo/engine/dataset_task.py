@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnzoo import models
-from attnzoo.data.batches import EpochBatches, SampleIndex, loader, val_batches
+from attnzoo.data.batches import EpochBatchSampler, SampleIndex, make_loader, val_batch_indices
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
 from attnzoo.engine.distributed import Ranks
@@ -44,13 +44,13 @@ class DatasetTask:
         self.train = build_dataset(self._data, "train")
         self.val = build_dataset(self._data, "val")
 
-    def _epoch(self, epoch: int, start: int) -> EpochBatches:
+    def _epoch(self, epoch: int, start: int) -> EpochBatchSampler:
         rank, world = self.ranks.rank, self.ranks.world
-        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world, start=start)
+        return EpochBatchSampler(len(self.train), self._data.batch_size, self._seed, epoch, rank, world, start=start)
 
     def batches(self, start: int, per_epoch: int) -> Iterator[Any]:
         """The rank's batches of the run from number `start` on."""
-        return loader(self.train, self._draws(start, per_epoch), self._data.workers, self.collate)
+        return make_loader(self.train, self._draws(start, per_epoch), self._data.workers, self.collate)
 
     def _draws(self, start: int, per_epoch: int) -> Iterator[list[SampleIndex]]:
         first, position = divmod(start, per_epoch)
@@ -61,5 +61,5 @@ class DatasetTask:
     def val_batches(self) -> Iterator[Any]:
         """The rank's part of the validation set: every image falls to one rank."""
         size = self._data.val_batch_size or self._data.batch_size
-        parts = val_batches(len(self.val), size, self.ranks.rank, self.ranks.world)
-        return loader(self.val, parts, self._data.workers, self.collate)
+        parts = val_batch_indices(len(self.val), size, self.ranks.rank, self.ranks.world)
+        return make_loader(self.val, parts, self._data.workers, self.collate)

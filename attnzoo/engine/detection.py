@@ -50,8 +50,8 @@ class DetectionTask(DatasetTask):
             sizes = torch.stack([target["orig_size"] for target in batch.targets])
             evaluator.add(postprocess(output, sizes, self._classification), batch.targets)
             beat()
-        rows = [row for rank_rows in self.ranks.gather(evaluator.rows) for row in rank_rows]
-        summary = evaluator.summarize(rows, self._per_class) if self.ranks.is_main else None
+        results = [result for rank_results in self.ranks.gather(evaluator.results) for result in rank_results]
+        summary = evaluator.summarize(results, self._per_class) if self.ranks.is_main else None
         return dict(self.ranks.share(summary))
 
     def cost(self, model: nn.Module) -> Cost:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.data.batches import SampleIndex, loader
+from attnzoo.data.batches import SampleIndex, make_loader
 from attnzoo.data.build import build_dataset, dataset_info
-from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_labelled
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_classification
 from attnzoo.data.config import ClassificationDataConfig
-from attnzoo.data.drawing import digit_ids
+from attnzoo.data.rendering import digit_ids
 from attnzoo.errors import UserError
 
 DIGITS: dict[str, Any] = {"name": "digits", "image_size": 32, "sizes": [12, 20], "train_images": 60, "val_images": 30}
@@ -168,7 +168,7 @@ def test_squash_keeps_all_of_a_wide_image(folder: Path) -> None:
 def test_loading_does_not_depend_on_workers() -> None:
     train = dataset(augment={"name": "timm", "size": 24})
     batches = [[SampleIndex(0, 5), SampleIndex(7, 6)], [SampleIndex(2, 7), SampleIndex(3, 8)]]
-    alone, helped = (list(loader(train, batches, workers, collate_labelled)) for workers in (0, 1))
+    alone, helped = (list(make_loader(train, batches, workers, collate_classification)) for workers in (0, 1))
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
@@ -177,7 +177,7 @@ def test_loading_does_not_depend_on_workers() -> None:
 def test_batches_of_several_sizes_are_refused(folder: Path) -> None:
     train = dataset(name="folder", root=str(folder))
     with pytest.raises(UserError, match=r"differ in size \(20x30 and 28x30\)"):
-        collate_labelled([train[0], train[1]])
+        collate_classification([train[0], train[1]])
 
 
 def test_registered() -> None:

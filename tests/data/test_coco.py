@@ -30,7 +30,7 @@ def test_targets_clamp_boxes_and_leave_out_crowds_and_degenerate_boxes(root):
 
 def test_images_without_objects_stay_unless_train_leaves_them_out(root):
     assert [len(build_dataset(coco_config(root), split)) for split in ("train", "val")] == [5, 5]
-    config = coco_config(root, train_empty=False)
+    config = coco_config(root, keep_empty_images=False)
     assert build_dataset(config, "train").image_ids == [1, 2, 4, 5]
     assert len(build_dataset(config, "val")) == 5
     _, target = build_dataset(coco_config(root), "val")[2]
@@ -76,7 +76,7 @@ def test_every_pixel_format_becomes_rgb(root, mode):
         Image.fromarray(gray).quantize(256).save(path)
     else:
         Image.fromarray(gray).convert("RGB").convert(mode).save(path, "TIFF" if mode == "CMYK" else "PNG")
-    image, _ = build_dataset(coco_config(root), "val").raw(2)
+    image, _ = build_dataset(coco_config(root), "val").load_raw(2)
     assert (image.shape, image.dtype) == ((3, 50, 50), torch.uint8)
     if mode != "1":
         np.testing.assert_allclose(image[1].numpy(), gray, atol=6)
@@ -89,16 +89,16 @@ def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise by a quarter
     Image.fromarray(stored).save(path, exif=exif)
-    image, _ = build_dataset(coco_config(root), "val").raw(0)
+    image, _ = build_dataset(coco_config(root), "val").load_raw(0)
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.rot90(stored, -1))
 
     edit(root, lambda content: content["images"][0].update(width=height, height=width))
-    image, _ = build_dataset(coco_config(root), "val").raw(0)  # annotated as stored
+    image, _ = build_dataset(coco_config(root), "val").load_raw(0)  # annotated as stored
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), stored)
 
     edit(root, lambda content: content["images"][0].update(width=17))
     with pytest.raises(UserError, match=r"1\.png: the image is 30x40 or 40x30 pixels, its annotation says 17x40"):
-        build_dataset(coco_config(root), "val").raw(0)
+        build_dataset(coco_config(root), "val").load_raw(0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
-from attnzoo.data.drawing import digit_ids, overlap, photo_half
+from attnzoo.data.rendering import digit_ids, overlap, split_region
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.errors import UserError
 
@@ -51,11 +51,11 @@ def test_train_and_val_share_neither_digits_nor_parts_of_photographs():
         coco = build_dataset(config(), split).coco
         assert {a["source"] for a in coco.anns.values()} <= set(digit_ids(split))
         for image in coco.imgs.values():
-            left, top, right, bottom = photo_half(image["photo"], split)
+            left, top, right, bottom = split_region(image["photo"], split)
             x0, y0, x1, y1 = image["region"]
             assert left <= x0 < x1 <= right
             assert top <= y0 < y1 <= bottom
-    assert photo_half("china.jpg", "train")[2] <= photo_half("china.jpg", "val")[0]
+    assert split_region("china.jpg", "train")[2] <= split_region("china.jpg", "val")[0]
 
 
 def test_annotations_are_within_their_limits():
@@ -79,7 +79,7 @@ def test_annotations_are_within_their_limits():
 
 
 def test_boxes_are_tight():
-    """Drawn with and without its digits, an image differs inside the boxes, up to each of their sides."""
+    """SyntheticSpec with and without its digits, an image differs inside the boxes, up to each of their sides."""
     options = {
         "train_images": 20,
         "val_images": 1,
@@ -91,7 +91,7 @@ def test_boxes_are_tight():
     with_digits = build_dataset(config(objects=[1, 1], **options), "train")
     without = build_dataset(config(objects=[0, 0], **options), "train")
     for i in range(20):
-        changed = (with_digits.raw(i)[0].int() - without.raw(i)[0].int()).abs().amax(0) > 0
+        changed = (with_digits.load_raw(i)[0].int() - without.load_raw(i)[0].int()).abs().amax(0) > 0
         rows, columns = np.nonzero(changed.numpy())
         x, y, w, h = with_digits.coco.imgToAnns[with_digits.image_ids[i]][0]["bbox"]
         edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -109,7 +109,7 @@ def test_area_thresholds_scale_with_the_image_and_part_the_objects():
 
 def test_more_images_leave_the_first_as_they_are():
     few, many = (build_dataset(config(train_images=n), "train") for n in (5, 9))
-    assert all((few.raw(i)[0] == many.raw(i)[0]).all() for i in range(5))
+    assert all((few.load_raw(i)[0] == many.load_raw(i)[0]).all() for i in range(5))
 
 
 def test_equal_options_share_a_folder(cache):
@@ -125,7 +125,7 @@ def test_several_processes_may_make_it_at_once(cache):
     program = (
         "from attnzoo.data.config import DataConfig; from attnzoo.data.build import build_dataset\n"
         f"d = build_dataset(DataConfig(dataset={SMALL | {'train_images': 300}!r}), 'train')\n"
-        "print(len(d), sum(int(d.raw(i)[0].sum()) for i in range(300)))"
+        "print(len(d), sum(int(d.load_raw(i)[0].sum()) for i in range(300)))"
     )
     runs = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ) for _ in range(2)]
     answers = {run.communicate()[0] for run in runs}

@@ -16,20 +16,20 @@ CLASSES = 10
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels
 
 UPSCALE = 4  # from the digits' 8x8 pixels to the masks that are turned and shrunk
-TRIES = 40  # places that are tried for one object
+MAX_PLACEMENT_ATTEMPTS = 40  # places that are tried for one object
 # Tables over mask values 0 … 255. Edges steeper than interpolation gives make strokes look drawn, not out of focus.
-STEEPER = [min(max(round((value - 48) * 1.7), 0), 255) for value in range(256)]
-INK = [255 * (value >= 64) for value in range(256)]
-SHUFFLE = [(7 * block + 3) % 16 for block in range(16)]
-LUMA = np.array([0.299, 0.587, 0.114])
+CONTRAST_LUT = [min(max(round((value - 48) * 1.7), 0), 255) for value in range(256)]
+THRESHOLD_LUT = [255 * (value >= 64) for value in range(256)]
+BLOCK_PERMUTATION = [(7 * block + 3) % 16 for block in range(16)]
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class SceneOptions:
     """What images look like.
 
     `image_size`: side in pixels. `objects`: fewest and most digits per image; one that finds no place is left out.
-    `clutter`: fewest and most distractors, which are digits torn into pieces and shuffled, not annotated.
+    `clutter`: fewest and most distractors, which are digits shuffled into pieces and shuffled, not annotated.
     `sizes`: of a digit's box, longer side in pixels, log-uniform. `aspect`: factor of width over height, log-uniform.
     `rotation`: up to this many degrees either way. `contrast`: difference in luminance to the background, of 255.
     `max_overlap`: of any two boxes, as a share of the smaller. `noise`: standard deviation, of 255.
@@ -83,23 +83,23 @@ class Scene:
     digits: list[Digit]
 
 
-class Painter:
+class SceneRenderer:
     """Draws the scenes of one split from the digits and halves of photographs that belong to it."""
 
-    def __init__(self, look: Look, split: str):
+    def __init__(self, look: SceneOptions, split: str):
         self.look = look
         self.digits = digit_ids(split)
-        self.labels = _digits()[1]
+        self.labels = _load_digits()[1]
         # Cut first: scaling a region of the whole photograph would read a little beyond the region's edge.
-        halves = {name: photo_half(name, split) for name in sorted(photographs())}
+        halves = {name: split_region(name, split) for name in sorted(photographs())}
         self.photos = [(name, half[0], photographs()[name].crop(half)) for name, half in halves.items()]
 
-    def paint(self, rng: np.random.Generator) -> Scene:
+    def render(self, rng: np.random.Generator) -> Scene:
         """One scene, a function of the generator's state and the options alone."""
         pixels, photo, region = self._background(rng)
         placed: list[Box] = []
         digits = self._place(rng, self.look.objects, placed)
-        clutter = self._place(rng, self.look.clutter, placed, torn=True)
+        clutter = self._place(rng, self.look.clutter, placed, shuffled=True)
         for _, box, mask in clutter + digits:
             self._paste(rng, pixels, box, mask)
         pixels += self.look.noise * rng.standard_normal(pixels.shape, np.float32)
@@ -120,15 +120,17 @@ class Painter:
         return np.array(crop, dtype=np.float32), name, (left + x, y, left + x + side, y + side)
 
     def _place(
-        self, rng: np.random.Generator, count: tuple[int, int], placed: list[Box], torn: bool = False
+        self, rng: np.random.Generator, count: tuple[int, int], placed: list[Box], shuffled: bool = False
     ) -> list[tuple[int, Box, NDArray[np.float32]]]:
-        """Source, box and mask of new objects; `placed` grows by their boxes."""
+        """DatasetSpec, box and mask of new objects; `placed` grows by their boxes."""
         found = []
         for _ in range(int(rng.integers(count[0], count[1], endpoint=True))):
             source = self.digits[int(rng.integers(len(self.digits)))]
-            mask = self._mask(rng, source, torn)
+            mask = self._mask(rng, source, shuffled)
             h, w = mask.shape
-            places = rng.integers(0, (self.look.image_size - w, self.look.image_size - h), (TRIES, 2), endpoint=True)
+            places = rng.integers(
+                0, (self.look.image_size - w, self.look.image_size - h), (MAX_PLACEMENT_ATTEMPTS, 2), endpoint=True
+            )
             for x, y in places.tolist():
                 box = (x, y, w, h)
                 if all(overlap(box, other) <= self.look.max_overlap for other in placed):
@@ -137,13 +139,13 @@ class Painter:
                     break
         return found
 
-    def _mask(self, rng: np.random.Generator, source: int, torn: bool) -> NDArray[np.float32]:
+    def _mask(self, rng: np.random.Generator, source: int, shuffled: bool) -> NDArray[np.float32]:
         """The digit turned and scaled to its size, (h, w) in 0…1, cropped to its ink."""
         look = self.look
-        turned = glyph(source, torn).rotate(
+        turned = digit_mask(source, shuffled).rotate(
             rng.uniform(-look.rotation, look.rotation), Image.Resampling.BICUBIC, expand=True
         )
-        ink = turned.point(INK).getbbox()
+        ink = turned.point(THRESHOLD_LUT).getbbox()
         assert ink is not None  # every digit has ink
         aspect = _log_uniform(rng, look.aspect) * (ink[2] - ink[0]) / (ink[3] - ink[1])
         longer = _log_uniform(rng, look.sizes)
@@ -157,13 +159,13 @@ class Painter:
         """Blend the mask in, in a random colour that is lighter or darker than what lies under it."""
         x, y, w, h = box
         under = pixels[y : y + h, x : x + w]
-        luminance = float(under.mean((0, 1)) @ LUMA)
+        luminance = float(under.mean((0, 1)) @ LUMA_WEIGHTS)
         contrast = rng.uniform(*self.look.contrast)
         room = {1.0: 255 - luminance, -1.0: luminance}
         signs = [sign for sign, space in room.items() if space >= contrast] or [max(room, key=lambda s: room[s])]
         target = np.clip(luminance + float(rng.choice(signs)) * contrast, 0, 255)
         tint = rng.uniform(-60, 60, 3)
-        colour = np.clip(target + tint - tint @ LUMA, 0, 255).astype(np.float32)
+        colour = np.clip(target + tint - tint @ LUMA_WEIGHTS, 0, 255).astype(np.float32)
         under += mask[..., None] * (colour - under)
 
 
@@ -181,13 +183,13 @@ def overlap(one: Box, other: Box) -> float:
 @cache
 def photographs() -> dict[str, Image.Image]:
     """scikit-learn's sample photographs by file name."""
-    from sklearn.datasets import load_sample_images  # as in _digits
+    from sklearn.datasets import load_sample_images  # as in _load_digits
 
     bundled = load_sample_images()
     return {Path(f).name: Image.fromarray(pixels) for f, pixels in zip(bundled.filenames, bundled.images, strict=True)}
 
 
-def photo_half(name: str, split: str) -> Box:
+def split_region(name: str, split: str) -> Box:
     """x0, y0, x1, y1 of the half that belongs to a split: the left one to train, the right one to val."""
     width, height = photographs()[name].size
     return (0, 0, width // 2, height) if split == "train" else (width // 2, 0, width, height)
@@ -197,7 +199,7 @@ def digit_ids(split: str) -> list[int]:
     """The numbers in load_digits that belong to a split: every fifth of each class to val, the others to train."""
     count = dict.fromkeys(range(10), 0)
     ids = []
-    for number, label in enumerate(_digits()[1]):
+    for number, label in enumerate(_load_digits()[1]):
         if (count[label] % 5 == 0) == (split == "val"):
             ids.append(number)
         count[label] += 1
@@ -205,19 +207,19 @@ def digit_ids(split: str) -> list[int]:
 
 
 @cache
-def glyph(source: int, torn: bool) -> Image.Image:
-    """A digit as an enlarged mask with a margin; `torn`: its 16 blocks of 2x2 pixels shuffled."""
-    small = _digits()[0][source]
-    if torn:
-        blocks = small.reshape(4, 2, 4, 2).swapaxes(1, 2).reshape(16, 2, 2)[SHUFFLE]
+def digit_mask(source: int, shuffled: bool) -> Image.Image:
+    """A digit as an enlarged mask with a margin; `shuffled`: its 16 blocks of 2x2 pixels shuffled."""
+    small = _load_digits()[0][source]
+    if shuffled:
+        blocks = small.reshape(4, 2, 4, 2).swapaxes(1, 2).reshape(16, 2, 2)[BLOCK_PERMUTATION]
         small = blocks.reshape(4, 4, 2, 2).swapaxes(1, 2).reshape(8, 8)
     padded = Image.fromarray((np.pad(small, 1) * (255 / 16)).round().astype(np.uint8))
     large = padded.resize((padded.width * UPSCALE, padded.height * UPSCALE), Image.Resampling.BICUBIC)
-    return large.point(STEEPER)
+    return large.point(CONTRAST_LUT)
 
 
 @cache
-def _digits() -> tuple[NDArray[np.float64], list[int]]:
+def _load_digits() -> tuple[NDArray[np.float64], list[int]]:
     """scikit-learn's digits, (N, 8, 8), and what each shows."""
     from sklearn.datasets import load_digits  # takes a second, and most processes find their images in the cache
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from attnzoo.data.cache import cached_folder
-from attnzoo.data.drawing import CLASSES, Look, Painter, Scene, require
 from attnzoo.data.registries import SPLITS
+from attnzoo.data.rendering import CLASSES, Scene, SceneOptions, SceneRenderer, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn(Look, ABC):
+class SyntheticSpec(SceneOptions, ABC):
     """Splits of scenes, drawn into a folder of the cache that is called after `name` and the options.
 
     Digits of each class and halves of each photograph belong to train or to val, never to both. Image i depends on
@@ -58,9 +58,9 @@ class Drawn(Look, ABC):
 
     def scenes(self, split: str) -> Iterator[Scene]:
         """The scenes of "train" or "val" in their order."""
-        painter = Painter(self, split)
+        renderer = SceneRenderer(self, split)
         for i in range(getattr(self, f"{split}_images")):
-            yield painter.paint(np.random.default_rng([self.seed, self.version, SPLITS.index(split), i]))
+            yield renderer.render(np.random.default_rng([self.seed, self.version, SPLITS.index(split), i]))
 
 
 def _as_json(value: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data import augment
+from attnzoo.data import augment_detection
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, ImageTransform
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
@@ -23,7 +23,7 @@ def none(split: str) -> ImageTransform:
 @CLASSIFICATION_AUGMENTATIONS.register("photometric")
 def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> ImageTransform:
     """Colours only, in training only: that of the same name for detection."""
-    transform = augment.photometric(split, gain=gain, offset=offset, invert=invert)
+    transform = augment_detection.photometric(split, gain=gain, offset=offset, invert=invert)
 
     def apply(image: Image.Image) -> Tensor:
         return _normalise(transform(tv_tensors.Image(F.pil_to_tensor(image))))  # type: ignore[call-arg, arg-type]

@@ -27,7 +27,7 @@ def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert:
     for name, value in (("gain", gain), ("offset", offset), ("invert", invert)):
         if not 0 <= value <= 1:
             raise UserError(f"data.augment.{name} = {value}: expected a number from 0 to 1")
-    return v2.Compose([ChannelShift(gain, offset), v2.RandomInvert(invert)]) if split == "train" else v2.Identity()
+    return v2.Compose([RandomColorShift(gain, offset), v2.RandomInvert(invert)]) if split == "train" else v2.Identity()
 
 
 @DETECTION_AUGMENTATIONS.register("detr")
@@ -79,14 +79,14 @@ class RandomSizeCrop(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
-        h, w = (_draw(min(self.smallest, side), min(self.largest, side)) for side in (height, width))
-        return {"top": _draw(0, height - h), "left": _draw(0, width - w), "height": h, "width": w}
+        h, w = (_randint(min(self.smallest, side), min(self.largest, side)) for side in (height, width))
+        return {"top": _randint(0, height - h), "left": _randint(0, width - w), "height": h, "width": w}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.crop, inpt, **params)
 
 
-class ChannelShift(v2.Transform):
+class RandomColorShift(v2.Transform):
     """Multiply an 8-bit image by a factor within 1 ± `gain` and add to each channel an offset within ± `offset`·255."""
 
     _transformed_types = (tv_tensors.Image,)
@@ -105,6 +105,6 @@ class ChannelShift(v2.Transform):
         return tv_tensors.wrap(shifted.to(torch.uint8), like=inpt)
 
 
-def _draw(low: int, high: int) -> int:
+def _randint(low: int, high: int) -> int:
     """A whole number from low to high, both included."""
     return int(torch.randint(low, high + 1, ()))
