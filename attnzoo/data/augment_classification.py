@@ -1,4 +1,4 @@
-"""What is done to images with one label before they enter a classifier."""
+"""Classification transforms."""
 
 from typing import Literal
 
@@ -11,18 +11,18 @@ from torchvision.transforms.v2 import functional as F
 from attnzoo.data import augment_detection
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, ImageTransform
 from attnzoo.data.coco import MEAN, STD
-from attnzoo.errors import UserError
+from attnzoo.data.registries import check_option
 
 
 @CLASSIFICATION_AUGMENTATIONS.register("none")
 def none(split: str) -> ImageTransform:
-    """Images as they are, normalised by ImageNet's mean and deviation."""
+    """No augmentation; images are normalised with ImageNet mean and standard deviation."""
     return lambda image: _normalise(tv_tensors.Image(F.pil_to_tensor(image)))
 
 
 @CLASSIFICATION_AUGMENTATIONS.register("photometric")
 def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> ImageTransform:
-    """Colours only, in training only: that of the same name for detection."""
+    """Same as the detection augmentation `photometric`."""
     transform = augment_detection.photometric(split, gain=gain, offset=offset, invert=invert)
 
     def apply(image: Image.Image) -> Tensor:
@@ -37,42 +37,42 @@ def timm_augmentation(
     *,
     size: int = 224,
     scale: tuple[float, float] = (0.08, 1.0),
-    flip: float = 0.5,
+    hflip: float = 0.5,
     color_jitter: float = 0.4,
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-    erase: float = 0.25,
+    re_prob: float = 0.25,
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic",
-    crop: float = 0.875,
-    resize: Literal["shorter", "squash"] = "shorter",
+    crop_pct: float = 0.875,
+    crop_mode: Literal["center", "squash"] = "center",
 ) -> ImageTransform:
-    """timm's augmentation; the defaults are those of the published Swin and DAT recipes.
+    """timm's augmentation, with timm's option names; the defaults are those of the published Swin and DAT recipes.
 
-    Training: a random crop of `scale` of the area, resized to `size` pixels, flips, RandAugment or another policy in
-    timm's notation (null: colour jitter instead), and random erasing with probability `erase`. Evaluation: a central
-    square of `size` pixels from an image resized so that its shorter side ("shorter"), or each side ("squash", as DAT),
-    is `size` / `crop`.
+    Training: a random crop of `scale` of the area, resized to `size` pixels, horizontal flip with probability `hflip`,
+    the timm policy `auto_augment` (null: color jitter), and random erasing with probability `re_prob`. Evaluation: a
+    central square of `size` pixels from an image resized so that its shorter side ("center"), or each side ("squash",
+    as DAT), is `size` / `crop_pct`.
     """
-    for name, value in (("flip", flip), ("erase", erase)):
-        if not 0 <= value <= 1:
-            raise UserError(f"data.augment.{name} = {value}: expected a probability")
-    if size < 1 or not 0 < crop <= 1 or not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"data.augment: size = {size}, crop = {crop}, scale = {list(scale)}: expected shares up to 1")
-    made = timm.data.create_transform(
+    for name, value in (("hflip", hflip), ("re_prob", re_prob)):
+        check_option(f"data.augment.{name}", value, 0 <= value <= 1, "a probability")
+    check_option("data.augment.size", size, size >= 1, "at least 1 pixel")
+    check_option("data.augment.crop_pct", crop_pct, 0 < crop_pct <= 1, "a fraction, more than 0 and at most 1")
+    ascending = 0 < scale[0] <= scale[1] <= 1
+    check_option("data.augment.scale", list(scale), ascending, "two ascending fractions, more than 0 and at most 1")
+    transform: ImageTransform = timm.data.create_transform(
         size,
         is_training=split == "train",
         scale=scale,
-        hflip=flip,
+        hflip=hflip,
         color_jitter=color_jitter,
         auto_augment=auto_augment,
-        re_prob=erase,
+        re_prob=re_prob,
         re_mode="pixel",
         interpolation=interpolation if split == "train" or interpolation != "random" else "bicubic",
         mean=MEAN,
         std=STD,
-        crop_pct=crop,
-        crop_mode="squash" if resize == "squash" else "center",
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
     )
-    transform: ImageTransform = made
     return transform
 
 

@@ -1,4 +1,4 @@
-"""What is done to images before they are normalised, in training and in evaluation."""
+"""Detection transforms, applied before normalisation."""
 
 from typing import Any
 
@@ -7,26 +7,24 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Transform
-from attnzoo.errors import UserError
+from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Transform, check_option
 
 
 @DETECTION_AUGMENTATIONS.register("none")
 def none(split: str) -> Transform:
-    """Images as they are."""
+    """No augmentation."""
     return v2.Identity()
 
 
 @DETECTION_AUGMENTATIONS.register("photometric")
 def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> Transform:
-    """Colours only, in training only.
+    """Photometric augmentation, training only.
 
-    A factor within 1 ± `gain` for the image and an offset within ± `offset` of the range for each channel; inversion
-    with probability `invert`.
+    The image is multiplied by a factor in 1 ± `gain`; each channel is shifted by up to ± `offset` of the range; the
+    image is inverted with probability `invert`.
     """
     for name, value in (("gain", gain), ("offset", offset), ("invert", invert)):
-        if not 0 <= value <= 1:
-            raise UserError(f"data.augment.{name} = {value}: expected a number from 0 to 1")
+        check_option(f"data.augment.{name}", value, 0 <= value <= 1, "a number from 0 to 1")
     return v2.Compose([RandomColorShift(gain, offset), v2.RandomInvert(invert)]) if split == "train" else v2.Identity()
 
 
@@ -34,52 +32,50 @@ def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert:
 def detr(
     split: str,
     *,
-    short: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-    long: int = 1333,
-    crop_short: tuple[int, ...] = (400, 500, 600),
-    crop: tuple[int, int] = (384, 600),
-    eval_short: int = 800,
+    scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+    max_size: int = 1333,
+    crop_scales: tuple[int, ...] = (400, 500, 600),
+    crop_size: tuple[int, int] = (384, 600),
+    eval_scale: int = 800,
     flip: float = 0.5,
 ) -> Transform:
     """The published augmentation of DETR and Deformable DETR; sizes in pixels.
 
-    Training: flip with probability `flip`; then, evenly, either a resize of the shorter side to one of `short` with the
-    longer at most `long`, or a resize to one of `crop_short`, a crop with each side drawn from `crop`, and that resize.
-    Evaluation: shorter side `eval_short`, longer at most `long`. Boxes are clipped to the crop; those left with a side
-    under one pixel are dropped.
+    Training: horizontal flip with probability `flip`; then with probability 0.5 a random resize (shorter side in
+    `scales`, longer at most `max_size`), else a resize of the shorter side to one of `crop_scales`, a crop with sides
+    in the range `crop_size`, and the random resize. Evaluation: shorter side `eval_scale`, longer at most `max_size`.
+    Boxes are clipped to the crop; those left with a side under one pixel are dropped.
     """
-    for name, sizes in (("short", short), ("crop_short", crop_short), ("crop", crop), ("eval_short", (eval_short,))):
-        if not sizes or min(sizes) < 1:
-            raise UserError(f"data.augment.{name} = {list(sizes)}: expected positive sizes in pixels")
-    if crop[0] > crop[1]:
-        raise UserError(f"data.augment.crop = {list(crop)}: expected the smaller size first")
-    if long <= max(*short, eval_short):
-        raise UserError(f"data.augment.long = {long}: expected more than short and eval_short")
-    if not 0 <= flip <= 1:
-        raise UserError(f"data.augment.flip = {flip}: expected a probability")
+    sizes = {"scales": scales, "crop_scales": crop_scales, "crop_size": crop_size, "eval_scale": (eval_scale,)}
+    for name, values in sizes.items():
+        check_option(f"data.augment.{name}", list(values), min(values, default=0) >= 1, "positive sizes in pixels")
+    check_option("data.augment.crop_size", list(crop_size), crop_size[0] <= crop_size[1], "the smaller size first")
+    largest = max(*scales, eval_scale)
+    check_option("data.augment.max_size", max_size, max_size > largest, f"more than scales and eval_scale ({largest})")
+    check_option("data.augment.flip", flip, 0 <= flip <= 1, "a probability")
     if split != "train":
-        return v2.Resize(eval_short, max_size=long)
-    resize = v2.RandomChoice([v2.Resize(size, max_size=long) for size in short])
-    shrink = v2.RandomChoice([v2.Resize(size) for size in crop_short])
+        return v2.Resize(eval_scale, max_size=max_size)
+    resize = v2.RandomChoice([v2.Resize(scale, max_size=max_size) for scale in scales])
+    shrink = v2.RandomChoice([v2.Resize(scale) for scale in crop_scales])
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(flip),
-            v2.RandomChoice([resize, v2.Compose([shrink, RandomSizeCrop(*crop), resize])]),
+            v2.RandomChoice([resize, v2.Compose([shrink, RandomSizeCrop(*crop_size), resize])]),
             v2.SanitizeBoundingBoxes(),
         ]
     )
 
 
 class RandomSizeCrop(v2.Transform):
-    """Crop a window whose height and width are drawn apart from `smallest` … `largest` pixels, within the image."""
+    """Random crop; height and width are sampled independently from `min_size` … `max_size` pixels, within the image."""
 
-    def __init__(self, smallest: int, largest: int):
+    def __init__(self, min_size: int, max_size: int):
         super().__init__()
-        self.smallest, self.largest = smallest, largest
+        self.min_size, self.max_size = min_size, max_size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
-        h, w = (_randint(min(self.smallest, side), min(self.largest, side)) for side in (height, width))
+        h, w = (_randint(min(self.min_size, side), min(self.max_size, side)) for side in (height, width))
         return {"top": _randint(0, height - h), "left": _randint(0, width - w), "height": h, "width": w}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -87,7 +83,7 @@ class RandomSizeCrop(v2.Transform):
 
 
 class RandomColorShift(v2.Transform):
-    """Multiply an 8-bit image by a factor within 1 ± `gain` and add to each channel an offset within ± `offset`·255."""
+    """Multiply an 8-bit image by a factor in 1 ± `gain` and shift each channel by up to ± `offset` · 255."""
 
     _transformed_types = (tv_tensors.Image,)
 
@@ -100,11 +96,11 @@ class RandomColorShift(v2.Transform):
         return {"factor": 1 + self.gain * factor, "offsets": [255 * self.offset * value for value in offsets]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        shift = torch.tensor(params["offsets"]).view(3, 1, 1)
-        shifted = (inpt * params["factor"] + shift).round_().clamp_(0, 255)
+        offsets = torch.tensor(params["offsets"]).view(3, 1, 1)
+        shifted = (inpt * params["factor"] + offsets).round_().clamp_(0, 255)
         return tv_tensors.wrap(shifted.to(torch.uint8), like=inpt)
 
 
 def _randint(low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
+    """A random integer from `low` to `high`, both included."""
     return int(torch.randint(low, high + 1, ()))

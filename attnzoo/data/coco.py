@@ -19,41 +19,42 @@ from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data.annotations import read_annotations, to_coco
 from attnzoo.data.batches import SampleIndex
+from attnzoo.data.cache import SampleCache
 from attnzoo.data.images import read_image
-from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, OnDisk, Target, Transform
-from attnzoo.errors import UserError, unknown
+from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, FileDatasetSpec, Target, Transform
+from attnzoo.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
-MAX_CLASSES = 100_000  # by category id, where a gap costs a class
-MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, once decoded, stay in memory
+MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
+MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, decoded, are cached in memory
 
 log = logging.getLogger(__name__)
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Images with boxes. Sample i is a pure function of (i, seed): neither workers nor order change it.
+    """Images with boxes; each sample depends only on (index, seed).
 
-    A sample is an image (3, h, w), normalised by ImageNet's mean and deviation, and a target: `labels` (n,) int64;
-    `boxes` (n, 4) cx, cy, w, h relative to the image's own h, w; `image_id` (); `size` (2,) = h, w; `orig_size` (2,)
-    = h, w of the file. Crowds are left out, boxes clamped to the image and those without area dropped.
+    A sample is an image (3, h, w), normalised with ImageNet mean and standard deviation, and a target: `labels` (n,)
+    int64; `boxes` (n, 4) cx, cy, w, h relative to the image's h, w; `image_id` (); `size` (2,) = h, w; `orig_size` (2,)
+    = h, w of the file. Crowd annotations and empty boxes are dropped; boxes are clipped to the image.
     """
 
     def __init__(
         self,
-        content: dict[str, Any],
-        images: Path,
+        annotations: dict[str, Any],
+        image_dir: Path,
         image_ids: Sequence[int],
         categories: Sequence[int | None],
         transform: Transform,
     ):
-        self.coco = to_coco(content)
-        self.images = images
+        self.coco = to_coco(annotations)
+        self.image_dir = image_dir
         self.image_ids = list(image_ids)
         self.categories = list(categories)  # category id per class index, None for an index without category
         self.transform = transform
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
-        self._kept: dict[int, tuple[Tensor, Target]] | None = {} if 3 * pixels <= MAX_CACHE_BYTES else None
+        self._load = SampleCache(self.load_raw, enabled=3 * pixels <= MAX_CACHE_BYTES)
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
 
     @property
@@ -67,7 +68,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     @property
     def area_thresholds(self) -> tuple[float, float]:
-        """Square pixels of the original image up to which an object is small, and medium; COCO's if none are stored."""
+        """Upper areas of small and medium objects in square pixels of the original image (default: COCO's)."""
         small, medium = self.coco.dataset.get("info", {}).get("area_thresholds", COCO_AREA_THRESHOLDS)
         return float(small), float(medium)
 
@@ -75,12 +76,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return len(self.image_ids)
 
     def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, Target]:
-        draw = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
-        image, target = self._load(draw.index)
+        sample = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
+        image, target = self._load(sample.index)
         orig_size = image.shape[-2:]
         with torch.random.fork_rng(devices=[]):
-            # The default generator alone: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
-            torch.default_generator.manual_seed(draw.seed)
+            # Only the default generator: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
+            torch.default_generator.manual_seed(sample.seed)
             image, target = self.transform(image, target)
         pixels = F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
         height, width = pixels.shape[-2:]
@@ -88,45 +89,37 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return F.normalize(pixels, MEAN, STD, inplace=True), {
             "labels": target["labels"],
             "boxes": boxes / torch.tensor([width, height, width, height]),
-            "image_id": torch.tensor(self.image_ids[draw.index]),
+            "image_id": torch.tensor(self.image_ids[sample.index]),
             "size": torch.tensor([height, width]),
             "orig_size": torch.tensor(orig_size),
         }
 
-    def _load(self, position: int) -> tuple[Tensor, Target]:
-        if self._kept is None:
-            return self.load_raw(position)
-        if position not in self._kept:
-            self._kept[position] = self.load_raw(position)
-        return self._kept[position]
-
-    def load_raw(self, position: int) -> tuple[Tensor, Target]:
-        """Image `position` as stored, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
-        entry = self.coco.imgs[self.image_ids[position]]
+    def load_raw(self, index: int) -> tuple[Tensor, Target]:
+        """The original image, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
+        entry = self.coco.imgs[self.image_ids[index]]
         height, width = entry["height"], entry["width"]
-        image = read_image(self.images / entry["file_name"], height, width)
-        kept = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
-        boxes = box_convert(torch.tensor([a["bbox"] for a in kept], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
+        image = read_image(self.image_dir / entry["file_name"], height, width)
+        objects = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
+        boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        labels = torch.tensor([self._labels[a["category_id"]] for a in kept], dtype=torch.int64)
+        non_empty = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        labels = torch.tensor([self._labels[a["category_id"]] for a in objects], dtype=torch.int64)
         return image, {
-            "boxes": tv_tensors.BoundingBoxes(boxes[solid], format="XYXY", canvas_size=(height, width)),
-            "labels": labels[solid],
+            "boxes": tv_tensors.BoundingBoxes(boxes[non_empty], format="XYXY", canvas_size=(height, width)),
+            "labels": labels[non_empty],
         }
 
 
 @DETECTION_DATASETS.register("coco")
 @dataclass(frozen=True, kw_only=True)
-class CocoSpec(OnDisk):
+class CocoSpec(FileDatasetSpec):
     """Any data set in COCO format; paths are relative to `root`, and the defaults are COCO 2017's.
 
-    `labels`: "category_id" makes the class index the category id, so that there are (highest id + 1) classes, 91 for
-    COCO, as published checkpoints have it; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether
-    images without objects are trained on, as the published detectors do; evaluation always keeps them. `on_error`:
-    "fail" stops at the first missing or damaged image; "skip" reads every image when the split is opened, leaves out
-    the bad ones and logs how many.
+    `labels`: "category_id" uses category ids as class indices, so there are (highest id + 1) classes, 91 for COCO, as
+    in published checkpoints; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether to train on
+    images without objects, as the published detectors do; evaluation always includes them. `on_error`: "fail" stops at
+    the first missing or damaged image; "skip" checks every image on load and skips unreadable ones, with a warning.
     """
 
     root: str
@@ -149,73 +142,76 @@ class CocoSpec(OnDisk):
         return len(self._categories)
 
     def build(self, split: str, transform: Transform) -> DetectionDataset:
-        """The split's images in the order of their ids; raises UserError for whatever is wrong with its files."""
-        if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
-        content = self._val_content if split == "val" else read_annotations(self._path("train_annotations"))
-        if _ids(content) != _ids(self._val_content):
+        """The split's images in the order of their ids. Raises UserError for missing or invalid files."""
+        annotations = self._val_content if split == "val" else read_annotations(self._path("train_annotations"))
+        if _category_ids(annotations) != _category_ids(self._val_content):
             raise UserError(
-                f"data.dataset: {self.train_annotations} and {self.val_annotations} have different category ids"
+                f"data.dataset: {self.train_annotations} and {self.val_annotations} have different category ids",
+                key=("data.dataset.train_annotations", "data.dataset.val_annotations"),
             )
-        folder = self._path(f"{split}_images", directory=True)
-        entries = sorted(content["images"], key=lambda entry: entry["id"])
+        image_dir = self._path(f"{split}_images", directory=True)
+        entries = sorted(annotations["images"], key=lambda entry: entry["id"])
         if split == "train" and not self.keep_empty_images:
-            filled = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
-            entries = [entry for entry in entries if entry["id"] in filled]
+            ids_with_objects = {a["image_id"] for a in annotations["annotations"] if not a["iscrowd"]}
+            entries = [entry for entry in entries if entry["id"] in ids_with_objects]
         if self.on_error == "skip":
-            entries = _readable(folder, entries)
+            entries = _filter_readable(image_dir, entries)
         else:
             for entry in entries:
-                if not isfile(folder / entry["file_name"]):
-                    raise UserError(f"{folder / entry['file_name']}: the image file is missing")
+                if not isfile(image_dir / entry["file_name"]):
+                    raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
         if not entries:
-            raise UserError(f"{self._path(f'{split}_annotations')}: no images are left to use")
-        return DetectionDataset(content, folder, [e["id"] for e in entries], self._categories, transform)
+            key = f"data.dataset.{split}_annotations"
+            raise UserError(f"{key}: no usable images in {self._path(f'{split}_annotations')}", key=key)
+        return DetectionDataset(annotations, image_dir, [e["id"] for e in entries], self._categories, transform)
 
     @cached_property
     def _val_content(self) -> dict[str, Any]:
-        # The smaller file, from which the classes of both splits are known.
+        # The smaller file; it defines the classes of both splits.
         return read_annotations(self._path("val_annotations"))
 
     @property
     def _categories(self) -> list[int | None]:
-        ids = _ids(self._val_content)
+        ids = _category_ids(self._val_content)
         if self.labels == "contiguous":
             return list(ids)
         if ids[-1] >= MAX_CLASSES:
-            path = self._path("val_annotations")
             raise UserError(
-                f"{path}: categories: category id {ids[-1]} would make as many classes, {MAX_CLASSES} are the most; "
-                "use labels: contiguous"
+                f"data.dataset.labels: category id {ids[-1]} of {self._path('val_annotations')} exceeds the maximum of "
+                f"{MAX_CLASSES} classes; use labels: contiguous",
+                key="data.dataset.labels",
             )
-        known = set(ids)
-        return [i if i in known else None for i in range(ids[-1] + 1)]
+        used = set(ids)
+        return [i if i in used else None for i in range(ids[-1] + 1)]
 
-    def _path(self, key: str, directory: bool = False) -> Path:
+    def _path(self, option: str, directory: bool = False) -> Path:
         root = Path(self.root).expanduser()
-        path = root if key == "root" else root / getattr(self, key)
+        path = root if option == "root" else root / getattr(self, option)
         if not (isdir(path) if directory else isfile(path)):
-            raise UserError(f"data.dataset.{key}: there is no {'folder' if directory else 'file'} {path}")
+            key = f"data.dataset.{option}"
+            raise UserError(f"{key}: there is no {'folder' if directory else 'file'} {path}", key=key)
         return path
 
 
-def _ids(content: dict[str, Any]) -> list[int]:
-    return sorted(category["id"] for category in content["categories"])
+def _category_ids(annotations: dict[str, Any]) -> list[int]:
+    return sorted(category["id"] for category in annotations["categories"])
 
 
-def _readable(folder: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries whose image files can be read whole; logs a count and the first of the others."""
+def _filter_readable(image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries whose images can be decoded; logs the number of the others and the first."""
 
-    def complaint(entry: dict[str, Any]) -> str | None:
+    def read_error(entry: dict[str, Any]) -> str | None:
         try:
-            read_image(folder / entry["file_name"], entry["height"], entry["width"])
+            read_image(image_dir / entry["file_name"], entry["height"], entry["width"])
         except UserError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        complaints = list(pool.map(complaint, entries))
-    bad = [text for text in complaints if text]
-    if bad:
-        log.warning("%s: %d of %d images are skipped; the first: %s", folder, len(bad), len(entries), bad[0])
-    return [entry for entry, text in zip(entries, complaints, strict=True) if not text]
+        errors = list(pool.map(read_error, entries))
+    messages = [message for message in errors if message]
+    if messages:
+        log.warning(
+            "%s: %d of %d images are skipped; the first: %s", image_dir, len(messages), len(entries), messages[0]
+        )
+    return [entry for entry, message in zip(entries, errors, strict=True) if not message]

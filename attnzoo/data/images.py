@@ -1,4 +1,4 @@
-"""From any image file to upright 8-bit RGB."""
+"""Read image files as 8-bit RGB with EXIF orientation applied."""
 
 from pathlib import Path
 
@@ -11,21 +11,20 @@ from attnzoo.errors import UserError
 
 
 def read_image(path: Path, height: int, width: int) -> tv_tensors.Image:
-    """The image as (3, height, width) uint8 RGB, with the size that its annotation states in pixels.
+    """The image as (3, height, width) uint8 RGB, of the size in pixels that its annotation states.
 
-    EXIF orientation is applied, unless only the stored orientation has the annotated size: then the boxes were drawn
-    on the image as stored (as COCO's own are), and turning it would misplace them. Raises UserError naming the file if
-    it is missing, damaged or of another size.
+    EXIF orientation is applied unless only the unrotated image matches the annotated size, i.e. boxes refer to the
+    unrotated image (as in COCO). Raises UserError naming the file if it is missing, damaged or of another size.
     """
     try:
-        with Image.open(path) as stored:
-            sizes = (stored.size, _upright_size(stored))
+        with Image.open(path) as image:
+            sizes = (image.size, _upright_size(image))
             if (width, height) not in sizes:
-                found = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
-                raise UserError(f"{path}: the image is {found} pixels, its annotation says {width}x{height}")
-            stored.load()
-            image = ImageOps.exif_transpose(stored) if sizes[1] == (width, height) else stored
-            return tv_tensors.Image(F.pil_to_tensor(_to_rgb(image)))
+                actual = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
+                raise UserError(f"{path}: image size {actual} does not match the annotation ({width}x{height})")
+            image.load()
+            upright = ImageOps.exif_transpose(image) if sizes[1] == (width, height) else image
+            return tv_tensors.Image(F.pil_to_tensor(_to_rgb(upright)))
     except FileNotFoundError:
         raise UserError(f"{path}: the image file is missing") from None
     except UserError:
@@ -42,7 +41,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
+        raise ValueError("the value range of floating-point pixels is unknown")
     if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
         values = np.asarray(image, dtype=np.int64)
         image = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))

@@ -1,51 +1,51 @@
-"""What a data set and an augmentation are, and the tables in which they are found by name."""
+"""Protocols and registries of data sets and augmentations."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from attnzoo.errors import UserError
 from attnzoo.registry import Registry
 
 Target = dict[str, Tensor]
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
-"""From a `tv_tensors.Image` (3, h, w) uint8 and a target with `boxes` (a `tv_tensors.BoundingBoxes`, xyxy) and
-`labels` to the same, augmented. Randomness comes from torch's global CPU generator alone."""
+"""Maps a `tv_tensors.Image` (3, h, w) uint8 and a target with `boxes` (a `tv_tensors.BoundingBoxes`, xyxy) and `labels`
+to an augmented pair. Randomness comes only from torch's global CPU generator."""
 
 SPLITS = ("train", "val")
-
 
 TransformT = TypeVar("TransformT", contravariant=True)
 DatasetT = TypeVar("DatasetT", covariant=True)
 
 
 class DatasetSpec(Protocol[TransformT, DatasetT]):
-    """What a data set's block describes: a train and a val split with the same classes.
+    """A data set as its config block describes it: a train and a val split with the same classes.
 
-    Options are checked when it is made; files are read when a split is opened.
+    The constructor checks the options; files are read later.
     """
 
     @property
     def num_classes(self) -> int:
-        """The number of class indices that labels run over."""
+        """Number of classes."""
 
     @property
-    def shape(self) -> tuple[int, int] | None:
-        """(h, w) in pixels where all images have the same, known without reading one."""
+    def image_shape(self) -> tuple[int, int] | None:
+        """(h, w) in pixels if fixed and known in advance, else None."""
 
     @property
     def train_length(self) -> int | None:
-        """The number of training images where it is known without reading files."""
+        """Number of training images if known without reading files, else None."""
 
     def build(self, split: str, transform: TransformT) -> DatasetT:
-        """The "train" or "val" split; its samples go through `transform`."""
+        """The "train" or "val" split with `transform` applied to its samples."""
 
 
-class OnDisk:
-    """For sources whose files alone know how many images there are, and of what shapes."""
+class FileDatasetSpec:
+    """Base class for data sets whose length and image size are only known from files."""
 
     @property
-    def shape(self) -> None:
+    def image_shape(self) -> None:
         return None
 
     @property
@@ -57,4 +57,10 @@ DETECTION_DATASETS: Registry[Callable[..., DatasetSpec[Transform, Any]]] = Regis
 """Constructors take keyword-only options and return a `DatasetSpec` of a `DetectionDataset`."""
 
 DETECTION_AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
-"""Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""
+"""Constructors take the split positionally and keyword-only options; "val" gives the evaluation transform."""
+
+
+def check_option(key: str, value: Any, ok: bool, expected: str) -> None:
+    """Raise UserError for the config key `key` unless `ok`."""
+    if not ok:
+        raise UserError(f"{key} = {value}: expected {expected}", key=key)

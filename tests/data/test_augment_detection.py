@@ -7,7 +7,7 @@ from torchvision import tv_tensors
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS
 from attnzoo.errors import UserError
 
-DETR = {"short": [60, 80], "long": 120, "crop_short": [64], "crop": [30, 50], "eval_short": 70}
+DETR = {"scales": [60, 80], "max_size": 120, "crop_scales": [64], "crop_size": [30, 50], "eval_scale": 70}
 
 
 def scene():
@@ -73,9 +73,9 @@ def test_photometric_changes_colours_only_and_only_in_training():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("detr", {"crop": [50, 30]}, r"data\.augment\.crop = \[50, 30\]: expected the smaller"),
-        ("detr", {"long": 700}, r"data\.augment\.long = 700"),
-        ("detr", {"short": []}, r"data\.augment\.short"),
+        ("detr", {"crop_size": [50, 30]}, r"data\.augment\.crop_size = \[50, 30\]: expected the smaller"),
+        ("detr", {"max_size": 700}, r"data\.augment\.max_size = 700"),
+        ("detr", {"scales": []}, r"data\.augment\.scales"),
         ("photometric", {"invert": 1.5}, r"data\.augment\.invert = 1.5"),
     ],
 )

@@ -10,7 +10,14 @@ from attnzoo.data.batches import EpochBatchSampler, SampleIndex, collate, make_l
 from attnzoo.data.build import build_dataset
 from attnzoo.errors import UserError
 
-DETR = {"name": "detr", "short": [32, 40], "long": 60, "crop_short": [30], "crop": [16, 24], "eval_short": 32}
+DETR = {
+    "name": "detr",
+    "scales": [32, 40],
+    "max_size": 60,
+    "crop_scales": [30],
+    "crop_size": [16, 24],
+    "eval_scale": 32,
+}
 
 
 def same(one, other):
@@ -44,7 +51,7 @@ def test_ranks_share_each_batch_in_order():
 def test_impossible_batches_are_refused():
     with pytest.raises(UserError, match=r"data\.batch_size = 5: expected a positive multiple of the 2"):
         EpochBatchSampler(23, 5, 0, 0, 0, 2)
-    with pytest.raises(UserError, match="only 3 images"):
+    with pytest.raises(UserError, match=r"larger than the training set \(3 images\)"):
         EpochBatchSampler(3, 4, 0, 0)
 
 
@@ -78,7 +85,7 @@ def test_workers_and_global_random_state_change_nothing(root):
     alone = list(make_loader(dataset, batches))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    helped = list(make_loader(dataset, batches, workers=2))
+    helped = list(make_loader(dataset, batches, num_workers=2))
     assert len(alone) == len(helped) == 4
     for one, other in zip(alone, helped, strict=True):
         same(one, other)
@@ -90,7 +97,7 @@ def test_skipped_batches_are_not_read(root):
     used = {draw.index for batch in tail for draw in batch}
     for i in set(range(5)) - used:
         (root / "pictures" / f"{i + 1}.png").unlink()
-    assert len(list(make_loader(dataset, tail, workers=1))) == 1
+    assert len(list(make_loader(dataset, tail, num_workers=1))) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -12,7 +12,7 @@ from attnzoo.data.batches import SampleIndex, make_loader
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_classification
 from attnzoo.data.config import ClassificationDataConfig
-from attnzoo.data.rendering import digit_ids
+from attnzoo.data.rendering import digit_indices
 from attnzoo.errors import UserError
 
 DIGITS: dict[str, Any] = {"name": "digits", "image_size": 32, "sizes": [12, 20], "train_images": 60, "val_images": 30}
@@ -55,7 +55,7 @@ def test_digits_have_ten_classes_and_one_label_each() -> None:
 
 def test_digits_of_val_are_not_in_train() -> None:
     """Sources and photographs are those that detection keeps apart."""
-    assert not set(digit_ids("train")) & set(digit_ids("val"))
+    assert not set(digit_indices("train")) & set(digit_indices("val"))
     assert len(dataset("val")) == 30
 
 
@@ -82,7 +82,7 @@ def test_folder(folder: Path) -> None:
 
 
 def test_folder_refuses_what_is_not_there(folder: Path) -> None:
-    with pytest.raises(UserError, match="no folders of classes"):
+    with pytest.raises(UserError, match="no class folders in"):
         dataset(name="folder", root=str(folder / "elsewhere"))
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
     with pytest.raises(UserError, match="other classes"):
@@ -118,7 +118,7 @@ def test_timm_refusals(folder: Path) -> None:
         dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)
     with pytest.raises(UserError, match="num_classes = 0"):
         dataset(name="timm", source="", root=str(folder), num_classes=0)
-    with pytest.raises(UserError, match="has the label 1, of 1 classes"):
+    with pytest.raises(UserError, match="label 1 out of range for 1 classes"):
         dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
 
 
@@ -158,11 +158,11 @@ def test_squash_keeps_all_of_a_wide_image(folder: Path) -> None:
     wide.paste((255, 255, 255), (0, 0, 8, 20))
     wide.save(folder / "val" / "cat" / "0.png")
     seen = {}
-    for resize in ("shorter", "squash"):
-        augment = {"name": "timm", "size": 20, "crop": 1.0, "resize": resize}
-        seen[resize] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
+    for mode in ("center", "squash"):
+        augment = {"name": "timm", "size": 20, "crop_pct": 1.0, "crop_mode": mode}
+        seen[mode] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
     assert seen["squash"] > 2
-    assert seen["shorter"] < 0
+    assert seen["center"] < 0
 
 
 def test_loading_does_not_depend_on_workers() -> None:

@@ -116,9 +116,9 @@ def test_rows_of_several_processes_are_exact(root, world):
     rows = [row for part in parts for row in evaluator(dataset, part).results]
     whole = evaluator(dataset, range(5))
     assert whole.summarize(rows) == pytest.approx(whole.summarize(), abs=0, nan_ok=True)
-    with pytest.raises(ValueError, match="1 images are missing, 0 rows"):
+    with pytest.raises(ValueError, match="1 missing, 0 duplicate"):
         whole.summarize(rows[1:])
-    with pytest.raises(ValueError, match="0 images are missing, 1 rows"):
+    with pytest.raises(ValueError, match="0 missing, 1 duplicate"):
         whole.summarize([*rows, rows[0]])
 
 

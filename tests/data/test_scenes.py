@@ -11,7 +11,7 @@ import pytest
 
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
-from attnzoo.data.rendering import digit_ids, overlap, split_region
+from attnzoo.data.rendering import digit_indices, overlap, split_region
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.errors import UserError
 
@@ -37,7 +37,7 @@ def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
     made = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         (tmp_path / name).mkdir()
-        DigitScenes(train_images=12, val_images=5, seed=seed).write(tmp_path / name)
+        DigitScenes(train_images=12, val_images=5, seed=seed).generate(tmp_path / name)
         made.append(contents(tmp_path / name))
     assert len(made[0]) == 12 + 5 + 2
     assert made[0] == made[1]
@@ -45,11 +45,11 @@ def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
 
 
 def test_train_and_val_share_neither_digits_nor_parts_of_photographs():
-    assert set(digit_ids("train")).isdisjoint(digit_ids("val"))
-    assert sorted(digit_ids("train") + digit_ids("val")) == list(range(1797))
+    assert set(digit_indices("train")).isdisjoint(digit_indices("val"))
+    assert sorted(digit_indices("train") + digit_indices("val")) == list(range(1797))
     for split in ("train", "val"):
         coco = build_dataset(config(), split).coco
-        assert {a["source"] for a in coco.anns.values()} <= set(digit_ids(split))
+        assert {a["source"] for a in coco.anns.values()} <= set(digit_indices(split))
         for image in coco.imgs.values():
             left, top, right, bottom = split_region(image["photo"], split)
             x0, y0, x1, y1 = image["region"]
@@ -150,7 +150,10 @@ def test_what_a_killed_process_left_is_replaced(cache):
     ("options", "message"),
     [
         ({"sizes": [10, 80]}, r"data\.dataset\.sizes = \[10, 80\]: expected at most image_size = 64"),
-        ({"objects": [4, 2]}, r"data\.dataset\.objects = \[4, 2\]: expected two numbers from 0, the smaller first"),
+        (
+            {"objects": [4, 2]},
+            r"data\.dataset\.objects = \[4, 2\]: expected two ascending numbers of at least 0",
+        ),
         ({"image_size": 8}, r"data\.dataset\.image_size = 8"),
         ({"object": [1, 2]}, "did you mean 'objects'"),
         ({"sizes": [1, 2, 3]}, "sizes"),
