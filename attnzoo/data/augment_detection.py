@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Transform, check_option
+from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Target, Transform, check_option
 
 
 @DETECTION_AUGMENTATIONS.register("none")
@@ -44,7 +45,7 @@ def detr(
     Training: horizontal flip with probability `flip`; then with probability 0.5 a random resize (shorter side in
     `scales`, longer at most `max_size`), else a resize of the shorter side to one of `crop_scales`, a crop with sides
     in the range `crop_size`, and the random resize. Evaluation: shorter side `eval_scale`, longer at most `max_size`.
-    Boxes are clipped to the crop; those left with a side under one pixel are dropped.
+    Boxes are clipped to the crop and dropped if nothing is left of them.
     """
     sizes = {"scales": scales, "crop_scales": crop_scales, "crop_size": crop_size, "eval_scale": (eval_scale,)}
     for name, values in sizes.items():
@@ -57,29 +58,28 @@ def detr(
         return v2.Resize(eval_scale, max_size=max_size)
     resize = v2.RandomChoice([v2.Resize(scale, max_size=max_size) for scale in scales])
     shrink = v2.RandomChoice([v2.Resize(scale) for scale in crop_scales])
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(flip),
-            v2.RandomChoice([resize, v2.Compose([shrink, RandomSizeCrop(*crop_size), resize])]),
-            v2.SanitizeBoundingBoxes(),
-        ]
-    )
+    crop = v2.Compose([shrink, RandomSizeCrop(*crop_size), resize])
+    return v2.Compose([v2.RandomHorizontalFlip(flip), v2.RandomChoice([resize, crop])])
 
 
-class RandomSizeCrop(v2.Transform):
-    """Random crop; height and width are sampled independently from `min_size` … `max_size` pixels, within the image."""
+class RandomSizeCrop:
+    """Random crop; height and width are sampled independently from `min_size` … `max_size` pixels, within the image.
+
+    Boxes are clipped to the crop and only empty ones dropped, as in DETR. (`v2.SanitizeBoundingBoxes` would also drop
+    boxes that rounding in a resize moved over the border.)
+    """
 
     def __init__(self, min_size: int, max_size: int):
-        super().__init__()
         self.min_size, self.max_size = min_size, max_size
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        height, width = image.shape[-2:]
         h, w = (_randint(min(self.min_size, side), min(self.max_size, side)) for side in (height, width))
-        return {"top": _randint(0, height - h), "left": _randint(0, width - w), "height": h, "width": w}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
+        window = _randint(0, height - h), _randint(0, width - w), h, w
+        boxes = F.crop(target["boxes"], *window)
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        target = {"boxes": tv_tensors.wrap(boxes[keep], like=boxes), "labels": target["labels"][keep]}
+        return F.crop(image, *window), target
 
 
 class RandomColorShift(v2.Transform):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
+from attnzoo.data.augment_detection import RandomSizeCrop
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS
 from attnzoo.errors import UserError
 
@@ -30,7 +31,7 @@ def test_detr_boxes_follow_the_object():
         assert min(height, width) in (60, 80) or max(height, width) == 120
         sides.add((height, width))
         assert len(target["boxes"]) == len(target["labels"])
-        assert (target["boxes"][:, 2:] - target["boxes"][:, :2] >= 1).all()
+        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
         dropped += 6 not in target["labels"]
         bright = (image[0] > 127).nonzero()
         if len(bright) and 5 in target["labels"]:
@@ -39,6 +40,59 @@ def test_detr_boxes_follow_the_object():
             assert box == pytest.approx([left, top, right, bottom], abs=2.0)
     assert len(sides) > 8  # crops have many shapes
     assert dropped > 5
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (612, 612), (640, 426), (640, 480), (427, 640), (333, 500)])
+def test_detr_keeps_boxes_at_the_border_and_tiny_ones(width, height):
+    """Crops of the whole image cut no box off, so that all must be left, whatever resizing rounds to."""
+    transform = DETECTION_AUGMENTATIONS.build("detr", "train", crop_size=[4096, 4096])
+    image = tv_tensors.Image(torch.zeros(1, height, width, dtype=torch.uint8))
+    corners = [
+        [0, 0, width, height],
+        [width / 3, height / 3, width, height],
+        [5, 5, 5.2, 9],
+        [0, height - 0.3, 9, height],
+    ]
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
+    for seed in range(60):
+        torch.manual_seed(seed)
+        resized, target = transform(image, {"boxes": boxes, "labels": torch.arange(4)})
+        assert target["labels"].tolist() == [0, 1, 2, 3]
+        ratio = torch.tensor([resized.shape[-1] / width, resized.shape[-2] / height]).repeat(2)
+        restored = target["boxes"] / ratio
+        assert (restored[:, 2:] - restored[:, :2]).tolist() == [
+            pytest.approx([c[2] - c[0], c[3] - c[1]], abs=1e-3) for c in corners
+        ]
+
+
+def test_crops_drop_only_empty_boxes():
+    """The published rule: after clipping to the crop a box is kept if both sides are longer than 0."""
+    height, width = 60, 90
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = tv_tensors.Image(torch.stack([rows, columns]))  # pixels tell which window was cropped
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(300, 2, 2, generator=generator) * torch.tensor([width, height])
+    corners[:100, 1] = corners[:100, 0] + 0.3  # under a pixel
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    target = {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+        "labels": torch.arange(300),
+    }
+    tiny = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        cropped, kept = RandomSizeCrop(20, 50)(image, target)
+        (top, left), (h, w) = cropped[:, 0, 0].tolist(), cropped.shape[-2:]
+        expected = {}
+        for label, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+            clipped = [max(x0, left), max(y0, top), min(x1, left + w), min(y1, top + h)]
+            if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
+                expected[label] = [clipped[0] - left, clipped[1] - top, clipped[2] - left, clipped[3] - top]
+        assert kept["labels"].tolist() == list(expected)
+        torch.testing.assert_close(kept["boxes"].as_subclass(torch.Tensor), torch.tensor(list(expected.values())))
+        assert kept["boxes"].canvas_size == (h, w)
+        tiny += sum(label < 100 for label in expected)
+    assert 0 < tiny < 20 * 100
 
 
 def test_detr_evaluates_at_one_size():
