@@ -55,11 +55,39 @@ def detr(
     check_option("data.augment.max_size", max_size, max_size > largest, f"more than scales and eval_scale ({largest})")
     check_option("data.augment.flip", flip, 0 <= flip <= 1, "a probability")
     if split != "train":
-        return v2.Resize(eval_scale, max_size=max_size)
-    resize = v2.RandomChoice([v2.Resize(scale, max_size=max_size) for scale in scales])
-    shrink = v2.RandomChoice([v2.Resize(scale) for scale in crop_scales])
+        return ResizeShorterSide(eval_scale, max_size)
+    resize = v2.RandomChoice([ResizeShorterSide(scale, max_size) for scale in scales])
+    shrink = v2.RandomChoice([ResizeShorterSide(scale) for scale in crop_scales])
     crop = v2.Compose([shrink, RandomSizeCrop(*crop_size), resize])
     return v2.Compose([v2.RandomHorizontalFlip(flip), v2.RandomChoice([resize, crop])])
+
+
+class ResizeShorterSide(v2.Transform):
+    """Bilinear resize of images and boxes to `resized_shape`."""
+
+    def __init__(self, scale: int, max_size: int | None = None):
+        super().__init__()
+        self.scale, self.max_size = scale, max_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        return {"size": list(resized_shape(height, width, self.scale, self.max_size))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(F.resize, inpt, **params)
+
+
+def resized_shape(height: int, width: int, scale: int, max_size: int | None = None) -> tuple[int, int]:
+    """(h, w) as in DETR: the shorter side becomes `scale`, or less where the longer would exceed `max_size`.
+
+    The shorter side is rounded first, so the longer can exceed `max_size` by up to half the aspect ratio. Both are at
+    least 1.
+    """
+    shorter, longer = sorted((height, width))
+    if max_size is not None and scale * longer > max_size * shorter:
+        scale = max(round(max_size * shorter / longer), 1)
+    other = scale * longer // shorter
+    return (scale, other) if height <= width else (other, scale)
 
 
 class RandomSizeCrop:

@@ -1,10 +1,12 @@
 """Augmentations keep boxes where the objects are."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torchvision import tv_tensors
 
-from attnzoo.data.augment_detection import RandomSizeCrop
+from attnzoo.data.augment_detection import RandomSizeCrop, resized_shape
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS
 from attnzoo.errors import UserError
 
@@ -28,7 +30,7 @@ def test_detr_boxes_follow_the_object():
         height, width = image.shape[-2:]
         assert target["boxes"].canvas_size == (height, width)
         assert max(height, width) <= 120
-        assert min(height, width) in (60, 80) or max(height, width) == 120
+        assert min(height, width) in (60, 80) or max(height, width) in (119, 120)  # the shorter side is rounded first
         sides.add((height, width))
         assert len(target["boxes"]) == len(target["labels"])
         assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
@@ -104,7 +106,34 @@ def test_detr_evaluates_at_one_size():
     )
     published = DETECTION_AUGMENTATIONS.build("detr", "val")
     assert published(tv_tensors.Image(torch.zeros(3, 480, 640, dtype=torch.uint8)), {})[0].shape[-2:] == (800, 1066)
-    assert published(tv_tensors.Image(torch.zeros(3, 200, 400, dtype=torch.uint8)), {})[0].shape[-2:] == (666, 1333)
+    assert published(tv_tensors.Image(torch.zeros(3, 200, 400, dtype=torch.uint8)), {})[0].shape[-2:] == (666, 1332)
+
+
+def published_shape(height, width, scale, max_size):
+    """The published rule, in exact arithmetic: shrink the scale to the limit, round it, then the other side."""
+    aspect = Fraction(max(height, width), min(height, width))
+    if max_size and aspect * scale > max_size:
+        scale = round(max_size / aspect)
+    return tuple(scale if side == min(height, width) else int(scale * aspect) for side in (height, width))
+
+
+def test_sizes_are_the_published_ones():
+    """Also those that torchvision's Resize gets wrong by a pixel or two, where the longer side limits."""
+    assert resized_shape(360, 640, 800, 1333) == (750, 1333)
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.randint(50, 2000, (4000, 2), generator=generator).tolist()
+    sides += [[height, 640] for height in range(200, 641)] + [[640, width] for width in range(200, 641)]
+    limited = 0
+    for height, width in sides:
+        for scale, max_size in ((800, 1333), (480, 1333), (600, None)):
+            shape = resized_shape(height, width, scale, max_size)
+            assert shape == published_shape(height, width, scale, max_size)
+            limited += min(shape) < scale
+    assert limited > 1000
+    for height, width in [*sides[-10:], (360, 640), (640, 360), (333, 500)]:
+        image = tv_tensors.Image(torch.zeros(1, height, width, dtype=torch.uint8))
+        resized = DETECTION_AUGMENTATIONS.build("detr", "val")(image, {})[0]
+        assert resized.shape[-2:] == published_shape(height, width, 800, 1333)
 
 
 def test_photometric_changes_colours_only_and_only_in_training():
