@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import DatasetFolder, ImageFolder
 
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
+from attnzoo.data.images import DECODER_ERRORS, ImageReader
 from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, check_option
 from attnzoo.errors import UserError
 from attnzoo.registry import Registry
@@ -34,6 +35,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, source: Any, num_classes: int, transform: ImageTransform, cache_in_memory: bool = False):
         self.source, self.num_classes, self.transform = source, num_classes, transform
+        self._reader = ImageReader()
         self._load = SampleCache(self.load_raw, enabled=cache_in_memory)
 
     def __len__(self) -> int:
@@ -49,16 +51,23 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         """RGB image and label without augmentation. Raises UserError if the image is damaged or the label invalid."""
         try:
             image, label = self.source[index]
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise
-            raise UserError(
-                f"data.dataset: image {index} is missing or damaged ({error})", key="data.dataset"
-            ) from error
+            image = self._reader.to_rgb(image, lambda: self._name(index))
+        except DECODER_ERRORS as error:
+            name = self._name(index)
+            message = f"data.dataset: {name} is missing, damaged or unsupported ({error})"
+            raise UserError(message, key="data.dataset") from error
         if not 0 <= label < self.num_classes:
-            raise UserError(
-                f"data.dataset: image {index}: label {label} out of range for {self.num_classes} classes",
-                key="data.dataset",
-            )
-        return image.convert("RGB"), int(label)
+            message = f"data.dataset: {self._name(index)}: label {label} out of range for {self.num_classes} classes"
+            raise UserError(message, key="data.dataset")
+        return image, int(label)
+
+    def _name(self, index: int) -> str:
+        """The image in messages: its index and, if known, its file."""
+        if isinstance(self.source, DatasetFolder):
+            return f"image {index} ({self.source.samples[index][0]})"
+        if isinstance(self.source, timm.data.ImageDataset):
+            return f"image {index} ({self.source.filename(index, absolute=True)})"
+        return f"image {index}"
 
 
 @contextmanager
@@ -133,7 +142,8 @@ class ImageFolderSpec(FileDatasetSpec):
             raise UserError(
                 f"data.dataset: {self._path(split)} has other classes than {self._path('train')}", key="data.dataset"
             )
-        return ClassificationDataset(ImageFolder(str(self._path(split)), allow_empty=True), len(classes), transform)
+        source = ImageFolder(str(self._path(split)), loader=Image.open, allow_empty=True)
+        return ClassificationDataset(source, len(classes), transform)
 
     def _path(self, split: str) -> Path:
         return Path(self.root).expanduser() / (self.train if split == "train" else self.val)
@@ -181,4 +191,12 @@ class TimmSpec(FileDatasetSpec):
                 f"data.dataset.source = {self.source!r}: iterable data sets are not supported (runs could not resume)",
                 key="data.dataset.source",
             )
+        self._keep_image_modes(dataset)
         return ClassificationDataset(dataset, self.num_classes, transform)
+
+    def _keep_image_modes(self, dataset: Any) -> None:
+        """Leave the conversion to RGB to ImageReader: Pillow's clips 16-bit images and ignores EXIF orientation."""
+        if isinstance(dataset, timm.data.ImageDataset) and "input_img_mode" not in (self.options or {}):
+            dataset.input_img_mode = None
+        elif isinstance(dataset, DatasetFolder):
+            dataset.loader = Image.open

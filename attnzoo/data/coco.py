@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from attnzoo.data.annotations import read_annotations, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
-from attnzoo.data.images import read_image
+from attnzoo.data.images import ImageReader
 from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, FileDatasetSpec, Target, Transform
 from attnzoo.errors import UserError
 
@@ -53,6 +53,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.image_ids = list(image_ids)
         self.categories = list(categories)  # category id per class index, None for an index without category
         self.transform = transform
+        self._reader = ImageReader()
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
         self._load = SampleCache(self.load_raw, enabled=3 * pixels <= MAX_CACHE_BYTES)
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
@@ -98,7 +99,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """The original image, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
         entry = self.coco.imgs[self.image_ids[index]]
         height, width = entry["height"], entry["width"]
-        image = read_image(self.image_dir / entry["file_name"], height, width)
+        image = self._reader.read(self.image_dir / entry["file_name"], height, width)
         objects = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
         boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
         boxes[:, 0::2].clamp_(0, width)
@@ -199,10 +200,11 @@ def _category_ids(annotations: dict[str, Any]) -> list[int]:
 
 def _filter_readable(image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The entries whose images can be decoded; logs the number of the others and the first."""
+    reader = ImageReader()
 
     def read_error(entry: dict[str, Any]) -> str | None:
         try:
-            read_image(image_dir / entry["file_name"], entry["height"], entry["width"])
+            reader.read(image_dir / entry["file_name"], entry["height"], entry["width"])
         except UserError as error:
             return str(error)
         return None

@@ -91,7 +91,7 @@ def test_folder_refuses_what_is_not_there(folder: Path) -> None:
 
 def test_damaged_image_is_named(folder: Path) -> None:
     (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"image 0 is missing or damaged"):
+    with pytest.raises(UserError, match=r"image 0 \(.*train/cat/0\.png\) is missing, damaged or unsupported"):
         dataset(name="folder", root=str(folder))[0]
 
 
@@ -102,6 +102,63 @@ def test_timm_reads_the_same_folder(folder: Path) -> None:
     for i in range(len(ours)):
         assert torch.equal(theirs[i][0], ours[i][0])
         assert theirs[i][1] == ours[i][1]
+
+
+READERS: list[dict[str, Any]] = [
+    {"name": "folder"},
+    {"name": "timm", "source": "", "num_classes": 2},
+    {"name": "timm", "source": "torch/image_folder", "num_classes": 2},
+]
+
+
+def readable(reader: dict[str, Any], root: Path) -> Any:
+    return dataset("val", root=str(root / "val" if "torch/" in reader.get("source", "") else root), **reader)
+
+
+@pytest.fixture(params=READERS, ids=lambda reader: reader.get("source") or reader["name"])
+def reader(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "I"])
+def test_deep_images_are_scaled(folder: Path, reader: dict[str, Any], mode: str) -> None:
+    """As in detection: 16-bit values are scaled to 8 bits, not clipped."""
+    gray = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (20, 1))
+    pixels = gray if mode == "L" else gray.astype(np.uint16 if mode == "I;16" else np.int32) * 257
+    Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", "TIFF")
+    image, label = readable(reader, folder).load_raw(0)
+    assert (image.mode, label) == ("RGB", 0)
+    np.testing.assert_array_equal(np.asarray(image)[..., 1], gray)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.ones((20, 30), np.float32), np.full((20, 30), 70_000, np.int32)], ids=["float", "deep"]
+)
+def test_images_of_unknown_range_are_refused(folder: Path, reader: dict[str, Any], pixels: Any) -> None:
+    Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", "TIFF")
+    with pytest.raises(UserError, match=r"image 0 \(.*val/cat/0\.png\) is missing, damaged or unsupported"):
+        readable(reader, folder)[0]
+
+
+def test_exif_orientation_is_applied(folder: Path, reader: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by a quarter
+    Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", exif=exif)
+    image, _ = readable(reader, folder).load_raw(0)
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_12_bit_data_is_reported_once(folder: Path, caplog: pytest.LogCaptureFixture, workers: int) -> None:
+    for path in (folder / "val").rglob("*.png"):
+        Image.fromarray(np.full((20, 30), 4000, np.uint16)).save(path)
+    val = dataset("val", name="folder", root=str(folder))
+    list(make_loader(val, [[0], [1]], workers, collate_classification))
+    val[2]
+    warnings = [record for record in caplog.records if "12-bit" in record.message]
+    assert len(warnings) == (workers == 0)  # else a worker has logged it
+    assert all("val/cat/0.png: " in record.message.replace(")", "") for record in warnings)
 
 
 def test_timm_takes_options_of_its_own(folder: Path) -> None:

@@ -82,6 +82,18 @@ def test_every_pixel_format_becomes_rgb(root, mode):
         np.testing.assert_allclose(image[1].numpy(), gray, atol=6)
 
 
+def test_12_bit_data_is_reported_once_with_the_first_file(root, caplog):
+    for number in (3, 5):
+        path = root / "pictures" / f"{number}.png"
+        width, height = SIZES[number - 1]
+        Image.fromarray(np.full((height, width), 4000, np.uint16)).save(path)
+    dataset = build_dataset(coco_config(root), "val")
+    for index in (2, 4, 2):
+        dataset[index]
+    assert caplog.text.count("12-bit") == 1
+    assert "pictures/3.png: a 16-bit image with values up to 4000" in caplog.text
+
+
 def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
     path = root / "pictures" / "1.png"
     width, height = SIZES[0]
