@@ -60,8 +60,9 @@ class CocoEvaluator:
     def summarize(self, results: Iterable[ImageDetections] | None = None, per_class: bool = False) -> dict[str, float]:
         """`METRICS`, each in 0…1: AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100 and AR_S/M/L.
 
-        `results`: of all ranks (default: this one's). `per_class` adds `AP/<name>` and `AP50/<name>` per category.
-        Metrics without ground truth are NaN. Raises ValueError if an image is missing or duplicated.
+        `results`: of all ranks (default: this one's). `per_class` adds `AP/<name>` and `AP50/<name>` per category, with
+        the id added to a name that several categories have. Metrics without ground truth are NaN. Raises ValueError if
+        an image is missing or duplicated.
         """
         results = sorted(self.results if results is None else results, key=lambda result: result.image_id)
         self._check_complete(results)
@@ -69,11 +70,18 @@ class CocoEvaluator:
         summary = {name: _nan_if_absent(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
         if per_class:
             precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
-            for i, category in enumerate(evaluation.params.catIds):
-                name = self.dataset.coco.cats[category]["name"]
+            for i, name in enumerate(self._unique_names(evaluation.params.catIds)):
                 summary[f"AP/{name}"] = _mean(precision[:, :, i, 0, -1])
                 summary[f"AP50/{name}"] = _mean(precision[0, :, i, 0, -1])
         return summary
+
+    def _unique_names(self, categories: Sequence[int]) -> list[str]:
+        names = [str(self.dataset.coco.cats[category]["name"]) for category in categories]
+        count = Counter(names)
+        return [
+            name if count[name] == 1 else f"{name} (id {category})"
+            for name, category in zip(names, categories, strict=True)
+        ]
 
     def _check_complete(self, results: list[ImageDetections]) -> None:
         actual = Counter(result.image_id for result in results)

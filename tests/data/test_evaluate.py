@@ -70,6 +70,22 @@ def test_perfect_detections_score_one_even_for_annotation_zero(root):
     assert (summary["AP"], summary["AP/bee"], summary["AP50/cat"]) == pytest.approx((1, 1, 1))
 
 
+def test_classes_of_one_name_are_told_apart(root):
+    edit(root, lambda content: content["categories"][0].update(name="bee"))  # ant, of image 4, is named as id 3
+    dataset = build_dataset(coco_config(root), "val")
+    result = CocoEvaluator(dataset)
+    for i in range(5):
+        _, target = dataset.load_raw(i)
+        ants = target["labels"] == 1
+        boxes = torch.tensor([[20.0, 10, 60, 50]]).expand(int(ants.sum()), 4)  # as annotated, over the border
+        result.add(
+            [{"scores": torch.ones(len(boxes)), "labels": target["labels"][ants], "boxes": boxes}], [dataset[i][1]]
+        )
+    summary = result.summarize(per_class=True)
+    assert [key for key in summary if key.startswith("AP50/")] == ["AP50/bee (id 1)", "AP50/bee (id 3)", "AP50/cat"]
+    assert [summary[f"AP/bee (id {i})"] for i in (1, 3)] == pytest.approx([1, 0])
+
+
 def test_one_of_two_found(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
