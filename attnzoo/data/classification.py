@@ -18,7 +18,7 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.images import DECODER_ERRORS, ImageReader
-from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, check_option
+from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, check_option, transform_errors
 from attnzoo.errors import UserError
 from attnzoo.registry import Registry
 
@@ -44,7 +44,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, int]:
         sample = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
         image, label = self._load(sample.index)
-        with seeded(sample.seed):
+        with transform_errors(lambda: self._name(sample.index)), seeded(sample.seed):
             return self.transform(image), label
 
     def load_raw(self, index: int) -> tuple[Image.Image, int]:

@@ -2,13 +2,13 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torchvision.transforms.v2 import functional as F
 from attnzoo.data.annotations import read_annotations, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
-from attnzoo.data.images import ImageReader
-from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, FileDatasetSpec, Target, Transform
+from attnzoo.data.images import ImageReader, check_image
+from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, FileDatasetSpec, Target, Transform, transform_errors
 from attnzoo.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
@@ -29,6 +29,7 @@ COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
 MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, decoded, are cached in memory
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -47,13 +48,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         image_ids: Sequence[int],
         categories: Sequence[int | None],
         transform: Transform,
+        reader: ImageReader | None = None,
     ):
         self.coco = to_coco(annotations)
         self.image_dir = image_dir
         self.image_ids = list(image_ids)
         self.categories = list(categories)  # category id per class index, None for an index without category
         self.transform = transform
-        self._reader = ImageReader()
+        self._reader = reader or ImageReader()
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
         self._load = SampleCache(self.load_raw, enabled=3 * pixels <= MAX_CACHE_BYTES)
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
@@ -80,7 +82,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         sample = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
         image, target = self._load(sample.index)
         orig_size = image.shape[-2:]
-        with torch.random.fork_rng(devices=[]):
+        with transform_errors(lambda: str(self._path(sample.index))), torch.random.fork_rng(devices=[]):
             # Only the default generator: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
             torch.default_generator.manual_seed(sample.seed)
             image, target = self.transform(image, target)
@@ -95,11 +97,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "orig_size": torch.tensor(orig_size),
         }
 
+    def _path(self, index: int) -> Path:
+        return self.image_dir / str(self.coco.imgs[self.image_ids[index]]["file_name"])
+
     def load_raw(self, index: int) -> tuple[Tensor, Target]:
         """The original image, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
         entry = self.coco.imgs[self.image_ids[index]]
         height, width = entry["height"], entry["width"]
-        image = self._reader.read(self.image_dir / entry["file_name"], height, width)
+        image = self._reader.read(self._path(index), height, width)
         objects = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
         boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
         boxes[:, 0::2].clamp_(0, width)
@@ -155,8 +160,11 @@ class CocoSpec(FileDatasetSpec):
         if split == "train" and not self.keep_empty_images:
             ids_with_objects = {a["image_id"] for a in annotations["annotations"] if not a["iscrowd"]}
             entries = [entry for entry in entries if entry["id"] in ids_with_objects]
+        reader = ImageReader()
         if self.on_error == "skip":
-            entries = _filter_readable(image_dir, entries)
+            entries = _filter_readable(reader, image_dir, entries)
+        elif split == "val":  # evaluated long after the start, so checked before
+            _for_each_image(check_image, image_dir, entries)
         else:
             for entry in entries:
                 if not isfile(image_dir / entry["file_name"]):
@@ -164,7 +172,8 @@ class CocoSpec(FileDatasetSpec):
         if not entries:
             key = f"data.dataset.{split}_annotations"
             raise UserError(f"{key}: no usable images in {self._path(f'{split}_annotations')}", key=key)
-        return DetectionDataset(annotations, image_dir, [e["id"] for e in entries], self._categories, transform)
+        image_ids = [entry["id"] for entry in entries]
+        return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
 
     @cached_property
     def _val_content(self) -> dict[str, Any]:
@@ -198,22 +207,24 @@ def _category_ids(annotations: dict[str, Any]) -> list[int]:
     return sorted(category["id"] for category in annotations["categories"])
 
 
-def _filter_readable(image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _filter_readable(reader: ImageReader, image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The entries whose images can be decoded; logs the number of the others and the first."""
-    reader = ImageReader()
 
-    def read_error(entry: dict[str, Any]) -> str | None:
+    def read_error(path: Path, height: int, width: int) -> str | None:
         try:
-            reader.read(image_dir / entry["file_name"], entry["height"], entry["width"])
+            reader.read(path, height, width)
         except UserError as error:
             return str(error)
         return None
 
+    errors = _for_each_image(read_error, image_dir, entries)
+    bad = [error for error in errors if error]
+    if bad:
+        log.warning("%s: %d of %d images are skipped; the first: %s", image_dir, len(bad), len(entries), bad[0])
+    return [entry for entry, error in zip(entries, errors, strict=True) if not error]
+
+
+def _for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:
+    """`fn(path, height, width)` of each entry, computed by threads."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        errors = list(pool.map(read_error, entries))
-    messages = [message for message in errors if message]
-    if messages:
-        log.warning(
-            "%s: %d of %d images are skipped; the first: %s", image_dir, len(messages), len(entries), messages[0]
-        )
-    return [entry for entry, message in zip(entries, errors, strict=True) if not message]
+        return list(pool.map(lambda e: fn(image_dir / e["file_name"], e["height"], e["width"]), entries))

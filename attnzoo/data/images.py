@@ -1,7 +1,8 @@
 """Read images of any format as upright 8-bit RGB."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +30,10 @@ class ImageReader:
         EXIF orientation is applied unless only the unrotated image matches the annotated size, i.e. boxes refer to the
         unrotated image (as in COCO). Raises UserError naming the file if it is missing, damaged or of another size.
         """
-        try:
-            with Image.open(path) as image:
-                sizes = (image.size, _upright_size(image))
-                if (width, height) not in sizes:
-                    actual = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
-                    raise UserError(f"{path}: image size {actual} does not match the annotation ({width}x{height})")
-                rgb = self.to_rgb(image, lambda: str(path), transpose=sizes[1] == (width, height))
-                return tv_tensors.Image(F.pil_to_tensor(rgb))
-        except FileNotFoundError:
-            raise UserError(f"{path}: the image file is missing") from None
-        except UserError:
-            raise
-        except DECODER_ERRORS as error:
-            raise UserError(f"{path}: the image file is damaged or unsupported ({error})") from error
+        with _open(path) as image:
+            _check_size(path, image, height, width)
+            rgb = self.to_rgb(image, lambda: str(path), transpose=_upright_size(image) == (width, height))
+            return tv_tensors.Image(F.pil_to_tensor(rgb))
 
     def to_rgb(self, image: Image.Image, name: Callable[[], str], transpose: bool = True) -> Image.Image:
         """The image as 8-bit RGB; `transpose`: with its EXIF orientation applied. `name` is used in a warning.
@@ -72,6 +63,33 @@ class ImageReader:
                 name(),
                 largest,
             )
+
+
+def check_image(path: Path, height: int, width: int) -> None:
+    """Raise UserError unless the header of the file gives the annotated size; pixels are not decoded."""
+    with _open(path) as image:
+        if image.size != (width, height):
+            _check_size(path, image, height, width)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise UserError(f"{path}: the image file is missing") from None
+    except UserError:
+        raise
+    except DECODER_ERRORS as error:
+        raise UserError(f"{path}: the image file is damaged or unsupported ({error})") from error
+
+
+def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:
+    sizes = (image.size, _upright_size(image))
+    if (width, height) not in sizes:
+        actual = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
+        raise UserError(f"{path}: image size {actual} does not match the annotation ({width}x{height})")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Protocols and registries of data sets and augmentations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -58,6 +59,21 @@ DETECTION_DATASETS: Registry[Callable[..., DatasetSpec[Transform, Any]]] = Regis
 
 DETECTION_AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
 """Constructors take the split positionally and keyword-only options; "val" gives the evaluation transform."""
+
+
+@contextmanager
+def transform_errors(name: Callable[[], str]) -> Iterator[None]:
+    """Add the name of the image to the errors of a transform; those that depend on the image become UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        message = f"{name()}: data.augment cannot transform this image ({type(error).__name__}: {error})"
+        raise UserError(" ".join(message.split()), key="data.augment") from error
+    except Exception as error:
+        error.add_note(f"while transforming {name()}")
+        raise
 
 
 def check_option(key: str, value: Any, ok: bool, expected: str) -> None:

@@ -95,6 +95,13 @@ def test_damaged_image_is_named(folder: Path) -> None:
         dataset(name="folder", root=str(folder))[0]
 
 
+def test_errors_of_transforms_name_the_file(folder: Path) -> None:
+    train = dataset(name="folder", root=str(folder))
+    train.transform = lambda image: 1 / 0
+    with pytest.raises(UserError, match=r"image 2 \(.*train/dog/0\.png\): data\.augment cannot .*ZeroDivisionError"):
+        train[2]
+
+
 def test_timm_reads_the_same_folder(folder: Path) -> None:
     ours = dataset(name="folder", root=str(folder))
     theirs = dataset(name="timm", source="", root=str(folder), num_classes=2)

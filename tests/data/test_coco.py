@@ -1,5 +1,6 @@
 """COCO folders as people have them."""
 
+import traceback
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from support.data import SIZES, coco_config, edit, picture
 
+from attnzoo.data.batches import make_loader
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
@@ -44,6 +46,42 @@ def test_labels_are_category_ids_or_contiguous(root):
     assert (dataset.num_classes, dataset.class_names) == (3, ["ant", "bee", "cat"])
     assert dataset[0][1]["labels"].tolist() == [1, 2]
     assert build_dataset(coco_config(root), "train").class_names == ["N/A", "ant", "N/A", "bee", *["N/A"] * 3, "cat"]
+
+
+def test_sizes_of_validation_images_are_checked_before_training(root):
+    height = SIZES[4][1]
+    edit(root, lambda content: content["images"][4].update(height=height + 1))
+    build_dataset(coco_config(root), "train")
+    with pytest.raises(UserError, match=r"pictures/5\.png: image size 28x28 does not match the annotation \(28x29\)"):
+        build_dataset(coco_config(root), "val")
+
+
+@pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 3000), (1, 1)])
+def test_images_of_one_row_or_column_are_resized(root, shape):
+    """Their short side stays a pixel long."""
+    height, width = shape
+    Image.fromarray(picture(width, height, 0)).save(root / "pictures" / "3.png")
+    edit(root, lambda content: content["images"][2].update(height=height, width=width))
+    image, target = build_dataset(coco_config(root, {"name": "detr", "eval_scale": 20, "scales": [20]}), "val")[2]
+    assert min(image.shape[-2:]) == (20 if shape == (1, 1) else 1)
+    assert target["orig_size"].tolist() == list(shape)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_transforms_name_the_file(root, workers):
+    def transform(image, target):
+        raise error("cannot\nflip")
+
+    dataset = build_dataset(coco_config(root), "val")
+    dataset.transform = transform
+    error = RuntimeError
+    with pytest.raises(UserError, match=r"3\.png: data\.augment cannot .* \(RuntimeError: cannot flip\)$") as caught:
+        list(make_loader(dataset, [[2]], workers))
+    assert "\n" not in str(caught.value)
+    error = TypeError  # a mistake in the code keeps its traceback
+    with pytest.raises(TypeError) as wrong:
+        list(make_loader(dataset, [[2]], workers))
+    assert "3.png" in "".join(traceback.format_exception(wrong.value))
 
 
 def test_missing_and_truncated_images_name_the_file(root):
