@@ -78,6 +78,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
             _check_entry(f"{path}: {section}[{i}]", entry, fields)
     _check_info(path, content.get("info", {}))
     _check_references(path, content)
+    _check_boxes(path, content["annotations"])
     for i, annotation in enumerate(content["annotations"], start=1):
         annotation["id"] = i
         annotation.setdefault("iscrowd", 0)
@@ -118,6 +119,13 @@ def _check_references(path: Path, content: dict[str, Any]) -> None:
         for section, key in (("images", "image_id"), ("categories", "category_id")):
             if annotation[key] not in ids[section]:
                 raise UserError(f"{path}: annotations[{i}].{key} = {annotation[key]!r} does not exist in {section}")
+
+
+def _check_boxes(path: Path, annotations: list[dict[str, Any]]) -> None:
+    for i, annotation in enumerate(annotations):
+        if min(annotation["bbox"][2:]) < 0:
+            prefix = f"{path}: annotations[{i}] with id {annotation.get('id')!r}"
+            raise UserError(f"{prefix}: bbox = {annotation['bbox']}: negative width or height")
 
 
 def to_coco(content: dict[str, Any]) -> COCO:

@@ -106,9 +106,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         height, width = entry["height"], entry["width"]
         image = self._reader.read(self._path(index), height, width)
         objects = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
-        boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
-        boxes[:, 0::2].clamp_(0, width)
-        boxes[:, 1::2].clamp_(0, height)
+        boxes = _clipped_boxes(objects, [(width, height)] * len(objects))
         non_empty = (boxes[:, 2:] > boxes[:, :2]).all(1)
         labels = torch.tensor([self._labels[a["category_id"]] for a in objects], dtype=torch.int64)
         return image, {
@@ -157,8 +155,8 @@ class CocoSpec(FileDatasetSpec):
             )
         image_dir = self._path(f"{split}_images", directory=True)
         entries = sorted(annotations["images"], key=lambda entry: entry["id"])
+        ids_with_objects = _ids_with_objects(annotations, self._path(f"{split}_annotations"))
         if split == "train" and not self.keep_empty_images:
-            ids_with_objects = {a["image_id"] for a in annotations["annotations"] if not a["iscrowd"]}
             entries = [entry for entry in entries if entry["id"] in ids_with_objects]
         reader = ImageReader()
         if self.on_error == "skip":
@@ -169,10 +167,11 @@ class CocoSpec(FileDatasetSpec):
             for entry in entries:
                 if not isfile(image_dir / entry["file_name"]):
                     raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
-        if not entries:
-            key = f"data.dataset.{split}_annotations"
-            raise UserError(f"{key}: no usable images in {self._path(f'{split}_annotations')}", key=key)
         image_ids = [entry["id"] for entry in entries]
+        if not image_ids or (split == "train" and ids_with_objects.isdisjoint(image_ids)):
+            key = f"data.dataset.{split}_annotations"
+            missing = "images" if split == "val" else "objects (crowds and empty boxes are not used)"
+            raise UserError(f"{key}: {self._path(f'{split}_annotations')} has no usable {missing}", key=key)
         return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
 
     @cached_property
@@ -205,6 +204,32 @@ class CocoSpec(FileDatasetSpec):
 
 def _category_ids(annotations: dict[str, Any]) -> list[int]:
     return sorted(category["id"] for category in annotations["categories"])
+
+
+def _clipped_boxes(objects: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes (n, 4) xyxy in pixels, clipped to image sizes (width, height); empty if outside."""
+    boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
+    limits = torch.tensor(sizes, dtype=torch.float32).view(-1, 2).repeat(1, 2)
+    return boxes.clamp_(min=0).minimum(limits)
+
+
+def _ids_with_objects(annotations: dict[str, Any], path: Path) -> set[int]:
+    """Ids of images with boxes to train on; logs how many boxes are dropped or under a pixel, and the first."""
+    images = {image["id"]: image for image in annotations["images"]}
+    objects = [a for a in annotations["annotations"] if not a["iscrowd"]]
+    owners = [images[a["image_id"]] for a in objects]
+    boxes = _clipped_boxes(objects, [(image["width"], image["height"]) for image in owners])
+    shorter_side = (boxes[:, 2:] - boxes[:, :2]).amin(1)
+    empty, tiny = shorter_side <= 0, (shorter_side > 0) & (shorter_side < 1)
+    for wrong, text in (
+        (empty, "boxes are empty or outside their image and not trained on"),
+        (tiny, "boxes are under a pixel wide or high (COCO boxes are in pixels, not fractions)"),
+    ):
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            first = f"{objects[i]['bbox']} of {owners[i]['file_name']}"
+            log.warning("%s: %d of %d %s; the first: %s", path, wrong.sum(), len(objects), text, first)
+    return {image["id"] for image, dropped in zip(owners, empty.tolist(), strict=True) if not dropped}
 
 
 def _filter_readable(reader: ImageReader, image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

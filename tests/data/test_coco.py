@@ -1,5 +1,6 @@
 """COCO folders as people have them."""
 
+import re
 import traceback
 from itertools import product
 
@@ -38,6 +39,54 @@ def test_images_without_objects_stay_unless_train_leaves_them_out(root):
     _, target = build_dataset(coco_config(root), "val")[2]
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("box", [[5, 4, -10, 12], [5, 4, 10, -0.5]])
+def test_boxes_of_negative_size_are_refused(root, box):
+    edit(root, lambda content: content["annotations"][3].update(bbox=box, id=77))
+    with pytest.raises(UserError, match=r"all\.json: annotations\[3\] with id 77: bbox = .* negative width or height"):
+        build_dataset(coco_config(root), "train")
+
+
+def _all_boxes(box, crowd=0):
+    return lambda content: [a.update(bbox=box, iscrowd=crowd) for a in content["annotations"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(annotations=[]),
+        _all_boxes([1, 1, 9, 9], crowd=1),
+        _all_boxes([60, 5, 9, 9]),  # outside
+        _all_boxes([5, 5, 9, 0]),
+    ],
+    ids=["none", "crowds", "outside", "empty"],
+)
+@pytest.mark.parametrize("keep", [True, False])
+def test_training_needs_an_object(root, change, keep):
+    edit(root, change)
+    assert len(build_dataset(coco_config(root, keep_empty_images=keep), "val")) == 5
+    with pytest.raises(
+        UserError, match=r"^data\.dataset\.train_annotations: .*all\.json has no usable objects"
+    ) as caught:
+        build_dataset(coco_config(root, keep_empty_images=keep), "train")
+    assert caught.value.keys == ("data.dataset.train_annotations",)
+
+
+def test_dropped_boxes_are_counted_and_the_first_is_named(root, caplog):
+    build_dataset(coco_config(root), "train")
+    assert re.search(r"all\.json: 1 of 6 boxes are empty .*; the first: \[8, 8, 0, 5\] of 1\.png", caplog.text)
+    assert "under a pixel" not in caplog.text
+    edit(root, lambda content: content["annotations"][3].update(bbox=[60, 3, 4, 4]))
+    build_dataset(coco_config(root, keep_empty_images=False), "train")
+    assert re.search(r"all\.json: 2 of 6 boxes are empty or outside", caplog.text)
+    assert build_dataset(coco_config(root, keep_empty_images=False), "train").image_ids == [1, 4, 5]
+
+
+def test_boxes_as_fractions_are_reported(root, caplog):
+    edit(root, lambda content: content["annotations"][-1].update(bbox=[0.1, 0.2, 12, 0.5]))
+    build_dataset(coco_config(root), "train")
+    assert re.search(r"1 of 6 boxes are under a pixel .*; the first: \[0\.1, 0\.2, 12, 0\.5\] of 5\.png", caplog.text)
 
 
 def test_labels_are_category_ids_or_contiguous(root):
