@@ -56,6 +56,26 @@ FIELDS = {
 }
 
 
+_CATEGORIES: dict[tuple[Path, int, int], dict[int, str]] = {}  # by path, modification time and size
+
+
+def read_categories(path: Path) -> dict[int, str]:
+    """Category names by id; a process reads an unchanged file once. Raises UserError as `read_annotations`."""
+    key = _version(path)
+    if key not in _CATEGORIES:
+        _CATEGORIES[key] = _categories(read_annotations(path))
+    return _CATEGORIES[key]
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    stat = path.stat()
+    return path, stat.st_mtime_ns, stat.st_size
+
+
+def _categories(content: dict[str, Any]) -> dict[int, str]:
+    return {category["id"]: str(category["name"]) for category in content["categories"]}
+
+
 def read_annotations(path: Path) -> dict[str, Any]:
     """The validated content of a COCO instances file, with defaults filled in.
 
@@ -83,6 +103,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
         annotation["id"] = i
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    _CATEGORIES[_version(path)] = _categories(content)
     return content
 
 

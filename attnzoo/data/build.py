@@ -41,8 +41,12 @@ class DatasetInfo:
 
 
 def dataset_info(config: DataConfig) -> DatasetInfo:
-    """The data set's DatasetInfo; checks the options of both blocks. Raises UserError as `build_dataset` does."""
+    """The data set's DatasetInfo; checks the options of both blocks, and that the splits have the same classes.
+
+    Raises UserError as `build_dataset` does.
+    """
     spec = _build_spec(config)
+    spec.check()
     _build_transform(config, "train")
     h, w = spec.image_shape or DEFAULT_IMAGE_SHAPE
     transform = _build_transform(config, "val")

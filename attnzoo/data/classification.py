@@ -18,7 +18,7 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.images import DECODER_ERRORS, ImageReader
-from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, check_option, transform_errors
+from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, check_option, format_difference, transform_errors
 from attnzoo.errors import UserError
 from attnzoo.registry import Registry
 
@@ -136,14 +136,18 @@ class ImageFolderSpec(FileDatasetSpec):
     def num_classes(self) -> int:
         return len(self._classes("train"))
 
-    def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
-        classes = self._classes(split)
-        if classes != self._classes("train"):
-            raise UserError(
-                f"data.dataset: {self._path(split)} has other classes than {self._path('train')}", key="data.dataset"
+    def check(self) -> None:
+        difference = format_difference(set(self._classes("train")), set(self._classes("val")))
+        if difference:
+            message = (
+                f"data.dataset: {self._path('train')} and {self._path('val')} have different classes ({difference})"
             )
+            raise UserError(message, key="data.dataset")
+
+    def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
+        self.check()
         source = ImageFolder(str(self._path(split)), loader=Image.open, allow_empty=True)
-        return ClassificationDataset(source, len(classes), transform)
+        return ClassificationDataset(source, self.num_classes, transform)
 
     def _path(self, split: str) -> Path:
         return Path(self.root).expanduser() / (self.train if split == "train" else self.val)

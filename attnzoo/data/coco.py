@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,11 +16,19 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.annotations import read_annotations, to_coco
+from attnzoo.data.annotations import read_annotations, read_categories, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.images import ImageReader, check_image
-from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, FileDatasetSpec, Target, Transform, transform_errors
+from attnzoo.data.registries import (
+    DETECTION_DATASETS,
+    SPLITS,
+    FileDatasetSpec,
+    Target,
+    Transform,
+    format_difference,
+    transform_errors,
+)
 from attnzoo.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
@@ -145,14 +152,22 @@ class CocoSpec(FileDatasetSpec):
     def num_classes(self) -> int:
         return len(self._categories)
 
+    def check(self) -> None:
+        train, val = (read_categories(self._path(f"{split}_annotations")) for split in SPLITS)
+        files = f"{self.train_annotations} and {self.val_annotations}"
+        keys = ("data.dataset.train_annotations", "data.dataset.val_annotations")
+        difference = format_difference(train.keys(), val.keys())
+        if difference:
+            raise UserError(f"data.dataset: {files} have different category ids ({difference})", key=keys)
+        for i, name in train.items():
+            if name != val[i]:
+                message = f"data.dataset: {files} have different names of category id {i}: {name!r} and {val[i]!r}"
+                raise UserError(message, key=keys)
+
     def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split's images in the order of their ids. Raises UserError for missing or invalid files."""
-        annotations = self._val_content if split == "val" else read_annotations(self._path("train_annotations"))
-        if _category_ids(annotations) != _category_ids(self._val_content):
-            raise UserError(
-                f"data.dataset: {self.train_annotations} and {self.val_annotations} have different category ids",
-                key=("data.dataset.train_annotations", "data.dataset.val_annotations"),
-            )
+        annotations = read_annotations(self._path(f"{split}_annotations"))
+        self.check()
         image_dir = self._path(f"{split}_images", directory=True)
         entries = sorted(annotations["images"], key=lambda entry: entry["id"])
         ids_with_objects = _ids_with_objects(annotations, self._path(f"{split}_annotations"))
@@ -174,16 +189,11 @@ class CocoSpec(FileDatasetSpec):
             raise UserError(f"{key}: {self._path(f'{split}_annotations')} has no usable {missing}", key=key)
         return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
 
-    @cached_property
-    def _val_content(self) -> dict[str, Any]:
-        # The smaller file; it defines the classes of both splits.
-        return read_annotations(self._path("val_annotations"))
-
     @property
     def _categories(self) -> list[int | None]:
-        ids = _category_ids(self._val_content)
+        ids = sorted(read_categories(self._path("val_annotations")))
         if self.labels == "contiguous":
-            return list(ids)
+            return [*ids]
         if ids[-1] >= MAX_CLASSES:
             raise UserError(
                 f"data.dataset.labels: category id {ids[-1]} of {self._path('val_annotations')} exceeds the maximum of "
@@ -200,10 +210,6 @@ class CocoSpec(FileDatasetSpec):
             key = f"data.dataset.{option}"
             raise UserError(f"{key}: there is no {'folder' if directory else 'file'} {path}", key=key)
         return path
-
-
-def _category_ids(annotations: dict[str, Any]) -> list[int]:
-    return sorted(category["id"] for category in annotations["categories"])
 
 
 def _clipped_boxes(objects: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Tensor:

@@ -1,6 +1,7 @@
 """Protocols and registries of data sets and augmentations."""
 
-from collections.abc import Callable, Iterator
+import reprlib
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -38,6 +39,9 @@ class DatasetSpec(Protocol[TransformT, DatasetT]):
     def train_length(self) -> int | None:
         """Number of training images if known without reading files, else None."""
 
+    def check(self) -> None:
+        """Raise UserError if the classes of the splits differ."""
+
     def build(self, split: str, transform: TransformT) -> DatasetT:
         """The "train" or "val" split with `transform` applied to its samples."""
 
@@ -52,6 +56,9 @@ class FileDatasetSpec:
     @property
     def train_length(self) -> None:
         return None
+
+    def check(self) -> None:
+        """For data sets that fix the classes by their options."""
 
 
 DETECTION_DATASETS: Registry[Callable[..., DatasetSpec[Transform, Any]]] = Registry("data set")
@@ -74,6 +81,12 @@ def transform_errors(name: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"while transforming {name()}")
         raise
+
+
+def format_difference(train: Set[Any], val: Set[Any]) -> str:
+    """What only one of the splits has, as part of a message."""
+    parts = {"train": train - val, "val": val - train}
+    return ", ".join(f"only in {split}: {reprlib.repr(sorted(items))}" for split, items in parts.items() if items)
 
 
 def check_option(key: str, value: Any, ok: bool, expected: str) -> None:

@@ -47,6 +47,9 @@ class SyntheticSpec(SceneOptions, ABC):
     def train_length(self) -> int:
         return self.train_images
 
+    def check(self) -> None:
+        """Both splits are generated with the same classes."""
+
     @abstractmethod
     def generate(self, folder: Path) -> None:
         """Write both splits into the empty `folder`."""

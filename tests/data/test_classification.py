@@ -85,8 +85,11 @@ def test_folder_refuses_what_is_not_there(folder: Path) -> None:
     with pytest.raises(UserError, match="no class folders in"):
         dataset(name="folder", root=str(folder / "elsewhere"))
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
-    with pytest.raises(UserError, match="other classes"):
+    message = r"different classes \(only in train: \['dog'\], only in val: \['wolf'\]\)"
+    with pytest.raises(UserError, match=message):
         dataset("val", name="folder", root=str(folder))
+    with pytest.raises(UserError, match=message):
+        dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)}))
 
 
 def test_damaged_image_is_named(folder: Path) -> None:

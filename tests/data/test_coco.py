@@ -1,5 +1,6 @@
 """COCO folders as people have them."""
 
+import json
 import re
 import traceback
 from itertools import product
@@ -253,6 +254,51 @@ def test_what_entries_hold_is_checked(root, section, key, value):
     with pytest.raises(UserError, match=rf"all\.json: {section}\[0\]\.{key} = .*: expected") as caught:
         build_dataset(coco_config(root), "val")
     assert "\n" not in str(caught.value)
+
+
+def _split_annotations(root, change):
+    """An annotation file of its own for val, changed; the options that name it."""
+    path = root / "annotations" / "val.json"
+    content = json.loads((root / "annotations" / "all.json").read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return {"val_annotations": "annotations/val.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["categories"][1].update(name="wasp"), "different names of category id 3: 'bee' and 'wasp'"),
+        (lambda c: c["categories"][0].update(id=4), "annotations"),
+        (lambda c: c["categories"].append({"id": 9, "name": "dog"}), r"different category ids \(only in val: \[9\]\)"),
+        (
+            lambda c: c.update(categories=[{"id": i, "name": "x"} for i in (2, 3, 7)], annotations=[]),
+            r"different category ids \(only in train: \[1\], only in val: \[2\]\)",
+        ),
+    ],
+)
+def test_splits_with_other_categories_are_refused_before_anything_is_built(root, change, message):
+    config = coco_config(root, **_split_annotations(root, change))
+    for use in (
+        dataset_info,
+        lambda config: build_dataset(config, "train"),
+        lambda config: build_dataset(config, "val"),
+    ):
+        with pytest.raises(UserError, match=message):
+            use(config)
+
+
+def test_invalid_training_annotations_are_found_before_anything_is_built(root):
+    config = coco_config(root, **_split_annotations(root, lambda content: None))
+    edit(root, lambda content: content["annotations"][0].update(bbox=[1, 2, -3, 4]))
+    with pytest.raises(UserError, match="negative width"):
+        dataset_info(config)
+
+
+def test_annotations_are_read_again_when_they_change(root):
+    assert dataset_info(coco_config(root)).num_classes == 8
+    edit(root, lambda content: content["categories"].append({"id": 12, "name": "dog"}))
+    assert dataset_info(coco_config(root)).num_classes == 13
 
 
 def test_large_category_ids_are_numbered_contiguously(root):
