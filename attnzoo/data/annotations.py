@@ -1,4 +1,4 @@
-"""Reading COCO annotation files, and mending what pycocotools silently gets wrong."""
+"""Read and validate COCO annotation files, working around pycocotools bugs."""
 
 import contextlib
 import io
@@ -14,14 +14,14 @@ from attnzoo.errors import UserError
 
 
 class Field(NamedTuple):
-    """What a key of an entry may hold."""
+    """Valid values of a key."""
 
-    fits: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
     expected: str
-    needed: bool = True
+    required: bool = True
 
 
-def _is_whole(value: Any) -> bool:
+def _is_int64(value: Any) -> bool:
     return type(value) is int and abs(value) < 2**63
 
 
@@ -33,8 +33,8 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-ID = Field(_is_whole, "a whole number")
-SIZE = Field(lambda value: _is_whole(value) and value >= 1, "a whole number of pixels, at least 1")
+ID = Field(_is_int64, "an integer")
+SIZE = Field(lambda value: _is_int64(value) and value >= 1, "an integer number of pixels, at least 1")
 FIELDS = {
     "images": {
         "id": ID,
@@ -46,22 +46,42 @@ FIELDS = {
         "image_id": ID,
         "category_id": ID,
         "bbox": Field(_is_box, "four finite numbers x, y, width, height"),
-        "iscrowd": Field(lambda value: value in (0, 1), "0 or 1", needed=False),
-        "area": Field(_is_number, "a finite number", needed=False),
+        "iscrowd": Field(lambda value: value in (0, 1), "0 or 1", required=False),
+        "area": Field(_is_number, "a finite number", required=False),
     },
     "categories": {
-        "id": Field(lambda value: _is_whole(value) and value >= 0, "a whole number from 0"),
+        "id": Field(lambda value: _is_int64(value) and value >= 0, "a non-negative integer"),
         "name": Field(lambda value: True, "a name"),
     },
 }
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
-    """The content of a COCO instances file, checked and complete.
+_CATEGORIES: dict[tuple[Path, int, int], dict[int, str]] = {}  # by path, modification time and size
 
-    Optional fields get their defaults: `iscrowd` 0, `area` that of the box. Annotations are numbered anew from 1,
-    because pycocotools takes a match with annotation 0 for no match, and loses annotations that share an id. Raises
-    UserError naming the file, the entry and its key for whatever else is not as the format says.
+
+def read_categories(path: Path) -> dict[int, str]:
+    """Category names by id; a process reads an unchanged file once. Raises UserError as `read_annotations`."""
+    key = _version(path)
+    if key not in _CATEGORIES:
+        _CATEGORIES[key] = _categories(read_annotations(path))
+    return _CATEGORIES[key]
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    stat = path.stat()
+    return path, stat.st_mtime_ns, stat.st_size
+
+
+def _categories(content: dict[str, Any]) -> dict[int, str]:
+    return {category["id"]: str(category["name"]) for category in content["categories"]}
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """The validated content of a COCO instances file, with defaults filled in.
+
+    Defaults: `iscrowd` 0, `area` that of the box. Annotation ids are renumbered from 1: pycocotools treats id 0 as
+    unmatched and loses annotations with duplicate ids. Raises UserError, naming file, entry and key, for an invalid
+    file.
     """
     try:
         content = json.loads(path.read_text())
@@ -70,39 +90,41 @@ def read_annotations(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a COCO instances file, which holds images, annotations and categories")
+        raise UserError(f"{path}: not a COCO instances file (images, annotations, categories)")
     for section, fields in FIELDS.items():
         if not isinstance(content.get(section), list):
             raise UserError(f"{path}: not a COCO instances file: it has no list of {section}")
-        for number, entry in enumerate(content[section]):
-            _check_entry(f"{path}: {section}[{number}]", entry, fields)
+        for i, entry in enumerate(content[section]):
+            _check_entry(f"{path}: {section}[{i}]", entry, fields)
     _check_info(path, content.get("info", {}))
     _check_references(path, content)
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation["id"] = number
+    _check_boxes(path, content["annotations"])
+    for i, annotation in enumerate(content["annotations"], start=1):
+        annotation["id"] = i
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    _CATEGORIES[_version(path)] = _categories(content)
     return content
 
 
-def _check_entry(place: str, entry: Any, fields: dict[str, Field]) -> None:
+def _check_entry(prefix: str, entry: Any, fields: dict[str, Field]) -> None:
     if not isinstance(entry, dict):
-        raise UserError(f"{place} = {reprlib.repr(entry)}: expected keys and values")
+        raise UserError(f"{prefix} = {reprlib.repr(entry)}: expected a mapping")
     for key, field in fields.items():
         if key not in entry:
-            if field.needed:
-                raise UserError(f"{place} has no {key!r}")
-        elif not field.fits(entry[key]):
-            raise UserError(f"{place}.{key} = {reprlib.repr(entry[key])}: expected {field.expected}")
+            if field.required:
+                raise UserError(f"{prefix} has no {key!r}")
+        elif not field.is_valid(entry[key]):
+            raise UserError(f"{prefix}.{key} = {reprlib.repr(entry[key])}: expected {field.expected}")
 
 
 def _check_info(path: Path, info: Any) -> None:
     if not isinstance(info, dict):
-        raise UserError(f"{path}: info = {reprlib.repr(info)}: expected keys and values")
+        raise UserError(f"{path}: info = {reprlib.repr(info)}: expected a mapping")
     areas = info.get("area_thresholds", [0, 0])
     if not (isinstance(areas, list) and len(areas) == 2 and all(map(_is_number, areas)) and 0 <= areas[0] <= areas[1]):
         raise UserError(
-            f"{path}: info.area_thresholds = {reprlib.repr(areas)}: expected two numbers from 0, the smaller first"
+            f"{path}: info.area_thresholds = {reprlib.repr(areas)}: expected two ascending non-negative numbers"
         )
 
 
@@ -111,17 +133,24 @@ def _check_references(path: Path, content: dict[str, Any]) -> None:
     for section in ("images", "categories"):
         ids[section] = {entry["id"] for entry in content[section]}
         if len(ids[section]) < len(content[section]):
-            raise UserError(f"{path}: two of the {section} have the same id")
+            raise UserError(f"{path}: duplicate id in {section}")
     if not ids["categories"]:
         raise UserError(f"{path}: categories: expected at least one")
-    for number, annotation in enumerate(content["annotations"]):
+    for i, annotation in enumerate(content["annotations"]):
         for section, key in (("images", "image_id"), ("categories", "category_id")):
             if annotation[key] not in ids[section]:
-                raise UserError(f"{path}: annotations[{number}].{key} = {annotation[key]!r} is none of the {section}")
+                raise UserError(f"{path}: annotations[{i}].{key} = {annotation[key]!r} does not exist in {section}")
 
 
-def index(content: dict[str, Any]) -> COCO:
-    """The content as an indexed pycocotools COCO, made without its messages."""
+def _check_boxes(path: Path, annotations: list[dict[str, Any]]) -> None:
+    for i, annotation in enumerate(annotations):
+        if min(annotation["bbox"][2:]) < 0:
+            prefix = f"{path}: annotations[{i}] with id {annotation.get('id')!r}"
+            raise UserError(f"{prefix}: bbox = {annotation['bbox']}: negative width or height")
+
+
+def to_coco(content: dict[str, Any]) -> COCO:
+    """The content as an indexed pycocotools COCO, with pycocotools' output suppressed."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Which samples form which batch, and how they are put together."""
+"""Batch samplers, collate function and loader."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from attnzoo.errors import UserError
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """One use of one image: its position in the data set and the seed of its augmentation."""
+    """Index of a sample with the seed of its augmentation."""
 
     index: int
     seed: int
@@ -25,8 +25,8 @@ class SampleIndex:
 class Batch:
     """Images padded at the bottom and right to a common size.
 
-    `images` (B, 3, H, W), zero (the mean colour) at padding; `mask` (B, H, W) bool, True = padding, or None if no image
-    is padded; `targets` one dict per image, as DetectionDataset makes them.
+    `images` (B, 3, H, W), normalised, zero at padding; `mask` (B, H, W) bool, True = padding, or None if no image is
+    padded; `targets` one dict per image, as returned by DetectionDataset.
     """
 
     images: Tensor
@@ -41,9 +41,9 @@ class Batch:
         """The batch in page-locked memory; called by DataLoader."""
         return self._map(Tensor.pin_memory)
 
-    def _map(self, change: Any) -> "Batch":
-        mask = None if self.mask is None else change(self.mask)
-        return Batch(change(self.images), mask, [{k: change(v) for k, v in t.items()} for t in self.targets])
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> "Batch":
+        mask = None if self.mask is None else fn(self.mask)
+        return Batch(fn(self.images), mask, [{k: fn(v) for k, v in target.items()} for target in self.targets])
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
@@ -55,77 +55,86 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
         return Batch(torch.stack(images), None, list(targets))
     padded = images[0].new_zeros(len(images), 3, height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
-    for position, image in enumerate(images):
+    for i, image in enumerate(images):
         _, h, w = image.shape
-        padded[position, :, :h, :w] = image
-        mask[position, :h, :w] = False
+        padded[i, :, :h, :w] = image
+        mask[i, :h, :w] = False
     return Batch(padded, mask, list(targets))
 
 
-class EpochBatches:
-    """The batches of one epoch, as lists of SampleIndex: a shuffle without the last, partial batch.
+class EpochBatchSampler:
+    """The batches of one epoch as lists of SampleIndex: shuffled, incomplete last batch dropped.
 
-    Order and augmentation seeds depend on (seed, epoch) alone. `batch_size` counts all `world` processes; process
-    `rank` gets a contiguous part of each batch, so that the parts of all processes make up the batch of one. The first
-    `start` batches are left out without being read.
+    Order and augmentation seeds depend only on (seed, epoch). `batch_size` is global; each rank gets a contiguous slice
+    of every batch. The first `start` batches are skipped, for resuming.
 
-    Raises UserError if `batch_size` does not divide by `world`, or if not one batch can be filled.
+    Raises UserError if `batch_size` is not a multiple of `world_size` or exceeds `num_samples`.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
     ):
-        if batch_size < 1 or batch_size % world:
-            raise UserError(f"data.batch_size = {batch_size}: expected a positive multiple of the {world} processes")
-        if batch_size > length:
-            raise UserError(f"data.batch_size = {batch_size}: the training set has only {length} images")
-        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, epoch
-        self.rank, self.world, self.start = rank, world, start
+        key = "data.batch_size"
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"{key} = {batch_size}: expected a positive multiple of the {world_size} processes", key=key
+            )
+        if batch_size > num_samples:
+            raise UserError(f"{key} = {batch_size}: larger than the training set ({num_samples} images)", key=key)
+        self.num_samples, self.batch_size, self.seed, self.epoch = num_samples, batch_size, seed, epoch
+        self.rank, self.world_size, self.start = rank, world_size, start
 
     def __len__(self) -> int:
-        return max(self.length // self.batch_size - self.start, 0)
+        return max(self.num_samples // self.batch_size - self.start, 0)
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed) >> 1)
-        order = torch.randperm(self.length, generator=generator).tolist()
-        seeds = torch.randint(2**63 - 1, (self.length,), generator=generator).tolist()
-        share = self.batch_size // self.world
-        for number in range(self.start, self.length // self.batch_size):
-            first = number * self.batch_size + self.rank * share
-            yield [SampleIndex(order[i], seeds[i]) for i in range(first, first + share)]
+        epoch_seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(epoch_seed) >> 1)
+        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        seeds = torch.randint(2**63 - 1, (self.num_samples,), generator=generator).tolist()
+        per_rank = self.batch_size // self.world_size
+        for batch in range(self.start, self.num_samples // self.batch_size):
+            first = batch * self.batch_size + self.rank * per_rank
+            yield [SampleIndex(order[i], seeds[i]) for i in range(first, first + per_rank)]
 
 
-def val_batches(length: int, size: int, rank: int = 0, world: int = 1) -> list[range]:
-    """The batches of 0 … length-1 that process `rank` evaluates: every one of them falls to exactly one process.
+def val_batch_indices(num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[range]:
+    """The validation batches of `rank`, as indices; each batch goes to exactly one rank.
 
-    They are the same for any `world`, because the padding of an image depends on its neighbours in a batch.
+    The batches are the same for any `world_size`, because an image's padding depends on the others in its batch.
     """
-    return [range(start, min(start + size, length)) for start in range(0, length, size)][rank::world]
+    starts = range(0, num_samples, batch_size)
+    return [range(start, min(start + batch_size, num_samples)) for start in starts][rank::world_size]
 
 
-def loader(
+def make_loader(
     dataset: Dataset[Any],
     batches: Iterable[Sequence[int | SampleIndex]],
-    workers: int = 0,
+    num_workers: int = 0,
     collate: Callable[[Any], Any] = collate,
 ) -> Iterator[Any]:
-    """Read `batches` (EpochBatches, several of them chained, or lists of indices) in order.
+    """Load `batches` in order; to keep workers over epochs, chain the epochs' batches.
 
-    `collate` makes a batch of samples. Workers live as long as the iteration: to keep them over epochs, chain the
-    epochs. What is loaded does not depend on their number, and the global random state is left alone. A UserError in a
-    worker arrives as one here.
+    Results do not depend on `num_workers`, and the global random state is not used. UserErrors from workers are
+    re-raised.
     """
-    source: DataLoader[Any] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
+        num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else every iteration would draw from the global one
+        generator=torch.Generator(),  # without one, every iteration draws from the global generator
     )
     try:
-        yield from source
+        yield from loader
     except UserError as error:
         # DataLoader wraps a worker's message in its traceback, whose last line is the message.
-        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from error
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip(), key=error.keys) from error

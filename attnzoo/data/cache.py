@@ -1,4 +1,4 @@
-"""Folders that are made once and then shared by all processes of a user."""
+"""Caches: samples in memory, and generated folders shared between processes."""
 
 import fcntl
 import hashlib
@@ -7,24 +7,41 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from attnzoo.errors import UserError
+
+T = TypeVar("T")
+
+
+class SampleCache(Generic[T]):
+    """Calls `load(index)`; keeps the results in memory if `enabled`."""
+
+    def __init__(self, load: Callable[[int], T], enabled: bool):
+        self._load, self._enabled = load, enabled
+        self._samples: dict[int, T] = {}
+
+    def __call__(self, index: int) -> T:
+        if not self._enabled:
+            return self._load(index)
+        if index not in self._samples:
+            self._samples[index] = self._load(index)
+        return self._samples[index]
 
 
 def cache_root() -> Path:
     """ATTNZOO_CACHE, or attnzoo in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    chosen = os.environ.get("ATTNZOO_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
+    override = os.environ.get("ATTNZOO_CACHE")
+    if override:
+        return Path(override).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnzoo"
 
 
-def cached_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder called `name` for `key` (JSON values), filled by `make` if no process has done so before.
+def cached_folder(name: str, key: Mapping[str, Any], generate: Callable[[Path], None]) -> Path:
+    """The folder of `name` for `key` (JSON values), filled by `generate` on first use.
 
-    The folder appears whole or not at all: it is filled under another name and renamed, while a lock keeps other
-    processes waiting. Raises UserError if the cache cannot be written.
+    Atomic: `generate` writes to a temporary folder, which is then renamed, under a file lock. Raises UserError if the
+    cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_root() / name / digest
@@ -36,9 +53,9 @@ def cached_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
                 partial = folder.with_suffix(".partial")
-                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
                 partial.mkdir()
-                make(partial)
+                generate(partial)
                 partial.rename(folder)
     except OSError as error:
         raise UserError(

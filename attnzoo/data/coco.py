@@ -2,13 +2,12 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,43 +16,55 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.annotations import index, read_annotations
+from attnzoo.data.annotations import read_annotations, read_categories, to_coco
 from attnzoo.data.batches import SampleIndex
-from attnzoo.data.images import read_image
-from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, OnDisk, Target, Transform
-from attnzoo.errors import UserError, unknown
+from attnzoo.data.cache import SampleCache
+from attnzoo.data.images import ImageReader, check_image
+from attnzoo.data.registries import (
+    DETECTION_DATASETS,
+    SPLITS,
+    FileDatasetSpec,
+    Target,
+    Transform,
+    format_difference,
+    transform_errors,
+)
+from attnzoo.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
-COCO_AREAS = (32.0**2, 96.0**2)
-MOST_CLASSES = 100_000  # by category id, where a gap costs a class
-KEPT_BYTES = 256 * 2**20  # data sets up to this size, once decoded, stay in memory
+COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
+MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
+MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, decoded, are cached in memory
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Images with boxes. Sample i is a pure function of (i, seed): neither workers nor order change it.
+    """Images with boxes; each sample depends only on (index, seed).
 
-    A sample is an image (3, h, w), normalised by ImageNet's mean and deviation, and a target: `labels` (n,) int64;
-    `boxes` (n, 4) cx, cy, w, h relative to the image's own h, w; `image_id` (); `size` (2,) = h, w; `orig_size` (2,)
-    = h, w of the file. Crowds are left out, boxes clamped to the image and those without area dropped.
+    A sample is an image (3, h, w), normalised with ImageNet mean and standard deviation, and a target: `labels` (n,)
+    int64; `boxes` (n, 4) cx, cy, w, h relative to the image's h, w; `image_id` (); `size` (2,) = h, w; `orig_size` (2,)
+    = h, w of the file. Crowd annotations and empty boxes are dropped; boxes are clipped to the image.
     """
 
     def __init__(
         self,
-        content: dict[str, Any],
-        images: Path,
+        annotations: dict[str, Any],
+        image_dir: Path,
         image_ids: Sequence[int],
         categories: Sequence[int | None],
         transform: Transform,
+        reader: ImageReader | None = None,
     ):
-        self.coco = index(content)
-        self.images = images
+        self.coco = to_coco(annotations)
+        self.image_dir = image_dir
         self.image_ids = list(image_ids)
         self.categories = list(categories)  # category id per class index, None for an index without category
         self.transform = transform
+        self._reader = reader or ImageReader()
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
-        self._kept: dict[int, tuple[Tensor, Target]] | None = {} if 3 * pixels <= KEPT_BYTES else None
+        self._load = SampleCache(self.load_raw, enabled=3 * pixels <= MAX_CACHE_BYTES)
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
 
     @property
@@ -67,20 +78,20 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     @property
     def area_thresholds(self) -> tuple[float, float]:
-        """Square pixels of the original image up to which an object is small, and medium; COCO's if none are stored."""
-        small, medium = self.coco.dataset.get("info", {}).get("area_thresholds", COCO_AREAS)
+        """Upper areas of small and medium objects in square pixels of the original image (default: COCO's)."""
+        small, medium = self.coco.dataset.get("info", {}).get("area_thresholds", COCO_AREA_THRESHOLDS)
         return float(small), float(medium)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, Target]:
-        draw = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
-        image, target = self._load(draw.index)
+        sample = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
+        image, target = self._load(sample.index)
         orig_size = image.shape[-2:]
-        with torch.random.fork_rng(devices=[]):
-            # The default generator alone: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
-            torch.default_generator.manual_seed(draw.seed)
+        with transform_errors(lambda: str(self._path(sample.index))), torch.random.fork_rng(devices=[]):
+            # Only the default generator: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
+            torch.default_generator.manual_seed(sample.seed)
             image, target = self.transform(image, target)
         pixels = F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
         height, width = pixels.shape[-2:]
@@ -88,45 +99,38 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return F.normalize(pixels, MEAN, STD, inplace=True), {
             "labels": target["labels"],
             "boxes": boxes / torch.tensor([width, height, width, height]),
-            "image_id": torch.tensor(self.image_ids[draw.index]),
+            "image_id": torch.tensor(self.image_ids[sample.index]),
             "size": torch.tensor([height, width]),
             "orig_size": torch.tensor(orig_size),
         }
 
-    def _load(self, position: int) -> tuple[Tensor, Target]:
-        if self._kept is None:
-            return self.raw(position)
-        if position not in self._kept:
-            self._kept[position] = self.raw(position)
-        return self._kept[position]
+    def _path(self, index: int) -> Path:
+        return self.image_dir / str(self.coco.imgs[self.image_ids[index]]["file_name"])
 
-    def raw(self, position: int) -> tuple[Tensor, Target]:
-        """Image `position` as stored, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
-        entry = self.coco.imgs[self.image_ids[position]]
+    def load_raw(self, index: int) -> tuple[Tensor, Target]:
+        """The original image, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
+        entry = self.coco.imgs[self.image_ids[index]]
         height, width = entry["height"], entry["width"]
-        image = read_image(self.images / entry["file_name"], height, width)
-        kept = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
-        boxes = box_convert(torch.tensor([a["bbox"] for a in kept], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
-        boxes[:, 0::2].clamp_(0, width)
-        boxes[:, 1::2].clamp_(0, height)
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        labels = torch.tensor([self._labels[a["category_id"]] for a in kept], dtype=torch.int64)
+        image = self._reader.read(self._path(index), height, width)
+        objects = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
+        boxes = _clipped_boxes(objects, [(width, height)] * len(objects))
+        non_empty = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        labels = torch.tensor([self._labels[a["category_id"]] for a in objects], dtype=torch.int64)
         return image, {
-            "boxes": tv_tensors.BoundingBoxes(boxes[solid], format="XYXY", canvas_size=(height, width)),
-            "labels": labels[solid],
+            "boxes": tv_tensors.BoundingBoxes(boxes[non_empty], format="XYXY", canvas_size=(height, width)),
+            "labels": labels[non_empty],
         }
 
 
 @DETECTION_DATASETS.register("coco")
 @dataclass(frozen=True, kw_only=True)
-class CocoFolder(OnDisk):
+class CocoSpec(FileDatasetSpec):
     """Any data set in COCO format; paths are relative to `root`, and the defaults are COCO 2017's.
 
-    `labels`: "category_id" makes the class index the category id, so that there are (highest id + 1) classes, 91 for
-    COCO, as published checkpoints have it; "contiguous" numbers the categories without gaps. `train_empty`: whether
-    images without objects are trained on, as the published detectors do; evaluation always keeps them. `on_error`:
-    "fail" stops at the first missing or damaged image; "skip" reads every image when the split is opened, leaves out
-    the bad ones and logs how many.
+    `labels`: "category_id" uses category ids as class indices, so there are (highest id + 1) classes, 91 for COCO, as
+    in published checkpoints; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether to train on
+    images without objects, as the published detectors do; evaluation always includes them. `on_error`: "fail" stops at
+    the first missing or damaged image; "skip" checks every image on load and skips unreadable ones, with a warning.
     """
 
     root: str
@@ -135,7 +139,7 @@ class CocoFolder(OnDisk):
     train_images: str = "train2017"
     val_images: str = "val2017"
     labels: Literal["category_id", "contiguous"] = "category_id"
-    train_empty: bool = True
+    keep_empty_images: bool = True
     on_error: Literal["fail", "skip"] = "fail"
 
     def __post_init__(self) -> None:
@@ -148,74 +152,110 @@ class CocoFolder(OnDisk):
     def num_classes(self) -> int:
         return len(self._categories)
 
-    def open(self, split: str, transform: Transform) -> DetectionDataset:
-        """The split's images in the order of their ids; raises UserError for whatever is wrong with its files."""
-        if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
-        content = self._val_content if split == "val" else read_annotations(self._path("train_annotations"))
-        if _ids(content) != _ids(self._val_content):
-            raise UserError(
-                f"data.dataset: {self.train_annotations} and {self.val_annotations} have different category ids"
-            )
-        folder = self._path(f"{split}_images", directory=True)
-        entries = sorted(content["images"], key=lambda entry: entry["id"])
-        if split == "train" and not self.train_empty:
-            filled = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
-            entries = [entry for entry in entries if entry["id"] in filled]
+    def check(self) -> None:
+        train, val = (read_categories(self._path(f"{split}_annotations")) for split in SPLITS)
+        files = f"{self.train_annotations} and {self.val_annotations}"
+        keys = ("data.dataset.train_annotations", "data.dataset.val_annotations")
+        difference = format_difference(train.keys(), val.keys())
+        if difference:
+            raise UserError(f"data.dataset: {files} have different category ids ({difference})", key=keys)
+        for i, name in train.items():
+            if name != val[i]:
+                message = f"data.dataset: {files} have different names of category id {i}: {name!r} and {val[i]!r}"
+                raise UserError(message, key=keys)
+
+    def build(self, split: str, transform: Transform) -> DetectionDataset:
+        """The split's images in the order of their ids. Raises UserError for missing or invalid files."""
+        annotations = read_annotations(self._path(f"{split}_annotations"))
+        self.check()
+        image_dir = self._path(f"{split}_images", directory=True)
+        entries = sorted(annotations["images"], key=lambda entry: entry["id"])
+        ids_with_objects = _ids_with_objects(annotations, self._path(f"{split}_annotations"))
+        if split == "train" and not self.keep_empty_images:
+            entries = [entry for entry in entries if entry["id"] in ids_with_objects]
+        reader = ImageReader()
         if self.on_error == "skip":
-            entries = _readable(folder, entries)
+            entries = _filter_readable(reader, image_dir, entries)
+        elif split == "val":  # evaluated long after the start, so checked before
+            _for_each_image(check_image, image_dir, entries)
         else:
             for entry in entries:
-                if not isfile(folder / entry["file_name"]):
-                    raise UserError(f"{folder / entry['file_name']}: the image file is missing")
-        if not entries:
-            raise UserError(f"{self._path(f'{split}_annotations')}: no images are left to use")
-        return DetectionDataset(content, folder, [e["id"] for e in entries], self._categories, transform)
-
-    @cached_property
-    def _val_content(self) -> dict[str, Any]:
-        # The smaller file, from which the classes of both splits are known.
-        return read_annotations(self._path("val_annotations"))
+                if not isfile(image_dir / entry["file_name"]):
+                    raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
+        image_ids = [entry["id"] for entry in entries]
+        if not image_ids or (split == "train" and ids_with_objects.isdisjoint(image_ids)):
+            key = f"data.dataset.{split}_annotations"
+            missing = "images" if split == "val" else "objects (crowds and empty boxes are not used)"
+            raise UserError(f"{key}: {self._path(f'{split}_annotations')} has no usable {missing}", key=key)
+        return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
 
     @property
     def _categories(self) -> list[int | None]:
-        ids = _ids(self._val_content)
+        ids = sorted(read_categories(self._path("val_annotations")))
         if self.labels == "contiguous":
-            return list(ids)
-        if ids[-1] >= MOST_CLASSES:
-            path = self._path("val_annotations")
+            return [*ids]
+        if ids[-1] >= MAX_CLASSES:
             raise UserError(
-                f"{path}: categories: category id {ids[-1]} would make as many classes, {MOST_CLASSES} are the most; "
-                "use labels: contiguous"
+                f"data.dataset.labels: category id {ids[-1]} of {self._path('val_annotations')} exceeds the maximum of "
+                f"{MAX_CLASSES} classes; use labels: contiguous",
+                key="data.dataset.labels",
             )
-        known = set(ids)
-        return [i if i in known else None for i in range(ids[-1] + 1)]
+        used = set(ids)
+        return [i if i in used else None for i in range(ids[-1] + 1)]
 
-    def _path(self, key: str, directory: bool = False) -> Path:
+    def _path(self, option: str, directory: bool = False) -> Path:
         root = Path(self.root).expanduser()
-        path = root if key == "root" else root / getattr(self, key)
+        path = root if option == "root" else root / getattr(self, option)
         if not (isdir(path) if directory else isfile(path)):
-            raise UserError(f"data.dataset.{key}: there is no {'folder' if directory else 'file'} {path}")
+            key = f"data.dataset.{option}"
+            raise UserError(f"{key}: there is no {'folder' if directory else 'file'} {path}", key=key)
         return path
 
 
-def _ids(content: dict[str, Any]) -> list[int]:
-    return sorted(category["id"] for category in content["categories"])
+def _clipped_boxes(objects: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes (n, 4) xyxy in pixels, clipped to image sizes (width, height); empty if outside."""
+    boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
+    limits = torch.tensor(sizes, dtype=torch.float32).view(-1, 2).repeat(1, 2)
+    return boxes.clamp_(min=0).minimum(limits)
 
 
-def _readable(folder: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries whose image files can be read whole; logs a count and the first of the others."""
+def _ids_with_objects(annotations: dict[str, Any], path: Path) -> set[int]:
+    """Ids of images with boxes to train on; logs how many boxes are dropped or under a pixel, and the first."""
+    images = {image["id"]: image for image in annotations["images"]}
+    objects = [a for a in annotations["annotations"] if not a["iscrowd"]]
+    owners = [images[a["image_id"]] for a in objects]
+    boxes = _clipped_boxes(objects, [(image["width"], image["height"]) for image in owners])
+    shorter_side = (boxes[:, 2:] - boxes[:, :2]).amin(1)
+    empty, tiny = shorter_side <= 0, (shorter_side > 0) & (shorter_side < 1)
+    for wrong, text in (
+        (empty, "boxes are empty or outside their image and not trained on"),
+        (tiny, "boxes are under a pixel wide or high (COCO boxes are in pixels, not fractions)"),
+    ):
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            first = f"{objects[i]['bbox']} of {owners[i]['file_name']}"
+            log.warning("%s: %d of %d %s; the first: %s", path, wrong.sum(), len(objects), text, first)
+    return {image["id"] for image, dropped in zip(owners, empty.tolist(), strict=True) if not dropped}
 
-    def complaint(entry: dict[str, Any]) -> str | None:
+
+def _filter_readable(reader: ImageReader, image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries whose images can be decoded; logs the number of the others and the first."""
+
+    def read_error(path: Path, height: int, width: int) -> str | None:
         try:
-            read_image(folder / entry["file_name"], entry["height"], entry["width"])
+            reader.read(path, height, width)
         except UserError as error:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        complaints = list(pool.map(complaint, entries))
-    bad = [text for text in complaints if text]
+    errors = _for_each_image(read_error, image_dir, entries)
+    bad = [error for error in errors if error]
     if bad:
-        log.warning("%s: %d of %d images are skipped; the first: %s", folder, len(bad), len(entries), bad[0])
-    return [entry for entry, text in zip(entries, complaints, strict=True) if not text]
+        log.warning("%s: %d of %d images are skipped; the first: %s", image_dir, len(bad), len(entries), bad[0])
+    return [entry for entry, error in zip(entries, errors, strict=True) if not error]
+
+
+def _for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:
+    """`fn(path, height, width)` of each entry, computed by threads."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda e: fn(image_dir / e["file_name"], e["height"], e["width"]), entries))

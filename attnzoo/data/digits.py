@@ -1,4 +1,4 @@
-"""`digits`: which handwritten digit is on the photograph? A classification data set that needs no download."""
+"""`digits`: handwritten digit classification on photo backgrounds; needs no download."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,21 +7,19 @@ from typing import ClassVar
 
 from PIL import Image
 
-from attnzoo.data.classification import CLASSIFICATION_DATASETS, Folder, ImageTransform, LabelledDataset
-from attnzoo.data.drawing import CLASSES
-from attnzoo.data.drawn import Drawn
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, ImageFolderSpec, ImageTransform
 from attnzoo.data.registries import SPLITS
+from attnzoo.data.rendering import NUM_CLASSES
+from attnzoo.data.synthetic import SyntheticSpec
 
 
 @CLASSIFICATION_DATASETS.register("digits")
 @dataclass(frozen=True, kw_only=True)
-class Digits(Drawn):
-    """One of scikit-learn's 8x8 digits, placed, scaled and turned, on a crop of its photographs.
+class Digits(SyntheticSpec):
+    """One of scikit-learn's 8x8 digits, randomly placed, scaled and rotated, on a crop of its photographs.
 
-    `clutter` adds torn digits that carry no label. Images are drawn as those of `digit_scenes` and written to the
-    cache, a folder per class.
-
-    Options: those of `Look`, of which `objects` is fixed, the number of images of each split, and the seed.
+    Rendered like `digit_scenes` and cached with one folder per class. `clutter` adds unlabelled distractors. Options:
+    those of `SceneOptions` (`objects` is fixed), the number of images per split, and the seed.
     """
 
     name: ClassVar[str] = "digits"
@@ -33,19 +31,19 @@ class Digits(Drawn):
     contrast: tuple[float, float] = (110.0, 200.0)
     val_images: int = 1000
 
-    def open(self, split: str, transform: ImageTransform) -> LabelledDataset:
-        """The split, from the cache; both splits are made if they are not there."""
-        dataset = self._files.open(split, transform)
-        return LabelledDataset(dataset.source, CLASSES, transform, keep=True)
+    def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
+        """The split from the cache; both splits are generated on first use."""
+        dataset = self._files.build(split, transform)
+        return ClassificationDataset(dataset.source, NUM_CLASSES, transform, cache_in_memory=True)
 
     @cached_property
-    def _files(self) -> Folder:
-        return Folder(root=str(self.folder()))
+    def _files(self) -> ImageFolderSpec:
+        return ImageFolderSpec(root=str(self.folder()))
 
-    def write(self, folder: Path) -> None:
-        """SampleIndex both splits into `folder`, as train/LABEL/ and val/LABEL/."""
+    def generate(self, folder: Path) -> None:
+        """Write both splits as train/LABEL/ and val/LABEL/."""
         for split in SPLITS:
-            for label in range(CLASSES):
+            for label in range(NUM_CLASSES):
                 (folder / split / str(label)).mkdir(parents=True)
             for i, scene in enumerate(self.scenes(split)):
                 (digit,) = scene.digits

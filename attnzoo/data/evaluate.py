@@ -1,4 +1,4 @@
-"""Average precision and recall by pycocotools, from detections gathered image by image."""
+"""COCO average precision and recall by pycocotools, from per-image detections."""
 
 import contextlib
 import io
@@ -12,12 +12,12 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from attnzoo.data.annotations import index
+from attnzoo.data.annotations import to_coco
 from attnzoo.data.coco import DetectionDataset
 from attnzoo.data.registries import Target
 
-AREAS = ("all", "small", "medium", "large")
-MAX_DETECTIONS = (1, 10, 100)
+# In the order of COCOeval.stats.
+METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
 
 
 class Detection(NamedTuple):
@@ -26,93 +26,101 @@ class Detection(NamedTuple):
     box: list[float]  # x, y, w, h in pixels of the original image
 
 
-class Row(NamedTuple):
-    """The detections of one image."""
-
+class ImageDetections(NamedTuple):
     image_id: int
     detections: list[Detection]
 
 
 class CocoEvaluator:
-    """Collects predictions on a data set, or on one process's part of it, and measures them.
+    """Collects predictions on a data set, or on one rank's part of it, and evaluates them.
 
-    `rows` holds one entry per image, so that the rows of several processes are simply put together; `summarize`
-    refuses them unless they cover every image exactly once.
+    `results` has one entry per image, so the results of all ranks can be concatenated; `summarize` requires every image
+    exactly once.
     """
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
-        self.rows: list[Row] = []
+        self.results: list[ImageDetections] = []
 
     def add(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[Target]) -> None:
-        """Take one prediction per target: `scores` (n,), `labels` (n,) and `boxes` (n, 4), as `postprocess` makes them.
+        """Add one prediction per target: `scores` (n,), `labels` (n,), `boxes` (n, 4), as returned by `postprocess`.
 
-        Boxes are xyxy in pixels of the original image. Labels that stand for no category are dropped, as COCO's own
-        evaluation does.
+        Boxes are xyxy in pixels of the original image. Labels without a category are ignored, as in COCO evaluation.
         """
         for prediction, target in zip(predictions, targets, strict=True):
             labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
             boxes = box_convert(prediction["boxes"].double(), "xyxy", "xywh").tolist()
-            found = [
+            detections = [
                 Detection(category, score, box)
                 for label, score, box in zip(labels, scores, boxes, strict=True)
                 if (category := self.dataset.categories[label]) is not None
             ]
-            self.rows.append(Row(int(target["image_id"]), found))
+            self.results.append(ImageDetections(int(target["image_id"]), detections))
 
-    def summarize(self, rows: Iterable[Row] | None = None, per_class: bool = False) -> dict[str, float]:
-        """AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100 and AR_S/M/L, each in 0…1.
+    def summarize(self, results: Iterable[ImageDetections] | None = None, per_class: bool = False) -> dict[str, float]:
+        """`METRICS`, each in 0…1: AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100 and AR_S/M/L.
 
-        `rows` are those of all processes; None: this one's. A figure for which there is no object is NaN. `per_class`
-        adds `AP/<name>` and `AP50/<name>` for each category. Raises ValueError if an image is missing or doubled.
+        `results`: of all ranks (default: this one's). `per_class` adds `AP/<name>` and `AP50/<name>` per category, with
+        the id added to a name that several categories have. Metrics without ground truth are NaN. Raises ValueError if
+        an image is missing or duplicated.
         """
-        result = self._evaluate(sorted(self.rows if rows is None else rows, key=lambda row: row.image_id))
-        precision, recall = result["precision"], result["recall"]  # (IoU, recall, class, area, limit), without recall
-        summary = {"AP": _mean(precision[..., 0, -1]), "AP50": _mean(precision[0, ..., 0, -1])}
-        summary["AP75"] = _mean(precision[5, ..., 0, -1])
-        summary |= {f"AP_{area[0].upper()}": _mean(precision[..., i, -1]) for i, area in enumerate(AREAS) if i}
-        summary |= {f"AR_{limit}": _mean(recall[..., 0, i]) for i, limit in enumerate(MAX_DETECTIONS)}
-        summary |= {f"AR_{area[0].upper()}": _mean(recall[..., i, -1]) for i, area in enumerate(AREAS) if i}
+        results = sorted(self.results if results is None else results, key=lambda result: result.image_id)
+        self._check_complete(results)
+        evaluation = self._evaluate(results)
+        summary = {name: _nan_if_absent(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
         if per_class:
-            for i, category in enumerate(sorted(self.dataset.coco.cats)):
-                name = self.dataset.coco.cats[category]["name"]
+            precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
+            for i, name in enumerate(self._unique_names(evaluation.params.catIds)):
                 summary[f"AP/{name}"] = _mean(precision[:, :, i, 0, -1])
                 summary[f"AP50/{name}"] = _mean(precision[0, :, i, 0, -1])
         return summary
 
-    def _evaluate(self, rows: list[Row]) -> dict[str, Any]:
-        seen = Counter(row.image_id for row in rows)
+    def _unique_names(self, categories: Sequence[int]) -> list[str]:
+        names = [str(self.dataset.coco.cats[category]["name"]) for category in categories]
+        count = Counter(names)
+        return [
+            name if count[name] == 1 else f"{name} (id {category})"
+            for name, category in zip(names, categories, strict=True)
+        ]
+
+    def _check_complete(self, results: list[ImageDetections]) -> None:
+        actual = Counter(result.image_id for result in results)
         expected = Counter(self.dataset.image_ids)
-        if seen != expected:
+        if actual != expected:
             raise ValueError(
-                f"the rows do not cover the data set once: {len(expected - seen)} images are missing, "
-                f"{sum((seen - expected).values())} rows are doubled or foreign"
+                f"results do not match the data set: {(expected - actual).total()} missing, "
+                f"{(actual - expected).total()} duplicate or unknown images"
             )
+
+    def _evaluate(self, results: list[ImageDetections]) -> COCOeval:
         small, medium = self.dataset.area_thresholds
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self.dataset.coco, index(self._results(rows)), "bbox")
-            parameters = evaluation.params
-            parameters.imgIds = sorted(self.dataset.image_ids)
-            parameters.maxDets = list(MAX_DETECTIONS)
-            parameters.areaRngLbl = list(AREAS)
-            parameters.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
+            evaluation = COCOeval(self.dataset.coco, to_coco(self._annotations(results)), "bbox")
+            evaluation.params.imgIds = sorted(self.dataset.image_ids)
+            evaluation.params.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
             evaluation.evaluate()
             evaluation.accumulate()
-        return dict(evaluation.eval)
+            evaluation.summarize()
+        return evaluation
 
-    def _results(self, rows: list[Row]) -> dict[str, Any]:
-        """The detections as the content of an annotation file; made here because COCO.loadRes fails on none at all."""
+    def _annotations(self, results: list[ImageDetections]) -> dict[str, Any]:
+        """The detections as the content of an annotation file; COCO.loadRes fails on an empty list."""
         content = self.dataset.coco.dataset
-        found = [
-            {"image_id": row.image_id, "category_id": category, "score": score, "bbox": box, "area": box[2] * box[3]}
-            for row in rows
-            for category, score, box in row.detections
+        detections = [
+            {"image_id": result.image_id, "category_id": category, "score": score, "bbox": box, "area": box[2] * box[3]}
+            for result in results
+            for category, score, box in result.detections
         ]
-        numbered = [entry | {"id": number, "iscrowd": 0} for number, entry in enumerate(found, start=1)]
-        return {"images": content["images"], "categories": content["categories"], "annotations": numbered}
+        annotations = [detection | {"id": i, "iscrowd": 0} for i, detection in enumerate(detections, start=1)]
+        return {"images": content["images"], "categories": content["categories"], "annotations": annotations}
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """The mean over settings that have objects, which pycocotools marks by values from 0; NaN if there are none."""
+    """Mean over the settings with ground truth; pycocotools marks those without by -1. NaN if there are none."""
     valid = values[values >= 0]
     return float(valid.mean()) if valid.size else float("nan")
+
+
+def _nan_if_absent(value: float) -> float:
+    """pycocotools gives -1 for a metric without ground truth."""
+    return float(value) if value >= 0 else float("nan")

@@ -1,51 +1,98 @@
-"""From any image file to upright 8-bit RGB."""
+"""Read images of any format as upright 8-bit RGB."""
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from attnzoo.errors import UserError
 
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
-def read_image(path: Path, height: int, width: int) -> tv_tensors.Image:
-    """The image as (3, height, width) uint8 RGB, with the size that its annotation states in pixels.
+log = logging.getLogger(__name__)
 
-    EXIF orientation is applied, unless only the stored orientation has the annotated size: then the boxes were drawn
-    on the image as stored (as COCO's own are), and turning it would misplace them. Raises UserError naming the file if
-    it is missing, damaged or of another size.
-    """
+
+class ImageReader:
+    """Reads the images of one data set; warns once if 16-bit files seem to hold 12-bit data."""
+
+    def __init__(self) -> None:
+        self._warned = torch.zeros((), dtype=torch.bool).share_memory_()  # with loader workers
+
+    def read(self, path: Path, height: int, width: int) -> tv_tensors.Image:
+        """The image as (3, height, width) uint8 RGB, of the size in pixels that its annotation states.
+
+        EXIF orientation is applied unless only the unrotated image matches the annotated size, i.e. boxes refer to the
+        unrotated image (as in COCO). Raises UserError naming the file if it is missing, damaged or of another size.
+        """
+        with _open(path) as image:
+            _check_size(path, image, height, width)
+            rgb = self.to_rgb(image, lambda: str(path), transpose=_upright_size(image) == (width, height))
+            return tv_tensors.Image(F.pil_to_tensor(rgb))
+
+    def to_rgb(self, image: Image.Image, name: Callable[[], str], transpose: bool = True) -> Image.Image:
+        """The image as 8-bit RGB; `transpose`: with its EXIF orientation applied. `name` is used in a warning.
+
+        16-bit images are scaled by 1/257. Raises ValueError for floating-point images and 32-bit images with values
+        outside 0…65535, whose range is unknown, and what Pillow's decoders raise.
+        """
+        image = ImageOps.exif_transpose(image) if transpose else image
+        if image.mode == "F":
+            raise ValueError("the value range of floating-point pixels is unknown")
+        if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+            values = np.asarray(image, dtype=np.int64)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"values from {values.min()} to {values.max()}: expected at most 16 bits")
+            self._warn_of_low_range(int(values.max()), name)
+            image = Image.fromarray((values // 257).astype(np.uint8))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+
+    def _warn_of_low_range(self, largest: int, name: Callable[[], str]) -> None:
+        if 0 < largest < 4096 and not self._warned:
+            self._warned.fill_(True)
+            log.warning(
+                "%s: a 16-bit image with values up to %d; if it holds 12-bit data, scale the files of this data set to "
+                "16 bits, or they are nearly black (other files are not reported)",
+                name(),
+                largest,
+            )
+
+
+def check_image(path: Path, height: int, width: int) -> None:
+    """Raise UserError unless the header of the file gives the annotated size; pixels are not decoded."""
+    with _open(path) as image:
+        if image.size != (width, height):
+            _check_size(path, image, height, width)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as stored:
-            sizes = (stored.size, _upright_size(stored))
-            if (width, height) not in sizes:
-                found = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
-                raise UserError(f"{path}: the image is {found} pixels, its annotation says {width}x{height}")
-            stored.load()
-            image = ImageOps.exif_transpose(stored) if sizes[1] == (width, height) else stored
-            return tv_tensors.Image(F.pil_to_tensor(_to_rgb(image)))
+        with Image.open(path) as image:
+            yield image
     except FileNotFoundError:
         raise UserError(f"{path}: the image file is missing") from None
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except DECODER_ERRORS as error:
         raise UserError(f"{path}: the image file is damaged or unsupported ({error})") from error
+
+
+def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:
+    sizes = (image.size, _upright_size(image))
+    if (width, height) not in sizes:
+        actual = " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
+        raise UserError(f"{path}: image size {actual} does not match the annotation ({width}x{height})")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after EXIF orientation; orientations 5 to 8 swap the sides."""
     width, height = image.size
     return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else (width, height)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
-        values = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

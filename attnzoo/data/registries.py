@@ -1,60 +1,95 @@
-"""What a data set and an augmentation are, and the tables in which they are found by name."""
+"""Protocols and registries of data sets and augmentations."""
 
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from attnzoo.errors import UserError
 from attnzoo.registry import Registry
 
 Target = dict[str, Tensor]
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
-"""From a `tv_tensors.Image` (3, h, w) uint8 and a target with `boxes` (a `tv_tensors.BoundingBoxes`, xyxy) and
-`labels` to the same, augmented. Randomness comes from torch's global CPU generator alone."""
+"""Maps a `tv_tensors.Image` (3, h, w) uint8 and a target with `boxes` (a `tv_tensors.BoundingBoxes`, xyxy) and `labels`
+to an augmented pair. Randomness comes only from torch's global CPU generator."""
 
 SPLITS = ("train", "val")
-
 
 TransformT = TypeVar("TransformT", contravariant=True)
 DatasetT = TypeVar("DatasetT", covariant=True)
 
 
-class Source(Protocol[TransformT, DatasetT]):
-    """What a data set's block describes: a train and a val split with the same classes.
+class DatasetSpec(Protocol[TransformT, DatasetT]):
+    """A data set as its config block describes it: a train and a val split with the same classes.
 
-    Options are checked when it is made; files are read when a split is opened.
+    The constructor checks the options; files are read later.
     """
 
     @property
     def num_classes(self) -> int:
-        """The number of class indices that labels run over."""
+        """Number of classes."""
 
     @property
-    def shape(self) -> tuple[int, int] | None:
-        """(h, w) in pixels where all images have the same, known without reading one."""
+    def image_shape(self) -> tuple[int, int] | None:
+        """(h, w) in pixels if fixed and known in advance, else None."""
 
     @property
     def train_length(self) -> int | None:
-        """The number of training images where it is known without reading files."""
+        """Number of training images if known without reading files, else None."""
 
-    def open(self, split: str, transform: TransformT) -> DatasetT:
-        """The "train" or "val" split; its samples go through `transform`."""
+    def check(self) -> None:
+        """Raise UserError if the classes of the splits differ."""
+
+    def build(self, split: str, transform: TransformT) -> DatasetT:
+        """The "train" or "val" split with `transform` applied to its samples."""
 
 
-class OnDisk:
-    """For sources whose files alone know how many images there are, and of what shapes."""
+class FileDatasetSpec:
+    """Base class for data sets whose length and image size are only known from files."""
 
     @property
-    def shape(self) -> None:
+    def image_shape(self) -> None:
         return None
 
     @property
     def train_length(self) -> None:
         return None
 
+    def check(self) -> None:
+        """For data sets that fix the classes by their options."""
 
-DETECTION_DATASETS: Registry[Callable[..., Source[Transform, Any]]] = Registry("data set")
-"""Constructors take keyword-only options and return a `Source` of a `DetectionDataset`."""
+
+DETECTION_DATASETS: Registry[Callable[..., DatasetSpec[Transform, Any]]] = Registry("data set")
+"""Constructors take keyword-only options and return a `DatasetSpec` of a `DetectionDataset`."""
 
 DETECTION_AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry("augmentation")
-"""Constructors take the split positionally and keyword-only options; for "val" they return what evaluation needs."""
+"""Constructors take the split positionally and keyword-only options; "val" gives the evaluation transform."""
+
+
+@contextmanager
+def transform_errors(name: Callable[[], str]) -> Iterator[None]:
+    """Add the name of the image to the errors of a transform; those that depend on the image become UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        message = f"{name()}: data.augment cannot transform this image ({type(error).__name__}: {error})"
+        raise UserError(" ".join(message.split()), key="data.augment") from error
+    except Exception as error:
+        error.add_note(f"while transforming {name()}")
+        raise
+
+
+def format_difference(train: Set[Any], val: Set[Any]) -> str:
+    """What only one of the splits has, as part of a message."""
+    parts = {"train": train - val, "val": val - train}
+    return ", ".join(f"only in {split}: {reprlib.repr(sorted(items))}" for split, items in parts.items() if items)
+
+
+def check_option(key: str, value: Any, ok: bool, expected: str) -> None:
+    """Raise UserError for the config key `key` unless `ok`."""
+    if not ok:
+        raise UserError(f"{key} = {value}: expected {expected}", key=key)

@@ -9,36 +9,33 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from attnzoo.data.coco import CocoFolder, DetectionDataset
-from attnzoo.data.drawing import CLASSES, Scene
-from attnzoo.data.drawn import Drawn
+from attnzoo.data.coco import CocoSpec, DetectionDataset
 from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, Transform
-from attnzoo.errors import unknown
+from attnzoo.data.rendering import NUM_CLASSES, Scene
+from attnzoo.data.synthetic import SyntheticSpec
 
 
 @DETECTION_DATASETS.register("digit_scenes")
 @dataclass(frozen=True, kw_only=True)
-class DigitScenes(Drawn):
-    """scikit-learn's 8x8 handwritten digits on crops of its two photographs, written to the cache as a COCO folder.
+class DigitScenes(SyntheticSpec):
+    """scikit-learn's 8x8 handwritten digits on crops of its two photographs, cached as a COCO folder.
 
-    Options: those of `Look`, the number of images of each split, and the seed.
+    Options: those of `SceneOptions`, the number of images per split, and the seed.
 
     Objects are small below (0.22 · image_size)² square pixels and large from (0.31 · image_size)²: 14 and 20 pixels at
-    64, which parts the default sizes into thirds. COCO's 32 and 96 pixels would call every one of them small.
+    64, so the default sizes split into thirds; with COCO's thresholds all objects would be small.
     """
 
     name: ClassVar[str] = "digit_scenes"
     version: ClassVar[int] = 1
 
-    def open(self, split: str, transform: Transform) -> DetectionDataset:
-        """The split, from the cache; both splits are made if they are not there."""
-        if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
-        return self._files.open(split, transform)
+    def build(self, split: str, transform: Transform) -> DetectionDataset:
+        """The split from the cache; both splits are generated on first use."""
+        return self._files.build(split, transform)
 
     @cached_property
-    def _files(self) -> CocoFolder:
-        return CocoFolder(
+    def _files(self) -> CocoSpec:
+        return CocoSpec(
             root=str(self.folder()),
             train_annotations="annotations/train.json",
             val_annotations="annotations/val.json",
@@ -47,8 +44,8 @@ class DigitScenes(Drawn):
             labels="contiguous",
         )
 
-    def write(self, folder: Path) -> None:
-        """SampleIndex both splits into `folder`: train/, val/ and annotations/."""
+    def generate(self, folder: Path) -> None:
+        """Write both splits: train/, val/ and annotations/."""
         (folder / "annotations").mkdir()
         for split in SPLITS:
             (folder / split).mkdir()
@@ -59,23 +56,23 @@ class DigitScenes(Drawn):
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(self._annotations(scenes)))
 
     def _annotations(self, scenes: Iterable[Scene]) -> dict[str, Any]:
-        """A COCO instances file that also says what each image and object was made from.
+        """A COCO instances file with the origin of each image and object.
 
-        `photo` and `region` (x0, y0, x1, y1) of an image; `source` of an object, its number in load_digits.
+        Images have `photo` and `region`, the crop box (x0, y0, x1, y1) in it; objects have `source`, an index into
+        load_digits.
         """
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
-        for number, scene in enumerate(scenes):
-            side = self.image_size
+        for i, scene in enumerate(scenes):
             images.append(
-                {"id": number + 1, "file_name": f"{number:06d}.png", "width": side, "height": side}
-                | {"photo": scene.photo, "region": list(scene.region)}
+                {"id": i + 1, "file_name": f"{i:06d}.png", "width": self.image_size, "height": self.image_size}
+                | {"photo": scene.photo, "region": list(scene.crop_box)}
             )
             for digit in scene.digits:
                 x, y, w, h = digit.box
                 objects.append(
-                    {"id": len(objects) + 1, "image_id": number + 1, "category_id": digit.label, "iscrowd": 0}
-                    | {"bbox": [x, y, w, h], "area": w * h, "source": digit.source}
+                    {"id": len(objects) + 1, "image_id": i + 1, "category_id": digit.label, "iscrowd": 0}
+                    | {"bbox": [x, y, w, h], "area": w * h, "source": digit.index}
                 )
         return {
             "info": {
@@ -85,5 +82,5 @@ class DigitScenes(Drawn):
             },
             "images": images,
             "annotations": objects,
-            "categories": [{"id": label, "name": str(label)} for label in range(CLASSES)],
+            "categories": [{"id": label, "name": str(label)} for label in range(NUM_CLASSES)],
         }

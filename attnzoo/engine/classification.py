@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from attnzoo.data.classification import LabelledBatch, collate_labelled, seeded
+from attnzoo.data.classification import ClassificationBatch, collate_classification, seeded
 from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.engine.dataset_task import DatasetTask
 from attnzoo.engine.distributed import DistContext
@@ -23,7 +23,7 @@ class ClassificationTask(DatasetTask):
     """Classifier, data, loss and evaluation built from a config."""
 
     name = "classification"
-    collate = staticmethod(collate_labelled)
+    collate = staticmethod(collate_classification)
 
     def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ctx: DistContext):
         super().__init__(model, data, seed, ctx)
@@ -47,11 +47,11 @@ class ClassificationTask(DatasetTask):
             num_classes=self.num_classes,
         )
 
-    def normalizer(self, batches: Sequence[LabelledBatch]) -> float:
+    def normalizer(self, batches: Sequence[ClassificationBatch]) -> float:
         """1.0: the loss is a mean over images, and all batches have the same size."""
         return 1.0
 
-    def loss(self, forward: Forward, batch: LabelledBatch, normalizer: float) -> StepLoss:
+    def loss(self, forward: Forward, batch: ClassificationBatch, normalizer: float) -> StepLoss:
         """Cross-entropy with label smoothing, and with mixup or cutmix if enabled."""
         batch = batch.to(self.ctx.device)
         if self._mixup is None:
@@ -79,7 +79,7 @@ class ClassificationTask(DatasetTask):
 
     def cost(self, model: nn.Module) -> Cost:
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
-        batch = collate_labelled([self.val[0]]).to(self.ctx.device)
+        batch = collate_classification([self.val[0]]).to(self.ctx.device)
         return measure(model, batch.images)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnzoo import models
-from attnzoo.data.batches import EpochBatches, SampleIndex, loader, val_batches
+from attnzoo.data.batches import EpochBatchSampler, SampleIndex, make_loader, val_batch_indices
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
 from attnzoo.engine.distributed import DistContext
@@ -45,13 +45,14 @@ class DatasetTask:
         self.train = build_dataset(self._data, "train")
         self.val = build_dataset(self._data, "val")
 
-    def _epoch(self, epoch: int, start: int) -> EpochBatches:
+    def _epoch(self, epoch: int, start: int) -> EpochBatchSampler:
         rank, world_size = self.ctx.rank, self.ctx.world_size
-        return EpochBatches(len(self.train), self._data.batch_size, self._seed, epoch, rank, world_size, start=start)
+        size = self._data.batch_size
+        return EpochBatchSampler(len(self.train), size, self._seed, epoch, rank, world_size, start=start)
 
     def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
         """Training batches of this rank from number `start` on, without end."""
-        return loader(self.train, self._sample_batches(start, batches_per_epoch), self._data.workers, self.collate)
+        return make_loader(self.train, self._sample_batches(start, batches_per_epoch), self._data.workers, self.collate)
 
     def _sample_batches(self, start: int, batches_per_epoch: int) -> Iterator[list[SampleIndex]]:
         first, position = divmod(start, batches_per_epoch)
@@ -62,5 +63,5 @@ class DatasetTask:
     def val_batches(self) -> Iterator[Any]:
         """Validation batches of this rank; no image is duplicated or padded."""
         size = self._data.val_batch_size or self._data.batch_size
-        batches = val_batches(len(self.val), size, self.ctx.rank, self.ctx.world_size)
-        return loader(self.val, batches, self._data.workers, self.collate)
+        batches = val_batch_indices(len(self.val), size, self.ctx.rank, self.ctx.world_size)
+        return make_loader(self.val, batches, self._data.workers, self.collate)

@@ -52,8 +52,8 @@ class DetectionTask(DatasetTask):
             sizes = torch.stack([target["orig_size"] for target in batch.targets])
             evaluator.add(postprocess(output, sizes, self._classification), batch.targets)
             heartbeat()
-        rows = [row for rank_rows in self.ctx.all_gather_object(evaluator.rows) for row in rank_rows]
-        summary = evaluator.summarize(rows, self._per_class) if self.ctx.is_main else None
+        results = [result for rank_results in self.ctx.all_gather_object(evaluator.results) for result in rank_results]
+        summary = evaluator.summarize(results, self._per_class) if self.ctx.is_main else None
         return dict(self.ctx.broadcast_object(summary))
 
     def cost(self, model: nn.Module) -> Cost:

@@ -103,7 +103,7 @@ def test_published_fine_tuning() -> None:
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d, train.clip) == (1e-8, False, 5.0)
     assert (schedule.warmup, schedule.floor * train.optimizer.lr) == (0, pytest.approx(1e-7))
     augment = config.data.augment
-    assert (augment["size"], augment.get("crop", 0.875), augment["resize"]) == (384, 0.875, "squash")
+    assert (augment["size"], augment.get("crop_pct", 0.875), augment["crop_mode"]) == (384, 0.875, "squash")
     assert (config.model.stage1.second["window"], config.model.stage1.second["shift"]) == (12, 6)
     assert config.model.drop_path == 0.5
 

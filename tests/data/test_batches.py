@@ -6,11 +6,18 @@ import pytest
 import torch
 from support.data import coco_config
 
-from attnzoo.data.batches import EpochBatches, SampleIndex, collate, loader, val_batches
+from attnzoo.data.batches import EpochBatchSampler, SampleIndex, collate, make_loader, val_batch_indices
 from attnzoo.data.build import build_dataset
 from attnzoo.errors import UserError
 
-DETR = {"name": "detr", "short": [32, 40], "long": 60, "crop_short": [30], "crop": [16, 24], "eval_short": 32}
+DETR = {
+    "name": "detr",
+    "scales": [32, 40],
+    "max_size": 60,
+    "crop_scales": [30],
+    "crop_size": [16, 24],
+    "eval_scale": 32,
+}
 
 
 def same(one, other):
@@ -21,38 +28,38 @@ def same(one, other):
 
 
 def test_an_epoch_is_a_shuffle_that_depends_on_seed_and_epoch():
-    drawn = [draw for batch in EpochBatches(23, 4, seed=1, epoch=2) for draw in batch]
+    drawn = [draw for batch in EpochBatchSampler(23, 4, seed=1, epoch=2) for draw in batch]
     assert len(drawn) == 20
     assert len({draw.index for draw in drawn}) == len({draw.seed for draw in drawn}) == 20
-    assert list(EpochBatches(23, 4, seed=1, epoch=2)) == list(EpochBatches(23, 4, seed=1, epoch=2))
-    first = [next(iter(EpochBatches(23, 4, *key))) for key in ((1, 2), (1, 3), (2, 2), (2, 1))]
+    assert list(EpochBatchSampler(23, 4, seed=1, epoch=2)) == list(EpochBatchSampler(23, 4, seed=1, epoch=2))
+    first = [next(iter(EpochBatchSampler(23, 4, *key))) for key in ((1, 2), (1, 3), (2, 2), (2, 1))]
     assert all(a != b for a, b in itertools.combinations(first, 2))
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 9])
 def test_start_gives_the_tail(start):
-    tail = EpochBatches(23, 4, 0, 0, start=start)
-    assert list(tail) == list(EpochBatches(23, 4, 0, 0))[start:]
+    tail = EpochBatchSampler(23, 4, 0, 0, start=start)
+    assert list(tail) == list(EpochBatchSampler(23, 4, 0, 0))[start:]
     assert len(tail) == len(list(tail))
 
 
 def test_ranks_share_each_batch_in_order():
-    parts = [list(EpochBatches(23, 6, 0, 0, rank, 3)) for rank in range(3)]
-    assert [a + b + c for a, b, c in zip(*parts, strict=True)] == list(EpochBatches(23, 6, 0, 0))
+    parts = [list(EpochBatchSampler(23, 6, 0, 0, rank, 3)) for rank in range(3)]
+    assert [a + b + c for a, b, c in zip(*parts, strict=True)] == list(EpochBatchSampler(23, 6, 0, 0))
 
 
 def test_impossible_batches_are_refused():
     with pytest.raises(UserError, match=r"data\.batch_size = 5: expected a positive multiple of the 2"):
-        EpochBatches(23, 5, 0, 0, 0, 2)
-    with pytest.raises(UserError, match="only 3 images"):
-        EpochBatches(3, 4, 0, 0)
+        EpochBatchSampler(23, 5, 0, 0, 0, 2)
+    with pytest.raises(UserError, match=r"larger than the training set \(3 images\)"):
+        EpochBatchSampler(3, 4, 0, 0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_every_image_is_evaluated_once_in_the_same_batches_by_any_number_of_processes(world):
-    assert val_batches(7, 3) == [range(3), range(3, 6), range(6, 7)]
-    parts = [val_batches(7, 3, rank, world) for rank in range(world)]
-    assert sorted((batch for part in parts for batch in part), key=list) == val_batches(7, 3)
+    assert val_batch_indices(7, 3) == [range(3), range(3, 6), range(6, 7)]
+    parts = [val_batch_indices(7, 3, rank, world) for rank in range(world)]
+    assert sorted((batch for part in parts for batch in part), key=list) == val_batch_indices(7, 3)
 
 
 def test_padding_is_masked_and_zero(root):
@@ -72,13 +79,13 @@ def test_padding_is_masked_and_zero(root):
 
 def test_workers_and_global_random_state_change_nothing(root):
     dataset = build_dataset(coco_config(root, DETR), "train")
-    batches = list(itertools.chain.from_iterable(EpochBatches(5, 2, 0, epoch) for epoch in range(2)))
+    batches = list(itertools.chain.from_iterable(EpochBatchSampler(5, 2, 0, epoch) for epoch in range(2)))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    alone = list(loader(dataset, batches))
+    alone = list(make_loader(dataset, batches))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    helped = list(loader(dataset, batches, workers=2))
+    helped = list(make_loader(dataset, batches, num_workers=2))
     assert len(alone) == len(helped) == 4
     for one, other in zip(alone, helped, strict=True):
         same(one, other)
@@ -86,11 +93,11 @@ def test_workers_and_global_random_state_change_nothing(root):
 
 def test_skipped_batches_are_not_read(root):
     dataset = build_dataset(coco_config(root), "train")
-    tail = EpochBatches(5, 2, 0, 0, start=1)
+    tail = EpochBatchSampler(5, 2, 0, 0, start=1)
     used = {draw.index for batch in tail for draw in batch}
     for i in set(range(5)) - used:
         (root / "pictures" / f"{i + 1}.png").unlink()
-    assert len(list(loader(dataset, tail, workers=1))) == 1
+    assert len(list(make_loader(dataset, tail, num_workers=1))) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -98,7 +105,7 @@ def test_a_bad_file_is_reported_in_one_line(root, workers):
     dataset = build_dataset(coco_config(root), "train")
     (root / "pictures" / "1.png").write_bytes(b"none")
     with pytest.raises(UserError) as caught:
-        list(loader(dataset, [[0]], workers))
+        list(make_loader(dataset, [[0]], workers))
     assert "\n" not in str(caught.value)
     assert "1.png: the image file is damaged" in str(caught.value)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.data.batches import SampleIndex, loader
+from attnzoo.data.batches import SampleIndex, make_loader
 from attnzoo.data.build import build_dataset, dataset_info
-from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_labelled
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_classification
 from attnzoo.data.config import ClassificationDataConfig
-from attnzoo.data.drawing import digit_ids
+from attnzoo.data.rendering import digit_indices
 from attnzoo.errors import UserError
 
 DIGITS: dict[str, Any] = {"name": "digits", "image_size": 32, "sizes": [12, 20], "train_images": 60, "val_images": 30}
@@ -55,7 +55,7 @@ def test_digits_have_ten_classes_and_one_label_each() -> None:
 
 def test_digits_of_val_are_not_in_train() -> None:
     """Sources and photographs are those that detection keeps apart."""
-    assert not set(digit_ids("train")) & set(digit_ids("val"))
+    assert not set(digit_indices("train")) & set(digit_indices("val"))
     assert len(dataset("val")) == 30
 
 
@@ -82,17 +82,27 @@ def test_folder(folder: Path) -> None:
 
 
 def test_folder_refuses_what_is_not_there(folder: Path) -> None:
-    with pytest.raises(UserError, match="no folders of classes"):
+    with pytest.raises(UserError, match="no class folders in"):
         dataset(name="folder", root=str(folder / "elsewhere"))
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
-    with pytest.raises(UserError, match="other classes"):
+    message = r"different classes \(only in train: \['dog'\], only in val: \['wolf'\]\)"
+    with pytest.raises(UserError, match=message):
         dataset("val", name="folder", root=str(folder))
+    with pytest.raises(UserError, match=message):
+        dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)}))
 
 
 def test_damaged_image_is_named(folder: Path) -> None:
     (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"image 0 is missing or damaged"):
+    with pytest.raises(UserError, match=r"image 0 \(.*train/cat/0\.png\) is missing, damaged or unsupported"):
         dataset(name="folder", root=str(folder))[0]
+
+
+def test_errors_of_transforms_name_the_file(folder: Path) -> None:
+    train = dataset(name="folder", root=str(folder))
+    train.transform = lambda image: 1 / 0
+    with pytest.raises(UserError, match=r"image 2 \(.*train/dog/0\.png\): data\.augment cannot .*ZeroDivisionError"):
+        train[2]
 
 
 def test_timm_reads_the_same_folder(folder: Path) -> None:
@@ -102,6 +112,63 @@ def test_timm_reads_the_same_folder(folder: Path) -> None:
     for i in range(len(ours)):
         assert torch.equal(theirs[i][0], ours[i][0])
         assert theirs[i][1] == ours[i][1]
+
+
+READERS: list[dict[str, Any]] = [
+    {"name": "folder"},
+    {"name": "timm", "source": "", "num_classes": 2},
+    {"name": "timm", "source": "torch/image_folder", "num_classes": 2},
+]
+
+
+def readable(reader: dict[str, Any], root: Path) -> Any:
+    return dataset("val", root=str(root / "val" if "torch/" in reader.get("source", "") else root), **reader)
+
+
+@pytest.fixture(params=READERS, ids=lambda reader: reader.get("source") or reader["name"])
+def reader(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "I"])
+def test_deep_images_are_scaled(folder: Path, reader: dict[str, Any], mode: str) -> None:
+    """As in detection: 16-bit values are scaled to 8 bits, not clipped."""
+    gray = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (20, 1))
+    pixels = gray if mode == "L" else gray.astype(np.uint16 if mode == "I;16" else np.int32) * 257
+    Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", "TIFF")
+    image, label = readable(reader, folder).load_raw(0)
+    assert (image.mode, label) == ("RGB", 0)
+    np.testing.assert_array_equal(np.asarray(image)[..., 1], gray)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.ones((20, 30), np.float32), np.full((20, 30), 70_000, np.int32)], ids=["float", "deep"]
+)
+def test_images_of_unknown_range_are_refused(folder: Path, reader: dict[str, Any], pixels: Any) -> None:
+    Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", "TIFF")
+    with pytest.raises(UserError, match=r"image 0 \(.*val/cat/0\.png\) is missing, damaged or unsupported"):
+        readable(reader, folder)[0]
+
+
+def test_exif_orientation_is_applied(folder: Path, reader: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by a quarter
+    Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", exif=exif)
+    image, _ = readable(reader, folder).load_raw(0)
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_12_bit_data_is_reported_once(folder: Path, caplog: pytest.LogCaptureFixture, workers: int) -> None:
+    for path in (folder / "val").rglob("*.png"):
+        Image.fromarray(np.full((20, 30), 4000, np.uint16)).save(path)
+    val = dataset("val", name="folder", root=str(folder))
+    list(make_loader(val, [[0], [1]], workers, collate_classification))
+    val[2]
+    warnings = [record for record in caplog.records if "12-bit" in record.message]
+    assert len(warnings) == (workers == 0)  # else a worker has logged it
+    assert all("val/cat/0.png: " in record.message.replace(")", "") for record in warnings)
 
 
 def test_timm_takes_options_of_its_own(folder: Path) -> None:
@@ -118,7 +185,7 @@ def test_timm_refusals(folder: Path) -> None:
         dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)
     with pytest.raises(UserError, match="num_classes = 0"):
         dataset(name="timm", source="", root=str(folder), num_classes=0)
-    with pytest.raises(UserError, match="has the label 1, of 1 classes"):
+    with pytest.raises(UserError, match="label 1 out of range for 1 classes"):
         dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
 
 
@@ -158,17 +225,17 @@ def test_squash_keeps_all_of_a_wide_image(folder: Path) -> None:
     wide.paste((255, 255, 255), (0, 0, 8, 20))
     wide.save(folder / "val" / "cat" / "0.png")
     seen = {}
-    for resize in ("shorter", "squash"):
-        augment = {"name": "timm", "size": 20, "crop": 1.0, "resize": resize}
-        seen[resize] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
+    for mode in ("center", "squash"):
+        augment = {"name": "timm", "size": 20, "crop_pct": 1.0, "crop_mode": mode}
+        seen[mode] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
     assert seen["squash"] > 2
-    assert seen["shorter"] < 0
+    assert seen["center"] < 0
 
 
 def test_loading_does_not_depend_on_workers() -> None:
     train = dataset(augment={"name": "timm", "size": 24})
     batches = [[SampleIndex(0, 5), SampleIndex(7, 6)], [SampleIndex(2, 7), SampleIndex(3, 8)]]
-    alone, helped = (list(loader(train, batches, workers, collate_labelled)) for workers in (0, 1))
+    alone, helped = (list(make_loader(train, batches, workers, collate_classification)) for workers in (0, 1))
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
@@ -177,7 +244,7 @@ def test_loading_does_not_depend_on_workers() -> None:
 def test_batches_of_several_sizes_are_refused(folder: Path) -> None:
     train = dataset(name="folder", root=str(folder))
     with pytest.raises(UserError, match=r"differ in size \(20x30 and 28x30\)"):
-        collate_labelled([train[0], train[1]])
+        collate_classification([train[0], train[1]])
 
 
 def test_registered() -> None:

@@ -1,5 +1,8 @@
 """COCO folders as people have them."""
 
+import json
+import re
+import traceback
 from itertools import product
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from PIL import Image
 from support.data import SIZES, coco_config, edit, picture
 
+from attnzoo.data.batches import make_loader
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.coco import MEAN, STD
 from attnzoo.errors import UserError
@@ -30,12 +34,60 @@ def test_targets_clamp_boxes_and_leave_out_crowds_and_degenerate_boxes(root):
 
 def test_images_without_objects_stay_unless_train_leaves_them_out(root):
     assert [len(build_dataset(coco_config(root), split)) for split in ("train", "val")] == [5, 5]
-    config = coco_config(root, train_empty=False)
+    config = coco_config(root, keep_empty_images=False)
     assert build_dataset(config, "train").image_ids == [1, 2, 4, 5]
     assert len(build_dataset(config, "val")) == 5
     _, target = build_dataset(coco_config(root), "val")[2]
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("box", [[5, 4, -10, 12], [5, 4, 10, -0.5]])
+def test_boxes_of_negative_size_are_refused(root, box):
+    edit(root, lambda content: content["annotations"][3].update(bbox=box, id=77))
+    with pytest.raises(UserError, match=r"all\.json: annotations\[3\] with id 77: bbox = .* negative width or height"):
+        build_dataset(coco_config(root), "train")
+
+
+def _all_boxes(box, crowd=0):
+    return lambda content: [a.update(bbox=box, iscrowd=crowd) for a in content["annotations"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(annotations=[]),
+        _all_boxes([1, 1, 9, 9], crowd=1),
+        _all_boxes([60, 5, 9, 9]),  # outside
+        _all_boxes([5, 5, 9, 0]),
+    ],
+    ids=["none", "crowds", "outside", "empty"],
+)
+@pytest.mark.parametrize("keep", [True, False])
+def test_training_needs_an_object(root, change, keep):
+    edit(root, change)
+    assert len(build_dataset(coco_config(root, keep_empty_images=keep), "val")) == 5
+    with pytest.raises(
+        UserError, match=r"^data\.dataset\.train_annotations: .*all\.json has no usable objects"
+    ) as caught:
+        build_dataset(coco_config(root, keep_empty_images=keep), "train")
+    assert caught.value.keys == ("data.dataset.train_annotations",)
+
+
+def test_dropped_boxes_are_counted_and_the_first_is_named(root, caplog):
+    build_dataset(coco_config(root), "train")
+    assert re.search(r"all\.json: 1 of 6 boxes are empty .*; the first: \[8, 8, 0, 5\] of 1\.png", caplog.text)
+    assert "under a pixel" not in caplog.text
+    edit(root, lambda content: content["annotations"][3].update(bbox=[60, 3, 4, 4]))
+    build_dataset(coco_config(root, keep_empty_images=False), "train")
+    assert re.search(r"all\.json: 2 of 6 boxes are empty or outside", caplog.text)
+    assert build_dataset(coco_config(root, keep_empty_images=False), "train").image_ids == [1, 4, 5]
+
+
+def test_boxes_as_fractions_are_reported(root, caplog):
+    edit(root, lambda content: content["annotations"][-1].update(bbox=[0.1, 0.2, 12, 0.5]))
+    build_dataset(coco_config(root), "train")
+    assert re.search(r"1 of 6 boxes are under a pixel .*; the first: \[0\.1, 0\.2, 12, 0\.5\] of 5\.png", caplog.text)
 
 
 def test_labels_are_category_ids_or_contiguous(root):
@@ -44,6 +96,42 @@ def test_labels_are_category_ids_or_contiguous(root):
     assert (dataset.num_classes, dataset.class_names) == (3, ["ant", "bee", "cat"])
     assert dataset[0][1]["labels"].tolist() == [1, 2]
     assert build_dataset(coco_config(root), "train").class_names == ["N/A", "ant", "N/A", "bee", *["N/A"] * 3, "cat"]
+
+
+def test_sizes_of_validation_images_are_checked_before_training(root):
+    height = SIZES[4][1]
+    edit(root, lambda content: content["images"][4].update(height=height + 1))
+    build_dataset(coco_config(root), "train")
+    with pytest.raises(UserError, match=r"pictures/5\.png: image size 28x28 does not match the annotation \(28x29\)"):
+        build_dataset(coco_config(root), "val")
+
+
+@pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 3000), (1, 1)])
+def test_images_of_one_row_or_column_are_resized(root, shape):
+    """Their short side stays a pixel long."""
+    height, width = shape
+    Image.fromarray(picture(width, height, 0)).save(root / "pictures" / "3.png")
+    edit(root, lambda content: content["images"][2].update(height=height, width=width))
+    image, target = build_dataset(coco_config(root, {"name": "detr", "eval_scale": 20, "scales": [20]}), "val")[2]
+    assert min(image.shape[-2:]) == (20 if shape == (1, 1) else 1)
+    assert target["orig_size"].tolist() == list(shape)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_transforms_name_the_file(root, workers):
+    def transform(image, target):
+        raise error("cannot\nflip")
+
+    dataset = build_dataset(coco_config(root), "val")
+    dataset.transform = transform
+    error = RuntimeError
+    with pytest.raises(UserError, match=r"3\.png: data\.augment cannot .* \(RuntimeError: cannot flip\)$") as caught:
+        list(make_loader(dataset, [[2]], workers))
+    assert "\n" not in str(caught.value)
+    error = TypeError  # a mistake in the code keeps its traceback
+    with pytest.raises(TypeError) as wrong:
+        list(make_loader(dataset, [[2]], workers))
+    assert "3.png" in "".join(traceback.format_exception(wrong.value))
 
 
 def test_missing_and_truncated_images_name_the_file(root):
@@ -76,10 +164,22 @@ def test_every_pixel_format_becomes_rgb(root, mode):
         Image.fromarray(gray).quantize(256).save(path)
     else:
         Image.fromarray(gray).convert("RGB").convert(mode).save(path, "TIFF" if mode == "CMYK" else "PNG")
-    image, _ = build_dataset(coco_config(root), "val").raw(2)
+    image, _ = build_dataset(coco_config(root), "val").load_raw(2)
     assert (image.shape, image.dtype) == ((3, 50, 50), torch.uint8)
     if mode != "1":
         np.testing.assert_allclose(image[1].numpy(), gray, atol=6)
+
+
+def test_12_bit_data_is_reported_once_with_the_first_file(root, caplog):
+    for number in (3, 5):
+        path = root / "pictures" / f"{number}.png"
+        width, height = SIZES[number - 1]
+        Image.fromarray(np.full((height, width), 4000, np.uint16)).save(path)
+    dataset = build_dataset(coco_config(root), "val")
+    for index in (2, 4, 2):
+        dataset[index]
+    assert caplog.text.count("12-bit") == 1
+    assert "pictures/3.png: a 16-bit image with values up to 4000" in caplog.text
 
 
 def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
@@ -89,16 +189,16 @@ def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise by a quarter
     Image.fromarray(stored).save(path, exif=exif)
-    image, _ = build_dataset(coco_config(root), "val").raw(0)
+    image, _ = build_dataset(coco_config(root), "val").load_raw(0)
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.rot90(stored, -1))
 
     edit(root, lambda content: content["images"][0].update(width=height, height=width))
-    image, _ = build_dataset(coco_config(root), "val").raw(0)  # annotated as stored
+    image, _ = build_dataset(coco_config(root), "val").load_raw(0)  # annotated as stored
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), stored)
 
     edit(root, lambda content: content["images"][0].update(width=17))
-    with pytest.raises(UserError, match=r"1\.png: the image is 30x40 or 40x30 pixels, its annotation says 17x40"):
-        build_dataset(coco_config(root), "val").raw(0)
+    with pytest.raises(UserError, match=r"1\.png: image size 30x40 or 40x30 does not match the annotation \(17x40\)"):
+        build_dataset(coco_config(root), "val").load_raw(0)
 
 
 @pytest.mark.parametrize(
@@ -107,20 +207,23 @@ def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
         (lambda c: c.pop("categories"), "it has no list of categories"),
         (lambda c: c["images"][1].pop("width"), r"images\[1\] has no 'width'"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotations\[2\].bbox = \[1, 2, 3\]: expected four"),
-        (lambda c: c["annotations"][0].update(category_id=5), r"annotations\[0\].category_id = 5 is none of"),
-        (lambda c: c["images"].append(c["images"][0]), "two of the images have the same id"),
-        (lambda c: c.update(images=[], annotations=[]), "no images are left"),
-        (lambda c: c.update(images=[1]), r"images\[0\] = 1: expected keys and values"),
-        (lambda c: c.update(annotations=[None]), r"annotations\[0\] = None: expected keys and values"),
-        (lambda c: c.update(annotations=["bbox"]), r"annotations\[0\] = 'bbox': expected keys and values"),
-        (lambda c: c.update(categories=[[]]), r"categories\[0\] = \[\]: expected keys and values"),
-        (lambda c: c.update(info=[]), r"all.json: info = \[\]: expected keys and values"),
+        (
+            lambda c: c["annotations"][0].update(category_id=5),
+            r"annotations\[0\].category_id = 5 does not exist",
+        ),
+        (lambda c: c["images"].append(c["images"][0]), "duplicate id in images"),
+        (lambda c: c.update(images=[], annotations=[]), "no usable images"),
+        (lambda c: c.update(images=[1]), r"images\[0\] = 1: expected a mapping"),
+        (lambda c: c.update(annotations=[None]), r"annotations\[0\] = None: expected a mapping"),
+        (lambda c: c.update(annotations=["bbox"]), r"annotations\[0\] = 'bbox': expected a mapping"),
+        (lambda c: c.update(categories=[[]]), r"categories\[0\] = \[\]: expected a mapping"),
+        (lambda c: c.update(info=[]), r"all.json: info = \[\]: expected a mapping"),
         (
             lambda c: c.update(info={"area_thresholds": [9, 4]}),
-            r"info.area_thresholds = \[9, 4\]: expected two numbers",
+            r"info.area_thresholds = \[9, 4\]: expected two ascending",
         ),
-        (lambda c: c.update(info={"area_thresholds": 4}), "info.area_thresholds = 4: expected two numbers"),
-        (lambda c: c.update(info={"area_thresholds": ["a", 4]}), "expected two numbers"),
+        (lambda c: c.update(info={"area_thresholds": 4}), "info.area_thresholds = 4: expected two ascending"),
+        (lambda c: c.update(info={"area_thresholds": ["a", 4]}), "expected two ascending"),
         (
             lambda c: c["categories"].append({"id": 10**9, "name": "x"}),
             "category id 1000000000 .* use labels: contiguous",
@@ -151,6 +254,51 @@ def test_what_entries_hold_is_checked(root, section, key, value):
     with pytest.raises(UserError, match=rf"all\.json: {section}\[0\]\.{key} = .*: expected") as caught:
         build_dataset(coco_config(root), "val")
     assert "\n" not in str(caught.value)
+
+
+def _split_annotations(root, change):
+    """An annotation file of its own for val, changed; the options that name it."""
+    path = root / "annotations" / "val.json"
+    content = json.loads((root / "annotations" / "all.json").read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return {"val_annotations": "annotations/val.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["categories"][1].update(name="wasp"), "different names of category id 3: 'bee' and 'wasp'"),
+        (lambda c: c["categories"][0].update(id=4), "annotations"),
+        (lambda c: c["categories"].append({"id": 9, "name": "dog"}), r"different category ids \(only in val: \[9\]\)"),
+        (
+            lambda c: c.update(categories=[{"id": i, "name": "x"} for i in (2, 3, 7)], annotations=[]),
+            r"different category ids \(only in train: \[1\], only in val: \[2\]\)",
+        ),
+    ],
+)
+def test_splits_with_other_categories_are_refused_before_anything_is_built(root, change, message):
+    config = coco_config(root, **_split_annotations(root, change))
+    for use in (
+        dataset_info,
+        lambda config: build_dataset(config, "train"),
+        lambda config: build_dataset(config, "val"),
+    ):
+        with pytest.raises(UserError, match=message):
+            use(config)
+
+
+def test_invalid_training_annotations_are_found_before_anything_is_built(root):
+    config = coco_config(root, **_split_annotations(root, lambda content: None))
+    edit(root, lambda content: content["annotations"][0].update(bbox=[1, 2, -3, 4]))
+    with pytest.raises(UserError, match="negative width"):
+        dataset_info(config)
+
+
+def test_annotations_are_read_again_when_they_change(root):
+    assert dataset_info(coco_config(root)).num_classes == 8
+    edit(root, lambda content: content["categories"].append({"id": 12, "name": "dog"}))
+    assert dataset_info(coco_config(root)).num_classes == 13
 
 
 def test_large_category_ids_are_numbered_contiguously(root):

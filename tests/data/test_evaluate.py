@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from support.data import coco_config, edit
 
-from attnzoo.data.batches import val_batches
+from attnzoo.data.batches import val_batch_indices
 from attnzoo.data.build import build_dataset
 from attnzoo.data.evaluate import CocoEvaluator
 
@@ -20,7 +20,7 @@ NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100"
 def predictions(dataset, position, noise):
     """The objects of an image as detections, moved a little, with a false one beside them."""
     generator = torch.Generator().manual_seed(position)
-    _, target = dataset.raw(position)
+    _, target = dataset.load_raw(position)
     boxes = torch.cat([target["boxes"].as_subclass(torch.Tensor), torch.tensor([[1.0, 1, 9, 9]])])
     boxes = boxes + noise * torch.randn(boxes.shape, generator=generator)
     labels = torch.cat([target["labels"], torch.tensor([3])])
@@ -62,7 +62,7 @@ def test_perfect_detections_score_one_even_for_annotation_zero(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
     for i in range(5):
-        _, target = dataset.raw(i)
+        _, target = dataset.load_raw(i)
         boxes = target["boxes"].as_subclass(torch.Tensor)
         result.add([{"scores": torch.ones(len(boxes)), "labels": target["labels"], "boxes": boxes}], [dataset[i][1]])
     summary = result.summarize(per_class=True)
@@ -70,11 +70,27 @@ def test_perfect_detections_score_one_even_for_annotation_zero(root):
     assert (summary["AP"], summary["AP/bee"], summary["AP50/cat"]) == pytest.approx((1, 1, 1))
 
 
+def test_classes_of_one_name_are_told_apart(root):
+    edit(root, lambda content: content["categories"][0].update(name="bee"))  # ant, of image 4, is named as id 3
+    dataset = build_dataset(coco_config(root), "val")
+    result = CocoEvaluator(dataset)
+    for i in range(5):
+        _, target = dataset.load_raw(i)
+        ants = target["labels"] == 1
+        boxes = torch.tensor([[20.0, 10, 60, 50]]).expand(int(ants.sum()), 4)  # as annotated, over the border
+        result.add(
+            [{"scores": torch.ones(len(boxes)), "labels": target["labels"][ants], "boxes": boxes}], [dataset[i][1]]
+        )
+    summary = result.summarize(per_class=True)
+    assert [key for key in summary if key.startswith("AP50/")] == ["AP50/bee (id 1)", "AP50/bee (id 3)", "AP50/cat"]
+    assert [summary[f"AP/bee (id {i})"] for i in (1, 3)] == pytest.approx([1, 0])
+
+
 def test_one_of_two_found(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
     for i in range(5):
-        _, target = dataset.raw(i)
+        _, target = dataset.load_raw(i)
         cats = target["labels"] == 7  # objects in images 1 and 2, of which the first is found; no others are reported
         keep = cats if i == 0 else torch.zeros_like(cats)
         # The box as annotated reaches over the border; clamped, it overlaps it by 100/225 and so counts as missed.
@@ -106,19 +122,19 @@ def test_labels_without_category_are_dropped(root):
         found = predictions(dataset, i, 1.0)
         extra = {"scores": torch.ones(1), "labels": torch.tensor([2]), "boxes": torch.tensor([[0.0, 0, 5, 5]])}
         with_extra.add([{k: torch.cat([extra[k], found[k]]) for k in found}], [dataset[i][1]])
-    assert with_extra.rows == plain.rows
+    assert with_extra.results == plain.results
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_rows_of_several_processes_are_exact(root, world):
     dataset = build_dataset(coco_config(root), "val")
-    parts = [[i for batch in val_batches(5, 2, rank, world) for i in batch] for rank in range(world)]
-    rows = [row for part in parts for row in evaluator(dataset, part).rows]
+    parts = [[i for batch in val_batch_indices(5, 2, rank, world) for i in batch] for rank in range(world)]
+    rows = [row for part in parts for row in evaluator(dataset, part).results]
     whole = evaluator(dataset, range(5))
     assert whole.summarize(rows) == pytest.approx(whole.summarize(), abs=0, nan_ok=True)
-    with pytest.raises(ValueError, match="1 images are missing, 0 rows"):
+    with pytest.raises(ValueError, match="1 missing, 0 duplicate"):
         whole.summarize(rows[1:])
-    with pytest.raises(ValueError, match="0 images are missing, 1 rows"):
+    with pytest.raises(ValueError, match="0 missing, 1 duplicate"):
         whole.summarize([*rows, rows[0]])
 
 

@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from attnzoo.data.build import build_dataset, dataset_info
 from attnzoo.data.config import DataConfig
-from attnzoo.data.drawing import digit_ids, overlap, photo_half
+from attnzoo.data.rendering import digit_indices, overlap, split_region
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.errors import UserError
 
@@ -37,7 +39,7 @@ def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
     made = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         (tmp_path / name).mkdir()
-        DigitScenes(train_images=12, val_images=5, seed=seed).write(tmp_path / name)
+        DigitScenes(train_images=12, val_images=5, seed=seed).generate(tmp_path / name)
         made.append(contents(tmp_path / name))
     assert len(made[0]) == 12 + 5 + 2
     assert made[0] == made[1]
@@ -45,17 +47,17 @@ def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
 
 
 def test_train_and_val_share_neither_digits_nor_parts_of_photographs():
-    assert set(digit_ids("train")).isdisjoint(digit_ids("val"))
-    assert sorted(digit_ids("train") + digit_ids("val")) == list(range(1797))
+    assert set(digit_indices("train")).isdisjoint(digit_indices("val"))
+    assert sorted(digit_indices("train") + digit_indices("val")) == list(range(1797))
     for split in ("train", "val"):
         coco = build_dataset(config(), split).coco
-        assert {a["source"] for a in coco.anns.values()} <= set(digit_ids(split))
+        assert {a["source"] for a in coco.anns.values()} <= set(digit_indices(split))
         for image in coco.imgs.values():
-            left, top, right, bottom = photo_half(image["photo"], split)
+            left, top, right, bottom = split_region(image["photo"], split)
             x0, y0, x1, y1 = image["region"]
             assert left <= x0 < x1 <= right
             assert top <= y0 < y1 <= bottom
-    assert photo_half("china.jpg", "train")[2] <= photo_half("china.jpg", "val")[0]
+    assert split_region("china.jpg", "train")[2] <= split_region("china.jpg", "val")[0]
 
 
 def test_annotations_are_within_their_limits():
@@ -79,7 +81,7 @@ def test_annotations_are_within_their_limits():
 
 
 def test_boxes_are_tight():
-    """Drawn with and without its digits, an image differs inside the boxes, up to each of their sides."""
+    """SyntheticSpec with and without its digits, an image differs inside the boxes, up to each of their sides."""
     options = {
         "train_images": 20,
         "val_images": 1,
@@ -89,9 +91,10 @@ def test_boxes_are_tight():
         "clutter": [0, 0],
     }
     with_digits = build_dataset(config(objects=[1, 1], **options), "train")
-    without = build_dataset(config(objects=[0, 0], **options), "train")
+    without = DigitScenes(**options, objects=(0, 0)).folder() / "train"
     for i in range(20):
-        changed = (with_digits.raw(i)[0].int() - without.raw(i)[0].int()).abs().amax(0) > 0
+        empty = torch.from_numpy(np.array(Image.open(without / f"{i:06d}.png"))).permute(2, 0, 1)
+        changed = (with_digits.load_raw(i)[0].int() - empty.int()).abs().amax(0) > 0
         rows, columns = np.nonzero(changed.numpy())
         x, y, w, h = with_digits.coco.imgToAnns[with_digits.image_ids[i]][0]["bbox"]
         edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -109,7 +112,7 @@ def test_area_thresholds_scale_with_the_image_and_part_the_objects():
 
 def test_more_images_leave_the_first_as_they_are():
     few, many = (build_dataset(config(train_images=n), "train") for n in (5, 9))
-    assert all((few.raw(i)[0] == many.raw(i)[0]).all() for i in range(5))
+    assert all((few.load_raw(i)[0] == many.load_raw(i)[0]).all() for i in range(5))
 
 
 def test_equal_options_share_a_folder(cache):
@@ -125,7 +128,7 @@ def test_several_processes_may_make_it_at_once(cache):
     program = (
         "from attnzoo.data.config import DataConfig; from attnzoo.data.build import build_dataset\n"
         f"d = build_dataset(DataConfig(dataset={SMALL | {'train_images': 300}!r}), 'train')\n"
-        "print(len(d), sum(int(d.raw(i)[0].sum()) for i in range(300)))"
+        "print(len(d), sum(int(d.load_raw(i)[0].sum()) for i in range(300)))"
     )
     runs = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ) for _ in range(2)]
     answers = {run.communicate()[0] for run in runs}
@@ -150,7 +153,10 @@ def test_what_a_killed_process_left_is_replaced(cache):
     ("options", "message"),
     [
         ({"sizes": [10, 80]}, r"data\.dataset\.sizes = \[10, 80\]: expected at most image_size = 64"),
-        ({"objects": [4, 2]}, r"data\.dataset\.objects = \[4, 2\]: expected two numbers from 0, the smaller first"),
+        (
+            {"objects": [4, 2]},
+            r"data\.dataset\.objects = \[4, 2\]: expected two ascending numbers of at least 0",
+        ),
         ({"image_size": 8}, r"data\.dataset\.image_size = 8"),
         ({"object": [1, 2]}, "did you mean 'objects'"),
         ({"sizes": [1, 2, 3]}, "sizes"),

@@ -10,7 +10,7 @@ from support.engine import ALONE, results
 from torch import Tensor
 
 from attnzoo.config import load as configs
-from attnzoo.data.classification import LabelledBatch
+from attnzoo.data.classification import ClassificationBatch
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.engine.classification import ClassificationTask, count_topk_correct
 from attnzoo.errors import ExitCode, UserError
@@ -66,7 +66,7 @@ def task(folder: Path, **changes: str) -> ClassificationTask:
 def test_loss_without_mixing_is_smoothed_cross_entropy(tmp_path: Path) -> None:
     plain = task(tmp_path, data__mixup="0", data__cutmix="0")
     logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
-    batch = LabelledBatch(torch.zeros(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    batch = ClassificationBatch(torch.zeros(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
     found = plain.loss(lambda images: logits, batch, 1.0).total
     targets = 0.9 * torch.eye(10)[batch.labels] + 0.1 / 10
     torch.testing.assert_close(found, -(targets * logits.log_softmax(1)).sum(1).mean())
@@ -74,7 +74,7 @@ def test_loss_without_mixing_is_smoothed_cross_entropy(tmp_path: Path) -> None:
 
 def test_mixing_is_decided_by_the_seed_of_the_step(tmp_path: Path) -> None:
     mixed = task(tmp_path)
-    batch = LabelledBatch(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    batch = ClassificationBatch(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
     seen: list[Tensor] = []
 
     def forward(images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def test_mixing_is_decided_by_the_seed_of_the_step(tmp_path: Path) -> None:
 
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        mixed.loss(forward, LabelledBatch(batch.images.clone(), batch.labels), 1.0)
+        mixed.loss(forward, ClassificationBatch(batch.images.clone(), batch.labels), 1.0)
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[0], batch.images)

@@ -73,8 +73,8 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     dataset = coco_config(coco_folder(tmp_path / "coco")).dataset
     overrides = [f"data.dataset.{key}={value}" for key, value in dataset.items()]
-    overrides += ["data.augment.short=[48,64]", "data.augment.crop_short=[48,64]", "data.augment.crop=[32,48]"]
-    overrides += ["data.augment.eval_short=64", "data.augment.long=96", "data.batch_size=2", "data.workers=1"]
+    overrides += ["data.augment.scales=[48,64]", "data.augment.crop_scales=[48,64]", "data.augment.crop_size=[32,48]"]
+    overrides += ["data.augment.eval_scale=64", "data.augment.max_size=96", "data.batch_size=2", "data.workers=1"]
     overrides += ["train.epochs=1", "device=cpu", "train.log_every=1", "per_class=true"]
     run = RunFolder(tmp_path)
     configs.save(configs.load("experiments/deformable_detr_coco.yaml", overrides), run.config)

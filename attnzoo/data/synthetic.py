@@ -1,0 +1,71 @@
+"""Base class of the synthetic data sets, generated once into the cache."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from attnzoo.data.cache import cached_folder
+from attnzoo.data.registries import SPLITS
+from attnzoo.data.rendering import NUM_CLASSES, Scene, SceneOptions, SceneRenderer, check_dataset_option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSpec(SceneOptions, ABC):
+    """Splits of rendered scenes, in a cache folder that `name` and the options identify.
+
+    Each digit and each half of a photograph is used either in train or in val. Image i depends only on (seed, version,
+    split, i) and the scene options, not on the number of images.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Increment when the same options give other images."""
+
+    train_images: int = 8000
+    val_images: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dataset_option("train_images", self.train_images, self.train_images >= 1, "at least 1")
+        check_dataset_option("val_images", self.val_images, self.val_images >= 1, "at least 1")
+        check_dataset_option("seed", self.seed, self.seed >= 0, "at least 0")
+
+    @property
+    def num_classes(self) -> int:
+        return NUM_CLASSES
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
+
+    @property
+    def train_length(self) -> int:
+        return self.train_images
+
+    def check(self) -> None:
+        """Both splits are generated with the same classes."""
+
+    @abstractmethod
+    def generate(self, folder: Path) -> None:
+        """Write both splits into the empty `folder`."""
+
+    def folder(self) -> Path:
+        """The cache folder, generated on first use. Raises UserError if the cache cannot be written."""
+        options = {key: _canonical(value) for key, value in asdict(self).items()}
+        return cached_folder(self.name, options | {"version": self.version}, self.generate)
+
+    def scenes(self, split: str) -> Iterator[Scene]:
+        """The scenes of "train" or "val" in order."""
+        renderer = SceneRenderer(self, split)
+        for i in range(getattr(self, f"{split}_images")):
+            yield renderer.render(np.random.default_rng([self.seed, self.version, SPLITS.index(split), i]))
+
+
+def _canonical(value: Any) -> Any:
+    """Canonical JSON form of an option for the cache key: 20 and 20.0, lists and tuples are equal."""
+    return [float(item) for item in value] if isinstance(value, list | tuple) else float(value)
