@@ -114,7 +114,7 @@ def work(threads: int) -> None:
     """
     import torch
 
-    from attnzoo.bench.operators import compare
+    from attnzoo.bench.operators import benchmark
     from attnzoo.bench.operators.registered import OPERATIONS
 
     torch.set_num_threads(threads)
@@ -126,8 +126,8 @@ def work(threads: int) -> None:
             case = operation.cases[case_name]
             tensors = operation.inputs(case, pattern, torch.float32, device)
             slope = torch.randn(operation.output(case), generator=torch.Generator().manual_seed(1))
-            call = operation.peers[compare.OURS].load(case, device)
-            known[line] = compare.prepare(call, tensors, slope, backward=label != "forward")
+            call = operation.peers[benchmark.OURS].load(case, device)
+            known[line] = benchmark.prepare(call, tensors, slope, backward=label != "forward")
             known[line]()
         known[line]()
         start = time.perf_counter()

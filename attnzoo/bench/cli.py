@@ -157,7 +157,7 @@ def _writing(option: str, path: Path) -> Iterator[None]:
 
 def _run_ops(given: argparse.Namespace) -> int:
     device = _prepare(given)
-    from attnzoo.bench.operators import compare
+    from attnzoo.bench.operators import benchmark
     from attnzoo.bench.operators.peers import OURS
     from attnzoo.bench.operators.registered import OPERATIONS
     from attnzoo.bench.select import pick
@@ -165,33 +165,33 @@ def _run_ops(given: argparse.Namespace) -> int:
     if given.list:
         _list(device)
         return 0
-    measurements = compare.plan(device, given.operations, given.cases, given.patterns, given.dtypes)
+    measurements = benchmark.plan(device, given.operations, given.cases, given.patterns, given.dtypes)
     known = {name for operation in {m.operation.name for m in measurements} for name in OPERATIONS[operation].peers}
     peers = pick("peer", [OURS, *given.peers], sorted(known))
-    passes = pick("pass", given.passes, compare.PASSES)
+    passes = pick("pass", given.passes, benchmark.PASSES)
     if given.dry_run:
         for measurement in measurements:
             print(measurement)
         print(f"{len(measurements)} measurements of {' and '.join(passes)}, about {given.seconds:g} s a pass or more")
         return 0
-    settings = compare.Settings(device, passes, peers, given.seconds, given.budget)
-    record = compare.run(measurements, settings, _keep(given, len(measurements)))
-    return _finish(given, record, compare.faults(record))
+    settings = benchmark.Settings(device, passes, peers, given.seconds, given.budget)
+    record = benchmark.run(measurements, settings, _keep(given, len(measurements)))
+    return _finish(given, record, benchmark.faults(record))
 
 
 def _list(device: "torch.device") -> None:
-    from attnzoo.bench.operators import compare
-    from attnzoo.bench.operators.operation import DTYPES
+    from attnzoo.bench.operators import benchmark
+    from attnzoo.bench.operators.base import DTYPES
     from attnzoo.bench.operators.registered import OPERATIONS
     from attnzoo.environment import version
 
-    print(f"dtypes {', '.join(DTYPES)}; passes {', '.join(compare.PASSES)}")
+    print(f"dtypes {', '.join(DTYPES)}; passes {', '.join(benchmark.PASSES)}")
     for operation in OPERATIONS.values():
         print(f"{operation.name}: patterns {', '.join(operation.patterns)}")
         for name, case in operation.cases.items():
             asked = "" if name in operation.usual(device.type) else " (if asked for)"
             print(f"  case {name}: {case}{asked}")
-        for peer, state in compare.availability(operation, device):
+        for peer, state in benchmark.availability(operation, device):
             print(f"  peer {peer.name} ({peer.package} {version(peer.package) or 'not installed'}): {state}")
 
 
@@ -217,18 +217,18 @@ def _run_scaling(given: argparse.Namespace) -> int:
 
 def _run_models(given: argparse.Namespace) -> int:
     device = _prepare(given)
-    from attnzoo.bench.pairs import compare
+    from attnzoo.bench.models import benchmark
 
-    record = compare.run(
+    record = benchmark.run(
         device,
-        given.models or compare.USUAL,
+        given.models or benchmark.USUAL,
         seconds=given.seconds,
         tiny=given.tiny,
         forward=given.forward,
         training=given.training,
         progress=_keep(given),
     )
-    return _finish(given, record, compare.faults(record))
+    return _finish(given, record, benchmark.faults(record))
 
 
 def _run_tables(given: argparse.Namespace) -> int:

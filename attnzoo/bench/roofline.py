@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from attnzoo.bench.operators.operation import HALF, Operation, spell
+from attnzoo.bench.operators.base import HALF, Operation, spell
 from attnzoo.bench.timing import time_calls
 
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, far beyond any cache

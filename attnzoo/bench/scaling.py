@@ -13,7 +13,7 @@ from torch import Tensor
 from attnzoo.attention import ATTENTIONS, Attention, build, names
 from attnzoo.bench import memory, records
 from attnzoo.bench.fit import PowerLaw, power_law
-from attnzoo.bench.operators.compare import PASSES
+from attnzoo.bench.operators.benchmark import PASSES
 from attnzoo.bench.timing import interleave
 from attnzoo.geometry import Layout, Pyramid, Role, Slot
 

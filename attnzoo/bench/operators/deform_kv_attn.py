@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnzoo.bench.operators.base import HALF, Call, Operation, differentiate
 from attnzoo.bench.operators.ms_deform_attn import KNOT_MARGIN, OFFSET_PIXELS
-from attnzoo.bench.operators.operation import HALF, Call, Operation, differentiate
 
 HIDDEN = 32  # of the perceptron that computes the bias
 BLOCK = 2048  # queries of which the authority holds all pairs

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from attnzoo.bench.operators.base import Call, UnavailableError
 from attnzoo.bench.operators.deform_kv_attn import (
     DEFORM_KV_ATTENTION,
     DEFORM_KV_ATTENTION_MLP,
@@ -18,7 +19,6 @@ from attnzoo.bench.operators.deform_kv_attn import (
     query_positions,
     table_bias,
 )
-from attnzoo.bench.operators.operation import Call, UnavailableError
 from attnzoo.bench.operators.peers import BUILD, OURS, in_float32, require_compiled
 
 OWN = "part of attnzoo"

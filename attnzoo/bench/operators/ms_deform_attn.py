@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnzoo.bench.operators.operation import HALF, Operation, differentiate
+from attnzoo.bench.operators.base import HALF, Operation, differentiate
 from attnzoo.geometry import Layout
 from attnzoo.ops.ms_deform_attn import reference
 

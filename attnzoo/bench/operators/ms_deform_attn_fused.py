@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attnzoo.bench.operators import ms_deform_attn
+from attnzoo.bench.operators.base import Call, Operation, Peer, differentiate
 from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN, Case
-from attnzoo.bench.operators.operation import Call, Operation, Peer, differentiate
 from attnzoo.bench.operators.peers import BUILD, OURS, require_compiled
 from attnzoo.ops.ms_deform_attn import reference
 

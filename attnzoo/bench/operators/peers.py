@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnzoo.bench.operators.base import HALF, Call, UnavailableError
 from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN, Case
-from attnzoo.bench.operators.operation import HALF, Call, UnavailableError
 
 OURS = "attnzoo"
 BUILD = "pip install --no-build-isolation . in the source folder"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.fresh import passed_on_its_own
 
-from attnzoo.bench import agreement, memory, records, roofline, tables
+from attnzoo.bench import accuracy, memory, records, roofline, tables
 from attnzoo.bench.fit import power_law
 from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN
 from attnzoo.bench.timing import interleave, quartiles, ratios
@@ -185,9 +185,9 @@ def test_errors_of_the_right_thing_are_rounding():
     value = torch.randn(3, 4, dtype=torch.float64)
     slope = torch.randn(3, 4, dtype=torch.float64)
     truth = [value.sin(), slope * value.cos()]
-    found = agreement.errors(torch.sin, ["value"], (value,), slope, truth)
+    found = accuracy.errors(torch.sin, ["value"], (value,), slope, truth)
     assert list(found) == ["output", "gradient of value"]
-    assert agreement.verdict(found, torch.float64) is None
+    assert accuracy.verdict(found, torch.float64) is None
 
 
 def test_a_wrong_gradient_is_a_disagreement():
@@ -197,17 +197,17 @@ def test_a_wrong_gradient_is_a_disagreement():
     def detached(x: torch.Tensor) -> torch.Tensor:
         return (x * x.detach()).clone()  # the output is right, its derivative is half
 
-    found = agreement.errors(detached, ["value"], (value,), slope, [value**2, 2 * value])
+    found = accuracy.errors(detached, ["value"], (value,), slope, [value**2, 2 * value])
     assert found["output"] == 0
-    assert agreement.verdict(found, torch.float64).startswith("gradient of value is off by 5.0e-01")
+    assert accuracy.verdict(found, torch.float64).startswith("gradient of value is off by 5.0e-01")
 
 
 def test_distances():
     truth = torch.tensor([1.0, -4.0])
-    assert agreement.distance(torch.tensor([1.0, -3.0]), truth) == 0.25
-    assert agreement.distance(torch.tensor([1.0, torch.nan]), truth) == float("inf")
-    assert agreement.distance(torch.zeros(3), truth) == float("inf")
-    assert agreement.distance(torch.zeros(2), torch.zeros(2)) == 0
+    assert accuracy.distance(torch.tensor([1.0, -3.0]), truth) == 0.25
+    assert accuracy.distance(torch.tensor([1.0, torch.nan]), truth) == float("inf")
+    assert accuracy.distance(torch.zeros(3), truth) == float("inf")
+    assert accuracy.distance(torch.zeros(2), torch.zeros(2)) == 0
 
 
 def test_ceilings_are_measured_and_bound_time(monkeypatch):

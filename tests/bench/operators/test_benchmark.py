@@ -10,11 +10,11 @@ import torch
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo.bench import records, roofline, tables
-from attnzoo.bench.operators import compare as compare_ops
+from attnzoo.bench.operators import benchmark as compare_ops
 from attnzoo.bench.operators import deform_kv_attn
 from attnzoo.bench.operators import ms_deform_attn_fused as fused
+from attnzoo.bench.operators.base import DTYPES, UnavailableError
 from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN, Case, inputs
-from attnzoo.bench.operators.operation import DTYPES, UnavailableError
 from attnzoo.bench.operators.registered import OPERATIONS
 from attnzoo.errors import UserError
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnzoo.bench.operators import deform_kv_attn
+from attnzoo.bench.operators.base import differentiate
 from attnzoo.bench.operators.deform_kv_attn_peers import bias_in_flex_attention
-from attnzoo.bench.operators.operation import differentiate
 
 CPU = torch.device("cpu")
 CASE = deform_kv_attn.Case("odd", 5, 7, stride=2, heads=2, groups=1, head_dim=4)

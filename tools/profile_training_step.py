@@ -1,6 +1,6 @@
 """How much of a detector's training step the libraries take that it shares with transformers' version of it.
 
-python tools/step_shares.py [--threads N] [--rounds N] [--json FILE] [MODEL ...]
+python tools/profile_training_step.py [--threads N] [--rounds N] [--json FILE] [MODEL ...]
 
 Convolutions, matrix products and AdamW come from the same libraries in both, so their time in the other's step bounds
 the ratio that `python -m attnzoo bench models` can show. Each round times a step of each, then one with every operation
@@ -18,9 +18,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnzoo.bench import records
+from attnzoo.bench.models import benchmark
+from attnzoo.bench.models.detectors import DETECTORS, THEIRS
 from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.pairs import compare
-from attnzoo.bench.pairs.detectors import DETECTORS, THEIRS
 
 SHARED = ("mm", "addmm", "convolution", "convolution_backward", "_fused_adamw_")
 
@@ -47,7 +47,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         raise SystemExit(missing)
     images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     targets = DETECTORS.targets(batch, device)
-    steps = {who: compare.step(entrant, images, targets) for who, entrant in found.items()}
+    steps = {who: benchmark.step(entrant, images, targets) for who, entrant in found.items()}
     result: dict[str, Any] = {who: {"step": [], "shared": []} for who in steps}
     for call in (*steps.values(), *steps.values()):
         call()

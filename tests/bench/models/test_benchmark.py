@@ -11,9 +11,9 @@ from attnzoo import __main__ as attnzoo_main
 from attnzoo import ops
 from attnzoo.attention.dat_bias import TableBias
 from attnzoo.bench import tables
-from attnzoo.bench.pairs import compare, detectors
-from attnzoo.bench.pairs.classifiers import CLASSIFIERS, PLAIN, PlainAttention
-from attnzoo.bench.pairs.detectors import DETECTORS
+from attnzoo.bench.models import benchmark, detectors
+from attnzoo.bench.models.classifiers import CLASSIFIERS, PLAIN, PlainAttention
+from attnzoo.bench.models.detectors import DETECTORS
 
 CPU = torch.device("cpu")
 SMALL = {"seconds": 0, "tiny": True, "forward": (1, 32, 64), "training": (2, 32, 32)}
@@ -21,14 +21,14 @@ SMALL = {"seconds": 0, "tiny": True, "forward": (1, 32, 64), "training": (2, 32,
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("name", compare.MODELS)
+@pytest.mark.parametrize("name", benchmark.MODELS)
 def test_losses_and_gradients_agree(name):
-    kind = compare.MODELS[name]
+    kind = benchmark.MODELS[name]
     found, missing = kind.entrants(name, True, CPU)
     assert missing is None
     images, targets = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)), kind.targets(2, CPU)
-    outputs = {side: compare._learn(entrant, images, targets) for side, entrant in found.items()}
-    error, reason = compare.compare(outputs)
+    outputs = {side: benchmark._learn(entrant, images, targets) for side, entrant in found.items()}
+    error, reason = benchmark.compare(outputs)
     assert reason is None
     assert error < 1e-5
     trained = outputs["attnzoo"]["number of trained parameters"]
@@ -40,7 +40,7 @@ def test_both_are_timed_on_both_works(request):
     # Where fake tensors were before, torch has threads for gradients, which forked processes lack: no peak then.
     if passed_on_its_own(request):
         return
-    record = compare.run(CPU, ["deformable_detr_r50"], **SMALL)
+    record = benchmark.run(CPU, ["deformable_detr_r50"], **SMALL)
     assert [row["work"] for row in record["rows"]] == ["forward, 1 x 32x64", "training step, 2 x 32x32"]
     for row in record["rows"]:
         assert row["reason"] is None
@@ -49,7 +49,7 @@ def test_both_are_timed_on_both_works(request):
             "attnzoo": 5, "transformers": 5,
         }  # fmt: skip
         assert all(entry["peak_bytes"] > 0 for entry in row["implementations"].values())
-    assert compare.faults(record) == []
+    assert benchmark.faults(record) == []
     assert len(tables.whole_models(record)[0].rows) == 4
 
 
@@ -59,7 +59,7 @@ def test_a_step_begins_and_ends_without_gradients():
     ours = found["attnzoo"]
     images, targets = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)), DETECTORS.targets(2, CPU)
     before = [p.detach().clone() for p in ours.model.parameters() if p.requires_grad]
-    compare.step(ours, images, targets)()
+    benchmark.step(ours, images, targets)()
     after = [p for p in ours.model.parameters() if p.requires_grad]
     assert all(p.grad is None for p in after)
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -74,9 +74,9 @@ def test_different_weights_are_a_disagreement_and_nothing_is_timed(monkeypatch):
             found["transformers"].model.class_embed[0].bias += 0.1
         return found, missing
 
-    monkeypatch.setitem(compare.MODELS, "deformable_detr_r50", replace(DETECTORS, entrants=changed))
-    record = compare.run(CPU, ["deformable_detr_r50"], **SMALL)
-    assert len(compare.faults(record)) == 2
+    monkeypatch.setitem(benchmark.MODELS, "deformable_detr_r50", replace(DETECTORS, entrants=changed))
+    record = benchmark.run(CPU, ["deformable_detr_r50"], **SMALL)
+    assert len(benchmark.faults(record)) == 2
     assert all(row["implementations"] == {} for row in record["rows"])
     (table,) = tables.whole_models(record)
     assert "disagrees: logits of transformers" in table.rows[0][3]
@@ -99,19 +99,19 @@ def test_only_ours_uses_the_operators(monkeypatch):
 
 def test_without_its_bias_dat_computes_something_else(monkeypatch):
     monkeypatch.setattr(TableBias, "between", lambda self, places: torch.zeros(()))
-    record = compare.run(CPU, ["dat_tiny"], seconds=0, tiny=True, forward=(1, 64, 64), training=(1, 64, 64))
-    assert len(compare.faults(record)) == 2
+    record = benchmark.run(CPU, ["dat_tiny"], seconds=0, tiny=True, forward=(1, 64, 64), training=(1, 64, 64))
+    assert len(benchmark.faults(record)) == 2
 
 
 @pytest.mark.parametrize(("version", "said"), [(None, "is missing"), ("5.1", "5.1 names its tensors differently")])
 def test_without_the_right_transformers_ours_is_timed_alone(monkeypatch, version, said):
     monkeypatch.setattr(detectors, "version", lambda _: version)
-    record = compare.run(CPU, ["detr_r50"], **SMALL)
+    record = benchmark.run(CPU, ["detr_r50"], **SMALL)
     for row in record["rows"]:
         assert said in row["reason"]
         assert list(row["implementations"]) == ["attnzoo"]
     assert said in tables.whole_models(record)[0].markdown()
-    assert compare.faults(record) == []
+    assert benchmark.faults(record) == []
 
 
 def test_from_the_command_line(capsys, tmp_path):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnzoo.bench import agreement, memory, records, roofline
-from attnzoo.bench.operators.operation import DTYPES, Call, Operation, Peer, UnavailableError, differentiate, spell
+from attnzoo.bench import accuracy, memory, records, roofline
+from attnzoo.bench.operators.base import DTYPES, Call, Operation, Peer, UnavailableError, differentiate, spell
 from attnzoo.bench.operators.peers import OURS
 from attnzoo.bench.operators.registered import OPERATIONS
 from attnzoo.bench.roofline import Ceilings
@@ -133,7 +133,7 @@ def _admit(
     entry: dict[str, Any] = {"state": "missing", "reason": peer.install, "errors": {}, "seconds": {}, "peak_bytes": {}}
     try:
         call = peer.load(case, slope.device)
-        entry["errors"] = agreement.errors(call, operation.tensors, tensors, slope, truth)
+        entry["errors"] = accuracy.errors(call, operation.tensors, tensors, slope, truth)
     except ImportError:
         return entry, None
     except UnavailableError as error:
@@ -141,7 +141,7 @@ def _admit(
     except Exception as error:  # whatever goes wrong in the code of others costs their own rows alone
         what = " ".join(str(error).split())[:300]
         return entry | {"state": "failed", "reason": f"{type(error).__name__}: {what}"}, None
-    wrong = agreement.verdict(entry["errors"], slope.dtype)
+    wrong = accuracy.verdict(entry["errors"], slope.dtype)
     if wrong:
         return entry | {"state": "disagrees", "reason": wrong}, None
     return entry | {"state": "measured", "reason": None}, call

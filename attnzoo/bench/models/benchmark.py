@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnzoo.bench import agreement, memory, records
+from attnzoo.bench import accuracy, memory, records
+from attnzoo.bench.models.base import Entrant, Outputs, Shape
+from attnzoo.bench.models.classifiers import CLASSIFIERS
+from attnzoo.bench.models.detectors import DETECTORS
 from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.pairs.bench_model import Entrant, Outputs, Shape
-from attnzoo.bench.pairs.classifiers import CLASSIFIERS
-from attnzoo.bench.pairs.detectors import DETECTORS
 from attnzoo.bench.select import pick
 from attnzoo.bench.timing import interleave
 
@@ -77,7 +77,7 @@ def compare(outputs: dict[str, Outputs]) -> tuple[float, str | None]:
     """Largest distance of any output from ours, and in words which one is too far; None where none is."""
     ours = outputs[OURS]
     distances = {
-        f"{label} of {name}": agreement.distance(theirs[label].double(), ours[label].double())
+        f"{label} of {name}": accuracy.distance(theirs[label].double(), ours[label].double())
         for name, theirs in outputs.items()
         if name != OURS
         for label in ours

@@ -11,8 +11,8 @@ from attnzoo import models
 from attnzoo.attention.dat import DeformableKeyValueAttention
 from attnzoo.attention.dat_bias import MlpBias, Places, TableBias
 from attnzoo.attention.dat_grid import GridSpec
+from attnzoo.bench.models.base import Entrant, Kind, Outputs
 from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
 
 PLAIN = "grid_sample + einsum"
 CLASSES = 1000

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo import models
+from attnzoo.bench.models.base import Entrant, Kind, Outputs
 from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
 from attnzoo.environment import version
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector

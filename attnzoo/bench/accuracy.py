@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnzoo.bench.operators.operation import Call, differentiate
+from attnzoo.bench.operators.base import Call, differentiate
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest error allowed, in units of the largest element of the tensor at hand: a few roundings of each dtype,
