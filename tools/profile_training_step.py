@@ -1,10 +1,9 @@
-"""How much of a detector's training step the libraries take that it shares with transformers' version of it.
+"""Fraction of a training step spent in library ops that attnzoo and transformers share (matmul, convolution, AdamW).
 
 python tools/profile_training_step.py [--threads N] [--rounds N] [--json FILE] [MODEL ...]
 
-Convolutions, matrix products and AdamW come from the same libraries in both, so their time in the other's step bounds
-the ratio that `python -m attnzoo bench models` can show. Each round times a step of each, then one with every operation
-timed.
+The time of these ops in transformers' step bounds the speedup that `python -m attnzoo bench models` can show. Each
+round times a step of each implementation, then one with every op timed.
 """
 
 import argparse
@@ -19,78 +18,80 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnzoo.bench import records
 from attnzoo.bench.models import benchmark
-from attnzoo.bench.models.detectors import DETECTORS, THEIRS
-from attnzoo.bench.operators.peers import OURS
+from attnzoo.bench.models.detectors import DETECTION, TRANSFORMERS
+from attnzoo.bench.operators.base import OURS
+from attnzoo.bench.tables import TextTable
 
-SHARED = ("mm", "addmm", "convolution", "convolution_backward", "_fused_adamw_")
+LIBRARY_OPS = ("mm", "addmm", "convolution", "convolution_backward", "_fused_adamw_")
 
 
-class Shared(TorchDispatchMode):
-    """Adds up the seconds of the operations in SHARED."""
+class LibraryTimeMode(TorchDispatchMode):
+    """Sums up the seconds of LIBRARY_OPS."""
 
     seconds = 0.0
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        started = time.perf_counter()
-        result = operation(*args, **(kwargs or {}))
-        if operation._schema.name.removeprefix("aten::") in SHARED:
-            self.seconds += time.perf_counter() - started
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = time.perf_counter()
+        result = op(*args, **(kwargs or {}))
+        if op._schema.name.removeprefix("aten::") in LIBRARY_OPS:
+            self.seconds += time.perf_counter() - start
         return result
 
 
-def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Seconds of whole steps and of what is shared in them, of both, round by round."""
+def measure(model_name: str, rounds: int) -> dict[str, Any]:
+    """Seconds of whole steps and of the library ops in them, of both implementations, round by round."""
     device = torch.device("cpu")
-    batch, *size = DETECTORS.training
-    found, missing = DETECTORS.entrants(name, False, device)
+    batch, *size = DETECTION.training
+    models, missing = DETECTION.build_models(model_name, False, device)
     if missing:
         raise SystemExit(missing)
     images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    targets = DETECTORS.targets(batch, device)
-    steps = {who: benchmark.step(entrant, images, targets) for who, entrant in found.items()}
-    result: dict[str, Any] = {who: {"step": [], "shared": []} for who in steps}
-    for call in (*steps.values(), *steps.values()):
-        call()
+    targets = DETECTION.make_targets(batch, device)
+    steps = {name: benchmark.make_train_step(model, images, targets) for name, model in models.items()}
+    seconds: dict[str, Any] = {name: {"step": [], "library": []} for name in steps}
+    for step in (*steps.values(), *steps.values()):
+        step()
     for _ in range(rounds):
-        for who, call in steps.items():
-            result[who]["step"].append(_seconds(call))
-            with Shared() as shared:
-                call()
-            result[who]["shared"].append(shared.seconds)
-    return {"model": name, "work": f"training step, {batch} x {size[0]}x{size[1]}", "implementations": result}
+        for name, step in steps.items():
+            seconds[name]["step"].append(_time(step))
+            with LibraryTimeMode() as library:
+                step()
+            seconds[name]["library"].append(library.seconds)
+    workload = f"{benchmark.TRAINING}, {batch} x {size[0]}x{size[1]}"
+    return {"model": model_name, "workload": workload, "implementations": seconds}
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _time(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
-def table(rows: Sequence[dict[str, Any]]) -> records.Rows:
-    """Medians; the last column is the median over rounds of their whole step over what is shared in it."""
+def make_table(rows: Sequence[dict[str, Any]]) -> TextTable:
+    """Medians; the last column is the median over rounds of their whole step over the library ops in it."""
     cells = []
     for row in rows:
-        ours, theirs = (row["implementations"][who] for who in (OURS, THEIRS))
-        bound = median(step / shared for step, shared in zip(theirs["step"], theirs["shared"], strict=True))
-        parts = [f"{median(each['shared']):.2f} of {median(each['step']):.2f} s" for each in (ours, theirs)]
-        cells.append((row["model"], *parts, f"{bound:.2f}"))
-    header = ("model", "shared in ours", "shared in transformers'", "their step over what is shared in it")
-    return records.Rows("shares of a training step", header, cells, 1)
+        ours, theirs = (row["implementations"][name] for name in (OURS, TRANSFORMERS))
+        max_speedup = median(step / library for step, library in zip(theirs["step"], theirs["library"], strict=True))
+        parts = [f"{median(side['library']):.2f} of {median(side['step']):.2f} s" for side in (ours, theirs)]
+        cells.append((row["model"], *parts, f"{max_speedup:.2f}"))
+    header = ("model", "library ops in ours", "library ops in transformers", "maximum speedup")
+    return TextTable("library ops in a training step", header, cells, 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Shares of a training step", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("models", nargs="*", default=["deformable_detr_r50", "detr_r50"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    result = records.header("step shares", torch.device("cpu"), ["attnzoo", THEIRS])
-    result["rows"] = [measure(name, given.rounds) for name in given.models]
-    if given.json:
-        records.write(given.json, result)
-    print(table(result["rows"]).markdown())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    record = records.header("training step profile", torch.device("cpu"), ["attnzoo", TRANSFORMERS])
+    record["rows"] = [measure(name, args.rounds) for name in args.models]
+    if args.json:
+        records.write(args.json, record)
+    print(make_table(record["rows"]).markdown())
 
 
 if __name__ == "__main__":

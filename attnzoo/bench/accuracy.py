@@ -1,37 +1,36 @@
-"""Whether an implementation computes what it should: nothing is timed before this is known."""
+"""Correctness check against a float64 reference; it runs before any timing."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from attnzoo.bench.operators.base import Call, differentiate
+from attnzoo.bench.operators.base import OpFn, forward_backward
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"""Largest error allowed, in units of the largest element of the tensor at hand: a few roundings of each dtype,
-in coordinates of maps several hundred pixels wide too."""
+"""Largest error relative to the largest element. It allows a few roundings, of coordinates of large maps too."""
 
 
-def errors(
-    call: Call, names: Sequence[str], tensors: tuple[Tensor, ...], slope: Tensor, truth: Sequence[Tensor]
+def max_relative_errors(
+    fn: OpFn, names: Sequence[str], tensors: tuple[Tensor, ...], grad_output: Tensor, expected: Sequence[Tensor]
 ) -> dict[str, float]:
-    """Largest error of the output and of every gradient against `truth`, relative to the largest true element."""
-    found = differentiate(call, tensors, slope)
+    """Largest error of the output and of every gradient, relative to the largest expected element."""
+    actual = forward_backward(fn, tensors, grad_output)
     labels = ["output", *(f"gradient of {name}" for name in names)]
-    return {label: distance(got, want) for label, got, want in zip(labels, found, truth, strict=True)}
+    return {label: max_relative_error(a, e) for label, a, e in zip(labels, actual, expected, strict=True)}
 
 
-def distance(got: Tensor, want: Tensor) -> float:
-    """max |got - want| / max |want|; infinite where shapes differ or a value is not finite."""
-    if got.shape != want.shape or not bool(got.isfinite().all()):
+def max_relative_error(actual: Tensor, expected: Tensor) -> float:
+    """max |actual - expected| / max |expected|; infinite if shapes differ or a value is not finite."""
+    if actual.shape != expected.shape or not bool(actual.isfinite().all()):
         return float("inf")
-    scale = want.abs().max().clamp(min=torch.finfo(want.dtype).tiny)
-    return float((got.to(want.dtype) - want).abs().max() / scale)
+    scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    return float((actual.to(expected.dtype) - expected).abs().max() / scale)
 
 
-def verdict(found: dict[str, float], dtype: torch.dtype) -> str | None:
-    """None where all errors are within tolerance, otherwise the worst of them in words."""
-    worst = max(found, key=lambda label: found[label])
-    if found[worst] <= TOLERANCES[dtype]:
+def check_tolerances(errors: dict[str, float], dtype: torch.dtype) -> str | None:
+    """A message about the largest error if it exceeds the tolerance, else None."""
+    worst = max(errors, key=lambda label: errors[label])
+    if errors[worst] <= TOLERANCES[dtype]:
         return None
-    return f"{worst} is off by {found[worst]:.1e} of its largest element, allowed {TOLERANCES[dtype]:.0e}"
+    return f"{worst}: relative error {errors[worst]:.1e}, allowed {TOLERANCES[dtype]:.0e}"

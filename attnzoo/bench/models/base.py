@@ -1,4 +1,4 @@
-"""Whole models that are compared: what is timed of each, and on what."""
+"""Benchmarked models: what is timed, and on which inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,33 +12,33 @@ Outputs = dict[str, Tensor]
 Shape = tuple[int, int, int]
 
 
-class Entrant(ABC):
-    """A model as it is timed."""
+class BenchModel(ABC):
+    """One implementation of a model, as it is timed."""
 
     model: nn.Module
 
     @abstractmethod
     def predict(self, images: Tensor) -> Outputs:
-        """Everything that it says of images (B, 3, H, W)."""
+        """Model outputs by name for images (B, 3, H, W)."""
 
     @abstractmethod
     def loss(self, images: Tensor, targets: Any) -> Tensor:
-        """The scalar to minimise, given targets of its kind."""
+        """The scalar training loss for targets of its task."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Models with the same task.
+class BenchTask:
+    """Models with the same inputs and targets.
 
     - `models`: their names
-    - `entrants(name, tiny, device)`: implementations with the same weights, in float32 and without dropout, and in one
-      line why some are missing; `tiny` is for trying the command
-    - `targets(batch, device)`: what they are trained on
-    - `forward`, `training`: images (B, H, W) of both works unless others are asked for
+    - `build_models(name, tiny, device)`: implementations with the same weights, in float32 and without dropout, and the
+      reason if one is missing; `tiny` is for smoke tests
+    - `make_targets(batch, device)`: training targets
+    - `forward`, `training`: default input shapes (B, H, W) of the forward pass and of the training step
     """
 
     models: tuple[str, ...]
-    entrants: Callable[[str, bool, torch.device], tuple[dict[str, Entrant], str | None]]
-    targets: Callable[[int, torch.device], Any]
+    build_models: Callable[[str, bool, torch.device], tuple[dict[str, BenchModel], str | None]]
+    make_targets: Callable[[int, torch.device], Any]
     forward: Shape
     training: Shape

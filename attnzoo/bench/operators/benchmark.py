@@ -1,4 +1,4 @@
-"""`bench ops`: every implementation of every operator on the same inputs, side by side."""
+"""`bench ops`: all implementations of an operator on the same inputs."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,173 +10,196 @@ import torch
 from torch import Tensor
 
 from attnzoo.bench import accuracy, memory, records, roofline
-from attnzoo.bench.operators.base import DTYPES, Call, Operation, Peer, UnavailableError, differentiate, spell
-from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.operators.registered import OPERATIONS
-from attnzoo.bench.roofline import Ceilings
-from attnzoo.bench.select import ALL, pick, present
-from attnzoo.bench.timing import interleave
+from attnzoo.bench.operators.base import (
+    DTYPES,
+    OURS,
+    Implementation,
+    Operator,
+    OpFn,
+    UnavailableError,
+    dtype_name,
+    forward_backward,
+)
+from attnzoo.bench.operators.deform_kv_attn import DEFORM_KV_ATTENTION, DEFORM_KV_ATTENTION_MLP
+from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN
+from attnzoo.bench.operators.ms_deform_attn_fused import MS_DEFORM_ATTN_FUSED
+from attnzoo.bench.roofline import PeakRates
+from attnzoo.bench.select import ALL, filter_names, select_names
+from attnzoo.bench.timing import time_interleaved
 
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (MS_DEFORM_ATTN, MS_DEFORM_ATTN_FUSED, DEFORM_KV_ATTENTION, DEFORM_KV_ATTENTION_MLP)
+}
 PASSES = ("forward", "forward+backward")
-USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
+DEFAULT_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One operation on one set of inputs."""
+    """One operator on one set of inputs."""
 
-    operation: Operation
+    operator: Operator
     case: str
     pattern: str
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{self.operation.name} {self.case} {self.pattern} {spell(self.dtype)}"
+        return f"{self.operator.name} {self.case} {self.pattern} {dtype_name(self.dtype)}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure: on `device`, these `passes` and `peers`, `seconds` for every pass of every measurement.
-
-    After `budget` seconds no measurement is begun any more.
-    """
+    """`seconds` is the time per pass of a measurement; no measurement starts after `budget` seconds."""
 
     device: torch.device
     passes: Sequence[str] = PASSES
-    peers: Sequence[str] = (ALL,)
+    implementations: Sequence[str] = (ALL,)
     seconds: float = 2.0
     budget: float = float("inf")
 
 
 def plan(
     device: torch.device,
-    operations: Sequence[str] = (ALL,),
+    operators: Sequence[str] = (ALL,),
     cases: Sequence[str] | None = None,
     patterns: Sequence[str] = (ALL,),
     dtypes: Sequence[str] | None = None,
 ) -> list[Measurement]:
-    """What is measured, in order; None stands for what is usual on the device.
-
-    Raises UserError, with the nearest name, for one that does not exist.
-    """
-    chosen = [OPERATIONS[name] for name in pick("operation", operations, OPERATIONS)]
+    """The measurements in order; None selects the defaults of the device. Raises UserError for an unknown name."""
+    selected = [OPERATORS[name] for name in select_names("operator", operators, OPERATORS)]
     if cases is not None:
-        pick("case", cases, {case for operation in chosen for case in operation.cases})
-    pick("pattern", patterns, {pattern for operation in chosen for pattern in operation.patterns})
-    kinds = pick("dtype", USUAL_DTYPES[device.type] if dtypes is None else dtypes, DTYPES)
-    measurements = []
-    for operation in chosen:
-        wanted = operation.usual(device.type) if cases is None else present(cases, operation.cases)
-        for case, dtype, pattern in product(wanted, kinds, present(patterns, operation.patterns)):
-            measurements.append(Measurement(operation, case, pattern, DTYPES[dtype]))
-    return measurements
+        select_names("case", cases, {case for operator in selected for case in operator.cases})
+    select_names("pattern", patterns, {pattern for operator in selected for pattern in operator.patterns})
+    dtype_names = select_names("dtype", DEFAULT_DTYPES[device.type] if dtypes is None else dtypes, DTYPES)
+    return [
+        Measurement(operator, case, pattern, DTYPES[dtype])
+        for operator in selected
+        for case, dtype, pattern in product(
+            operator.default_cases(device.type) if cases is None else filter_names(cases, operator.cases),
+            dtype_names,
+            filter_names(patterns, operator.patterns),
+        )
+    ]
 
 
 def run(
     measurements: Sequence[Measurement],
     settings: Settings,
-    progress: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The record of all measurements; `progress` is called with it as it grows."""
+    """The record of all measurements; `on_progress` receives it after every row."""
     start = time.monotonic()
-    operations = list({m.operation.name: m.operation for m in measurements}.values())
-    packages = sorted({peer.package for operation in operations for peer in operation.peers.values()})
-    limits = roofline.measure(operations, {m.dtype for m in measurements}, settings.device)
-    result = records.header("ops", settings.device, packages)
-    result |= {"ceilings": asdict(limits), "memory": memory.METHODS[settings.device.type], "rows": [], "left_out": []}
+    operators = list({m.operator.name: m.operator for m in measurements}.values())
+    packages = sorted({entry.package for operator in operators for entry in operator.implementations.values()})
+    peak_rates = roofline.measure_peak_rates(operators, {m.dtype for m in measurements}, settings.device)
+    record = records.header("ops", settings.device, packages)
+    record |= {
+        "roofline": asdict(peak_rates), "memory": memory.METHODS[settings.device.type], "rows": [], "skipped": [],
+    }  # fmt: skip
     for measurement in measurements:
         if time.monotonic() - start > settings.budget:
-            result["left_out"].append(str(measurement))
+            record["skipped"].append(str(measurement))
             continue
-        result["rows"].append(measure(measurement, settings, limits))
-        progress(result)
-    return result
+        record["rows"].append(run_measurement(measurement, settings, peak_rates))
+        on_progress(record)
+    return record
 
 
-def measure(measurement: Measurement, settings: Settings, limits: Ceilings) -> dict[str, Any]:
-    """One row of the record: all implementations of one operation on the same inputs."""
-    operation, device, dtype = measurement.operation, settings.device, measurement.dtype
-    case = operation.cases[measurement.case]
-    tensors = operation.inputs(case, measurement.pattern, dtype, device)
-    slope = torch.randn(operation.output(case), generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    truth = operation.authority(case, tensors, slope)
-    found: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Call] = {}
-    for peer in (operation.peers[name] for name in present(settings.peers, operation.peers)):
-        found[peer.name], call = _admit(peer, case, operation, tensors, slope, truth)
-        if call is not None:
-            calls[peer.name] = call
+def run_measurement(measurement: Measurement, settings: Settings, peak_rates: PeakRates) -> dict[str, Any]:
+    """One row of the record: all implementations of one operator on the same inputs."""
+    operator, device, dtype = measurement.operator, settings.device, measurement.dtype
+    case = operator.cases[measurement.case]
+    tensors = operator.inputs(case, measurement.pattern, dtype, device)
+    g = torch.Generator().manual_seed(1)
+    grad_output = torch.randn(operator.output_shape(case), generator=g).to(device, dtype)
+    expected = operator.reference(case, tensors, grad_output)
+    entries: dict[str, dict[str, Any]] = {}
+    fns: dict[str, OpFn] = {}
+    for name in filter_names(settings.implementations, operator.implementations):
+        implementation = operator.implementations[name]
+        entries[name], fn = _load_and_check(implementation, case, operator, tensors, grad_output, expected)
+        if fn is not None:
+            fns[name] = fn
     row: dict[str, Any] = {
-        "operation": operation.name,
+        "operator": operator.name,
         "case": measurement.case,
         "sizes": str(case),
         "pattern": measurement.pattern,
-        "dtype": spell(dtype),
-        "bound_seconds": {},
-        "implementations": found,
+        "dtype": dtype_name(dtype),
+        "roofline_seconds": {},
+        "implementations": entries,
     }
-    for label in settings.passes:
-        backward = label != "forward"
-        passes = {name: prepare(call, tensors, slope, backward) for name, call in calls.items()}
-        for name, samples in interleave(passes, device, settings.seconds).items():
-            found[name]["seconds"][label] = samples
-            found[name]["peak_bytes"][label] = memory.peak(passes[name], device)
-        work, moved = operation.macs(case) * (3 if backward else 1), roofline.traffic(tensors, slope, backward)
-        row["bound_seconds"][label] = roofline.bound(operation, work, moved, dtype, limits)
+    for pass_name in settings.passes:
+        backward = pass_name != "forward"
+        calls = {name: timed_call(fn, tensors, grad_output, backward) for name, fn in fns.items()}
+        for name, samples in time_interleaved(calls, device, settings.seconds).items():
+            entries[name]["seconds"][pass_name] = samples
+            entries[name]["peak_bytes"][pass_name] = memory.peak_memory(calls[name], device)
+        macs = operator.macs(case) * (3 if backward else 1)
+        num_bytes = roofline.min_bytes(tensors, grad_output, backward)
+        row["roofline_seconds"][pass_name] = roofline.roofline_seconds(operator, macs, num_bytes, dtype, peak_rates)
     return row
 
 
-def _admit(
-    peer: Peer, case: Any, operation: Operation, tensors: tuple[Tensor, ...], slope: Tensor, truth: list[Tensor]
-) -> tuple[dict[str, Any], Call | None]:
-    """What is known of an implementation before it is timed, and its call if it computes the right thing."""
-    entry: dict[str, Any] = {"state": "missing", "reason": peer.install, "errors": {}, "seconds": {}, "peak_bytes": {}}
+def _load_and_check(
+    implementation: Implementation,
+    case: Any,
+    operator: Operator,
+    tensors: tuple[Tensor, ...],
+    grad_output: Tensor,
+    expected: list[Tensor],
+) -> tuple[dict[str, Any], OpFn | None]:
+    """The implementation's entry in the row, and its function if the output and gradients are correct."""
+    entry: dict[str, Any] = {
+        "state": "missing", "reason": implementation.install, "errors": {}, "seconds": {}, "peak_bytes": {},
+    }  # fmt: skip
     try:
-        call = peer.load(case, slope.device)
-        entry["errors"] = accuracy.errors(call, operation.tensors, tensors, slope, truth)
+        fn = implementation.factory(case, grad_output.device)
+        entry["errors"] = accuracy.max_relative_errors(fn, operator.tensors, tensors, grad_output, expected)
     except ImportError:
         return entry, None
     except UnavailableError as error:
         return entry | {"state": "unavailable", "reason": str(error)}, None
-    except Exception as error:  # whatever goes wrong in the code of others costs their own rows alone
-        what = " ".join(str(error).split())[:300]
-        return entry | {"state": "failed", "reason": f"{type(error).__name__}: {what}"}, None
-    wrong = accuracy.verdict(entry["errors"], slope.dtype)
-    if wrong:
-        return entry | {"state": "disagrees", "reason": wrong}, None
-    return entry | {"state": "measured", "reason": None}, call
+    except Exception as error:  # third-party errors must not stop the benchmark
+        message = " ".join(str(error).split())[:300]
+        return entry | {"state": "failed", "reason": f"{type(error).__name__}: {message}"}, None
+    mismatch = accuracy.check_tolerances(entry["errors"], grad_output.dtype)
+    if mismatch:
+        return entry | {"state": "mismatch", "reason": mismatch}, None
+    return entry | {"state": "measured", "reason": None}, fn
 
 
-def prepare(call: Call, tensors: tuple[Tensor, ...], slope: Tensor, backward: bool) -> Callable[[], object]:
-    """What is timed: `call(*tensors)`, with its gradients given that of the output if `backward`."""
+def timed_call(fn: OpFn, tensors: tuple[Tensor, ...], grad_output: Tensor, backward: bool) -> Callable[[], object]:
+    """A call of `fn(*tensors)` without gradients, or with those of all tensors if `backward`."""
     if backward:
-        return lambda: differentiate(call, tensors, slope)
+        return lambda: forward_backward(fn, tensors, grad_output)
 
     def forward() -> Tensor:
         with torch.no_grad():
-            return call(*tensors)
+            return fn(*tensors)
 
     return forward
 
 
-def faults(record: dict[str, Any]) -> list[str]:
-    """Where this package's own operators are wrong or fail."""
+def failures(record: dict[str, Any]) -> list[str]:
+    """Measurements in which our own implementation is wrong or raises."""
     return [
-        f"{row['operation']} {row['case']} {row['pattern']} {row['dtype']}: {ours['reason']}"
+        f"{row['operator']} {row['case']} {row['pattern']} {row['dtype']}: {ours['reason']}"
         for row in record["rows"]
-        if (ours := row["implementations"].get(OURS)) and ours["state"] in ("disagrees", "failed")
+        if (ours := row["implementations"].get(OURS)) and ours["state"] in ("mismatch", "failed")
     ]
 
 
-def availability(operation: Operation, device: torch.device) -> Iterator[tuple[Peer, str]]:
-    """Every implementation: "available", or why it cannot run here and what would change that."""
-    case = next(iter(operation.cases.values()))
-    for peer in operation.peers.values():
+def availability(operator: Operator, device: torch.device) -> Iterator[tuple[Implementation, str]]:
+    """Every implementation with "available", or the reason why it cannot run here."""
+    case = next(iter(operator.cases.values()))
+    for implementation in operator.implementations.values():
         try:
-            peer.load(case, device)
+            implementation.factory(case, device)
         except ImportError:
-            yield peer, f"missing: {peer.install}"
+            yield implementation, f"missing: {implementation.install}"
         except UnavailableError as error:
-            yield peer, f"unavailable: {error}"
+            yield implementation, f"unavailable: {error}"
         else:
-            yield peer, "available"
+            yield implementation, "available"
