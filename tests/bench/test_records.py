@@ -27,3 +27,12 @@ def test_published_tables_are_those_of_the_raw_files(path):
     if record["kind"] in ("ops", "scaling", "models"):
         page = tables.render_page({path: record}, "Operators: tables")
         assert page.partition("\n\n")[2] in (PUBLISHED / "tables.md").read_text()
+
+
+def test_every_published_raw_file_is_linked():
+    page = (PUBLISHED.parent / "operators.md").read_text()
+    assert [path.name for path in PUBLISHED.glob("*.json") if f"(operators/{path.name})" not in page] == []
+
+
+def test_names_of_published_files_are_plain():
+    assert [path.name for path in PUBLISHED.parent.rglob("*") if set(path.name) & set("=,")] == []
