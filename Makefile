@@ -1,63 +1,64 @@
 # The two commands a newcomer needs: `make demo` and `make test`. Both set up .venv first, once.
 PYTHON ?= python3
 CXX ?= g++
+FAULTS ?= 30
+CLUSTER_DIR ?= /tmp/attnzoo-slurm-$(shell id -un)
 VENV := .venv
-CLUSTER ?= /tmp/attnzoo-slurm-$(shell id -un)
-RUN := $(VENV)/bin/python
+PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-slurm soak bench gpu lint format wheel slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow test-slurm test-long bench gpu lint format wheel slurm-up slurm-down clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-setup: $(VENV)/.built  ## make .venv, install pinned dependencies, build the operators
+setup: $(VENV)/.built  ## create .venv, install pinned dependencies, build the operators
 
-demo: setup  ## the ablation of sampling points, from nothing to its table
-	$(RUN) -m attnzoo.run experiments/ablate_points.yaml
+demo: setup  ## run the sampling-point ablation end to end
+	$(PY) -m attnzoo.run experiments/ablate_points.yaml
 
-test: setup  ## the test-suite without the slow part
-	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+test: setup  ## run the fast tests
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: setup  ## the slow part: whole trainings, kills, packaging, compiler runs
-	$(RUN) -m pytest -m "slow and not slurm" -n 2 --dist loadscope --durations=15
+test-slow: setup  ## run slow tests (full training, crash recovery, packaging, compilers)
+	$(PY) -m pytest -m "slow and not slurm" -n 2 --dist loadscope --durations=15
 
-test-slurm: setup  ## sweeps and faults on a SLURM cluster of this machine's own
-	$(RUN) -m pytest -m slurm -n 2 --dist loadfile --durations=15
+test-slurm: setup  ## run SLURM integration tests on a local cluster
+	$(PY) -m pytest -m slurm -n 2 --dist loadfile --durations=15
 
-soak: setup  ## thirty random faults on one sweep; writes docs/results/soak
-	OMP_NUM_THREADS=1 $(RUN) tests/slurm/soak.py --faults 30 --seed 0
+test-long: setup  ## run tests of over 10 minutes (fault-injection soak test); log in docs/results/test-long.txt
+	$(PY) tools/long_tests.py --faults $(FAULTS)
 
-bench: setup  ## time the CPU operators beside what is installed of others, some minutes
-	$(RUN) -m attnzoo bench ops --json runs/bench/ops.json
+bench: setup  ## benchmark the CPU operators (a few minutes)
+	$(PY) -m attnzoo bench ops --json runs/bench/ops.json
 
-gpu:  ## build, test and measure on this machine's GPU: make gpu OUT=folder [WHEELS=folder]
+gpu:  ## build, test and benchmark on a GPU: make gpu OUT=folder [WHEELS=folder]
 	@test -n "$(OUT)" || { echo "OUT is not set: make gpu OUT=folder [WHEELS=folder]"; exit 1; }
 	@$(PYTHON) tools/gpu.py --out "$(OUT)" $(if $(WHEELS),--wheels "$(WHEELS)")
 
-lint: setup  ## ruff check and format, mypy
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+lint: setup  ## check with ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
-format: setup  ## let ruff mend what it can
-	$(RUN) -m ruff check --fix .
-	$(RUN) -m ruff format .
+format: setup  ## auto-fix with ruff
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
 
 wheel: setup  ## build a wheel into dist/
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 
-slurm-up:  ## start a SLURM cluster of two nodes on this machine, to try sweeps
-	@$(PYTHON) slurm/local/cluster.py up $(CLUSTER)
+slurm-up:  ## start a local SLURM cluster of two nodes
+	@$(PYTHON) slurm/local/cluster.py up $(CLUSTER_DIR)
 
-slurm-down:  ## stop it
-	@$(PYTHON) slurm/local/cluster.py down $(CLUSTER)
+slurm-down:  ## stop the local SLURM cluster
+	@$(PYTHON) slurm/local/cluster.py down $(CLUSTER_DIR)
 
-clean:  ## remove what was built, .venv included
+clean:  ## remove build outputs and .venv
 	rm -rf $(VENV) build dist *.egg-info attnzoo/ops/*.so attnzoo/ops/_build.json
 
-# Set-up in three steps, each repeated only when what it depends on has changed.
+# Three incremental setup stages.
 $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null \
 	  || { echo "$(PYTHON) is missing: install Python 3.11 or later (Debian: apt-get install python3 python3-venv)"; exit 1; }
@@ -72,12 +73,12 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made constraints.txt pyproject.toml
 	$(PIP) install --quiet -c constraints.txt torch torchvision setuptools wheel ninja
-	$(RUN) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print("\n".join(p["dependencies"] + sum(p["optional-dependencies"].values(), [])))' > $(VENV)/requirements.txt
 	$(PIP) install --quiet -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PIP) install --quiet --no-build-isolation --no-deps -e .
-	@$(RUN) -m attnzoo list --ops
+	@$(PY) -m attnzoo list --ops
 	@touch $@

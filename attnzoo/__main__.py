@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparing = verbs.add_parser("compare", help="compare finished runs: means, intervals, cost")
     comparing.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     comparing.set_defaults(command=_compare)
-    measuring = bench_cli.arguments(
+    measuring = bench_cli.add_arguments(
         verbs.add_parser("bench", help="time operators, attentions and models beside others")
     )
-    measuring.set_defaults(command=bench_cli.start)
+    measuring.set_defaults(command=bench_cli.main)
     listing = verbs.add_parser("list", help="list attentions, models, data sets and augmentations")
     listing.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     listing.set_defaults(command=_list)

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and a loud reason where the machine lacks something."""
+"""Settings of all tests: one thread, a temporary cache, skipped GPU tests, and scheduling of slow tests."""
 
 import functools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of generated images that lives as long as the tests."""
+    """A cache of generated images for this session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -29,26 +29,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadscope` keeps together what shares a build: the emulated CUDA kernels, a file that makes its own.
+    """`--dist loadscope` runs tests that share a build in one process: the emulated CUDA kernels, and some files.
 
-    Every other test goes to whichever process is free, however long the rest of its file is. (xdist's loadgroup, made
-    for this, no longer groups with pytest 9.2: pytest-dev/pytest-xdist#1386.)
+    Every other test goes to any free process. (xdist's loadgroup does not group with pytest 9.2:
+    pytest-dev/pytest-xdist#1386.)
     """
     if config.getvalue("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class BySharedBuild(LoadScopeScheduling):
+    class SharedBuildScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             if "[emulated" in nodeid or "the_emulation" in nodeid:
                 return "emulated"
             file = nodeid.partition("::")[0]
-            return file if builds(config.rootpath / file) else nodeid
+            return file if has_module_fixture(config.rootpath / file) else nodeid
 
-    return BySharedBuild(config, log)
+    return SharedBuildScheduling(config, log)
 
 
 @functools.cache
-def builds(file: Path) -> bool:
-    """Whether the tests of a file share a fixture."""
+def has_module_fixture(file: Path) -> bool:
+    """Whether the tests of a file share a fixture, such as a build."""
     return 'scope="module"' in file.read_text()

@@ -1,4 +1,4 @@
-"""`tools/ablate_kernels.py`: what it takes out is there, and what it measures exists."""
+"""`tools/ablate_kernels.py`: its patches apply, and its cases exist."""
 
 import importlib.util
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.bench.operators.registered import OPERATIONS
+from attnzoo.bench.operators.benchmark import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("ablate_kernels", ROOT / "tools" / "ablate_kernels.py")
@@ -15,21 +15,21 @@ sys.modules["ablate_kernels"] = ablate_kernels
 spec.loader.exec_module(ablate_kernels)
 
 
-@pytest.mark.parametrize("part", ablate_kernels.PARTS, ids=lambda part: part.name)
-def test_every_part_stands_once_in_its_file(part):
-    assert (ROOT / "csrc" / part.file).read_text().count(part.old) == 1
-    assert part.new != part.old
+@pytest.mark.parametrize("optimization", ablate_kernels.OPTIMIZATIONS, ids=lambda optimization: optimization.name)
+def test_every_patch_applies_once(optimization):
+    assert (ROOT / "csrc" / optimization.file).read_text().count(optimization.old) == 1
+    assert optimization.new != optimization.old
 
 
-@pytest.mark.parametrize("call", {call for part in ablate_kernels.PARTS for call in part.calls})
-def test_every_call_is_a_case_of_the_benchmark(call):
-    name, case, pattern = call
-    assert case in OPERATIONS[name].cases
-    assert pattern in OPERATIONS[name].patterns
+@pytest.mark.parametrize("case", {case for each in ablate_kernels.OPTIMIZATIONS for case in each.cases})
+def test_every_case_is_one_of_the_benchmark(case):
+    name, case, pattern = case
+    assert case in OPERATORS[name].cases
+    assert pattern in OPERATORS[name].patterns
 
 
-def test_a_worker_times_what_it_is_told():
-    worker = ablate_kernels.Variant(ROOT, 1, "baseline")
+def test_a_worker_times_calls():
+    worker = ablate_kernels.WorkerProcess(ROOT, 1, "baseline")
     try:
         assert 0 < worker.time(("ms_deform_attn", "decoder-b1", "local", "forward")) < 60
         assert 0 < worker.time(("ms_deform_attn", "decoder-b1", "local", "forward+backward")) < 60

@@ -1,4 +1,4 @@
-"""`make gpu`, as far as it runs without a GPU: what it plans, how it fails, and the same command on a CPU."""
+"""`make gpu` without a GPU: its steps, its errors, and a smoke test on the CPU."""
 
 import argparse
 import importlib.util
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from attnzoo.bench import cli as bench_cli
-from attnzoo.bench.operators.registered import OPERATIONS
+from attnzoo.bench.operators.benchmark import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("gpu", ROOT / "tools" / "gpu.py")
@@ -29,7 +29,7 @@ def python(program: str, seconds: float = 60) -> "gpu.Step":
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`make gpu` as from a terminal, though `make test` may have started us."""
+    """`make gpu` as from a terminal, also under `make test`."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     }
@@ -37,7 +37,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_one_line_and_nothing_is_made(tmp_path):
+def test_without_a_gpu_it_is_one_line_and_nothing_is_written(tmp_path):
     done = make(f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}")
     assert done.returncode != 0
     lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ")]
@@ -67,22 +67,22 @@ def test_an_old_torch_and_a_missing_folder_are_one_line(monkeypatch, capsys, tmp
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("tiny", [False, True])
-def test_every_planned_benchmark_is_one_the_command_line_takes(tmp_path, device, tiny):
+def test_every_benchmark_is_a_valid_command_line(tmp_path, device, tiny):
     planned = {step.name: step.command for step in gpu.steps(device, tiny, tmp_path, None)}
     assert list(planned) == ["tests", *gpu.RAW]
     for name in gpu.RAW:
         verb, *rest = planned[name][3:]
         assert verb == "bench"
-        given = bench_cli.arguments(argparse.ArgumentParser()).parse_args(rest)
-        assert (given.bench, given.device) == (name.partition("-")[0], device)
-        assert given.json == tmp_path / f"{name}.json"
+        args = bench_cli.add_arguments(argparse.ArgumentParser()).parse_args(rest)
+        assert (args.bench, args.device) == (name.partition("-")[0], device)
+        assert args.json == tmp_path / f"{name}.json"
     assert ("cuda" in planned["tests"]) == (device == "cuda" and not tiny)
 
 
-def test_every_operation_is_measured(tmp_path):
+def test_every_operator_is_measured(tmp_path):
     steps = {step.name: step.command for step in gpu.steps("cuda", False, tmp_path, None)}
-    measured = {name for raw in (gpu.PLAIN, gpu.OTHERS) for name in steps[raw] if name in OPERATIONS}
-    assert measured == set(OPERATIONS)
+    measured = {name for raw in (gpu.MSDA, gpu.OTHER_OPS) for name in steps[raw] if name in OPERATORS}
+    assert measured == set(OPERATORS)
 
 
 def program(path: Path, script: str) -> Path:
@@ -92,87 +92,87 @@ def program(path: Path, script: str) -> Path:
     return path
 
 
-def test_the_sanitizer_is_found_beside_nvcc_in_the_toolkit_and_among_packages(tmp_path, monkeypatch):
+def test_where_the_sanitizer_is_looked_for(tmp_path, monkeypatch):
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: str(tmp_path / "nowhere"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     assert gpu.find_sanitizer(tmp_path / "packages") is None
-    places = ["packages/nvidia/cu13/bin", "toolkit/bin", "home/bin", "path"]  # a later one goes before those ahead
+    places = ["packages/nvidia/cu13/bin", "toolkit/bin", "home/bin", "path"]  # in order of increasing precedence
     for place in places:
-        wanted = program(tmp_path / place / "compute-sanitizer", "")
+        expected = program(tmp_path / place / "compute-sanitizer", "")
         if place == "toolkit/bin":
             (tmp_path / "path").mkdir()
             (tmp_path / "path" / "nvcc").symlink_to(program(tmp_path / place / "nvcc", ""))
         if place == "home/bin":
             monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
-        assert gpu.find_sanitizer(tmp_path / "packages") == str(wanted)
+        assert gpu.find_sanitizer(tmp_path / "packages") == str(expected)
 
 
-def test_tests_under_the_sanitizer_come_after_what_matters_most_and_take_little(tmp_path):
+def test_sanitizer_steps_come_last_and_are_short(tmp_path):
     planned = gpu.steps("cuda", False, tmp_path, "/bin/compute-sanitizer")
     names = [step.name for step in planned]
     assert names[-2:] == ["memcheck", "racecheck"]
-    checks = [step for step in planned if step.name in gpu.CHECKS]
+    checks = [step for step in planned if step.name in gpu.SANITIZER_TOOLS]
     assert 0 < sum(step.seconds for step in checks) <= 80
     assert all(step.command[2:5] == ["/bin/compute-sanitizer", "--tool", step.name] for step in checks)
 
 
-def test_every_name_of_tests_under_the_sanitizer_is_one():
-    (command, _) = [step.command for step in gpu.check_steps("sanitizer")]
+def test_every_sanitized_test_exists():
+    (command, _) = [step.command for step in gpu.sanitizer_steps("sanitizer")]
     pytest_command = command[command.index(sys.executable) :]
     listed = subprocess.run([*pytest_command, "--collect-only"], cwd=ROOT, text=True, capture_output=True).stdout
     chosen = [line for line in listed.splitlines() if "::" in line]
-    assert all(any(name in line for line in chosen) for name in gpu.SANITIZED), listed
+    assert all(any(name in line for line in chosen) for name in gpu.SANITIZED_TESTS), listed
     assert all("[cuda" in line for line in chosen)
     assert len(chosen) < 40
 
 
-def test_without_the_sanitizer_the_summary_says_so_and_nothing_has_failed():
+def test_a_missing_sanitizer_and_its_timeouts_are_no_failures():
     result = gpu.Result("memcheck", f"{gpu.NOT_RUN}: compute-sanitizer was not found", 0, "")
     assert not gpu.is_failure(result)
-    assert not gpu.is_failure(gpu.Result("memcheck", "stopped after 40 s", 40, ""))
+    assert not gpu.is_failure(gpu.Result("memcheck", "killed after 40 s", 40, ""))
     assert gpu.is_failure(gpu.Result("memcheck", "failed with exit code 9", 3, ""))
 
 
-def test_archives_are_installed_one_by_one_sources_last(tmp_path):
+def test_archives_are_installed_one_by_one_sdists_last(tmp_path):
     for name in ("b-1.tar.gz", "c-1-py3-none-any.whl", "a-1-py3-none-any.whl", "notes.txt"):
         (tmp_path / name).write_text("")
-    made = gpu.install_steps(tmp_path, Path("target"))
-    assert [step.name for step in made] == [
+    steps = gpu.install_steps(tmp_path, Path("target"))
+    assert [step.name for step in steps] == [
         "install a-1-py3-none-any.whl", "install c-1-py3-none-any.whl", "install b-1.tar.gz",
     ]  # fmt: skip
-    assert all("--no-index" in step.command for step in made)
+    assert all("--no-index" in step.command for step in steps)
     assert gpu.install_steps(None, Path("target")) == []
 
 
-def test_a_step_that_takes_too_long_is_stopped_with_all_it_started(tmp_path):
+def test_a_step_is_killed_at_its_timeout_with_its_children(tmp_path):
     child = f"import time; time.sleep(1); open({str(tmp_path / 'late')!r}, 'w')"
-    program = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    program = f"import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
     result = gpu.run(python(program, seconds=0.6), time.monotonic() + 60, VARIABLES)
-    assert result.state == "stopped after 0.6 s"
+    assert result.state == "killed after 0.6 s"
     assert result.seconds < 1
     time.sleep(1)
     assert not (tmp_path / "late").exists()
 
 
-def test_how_steps_end():
+def test_states_of_steps():
     later = time.monotonic() + 60
     done = gpu.run(python("print('hello')"), later, VARIABLES)
     assert (done.state, done.output) == ("done", "hello\n")
     assert gpu.run(python("raise SystemExit(3)"), later, VARIABLES).state == "failed with exit code 3"
-    assert gpu.run(python("print()"), time.monotonic() - 1, VARIABLES).state == "not begun: out of time"
+    assert gpu.run(python("print()"), time.monotonic() - 1, VARIABLES).state == "skipped: out of time"
 
 
 @pytest.mark.slow
-def test_the_same_command_on_a_cpu(tmp_path):
+def test_smoke_test_on_the_cpu(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "tools/gpu.py", "--device", "cpu", "--tiny", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
     summary = {entry["name"]: entry["state"] for entry in json.loads((out / "summary.json").read_text())}
-    checks = {check: summary.pop(check) for check in gpu.CHECKS}
-    assert checks == dict.fromkeys(gpu.CHECKS, "NOT RUN: this is no GPU")
-    assert "racecheck: NOT RUN: this is no GPU\n" in done.stdout
+    checks = {tool: summary.pop(tool) for tool in gpu.SANITIZER_TOOLS}
+    assert checks == dict.fromkeys(gpu.SANITIZER_TOOLS, "NOT RUN: no GPU")
+    assert "racecheck: NOT RUN: no GPU\n" in done.stdout
     assert summary == dict.fromkeys(["build", "tests", *gpu.RAW, "tables"], "done"), done.stdout
     assert done.returncode == 0
     assert {path.name for path in out.iterdir()} == {

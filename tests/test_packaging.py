@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel in an empty environment, a source archive, a second build."""
+"""Wheel, sdist and incremental builds."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import attnzoo
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +36,13 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 
 def build(source: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """setup.py as the build backend runs it, with the installed torch."""
+    """Run setup.py as the build backend does, with the installed torch."""
     return run(sys.executable, "setup.py", *arguments, cwd=source, **environment)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh copy of the sources, links kept, without anything built."""
+    """A fresh copy of the sources, with symlinks and without build outputs."""
     copy = tmp_path_factory.mktemp("fresh") / "attnzoo"
     shutil.copytree(ROOT, copy, ignore=NOT_SOURCES, symlinks=True)
     return copy
@@ -58,18 +60,22 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_serves_all_later_pythons_and_holds_the_data(wheel):
+def test_wheel_is_abi3_and_has_the_data_files(wheel):
     assert "-cp311-abi3-linux" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "attnzoo/ops/_C.abi3.so" in names
     assert "attnzoo/py.typed" in names
-    for folder, place in (("experiments", "attnzoo/experiments"), ("attnzoo/models/presets", "attnzoo/models/presets")):
+    assert f"-{attnzoo.__version__}-" in wheel.name
+    for folder, target in (
+        ("experiments", "attnzoo/experiments"),
+        ("attnzoo/models/presets", "attnzoo/models/presets"),
+    ):
         files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.yaml")]
         assert files
-        assert {f"{place}/{file}" for file in files} <= set(names)
+        assert {f"{target}/{file}" for file in files} <= set(names)
 
 
-def test_library_needs_no_python_and_no_torch_internals(wheel, tmp_path):
+def test_library_uses_only_the_stable_abi(wheel, tmp_path):
     if shutil.which("readelf") is None:
         pytest.skip("NOT TESTED HERE: needs readelf (binutils)")
     zipfile.ZipFile(wheel).extract("attnzoo/ops/_C.abi3.so", tmp_path)
@@ -83,15 +89,15 @@ def test_library_needs_no_python_and_no_torch_internals(wheel, tmp_path):
     assert not [name for name in undefined if name.startswith(("_ZN2at", "_ZN3c10", "_ZNK2at", "_ZNK3c10", "Py"))]
 
 
-def test_wheel_works_in_an_empty_environment_from_any_folder(wheel, tmp_path):
+def test_wheel_works_in_a_new_environment_from_any_folder(wheel, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
     installed = run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     assert installed.returncode == 0, installed.stderr
-    # torch and the like are lent by this environment, without its link to the source folder.
-    (lent,) = home.glob("lib/python*/site-packages")
-    (lent / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    # use the dependencies of this environment, but not its editable install
+    (site_packages,) = home.glob("lib/python*/site-packages")
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     script = """
 import json, torch, attnzoo
 from pathlib import Path
@@ -105,10 +111,10 @@ print(json.dumps([str(package), list(output.shape), ops.backends(), experiments]
     result = run(python, "-W", "error", "-c", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     package, shape, backends, experiments = json.loads(result.stdout)
-    assert Path(package) == lent / "attnzoo"
+    assert Path(package) == site_packages / "attnzoo"
     assert shape == [1, 3, 8]
     assert backends["cpu"] == "available"
-    assert backends["cuda"] == "not built: ATTNZOO_CUDA=0 forbids it"
+    assert backends["cuda"] == "not built: disabled by ATTNZOO_CUDA=0"
     assert experiments > 0
     small = ["data.dataset.train_images=12", "data.dataset.val_images=4", "train.steps=1"]
     trained = run(python, "-m", "attnzoo.run", "experiments/ablate_points.yaml", *small, cwd=tmp_path)
@@ -116,7 +122,7 @@ print(json.dumps([str(package), list(output.shape), ops.backends(), experiments]
     assert (tmp_path / "runs" / "ablate_points" / "comparison.csv").read_text().count("\n") == 5
 
 
-def test_source_archive_holds_what_a_build_needs(source, tmp_path):
+def test_sdist_has_the_files_of_a_build(source, tmp_path):
     made = build(source, "-q", "sdist", "-d", tmp_path, ATTNZOO_CUDA="0")
     assert made.returncode == 0, made.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
@@ -127,8 +133,8 @@ def test_source_archive_holds_what_a_build_needs(source, tmp_path):
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 
-def test_second_build_compiles_nothing_but_what_a_header_changed(source, wheel, tmp_path):
-    """With no more on PATH than a compiler: ninja, which knows, is found beside Python."""
+def test_a_second_build_compiles_only_sources_with_changed_headers(source, wheel, tmp_path):
+    """With only a compiler on PATH: ninja is found next to Python."""
     for tool in ("c++", "g++", "as", "ld"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     command = ("build_ext", "--build-lib", tmp_path / "lib")
@@ -151,12 +157,12 @@ def test_missing_compiler_is_one_line(source, tmp_path):
     assert "Traceback" not in failed.stderr
 
 
-def test_cuda_that_cannot_be_had_is_an_error_only_if_asked_for(source, tmp_path):
+def test_missing_cuda_is_an_error_only_if_requested(source, tmp_path):
     without = {"CUDA_HOME": "", "CUDA_PATH": "", "PATH": "/nowhere"}
-    asked = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="1", **without)
-    assert asked.returncode != 0
-    assert "ATTNZOO_CUDA=1 asks for the CUDA operators, but nvcc was not found" in asked.stderr
-    assert "Traceback" not in asked.stderr
+    requested = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="1", **without)
+    assert requested.returncode != 0
+    assert "ATTNZOO_CUDA=1 requires the CUDA operators, but nvcc was not found" in requested.stderr
+    assert "Traceback" not in requested.stderr
     wrong = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="yes")
     assert "ATTNZOO_CUDA='yes', expected 0 or 1" in wrong.stderr
 
@@ -181,7 +187,7 @@ CUDA_TORCH = pytest.mark.skipif(torch.version.cuda is None, reason="NOT TESTED H
 
 @pytest.fixture
 def bare(source: Path, tmp_path: Path) -> Path:
-    """A copy with next to nothing to compile, for what setup.py alone decides."""
+    """A copy with empty source files, for tests of setup.py itself."""
     copy = tmp_path / "bare"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "csrc"), symlinks=True)
     (copy / "csrc" / "one").mkdir(parents=True)
@@ -191,7 +197,7 @@ def bare(source: Path, tmp_path: Path) -> Path:
 
 
 def fake_toolkit(folder: Path, compile_command: str) -> Path:
-    """A CUDA toolkit as NVIDIA's packages lay it out, whose compiler does what `compile_command` says."""
+    """A CUDA toolkit with the layout of NVIDIA's pip packages, whose nvcc runs `compile_command`."""
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(FAKE_NVCC.replace("VERSION", torch.version.cuda).replace("COMPILE", compile_command))
@@ -203,7 +209,7 @@ def fake_toolkit(folder: Path, compile_command: str) -> Path:
 
 
 @CUDA_TORCH
-def test_the_packaged_cuda_runtime_which_has_no_plain_name_is_linked(bare, tmp_path):
+def test_the_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
     machine = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda", MAKES_EMPTY_OBJECTS)), "ATTNZOO_CUDA": "1"}
     made = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "lib", **machine)
     assert made.returncode == 0, made.stderr
@@ -211,7 +217,7 @@ def test_the_packaged_cuda_runtime_which_has_no_plain_name_is_linked(bare, tmp_p
 
 
 @CUDA_TORCH
-def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_for(bare, tmp_path):
+def test_a_failed_cuda_build_is_one_line_and_an_error_only_if_requested(bare, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FAKE_GPU)
     cuda = fake_toolkit(tmp_path / "cuda", FAILS)
@@ -219,23 +225,23 @@ def test_cuda_build_that_fails_is_one_line_and_breaks_the_install_only_if_asked_
     tried = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "tried", ATTNZOO_CUDA="", **machine)
     assert tried.returncode == 0, tried.stderr
     (line,) = [line for line in tried.stderr.splitlines() if line.startswith("attnzoo: ")]
-    assert "without CUDA operators: the CUDA build failed" in line
+    assert "building without CUDA operators: the CUDA build failed" in line
     assert "Traceback" not in tried.stderr
     assert (tmp_path / "tried" / "attnzoo" / "ops" / "_C.abi3.so").is_file()
     reason = json.loads((tmp_path / "tried" / "attnzoo" / "ops" / "_build.json").read_text())["cuda"]
     assert reason.startswith("the CUDA build failed")
-    asked = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "asked", ATTNZOO_CUDA="1", **machine)
-    assert asked.returncode != 0
-    assert "attnzoo: the CUDA build failed" in asked.stderr
-    assert "Traceback" not in asked.stderr
+    requested = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "requested", ATTNZOO_CUDA="1", **machine)
+    assert requested.returncode != 0
+    assert "attnzoo: the CUDA build failed" in requested.stderr
+    assert "Traceback" not in requested.stderr
 
 
 OTHER_TORCH = "2.13.0"
-ALONE = """
+TORCH_ALONE = """
 import json, sys
 import torch
 from attnzoo import attention, ops
-from attnzoo.geometry import Layout, Pyramid, Site
+from attnzoo.geometry import Layout, Pyramid, Slot
 
 value = torch.rand(2, 6, 2, 8, dtype=torch.float64, requires_grad=True)
 locations = torch.rand(2, 3, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -250,7 +256,7 @@ layout = Layout.from_masks([torch.zeros(2, 4, 5, dtype=torch.bool)])
 memory = Pyramid(torch.randn(2, 20, 32), layout)
 trained = []
 for name in attention.names():
-    module = attention.build(name, Site(dim=32, heads=4))
+    module = attention.build(name, Slot(dim=32, heads=4))
     module(memory.as_queries(), memory).square().mean().backward()
     trained.append(name)
 others = [package for package in ("torchvision", "timm", "numpy") if package in sys.modules]
@@ -258,14 +264,14 @@ print(json.dumps([torch.__version__, ops.backends()["cpu"], trained, others]))
 """
 
 
-def test_operators_and_attentions_stand_alone_with_another_torch(wheel, tmp_path):
+def test_operators_and_attentions_work_with_torch_alone_in_another_version(wheel, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
-    for wanted in (f"torch=={OTHER_TORCH}", "einops"), ("--no-deps", wheel):
-        installed = run(python, "-m", "pip", "install", "-q", *wanted, cwd=tmp_path)
+    for requirements in (f"torch=={OTHER_TORCH}", "einops"), ("--no-deps", wheel):
+        installed = run(python, "-m", "pip", "install", "-q", *requirements, cwd=tmp_path)
         assert installed.returncode == 0, installed.stderr
-    result = run(python, "-c", ALONE, cwd=tmp_path)
+    result = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     version, cpu, trained, others = json.loads(result.stdout.splitlines()[-1])
     assert version.startswith(OTHER_TORCH)

@@ -1,8 +1,8 @@
-"""What each part of the CPU kernels gives: the library without the part beside the whole one, call by call.
+"""Ablates CPU kernel optimisations: times builds with one optimisation disabled against the full build.
 
 python tools/ablate_kernels.py [--threads N] [--rounds N] [--only TEXT] [--scratch FOLDER] [--json FILE]
 
-Every variant is compiled in a temporary folder and runs in a process of its own; all take turns with the same call.
+Every variant is compiled in a temporary folder and runs in its own process; the processes take turns with each call.
 """
 
 import argparse
@@ -19,72 +19,77 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WHOLE = "whole"
-SAMPLING = (
+FULL = "full"
+SIMD_LEVELS = ("avx512", "avx2", "baseline")
+MSDA_CASES = (
     ("ms_deform_attn", "encoder-800x1066-b1", "local"),
     ("ms_deform_attn", "encoder-800x1066-b1", "uniform"),
     ("ms_deform_attn", "decoder-b4", "local"),
 )
-KEYS = tuple(("deform_kv_attention", case, "displaced") for case in ("stage3-224-b8", "stage4-224-b8", "stage1-224-b8"))
+DEFORM_KV_CASES = tuple(
+    ("deform_kv_attention", case, "displaced") for case in ("stage3-224-b8", "stage4-224-b8", "stage1-224-b8")
+)
 PASSES = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the kernels: `old` in `file` is replaced by `new` to be without it."""
+class Optimization:
+    """An optimisation of the kernels; replacing `old` by `new` in `file` disables it."""
 
     name: str
     file: str
     old: str
     new: str
-    calls: tuple[tuple[str, str, str], ...]
+    cases: tuple[tuple[str, str, str], ...]
 
 
-SAMPLING_PARTS = [
-    Part(
-        "tokens of a head copied together, backward with their gradients", "ms_deform_attn/cpu_interface.h",
-        "return queries * samples() >= 2 * tokens;", "return false;", SAMPLING[:2],
+MSDA_OPTIMIZATIONS = [
+    Optimization(
+        "tokens of a head copied together, in the backward pass with their gradients",
+        "ms_deform_attn/cpu_interface.h",
+        "return queries * samples() >= 2 * tokens;", "return false;", MSDA_CASES[:2],
     ),
-    Part(
-        "an encoder's queries from top to bottom on all levels together",
-        "ms_deform_attn/cpu.cpp", "if (problem.queries != problem.tokens) {", "if (true) {", SAMPLING,
+    Optimization(
+        "encoder queries from top to bottom on all levels together",
+        "ms_deform_attn/cpu.cpp", "if (problem.queries != problem.tokens) {", "if (true) {", MSDA_CASES,
     ),
-    Part(
-        "samples asked for ahead of time", "ms_deform_attn/cpu_footprints.h",
-        "__builtin_prefetch(from + i);", ";", SAMPLING,
+    Optimization(
+        "prefetching", "ms_deform_attn/cpu_footprints.h",
+        "__builtin_prefetch(from + i);", ";", MSDA_CASES,
     ),
 ]  # fmt: skip
-KEY_PARTS = [
-    Part(
-        "two neighbouring cells of a table gathered as one number", "deform_kv_attn/cpu_table.h",
-        "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", KEYS,
+DEFORM_KV_OPTIMIZATIONS = [
+    Optimization(
+        "two neighbouring table cells gathered as one number", "deform_kv_attn/cpu_table.h",
+        "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", DEFORM_KV_CASES,
     ),
-    Part(
-        "cells in a row read and written as vectors", "deform_kv_attn/cpu_table.h",
-        "footprint.is_contiguous = any == 0;", "footprint.is_contiguous = any == 0 && level.width < 0;", KEYS,
+    Optimization(
+        "vectorised contiguous table access", "deform_kv_attn/cpu_table.h",
+        "footprint.is_contiguous = any == 0;", "footprint.is_contiguous = any == 0 && level.width < 0;",
+        DEFORM_KV_CASES,
     ),
 ]  # fmt: skip
-PARTS = SAMPLING_PARTS + KEY_PARTS
+OPTIMIZATIONS = MSDA_OPTIMIZATIONS + DEFORM_KV_OPTIMIZATIONS
 
 
-def build(parts: Sequence[Part], folder: Path) -> None:
-    """The package with a library compiled without these parts, unless it is there."""
+def build(disabled: Sequence[Optimization], folder: Path) -> None:
+    """Compile the package without these optimisations, unless `folder` holds a library."""
     if list(folder.glob("attnzoo/ops/*.so")):
         return
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
-    shutil.copytree(ROOT, folder, ignore=unwanted, symlinks=True)
-    for part in parts:
-        source = folder / "csrc" / part.file
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
+    shutil.copytree(ROOT, folder, ignore=ignored, symlinks=True)
+    for optimization in disabled:
+        source = folder / "csrc" / optimization.file
         text = source.read_text()
-        if text.count(part.old) != 1:
-            sys.exit(f"error: {part.file} does not have once: {part.old}")
-        source.write_text(text.replace(part.old, part.new))
+        if text.count(optimization.old) != 1:
+            sys.exit(f"error: {optimization.file}: expected exactly one occurrence of {optimization.old}")
+        source.write_text(text.replace(optimization.old, optimization.new))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env=os.environ | {"ATTNZOO_CUDA": "0"}, check=True, capture_output=True)
 
 
-class Variant:
-    """A process with one of the libraries, and optionally ATTNZOO_SIMD."""
+class WorkerProcess:
+    """A process that times calls with the library in `folder`, optionally limited to one ATTNZOO_SIMD level."""
 
     def __init__(self, folder: Path, threads: int, simd: str = ""):
         variables = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(threads)}
@@ -95,7 +100,7 @@ class Variant:
         )
 
     def time(self, call: Sequence[str]) -> float:
-        """Seconds of one call."""
+        """Seconds of one call: operator, case, pattern, pass."""
         assert self.process.stdin
         assert self.process.stdout
         print(*call, file=self.process.stdin, flush=True)
@@ -107,81 +112,81 @@ class Variant:
         self.process.wait()
 
 
-def work(threads: int) -> None:
+def worker_main(threads: int) -> None:
     """Time the calls named on standard input.
 
-    Before each it is made once untimed, which may share the cores with threads of the variant before: they wait awake.
+    Each runs once untimed before: OpenMP threads of the previous worker spin for a while and may take its cores.
     """
     import torch
 
-    from attnzoo.bench.operators import compare
-    from attnzoo.bench.operators.registered import OPERATIONS
+    from attnzoo.bench.operators import benchmark
 
     torch.set_num_threads(threads)
-    device, known = torch.device("cpu"), {}
+    device, calls = torch.device("cpu"), {}
     for line in sys.stdin:
-        name, case_name, pattern, label = line.split()
-        if line not in known:
-            operation = OPERATIONS[name]
-            case = operation.cases[case_name]
-            tensors = operation.inputs(case, pattern, torch.float32, device)
-            slope = torch.randn(operation.output(case), generator=torch.Generator().manual_seed(1))
-            call = operation.peers[compare.OURS].load(case, device)
-            known[line] = compare.prepare(call, tensors, slope, backward=label != "forward")
-            known[line]()
-        known[line]()
+        name, case_name, pattern, pass_name = line.split()
+        if line not in calls:
+            operator = benchmark.OPERATORS[name]
+            case = operator.cases[case_name]
+            tensors = operator.inputs(case, pattern, torch.float32, device)
+            grad_output = torch.randn(operator.output_shape(case), generator=torch.Generator().manual_seed(1))
+            fn = operator.implementations[benchmark.OURS].factory(case, device)
+            calls[line] = benchmark.timed_call(fn, tensors, grad_output, backward=pass_name != "forward")
+            calls[line]()
+        calls[line]()
         start = time.perf_counter()
-        known[line]()
+        calls[line]()
         print(time.perf_counter() - start, flush=True)
 
 
-def compare(variants: dict[str, Variant], calls: Sequence[Sequence[str]], rounds: int) -> list[dict[str, object]]:
-    """Seconds of all variants, which take turns; every round begins with the next one."""
+def compare(workers: dict[str, WorkerProcess], cases: Sequence[Sequence[str]], rounds: int) -> list[dict[str, object]]:
+    """Seconds of all workers, which take turns; every round begins with the next one."""
     rows: list[dict[str, object]] = []
-    for call in ((*call, label) for call in calls for label in PASSES):
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        order = list(variants)
+    for call in ((*case, pass_name) for case in cases for pass_name in PASSES):
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        order = list(workers)
         for _ in range(rounds):
             for name in order:
-                seconds[name].append(variants[name].time(call))
+                seconds[name].append(workers[name].time(call))
             order = order[1:] + order[:1]
         rows.append({"call": list(call), "seconds": seconds})
     return rows
 
 
 def measure(scratch: Path, threads: int, rounds: int, only: str = "") -> list[dict[str, object]]:
-    """All parts, then all instruction sets; or only the parts whose names hold a text.
+    """All optimisations, then all SIMD levels; or only the optimisations whose name contains a text.
 
-    A part of each operator is left out of one library: half the compiling.
+    One build disables one optimisation of each operator, which halves the compile time.
     """
-    whole = scratch / WHOLE
-    build([], whole)
+    full = scratch / FULL
+    build([], full)
     rows = []
-    for index, pair in enumerate(zip_longest(SAMPLING_PARTS, KEY_PARTS)):
-        parts = [part for part in pair if part]
-        chosen = [part for part in parts if only in part.name]
-        if not chosen:
+    for index, pair in enumerate(zip_longest(MSDA_OPTIMIZATIONS, DEFORM_KV_OPTIMIZATIONS)):
+        disabled = [optimization for optimization in pair if optimization]
+        selected = [optimization for optimization in disabled if only in optimization.name]
+        if not selected:
             continue
-        build(parts, scratch / str(index))  # all, because another run may find the library there
-        for part in chosen:
-            with running({WHOLE: (whole, ""), part.name: (scratch / str(index), "")}, threads) as variants:
-                rows += compare(variants, part.calls, rounds)
-            print(f"measured: {part.name}", file=sys.stderr, flush=True)
+        build(disabled, scratch / str(index))  # both, because another run may reuse the library in --scratch
+        for optimization in selected:
+            folders = {FULL: (full, ""), optimization.name: (scratch / str(index), "")}
+            with running(folders, threads) as workers:
+                rows += compare(workers, optimization.cases, rounds)
+            print(f"measured: {optimization.name}", file=sys.stderr, flush=True)
     if only:
         return rows
-    with running({level: (whole, level) for level in ("avx512", "avx2", "baseline")}, threads) as variants:
-        return rows + compare(variants, (*SAMPLING, *KEYS), rounds)
+    with running({level: (full, level) for level in SIMD_LEVELS}, threads) as workers:
+        return rows + compare(workers, (*MSDA_CASES, *DEFORM_KV_CASES), rounds)
 
 
 @contextmanager
-def running(variants: dict[str, tuple[Path, str]], threads: int) -> Iterator[dict[str, Variant]]:
-    """Processes by name, from their folders and instruction sets."""
-    started = {name: Variant(folder, threads, simd) for name, (folder, simd) in variants.items()}
+def running(variants: dict[str, tuple[Path, str]], threads: int) -> Iterator[dict[str, WorkerProcess]]:
+    """Worker processes by name, for folders and SIMD levels."""
+    workers = {name: WorkerProcess(folder, threads, simd) for name, (folder, simd) in variants.items()}
     try:
-        yield started
+        yield workers
     finally:
-        for variant in started.values():
-            variant.stop()
+        for worker in workers.values():
+            worker.stop()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,32 +194,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", metavar="TEXT", default="", help="parts whose names hold it, and no instruction sets")
-    parser.add_argument("--scratch", type=Path, help="compile here, and use what is compiled here already")
-    parser.add_argument("--json", type=Path, help="write all samples here")
-    given = parser.parse_args(argv)
-    if given.worker:
-        work(given.threads)
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="only optimisations whose name contains TEXT; skips the SIMD levels"
+    )
+    parser.add_argument("--scratch", type=Path, help="build folder; libraries in it are reused")
+    parser.add_argument("--json", type=Path, help="write all samples to this file")
+    args = parser.parse_args(argv)
+    if args.worker:
+        worker_main(args.threads)
         return 0
-    if not any(given.only in part.name for part in PARTS):
-        parser.error(f"--only {given.only}: no part's name holds it: {'; '.join(part.name for part in PARTS)}")
+    if not any(args.only in optimization.name for optimization in OPTIMIZATIONS):
+        names = "; ".join(optimization.name for optimization in OPTIMIZATIONS)
+        parser.error(f"--only {args.only}: not in the name of any optimisation: {names}")
     import torch
 
     from attnzoo.bench import records
-    from attnzoo.bench.tables import ratio
+    from attnzoo.bench.tables import TextTable, format_ratio
 
-    torch.set_num_threads(given.threads)
-    result = records.header("ablation", torch.device("cpu"), [])
+    torch.set_num_threads(args.threads)
+    record = records.header("ablation", torch.device("cpu"), [])
     with tempfile.TemporaryDirectory() as temporary:
-        result["rows"] = measure(given.scratch or Path(temporary), given.threads, given.rounds, given.only)
+        record["rows"] = measure(args.scratch or Path(temporary), args.threads, args.rounds, args.only)
     lines = []
-    for row in result["rows"]:
-        (_, ours), *others = row["seconds"].items()
-        lines += [(name, *row["call"], ratio(theirs, ours)) for name, theirs in others]
+    for row in record["rows"]:
+        (_, full), *others = row["seconds"].items()
+        lines += [(name, *row["call"], format_ratio(samples, full)) for name, samples in others]
     header = ("without", "operator", "case", "pattern", "pass", "time without / with (quartiles)")
-    print(records.Rows("what each part gives", header, lines, 5).markdown())
-    if given.json:
-        records.write(given.json, result)
+    print(TextTable("ablation of optimisations", header, lines, 5).markdown())
+    if args.json:
+        records.write(args.json, record)
     return 0
 
 

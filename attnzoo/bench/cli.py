@@ -1,4 +1,4 @@
-"""Benchmarks from the command line: `python -m attnzoo bench {ops,scaling,models,tables}`."""
+"""The command line of the benchmarks: `python -m attnzoo bench {ops,scaling,models,tables}`."""
 
 import argparse
 import re
@@ -14,54 +14,54 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("cpu", "cuda")
-PICTURES = (".png", ".pdf", ".svg")
-WIDTH = 180  # characters, where no terminal sets a limit
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+NON_TTY_WIDTH = 180  # characters
 
 
-def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add what the benchmarks take to a parser."""
-    kinds = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
-    _ops(kinds.add_parser("ops", help="operators beside other implementations of them"))
-    _scaling(kinds.add_parser("scaling", help="attentions against map size, points and levels"))
-    _models(kinds.add_parser("models", help="whole models beside other implementations of them"))
-    _tables(kinds.add_parser("tables", help="a Markdown page from raw files"))
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the benchmark subcommands to a parser."""
+    benchmarks = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
+    _add_ops(benchmarks.add_parser("ops", help="compare implementations of the operators"))
+    _add_scaling(benchmarks.add_parser("scaling", help="attentions against map size, points and levels"))
+    _add_models(benchmarks.add_parser("models", help="compare implementations of whole models"))
+    _add_tables(benchmarks.add_parser("tables", help="render JSON results as Markdown"))
     return parser
 
 
-def _ops(parser: argparse.ArgumentParser) -> None:
+def _add_ops(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_ops)
-    _common(parser, seconds=2.0)
-    for option, what in (
-        ("operations", "operators"),
-        ("cases", "sizes of the inputs; those that --list does not mark unless given"),
-        ("patterns", "where sampling points lie"),
-        ("dtypes", "float32 unless given, on a GPU float16 and bfloat16 too"),
+    _add_common_arguments(parser, seconds=2.0)
+    for option, help_text in (
+        ("operators", "operators"),
+        ("cases", "input sizes; default: those not marked opt-in by --list"),
+        ("patterns", "distribution of sampling points"),
+        ("dtypes", "default: float32, on a GPU also float16 and bfloat16"),
         ("passes", "forward, forward+backward"),
-        ("peers", "implementations beside ours; those that are not installed are listed as missing"),
+        ("implementations", "implementations next to ours; those not installed are listed as missing"),
     ):
         default = None if option in ("cases", "dtypes") else ["all"]
-        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", default=default, help=f"{what} (or all)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", default=float("inf"), help="begin nothing after it")
+        parser.add_argument(f"--{option}", nargs="+", metavar="NAME", default=default, help=f"{help_text} (or all)")
     parser.add_argument(
-        "--list", action="store_true", help="list operators, cases, dtypes and implementations, and stop"
+        "--budget", type=float, metavar="SECONDS", default=float("inf"), help="start no new measurement after SECONDS"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list what would be measured, and stop")
+    parser.add_argument("--list", action="store_true", help="list operators, cases, dtypes and implementations")
+    parser.add_argument("--dry-run", action="store_true", help="list the measurements")
 
 
-def _scaling(parser: argparse.ArgumentParser) -> None:
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_scaling)
-    _common(parser, seconds=1.0)
+    _add_common_arguments(parser, seconds=1.0)
     parser.add_argument("--attentions", nargs="+", metavar="NAME", default=["all"], help="attentions (or all)")
-    parser.add_argument("--tokens", type=int, metavar="N", help="the largest map")
+    parser.add_argument("--tokens", type=int, metavar="N", help="the largest number of tokens")
     parser.add_argument(
-        "--limit", type=float, metavar="SECONDS", default=10.0, help="leave out calls expected to take longer"
+        "--limit", type=float, metavar="SECONDS", default=10.0, help="skip calls expected to take longer"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture: png, pdf or svg")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot file (png, pdf or svg)")
 
 
-def _models(parser: argparse.ArgumentParser) -> None:
+def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_models)
-    _common(parser, seconds=5.0)
+    _add_common_arguments(parser, seconds=5.0)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="published models (or all)")
     parser.add_argument(
         "--forward", type=_shape, metavar="BxHxW", help="images of the forward pass, 1x800x1066 for detectors"
@@ -69,215 +69,213 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--training", type=_shape, metavar="BxHxW", help="images of the training step, 2x256x256 for detectors"
     )
-    parser.add_argument("--tiny", action="store_true", help="models of a few layers, to try the command")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, for smoke tests")
 
 
-def _tables(parser: argparse.ArgumentParser) -> None:
+def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_tables)
-    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=Path, help="what --json wrote")
-    parser.add_argument("--title", default="Benchmarks", help="the heading of the page")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write here instead of printing")
+    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=Path, help="files written by --json")
+    parser.add_argument("--title", default="Benchmarks", help="the title of the page")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="output file (default: print)")
 
 
-def _common(parser: argparse.ArgumentParser, seconds: float) -> None:
+def _add_common_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's own number unless given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples here")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--seconds",
         type=float,
         default=seconds,
-        help="for each comparison, but five rounds at least (scaling: three), which 0 asks for",
+        help="time per comparison; at least 5 rounds (scaling: 3), even with 0",
     )
 
 
 def _shape(text: str) -> tuple[int, int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found:
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"{text!r}: expected BxHxW, such as 1x800x1066")
-    return int(found[1]), int(found[2]), int(found[3])
+    return int(match[1]), int(match[2]), int(match[3])
 
 
-def start(given: argparse.Namespace) -> int:
-    """Run what the arguments say."""
-    exit_code: int = given.benchmark(given)
+def main(args: argparse.Namespace) -> int:
+    """Run the benchmark of parsed arguments; returns the exit code."""
+    exit_code: int = args.benchmark(args)
     return exit_code
 
 
-def _prepare(given: argparse.Namespace) -> "torch.device":
-    """The device, there and ready. Raises UserError for one that is not."""
+def _prepare(args: argparse.Namespace) -> "torch.device":
+    """Check the common arguments and set the number of threads. Raises UserError, also for a missing device."""
     import torch
 
-    if given.device not in DEVICES:
-        raise unknown("device", given.device, DEVICES)
-    if given.device == "cuda" and not torch.cuda.is_available():
+    if args.device not in DEVICES:
+        raise unknown("device", args.device, DEVICES)
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU")
-    _check_numbers(given)
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
-    _check_writable("--json", given.json)
-    return torch.device(given.device)
+    _check_numbers(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    _check_writable("--json", args.json)
+    return torch.device(args.device)
 
 
-def _check_numbers(given: argparse.Namespace) -> None:
-    """Raise UserError for a number that makes no sense; comparisons are such that NaN makes none."""
-    if given.threads is not None and given.threads < 1:
-        raise UserError(f"--threads {given.threads}: must be at least 1")
-    if not 0 <= given.seconds < float("inf"):
-        raise UserError(f"--seconds {given.seconds:g}: must be 0 or more, and finite")
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Raise UserError for out-of-range numbers, NaN included."""
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads {args.threads}: must be at least 1")
+    if not 0 <= args.seconds < float("inf"):
+        raise UserError(f"--seconds {args.seconds:g}: must be 0 or more, and finite")
     for option in ("budget", "limit"):
-        seconds = getattr(given, option, None)
+        seconds = getattr(args, option, None)
         if seconds is not None and not seconds > 0:
             raise UserError(f"--{option} {seconds:g}: must be more than 0")
     for option in ("forward", "training"):
-        shape = getattr(given, option, None)
+        shape = getattr(args, option, None)
         if shape is not None and min(shape) < 1:
             raise UserError(f"--{option} {'x'.join(map(str, shape))}: every number must be at least 1")
 
 
 def _check_writable(option: str, path: Path | None) -> None:
-    """Raise UserError, before anything is measured, where a file cannot be written; its folder may be missing."""
+    """Raise UserError, before any measurement, if a file cannot be written; its folder need not exist yet."""
     if path is None:
         return
     with _writing(option, path):
         if path.is_dir():
-            raise UserError(f"{option} {path}: cannot be written (it is a folder)")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        tempfile.TemporaryFile(dir=above).close()
+            raise UserError(f"{option} {path}: is a directory")
+        existing_parent = next(folder for folder in path.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=existing_parent).close()
 
 
 @contextmanager
 def _writing(option: str, path: Path) -> Iterator[None]:
-    """Turns what the system refuses into a UserError."""
+    """Convert OSError to UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
 
 
-def _run_ops(given: argparse.Namespace) -> int:
-    device = _prepare(given)
-    from attnzoo.bench.operators import compare
-    from attnzoo.bench.operators.peers import OURS
-    from attnzoo.bench.operators.registered import OPERATIONS
-    from attnzoo.bench.select import pick
+def _run_ops(args: argparse.Namespace) -> int:
+    device = _prepare(args)
+    from attnzoo.bench.operators import benchmark
+    from attnzoo.bench.operators.base import OURS
+    from attnzoo.bench.select import select_names
 
-    if given.list:
+    if args.list:
         _list(device)
         return 0
-    measurements = compare.plan(device, given.operations, given.cases, given.patterns, given.dtypes)
-    known = {name for operation in {m.operation.name for m in measurements} for name in OPERATIONS[operation].peers}
-    peers = pick("peer", [OURS, *given.peers], sorted(known))
-    passes = pick("pass", given.passes, compare.PASSES)
-    if given.dry_run:
+    measurements = benchmark.plan(device, args.operators, args.cases, args.patterns, args.dtypes)
+    allowed = {name for measurement in measurements for name in measurement.operator.implementations}
+    implementations = select_names("implementation", [OURS, *args.implementations], sorted(allowed))
+    passes = select_names("pass", args.passes, benchmark.PASSES)
+    if args.dry_run:
         for measurement in measurements:
             print(measurement)
-        print(f"{len(measurements)} measurements of {' and '.join(passes)}, about {given.seconds:g} s a pass or more")
+        print(f"{len(measurements)} measurements of {' and '.join(passes)}, about {args.seconds:g} s a pass or more")
         return 0
-    settings = compare.Settings(device, passes, peers, given.seconds, given.budget)
-    record = compare.run(measurements, settings, _keep(given, len(measurements)))
-    return _finish(given, record, compare.faults(record))
+    settings = benchmark.Settings(device, passes, implementations, args.seconds, args.budget)
+    record = benchmark.run(measurements, settings, _record_writer(args, len(measurements)))
+    return _finish(args, record, benchmark.failures(record))
 
 
 def _list(device: "torch.device") -> None:
-    from attnzoo.bench.operators import compare
-    from attnzoo.bench.operators.operation import DTYPES
-    from attnzoo.bench.operators.registered import OPERATIONS
+    from attnzoo.bench.operators import benchmark
+    from attnzoo.bench.operators.base import DTYPES
     from attnzoo.environment import version
 
-    print(f"dtypes {', '.join(DTYPES)}; passes {', '.join(compare.PASSES)}")
-    for operation in OPERATIONS.values():
-        print(f"{operation.name}: patterns {', '.join(operation.patterns)}")
-        for name, case in operation.cases.items():
-            asked = "" if name in operation.usual(device.type) else " (if asked for)"
-            print(f"  case {name}: {case}{asked}")
-        for peer, state in compare.availability(operation, device):
-            print(f"  peer {peer.name} ({peer.package} {version(peer.package) or 'not installed'}): {state}")
+    print(f"dtypes {', '.join(DTYPES)}; passes {', '.join(benchmark.PASSES)}")
+    for operator in benchmark.OPERATORS.values():
+        print(f"{operator.name}: patterns {', '.join(operator.patterns)}")
+        for name, case in operator.cases.items():
+            opt_in = "" if name in operator.default_cases(device.type) else " (opt-in)"
+            print(f"  case {name}: {case}{opt_in}")
+        for implementation, state in benchmark.availability(operator, device):
+            package = f"{implementation.package} {version(implementation.package) or 'not installed'}"
+            print(f"  implementation {implementation.name} ({package}): {state}")
 
 
-def _run_scaling(given: argparse.Namespace) -> int:
-    device = _prepare(given)
+def _run_scaling(args: argparse.Namespace) -> int:
+    device = _prepare(args)
     from attnzoo.bench import plot, scaling
-    from attnzoo.bench.select import pick
+    from attnzoo.bench.select import select_names
 
-    if given.plot and given.plot.suffix not in PICTURES:
-        raise UserError(f"--plot {given.plot}: expected a name ending in {', '.join(PICTURES)}")
-    _check_writable("--plot", given.plot)
-    names = pick("attention", given.attentions, scaling.grid_attentions())
-    tokens = scaling.TOKENS[-1] if given.tokens is None else given.tokens
+    if args.plot and args.plot.suffix not in PLOT_FORMATS:
+        raise UserError(f"--plot {args.plot}: expected a name ending in {', '.join(PLOT_FORMATS)}")
+    _check_writable("--plot", args.plot)
+    names = select_names("attention", args.attentions, scaling.spatial_attentions())
+    tokens = scaling.TOKENS[-1] if args.tokens is None else args.tokens
     if tokens < scaling.TOKENS[0]:
-        raise UserError(f"--tokens {tokens}: the smallest map has {scaling.TOKENS[0]}")
-    limits = scaling.Limits(given.limit, tokens)
-    record = scaling.run(device, names, limits=limits, seconds=given.seconds, progress=_keep(given))
-    if given.plot:
-        with _writing("--plot", given.plot):
-            plot.scaling(record, given.plot)
-    return _finish(given, record, [])
+        raise UserError(f"--tokens {tokens}: must be at least {scaling.TOKENS[0]}")
+    limits = scaling.Limits(args.limit, tokens)
+    record = scaling.run(device, names, limits=limits, seconds=args.seconds, on_progress=_record_writer(args))
+    if args.plot:
+        with _writing("--plot", args.plot):
+            plot.plot_scaling(record, args.plot)
+    return _finish(args, record, [])
 
 
-def _run_models(given: argparse.Namespace) -> int:
-    device = _prepare(given)
-    from attnzoo.bench.pairs import compare
+def _run_models(args: argparse.Namespace) -> int:
+    device = _prepare(args)
+    from attnzoo.bench.models import benchmark
 
-    record = compare.run(
+    record = benchmark.run(
         device,
-        given.models or compare.USUAL,
-        seconds=given.seconds,
-        tiny=given.tiny,
-        forward=given.forward,
-        training=given.training,
-        progress=_keep(given),
+        args.models or benchmark.DEFAULT_MODELS,
+        seconds=args.seconds,
+        tiny=args.tiny,
+        forward=args.forward,
+        training=args.training,
+        on_progress=_record_writer(args),
     )
-    return _finish(given, record, compare.faults(record))
+    return _finish(args, record, benchmark.failures(record))
 
 
-def _run_tables(given: argparse.Namespace) -> int:
-    from attnzoo.bench.records import read
-    from attnzoo.bench.tables import page
+def _run_tables(args: argparse.Namespace) -> int:
+    from attnzoo.bench import records
+    from attnzoo.bench.tables import render_page
 
-    _check_writable("--out", given.out)
-    text = page({path: read(path) for path in given.raw}, given.title)
-    if given.out is None:
-        print(text)
+    _check_writable("--out", args.out)
+    page = render_page({path: records.read(path) for path in args.raw}, args.title)
+    if args.out is None:
+        print(page)
     else:
-        with _writing("--out", given.out):
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text(text)
+        with _writing("--out", args.out):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(page)
     return 0
 
 
-def _keep(given: argparse.Namespace, total: int | None = None) -> Callable[[dict[str, Any]], None]:
-    """Writes the record as it grows, so that an interruption loses the last row only, and says how far it is."""
+def _record_writer(args: argparse.Namespace, total: int | None = None) -> Callable[[dict[str, Any]], None]:
+    """Writes the record and prints the progress, so that an interruption loses only the last row."""
 
-    def keep(record: dict[str, Any]) -> None:
-        _write(given, record)
+    def on_progress(record: dict[str, Any]) -> None:
+        _write(args, record)
         print(f"{len(record['rows'])}{f' of {total}' if total else ''} rows measured", flush=True)
 
-    return keep
+    return on_progress
 
 
-def _write(given: argparse.Namespace, record: dict[str, Any]) -> None:
+def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
     from attnzoo.bench import records
 
-    if given.json is not None:
-        with _writing("--json", given.json):
-            records.write(given.json, record)
+    if args.json is not None:
+        with _writing("--json", args.json):
+            records.write(args.json, record)
 
 
-def _finish(given: argparse.Namespace, record: dict[str, Any], faults: list[str]) -> int:
-    """Show and write a record; exit code 1 if what is ours is at fault in it."""
+def _finish(args: argparse.Namespace, record: dict[str, Any], failures: list[str]) -> int:
+    """Write and print a record; exit code 1 if one of our implementations failed."""
     from rich.console import Console
 
-    from attnzoo.bench import records
-    from attnzoo.bench.tables import tables
+    from attnzoo.bench.tables import describe_machine, tables
 
-    _write(given, record)
+    _write(args, record)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH
-    console.print(records.machine(record), markup=False, soft_wrap=True)
+        console.width = NON_TTY_WIDTH
+    console.print(describe_machine(record), markup=False, soft_wrap=True)
     for table in tables(record):
-        table.show(console)
-    for fault in faults:
-        console.print(f"FAULT: {fault}", markup=False, soft_wrap=True)
-    return 1 if faults else 0
+        table.print(console)
+    for failure in failures:
+        console.print(f"FAILED: {failure}", markup=False, soft_wrap=True)
+    return 1 if failures else 0

@@ -1,4 +1,4 @@
-"""Peak memory of a call, measured."""
+"""Peak memory of a call."""
 
 import ctypes
 import os
@@ -11,26 +11,26 @@ import torch
 
 METHODS = {
     "cuda": "torch.cuda.max_memory_allocated above what was allocated before the call",
-    "cpu": "highest resident size (VmHWM, reset before a call) above that before, least of three, in a forked process",
+    "cpu": "increase of the peak resident size (VmHWM) during a call, minimum of three, in a forked process",
 }
-PATIENCE = 600  # seconds
-REPEATS = 3  # calls of which the least peak counts
+TIMEOUT_SECONDS = 600
+REPEATS = 3
 _CLEAR, _STATUS, _MAPS = (Path("/proc/self", name) for name in ("clear_refs", "status", "maps"))
 _RESET_PEAK = "5"  # proc(5): /proc/pid/clear_refs
 _M_MMAP_THRESHOLD, _LARGE = -3, 2**16  # mallopt(3)
 
 
-def peak(call: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `call` holds at its peak beyond what was there before, its result included; METHODS says how.
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """Peak bytes of `call` above the baseline, its result included; METHODS says how they are measured.
 
-    `call` should have run before, so that what it allocates once is there. None where the system cannot tell.
+    `call` should have run before, so that one-time allocations are not counted. None if the system cannot tell.
     """
     if device.type == "cuda":
-        return _peak_of_gpu(call, device)
-    return _peak_of_fork(call) if _CLEAR.exists() else None
+        return _peak_on_gpu(call, device)
+    return _peak_in_fork(call) if _CLEAR.exists() else None
 
 
-def _peak_of_gpu(call: Callable[[], object], device: torch.device) -> int:
+def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -39,64 +39,64 @@ def _peak_of_gpu(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _peak_of_fork(call: Callable[[], object]) -> int | None:
-    """None where the call fails in the forked process, which has one thread only."""
-    reading, writing = os.pipe()
+def _peak_in_fork(call: Callable[[], object]) -> int | None:
+    """None if the call fails in the forked process."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            signal.alarm(PATIENCE)
-            torch.set_num_threads(1)  # the others did not come along
-            os.write(writing, str(_peak_of_process(call)).encode())
+            signal.alarm(TIMEOUT_SECONDS)
+            torch.set_num_threads(1)  # threads do not survive a fork
+            os.write(writer, str(_peak_in_process(call)).encode())
         finally:
             os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        found = answer.read()
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
     os.waitpid(child, 0)
-    return int(found) if found else None
+    return int(answer) if answer else None
 
 
-def _peak_of_process(call: Callable[[], object]) -> int:
-    """Counts every allocation, those of compiled code outside torch's allocator included."""
+def _peak_in_process(call: Callable[[], object]) -> int:
+    """Counts every allocation, also of compiled code outside torch's allocator."""
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)  # malloc then gives every block back as soon as it is free
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)  # malloc then returns every freed block to the system
     call()
     peaks = []
     for _ in range(REPEATS):
         _fill_holes(libc)
-        libc.malloc_trim(0)  # else the call could use free pages that are resident already
+        libc.malloc_trim(0)  # else the call could reuse free pages that are still resident
         _CLEAR.write_text(_RESET_PEAK)
-        before = _resident("VmRSS")
+        before = _read_status_bytes("VmRSS")
         call()
-        peaks.append(max(0, _resident("VmHWM") - before))
-    return min(peaks)  # pages that the system had taken away come back in a call, which only ever adds
+        peaks.append(max(0, _read_status_bytes("VmHWM") - before))
+    return min(peaks)  # swapped-out pages that return during a call can only raise the peak
 
 
 def _fill_holes(libc: ctypes.CDLL) -> None:
-    """Take what is free inside malloc's heap, in large blocks that nobody touches.
+    """Allocate all free blocks of malloc's heap, without touching them, so that new tensors are mapped and counted.
 
-    Else a tensor could lie there, whose pages stay resident after it, and the next one be mapped beside them. No block
-    is larger than the heap: where malloc fails it moves this thread to the heap of another, and to the holes there.
+    A tensor in such a hole would keep its pages resident after it is freed. No block is larger than the heap: if malloc
+    fails it moves this thread to another thread's heap, and to the holes there.
     """
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
     libc.free.argtypes = [ctypes.c_size_t]
-    begin, end = _heap()
+    begin, end = _heap_range()
     size = end - begin
     while size >= _LARGE:
         block = libc.malloc(size)
-        if not begin < block < end:  # none, or mapped: no hole is as large
+        if not begin < block < end:  # failed or mapped: no hole of this size is left
             libc.free(block)
             size //= 2
 
 
-def _heap() -> tuple[int, int]:
-    """Where the heap of the first thread lies."""
+def _heap_range() -> tuple[int, int]:
+    """Addresses of the main thread's heap."""
     parts = re.findall(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
     return (int(parts[0][0], 16), int(parts[-1][1], 16)) if parts else (0, 0)
 
 
-def _resident(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert found, f"{_STATUS} has no {field}"
-    return 1024 * int(found[1])
+def _read_status_bytes(field: str) -> int:
+    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert match, f"{_STATUS} has no {field}"
+    return 1024 * int(match[1])

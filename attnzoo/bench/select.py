@@ -1,4 +1,4 @@
-"""Choosing by name what to measure."""
+"""Selection of benchmarks by name."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,14 +7,14 @@ from attnzoo.errors import unknown
 ALL = "all"
 
 
-def pick(kind: str, names: Sequence[str], allowed: Collection[str]) -> list[str]:
-    """`names` in the order of `allowed`, or all of these for "all". Raises UserError for a name not among them."""
+def select_names(kind: str, names: Sequence[str], allowed: Collection[str]) -> list[str]:
+    """`names` in the order of `allowed`, or all of `allowed` for "all". Raises UserError for an unknown name."""
     for name in names:
         if name != ALL and name not in allowed:
             raise unknown(kind, name, [*allowed, ALL])
-    return present(names, allowed)
+    return filter_names(names, allowed)
 
 
-def present(names: Sequence[str], allowed: Collection[str]) -> list[str]:
-    """Those of `allowed` that `names` holds, all of them for "all"."""
+def filter_names(names: Sequence[str], allowed: Collection[str]) -> list[str]:
+    """Those of `allowed` that are in `names`, or all of them for "all"."""
     return [name for name in allowed if ALL in names or name in names]

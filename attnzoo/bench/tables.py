@@ -1,187 +1,240 @@
-"""Records of benchmarks as tables, for a terminal and for docs/results."""
+"""Benchmark records as tables, for the terminal and as Markdown."""
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.records import Rows, machine
-from attnzoo.bench.timing import quartiles, ratios
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
-NONE = "–"
+from attnzoo.bench.operators.base import OURS
+from attnzoo.bench.timing import quartiles, time_ratios
+
+DASH = "–"
 MIB = 2**20
 OPS_HEADER = (
-    "case", "pattern", "pass", "implementation", "ms (quartiles)", "ratio (quartiles)", "of ceiling", "peak MiB",
+    "case", "pattern", "pass", "implementation", "ms (quartiles)", "ratio (quartiles)", "% of roofline", "peak MiB",
     "error",
 )  # fmt: skip
-_ABSENT = ("missing", "unavailable")
+MODELS_HEADER = ("model", "workload", "implementation", "ms (quartiles)", "ratio (quartiles)", "peak MiB", "error")
 
 
-def tables(record: dict[str, Any]) -> list[Rows]:
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text; the first `num_label_columns` columns are labels, the others numbers."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    num_label_columns: int
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The table as Markdown, under its title as a heading."""
+        rule = ["---"] * self.num_label_columns + ["--:"] * (len(self.header) - self.num_label_columns)
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self._without_repeated_labels())]
+        return "\n".join([f"### {self.title}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+
+    def print(self, console: Console) -> None:
+        """Print the table to a terminal."""
+        table = Table(*self.header, title=self.title, title_justify="left", box=SIMPLE)
+        for index, column in enumerate(table.columns):
+            column.overflow = "fold"
+            column.justify = "left" if index < self.num_label_columns else "right"
+        for row in self._without_repeated_labels():
+            table.add_row(*row)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False, soft_wrap=True)
+
+    def _without_repeated_labels(self) -> Iterator[tuple[str, ...]]:
+        """The rows, with labels blanked that repeat those of the row above."""
+        above: tuple[str, ...] = ()
+        last = self.num_label_columns - 1
+        for row in self.rows:
+            repeated = next((i for i in range(last) if row[: i + 1] != above[: i + 1]), last)
+            yield ("",) * repeated + row[repeated:]
+            above = row
+
+
+def tables(record: dict[str, Any]) -> list[TextTable]:
     """The tables of a record of any kind."""
-    return {"ops": ops, "scaling": scaling, "models": whole_models}[record["kind"]](record)
+    return {"ops": ops_tables, "scaling": scaling_tables, "models": models_tables}[record["kind"]](record)
 
 
-def page(records: dict[Path, dict[str, Any]], title: str) -> str:
-    """A Markdown page of several records, each under its machine, versions, command and raw file."""
+def render_page(records: dict[Path, dict[str, Any]], title: str) -> str:
+    """A Markdown page of several records, each with its command, raw file, machine and versions."""
     parts = [f"# {title}", ""]
     for path, record in records.items():
         commit = (record["source"] or {}).get("commit", "an installed package")
         parts += [
             f"## {path.stem}",
             "",
-            f"- command: `{command(record)}`",
+            f"- command: `{typed_command(record)}`",
             f"- raw file: [{path.name}]({path.name}), {record['time']}, commit {commit}",
-            f"- machine: {machine(record)}",
+            f"- machine: {describe_machine(record)}",
             "",
         ]
         parts += [table.markdown() for table in tables(record)]
     return "\n".join(parts)
 
 
-def command(record: dict[str, Any]) -> str:
-    """How the record was made, as it would be typed, with the variables that tune what it runs on."""
-    program, *rest = record["command"]
-    tuned = [f"{name}={shlex.quote(value)} " for name, value in record["machine"].get("environment", {}).items()]
-    typed = shlex.join([*(["python", "-m", "attnzoo"] if program == "__main__.py" else [program]), *rest])
-    return "".join(tuned) + typed
+def typed_command(record: dict[str, Any]) -> str:
+    """The command of a record as typed in a shell, with the environment variables that affect performance."""
+    program, *args = record["command"]
+    variables = [f"{name}={shlex.quote(value)} " for name, value in record["machine"].get("environment", {}).items()]
+    command = shlex.join([*(["python", "-m", "attnzoo"] if program == "__main__.py" else [program]), *args])
+    return "".join(variables) + command
 
 
-def ops(record: dict[str, Any]) -> list[Rows]:
-    """One table per operation and dtype."""
+def describe_machine(record: dict[str, Any]) -> str:
+    """Machine and versions of a record in one line."""
+    machine, versions = record["machine"], record["versions"]
+    device = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} threads"
+    if machine["device"] != "cpu":
+        device = f"{machine['device']} (host: {device})"
+    commit = (record["source"] or {}).get("commit", "")[:9]
+    versions = versions | {"attnzoo": versions.get("attnzoo") or f"source {commit}"}
+    return f"{device}; " + ", ".join(f"{name} {v or 'not installed'}" for name, v in versions.items())
+
+
+def ops_tables(record: dict[str, Any]) -> list[TextTable]:
+    """One table per operator and dtype."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in record["rows"]:
-        groups.setdefault((row["operation"], row["dtype"]), []).append(row)
-    left = [f"not measured, out of time: {name}" for name in record["left_out"]]
-    shown = []
+        groups.setdefault((row["operator"], row["dtype"]), []).append(row)
+    skipped_notes = [f"skipped, out of time budget: {name}" for name in record["skipped"]]
+    result = []
     for (name, dtype), rows in groups.items():
-        cells = [line for row in rows for line in (*_timed(row), *_refused(row))]
-        notes = (*_sizes(rows), *_absent(rows), *_ceilings(record), *left)
-        shown.append(Rows(f"{name}, {dtype}", OPS_HEADER, cells, 4, notes))
-    return shown
+        cells = [line for row in rows for line in (*_timed_rows(row), *_failed_rows(row))]
+        notes = (*_size_notes(rows), *_unavailable_notes(rows), *_roofline_notes(record), *skipped_notes)
+        result.append(TextTable(f"{name}, {dtype}", OPS_HEADER, cells, 4, notes))
+    return result
 
 
-def _timed(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """A line per pass and implementation."""
+def _timed_rows(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """One line per pass and implementation."""
     entries = {name: entry for name, entry in row["implementations"].items() if entry["state"] == "measured"}
-    for label, bound in row["bound_seconds"].items():
+    for pass_name, bound in row["roofline_seconds"].items():
         for name, entry in entries.items():
-            samples = entry["seconds"][label]
-            compared = NONE
+            samples = entry["seconds"][pass_name]
+            ratio = DASH
             if OURS in entries and name != OURS:
-                compared = ratio(samples, entries[OURS]["seconds"][label])
-            share, error = f"{bound / median(samples):.0%}", f"{max(entry['errors'].values()):.0e}"
-            numbers = (milliseconds(samples), compared, share, mebibytes(entry["peak_bytes"][label]), error)
-            yield (row["case"], row["pattern"], label, name, *numbers)
+                ratio = format_ratio(samples, entries[OURS]["seconds"][pass_name])
+            percent, error = f"{100 * bound / median(samples):.0f}", f"{max(entry['errors'].values()):.0e}"
+            numbers = (format_ms(samples), ratio, percent, format_mib(entry["peak_bytes"][pass_name]), error)
+            yield (row["case"], row["pattern"], pass_name, name, *numbers)
 
 
-def _refused(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """A line for each implementation that computes something else or fails, and so is not timed."""
+def _failed_rows(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """One line per implementation that is wrong or raises, and therefore is not timed."""
     for name, entry in row["implementations"].items():
-        if entry["state"] in ("disagrees", "failed"):
-            why = f"{entry['state']}: {entry['reason']}"
-            yield (row["case"], row["pattern"], NONE, name, why, NONE, NONE, NONE, NONE)
+        if entry["state"] in ("mismatch", "failed"):
+            message = f"{entry['state']}: {entry['reason']}"
+            yield (row["case"], row["pattern"], DASH, name, message, DASH, DASH, DASH, DASH)
 
 
-def milliseconds(samples: Sequence[float]) -> str:
-    """The median, with the quartiles."""
+def format_ms(samples: Sequence[float]) -> str:
+    """The median in milliseconds, with the quartiles."""
     low, middle, high = (f"{1000 * value:.3g}" for value in quartiles(list(samples)))
     return f"{middle} ({low}–{high})"
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
+def format_ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
     """The median of their time over ours, round by round, with the quartiles."""
-    low, middle, high = (f"{value:.2f}" for value in quartiles(ratios(list(theirs), list(ours))))
+    low, middle, high = (f"{value:.2f}" for value in quartiles(time_ratios(list(theirs), list(ours))))
     return f"{middle} ({low}–{high})"
 
 
-def mebibytes(count: int | None) -> str:
-    """A peak, or a dash where it was not measured."""
-    return NONE if count is None else f"{count / MIB:.1f}"
+def format_mib(num_bytes: int | None) -> str:
+    """Bytes in MiB, or a dash if unknown."""
+    return DASH if num_bytes is None else f"{num_bytes / MIB:.1f}"
 
 
-def _sizes(rows: list[dict[str, Any]]) -> Iterator[str]:
+def _size_notes(rows: list[dict[str, Any]]) -> Iterator[str]:
     for case, sizes in {row["case"]: row["sizes"] for row in rows}.items():
         yield f"{case}: {sizes}"
 
 
-def _absent(rows: list[dict[str, Any]]) -> list[str]:
+def _unavailable_notes(rows: list[dict[str, Any]]) -> list[str]:
     notes = [
         f"{name} is {entry['state']}: {entry['reason']}"
         for row in rows
         for name, entry in row["implementations"].items()
-        if entry["state"] in _ABSENT
+        if entry["state"] in ("missing", "unavailable")
     ]
     return list(dict.fromkeys(notes))
 
 
-def _ceilings(record: dict[str, Any]) -> Iterator[str]:
-    measured = record["ceilings"]
-    yield f"ceiling, copy: {max(measured['copy']) / 1e9:.1f} GB/s, read and written both counted"
-    for dtype, samples in measured["macs"].items():
-        yield f"ceiling, matrix product {dtype}: {max(samples) / 1e9:,.0f} GMAC/s"
+def _roofline_notes(record: dict[str, Any]) -> Iterator[str]:
+    peak_rates = record["roofline"]
+    yield f"roofline, copy: {max(peak_rates['copy']) / 1e9:.1f} GB/s, read + write"
+    for dtype, samples in peak_rates["macs"].items():
+        yield f"roofline, matmul {dtype}: {max(samples) / 1e9:,.0f} GMAC/s"
     yield f"peak: {record['memory']}"
 
 
-def scaling(record: dict[str, Any]) -> list[Rows]:
+def scaling_tables(record: dict[str, Any]) -> list[TextTable]:
     """The fitted exponents, and one table per axis."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in record["rows"]:
         groups.setdefault(row["axis"], []).append(row)
-    shown = [_exponents(record)]
+    result = [_exponents_table(record)]
     for axis, rows in groups.items():
         rows.sort(key=lambda row: (row["attention"], row["pass"], row["x"]))
-        notes = tuple(
-            f"left out: {left['attention']}, {left['pass']}, {axis} {left['x']}: {left['reason']}"
-            for left in record["left_out"]
-            if left["axis"] == axis
+        skipped_notes = tuple(
+            f"skipped: {skipped['attention']}, {skipped['pass']}, {axis} {skipped['x']}: {skipped['reason']}"
+            for skipped in record["skipped"]
+            if skipped["axis"] == axis
         )
-        shown.append(Rows(f"against {axis}", _scaling_header(axis), [_scaling_cells(row) for row in rows], 2, notes))
-    return shown
+        cells = [_scaling_row(row) for row in rows]
+        result.append(TextTable(f"against {axis}", _scaling_header(axis), cells, 2, skipped_notes))
+    return result
 
 
 def _scaling_header(axis: str) -> tuple[str, ...]:
     varied = () if axis == "tokens" else (axis,)
-    return ("attention", "pass", *varied, "tokens", "maps", "ms (quartiles)", "peak MiB")
+    return ("attention", "pass", *varied, "tokens", "feature maps", "ms (quartiles)", "peak MiB")
 
 
-def _scaling_cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _scaling_row(row: dict[str, Any]) -> tuple[str, ...]:
     maps = " ".join(f"{h}x{w}" for h, w in row["shapes"])
     varied = () if row["axis"] == "tokens" else (str(row["x"]),)
-    numbers = (f"{row['tokens']:,}", maps, milliseconds(row["seconds"]), mebibytes(row["peak_bytes"]))
+    numbers = (f"{row['tokens']:,}", maps, format_ms(row["seconds"]), format_mib(row["peak_bytes"]))
     return (row["attention"], row["pass"], *varied, *numbers)
 
 
-def _exponents(record: dict[str, Any]) -> Rows:
+def _exponents_table(record: dict[str, Any]) -> TextTable:
     lines = [
-        (fit["axis"], fit["attention"], fit["pass"], _exponent(fit["time"]), _exponent(fit["memory"]))
+        (fit["axis"], fit["attention"], fit["pass"], format_exponent(fit["time"]), format_exponent(fit["memory"]))
         for fit in record["fits"]
     ]
-    notes = ("against tokens, sizes from 4k on are fitted", f"peak: {record['memory']}")
-    return Rows("fitted exponents", ("against", "attention", "pass", "of time", "of memory"), lines, 3, notes)
+    notes = ("against tokens: fitted from 4k tokens on", f"peak: {record['memory']}")
+    return TextTable("fitted exponents", ("against", "attention", "pass", "of time", "of memory"), lines, 3, notes)
 
 
-def _exponent(law: dict[str, Any] | None) -> str:
-    if law is None:
-        return NONE
-    return f"{law['exponent']:.2f}" + (f" ± {law['spread']:.2f}" if law["spread"] is not None else "")
+def format_exponent(fit: dict[str, Any] | None) -> str:
+    """The exponent of a power law ± its standard error."""
+    if fit is None:
+        return DASH
+    error = fit["exponent_stderr"]
+    return f"{fit['exponent']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
-def whole_models(record: dict[str, Any]) -> list[Rows]:
+def models_tables(record: dict[str, Any]) -> list[TextTable]:
     """One table for all models."""
     lines = []
     for row in record["rows"]:
-        entries = row["implementations"]
+        labels, entries = (row["model"], row["workload"]), row["implementations"]
         ours = entries.get(OURS, {}).get("seconds")
-        error = NONE if row["error"] is None else f"{row['error']:.0e}"
+        error = DASH if row["error"] is None else f"{row['error']:.0e}"
         for name, entry in entries.items():
-            if entry["seconds"]:
-                compared = ratio(entry["seconds"], ours) if ours and name != OURS else NONE
-                numbers = (milliseconds(entry["seconds"]), compared, mebibytes(entry["peak_bytes"]))
-                lines.append((row["model"], row["work"], name, *numbers, error))
+            ratio = format_ratio(entry["seconds"], ours) if ours and name != OURS else DASH
+            lines.append((*labels, name, format_ms(entry["seconds"]), ratio, format_mib(entry["peak_bytes"]), error))
         if row["reason"]:
-            lines.append((row["model"], row["work"], NONE, row["reason"], NONE, NONE, NONE))
-    header = ("model", "work", "implementation", "ms (quartiles)", "ratio (quartiles)", "peak MiB", "error")
-    return [Rows("whole models", header, lines, 3, (f"peak: {record['memory']}",))]
+            lines.append((*labels, DASH, row["reason"], DASH, DASH, DASH))
+    return [TextTable("whole models", MODELS_HEADER, lines, 3, (f"peak: {record['memory']}",))]

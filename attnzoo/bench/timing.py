@@ -1,4 +1,4 @@
-"""Timing several implementations side by side: what disturbs one disturbs all."""
+"""Interleaved timing: noise affects all implementations equally, so their ratios are reliable."""
 
 import math
 import time
@@ -8,27 +8,26 @@ from statistics import quantiles
 
 import torch
 
-FEWEST, MOST = 5, 50  # rounds
-SHORTEST = 2e-3  # seconds: quicker calls are timed several at a time, to stay well above what a clock resolves
+MIN_ROUNDS, MAX_ROUNDS = 5, 50
+MIN_SAMPLE_SECONDS = 2e-3  # shorter calls are repeated within a sample, well above the resolution of the clock
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float, fewest: int = FEWEST
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float, min_rounds: int = MIN_ROUNDS
 ) -> dict[str, list[float]]:
-    """Seconds per call, several samples of each.
+    """Samples of seconds per call.
 
-    Every round takes one sample of each call, in an order of its own, the same in every process: a call pays for what
-    the one before left behind, caches and memory given back to the system, so nobody may always follow the same one.
-    There are as many rounds as fit into `seconds`, but `fewest` at least and 50 at most. Each call has run twice before
-    its time counts.
+    Every round times each call once in a seeded random order, so that effects of the previous call (caches, memory
+    returned to the system) average out. Runs as many rounds as fit into `seconds`, at least `min_rounds` and at most
+    MAX_ROUNDS, after two warm-up calls each.
     """
     repeats = {name: _repeats(call, device) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = Random(0).shuffle
     start = time.perf_counter()
-    for done in range(max(MOST, fewest)):
-        if not order or (done >= fewest and time.perf_counter() - start > seconds):
+    for round_index in range(max(MAX_ROUNDS, min_rounds)):
+        if not order or (round_index >= min_rounds and time.perf_counter() - start > seconds):
             break
         shuffle(order)
         for name in order:
@@ -38,11 +37,11 @@ def interleave(
 
 def _repeats(call: Callable[[], object], device: torch.device) -> int:
     time_calls(call, 1, device)
-    return max(1, math.ceil(SHORTEST / time_calls(call, 1, device)))
+    return max(1, math.ceil(MIN_SAMPLE_SECONDS / time_calls(call, 1, device)))
 
 
 def time_calls(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds per call of `repeats` calls in a row; on a GPU by events, so that only its own time counts."""
+    """Mean seconds per call over `repeats` calls; by CUDA events on a GPU."""
     if device.type == "cuda":
         return _time_on_gpu(call, repeats)
     start = time.perf_counter()
@@ -70,6 +69,6 @@ def quartiles(samples: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """How many times longer theirs took, round by round."""
+def time_ratios(theirs: list[float], ours: list[float]) -> list[float]:
+    """Their time over ours, round by round."""
     return [their / our for their, our in zip(theirs, ours, strict=True)]

@@ -183,7 +183,7 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
     lines = [
         "# Soak",
         "",
-        f"`make soak`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
+        f"`make test-long`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
         f"{trial.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a "
         f"checkpoint is made with the first step that ends {60 * MINUTES:g} s after the last.",
         "",

@@ -1,4 +1,4 @@
-"""The same detector of this package and of transformers, with the same weights."""
+"""Detectors of this package and of transformers, with the same weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo import models
-from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
+from attnzoo.bench.models.base import BenchModel, BenchTask, Outputs
+from attnzoo.bench.operators.base import OURS
 from attnzoo.environment import version
 from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.matcher import Target
 
-THEIRS = "transformers"
+TRANSFORMERS = "transformers"
 INSTALL = "pip install transformers==4.57.6"
 CLASSES = 91
-OBJECTS = 8  # per training image
+NUM_OBJECTS = 8  # per training image
 MODELS: dict[str, dict[str, Any]] = {
     "detr_r50": {"auxiliary_loss": False},  # with them, transformers feeds normalised states to the next layer
     "deformable_detr_r50": {"auxiliary_loss": True, "class_cost": 1},
     "deformable_detr_r50_refine": {"auxiliary_loss": True, "class_cost": 1, "with_box_refine": True},
 }
-"""Presets, and the options of transformers that make the same model with the same losses."""
+"""Presets, with the options of transformers for the same model and the same losses."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the models are: the transformer, and depth and width of the backbone's stages."""
+    """Size of the transformer, and depths and widths of the backbone's stages."""
 
     dim: int
     heads: int
@@ -39,11 +39,11 @@ class Size:
     widths: tuple[int, int, int, int]
 
 
-PUBLISHED = Size(dim=256, heads=8, layers=6, depths=(3, 4, 6, 3), widths=(256, 512, 1024, 2048))
+FULL_SIZE = Size(dim=256, heads=8, layers=6, depths=(3, 4, 6, 3), widths=(256, 512, 1024, 2048))
 TINY = Size(dim=64, heads=4, layers=2, depths=(1, 1, 1, 1), widths=(16, 32, 64, 128))
 
 
-class Ours(Entrant):
+class AttnzooDetector(BenchModel):
     def __init__(self, model: Detector):
         self.model = model
         self._loss = SetCriterion(model.config.loss, model.num_classes)
@@ -56,7 +56,7 @@ class Ours(Entrant):
         return self._loss(self.model(images), targets).total
 
 
-class Theirs(Entrant):
+class TransformersDetector(BenchModel):
     """transformers 4.57: images as `pixel_values` without a mask, targets as `class_labels` and `boxes`."""
 
     def __init__(self, model: nn.Module):
@@ -72,22 +72,22 @@ class Theirs(Entrant):
         return loss
 
 
-def entrants(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, Entrant], str | None]:
-    """Both detectors in float32 without dropout; ours alone, and why, where transformers 4 is not installed."""
-    size = TINY if tiny else PUBLISHED
-    ours = _ours(name, size)
-    found = version(THEIRS)
-    if found is None or found.split(".")[0] != "4":
-        why = "is missing" if found is None else f"{found} names its tensors differently"
-        return {OURS: Ours(ours.to(device))}, f"transformers {why}: {INSTALL}"
-    theirs = _theirs(name, size)
+def build_models(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, BenchModel], str | None]:
+    """Both detectors in float32 without dropout; only ours, with the reason, if transformers 4 is not installed."""
+    size = TINY if tiny else FULL_SIZE
+    ours = _build_attnzoo(name, size)
+    installed = version(TRANSFORMERS)
+    if installed is None or installed.split(".")[0] != "4":
+        reason = "is missing" if installed is None else f"{installed} names its tensors differently"
+        return {OURS: AttnzooDetector(ours.to(device))}, f"transformers {reason}: {INSTALL}"
+    theirs = _build_transformers(name, size)
     _perturb(theirs)
     _freeze_as_published(theirs)
     ours.load_state_dict(huggingface.convert(theirs.state_dict(), ours.config))
-    return {OURS: Ours(ours.to(device)), THEIRS: Theirs(theirs.to(device))}, None
+    return {OURS: AttnzooDetector(ours.to(device)), TRANSFORMERS: TransformersDetector(theirs.to(device))}, None
 
 
-def _ours(name: str, size: Size) -> Detector:
+def _build_attnzoo(name: str, size: Size) -> Detector:
     dense = {"attention": {"dropout": 0.0}} if name.startswith("detr") else {}
     model = models.create(
         name,
@@ -104,8 +104,8 @@ def _ours(name: str, size: Size) -> Detector:
     return model
 
 
-def _theirs(name: str, size: Size) -> nn.Module:
-    """The model that transformers makes of the same sizes, randomly initialised."""
+def _build_transformers(name: str, size: Size) -> nn.Module:
+    """The transformers model of the same size, randomly initialised."""
     from transformers import (
         DeformableDetrConfig,
         DeformableDetrForObjectDetection,
@@ -115,7 +115,7 @@ def _theirs(name: str, size: Size) -> nn.Module:
     )
 
     dense = name.startswith("detr")
-    config = _ours(name, size).config
+    config = _build_attnzoo(name, size).config
     stages = ["stage4"] if dense else ["stage2", "stage3", "stage4"]
     options: dict[str, Any] = {
         "backbone_config": ResNetConfig(
@@ -143,13 +143,13 @@ def _theirs(name: str, size: Size) -> nn.Module:
 
 
 def _freeze_as_published(model: nn.Module) -> None:
-    """The stem and the first stage: transformers 4.57 means that, but freezes every stage of its own ResNet."""
+    """Freeze the stem and the first stage only: a bug of transformers 4.57 freezes every stage of its own ResNet."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("backbone" not in name or any(f"stages.{stage}." in name for stage in (1, 2, 3)))
 
 
 def _perturb(model: nn.Module) -> None:
-    """Weights more like trained ones: nothing that starts at zero stays there, and no residual block explodes."""
+    """Perturb weights as if trained: no parameter stays zero, and residual branches stay bounded."""
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -160,15 +160,15 @@ def _perturb(model: nn.Module) -> None:
                 buffer.fill_(0.2)
 
 
-def _targets(batch: int, device: torch.device) -> list[Target]:
+def _make_targets(batch: int, device: torch.device) -> list[Target]:
     g = torch.Generator().manual_seed(1)
     return [
         {
-            "labels": torch.randint(20, (OBJECTS,), generator=g).to(device),
-            "boxes": (0.2 + 0.6 * torch.rand(OBJECTS, 4, generator=g)).to(device),
+            "labels": torch.randint(20, (NUM_OBJECTS,), generator=g).to(device),
+            "boxes": (0.2 + 0.6 * torch.rand(NUM_OBJECTS, 4, generator=g)).to(device),
         }
         for _ in range(batch)
     ]
 
 
-DETECTORS = Kind(tuple(MODELS), entrants, _targets, forward=(1, 800, 1066), training=(2, 256, 256))
+DETECTION = BenchTask(tuple(MODELS), build_models, _make_targets, forward=(1, 800, 1066), training=(2, 256, 256))

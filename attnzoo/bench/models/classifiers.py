@@ -1,4 +1,4 @@
-"""The same DAT with this package's operators, and with grid_sample and einsum as published."""
+"""DAT with this package's operators, and with grid_sample and einsum as published."""
 
 import copy
 from typing import Any
@@ -11,10 +11,10 @@ from attnzoo import models
 from attnzoo.attention.dat import DeformableKeyValueAttention
 from attnzoo.attention.dat_bias import MlpBias, Places, TableBias
 from attnzoo.attention.dat_grid import GridSpec
-from attnzoo.bench.operators.peers import OURS
-from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
+from attnzoo.bench.models.base import BenchModel, BenchTask, Outputs
+from attnzoo.bench.operators.base import OURS
 
-PLAIN = "grid_sample + einsum"
+PYTORCH = "grid_sample + einsum"
 CLASSES = 1000
 TINY: dict[str, Any] = {
     "image_size": 64,
@@ -22,8 +22,8 @@ TINY: dict[str, Any] = {
 }
 
 
-class PlainAttention(DeformableKeyValueAttention):
-    """DAT's attention as its authors formulate it (Xia et al., CVPR 2022): the biases of all pairs are in memory."""
+class PyTorchAttention(DeformableKeyValueAttention):
+    """DAT's attention in plain PyTorch (Xia et al., CVPR 2022), with the bias of all query-key pairs in memory."""
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
         assert places.padding is None
@@ -39,7 +39,7 @@ class PlainAttention(DeformableKeyValueAttention):
         return read[:, :, 0].unflatten(0, (-1, self.groups)).flatten(1, 2).transpose(1, 2)
 
 
-class Classification(Entrant):
+class Classifier(BenchModel):
     def __init__(self, model: nn.Module):
         self.model = model
 
@@ -50,28 +50,30 @@ class Classification(Entrant):
         return F.cross_entropy(self.model(images), targets)
 
 
-def entrants(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, Entrant], None]:
-    """The model with either formulation; perturbed, so that nothing stays zero and the biases matter."""
+def build_models(name: str, tiny: bool, device: torch.device) -> tuple[dict[str, BenchModel], None]:
+    """The model with either attention; weights are perturbed, so that none is zero and the bias has an effect."""
     torch.manual_seed(0)
     model = models.create(name, num_classes=CLASSES, drop_path=0.0, **(TINY if tiny else {})).to(device)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            spread = 1.0 if "rpe_table" in path else 0.02
-            parameter.add_((spread * torch.randn(parameter.shape, generator=g)).to(device))
-    return {OURS: Classification(model), PLAIN: Classification(_in_plain_pytorch(model))}, None
+            std = 1.0 if "rpe_table" in path else 0.02
+            parameter.add_((std * torch.randn(parameter.shape, generator=g)).to(device))
+    return {OURS: Classifier(model), PYTORCH: Classifier(_use_pytorch_attention(model))}, None
 
 
-def _in_plain_pytorch(model: nn.Module) -> nn.Module:
-    plain = copy.deepcopy(model)
-    for module in plain.modules():
+def _use_pytorch_attention(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    for module in model.modules():
         if isinstance(module, DeformableKeyValueAttention):
-            module.__class__ = PlainAttention
-    return plain
+            module.__class__ = PyTorchAttention
+    return model
 
 
-def _targets(batch: int, device: torch.device) -> Tensor:
+def _make_targets(batch: int, device: torch.device) -> Tensor:
     return torch.randint(CLASSES, (batch,), generator=torch.Generator().manual_seed(1)).to(device)
 
 
-CLASSIFIERS = Kind(("dat_tiny", "dat_pp_tiny"), entrants, _targets, forward=(8, 224, 224), training=(8, 224, 224))
+CLASSIFICATION = BenchTask(
+    ("dat_tiny", "dat_pp_tiny"), build_models, _make_targets, forward=(8, 224, 224), training=(8, 224, 224)
+)
