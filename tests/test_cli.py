@@ -1,4 +1,4 @@
-"""The command line: what it refuses, and whole sweeps with the real trainer."""
+"""The command line: its errors, and whole sweeps with the real trainer."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
 
     again = sweep()
     assert again.returncode == 0
-    assert "2 of 2 runs are done already" in again.stdout
+    assert "2 of 2 runs are already done" in again.stdout
     assert (folder / "points=1-seed=0" / "metrics.jsonl").read_text() == metrics
 
     (folder / "older").mkdir()
@@ -269,7 +269,7 @@ def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, p
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Path) -> None:
+def test_a_killed_run_is_retried(tiny: Path) -> None:
     """The first time by SIGKILL to its process; the results are those of a sweep left alone."""
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=150", "train.checkpoint_every=10"]
     process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -283,7 +283,7 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Pat
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "machine failure (killed by SIGKILL)" in out
-    assert "is tried again" in out
+    assert ": retrying" in out
     shown = subprocess.run([sys.executable, "-m", "attnzoo", "status", "runs/tiny", "--json"], capture_output=True)
     first, second = json.loads(shown.stdout)
     assert (first["state"], first["requeued"], first["machine_failures"]) == ("done", 1, 1)

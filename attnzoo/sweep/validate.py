@@ -57,7 +57,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
 def _source(experiment: Experiment, run: RunSpec, message: str) -> str:
     """What set the last of the keys that a message names, the first word among them, as the beginning of a message."""
     keys = re.findall(r"^[a-z_]+(?:\.[a-z_0-9]+)*|[a-z_]+(?:\.[a-z_0-9]+)+", message)
-    return experiment.source(keys, run.changes | {"seed": run.seed}, f"{experiment.path}: sweep") if keys else ""
+    return experiment.source(keys, run.overrides | {"seed": run.seed}, f"{experiment.path}: sweep") if keys else ""
 
 
 def _complete(config: ExperimentConfig) -> ExperimentConfig:

@@ -101,7 +101,7 @@ def test_submitting_again_adds_only_what_is_missing(cluster, sweep, capsys):
     assert [one["runs"] for one in Ledger(sweep.runs).read()["submissions"].values()] == [["seed=0"], ["seed=1"]]
     sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
     assert len(Ledger(sweep.runs).read()["submissions"]) == 2
-    assert "2 of 2 runs are done, submitted already or not asked for" in capsys.readouterr().out
+    assert "2 of 2 runs skipped (done, already submitted or not selected)" in capsys.readouterr().out
     assert {one.state for one in sweep.wait_for_end().values()} == {"done"}
 
 
@@ -145,7 +145,7 @@ def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
 def test_what_slurm_would_refuse_is_refused_before_anything_is_written(cluster, sweep, capsys, change, message):
     assert sweep.start("launcher=slurm", change) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: SLURM refuses seed=3: ")
+    assert err.startswith("error: sbatch rejects seed=3: ")
     assert message.lower() in err.lower()
     assert err.count("\n") == 1
     assert not sweep.runs.exists()
