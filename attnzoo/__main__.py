@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.set_defaults(command=_compare)
     bench = bench_cli.arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))
     bench.set_defaults(command=bench_cli.start)
-    list_ = commands.add_parser("list", help="list attentions, models, data sets and augmentations")
+    list_ = commands.add_parser("list", help="list attentions, models, data sets and augmentations, or describe one")
+    list_.add_argument("name", metavar="NAME", nargs="?", help="describe this one; a pattern such as 'dat*' lists")
     list_.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     list_.set_defaults(command=_list)
     args = parser.parse_args(argv)
@@ -72,23 +73,17 @@ def _list(args: argparse.Namespace) -> int:
         for name, state in ops.backends().items():
             print(f"{name}: {state}")
         return 0
-    from attnzoo import attention, models
-    from attnzoo.data.build import (
-        CLASSIFICATION_AUGMENTATIONS,
-        CLASSIFICATION_DATASETS,
-        DETECTION_AUGMENTATIONS,
-        DETECTION_DATASETS,
-    )
+    from attnzoo import catalog
 
-    for title, names in (
-        ("attentions", attention.names()),
-        ("models", models.names()),
-        ("detection data sets", DETECTION_DATASETS.names()),
-        ("detection augmentations", DETECTION_AUGMENTATIONS.names()),
-        ("classification data sets", CLASSIFICATION_DATASETS.names()),
-        ("classification augmentations", CLASSIFICATION_AUGMENTATIONS.names()),
-    ):
-        print(f"{title}: {', '.join(names)}")
+    if args.name is None:
+        for kind, names in catalog.names().items():
+            print(f"{kind}s: {', '.join(names)}")
+        return 0
+    entries = catalog.find(args.name)
+    if {entry.name for entry in entries} == {entries[0].name}:
+        print("\n\n".join(map(str, entries)))
+    else:
+        print("\n".join(f"{entry.name} ({entry.kind}): {entry.summary}" for entry in entries))
     return 0
 
 
