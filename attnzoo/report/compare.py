@@ -22,7 +22,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     options = _differences([group[0] for group in groups.values()])
     variants = [_variant(group, chosen) for group, chosen in zip(groups.values(), options, strict=True)]
     columns = list(dict.fromkeys(column for variant in variants for column in variant.options))
-    variants.sort(key=lambda variant: [_order(variant.options.get(column)) for column in columns])
+    if "variant" not in columns:  # else they are in the order of the experiment's file
+        variants.sort(key=lambda variant: [_order(variant.options.get(column)) for column in columns])
     tasks = frozenset(result.config.task for result in results)
     return Comparison(columns, variants, _notes(variants, results), tasks)
 
@@ -40,15 +41,28 @@ def _variant(group: Sequence[Result], options: dict[str, Any]) -> Variant:
 
 
 def _differences(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What each config has that is not the same in all, by short labels; the experiment where there are several."""
+    """What each config has that is not the same in all, by short labels; the experiment where there are several.
+
+    The name of the variant comes first, if there is one.
+    """
+    named = any(result.variant is not None for result in results)
     flat = []
     for result in results:
         kept = {key: value for key, value in dataclasses.asdict(result.config).items() if key not in NOT_HASHED}
-        flat.append(dict(flatten(kept)) | {"experiment": result.experiment})
-    keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
+        flat.append(dict(flatten(kept)) | {"experiment": result.experiment, "variant": result.variant or ""})
+    keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config if key != "variant")]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
     shown = [key for key in differing if not _follows_from_a_name(key, flat)]
+    if named:
+        shown = ["variant", *(key for key in shown if not _follows_from_the_variant(key, flat))]
     return label([{key: config[key] for key in shown if key in config} for config in flat])
+
+
+def _follows_from_the_variant(key: str, configs: Sequence[dict[str, Any]]) -> bool:
+    """Whether a key has one value in each variant of an experiment."""
+    variants = {(config["experiment"], config["variant"]) for config in configs}
+    found = {(config["experiment"], config["variant"], repr(config.get(key, ...))) for config in configs}
+    return key != "experiment" and len(found) == len(variants)
 
 
 def _follows_from_a_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:

@@ -68,8 +68,12 @@ def write_sweep(sweep: Path) -> None:
     for name in entries:
         config = dict(flatten(dataclasses.asdict(load(RunFolder(sweep / name).config))))
         values.append({key: config[key] for key in config if key in swept})
+        if (variant := entries[name].get("variant")) is not None:
+            values[-1]["variant"] = variant
     runs = [
-        HParamsRun(sweep / name, entry["digest"], options)
+        HParamsRun(
+            sweep / name, f"-{name}".replace(f"-seed={entry['seed']}", "").strip("-") or entry["digest"], options
+        )
         for (name, entry), options in zip(entries.items(), label(values), strict=True)
     ]
     write(sweep, runs)

@@ -1,7 +1,7 @@
 """Reading runs from their folders."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,16 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, load
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.metrics import METRICS
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run: its config, its state, the last value of each of METRICS, and the steps it made."""
+    """One run: its config, its state, the last value of each of METRICS, and the steps it made.
+
+    `variant` is its name in the sweep, if it has one.
+    """
 
     path: Path
     config: ExperimentConfig
@@ -22,6 +26,7 @@ class Result:
     state: str
     metrics: dict[str, float]
     steps: int
+    variant: str | None = None
 
     @property
     def experiment(self) -> str:
@@ -51,7 +56,13 @@ def find(folders: Iterable[Path]) -> list[Result]:
             reason = "no runs in it" if folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {reason}; expected a folder of runs, such as runs/ablate_points")
         found |= {run.resolve(): run for run in runs}
-    results = [read(run) for run in found.values()]
+    sweeps = dict.fromkeys(run.parent for run in found)
+    entries = {sweep / name: entry for sweep in sweeps for name, entry in Ledger(sweep).read()["runs"].items()}
+    order = {run: index for index, run in enumerate(entries)}  # that of the experiment files
+    results = [
+        replace(read(found[run]), variant=entries.get(run, {}).get("variant"))
+        for run in sorted(found, key=lambda run: order.get(run, len(order)))
+    ]
     known: dict[tuple[str, str, int], Path] = {}
     for result in results:
         key = (result.experiment, result.digest, result.config.seed)

@@ -1,7 +1,7 @@
 """sweep.json, the ledger of a sweep: its runs, how often each was started, and the SLURM jobs that have them.
 
     {"experiment": FILE,
-     "runs": {NAME: {"overrides", "labels", "seed", "digest", "attempts",
+     "runs": {NAME: {"variant": NAME or null, "overrides", "labels", "seed", "digest", "attempts",
                      "submission": NUMBER, "task": INDEX,      once it was submitted
                      "cancelled": SECONDS}},                   when it was cancelled, until it is started again
      "submissions": {NUMBER: {"job": ID or null, "runs": [NAME], "time": SECONDS}},

@@ -9,23 +9,23 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Experiment, digest, single
-from attnzoo.errors import UserError, did_you_mean
+from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.schema.labels import flatten, label, text
-
-# Keys that hold for the whole sweep.
-NOT_SWEEPABLE = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
+from attnzoo.sweep.check import check_command_line, check_sweep
+from attnzoo.sweep.variants import BASE, named_variants
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """One run of a sweep: what to train, and where. `name` is unique in the sweep, `digest` is that of its config.
 
-    `overrides` maps full keys to the sweep's values; `labels` has those that affect results, by short keys. The seed
-    is in neither.
+    `overrides` maps full keys to all values that the sweep sets but the seed; `variant` is the name of those from
+    sweep.variants or sweep.one_at_a_time, and `labels` has the others that affect results, by short keys.
     """
 
     name: str
+    variant: str | None
     overrides: dict[str, Any]
     labels: dict[str, Any]
     config: ExperimentConfig
@@ -40,39 +40,57 @@ class RunSpec:
 def expand(experiment: Experiment) -> list[RunSpec]:
     """All runs of an experiment, in the order of its file; one run if it has no sweep.
 
-    Raises UserError if a run's config is invalid; the message names the run.
+    Raises UserError if a run's config is invalid, naming the run, and for a key on the command line that the sweep
+    would overwrite.
     """
     base = experiment.config()
-    _check_sweep(base.sweep, str(experiment.path))
-    seeds = base.sweep.seeds or [base.seed]
+    sweep, where = base.sweep, str(experiment.path)
+    variants = named_variants(sweep, experiment.schema, where)
+    check_sweep(sweep, variants, where)
     combinations = [
-        (overrides, seed)
-        for overrides in _combinations(base.sweep)
-        for seed in seeds
-        if not any(_is_excluded(overrides | {"seed": seed}, rule) for rule in base.sweep.exclude)
+        (variant, swept, seed)
+        for variant in variants or [None]
+        for swept in _combinations(sweep)
+        for seed in sweep.seeds or [base.seed]
+        if not any(_excludes(rule, swept | {"variant": variant, "seed": seed}) for rule in sweep.exclude)
     ]
     if not combinations:
-        raise UserError(f"{experiment.path}: sweep.exclude removes all runs")
-    labels = label([dict(flatten(_without_slurm(overrides))) for overrides, _ in combinations])
-    runs = [
-        _run_spec(experiment, overrides, labels, seed)
-        for (overrides, seed), labels in zip(combinations, labels, strict=True)
-    ]
-    check_unique(runs, str(experiment.path))
-    return runs
+        raise UserError(f"{where}: sweep.exclude removes all runs", key="sweep.exclude")
+    labels = label([dict(flatten(_without_slurm(swept))) for _, swept, _ in combinations])
+    runs = []
+    for (variant, swept, seed), short in zip(combinations, labels, strict=True):
+        overrides = (variants[variant] if variant is not None else {}) | swept
+        runs.append(_run_spec(experiment, variant, overrides, short, seed))
+    check_command_line(experiment, base, {run.name: (run.config, run.overrides) for run in runs})
+    return drop_repeats(runs, experiment)
 
 
-def _run_spec(experiment: Experiment, overrides: dict[str, Any], labels: dict[str, Any], seed: int) -> RunSpec:
+def drop_repeats(runs: Sequence[RunSpec], experiment: Experiment) -> list[RunSpec]:
+    """The runs without those of sweep.one_at_a_time that repeat the base.
+
+    Raises UserError if two others have the same config and seed, or the same name.
+    """
+    if experiment.config().sweep.one_at_a_time:
+        bases = {(run.digest, run.seed) for run in runs if run.variant == BASE}
+        runs = [run for run in runs if run.variant == BASE or (run.digest, run.seed) not in bases]
+    names: dict[tuple[str, int], str] = {}
+    for run in runs:
+        first = names.setdefault((run.digest, run.seed), run.name)
+        if first is not run.name:
+            raise UserError(f"{experiment.path}: sweep: the runs {first} and {run.name} have the same config")
+    if duplicates := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(f"{experiment.path}: sweep: duplicate run name {duplicates[0]}")
+    return list(runs)
+
+
+def _run_spec(
+    experiment: Experiment, variant: str | None, overrides: dict[str, Any], labels: dict[str, Any], seed: int
+) -> RunSpec:
     parts = [f"{key}={text(value)}" for key, value in (labels | {"seed": seed}).items()]
-    name = "-".join(parts).replace("/", "_").replace(" ", "")
+    name = "-".join([variant, *parts] if variant is not None else parts).replace("/", "_").replace(" ", "")
     config = single(experiment.config(overrides | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
     folder = RunFolder(Path(config.output).expanduser() / config.name / name)
-    return RunSpec(name, overrides, labels, config, digest(config), folder)
-
-
-def _without_slurm(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides that affect results."""
-    return {key: value for key, value in overrides.items() if key.split(".")[0] != "slurm"}
+    return RunSpec(name, variant, overrides, labels, config, digest(config), folder)
 
 
 def _combinations(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
@@ -83,49 +101,10 @@ def _combinations(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
             yield row | dict(zip(sweep.grid, values, strict=True))
 
 
-def _is_excluded(overrides: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
-    return all(overrides[key] == value for key, value in rule.items())
+def _excludes(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(values[key] == value for key, value in rule.items())
 
 
-def _check_sweep(sweep: SweepConfig, where: str) -> None:
-    for kind, block in (("grid", sweep.grid), ("zip", sweep.zip)):
-        for key, values in block.items():
-            prefix = f"{where}: sweep.{kind}.{key}"
-            if key.split(".")[0] in NOT_SWEEPABLE:
-                hint = "; list a sweep's seeds in sweep.seeds" if key == "seed" else ""
-                raise UserError(f"{prefix}: {key!r} cannot be swept{hint}")
-            if not values:
-                raise UserError(f"{prefix} = []: expected at least one value")
-    if overlap := sweep.grid.keys() & sweep.zip.keys():
-        raise UserError(f"{where}: sweep: {min(overlap)!r} is in both grid and zip")
-    lengths = {key: len(values) for key, values in sweep.zip.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise UserError(f"{where}: sweep.zip: expected lists of equal length, but {listed} values")
-    if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise UserError(f"{where}: sweep.seeds = {sweep.seeds}: duplicate seed")
-    _check_exclude(sweep, where)
-
-
-def _check_exclude(sweep: SweepConfig, where: str) -> None:
-    swept = [*sweep.zip, *sweep.grid, "seed"]
-    for index, rule in enumerate(sweep.exclude):
-        for key, value in rule.items():
-            prefix = f"{where}: sweep.exclude[{index}]"
-            if key not in swept:
-                raise UserError(f"{prefix}: {key!r} is not swept{did_you_mean(key, swept)} (swept: {', '.join(swept)})")
-            values: Sequence[Any] = sweep.seeds if key == "seed" else sweep.zip.get(key) or sweep.grid[key]
-            if value not in values:
-                raise UserError(f"{prefix}: {key} = {value!r} is not among its values {values}")
-
-
-def check_unique(runs: Sequence[RunSpec], where: str) -> None:
-    """Raise UserError if two runs have the same config and seed, or the same name."""
-    names: dict[tuple[str, int], str] = {}
-    for run in runs:
-        key = (run.digest, run.seed)
-        if key in names:
-            raise UserError(f"{where}: sweep: the runs {names[key]} and {run.name} have the same config")
-        names[key] = run.name
-    if duplicates := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"{where}: sweep: duplicate run name {duplicates[0]}")
+def _without_slurm(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that affect results."""
+    return {key: value for key, value in overrides.items() if key.split(".")[0] != "slurm"}

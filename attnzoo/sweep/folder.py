@@ -95,13 +95,10 @@ def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
 
 
 def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
-    return old | {
-        "overrides": run.overrides,
-        "labels": run.labels,
-        "seed": run.seed,
-        "digest": run.digest,
-        "attempts": old.get("attempts", 0),
-    }
+    swept = {"variant": run.variant, "overrides": run.overrides, "labels": run.labels}
+    if old and run.variant is None and not run.overrides:  # resumed by its own config.yaml, which has no sweep
+        swept = {}
+    return old | swept | {"seed": run.seed, "digest": run.digest, "attempts": old.get("attempts", 0)}
 
 
 def _belongs_to(folder: RunFolder, run: RunSpec) -> bool:

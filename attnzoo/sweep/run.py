@@ -46,8 +46,10 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
 
     folder, runs = _sweep_folder(experiment, validate(experiment, runs))
     config = experiment.config()
-    if _is_distributed_launch():
-        return _train_in_process_group(folder, runs, str(experiment.path))
+    if _is_distributed_launch() and not dry_run:
+        return _train_in_process_group(folder, runs, str(experiment.path), only)
+    if _rank() > 0:  # of a dry run, which the main process lists
+        return ExitCode.OK
     statuses = _statuses(folder)
     to_start = [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
     _print_restarts(to_start)
@@ -70,6 +72,11 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
 def _is_distributed_launch() -> bool:
     """Whether this is one of several processes that torchrun or srun started."""
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def _rank() -> int:
+    """The rank that torchrun or srun gave this process."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if _is_distributed_launch() else 0
 
 
 def _processes_override() -> list[str]:
@@ -152,28 +159,28 @@ def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunS
         return local.train(to_start, jobs, display)
 
 
-def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experiment: str) -> int:
+def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experiment: str, only: str | None) -> int:
     """Under torchrun or srun: train the runs one after another in this process group; stop at the first failure."""
     from attnzoo.engine import distributed
     from attnzoo.worker import train
 
     ranks = distributed.join(runs[0].config.device)
-    error = None
+    to_start, error = list[RunSpec](), None
     if ranks.is_main:
-        _print_restarts(runs)
         try:
+            to_start = _to_start_here(folder, runs, only)
+            _print_restarts(to_start)
             folder.create(runs, experiment)
         except UserError as reason:
             error = str(reason)
-    error, paths = ranks.share((error, [run.folder.path for run in runs]))
+    error, to_start = ranks.share((error, to_start))
     if error is not None:
         raise UserError(error)
     code = int(ExitCode.OK)
-    to_start = [run for run in runs if _recorded_state(run) != "done"]
     with ProgressDisplay(len(to_start), folder.record_start) if ranks.is_main else nullcontext() as display:
-        for run, path in zip(runs, paths, strict=True):
+        for run in to_start:
             with _display_run(run, display):
-                code = train.main(path)
+                code = train.main(run.folder.path)
             if code != ExitCode.OK:
                 break
     if code != ExitCode.FAILED:  # after an error, other ranks may be waiting in a collective
@@ -183,10 +190,18 @@ def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experi
     return code
 
 
+def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
+    """The runs that are not done; with `only`, those that also pass the filter."""
+    if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
+        return [run for run in runs if _recorded_state(run) != "done"]
+    statuses = _statuses(folder)
+    return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+
+
 @contextmanager
 def _display_run(run: RunSpec, display: ProgressDisplay | None) -> Iterator[None]:
-    """Show the progress of a run that this process trains, unless it is done already."""
-    if display is None or _recorded_state(run) == "done":
+    """Show the progress of a run that this process trains, if it is the one that shows it."""
+    if display is None:
         yield
     else:
         display.start(run)

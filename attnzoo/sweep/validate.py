@@ -22,7 +22,7 @@ from attnzoo.models.config import BackboneConfig, ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.dry_run import dry_run
 from attnzoo.models.vit.config import VitConfig
-from attnzoo.sweep.expand import RunSpec, check_unique
+from attnzoo.sweep.expand import RunSpec, drop_repeats
 
 
 def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -44,7 +44,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
         whole = completed[run.digest]
         config = dataclasses.replace(run.config, data=whole.data, model=whole.model)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
-    check_unique(valid, str(experiment.path))
+    valid = drop_repeats(valid, experiment)
     names = {name for found in parameters.values() for name in found}
     for run in valid:
         try:

@@ -31,6 +31,7 @@ def test_ledger_and_configs_are_written_before_anything_trains(experiment: Path,
     assert ledger["experiment"] == str(experiment)
     entry = ledger["runs"]["dim=8-seed=0"]
     assert entry == {
+        "variant": None,
         "overrides": {"model.dim": 8},
         "labels": {"dim": 8},
         "seed": 0,
