@@ -40,6 +40,15 @@ def test_a_variant_sets_keys_nested_or_dotted(tmp_path: Path) -> None:
     assert deform.labels == {}
 
 
+def test_the_example_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "config-and-sweeps.md").read_text()
+    lines = page.partition("    sweep:\n")[2].partition("\n\n")[0]
+    (tmp_path / "x.yaml").write_text(f"name: x\ntrain: {{steps: 5}}\nsweep:\n{lines}\n")
+    runs = expand(Experiment(tmp_path / "x.yaml"))
+    assert len(runs) == (2 * 2 * 2 - 2) * 3
+    assert runs[0].name == "dense-dim=64-ffn=128-lr=0.001-seed=0"
+
+
 def test_variants_are_combined_with_zip_grid_and_seeds(tmp_path: Path) -> None:
     sweep = f"{TWO}, zip: {{model.dim: [8, 16], model.ffn: [16, 32]}}, grid: {{model.queries: [5, 6]}}, seeds: [0, 1]"
     found = names(tmp_path, sweep)
