@@ -34,7 +34,7 @@ CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # (Zhu et al., IC
 
 @dataclass(frozen=True)
 class Entry:
-    """Something with a name. `options` maps each option to its type and default, or to the value of a preset.
+    """An attention, model, data set or augmentation. `options` maps an option to its type and default, or its value.
 
     `paper` is the first citation in its docstring, its module's, or its preset's; "" if there is none.
     """
@@ -62,10 +62,10 @@ def names() -> dict[str, list[str]]:
 
 def find(pattern: str) -> list[Entry]:
     """The entries of a name, or of a pattern such as `dat*`. Raises UserError if there is none."""
-    found = [(kind, name) for kind, of_kind in names().items() for name in of_kind if fnmatchcase(name, pattern)]
-    if not found:
+    matches = [(kind, name) for kind, of_kind in names().items() for name in of_kind if fnmatchcase(name, pattern)]
+    if not matches:
         raise unknown("name", pattern, dict.fromkeys(name for of_kind in names().values() for name in of_kind))
-    return [_preset(name) if kind == "model" else _registered(kind, name) for kind, name in found]
+    return [_preset(name) if kind == "model" else _registered(kind, name) for kind, name in matches]
 
 
 def _registered(kind: str, name: str) -> Entry:

@@ -49,9 +49,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("module", [["attnzoo.run"], ["attnzoo"]])
 def test_help_answers_within_a_second(module: list[str]) -> None:
     def seconds() -> float:
-        began = time.monotonic()
+        start = time.monotonic()
         subprocess.run([sys.executable, "-m", *module, "--help"], check=True, capture_output=True)
-        return time.monotonic() - began
+        return time.monotonic() - start
 
     assert any(seconds() < 1 for _ in range(5))  # the machine may be busy with other things
 
@@ -147,14 +147,14 @@ def test_an_override_of_a_swept_key_is_one_line(tiny: Path, capsys: pytest.Captu
     )
 
 
-@pytest.mark.parametrize("main", [attnzoo_run.main, lambda words: attnzoo_main.main(["run", *words])])
-@pytest.mark.parametrize("place", range(4))
-def test_options_and_overrides_stand_in_any_order(
-    tiny: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], place: int
+@pytest.mark.parametrize("main", [attnzoo_run.main, lambda argv: attnzoo_main.main(["run", *argv])])
+@pytest.mark.parametrize("position", range(4))
+def test_options_and_overrides_may_come_in_any_order(
+    tiny: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], position: int
 ) -> None:
-    words = ["tiny.yaml", "train.steps=4", "sweep.seeds=[7]"]
-    words.insert(place, "--dry-run")
-    assert main(words) == 0
+    argv = ["tiny.yaml", "train.steps=4", "sweep.seeds=[7]"]
+    argv.insert(position, "--dry-run")
+    assert main(argv) == 0
     assert "points=1-seed=7" in capsys.readouterr().out
     assert not (tiny.parent / "runs").exists()
 
@@ -178,7 +178,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     assert left.wait() == 141
 
 
-def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_without_a_name_is_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list"]) == 0
     out = capsys.readouterr().out
     assert f"attentions: {', '.join(attention.names())}\n" in out
@@ -340,12 +340,12 @@ def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, processes: int) -> None:
+def test_an_interrupt_before_training_leaves_no_record(tiny: Path, processes: int) -> None:
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "jobs=1", f"processes={processes}"]
     launcher = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = tiny.parent / "runs/tiny/points=1-seed=0/log.txt"
     deadline = time.monotonic() + 300
-    while not log.exists():  # made just before the process, which then imports for seconds
+    while not log.exists():  # created just before the process, which then imports for seconds
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(launcher.pid, signal.SIGINT)
@@ -358,7 +358,7 @@ def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, p
 
 @pytest.mark.slow
 def test_a_killed_run_is_retried(tiny: Path) -> None:
-    """The first time by SIGKILL to its process; the results are those of a sweep left alone."""
+    """After SIGKILL to its process, once; the results are those of an undisturbed sweep."""
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=150", "train.checkpoint_every=10"]
     process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = tiny.parent / "runs/tiny/points=1-seed=0"
@@ -396,7 +396,7 @@ def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path, monkeypat
 
 
 def results(run: Path) -> list[dict[str, float]]:
-    """The rows of metrics without what no two runs share."""
+    """The metrics of a run without its speed."""
     return [without_speed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -441,7 +441,7 @@ def test_torchrun_takes_only_and_dry_run(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_on_a_terminal_has_a_bar(tiny: Path) -> None:
+def test_torchrun_on_a_terminal_shows_a_progress_bar(tiny: Path) -> None:
     tiny.write_text(TINY.replace("steps: 3", "steps: 60").replace("[1, 2]", "[1]"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]
     ours, theirs = pty.openpty()
@@ -456,11 +456,11 @@ def test_torchrun_on_a_terminal_has_a_bar(tiny: Path) -> None:
     assert process.returncode == 0
     assert "━".encode() in shown
     assert re.search(rb"\d+/60 .*loss", shown)
-    assert b"train/loss" in shown  # the log goes on above it
+    assert b"train/loss" in shown  # log lines are printed above it
 
 
 @pytest.mark.slow
-def test_a_mistake_under_torchrun_is_told_and_writes_nothing(tiny: Path) -> None:
+def test_a_mistake_under_torchrun_is_reported_and_writes_nothing(tiny: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [*torchrun, "attnzoo.run", "tiny.yaml", "train.stpes=3"]
     done = subprocess.run(command, text=True, capture_output=True, timeout=300)

@@ -79,14 +79,14 @@ def check_command_line(
     `base` is the config without the sweep's overrides; `runs` has the config and the overrides of each run.
     """
     layers = [layer for layer in experiment.layers if layer.where == COMMAND_LINE]
-    given = dict(item for layer in layers for item in flatten(layer.content))
-    given = {key: value for key, value in given.items() if not key.startswith("sweep.")}
-    if not given:
+    items = dict(item for layer in layers for item in flatten(layer.content))
+    items = {key: value for key, value in items.items() if not key.startswith("sweep.")}
+    if not items:
         return
     before = dict(flatten(dataclasses.asdict(base)))
     for name, (config, overrides) in runs.items():
         after = dict(flatten(dataclasses.asdict(config)))
-        for key, value in given.items():
+        for key, value in items.items():
             if key in overrides or (before.get(key, ...) == value and after.get(key, ...) != value):
                 raise _overwritten(key, name, base.sweep, overrides)
 

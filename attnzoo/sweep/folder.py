@@ -88,10 +88,10 @@ def _taken_folder(run: RunSpec) -> RunFolder | None:
 
 def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
     try:
-        found = differences(load(taken.config), run.config)
+        diffs = differences(load(taken.config), run.config)
     except UserError:
         return "has a config that cannot be read"
-    return f"has {'; '.join(found[:MAX_DIFFERENCES])}{' and more' if len(found) > MAX_DIFFERENCES else ''}"
+    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{' and more' if len(diffs) > MAX_DIFFERENCES else ''}"
 
 
 def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class RunProcess(NamedTuple):
     """The process that trains a run, or torchrun with its processes; `start_time` is in seconds since the epoch."""
 
     run: RunSpec
-    process: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes]
     start_time: float
 
 
@@ -66,7 +66,7 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
                     signals.forward(running[-1])
             time.sleep(POLL_SECONDS)
             callbacks.update([process.run for process in running])
-            for ended in [process for process in running if process.process.poll() is not None]:
+            for ended in [process for process in running if process.popen.poll() is not None]:
                 running.remove(ended)
                 run_outcome = _finish(ended, signals.count > 0)
                 will_retry = run_outcome.kind is ExitKind.MACHINE_FAILURE and not signals.count
@@ -89,7 +89,7 @@ def _start(run: RunSpec) -> RunProcess:
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(run.config.threads))
     # The worker writes log.txt itself; stderr goes there too, for crashes and torchrun's messages.
     with open_crash_log(run.folder) as stderr, _sigint_blocked():
-        process = subprocess.Popen(
+        popen = subprocess.Popen(
             command(run.folder, run.config.processes),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -97,7 +97,7 @@ def _start(run: RunSpec) -> RunProcess:
             stderr=stderr,
             start_new_session=True,  # so that Ctrl-C reaches the worker through us only
         )
-    return RunProcess(run, process, start_time)
+    return RunProcess(run, popen, start_time)
 
 
 def _finish(ended: RunProcess, interrupted: bool) -> Outcome:
@@ -106,7 +106,7 @@ def _finish(ended: RunProcess, interrupted: bool) -> Outcome:
     A machine failure beyond `retries` becomes a failure; a kill by ourselves counts as an interrupt.
     """
     folder = ended.run.folder
-    result = outcome.classify(folder, ended.process.returncode, ended.start_time)
+    result = outcome.classify(folder, ended.popen.returncode, ended.start_time)
     failed_machine = result.kind is ExitKind.MACHINE_FAILURE
     if failed_machine and interrupted:
         failed_machine, result = False, Outcome(ExitKind.INTERRUPTED, "SIGKILL")
@@ -163,12 +163,11 @@ class _SignalForwarder:
         for process in self._running:
             self.forward(process)
 
-    def forward(self, run_process: RunProcess) -> None:
-        """Send SIGINT, or SIGKILL to all its processes after a second signal."""
-        process = run_process.process
-        if process.poll() is not None:
+    def forward(self, process: RunProcess) -> None:
+        """Send SIGINT; after a second signal, SIGKILL to all processes of the run."""
+        if process.popen.poll() is not None:
             return
         if self.count == 1:
-            process.send_signal(signal.SIGINT)  # to the worker, or to torchrun, which forwards it
+            process.popen.send_signal(signal.SIGINT)  # to the worker, or to torchrun, which forwards it
         else:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.popen.pid, signal.SIGKILL)

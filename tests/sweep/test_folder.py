@@ -51,7 +51,7 @@ def test_a_folder_never_holds_two_configs(experiment: Path, tmp_path: Path) -> N
     assert folder.assign(runs(experiment, "jobs=3"))[0].folder.path.name == "dim=8-seed=0"
 
 
-def test_why_assignedrestart_from_scratch_is_printed_once(experiment: Path, tmp_path: Path) -> None:
+def test_restarts_from_scratch_are_explained_in_one_line(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs" / "x")
     first = folder.assign(runs(experiment))
     assert describe_restarts(first) is None
@@ -71,7 +71,7 @@ def test_why_assignedrestart_from_scratch_is_printed_once(experiment: Path, tmp_
     )
 
 
-def test_the_ledger_keeps_earlier_assignedthat_were_started(experiment: Path, tmp_path: Path) -> None:
+def test_the_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs" / "x")
     first = folder.assign(runs(experiment))
     folder.create(first, "x")
@@ -80,13 +80,13 @@ def test_the_ledger_keeps_earlier_assignedthat_were_started(experiment: Path, tm
     assert list(folder.entries()) == ["dim=8-seed=0", "dim=24-seed=0"]
 
 
-def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
+def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json: damaged"):
         SweepFolder(tmp_path).entries()
 
 
-def test_an_unwritable_output_folder_is_named(experiment: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_folder_is_an_error(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = SweepFolder(tmp_path / "file" / "x")
     with pytest.raises(UserError, match="cannot be written"):

@@ -42,6 +42,6 @@ def test_a_plugin_is_loaded_from_the_snapshot(tmp_path: Path) -> None:
     assert done.stdout == f"{code}/attnzoo/__init__.py ['low_rank']\n"
 
 
-def test_a_plugin_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_plugin_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugins: .*gone\.py: cannot be read"):
         create_snapshot(tmp_path, [str(tmp_path / "gone.py")])
