@@ -1,4 +1,4 @@
-"""`attnzoo VERB` or `python -m attnzoo VERB`: run, status, cancel, compare, bench, list."""
+"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, bench, list."""
 
 import argparse
 import sys
@@ -11,86 +11,79 @@ from attnzoo.bench import cli as bench_cli
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `attnzoo` and `python -m attnzoo`; returns the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["run"]:  # its overrides may stand anywhere, which argparse allows no sub-command
-        return run.main(words[1:], "attnzoo run")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands
+        return run.main(argv[1:], "attnzoo run")
     parser = argparse.ArgumentParser("attnzoo", description="Which attention should this vision model use?")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("run", help="train what an experiment file describes")
-    following = verbs.add_parser("status", help="where the runs of a sweep are")
-    following.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
-    following.add_argument("--watch", action="store_true", help="keep up with them until none is active")
-    following.add_argument("--json", action="store_true", help="everything that is known, for programs")
-    following.set_defaults(command=_status)
-    cancelling = verbs.add_parser("cancel", help="stop the runs of a sweep; they save first")
-    cancelling.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
-    cancelling.add_argument("runs", metavar="RUN", nargs="*", help="these runs only, by their names")
-    cancelling.set_defaults(command=_cancel)
-    comparing = verbs.add_parser("compare", help="compare finished runs: means, intervals, cost")
-    comparing.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
-    comparing.set_defaults(command=_compare)
-    measuring = bench_cli.add_arguments(
-        verbs.add_parser("bench", help="time operators, attentions and models beside others")
-    )
-    measuring.set_defaults(command=bench_cli.main)
-    listing = verbs.add_parser("list", help="list attentions, models, data sets and augmentations")
-    listing.add_argument("--ops", action="store_true", help="list the operators' backends instead")
-    listing.set_defaults(command=_list)
-    given = parser.parse_args(words)
-    return run.report_errors(lambda: given.command(given))
+    commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="train what an experiment file describes")
+    status = commands.add_parser("status", help="show the status of a sweep")
+    status.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
+    status.add_argument("--watch", action="store_true", help="refresh until no run is active")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_status)
+    cancel = commands.add_parser("cancel", help="stop the runs of a sweep; they save first")
+    cancel.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
+    cancel.add_argument("runs", metavar="RUN", nargs="*", help="run names (default: all)")
+    cancel.set_defaults(command=_cancel)
+    compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
+    compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
+    compare.set_defaults(command=_compare)
+    bench = bench_cli.add_arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))
+    bench.set_defaults(command=bench_cli.main)
+    list_ = commands.add_parser("list", help="list attentions, models, data sets and augmentations, or describe one")
+    list_.add_argument("name", metavar="NAME", nargs="?", help="describe this one; a pattern such as 'dat*' lists")
+    list_.add_argument("--ops", action="store_true", help="list the operators' backends instead")
+    list_.set_defaults(command=_list)
+    args = parser.parse_args(argv)
+    return run.report_errors(lambda: args.command(args))
 
 
-def _status(given: argparse.Namespace) -> int:
+def _status(args: argparse.Namespace) -> int:
     from attnzoo.report.status_table import print_status
 
-    return print_status(given.folder, given.watch, given.json)
+    return print_status(args.folder, args.watch, args.json)
 
 
-def _cancel(given: argparse.Namespace) -> int:
+def _cancel(args: argparse.Namespace) -> int:
     from attnzoo.sweep.cancel import cancel
 
-    for line in cancel(given.folder, given.runs):
+    for line in cancel(args.folder, args.runs):
         print(line)
     return 0
 
 
-def _compare(given: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report import hparams
     from attnzoo.report.compare import compare
     from attnzoo.report.table import print_comparison, write_comparison
 
-    comparison = compare(given.folders)
+    comparison = compare(args.folders)
     print_comparison(comparison)
-    if len(given.folders) == 1:
-        write_comparison(comparison, given.folders[0])
-        hparams.write_sweep(given.folders[0])
+    if len(args.folders) == 1:
+        write_comparison(comparison, args.folders[0])
+        hparams.write_sweep(args.folders[0])
     return 0
 
 
-def _list(given: argparse.Namespace) -> int:
-    if given.ops:
+def _list(args: argparse.Namespace) -> int:
+    if args.ops:
         from attnzoo import ops
 
         for name, state in ops.backends().items():
             print(f"{name}: {state}")
         return 0
-    from attnzoo import attention, models
-    from attnzoo.data.build import (
-        CLASSIFICATION_AUGMENTATIONS,
-        CLASSIFICATION_DATASETS,
-        DETECTION_AUGMENTATIONS,
-        DETECTION_DATASETS,
-    )
+    from attnzoo import catalog
 
-    for title, names in (
-        ("attentions", attention.names()),
-        ("models", models.names()),
-        ("detection data sets", DETECTION_DATASETS.names()),
-        ("detection augmentations", DETECTION_AUGMENTATIONS.names()),
-        ("classification data sets", CLASSIFICATION_DATASETS.names()),
-        ("classification augmentations", CLASSIFICATION_AUGMENTATIONS.names()),
-    ):
-        print(f"{title}: {', '.join(names)}")
+    if args.name is None:
+        for kind, names in catalog.names().items():
+            print(f"{kind}s: {', '.join(names)}")
+        return 0
+    entries = catalog.find(args.name)
+    if {entry.name for entry in entries} == {entries[0].name}:
+        print("\n\n".join(map(str, entries)))
+    else:
+        print("\n".join(f"{entry.name} ({entry.kind}): {entry.summary}" for entry in entries))
     return 0
 
 

@@ -5,47 +5,45 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from attnzoo.errors import UserError
-
-REFUSED, INTERRUPTED, UNREAD = 2, 130, 141
+from attnzoo.errors import ExitCode, UserError
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml", help="an experiment file, or a run's config.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes, such as train.steps=100 or jobs=2")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, what they ask for, and write nothing")
-    parser.add_argument("--only", choices=("failed", "missing", "interrupted"), help="start these runs and no others")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="config overrides, such as train.steps=100")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their resources, and write nothing")
+    parser.add_argument("--only", choices=("failed", "missing", "interrupted"), help="start only runs in this state")
     return parser
 
 
 def report_errors(command: Callable[[], int]) -> int:
-    """The exit code of `command`; what a user can correct is printed as one line, with exit code 2."""
+    """The exit code of `command`; a UserError prints one line and gives ExitCode.USER_ERROR."""
     try:
         code = command()
         sys.stdout.flush()
         return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return REFUSED
+        return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:  # as in `attnzoo list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-        return UNREAD
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return ExitCode.BROKEN_PIPE
 
 
-def _start(given: argparse.Namespace) -> int:
+def _start(args: argparse.Namespace) -> int:
     from attnzoo.sweep.run import run
 
-    return run(given.experiment, given.overrides, given.dry_run, given.only)
+    return run(args.experiment, args.overrides, args.dry_run, args.only)
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m attnzoo.run") -> int:
-    """The command line of `python -m attnzoo.run` and of `attnzoo run`, as help calls it; returns the exit code."""
-    given = _parser(program).parse_intermixed_args(argv)
-    return report_errors(lambda: _start(given))
+    """The command line of `python -m attnzoo.run` and `attnzoo run`; `program` is its name in the help."""
+    args = _parser(program).parse_intermixed_args(argv)
+    return report_errors(lambda: _start(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: what it refuses, and whole sweeps with the real trainer."""
+"""The command line: its errors, and whole sweeps with the real trainer."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo import attention
+from attnzoo import attention, catalog, models
 from attnzoo import run as attnzoo_run
 
 TINY = """
@@ -49,9 +49,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("module", [["attnzoo.run"], ["attnzoo"]])
 def test_help_answers_within_a_second(module: list[str]) -> None:
     def seconds() -> float:
-        began = time.monotonic()
+        start = time.monotonic()
         subprocess.run([sys.executable, "-m", *module, "--help"], check=True, capture_output=True)
-        return time.monotonic() - began
+        return time.monotonic() - start
 
     assert any(seconds() < 1 for _ in range(5))  # the machine may be busy with other things
 
@@ -127,14 +127,37 @@ def test_dry_run_lists_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixt
     assert not (tiny.parent / "runs").exists()
 
 
-@pytest.mark.parametrize("main", [attnzoo_run.main, lambda words: attnzoo_main.main(["run", *words])])
-@pytest.mark.parametrize("place", range(4))
-def test_options_and_overrides_stand_in_any_order(
-    tiny: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], place: int
+def test_a_dry_run_of_several_processes_lists_on_the_first_and_writes_nothing(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["tiny.yaml", "train.steps=4", "sweep.seeds=[7]"]
-    words.insert(place, "--dry-run")
-    assert main(words) == 0
+    """As torchrun and srun start them: none joins a process group."""
+    for variables in ({"RANK": "0", "WORLD_SIZE": "2"}, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}):
+        for rank in (0, 1):
+            with monkeypatch.context() as patch:
+                for name, value in variables.items():
+                    patch.setenv(name, str(rank) if value == "0" else value)
+                assert attnzoo_run.main(["tiny.yaml", "--dry-run"]) == 0
+            out = capsys.readouterr().out
+            assert ("points=1-seed=0" in out) == (rank == 0)
+    assert not (tiny.parent / "runs").exists()
+
+
+def test_an_override_of_a_swept_key_is_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert attnzoo_run.main(["tiny.yaml", "model.encoder.attention.points=4"]) == 2
+    assert capsys.readouterr().err == (
+        "error: command line: model.encoder.attention.points is overwritten by sweep.zip (run points=1-seed=0); "
+        "replace the sweep with sweep.zip={...} or clear it with sweep.zip={}\n"
+    )
+
+
+@pytest.mark.parametrize("main", [attnzoo_run.main, lambda argv: attnzoo_main.main(["run", *argv])])
+@pytest.mark.parametrize("position", range(4))
+def test_options_and_overrides_may_come_in_any_order(
+    tiny: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], position: int
+) -> None:
+    argv = ["tiny.yaml", "train.steps=4", "sweep.seeds=[7]"]
+    argv.insert(position, "--dry-run")
+    assert main(argv) == 0
     assert "points=1-seed=7" in capsys.readouterr().out
     assert not (tiny.parent / "runs").exists()
 
@@ -158,7 +181,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     assert left.wait() == 141
 
 
-def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_without_a_name_is_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list"]) == 0
     out = capsys.readouterr().out
     assert f"attentions: {', '.join(attention.names())}\n" in out
@@ -170,13 +193,54 @@ def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reference: available" in capsys.readouterr().out
 
 
+def test_list_describes_one_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert attnzoo_main.main(["list", "ms_deform"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("ms_deform (attention)\n  ")
+    assert "  paper: Zhu et al., " in out
+    assert "  roles: decoder, encoder, stage\n" in out
+    assert "    points: int, default 4\n" in out
+    assert attnzoo_main.main(["list", "none"]) == 0
+    assert "none (detection augmentation)" in (out := capsys.readouterr().out)
+    assert "none (classification augmentation)" in out
+    assert out.count("options: none") == 2
+    assert attnzoo_main.main(["list", "coco"]) == 0
+    out = capsys.readouterr().out
+    assert "    root: str, required\n" in out
+    assert "    labels: 'category_id' | 'contiguous', default category_id\n" in out
+    assert attnzoo_main.main(["list", "dat_small"]) == 0
+    out = capsys.readouterr().out
+    assert "  paper: Xia et al., CVPR 2022\n" in out
+    assert "    stage3.depth: 18\n" in out
+
+
+def test_list_matches_patterns_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert attnzoo_main.main(["list", "dat*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("dat (attention): ")
+    assert [line.partition(" ")[0] for line in lines[1:]] == [name for name in models.names() if name.startswith("dat")]
+    assert attnzoo_main.main(["list", "dense*"]) == 0
+    assert capsys.readouterr().out.startswith("dense (attention)\n")
+    assert attnzoo_main.main(["list", "dens"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: unknown name 'dens'; did you mean 'dense'?")
+    assert err.count("\n") == 1
+
+
+def test_every_attention_has_a_summary_and_a_paper() -> None:
+    for name in attention.names():
+        (entry,) = (entry for entry in catalog.find(name) if entry.kind == "attention")
+        assert entry.summary
+        assert re.search(r"et al.* (19|20)\d\d", entry.paper)
+
+
 def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", *arguments]
     return subprocess.run(command, text=True, capture_output=True, timeout=300)
 
 
-def _assert_hparams(folder: Path, columns: set[str], runs: int) -> None:
-    """Every one of the folder's runs says what it has for every column."""
+def _assert_hparams(folder: Path, columns: set[str], runs: int, optional: set[str] = frozenset()) -> None:
+    """Every one of the folder's runs has a value for every column but the `optional` ones."""
 
     def content(path: Path) -> HParamsPluginData:
         events = EventAccumulator(str(path)).Reload()
@@ -186,7 +250,7 @@ def _assert_hparams(folder: Path, columns: set[str], runs: int) -> None:
     assert {info.name for info in content(folder).experiment.hparam_infos} == columns
     sessions = [content(path.parent).session_start_info for path in folder.glob("*/*.hparams")]
     assert len(sessions) == runs
-    assert all(set(session.hparams) == columns for session in sessions)
+    assert all(columns - optional <= set(session.hparams) <= columns for session in sessions)
 
 
 @pytest.mark.slow
@@ -203,7 +267,7 @@ def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
 
     again = sweep()
     assert again.returncode == 0
-    assert "2 of 2 runs are done already" in again.stdout
+    assert "2 of 2 runs are already done" in again.stdout
     assert (folder / "points=1-seed=0" / "metrics.jsonl").read_text() == metrics
 
     (folder / "older").mkdir()
@@ -217,6 +281,30 @@ def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
     listed = subprocess.run(own, text=True, capture_output=True, check=True).stdout
     assert "done" in listed
     assert "points=1-seed=0" in listed
+
+
+@pytest.mark.slow
+def test_a_sweep_of_variants_from_its_file_to_its_table(tiny: Path) -> None:
+    key = "model.encoder.attention"
+    others = f"points=1: {{{key}.points: 1}}, deform: {{{key}: {{name: deform, level: 0}}}}"
+    variants = f"{{dense: {{{key}: {{name: dense}}}}, {others}}}"
+    tiny.write_text(re.sub(r"zip: .*", f"variants: {variants}", TINY).replace("seeds: [0]", "seeds: [0, 1]"))
+    ended = sweep()
+    assert ended.returncode == 0, ended.stderr
+    folder = tiny.parent / "runs" / "tiny"
+    names = [f"{variant}-seed={seed}" for variant in ("dense", "points=1", "deform") for seed in (0, 1)]
+    ledger = json.loads((folder / "sweep.json").read_text())["runs"]
+    assert list(ledger) == names
+    assert [ledger[f"{variant}-seed=0"]["variant"] for variant in ("dense", "points=1", "deform")] == [
+        "dense", "points=1", "deform",
+    ]  # fmt: skip
+    header, _, *rows = (folder / "comparison.md").read_text().split("\n\n")[0].splitlines()
+    assert header.startswith("| variant | AP | AP50 | params |")
+    assert [row.split(" | ")[0] for row in rows] == ["| dense", "| points=1", "| deform"]
+    assert "variant" in (folder / "comparison.csv").read_text().splitlines()[0]
+    _assert_hparams(folder, {"variant", "attention", "points", "level"}, runs=6, optional={"points", "level"})
+    again = sweep()
+    assert "6 of 6 runs are already done" in again.stdout
 
 
 @pytest.mark.slow
@@ -255,12 +343,12 @@ def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, processes: int) -> None:
+def test_an_interrupt_before_training_leaves_no_record(tiny: Path, processes: int) -> None:
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "jobs=1", f"processes={processes}"]
     launcher = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = tiny.parent / "runs/tiny/points=1-seed=0/log.txt"
     deadline = time.monotonic() + 300
-    while not log.exists():  # made just before the process, which then imports for seconds
+    while not log.exists():  # created just before the process, which then imports for seconds
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(launcher.pid, signal.SIGINT)
@@ -272,8 +360,8 @@ def test_an_interrupt_before_a_run_has_begun_leaves_no_trace_of_it(tiny: Path, p
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Path) -> None:
-    """The first time by SIGKILL to its process; the results are those of a sweep left alone."""
+def test_a_killed_run_is_retried(tiny: Path) -> None:
+    """After SIGKILL to its process, once; the results are those of an undisturbed sweep."""
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=150", "train.checkpoint_every=10"]
     process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = tiny.parent / "runs/tiny/points=1-seed=0"
@@ -286,7 +374,7 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(tiny: Pat
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "machine failure (killed by SIGKILL)" in out
-    assert "is tried again" in out
+    assert ": retrying" in out
     shown = subprocess.run([sys.executable, "-m", "attnzoo", "status", "runs/tiny", "--json"], capture_output=True)
     first, second = json.loads(shown.stdout)
     assert (first["state"], first["requeued"], first["machine_failures"]) == ("done", 1, 1)
@@ -311,7 +399,7 @@ def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path, monkeypat
 
 
 def results(run: Path) -> list[dict[str, float]]:
-    """The rows of metrics without what no two runs share."""
+    """The metrics of a run without its speed."""
     return [without_speed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -332,7 +420,31 @@ def test_several_processes_by_launcher_and_by_torchrun(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_on_a_terminal_has_a_bar(tiny: Path) -> None:
+def test_torchrun_takes_only_and_dry_run(tiny: Path) -> None:
+    def torchrun(*arguments: str) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+        command += ["attnzoo.run", "tiny.yaml", "sweep.zip={}", *arguments]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    folder = tiny.parent / "runs" / "tiny"
+    assert torchrun("--dry-run").count("seed=0") == 2  # in one table: the run and its folder
+    assert not folder.parent.exists()
+    torchrun("--only", "failed")
+    assert not (folder / "seed=0" / "status.json").exists()
+    torchrun("--only", "missing")
+    assert json.loads((folder / "seed=0" / "status.json").read_text())["state"] == "done"
+    status = folder / "seed=0" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "failed", "error": "x"}))
+    torchrun("--only", "missing")
+    assert json.loads(status.read_text())["state"] == "failed"
+    torchrun("--only", "failed")
+    assert json.loads(status.read_text())["state"] == "done"
+
+
+@pytest.mark.slow
+def test_torchrun_on_a_terminal_shows_a_progress_bar(tiny: Path) -> None:
     tiny.write_text(TINY.replace("steps: 3", "steps: 60").replace("[1, 2]", "[1]"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]
     ours, theirs = pty.openpty()
@@ -347,11 +459,11 @@ def test_torchrun_on_a_terminal_has_a_bar(tiny: Path) -> None:
     assert process.returncode == 0
     assert "━".encode() in shown
     assert re.search(rb"\d+/60 .*loss", shown)
-    assert b"train/loss" in shown  # the log goes on above it
+    assert b"train/loss" in shown  # log lines are printed above it
 
 
 @pytest.mark.slow
-def test_a_mistake_under_torchrun_is_told_and_writes_nothing(tiny: Path) -> None:
+def test_a_mistake_under_torchrun_is_reported_and_writes_nothing(tiny: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [*torchrun, "attnzoo.run", "tiny.yaml", "train.stpes=3"]
     done = subprocess.run(command, text=True, capture_output=True, timeout=300)

@@ -17,11 +17,19 @@ from attnzoo.schema.fields import COUNT, NON_NEGATIVE, SEED, number, numbers
 
 @dataclass
 class SweepConfig:
-    # key -> values: all combinations (grid), values zipped together (zip); a later file replaces them
-    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})
-    zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})
-    exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations left out
-    seeds: list[int] = numbers([], SEED)  # each variant runs once per seed; empty: [seed]
+    """The runs of an experiment: all combinations of a variant, a row of `zip`, values of `grid`, and a seed.
+
+    Each block but `exclude` and `seeds` replaces that of the files below.
+    """
+
+    # name -> overrides, their keys dotted or nested
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"replace": True})
+    # key -> values: in place of `variants`, the file's own config and each value alone
+    one_at_a_time: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})
+    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})  # key -> values
+    zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})  # lists of equal length
+    exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of swept keys, `variant` and `seed`
+    seeds: list[int] = numbers([], SEED)  # empty: [seed]
 
 
 @dataclass

@@ -20,19 +20,20 @@ Seeds = dict[int, RunFolder]  # the runs of a variant
 
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare all runs in `folders`. Raises UserError for a folder without runs, and for a duplicate run."""
-    variants: dict[tuple[str, str], tuple[ExperimentConfig, Seeds]] = {}
-    for run in find_runs(folders):
+    variants: dict[tuple[str, str], tuple[ExperimentConfig, str | None, Seeds]] = {}
+    for run, variant in find_runs(folders).items():
         config = load_saved(run.config)
-        _, seeds = variants.setdefault((config.name, digest(config)), (config, {}))
+        _, _, seeds = variants.setdefault((config.name, digest(config)), (config, variant, {}))
         if config.seed in seeds:
             raise UserError(f"{run.path}: duplicate run, the same config and seed as {seeds[config.seed].path}")
         seeds[config.seed] = run
-    configs = [config for config, _ in variants.values()]
-    finals = {run: run.final_metrics() for _, seeds in variants.values() for run in seeds.values()}
-    options = _varying_options(configs)
-    rows = [_variant(seeds, finals, labels) for (_, seeds), labels in zip(variants.values(), options, strict=True)]
+    configs = [config for config, _, _ in variants.values()]
+    finals = {run: run.final_metrics() for _, _, seeds in variants.values() for run in seeds.values()}
+    options = _varying_options(configs, [variant for _, variant, _ in variants.values()])
+    rows = [_variant(seeds, finals, labels) for (_, _, seeds), labels in zip(variants.values(), options, strict=True)]
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
-    rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
+    if "variant" not in columns:  # named variants keep the order of the experiment's file
+        rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
     notes = _notes(rows, configs, finals.values())
     return Comparison(columns, rows, notes, frozenset(config.task for config in configs))
 
@@ -46,16 +47,28 @@ def _variant(seeds: Seeds, finals: Mapping[RunFolder, Mapping[str, float]], opti
     return Variant(options, estimates, tuple(sorted(done)), tuple(unfinished))
 
 
-def _varying_options(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """The options of each config that are not equal in all, by short key; "experiment" if there are several."""
+def _varying_options(configs: Sequence[ExperimentConfig], variants: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The options of each config that are not equal in all, by short key; "experiment" if there are several.
+
+    The name of the variant comes first, if any has one; it replaces the options that it determines.
+    """
     flat = []
-    for config in configs:
+    for config, variant in zip(configs, variants, strict=True):
         hashed = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
-        flat.append(dict(flatten(hashed)) | {"experiment": config.name})
-    keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config)]))
+        flat.append(dict(flatten(hashed)) | {"experiment": config.name, "variant": variant or ""})
+    keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config if key != "variant")]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
     columns = [key for key in differing if not _is_implied_by_name(key, flat)]
+    if any(variants):
+        columns = ["variant", *(key for key in columns if not _is_implied_by_variant(key, flat))]
     return shorten_keys([{key: config[key] for key in columns if key in config} for config in flat])
+
+
+def _is_implied_by_variant(key: str, configs: Sequence[dict[str, Any]]) -> bool:
+    """Whether a key has one value in each variant of an experiment."""
+    variants = {(config["experiment"], config["variant"]) for config in configs}
+    values = {(config["experiment"], config["variant"], repr(config.get(key, ...))) for config in configs}
+    return key != "experiment" and len(values) == len(variants)
 
 
 def _is_implied_by_name(key: str, configs: Sequence[dict[str, Any]]) -> bool:

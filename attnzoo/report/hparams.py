@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -52,9 +53,16 @@ def write_sweep(sweep: Path) -> None:
     swept = {key for entry in entries.values() for key, _ in flatten(entry["overrides"])}
     swept = {key for key in swept if not key.startswith("slurm.")}
     configs = [dict(flatten(dataclasses.asdict(load_saved(RunFolder(sweep / name).config)))) for name in entries]
-    options = shorten_keys([{key: config[key] for key in config if key in swept} for config in configs])
-    trial_ids = {name: entry["digest"] for name, entry in entries.items()}
+    variants = [{"variant": e["variant"]} if e.get("variant") is not None else {} for e in entries.values()]
+    columns = [{key: config[key] for key in config if key in swept} for config in configs]
+    options = shorten_keys([variant | column for variant, column in zip(variants, columns, strict=True)])
+    trial_ids = {name: _trial_id(name, entry) for name, entry in entries.items()}
     write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids)
+
+
+def _trial_id(name: str, entry: dict[str, Any]) -> str:
+    """The run's name without its seed: the runs of a variant share it."""
+    return f"-{name}".replace(f"-seed={entry['seed']}", "").strip("-") or str(entry["digest"])
 
 
 def _was_started(path: Path) -> bool:

@@ -1,1 +1,1 @@
-"""Running an experiment file: its variants, their folders, the processes that train them."""
+"""Expands an experiment into runs and launches them, here or on SLURM."""

@@ -1,4 +1,4 @@
-"""Stopping runs for good: they save if there is time, and nothing starts them again but a new submission."""
+"""Cancels runs: they save a checkpoint if time allows and are not requeued."""
 
 import os
 import signal
@@ -15,32 +15,32 @@ from attnzoo.rundir.ledger import Ledger
 
 
 def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
-    """Cancel the active runs of a sweep, or those of `names`; returns what was done, a line for each kind.
+    """Cancel the active runs of a sweep, or those in `names`; returns summary lines.
 
     Raises UserError for a name that is not a run of the sweep, and slurm.SlurmUnavailable.
     """
-    states = {one.name: one for one in sweep_status(sweep)}
+    runs = {run.name: run for run in sweep_status(sweep)}
     for name in names:
-        if name not in states:
-            raise unknown("run", name, states).at(str(sweep))
-    chosen = [states[name] for name in names or states if states[name].active]
+        if name not in runs:
+            raise unknown("run", name, runs, str(sweep))
+    selected = [runs[name] for name in names or runs if runs[name].active]
     ledger = Ledger(sweep)
     with ledger.update() as content:
         resolve_job_ids(ledger, content)
-        for one in chosen:
-            content["runs"][one.name]["cancelled"] = time.time()
-    jobs = [one.job for one in chosen if one.job]
+        for run in selected:
+            content["runs"][run.name]["cancelled"] = time.time()
+    jobs = [run.job for run in selected if run.job]
     slurm.cancel(jobs)
-    here = [one for one in chosen if not one.job and _stop(RunFolder(sweep / one.name), one)]
-    elsewhere = [one.name for one in chosen if not one.job and one.state == "running" and one not in here]
-    lines = [f"cancelled: {len(chosen)} of {len(states)} runs ({len(jobs)} in SLURM, {len(here)} here)"]
-    return lines + [f"{name} runs on another machine, where it has to be cancelled" for name in elsewhere]
+    local = [run for run in selected if not run.job and _send_sigterm(sweep, run)]
+    remote = [run.name for run in selected if not run.job and run.state == "running" and run not in local]
+    lines = [f"cancelled: {len(selected)} of {len(runs)} runs ({len(jobs)} SLURM jobs, {len(local)} local)"]
+    return lines + [f"{name} is running on another host; cancel it there" for name in remote]
 
 
-def _stop(run: RunFolder, state: RunStatus) -> bool:
-    """Ask a run's process on this machine to save and stop."""
-    status = run.read_status()
-    if state.state != "running" or not process.is_running_here(status):
+def _send_sigterm(sweep: Path, run: RunStatus) -> bool:
+    """Let a run that is training on this host save and stop. Returns whether there was one."""
+    status = RunFolder(sweep / run.name).read_status()
+    if run.state != "running" or not process.is_running_here(status):
         return False
     os.kill(status["pid"], signal.SIGTERM)
     return True

@@ -1,33 +1,36 @@
-"""From the `sweep:` block to variants and seeds."""
+"""Expands the `sweep:` block of an experiment into runs."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Experiment, digest, without_sweep
-from attnzoo.errors import UserError, did_you_mean
+from attnzoo.errors import UserError
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
-
-# What belongs to the whole sweep and cannot differ between its runs.
-FIXED = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
+from attnzoo.sweep.check import check_command_line, check_sweep
+from attnzoo.sweep.variants import BASE, named_variants
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of a sweep. `name` is readable and tells it from the others; `digest` is that of its config.
+    """One run of a sweep: what to train, and where. `name` is unique in the sweep, `digest` is that of its config.
 
-    `changes` maps full keys to the sweep's values, `options` those that shape results by their short labels; neither
-    has the seed.
+    `overrides` maps full keys to all values that the sweep sets but the seed; `variant` is the name of those from
+    sweep.variants or sweep.one_at_a_time, and `labels` has the others that affect results, by short keys.
     """
 
     name: str
-    changes: dict[str, Any]
-    options: dict[str, Any]
+    variant: str | None
+    overrides: dict[str, Any]
+    labels: dict[str, Any]
     config: ExperimentConfig
     digest: str
+    folder: RunFolder
 
     @property
     def seed(self) -> int:
@@ -37,89 +40,71 @@ class RunSpec:
 def expand(experiment: Experiment) -> list[RunSpec]:
     """All runs of an experiment, in the order of its file; one run if it has no sweep.
 
-    Raises UserError, naming the run, for whatever in a run's config is not allowed.
+    Raises UserError if a run's config is invalid, naming the run, and for a key on the command line that the sweep
+    would overwrite.
     """
     base = experiment.config()
-    _check(base.sweep, str(experiment.path))
-    seeds = base.sweep.seeds or [base.seed]
-    chosen = [
-        (changes, seed)
-        for changes in _combinations(base.sweep)
-        for seed in seeds
-        if not any(_matches(rule, changes | {"seed": seed}) for rule in base.sweep.exclude)
+    sweep, where = base.sweep, str(experiment.path)
+    variants = named_variants(sweep, experiment.schema, where)
+    check_sweep(sweep, variants, where)
+    combinations = [
+        (variant, swept, seed)
+        for variant in variants or [None]
+        for swept in _combinations(sweep)
+        for seed in sweep.seeds or [base.seed]
+        if not any(_excludes(rule, swept | {"variant": variant, "seed": seed}) for rule in sweep.exclude)
     ]
-    if not chosen:
-        raise UserError(f"{experiment.path}: sweep.exclude leaves no run")
-    variants = [dict(flatten(_of_results(changes))) for changes, _ in chosen]
-    labels = shorten_keys(variants)
-    runs = [_make(experiment, changes, options, seed) for (changes, seed), options in zip(chosen, labels, strict=True)]
-    check_unique(runs, str(experiment.path))
-    return runs
+    if not combinations:
+        raise UserError(f"{where}: sweep.exclude removes all runs", key="sweep.exclude")
+    labels = shorten_keys([dict(flatten(_without_slurm(swept))) for _, swept, _ in combinations])
+    runs = []
+    for (variant, swept, seed), short in zip(combinations, labels, strict=True):
+        overrides = (variants[variant] if variant is not None else {}) | swept
+        runs.append(_run_spec(experiment, variant, overrides, short, seed))
+    check_command_line(experiment, base, {run.name: (run.config, run.overrides) for run in runs})
+    return drop_repeats(runs, experiment)
 
 
-def _make(experiment: Experiment, changes: dict[str, Any], options: dict[str, Any], seed: int) -> RunSpec:
-    parts = [f"{key}={format_value(value)}" for key, value in (options | {"seed": seed}).items()]
-    name = "-".join(parts).replace("/", "_").replace(" ", "")
-    config = without_sweep(experiment.config(changes | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
-    return RunSpec(name, changes, options, config, digest(config))
+def drop_repeats(runs: Sequence[RunSpec], experiment: Experiment) -> list[RunSpec]:
+    """The runs without those of sweep.one_at_a_time that repeat the base.
+
+    Raises UserError if two others have the same config and seed, or the same name.
+    """
+    if experiment.config().sweep.one_at_a_time:
+        bases = {(run.digest, run.seed) for run in runs if run.variant == BASE}
+        runs = [run for run in runs if run.variant == BASE or (run.digest, run.seed) not in bases]
+    names: dict[tuple[str, int], str] = {}
+    for run in runs:
+        first = names.setdefault((run.digest, run.seed), run.name)
+        if first is not run.name:
+            raise UserError(f"{experiment.path}: sweep: the runs {first} and {run.name} have the same config")
+    if duplicates := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(f"{experiment.path}: sweep: duplicate run name {duplicates[0]}")
+    return list(runs)
 
 
-def _of_results(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes without what a run asks of a cluster, which may go side by side with them."""
-    return {key: value for key, value in changes.items() if key.split(".")[0] != "slurm"}
+def _run_spec(
+    experiment: Experiment, variant: str | None, overrides: dict[str, Any], labels: dict[str, Any], seed: int
+) -> RunSpec:
+    parts = [f"{key}={format_value(value)}" for key, value in (labels | {"seed": seed}).items()]
+    name = "-".join([variant, *parts] if variant is not None else parts).replace("/", "_").replace(" ", "")
+    config = without_sweep(experiment.config(overrides | {"seed": seed}, f"{experiment.path}: sweep, run {name}"))
+    folder = RunFolder(Path(config.output).expanduser() / config.name / name)
+    return RunSpec(name, variant, overrides, labels, config, digest(config), folder)
 
 
 def _combinations(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
-    """Every combination of the grid, each with every row of the zipped keys."""
+    """The product of the grid with the rows of the zip."""
     rows = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
     for row in rows:
         for values in itertools.product(*sweep.grid.values()):
             yield row | dict(zip(sweep.grid, values, strict=True))
 
 
-def _matches(rule: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    return all(changes[key] == value for key, value in rule.items())
+def _excludes(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(values[key] == value for key, value in rule.items())
 
 
-def _check(sweep: SweepConfig, where: str) -> None:
-    for kind, block in (("grid", sweep.grid), ("zip", sweep.zip)):
-        for key, values in block.items():
-            place = f"{where}: sweep.{kind}.{key}"
-            if key.split(".")[0] in FIXED:
-                hint = "; a sweep's seeds are listed in sweep.seeds" if key == "seed" else ""
-                raise UserError(f"{place}: {key!r} cannot differ between the runs of a sweep{hint}")
-            if not values:
-                raise UserError(f"{place}: an empty list leaves nothing to run")
-    if both := sweep.grid.keys() & sweep.zip.keys():
-        raise UserError(f"{where}: sweep: {min(both)!r} stands in both grid and zip")
-    lengths = {key: len(values) for key, values in sweep.zip.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise UserError(f"{where}: sweep.zip: expected lists of one length, but {listed} values")
-    if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise UserError(f"{where}: sweep.seeds = {sweep.seeds}: a seed stands twice")
-    _check_exclude(sweep, where)
-
-
-def _check_exclude(sweep: SweepConfig, where: str) -> None:
-    swept = [*sweep.zip, *sweep.grid, "seed"]
-    for index, rule in enumerate(sweep.exclude):
-        for key, value in rule.items():
-            place = f"{where}: sweep.exclude[{index}]"
-            if key not in swept:
-                raise UserError(f"{place}: {key!r} is not swept{did_you_mean(key, swept)} (swept: {', '.join(swept)})")
-            listed: Sequence[Any] = sweep.seeds if key == "seed" else sweep.zip.get(key) or sweep.grid[key]
-            if value not in listed:
-                raise UserError(f"{place}: {key} = {value!r} is not among its values {listed}")
-
-
-def check_unique(runs: Sequence[RunSpec], where: str) -> None:
-    """Two runs of one config and seed would share results; two of one name, a folder."""
-    configs: dict[tuple[str, int], str] = {}
-    for run in runs:
-        key = (run.digest, run.seed)
-        if key in configs:
-            raise UserError(f"{where}: sweep: the runs {configs[key]} and {run.name} have the same config")
-        configs[key] = run.name
-    if twice := [name for name, count in Counter(configs.values()).items() if count > 1]:
-        raise UserError(f"{where}: sweep: two runs are called {twice[0]}")
+def _without_slurm(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that affect results."""
+    return {key: value for key, value in overrides.items() if key.split(".")[0] != "slurm"}

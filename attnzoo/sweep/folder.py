@@ -1,7 +1,7 @@
-"""The folder of a sweep: where each run goes, and what the ledger says of it."""
+"""The folder of a sweep: its run folders and its ledger."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,7 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec
 
-SHOWN = 3  # differences that are named
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run and the folder that it has or gets; `taken` is that of its name where another config holds it."""
-
-    run: RunSpec
-    dir: RunFolder
-    taken: RunFolder | None = None
-
-    @property
-    def state(self) -> str:
-        return str(self.dir.read_status()["state"])
+MAX_DIFFERENCES = 3  # named in a message
 
 
 class SweepFolder:
@@ -34,98 +21,94 @@ class SweepFolder:
         self.path = path
         self.ledger = Ledger(path)
 
-    def place(self, runs: Iterable[RunSpec], at: str | None = None) -> list[Planned]:
-        """Where each run goes: the folder of its name, or `at`.
+    def assign(self, runs: Iterable[RunSpec], name: str | None = None) -> list[RunSpec]:
+        """The runs with their folders here: by the run's name, or by `name`.
 
-        Where that folder holds another config, the name gets the config's digest: two never share one.
+        If that folder belongs to another config, the digest is appended: two configs never share a folder.
         """
-        planned = []
-        for run in runs:
-            name = at or run.name
-            folder = self.path / name
-            if folder.exists() and not _holds(folder, run):
-                planned.append(Planned(run, RunFolder(self.path / f"{name}-{run.digest}"), RunFolder(folder)))
-            else:
-                planned.append(Planned(run, RunFolder(folder)))
-        return planned
+        return [replace(run, folder=self._folder_of(run, name or run.name)) for run in runs]
 
-    def create(self, planned: Sequence[Planned], experiment: str, todo: Sequence[Planned] = ()) -> None:
-        """Write the ledger, then the config of every new run and of those in `todo`, before anything trains.
+    def _folder_of(self, run: RunSpec, name: str) -> RunFolder:
+        folder = RunFolder(self.path / name)
+        taken = folder.path.exists() and not _belongs_to(folder, run)
+        return RunFolder(self.path / f"{name}-{run.digest}") if taken else folder
 
-        The latter start again, and what does not shape their results may have changed.
+    def create(self, runs: Sequence[RunSpec], experiment: str, to_start: Sequence[RunSpec] = ()) -> None:
+        """Write the ledger, then the configs of new runs and of those in `to_start`, before anything trains.
 
-        Entries of earlier sweeps in this folder stay if they were started. Raises UserError where nothing can be
-        written.
+        Configs are rewritten for runs that restart, because keys that do not affect results may have changed. Entries
+        of earlier sweeps in this folder stay if they were started. Raises UserError if the folder cannot be written.
         """
         try:
             with self.ledger.update() as content:
-                known = content["runs"]
-                kept = {name: entry for name, entry in known.items() if self._started(name, entry)}
-                entries = {p.dir.path.name: _entry(p, known.get(p.dir.path.name, {})) for p in planned}
+                old = content["runs"]
+                kept = {name: entry for name, entry in old.items() if self._was_started(name, entry)}
+                entries = {run.folder.path.name: _entry(run, old.get(run.folder.path.name, {})) for run in runs}
                 content |= {"experiment": experiment, "runs": kept | entries}
-            again = {p.dir.path for p in todo}
-            for p in planned:
-                if p.dir.path in again or not p.dir.config.exists():
-                    save(p.run.config, p.dir.config)
+            rewritten = {run.folder.path for run in to_start}
+            for run in runs:
+                if run.folder.path in rewritten or not run.folder.config.exists():
+                    save(run.config, run.folder.config)
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
 
-    def attempt(self, planned: Planned) -> None:
+    def record_start(self, run: RunSpec) -> None:
         """Count one more start of a run."""
         with self.ledger.update() as content:
-            entry = content["runs"][planned.dir.path.name]
+            entry = content["runs"][run.folder.path.name]
             entry["attempts"] += 1
             entry.pop("cancelled", None)
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The ledger's runs by folder name; none where there is no ledger yet."""
+        """The ledger's runs by folder name; none if there is no ledger yet."""
         return dict(self.ledger.read()["runs"])
 
-    def _started(self, name: str, entry: dict[str, Any]) -> bool:
+    def _was_started(self, name: str, entry: dict[str, Any]) -> bool:
         return "submission" in entry or (self.path / name / "status.json").exists()
 
 
-def explain_new(todo: Sequence[Planned]) -> str | None:
-    """Why runs begin anew beside others of their names, in one line; None if none does."""
-    new = [p for p in todo if p.taken is not None and not p.dir.path.exists()]
+def describe_restarts(runs: Sequence[RunSpec]) -> str | None:
+    """Why runs restart from scratch in new folders, in one line; None if none does."""
+    new = [(run, taken) for run in runs if (taken := _taken_folder(run)) is not None]
     if not new:
         return None
-    first = new[0]
-    assert first.taken is not None
+    run, taken = new[0]
     return (
-        f"{len(new)} of {len(todo)} runs begin anew, the first in {first.dir.path}: "
-        f"{first.taken.path.name} {_difference(first.taken, first.run)}"
+        f"{len(new)} of {len(runs)} runs restart from scratch, the first in {run.folder.path}: "
+        f"{taken.path.name} {_describe_differences(taken, run)}"
     )
 
 
-def _difference(taken: RunFolder, run: RunSpec) -> str:
+def _taken_folder(run: RunSpec) -> RunFolder | None:
+    """The folder with the run's name that belongs to another config, if the run's own folder is yet to be created."""
+    path = run.folder.path
+    taken = path.with_name(path.name.removesuffix(f"-{run.digest}"))
+    return RunFolder(taken) if taken != path and not path.exists() else None
+
+
+def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
     try:
-        found = differences(load_saved(taken.config), run.config)
+        diffs = differences(load_saved(taken.config), run.config)
     except UserError:
-        return "holds something else"
-    return f"has {'; '.join(found[:SHOWN])}{' and more' if len(found) > SHOWN else ''}"
+        return "has a config that cannot be read"
+    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{' and more' if len(diffs) > MAX_DIFFERENCES else ''}"
 
 
-def _entry(planned: Planned, known: dict[str, Any]) -> dict[str, Any]:
-    run = planned.run
-    return known | {
-        "overrides": run.changes,
-        "options": run.options,
-        "seed": run.seed,
-        "digest": run.digest,
-        "attempts": known.get("attempts", 0),
-    }
+def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
+    swept = {"variant": run.variant, "overrides": run.overrides, "labels": run.labels}
+    if old and run.variant is None and not run.overrides:  # resumed by its own config.yaml, which has no sweep
+        swept = {}
+    return old | swept | {"seed": run.seed, "digest": run.digest, "attempts": old.get("attempts", 0)}
 
 
-def _holds(folder: Path, run: RunSpec) -> bool:
-    """Whether a folder is this very run's, or an empty one."""
-    config = RunFolder(folder).config
-    if not config.exists():
-        return not any(folder.iterdir())
-    if config.read_text() == to_yaml(run.config):  # loading would take ten times as long
+def _belongs_to(folder: RunFolder, run: RunSpec) -> bool:
+    """Whether a folder is empty or has the run's config and seed."""
+    if not folder.config.exists():
+        return not any(folder.path.iterdir())
+    if folder.config.read_text() == to_yaml(run.config):  # ten times as fast as loading it
         return True
     try:
-        held = load_saved(config)
-    except UserError:  # from another version of the schema, or edited: not this config
+        config = load_saved(folder.config)
+    except UserError:  # of another version of the schema, or edited by hand
         return False
-    return (digest(held), held.seed) == (run.digest, run.seed)
+    return (digest(config), config.seed) == (run.digest, run.seed)

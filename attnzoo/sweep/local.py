@@ -1,4 +1,4 @@
-"""Training runs in processes of this machine, some at a time."""
+"""The local launcher: trains runs in processes of this host, `jobs` at a time."""
 
 import os
 import signal
@@ -13,109 +13,114 @@ from typing import IO, NamedTuple, Protocol
 
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep import outcome
-from attnzoo.sweep.folder import Planned
-from attnzoo.sweep.outcome import Kind, Outcome
+from attnzoo.sweep.expand import RunSpec
+from attnzoo.sweep.outcome import ExitKind, Outcome
 
-WORKER, LAUNCH = "attnzoo.worker", "attnzoo.worker.launch"
+WORKER_MODULE, LAUNCHER_MODULE = "attnzoo.worker.train", "attnzoo.worker.launch"
 POLL_SECONDS = 0.2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass
-class Ended:
-    """How a sweep ended: what became of every run that was started, and whether it was interrupted."""
+class SweepResult:
+    """The outcome of every run that was started, by folder name, and whether the sweep was interrupted."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     interrupted: bool = False
 
 
-def command(run: RunFolder, processes: int) -> list[str]:
-    """What trains a run: the worker, or several of them."""
-    what = [LAUNCH, str(processes)] if processes > 1 else [WORKER]
-    return [sys.executable, "-m", *what, str(run.path)]
+class RunProcess(NamedTuple):
+    """The process that trains a run, or torchrun with its processes; `start_time` is in seconds since the epoch."""
+
+    run: RunSpec
+    popen: subprocess.Popen[bytes]
+    start_time: float
 
 
-class Watcher(Protocol):
-    """What is told about runs while they train."""
+class Callbacks(Protocol):
+    """Called by `train` as runs start, train and end."""
 
-    def start(self, planned: Planned) -> None:
+    def start(self, run: RunSpec) -> None:
         """A run is about to start."""
 
-    def update(self, running: list[Planned]) -> None:
-        """These runs are running; called several times a second."""
+    def update(self, running: list[RunSpec]) -> None:
+        """These runs are training; called several times a second."""
 
-    def finish(self, planned: Planned, outcome: Outcome, again: bool) -> None:
-        """A run's process ended; `again` says that it is tried once more."""
+    def finish(self, run: RunSpec, outcome: Outcome, will_retry: bool) -> None:
+        """A run's process ended; with `will_retry` it is started once more."""
 
 
-def train(planned: Sequence[Planned], jobs: int, watcher: Watcher) -> Ended:
-    """Train `planned`, `jobs` at a time; one that fails does not stop the others.
+def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResult:
+    """Train `runs`, `jobs` at a time; a failed one does not stop the others.
 
-    A run that is killed, not by its own program, is started again at once, up to its `retries`. Ctrl-C lets every
-    run finish its step and save; a second one ends them at once.
+    A run that is killed, or loses one of its processes, is retried at once, up to its `retries`. Ctrl-C lets every run
+    finish its step and save; a second one kills them.
     """
-    waiting, running, ended = list(planned), list[RunProcess](), Ended()
-    with _Interrupts(running) as interrupts:
-        while running or (waiting and not interrupts.count):
-            while waiting and len(running) < jobs and not interrupts.count:
-                following = waiting.pop(0)
-                watcher.start(following)
-                running.append(_start(following))
-                if interrupts.count:  # while it was being started
-                    interrupts.tell(running[-1])
+    queue, running, result = list(runs), list[RunProcess](), SweepResult()
+    with _SignalForwarder(running) as signals:
+        while running or (queue and not signals.count):
+            while queue and len(running) < jobs and not signals.count:
+                callbacks.start(queue[0])
+                running.append(_start(queue.pop(0)))
+                if signals.count:  # while it was being started
+                    signals.forward(running[-1])
             time.sleep(POLL_SECONDS)
-            watcher.update([one.planned for one in running])
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                result = _conclude(one, interrupts.count > 0)
-                again = result.kind is Kind.MACHINE and not interrupts.count
-                ended.outcomes[one.planned.dir.path.name] = result
-                watcher.finish(one.planned, result, again)
-                if again:
-                    waiting.insert(0, one.planned)
-        ended.interrupted = bool(interrupts.count)
-    return ended
+            callbacks.update([process.run for process in running])
+            for ended in [process for process in running if process.popen.poll() is not None]:
+                running.remove(ended)
+                run_outcome = _finish(ended, signals.count > 0)
+                will_retry = run_outcome.kind is ExitKind.MACHINE_FAILURE and not signals.count
+                result.outcomes[ended.run.folder.path.name] = run_outcome
+                callbacks.finish(ended.run, run_outcome, will_retry)
+                if will_retry:
+                    queue.insert(0, ended.run)
+        result.interrupted = bool(signals.count)
+    return result
 
 
-class RunProcess(NamedTuple):
-    planned: Planned
-    process: subprocess.Popen[bytes]
-    began: float
+def command(run: RunFolder, processes: int) -> list[str]:
+    """The command that trains a run: the worker, or torchrun with several."""
+    module = [LAUNCHER_MODULE, str(processes)] if processes > 1 else [WORKER_MODULE]
+    return [sys.executable, "-m", *module, str(run.path)]
 
 
-def _conclude(one: RunProcess, interrupted: bool) -> Outcome:
-    """What became of a run, written down; a machine failure too many is a failure, and our own kill is none."""
-    run = one.planned.dir
-    result = outcome.judge(run, one.process.returncode, one.began)
-    if result.kind is Kind.MACHINE and interrupted:
-        result = Outcome(Kind.INTERRUPTED, "SIGKILL")
-    try:
-        outcome.record(run, result)
-        reason = outcome.give_up(run, one.planned.run.config.retries) if result.kind is Kind.MACHINE else None
-    except OSError as error:
-        return Outcome(Kind.FAILED, f"{result.reason}; {run.path}: cannot be written ({error.strerror})")
-    return result if reason is None else Outcome(Kind.FAILED, reason)
-
-
-def _start(planned: Planned) -> RunProcess:
-    config, began = planned.run.config, time.time()
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(config.threads))
-    # The worker logs to log.txt itself; what it cannot log (a crash, torchrun's own words) goes there from stderr.
-    with crash_log(planned.dir) as stderr, _sigint_blocked():
-        process = subprocess.Popen(
-            command(planned.dir, config.processes),
+def _start(run: RunSpec) -> RunProcess:
+    start_time = time.time()
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(run.config.threads))
+    # The worker writes log.txt itself; stderr goes there too, for crashes and torchrun's messages.
+    with open_crash_log(run.folder) as stderr, _sigint_blocked():
+        popen = subprocess.Popen(
+            command(run.folder, run.config.processes),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            start_new_session=True,  # a terminal's Ctrl-C comes through us, once
+            start_new_session=True,  # so that Ctrl-C reaches the worker through us only
         )
-    return RunProcess(planned, process, began)
+    return RunProcess(run, popen, start_time)
+
+
+def _finish(ended: RunProcess, interrupted: bool) -> Outcome:
+    """Classify and record how a run ended.
+
+    A machine failure beyond `retries` becomes a failure; a kill by ourselves counts as an interrupt.
+    """
+    folder = ended.run.folder
+    result = outcome.classify(folder, ended.popen.returncode, ended.start_time)
+    failed_machine = result.kind is ExitKind.MACHINE_FAILURE
+    if failed_machine and interrupted:
+        failed_machine, result = False, Outcome(ExitKind.INTERRUPTED, "SIGKILL")
+    try:
+        outcome.record(folder, result)
+        reason = outcome.fail_if_exhausted(folder, ended.run.config.retries) if failed_machine else None
+    except OSError as error:
+        return Outcome(ExitKind.FAILED, f"{result.reason}; {folder.path}: cannot be written ({error.strerror})")
+    return result if reason is None else Outcome(ExitKind.FAILED, reason)
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """For a process that is started meanwhile: it lets SIGINT in when it can stop in order, not amid its imports."""
+    """Start processes with SIGINT blocked; the worker unblocks it when it can save, not during its imports."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -124,8 +129,8 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
-    """The run's log to append to; None, which is our own stderr, where it cannot be written."""
+def open_crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
+    """The run's log, opened for appending; None, which inherits our stderr, if it cannot be written."""
     try:
         file = run.log.open("ab")
     except OSError as error:
@@ -136,33 +141,33 @@ def crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
             yield file
 
 
-class _Interrupts:
-    """Counts Ctrl-C and SIGTERM while runs train, and passes them on. A context manager."""
+class _SignalForwarder:
+    """Counts SIGINT and SIGTERM, and forwards them to the running processes. A context manager."""
 
     def __init__(self, running: Sequence[RunProcess]):
         self.count = 0
         self._running = running
 
-    def __enter__(self) -> "_Interrupts":
-        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __enter__(self) -> "_SignalForwarder":
+        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1:
-            print("\nstopping: every run finishes its step and saves (Ctrl-C again ends them at once)", file=sys.stderr)
-        for one in self._running:
-            self.tell(one)
+            print("\nstopping: runs finish their step and save (Ctrl-C again kills them)", file=sys.stderr)
+        for process in self._running:
+            self.forward(process)
 
-    def tell(self, one: RunProcess) -> None:
-        """Pass on to a run what was asked for."""
-        if one.process.poll() is not None:
+    def forward(self, process: RunProcess) -> None:
+        """Send SIGINT; after a second signal, SIGKILL to all processes of the run."""
+        if process.popen.poll() is not None:
             return
         if self.count == 1:
-            one.process.send_signal(signal.SIGINT)  # the worker, or torchrun, which passes it on
+            process.popen.send_signal(signal.SIGINT)  # to the worker, or to torchrun, which forwards it
         else:
-            os.killpg(one.process.pid, signal.SIGKILL)
+            os.killpg(process.popen.pid, signal.SIGKILL)

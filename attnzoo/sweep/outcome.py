@@ -1,76 +1,75 @@
-"""How a run's processes ended: by the program, by the machine, or because they were told to. Imports no torch."""
+"""Why a run's processes ended: an error in the code, a failure of the machine, or a signal. Imports no torch."""
 
 import signal
 from enum import StrEnum
 from typing import NamedTuple
 
+from attnzoo.errors import ExitCode
 from attnzoo.report.status import last_line
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 
-# Exit codes of attnzoo.worker, which imports torch.
-DONE, REFUSED, LOST = 0, 2, 75
-TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
-class Kind(StrEnum):
-    """Who ended a run."""
+class ExitKind(StrEnum):
+    """Why a run ended."""
 
     DONE = "done"
-    FAILED = "failed"  # the program: it would fail again
-    REFUSED = "refused"  # nothing was touched
+    FAILED = "failed"  # an error in the code: not retried
+    NOT_STARTED = "not started"  # invalid input, or another process has the run; nothing was changed
     INTERRUPTED = "interrupted"
-    MACHINE = attempts.MACHINE  # it may succeed elsewhere
+    MACHINE_FAILURE = attempts.MACHINE  # retried
 
 
 class Outcome(NamedTuple):
-    """Who ended a run, and why in a few words; for INTERRUPTED the name of the signal."""
+    """How a run ended and the reason in a few words; for INTERRUPTED the name of the signal."""
 
-    kind: Kind
+    kind: ExitKind
     reason: str = ""
 
 
-def judge(run: RunFolder, code: int, began: float) -> Outcome:
-    """What became of processes that were started at `began` (seconds since the epoch) and ended with `code`.
+def classify(run: RunFolder, returncode: int, start_time: float) -> Outcome:
+    """The outcome of processes that started at `start_time` (seconds since the epoch) and ended with `returncode`.
 
-    A process that is killed, or that lost another process of its run, fell to the machine; one that crashes, to the
-    program. A process killed by signal n has the code -n or 128 + n.
+    SIGKILL, SIGHUP and a lost peer are failures of the machine; crashes are errors in the code. A process killed by
+    signal n has the return code -n or 128 + n.
     """
     status = run.read_status()
-    state = status["state"] if status.get("heartbeat", 0) >= began else "pending"
-    number = -code if code < 0 else code - 128
+    state = status["state"] if status.get("heartbeat", 0) >= start_time else "pending"
+    signum = -returncode if returncode < 0 else returncode - 128
     if status["state"] == "done":
-        return Outcome(Kind.DONE)
+        return Outcome(ExitKind.DONE)
     if state == "failed":
-        return Outcome(Kind.FAILED, str(status["error"]))
+        return Outcome(ExitKind.FAILED, str(status["error"]))
     if state == "interrupted":
-        return Outcome(Kind.INTERRUPTED, str(status["signal"]))
-    if number in TOLD:  # before it was ready to save
-        return Outcome(Kind.INTERRUPTED, signal.Signals(number).name)
-    if code == REFUSED:
-        return Outcome(Kind.REFUSED, last_line(run.log))
-    if code == LOST:
-        return Outcome(Kind.MACHINE, "a process of the run was lost")
-    if number in (signal.SIGKILL, signal.SIGHUP):
-        return Outcome(Kind.MACHINE, f"killed by {signal.Signals(number).name}")
-    return Outcome(Kind.FAILED, f"exit code {code}: {last_line(run.log)}")
+        return Outcome(ExitKind.INTERRUPTED, str(status["signal"]))
+    if signum in STOP_SIGNALS:  # before the worker could handle it
+        return Outcome(ExitKind.INTERRUPTED, signal.Signals(signum).name)
+    if returncode == ExitCode.USER_ERROR:
+        return Outcome(ExitKind.NOT_STARTED, last_line(run.log))
+    if returncode == ExitCode.PEER_LOST:
+        return Outcome(ExitKind.MACHINE_FAILURE, "lost a process of the run")
+    if signum in (signal.SIGKILL, signal.SIGHUP):
+        return Outcome(ExitKind.MACHINE_FAILURE, f"killed by {signal.Signals(signum).name}")
+    return Outcome(ExitKind.FAILED, f"exit code {returncode}: {last_line(run.log)}")
 
 
 def record(run: RunFolder, outcome: Outcome) -> None:
-    """Write down what the run could not write itself. Raises OSError where nothing can be written."""
+    """Record an outcome that the worker could not record itself. Raises OSError if the folder cannot be written."""
     state = run.read_status()["state"]
-    if outcome.kind is Kind.MACHINE:
+    if outcome.kind is ExitKind.MACHINE_FAILURE:
         attempts.record_end(run, attempts.MACHINE, outcome.reason)
-    elif outcome.kind is Kind.FAILED and state != "failed":
+    elif outcome.kind is ExitKind.FAILED and state != "failed":
         run.write_status(state="failed", error=outcome.reason)
         attempts.record_end(run, "failed", outcome.reason)
-    elif outcome.kind is Kind.INTERRUPTED and state == "running":
+    elif outcome.kind is ExitKind.INTERRUPTED and state == "running":
         run.write_status(state="interrupted", signal=outcome.reason)
         attempts.record_end(run, "interrupted", outcome.reason)
 
 
-def give_up(run: RunFolder, retries: int) -> str | None:
-    """Mark a run as failed whose machine failed too often, and say why; None if it may be tried again."""
+def fail_if_exhausted(run: RunFolder, retries: int) -> str | None:
+    """Mark the run as failed if its retries are used up, and return the reason; None if it can be retried."""
     reason = attempts.retries_exhausted(run, retries)
     if reason is not None:
         run.write_status(state="failed", error=reason)

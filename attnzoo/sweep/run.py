@@ -1,17 +1,16 @@
-"""One command from an experiment file to its comparison."""
+"""Runs an experiment: from its file to the comparison of its runs."""
 
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 from rich.table import Table
 
 from attnzoo import slurm
 from attnzoo.config.load import Experiment
-from attnzoo.errors import UserError
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.report.summary import summarize
@@ -20,197 +19,214 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.schema.keys import format_value
 from attnzoo.sweep import local
-from attnzoo.sweep.display import Display
+from attnzoo.sweep.display import ProgressDisplay
 from attnzoo.sweep.expand import RunSpec, expand
-from attnzoo.sweep.folder import Planned, SweepFolder, explain_new
-from attnzoo.sweep.outcome import Kind
+from attnzoo.sweep.folder import SweepFolder, describe_restarts
+from attnzoo.sweep.outcome import ExitKind
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
-ONLY = {
-    "failed": lambda one: one.state == "failed",
-    "missing": lambda one: one.missing,
-    "interrupted": lambda one: one.state in ("interrupted", "cancelled", "dead"),
+STATE_FILTERS = {
+    "failed": lambda status: status.state == "failed",
+    "missing": lambda status: status.missing,
+    "interrupted": lambda status: status.state in ("interrupted", "cancelled", "dead"),
 }
 
 
 def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | None = None) -> int:
-    """Train or submit what `path` describes, or list it; returns the exit code.
+    """Train or submit the runs of the experiment file `path`, or list them; returns an ExitCode.
 
-    `only` chooses among the runs that are neither done nor being worked on: those that failed, those that are missing
-    because nobody was ever told to train them, or those that were interrupted.
+    `only`, a key of STATE_FILTERS, selects among the runs that are neither done nor active: failed, missing (never
+    started or submitted) or interrupted ones.
 
-    0 everything is done, submitted or being worked on by another process, 1 a run failed, 130 interrupted. Raises
-    UserError, with nothing written, for whatever in any run's config is not allowed.
+    OK: all runs are done, submitted or active elsewhere. Raises UserError, with nothing written, if any run's config
+    is invalid.
     """
-    experiment = Experiment(path, [*overrides, *_processes()])
+    experiment = Experiment(path, [*overrides, *_processes_override()])
     runs = expand(experiment)
-    from attnzoo.sweep.validate import validate  # imports torch: seconds that a misspelt key need not wait
+    from attnzoo.sweep.validate import validate  # imports torch; a misspelt key is reported before
 
-    runs = validate(experiment, runs)
-    folder, planned = _place(experiment, runs)
+    folder, runs = _sweep_folder(experiment, validate(experiment, runs))
     config = experiment.config()
-    if _is_one_of_several_processes():
-        return _train_here(folder, planned, str(experiment.path))
-    states = _states(folder)
-    todo = [p for p in planned if _wanted(p, states.get(p.dir.path.name), only)]
-    _explain_new(todo)
+    if _is_distributed_launch() and not dry_run:
+        return _train_in_process_group(folder, runs, str(experiment.path), only)
+    if _rank() > 0:  # of a dry run, which the main process lists
+        return ExitCode.OK
+    statuses = _statuses(folder)
+    to_start = [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+    _print_restarts(to_start)
     if config.launcher == "slurm":
-        return _submit(experiment, folder, planned, todo, dry_run)
+        return _submit(experiment, folder, runs, to_start, dry_run)
     if dry_run:
-        _list(planned, states)
-        return DONE
-    folder.create(planned, str(experiment.path), todo)
-    ended = _train(folder, planned, todo, config.jobs)
-    summarize(folder.path, [p.dir.path for p in planned])
-    failures = _report_failures(planned, ended)
-    if ended.interrupted:
-        again = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
-        print(f"interrupted; to resume, run the same command again: {again}", file=sys.stderr)
-        return INTERRUPTED
-    return FAILED if failures else DONE
+        _print_runs(runs, statuses)
+        return ExitCode.OK
+    folder.create(runs, str(experiment.path), to_start)
+    result = _train(folder, runs, to_start, config.jobs)
+    summarize(folder.path, [run.folder.path for run in runs])
+    failures = _report_failures(runs, result)
+    if result.interrupted:
+        command = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
+        print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED if failures else ExitCode.OK
 
 
-def _is_one_of_several_processes() -> bool:
-    """Whether torchrun started us, or srun with others."""
+def _is_distributed_launch() -> bool:
+    """Whether this is one of several processes that torchrun or srun started."""
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
-def _processes() -> list[str]:
-    """The number of processes as an override, where it is no longer ours to choose."""
-    if not _is_one_of_several_processes():
+def _rank() -> int:
+    """The rank that torchrun or srun gave this process."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if _is_distributed_launch() else 0
+
+
+def _processes_override() -> list[str]:
+    """The override of `processes` with the world size of torchrun or srun."""
+    if not _is_distributed_launch():
         return []
-    count = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else os.environ["SLURM_STEP_NUM_TASKS"]
-    if count is None:
+    world_size = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else os.environ["SLURM_STEP_NUM_TASKS"]
+    if world_size is None:
         raise UserError("RANK is set and WORLD_SIZE is not: start several processes with torchrun, or unset RANK")
-    return [f"processes={count}"]
+    return [f"processes={world_size}"]
 
 
-def _explain_new(todo: Sequence[Planned]) -> None:
-    if reason := explain_new(todo):
+def _print_restarts(runs: Sequence[RunSpec]) -> None:
+    if reason := describe_restarts(runs):
         print(reason)
 
 
-def _states(folder: SweepFolder) -> dict[str, RunStatus]:
-    return {one.name: one for one in sweep_status(folder.path)} if folder.ledger.path.exists() else {}
+def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
+    return {status.name: status for status in sweep_status(folder.path)} if folder.ledger.path.exists() else {}
 
 
-def _wanted(planned: Planned, state: RunStatus | None, only: str | None) -> bool:
-    """Whether a run is to be started now: it is not done, nobody works on it, and it is of the kind asked for."""
-    state = state or RunStatus(planned.dir.path.name, "pending", missing=True)
-    return state.state != "done" and not state.active and (only is None or ONLY[only](state))
+def _recorded_state(run: RunSpec) -> str:
+    return str(run.folder.read_status()["state"])
+
+
+def _should_start(run: RunSpec, status: RunStatus | None, only: str | None) -> bool:
+    """Whether a run is neither done nor active, and passes the filter."""
+    status = status or RunStatus(run.folder.path.name, "pending", missing=True)
+    return status.state != "done" and not status.active and (only is None or STATE_FILTERS[only](status))
 
 
 def _submit(
-    experiment: Experiment, folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Planned], dry_run: bool
+    experiment: Experiment, folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], dry_run: bool
 ) -> int:
     from attnzoo.sweep import submit
 
-    found = submit.groups(todo)
+    groups = submit.group_by_resources(to_start)
     if slurm.available():
-        submit.check(found, folder)
+        submit.check(groups, folder)
     elif not dry_run:
-        raise UserError("launcher = 'slurm': SLURM is not installed here (no squeue); log in to a machine that has it")
+        raise UserError("launcher = 'slurm': SLURM is not installed here (no squeue); run this on a login node")
     if dry_run:
-        _list(planned, _states(folder))
-        print(submit.describe(found, folder))
+        _print_runs(runs, _statuses(folder))
+        print(submit.format_dry_run(groups, folder))
         if not slurm.available():
-            print("SLURM is not installed here: whether it would take these jobs was not checked")
-        return DONE
-    if all(p.state == "done" for p in planned):
-        print(f"{len(planned)} of {len(planned)} runs are done already")
-        summarize(folder.path, [p.dir.path for p in planned])
-        return DONE
-    folder.create(planned, str(experiment.path), todo)
-    for line in submit.submit(found, folder):
+            print("SLURM is not installed here: the job scripts were not validated")
+        return ExitCode.OK
+    if all(_recorded_state(run) == "done" for run in runs):
+        print(f"{len(runs)} of {len(runs)} runs are already done")
+        summarize(folder.path, [run.folder.path for run in runs])
+        return ExitCode.OK
+    folder.create(runs, str(experiment.path), to_start)
+    for line in submit.submit(groups, folder):
         print(line)
-    if left_out := len(planned) - len(todo):
-        print(f"{left_out} of {len(planned)} runs are done, submitted already or not asked for")
-    print(f"to follow them: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
-    return DONE
+    if skipped := len(runs) - len(to_start):
+        print(f"{skipped} of {len(runs)} runs skipped (done, already submitted or not selected)")
+    print(f"to monitor: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
+    return ExitCode.OK
 
 
-def _place(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[Planned]]:
-    """A run's own config.yaml goes on in its folder; anything else in output/name below the current folder."""
+def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[RunSpec]]:
+    """The sweep's folder, and the runs with theirs: a run's config.yaml resumes in its own folder."""
     own = RunFolder(experiment.path.resolve().parent)
     if len(runs) == 1 and own.config == experiment.path.resolve() and (own.path.parent / LEDGER).exists():
         folder = SweepFolder(own.path.parent)
-        return folder, folder.place(runs, at=own.path.name)
-    config = runs[0].config
-    folder = SweepFolder(Path(config.output).expanduser() / config.name)
-    return folder, folder.place(runs)
+        return folder, folder.assign(runs, name=own.path.name)
+    folder = SweepFolder(runs[0].folder.path.parent)
+    return folder, folder.assign(runs)
 
 
-def _train(folder: SweepFolder, planned: Sequence[Planned], todo: Sequence[Planned], jobs: int) -> local.Ended:
-    done = sum(p.state == "done" for p in planned)
+def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], jobs: int) -> local.SweepResult:
+    done = sum(_recorded_state(run) == "done" for run in runs)
     if done:
-        print(f"{done} of {len(planned)} runs are done already")
-    if left_out := len(planned) - done - len(todo):
-        print(f"{left_out} of {len(planned)} runs are being worked on or not asked for")
+        print(f"{done} of {len(runs)} runs are already done")
+    if skipped := len(runs) - done - len(to_start):
+        print(f"{skipped} of {len(runs)} runs skipped (active elsewhere or not selected)")
     with folder.ledger.update() as content:
         content["local"] = process.current()
-    with Display(len(todo), folder.attempt) as display:
-        return local.train(todo, jobs, display)
+    with ProgressDisplay(len(to_start), folder.record_start) as display:
+        return local.train(to_start, jobs, display)
 
 
-def _train_here(folder: SweepFolder, planned: Sequence[Planned], experiment: str) -> int:
-    """Under torchrun: this process is one of every run's, the runs follow each other, and a failed one ends them."""
+def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experiment: str, only: str | None) -> int:
+    """Under torchrun or srun: train the runs one after another in this process group; stop at the first failure."""
     from attnzoo.engine import distributed
     from attnzoo.worker.train import train_run
 
-    ctx = distributed.init(planned[0].run.config.device)
-    refusal = None
+    ctx = distributed.init(runs[0].config.device)
+    to_start, error = list[RunSpec](), None
     if ctx.is_main:
-        _explain_new(planned)
         try:
-            folder.create(planned, experiment)
-        except UserError as error:
-            refusal = str(error)
-    refusal, paths = ctx.broadcast_object((refusal, [p.dir.path for p in planned]))
-    if refusal is not None:
-        raise UserError(refusal)
-    code = DONE
-    todo = [p for p in planned if p.state != "done"]
-    with Display(len(todo), folder.attempt) if ctx.is_main else nullcontext() as display:
-        for p, path in zip(planned, paths, strict=True):
-            with _shown(p, display):
-                code = train_run(path)
-            if code != DONE:
+            to_start = _to_start_here(folder, runs, only)
+            _print_restarts(to_start)
+            folder.create(runs, experiment)
+        except UserError as reason:
+            error = str(reason)
+    error, to_start = ctx.broadcast_object((error, to_start))
+    if error is not None:
+        raise UserError(error)
+    code = int(ExitCode.OK)
+    with ProgressDisplay(len(to_start), folder.record_start) if ctx.is_main else nullcontext() as display:
+        for run in to_start:
+            with _display_run(run, display):
+                code = train_run(run.folder.path)
+            if code != ExitCode.OK:
                 break
-    if code != FAILED:  # after an error, other ranks may be waiting in an exchange
+    if code != ExitCode.FAILED:  # after an error, other ranks may be waiting in a collective
         distributed.shutdown()
-    if ctx.is_main and code == DONE:
-        summarize(folder.path, [p.dir.path for p in planned])
+    if ctx.is_main and code == ExitCode.OK:
+        summarize(folder.path, [run.folder.path for run in runs])
     return code
 
 
+def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
+    """The runs that are not done; with `only`, those that also pass the filter."""
+    if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
+        return [run for run in runs if _recorded_state(run) != "done"]
+    statuses = _statuses(folder)
+    return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+
+
 @contextmanager
-def _shown(planned: Planned, display: Display | None) -> Iterator[None]:
-    """What the main process shows of a run that it trains itself; of one that is done, nothing."""
-    if display is None or planned.state == "done":
+def _display_run(run: RunSpec, display: ProgressDisplay | None) -> Iterator[None]:
+    """Show the progress of a run that this process trains, if it is the one that shows it."""
+    if display is None:
         yield
     else:
-        display.start(planned)
-        with display.following(planned):
+        display.start(run)
+        with display.live_updates(run):
             yield
 
 
-def _report_failures(planned: Sequence[Planned], ended: local.Ended) -> int:
-    """Name every run that ended in an error, with its log; returns how many."""
+def _report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
+    """Print every run that ended in an error, with its log; returns how many."""
     count = 0
-    for p in planned:
-        outcome = ended.outcomes.get(p.dir.path.name)
-        if outcome is not None and outcome.kind in (Kind.FAILED, Kind.REFUSED, Kind.MACHINE):
-            print(f"{outcome.kind}: {p.run.name}: {outcome.reason} (log: {p.dir.log})", file=sys.stderr)
+    for run in runs:
+        outcome = result.outcomes.get(run.folder.path.name)
+        if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED):
+            print(f"{outcome.kind}: {run.name}: {outcome.reason} (log: {run.folder.log})", file=sys.stderr)
             count += 1
     return count
 
 
-def _list(planned: Sequence[Planned], states: Mapping[str, RunStatus]) -> None:
-    table = Table(title=f"{len(planned)} runs")
-    for heading in ("run", "state", "changes", "folder"):
+def _print_runs(runs: Sequence[RunSpec], statuses: Mapping[str, RunStatus]) -> None:
+    table = Table(title=f"{len(runs)} runs")
+    for heading in ("run", "state", "overrides", "folder"):
         table.add_column(heading, overflow="fold")
-    for p in planned:
-        changes = ", ".join(f"{key}={format_value(value)}" for key, value in p.run.changes.items())
-        state = states[p.dir.path.name].state if p.dir.path.name in states else p.state
-        table.add_row(p.run.name, state, changes or "none", str(p.dir.path))
+    for run in runs:
+        name = run.folder.path.name
+        overrides = ", ".join(f"{key}={format_value(value)}" for key, value in run.overrides.items())
+        state = statuses[name].state if name in statuses else _recorded_state(run)
+        table.add_row(run.name, state, overrides or "none", str(run.folder.path))
     console().print(table)

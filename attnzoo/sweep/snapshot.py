@@ -1,4 +1,4 @@
-"""A copy of the code for jobs that start later: editing the source while they wait changes nothing."""
+"""Copies of the code for queued jobs, so that editing the source does not change them."""
 
 import hashlib
 import json
@@ -16,17 +16,18 @@ from attnzoo.errors import UserError
 PACKAGE = Path(attnzoo.__file__).parent
 
 
-def take(folder: Path, plugins: Iterable[str]) -> Path:
-    """A folder below `folder` with attnzoo, its compiled library, and the `plugins` that are files.
+def create_snapshot(folder: Path, plugins: Iterable[str]) -> Path:
+    """Copy attnzoo, its compiled library and the `plugins` that are files to a folder below `folder`.
 
-    The same code gets the same folder. Raises UserError for a plugin that cannot be read.
+    The folder is named by a hash of its content, so that the same code is copied once. Raises UserError for a plugin
+    that cannot be read.
     """
-    files = dict(_package())
+    files = dict(_package_files())
     for plugin in plugins:
         if plugin.endswith(".py"):
             files[Path("plugins") / snapshot_name(plugin)] = Path(plugin)
     try:
-        target = folder / _digest(files)
+        target = folder / _content_hash(files)
     except OSError as error:
         raise UserError(f"plugins: {error.filename}: cannot be read ({error.strerror})") from None
     if not target.is_dir():
@@ -34,8 +35,8 @@ def take(folder: Path, plugins: Iterable[str]) -> Path:
     return target
 
 
-def _package() -> Iterator[tuple[Path, Path]]:
-    """What the package consists of: its place in the snapshot and where it is now."""
+def _package_files() -> Iterator[tuple[Path, Path]]:
+    """(path in the snapshot, current path) of every file of the package."""
     for parent, folders, names in os.walk(PACKAGE, followlinks=True):
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
@@ -43,25 +44,25 @@ def _package() -> Iterator[tuple[Path, Path]]:
             yield Path(PACKAGE.name) / path.relative_to(PACKAGE), path
 
 
-def _digest(files: dict[Path, Path]) -> str:
-    found = hashlib.sha256()
-    for place, path in sorted(files.items()):
-        found.update(f"{place}\0{path.stat().st_size}\0".encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
+def _content_hash(files: dict[Path, Path]) -> str:
+    sha = hashlib.sha256()
+    for target, path in sorted(files.items()):
+        sha.update(f"{target}\0{path.stat().st_size}\0".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
 
 
-def _copy(files: dict[Path, Path], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))
-    for place, path in files.items():
-        (partial / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, partial / place)
+def _copy(files: dict[Path, Path], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+    for target, path in files.items():
+        (partial / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial / target)
     (partial / GIT_STATE).write_text(json.dumps(git_state() or {"commit": "unknown: not a git checkout", "diff": ""}))
     partial.chmod(0o755)
     try:
-        partial.rename(target)
-    except OSError:  # another submission was faster
+        partial.rename(folder)
+    except OSError:  # another submission created it meanwhile
         shutil.rmtree(partial)
-        if not target.is_dir():
+        if not folder.is_dir():
             raise

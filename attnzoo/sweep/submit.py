@@ -1,4 +1,4 @@
-"""Submitting a sweep to SLURM: one job array for each group of runs that ask for the same resources."""
+"""Submits a sweep to SLURM: one job array for each group of runs that need the same resources."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,38 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.slurm import parse_minutes, tasks_per_node
 from attnzoo.errors import UserError
 from attnzoo.rundir.ledger import JOB_COMMENT_PREFIX
-from attnzoo.sweep.folder import Planned, SweepFolder
+from attnzoo.sweep.expand import RunSpec
+from attnzoo.sweep.folder import SweepFolder
 from attnzoo.sweep.local import THREAD_VARIABLES
-from attnzoo.sweep.snapshot import take
-from attnzoo.sweep.supervise import RunJob
+from attnzoo.sweep.snapshot import create_snapshot
+from attnzoo.sweep.supervise import supervise
 
 ARRAY_SIZE = 1000  # SLURM's default MaxArraySize allows one more
-TO_COME = "NUMBER"  # of a submission, in what a dry run prints
+DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that ask for the same; `options` are those of submitit's SlurmExecutor."""
+class JobGroup:
+    """Runs that need the same resources; `options` are those of submitit's SlurmExecutor."""
 
-    runs: list[Planned]
+    runs: list[RunSpec]
     options: dict[str, Any]
 
+    @property
+    def resources(self) -> str:
+        """The requested resources, for messages."""
+        hidden = ("job_name", "setup", "additional_parameters", "use_srun", "stderr_to_stdout", "signal_delay_s")
+        return ", ".join(f"{key}={value}" for key, value in self.options.items() if key not in hidden)
+
     def executor_options(self, folder: Path, code: Path) -> dict[str, Any]:
-        """The options with what belongs to one submission: its folder and the snapshot of the code."""
+        """The options of one submission, with its folder and the snapshot of the code."""
         return self.options | {
             "comment": f"{JOB_COMMENT_PREFIX}{folder}",
-            "setup": [*self.options["setup"], *_environment(self.runs[0].run.config, code)],
+            "setup": [*self.options["setup"], *_environment(self.runs[0].config, code)],
         }
 
     def script(self, folder: Path, code: Path) -> str:
-        """The batch script as it will be submitted."""
+        """The batch script to be submitted."""
         command = "python -u -m submitit.core._submit " + shlex.quote(str(folder))
         options = self.executor_options(folder, code)
         if len(self.runs) > 1:
@@ -50,50 +58,48 @@ class Group:
         return str(_make_sbatch_string(command, folder, **options))
 
 
-def groups(planned: Sequence[Planned]) -> list[Group]:
-    """The runs by what they ask for, in the order of the first of each, in groups that fit a job array."""
-    found: dict[str, list[Planned]] = {}
-    for p in planned:
-        key = json.dumps([_options(p.run.config), p.run.config.threads, p.run.config.processes])
-        found.setdefault(key, []).append(p)
-    parts = [runs[i : i + ARRAY_SIZE] for runs in found.values() for i in range(0, len(runs), ARRAY_SIZE)]
-    return [Group(runs, _options(runs[0].run.config)) for runs in parts]
+def group_by_resources(runs: Sequence[RunSpec]) -> list[JobGroup]:
+    """Groups of runs that need the same resources and fit into one job array, in the order of their first runs."""
+    groups: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        key = json.dumps([_options(run.config), run.config.threads, run.config.processes])
+        groups.setdefault(key, []).append(run)
+    arrays = [group[i : i + ARRAY_SIZE] for group in groups.values() for i in range(0, len(group), ARRAY_SIZE)]
+    return [JobGroup(array, _options(array[0].config)) for array in arrays]
 
 
-def check(found: Sequence[Group], folder: SweepFolder) -> None:
-    """Let SLURM try every group's batch script without submitting it. Raises UserError with SLURM's words."""
-    for group in found:
-        place = folder.ledger.submission_folder(TO_COME).resolve()
-        if words := slurm.rejection(group.script(place, place.parent / "code")):
-            asked = ", ".join(f"{key}={value}" for key, value in _spoken(group.options).items())
-            raise UserError(f"SLURM refuses {group.runs[0].run.name}: {words} (asked for: {asked})")
+def check(groups: Sequence[JobGroup], folder: SweepFolder) -> None:
+    """Validate the batch scripts with `sbatch --test-only`. Raises UserError with SLURM's message."""
+    for group in groups:
+        submission = folder.ledger.submission_folder(DRY_RUN_ID).resolve()
+        if error := slurm.rejection(group.script(submission, submission.parent / "code")):
+            raise UserError(f"sbatch rejects {group.runs[0].name}: {error} (requested: {group.resources})")
 
 
-def describe(found: Sequence[Group], folder: SweepFolder) -> str:
+def format_dry_run(groups: Sequence[JobGroup], folder: SweepFolder) -> str:
     """What would be submitted: each group's runs, resources and batch script."""
     lines = []
-    for number, group in enumerate(found, start=1):
-        asked = ", ".join(f"{key}={value}" for key, value in _spoken(group.options).items())
-        lines += ["", f"group {number}: {len(group.runs)} runs with {asked}"]
-        lines += [f"  {index}: {p.dir.path.name}" for index, p in enumerate(group.runs)]
-        place = folder.ledger.submission_folder(TO_COME).resolve()
-        lines += [group.script(place, place.parent / "code" / "DIGEST").rstrip()]
+    for number, group in enumerate(groups, start=1):
+        lines += ["", f"group {number}: {len(group.runs)} runs with {group.resources}"]
+        lines += [f"  {index}: {run.folder.path.name}" for index, run in enumerate(group.runs)]
+        submission = folder.ledger.submission_folder(DRY_RUN_ID).resolve()
+        lines += [group.script(submission, submission.parent / "code" / "DIGEST").rstrip()]
     return "\n".join(lines)
 
 
-def submit(found: Sequence[Group], folder: SweepFolder) -> list[str]:
-    """Submit each group; returns a line for each. Raises UserError with SLURM's words if it refuses one.
+def submit(groups: Sequence[JobGroup], folder: SweepFolder) -> list[str]:
+    """Submit each group; returns a line for each. Raises UserError with sbatch's message if it rejects one.
 
-    The ledger knows of a submission before SLURM does, and its job can be found by its comment: whenever this
-    process disappears, no run is submitted twice or forgotten.
+    A submission is in the ledger before sbatch runs, and its job is found by its comment: a crash of this process
+    neither loses a run nor submits it twice.
     """
-    plugins = {plugin for group in found for p in group.runs for plugin in p.run.config.plugins}
-    code = take((folder.path / "slurm" / "code").resolve(), sorted(plugins))
-    return [_submit(group, folder, code) for group in found]
+    plugins = {plugin for group in groups for run in group.runs for plugin in run.config.plugins}
+    code = create_snapshot((folder.path / "slurm" / "code").resolve(), sorted(plugins))
+    return [_submit(group, folder, code) for group in groups]
 
 
-def _submit(group: Group, folder: SweepFolder, code: Path) -> str:
-    names = [p.dir.path.name for p in group.runs]
+def _submit(group: JobGroup, folder: SweepFolder, code: Path) -> str:
+    names = [run.folder.path.name for run in group.runs]
     with folder.ledger.update() as content:
         number = f"{1 + max(map(int, content['submissions']), default=0):03d}"
         content["submissions"][number] = {"job": None, "runs": names, "time": time.time()}
@@ -101,30 +107,38 @@ def _submit(group: Group, folder: SweepFolder, code: Path) -> str:
             entry = content["runs"][name]
             entry |= {"attempts": entry["attempts"] + 1, "submission": number, "task": task}
             entry.pop("cancelled", None)
-    place = folder.ledger.submission_folder(number).resolve()
-    executor = submitit.SlurmExecutor(place)
-    executor.update_parameters(**group.executor_options(place, code))
+    submission = folder.ledger.submission_folder(number).resolve()
+    executor = submitit.SlurmExecutor(submission)
+    executor.update_parameters(**group.executor_options(submission, code))
     try:
-        job = executor.submit_array([_job(p, code) for p in group.runs])[0]
+        job = executor.submit_array([_job(run, code) for run in group.runs])[0]
     except FailedJobError as error:
         with folder.ledger.update() as content:
             del content["submissions"][number]
         raise UserError(f"sbatch: {str(error).strip()}") from None
-    identifier = slurm.array_job_id(job.job_id)
+    job_id = slurm.array_job_id(job.job_id)
     with folder.ledger.update() as content:
-        content["submissions"][number]["job"] = identifier
-    return f"submitted {len(names)} run{'s' if len(names) > 1 else ''} as job {identifier} ({place})"
+        content["submissions"][number]["job"] = job_id
+    return f"submitted {len(names)} run{'s' if len(names) > 1 else ''} as job {job_id} ({submission})"
 
 
-def _job(planned: Planned, code: Path) -> RunJob:
-    config = planned.run.config
+def _job(run: RunSpec, code: Path) -> "partial[None]":
+    """What submitit pickles and calls on the first node."""
+    config = run.config
     retries = config.retries if config.slurm.retries is None else config.slurm.retries
-    return RunJob(str(planned.dir.path.resolve()), config.slurm.nodes, config.processes, retries, str(code))
+    return partial(
+        supervise,
+        str(run.folder.path.resolve()),
+        nodes=config.slurm.nodes,
+        processes=config.processes,
+        retries=retries,
+        code=str(code),
+    )
 
 
 def _options(config: ExperimentConfig) -> dict[str, Any]:
     slurm = config.slurm
-    asked = {
+    options = {
         "job_name": config.name,
         "partition": slurm.partition,
         "account": slurm.account,
@@ -139,27 +153,22 @@ def _options(config: ExperimentConfig) -> dict[str, Any]:
         "signal_delay_s": slurm.signal_seconds,
         "array_parallelism": slurm.parallelism,
         "setup": slurm.setup,
-        "additional_parameters": {"requeue": True, **_given(slurm.options)},
+        "additional_parameters": {"requeue": True, **_enabled(slurm.options)},
         "use_srun": False,  # the supervisor calls it
         "stderr_to_stdout": True,
     }
-    return {key: value for key, value in asked.items() if value is not None}
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def _given(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
-    """Without those that are switched off; True stands for an option without a value."""
+def _enabled(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
+    """Drop options set to false; true is a flag without a value."""
     return {name: value for name, value in options.items() if value is not False}
 
 
 def _environment(config: ExperimentConfig, code: Path) -> list[str]:
-    """The snapshot goes before all other code, the current folder, where plugins may be, behind it."""
+    """Shell lines that set PYTHONPATH (the snapshot first, the current folder with plugins last) and the threads."""
     return [
         "export PYTHONSAFEPATH=1",
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}:{shlex.quote(os.getcwd())}",
         *(f"export {name}={config.threads}" for name in THREAD_VARIABLES),
     ]
-
-
-def _spoken(options: dict[str, Any]) -> dict[str, Any]:
-    hidden = ("job_name", "setup", "additional_parameters", "use_srun", "stderr_to_stdout", "signal_delay_s")
-    return {key: value for key, value in options.items() if key not in hidden}

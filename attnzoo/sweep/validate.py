@@ -14,7 +14,7 @@ from attnzoo.engine.optim import check_optimizer_name, check_parameter_patterns
 from attnzoo.engine.trainer import count_steps
 from attnzoo.errors import UserError
 from attnzoo.models.dry_run import dry_run
-from attnzoo.sweep.expand import RunSpec, check_unique
+from attnzoo.sweep.expand import RunSpec, drop_repeats
 
 
 def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -36,7 +36,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
         shared = resolved[run.digest]
         config = dataclasses.replace(run.config, data=shared.data, model=shared.model)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
-    check_unique(valid, str(experiment.path))
+    valid = drop_repeats(valid, experiment)
     names = {name for found in parameters.values() for name in found}
     for run in valid:
         try:
@@ -47,7 +47,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
 
 
 def _locate(error: UserError, experiment: Experiment, run: RunSpec) -> UserError:
-    changes = run.changes | {"seed": run.seed}
+    changes = run.overrides | {"seed": run.seed}
     return experiment.locate(error.at(f"run {run.name}"), changes, f"{experiment.path}: sweep")
 
 

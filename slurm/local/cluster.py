@@ -1,7 +1,7 @@
-"""A real SLURM cluster on this machine, for trying sweeps and for tests: `cluster.py up DIR`, `cluster.py down DIR`.
+"""A real SLURM cluster on this machine, to try out sweeps and for tests: `cluster.py up DIR`, `cluster.py down DIR`.
 
-Two nodes, n1 and n2, and a controller of their own run as this user. Everything lies in DIR; nothing in /etc, /run or
-/var is read or written, and neither systemd nor root is needed. `up` writes DIR/env for the shell to source.
+A controller and two nodes, n1 and n2, run as this user; neither systemd nor root is needed. All files are in DIR: /etc,
+/run and /var are neither read nor written. `up` writes DIR/env for the shell to source.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-NEEDED = {
+REQUIRED_PROGRAMS = {
     "munged": "munge",
     "slurmctld": "slurmctld",
     "slurmd": "slurmd",
     "sbatch": "slurm-client",
     "squeue": "slurm-client",
 }
-NEEDED_TO_ACCOUNT = {
+ACCOUNTING_PROGRAMS = {
     "slurmdbd": "slurmdbd slurm-wlm-mysql-plugin",
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
@@ -34,8 +34,8 @@ SOCKET_LENGTH = 90
 START_SECONDS = 60
 STOP_SECONDS = 10
 
-# cred_expire is also how long a requeued job is held back. Preempted jobs get the signal that they asked for only with
-# preempt_send_user_signal and a grace time.
+# cred_expire also delays requeued jobs. Preempted jobs get their --signal only with preempt_send_user_signal and
+# a grace time.
 CONF = """\
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -75,7 +75,7 @@ SlurmdTimeout=10
 SlurmctldTimeout=10
 KillWait=5
 CompleteWait=0
-MinJobAge={memory}
+MinJobAge={min_job_age}
 InactiveLimit=0
 MessageTimeout=5
 BatchStartTimeout=10
@@ -107,13 +107,13 @@ StorageUser=slurm
 StoragePass=slurm
 StorageLoc=slurm_accounting
 """
-DATABASE_START = """\
+DATABASE_INIT_SQL = """\
 CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';
 CREATE DATABASE slurm_accounting;
 GRANT ALL ON slurm_accounting.* TO 'slurm'@'127.0.0.1';
 """
-# How long the controller remembers ended jobs, in seconds; the accounting remembers them for good.
-MEMORY, MEMORY_WITH_ACCOUNTING = 86400, 2
+# Seconds until slurmctld drops finished jobs; with accounting, slurmdbd keeps them.
+MIN_JOB_AGE, MIN_JOB_AGE_WITH_ACCOUNTING = 86400, 2
 NODE = "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
 
 
@@ -125,17 +125,17 @@ def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=("up", "down"))
-    parser.add_argument("folder", type=Path, help="where the cluster keeps its files, short: sockets lie in it")
-    parser.add_argument("--cpus", type=int, default=4, help="CPUs that each node claims to have")
-    parser.add_argument("--accounting", action="store_true", help="with a database of jobs, so that sacct answers")
-    given = parser.parse_args()
-    folder = given.folder.resolve()
-    if given.action == "down":
+    parser.add_argument("folder", type=Path, help="cluster directory; a short path, since it holds Unix sockets")
+    parser.add_argument("--cpus", type=int, default=4, help="CPUs per node")
+    parser.add_argument("--accounting", action="store_true", help="enable accounting (sacct)")
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    if args.action == "down":
         down(folder)
         print(f"the cluster in {folder} is down")
         return 0
     try:
-        up(folder, given.cpus, given.accounting)
+        up(folder, args.cpus, args.accounting)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -145,9 +145,9 @@ def main() -> int:
 
 def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
     """Start the cluster and wait until both nodes are idle. Raises ClusterError."""
-    _check_programs(NEEDED | NEEDED_TO_ACCOUNT if accounting else NEEDED)
+    _check_programs(REQUIRED_PROGRAMS | ACCOUNTING_PROGRAMS if accounting else REQUIRED_PROGRAMS)
     if _pids(folder):
-        raise ClusterError(f"a cluster runs in {folder} already; in this shell: . {folder / 'env'}")
+        raise ClusterError(f"a cluster is already running in {folder}; in this shell: . {folder / 'env'}")
     if len(str(folder)) > SOCKET_LENGTH:
         raise ClusterError(f"{folder}: the path is too long for a socket; name a folder in /tmp")
     shutil.rmtree(folder, ignore_errors=True)
@@ -163,7 +163,7 @@ def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
 
 
 def down(folder: Path) -> None:
-    """Cancel what runs, then end the daemons, the last one first."""
+    """Cancel all jobs, then stop the daemons, the last one first."""
     pids = _pids(folder)
     if any(name == "slurmctld" for _, name in pids):
         _run(folder, "scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
@@ -179,34 +179,36 @@ def down(folder: Path) -> None:
 
 def start_node(folder: Path, name: str) -> int:
     """Start the daemon of a node; returns its process id."""
-    return _launch(folder, f"slurmd-{name}", "slurmd", "-D", "-N", name, "-f", str(folder / "slurm.conf"))
+    return _start_daemon(folder, f"slurmd-{name}", "slurmd", "-D", "-N", name, "-f", str(folder / "slurm.conf"))
 
 
-def _check_programs(needed: Mapping[str, str]) -> None:
-    os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/sbin"  # where daemons are, and an ordinary user's PATH is not
-    missing = [program for program in needed if shutil.which(program) is None]
+def _check_programs(required: Mapping[str, str]) -> None:
+    os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/sbin"  # daemons are there; an ordinary user's PATH lacks it
+    missing = [program for program in required if shutil.which(program) is None]
     if missing:
-        packages = " ".join(dict.fromkeys(needed[program] for program in missing))
+        packages = " ".join(dict.fromkeys(required[program] for program in missing))
         raise ClusterError(f"{', '.join(missing)} missing: install SLURM (Debian: apt-get install {packages})")
 
 
 def _configure(folder: Path, cpus: int, accounting: bool) -> None:
     port, dbd_port, database_port, *ports = _free_ports(5)
-    known = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": folder}
-    lines = [NODE.format(number=i, port=p, cpus=cpus, **known) for i, p in enumerate(ports, start=1)]
+    fields = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": folder}
+    lines = [NODE.format(number=i, port=p, cpus=cpus, **fields) for i, p in enumerate(ports, start=1)]
     text = CONF.format(
         port=port,
         nodes="\n".join(lines),
-        accounting=ACCOUNTING.format(port=dbd_port, **known) if accounting else NO_ACCOUNTING,
-        memory=MEMORY_WITH_ACCOUNTING if accounting else MEMORY,
-        **known,
+        accounting=ACCOUNTING.format(port=dbd_port, **fields) if accounting else NO_ACCOUNTING,
+        min_job_age=MIN_JOB_AGE_WITH_ACCOUNTING if accounting else MIN_JOB_AGE,
+        **fields,
     )
     (folder / "slurm.conf").write_text(text)
     if accounting:
-        (folder / "slurmdbd.conf").write_text(DATABASE_CONF.format(port=dbd_port, database_port=database_port, **known))
+        (folder / "slurmdbd.conf").write_text(
+            DATABASE_CONF.format(port=dbd_port, database_port=database_port, **fields)
+        )
         (folder / "slurmdbd.conf").chmod(0o600)
         (folder / "database-port").write_text(str(database_port))
-    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # left to detect it, slurmd fails without cgroups
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # slurmd cannot detect it without cgroups
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o600)
     (folder / "env").write_text(f"export SLURM_CONF='{folder}/slurm.conf'\n")
@@ -215,12 +217,12 @@ def _configure(folder: Path, cpus: int, accounting: bool) -> None:
 def _start(folder: Path) -> None:
     files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "seed-file": "munge.seed"}
     options = [f"--{option}={folder / name}" for option, name in {**files, "log-file": "log/munge.log"}.items()]
-    _launch(folder, "munged", "munged", "--foreground", "--force", *options)
+    _start_daemon(folder, "munged", "munged", "--foreground", "--force", *options)
     if not _wait(START_SECONDS, (folder / "munge.socket").exists):
         raise ClusterError(f"munged did not start; see {folder}/log")
     if (folder / "slurmdbd.conf").exists():
         _start_accounting(folder)
-    _launch(folder, "slurmctld", "slurmctld", "-D", "-i", "-f", str(folder / "slurm.conf"))
+    _start_daemon(folder, "slurmctld", "slurmctld", "-D", "-i", "-f", str(folder / "slurm.conf"))
     for name in ("n1", "n2"):
         start_node(folder, name)
     if not _wait(START_SECONDS, lambda: _idle_nodes(folder) == 2):
@@ -229,32 +231,32 @@ def _start(folder: Path) -> None:
 
 def _start_accounting(folder: Path) -> None:
     data, port, user = folder / "database", (folder / "database-port").read_text(), getpass.getuser()
-    make = ["--skip-test-db", "--auth-root-authentication-method=socket"]
-    _run(folder, "mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={data}", *make)
-    (folder / "database.sql").write_text(DATABASE_START)
+    install_options = ["--skip-test-db", "--auth-root-authentication-method=socket"]
+    _run(folder, "mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={data}", *install_options)
+    (folder / "database.sql").write_text(DATABASE_INIT_SQL)
     files = {"datadir": data, "socket": folder / "database.socket", "pid-file": folder / "database.pid"}
     options = [f"--{option}={path}" for option, path in {**files, "init-file": folder / "database.sql"}.items()]
-    where = [f"--user={user}", "--bind-address=127.0.0.1", f"--port={port}"]
-    _launch(folder, "mariadbd", "mariadbd", "--no-defaults", *where, *options)
+    server_options = [f"--user={user}", "--bind-address=127.0.0.1", f"--port={port}"]
+    _start_daemon(folder, "mariadbd", "mariadbd", "--no-defaults", *server_options, *options)
     if not _wait(START_SECONDS, lambda: _listens(int(port))):
         raise ClusterError(f"the database did not start; see {folder}/log")
-    _launch(folder, "slurmdbd", "slurmdbd", "-D")
+    _start_daemon(folder, "slurmdbd", "slurmdbd", "-D")
     add = ("sacctmgr", "--noheader", "--immediate", "add", "cluster", "local")
     if not _wait(START_SECONDS, lambda: "Adding Cluster" in _run(folder, *add)):
         raise ClusterError(f"slurmdbd did not start; see {folder}/log")
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _idle_nodes(folder: Path) -> int:
     return _run(folder, "sinfo", "--noheader", "--Node", "--partition=debug", "--format=%T").split().count("idle")
 
 
-def _launch(folder: Path, name: str, *command: str) -> int:
-    """A daemon in a session of its own, so that it outlives this program."""
+def _start_daemon(folder: Path, name: str, *command: str) -> int:
+    """Start a daemon in a new session, so that it outlives this program; returns its process id."""
     with (folder / "log" / f"{name}.out").open("ab") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(folder), start_new_session=True
@@ -270,20 +272,20 @@ def _run(folder: Path, *command: str) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Our environment without a surrounding job's variables."""
+    """The environment without the variables of a surrounding job."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     return kept | {"SLURM_CONF": str(folder / "slurm.conf")}
 
 
 def _pids(folder: Path) -> list[tuple[int, str]]:
-    """The daemons that run, in the order of their start."""
+    """(pid, name) of the running daemons, in the order of their start."""
     file = folder / "pids"
     lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
     return [(int(pid), name) for pid, name in lines if _alive(int(pid), name)]
 
 
 def _alive(pid: int, name: str) -> bool:
-    """Whether the process runs and is that daemon: after a restart of the machine its number may be another's."""
+    """Whether the process is running and is that daemon: after a reboot its pid may be reused."""
     try:
         program, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
@@ -293,16 +295,16 @@ def _alive(pid: int, name: str) -> bool:
 
 def _free_ports(count: int) -> Sequence[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for server in sockets:
+        server.bind(("127.0.0.1", 0))
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
     return ports
 
 
 def _wait(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether the condition came true in time."""
+    """Wait for a condition; returns whether it came true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -121,7 +121,8 @@ def test_cross_slots_has_every_attention_in_every_slot() -> None:
     from attnzoo import attention
     from attnzoo.geometry import Role
 
-    configs: list[Any] = [run.config for run in expand(Experiment("experiments/cross_slots.yaml"))]
+    experiment = Experiment("experiments/cross_slots.yaml")
+    configs: list[Any] = [run.config for run in validate(experiment, expand(experiment))]
     found = {
         Role.ENCODER: {config.model.encoder.attention["name"] for config in configs},
         Role.DECODER: {config.model.decoder.attention["name"] for config in configs},

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     for run in expand(Experiment(tmp_path / "x.yaml")):
         target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
-        ap = run.options["points"] / 100 + run.seed / 10
+        ap = run.labels["points"] / 100 + run.seed / 10
         rows = [
             {"step": 0, "cost/params": 1000, "cost/gflops": 0.5, "cost/ms": 2.0 + run.seed},
             {"step": 3, "val/AP": 0.9, "val/AP50": 0.9},

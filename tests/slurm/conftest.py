@@ -1,4 +1,4 @@
-"""One cluster for all tests; loudly skipped, or with ATTNZOO_REQUIRE_SLURM failed, where SLURM is not installed."""
+"""One cluster for all tests. Without SLURM they are skipped, or fail with ATTNZOO_REQUIRE_SLURM."""
 
 import shutil
 import tempfile
@@ -11,8 +11,8 @@ from support.slurm import STEP_SECONDS, Cluster, Sweep, program, reference, requ
 
 @pytest.fixture(scope="session")
 def cluster(cache) -> Iterator[Cluster]:
-    require(program.NEEDED)
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
+    require(program.REQUIRED_PROGRAMS)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path: it holds Unix sockets
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNZOO_TEST_SLEEP", str(STEP_SECONDS))
         with Cluster(folder / "c").up() as started:
@@ -28,5 +28,5 @@ def sweep(cluster, tmp_path, monkeypatch) -> Sweep:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster, tmp_path_factory) -> list[dict]:
-    """The rows of the run that faults befall, without any."""
+    """The metrics of the run that the tests disturb, trained without faults."""
     return reference(Sweep(tmp_path_factory.mktemp("undisturbed")))

@@ -1,6 +1,6 @@
-"""Random faults on one sweep until so many have happened: `python tests/slurm/soak.py [--faults 30] [--seed 0]`.
+"""Injects random faults into one sweep: `python tests/slurm/soak.py [--faults 30] [--seed 0]`.
 
-Ends with exit code 0 if every run is complete and gives the metrics of an undisturbed one. Writes soak.md and soak.json
+The exit code is 0 if every run is complete and has the metrics of an undisturbed one. Writes soak.md and soak.json
 into --output.
 """
 
@@ -29,10 +29,10 @@ from attnzoo.config import load as configs
 from attnzoo.rundir import attempts
 from attnzoo.rundir.attempts import Attempt
 
-SECONDS = 1.0  # of sleep in a step
-MINUTES = 0.1  # between two checkpoints
+SECONDS = 1.0  # that each step sleeps
+MINUTES = 0.1  # between checkpoints
 SUPERVISOR = b"submitit.core._submit"
-# Two arrays: one whose jobs are told before they are preempted, one whose jobs are not.
+# Two arrays: the jobs of one get a signal before preemption, those of the other do not.
 SWEEP = (
     "sweep.zip={model.ffn: [16, 32], slurm.partition: [preemptible, killable]}",
     "sweep.seeds=[0, 1]",
@@ -41,16 +41,16 @@ SWEEP = (
 )
 
 
-class Soak:
-    """Faults on the runs of a sweep, one after the other."""
+class FaultInjector:
+    """Injects faults into the runs of a sweep, one after the other."""
 
     def __init__(self, cluster: Cluster, sweep: Sweep, steps: int, seed: int):
         self.cluster, self.sweep, self.steps = cluster, sweep, steps
         self.random = random.Random(seed)
         self.faults: list[dict[str, object]] = []
 
-    def strike(self) -> None:
-        """Let one fault happen to a run that trains, and wait until SLURM tells of it."""
+    def inject(self) -> None:
+        """Inject one fault into a training run, and wait until SLURM reports it."""
         name = self._wait_for_training_run()
         kinds = (
             self.rank_killed,
@@ -63,7 +63,7 @@ class Soak:
         kind = self.random.choice(kinds)
         job, step = self.sweep.job(name), self.sweep.step(name)
         if self.cluster.job(job)["JobState"] != "RUNNING" or not processes(self.cluster.job(job)["JobId"], SUPERVISOR):
-            return  # the fault before is still under way
+            return  # still handling the previous fault
         print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
         kind(name, job)
         self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": self.steps})
@@ -98,7 +98,7 @@ class Soak:
         self._resubmit(name, job)
 
     def supervisor_killed(self, name: str, job: str) -> None:
-        """The job fails, and nobody is left to requeue it, unless SLURM is just preempting it."""
+        """The job fails without being requeued, unless SLURM is just preempting it."""
         raw, before = self.cluster.job(job)["JobId"], self.cluster.restarts(job)
         for pid in processes(raw, SUPERVISOR):
             kill(pid)
@@ -118,20 +118,21 @@ class Soak:
         wait(lambda: self.cluster.restarts(job) > before, 180, f"for the requeue of {job}")
 
     def _wait_for_training_run(self) -> str:
-        found: list[str] = []
+        names: list[str] = []
 
         def training() -> bool:
             states = self.sweep.states().values()
-            assert not all(one.state == "done" for one in states), "the sweep ended before the faults did"
-            broken = [one for one in states if one.state in ("failed", "dead")]
+            assert not all(status.state == "done" for status in states), "the sweep ended before the faults did"
+            broken = [status for status in states if status.state in ("failed", "dead")]
             assert not broken, broken
-            found[:] = [one.name for one in states if one.state == "running" and 0 < (one.step or 0) < self.steps - 50]
-            return bool(found)
+            running = [status for status in states if status.state == "running"]
+            names[:] = [status.name for status in running if 0 < (status.step or 0) < self.steps - 50]
+            return bool(names)
 
         wait(training, 300, "for a run that trains")
         time.sleep(self.random.uniform(0, 4))
         training()
-        return self.random.choice(found) if found else self._wait_for_training_run()
+        return self.random.choice(names) if names else self._wait_for_training_run()
 
 
 def main() -> int:
@@ -140,66 +141,68 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=600, help="of each run; they must outlast the faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
     os.environ["ATTNZOO_CACHE"] = str(folder / "cache")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         with Cluster(folder / "c").up() as cluster:
-            return soak(cluster, folder, given)
+            return soak(cluster, folder, args)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def soak(cluster: Cluster, folder: Path, given: argparse.Namespace) -> int:
-    """Submit, strike, wait, compare; returns the exit code."""
-    began = time.time()
+def soak(cluster: Cluster, folder: Path, args: argparse.Namespace) -> int:
+    """Submit, inject faults, wait, compare; returns the exit code."""
+    start_time = time.time()
     sweep = Sweep(folder / "sweep")
-    sweep.overrides += [*SWEEP, f"train.steps={given.steps}"]
+    sweep.overrides += [*SWEEP, f"train.steps={args.steps}"]
     os.environ["ATTNZOO_TEST_SLEEP"] = str(SECONDS)
     sweep.submit()
-    trial = Soak(cluster, sweep, given.steps, given.seed)
-    while len(trial.faults) < given.faults:
-        trial.strike()
-    wait(lambda: not any(one.active for one in sweep.states().values()), 1200, "for the end of the sweep")
-    seconds = time.time() - began
+    injector = FaultInjector(cluster, sweep, args.steps, args.seed)
+    while len(injector.faults) < args.faults:
+        injector.inject()
+    wait(lambda: not any(status.active for status in sweep.states().values()), 1200, "for the end of the sweep")
+    seconds = time.time() - start_time
     same = {name: same_as_undisturbed(sweep, name) for name in sweep.states()}
-    tell(sweep, trial, same, given.seed, seconds, given.output.resolve())
+    write_report(sweep, injector, same, args.seed, seconds, args.output.resolve())
     return 0 if all(same.values()) else 1
 
 
 def same_as_undisturbed(sweep: Sweep, name: str) -> bool:
-    """Train the run's config in this process, where nothing sleeps and nothing happens, and compare."""
+    """Whether the run has the metrics of its config trained in this process, without faults."""
     undisturbed = train_here(configs.load(sweep.run(name).config), sweep.folder / "undisturbed" / name)
     return undisturbed == results(sweep.run(name))
 
 
-def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: float, output: Path) -> None:
-    """Print what happened, and write it down."""
+def write_report(
+    sweep: Sweep, injector: FaultInjector, same: dict[str, bool], seed: int, seconds: float, output: Path
+) -> None:
+    """Print the report, and write it to `output`."""
     states = sweep.states()
     journals = {name: attempts.read(sweep.run(name)) for name in states}
     lost = repeated(journals.values())
-    kinds = Counter(str(fault["kind"]) for fault in trial.faults)
+    kinds = Counter(str(fault["kind"]) for fault in injector.faults)
     lines = [
         "# Soak",
         "",
-        f"`make test-long`: {len(trial.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
-        f"{trial.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; a "
-        f"checkpoint is made with the first step that ends {60 * MINUTES:g} s after the last.",
+        f"`make soak`: {len(injector.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
+        f"{injector.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; "
+        f"checkpoints are {60 * MINUTES:g} s apart, or a step longer.",
         "",
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",
         *(
-            f"| {name} | {one.state} | {one.restarts + 1} | {one.machine_failures} | {one.steps_lost} "
+            f"| {name} | {status.state} | {status.requeued + 1} | {status.machine_failures} | {status.steps_lost} "
             f"| {'identical' if same[name] else 'DIFFERENT'} |"
-            for name, one in states.items()
+            for name, status in states.items()
         ),
         "",
         "| fault | times |",
         "| --- | --: |",
         *(f"| {kind} | {count} |" for kind, count in sorted(kinds.items())),
         "",
-        "A preemption hits all runs that run. What the starts said when they ended, and what the next had to repeat:",
+        "A preemption hits all running runs. How starts ended, and the steps that the next start repeated:",
         "",
         "| end of a start | times | steps repeated, mean | at most |",
         "| --- | --: | --: | --: |",
@@ -213,22 +216,22 @@ def tell(sweep: Sweep, trial: Soak, same: dict[str, bool], seed: int, seconds: f
     raw = {
         "seed": seed,
         "seconds": round(seconds),
-        "faults": trial.faults,
-        "runs": {name: {"state": one.state, "identical": same[name]} for name, one in states.items()},
-        "attempts": {name: [dataclasses.asdict(one) for one in journal] for name, journal in journals.items()},
+        "faults": injector.faults,
+        "runs": {name: {"state": status.state, "identical": same[name]} for name, status in states.items()},
+        "attempts": {name: [dataclasses.asdict(attempt) for attempt in journal] for name, journal in journals.items()},
     }
     (output / "soak.json").write_text(json.dumps(raw, indent=1) + "\n")
     print("\n".join(lines))
 
 
 def repeated(journals: Iterable[Sequence[Attempt]]) -> dict[str, list[int]]:
-    """By the end of a start, the steps that the next start of that run repeated."""
-    found: dict[str, list[int]] = {}
+    """The steps that the next start of a run repeated, by how the start before ended."""
+    steps: dict[str, list[int]] = {}
     for journal in journals:
-        for ended, following in itertools.pairwise(journal):
-            end = f"{ended.outcome} ({ended.reason})" if ended.outcome else "not a word"
-            found.setdefault(end, []).append(following.steps_lost)
-    return found
+        for attempt, following in itertools.pairwise(journal):
+            end = f"{attempt.outcome} ({attempt.reason})" if attempt.outcome else "not recorded"
+            steps.setdefault(end, []).append(following.lost)
+    return steps
 
 
 if __name__ == "__main__":

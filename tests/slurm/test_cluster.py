@@ -1,4 +1,4 @@
-"""What `make slurm-up` says where SLURM is missing."""
+"""The errors of `make slurm-up`."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from support.slurm import ROOT
 
 
-def test_what_is_missing_is_one_line_and_nothing_is_made(tmp_path):
+def test_missing_programs_are_one_line_and_nothing_is_created(tmp_path):
     command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(tmp_path / "c")]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, text=True, capture_output=True)
     assert done.returncode == 1
@@ -16,7 +16,7 @@ def test_what_is_missing_is_one_line_and_nothing_is_made(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_path_too_long_for_a_socket_is_refused(tmp_path, cluster):
+def test_a_path_too_long_for_a_socket_is_an_error(tmp_path, cluster):
     long = tmp_path / ("x" * 90)
     command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(long)]
     done = subprocess.run(command, text=True, capture_output=True)

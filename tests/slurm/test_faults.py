@@ -1,4 +1,4 @@
-"""Faults on a real cluster: SLURM says that they happened, at an unfinished step, and the results are the same."""
+"""Faults on a real cluster, in the middle of training: SLURM reports them, and the results stay the same."""
 
 import pytest
 from support.engine import results
@@ -12,9 +12,9 @@ STEPS = 60
 
 
 def assert_survived(sweep: Sweep, undisturbed: list[dict], fault: str, allowed: int, injected: int = 1) -> None:
-    """The run is complete and the same, and no more than `allowed` steps were repeated."""
+    """The run is complete, its metrics are identical, and no more than `allowed` steps were repeated."""
     states = sweep.wait_for_end()
-    assert states["seed=3"].state == "done", sweep.tell("seed=3")
+    assert states["seed=3"].state == "done", sweep.describe("seed=3")
     assert results(sweep.run()) == undisturbed
     report(fault, injected, states["seed=3"].steps_lost, allowed)
 
@@ -27,8 +27,8 @@ def test_two_preemptions_with_the_signal_lose_no_step(cluster, sweep, undisturbe
         cluster.preempt()
         wait(lambda count=count: cluster.restarts(sweep.job()) >= count, 180, "for the preemption")
     assert_survived(sweep, undisturbed, "preemption with the user signal", allowed=0, injected=2)
-    assert [one.reason for one in attempts.read(sweep.run())[:2]] == ["SIGUSR2", "SIGUSR2"]
-    assert sweep.state().restarts == 2
+    assert [attempt.reason for attempt in attempts.read(sweep.run())[:2]] == ["SIGUSR2", "SIGUSR2"]
+    assert sweep.state().requeued == 2
     assert sweep.state().machine_failures == 0
 
 
@@ -70,7 +70,7 @@ def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed)
     finally:
         cluster.revive(node)
     first, second = attempts.read(sweep.run())
-    assert first.outcome is None  # there was nobody left to tell
+    assert first.outcome is None  # no process was left to record it
     assert first.host == node != second.host
 
 
@@ -85,12 +85,12 @@ def test_a_time_limit_requeues_and_loses_no_step(cluster, sweep):
     second = attempts.read(sweep.run())[1]
     report("time limit", 1, second.steps_lost, allowed=0)
     assert 10 <= second.step < 900
-    restarts = cluster.restarts(sweep.job())  # more than one where a start took longer than the limit
+    restarts = cluster.restarts(sweep.job())  # more than one if a start took longer than the limit
     cluster.ask("scancel", sweep.job())
     assert_cancelled(cluster, sweep, restarts)
 
 
-def test_a_cancelled_run_saves_and_stays_away_until_it_is_submitted_again(cluster, sweep, undisturbed):
+def test_a_cancelled_run_saves_and_is_not_requeued_until_submitted_again(cluster, sweep, undisturbed):
     sweep.submit()
     assert sweep.wait_for_step(25) < STEPS
     assert attnzoo_main.main(["cancel", str(sweep.runs)]) == 0
@@ -102,9 +102,9 @@ def test_a_cancelled_run_saves_and_stays_away_until_it_is_submitted_again(cluste
 
 
 def assert_cancelled(cluster, sweep: Sweep, restarts: int) -> None:
-    """The run ends, is not requeued, and says so."""
+    """The run ends, is not requeued, and its state is cancelled."""
     wait(lambda: cluster.job(sweep.job())["JobState"] == "CANCELLED", 180, "for the cancellation")
-    wait(lambda: sweep.run().read_status()["state"] == "cancelled", 180, "for the run to say so")
+    wait(lambda: sweep.run().read_status()["state"] == "cancelled", 180, "for the run to record it")
     assert cluster.restarts(sweep.job()) == restarts
     assert sweep.state().state == "cancelled"
     assert not sweep.state().active

@@ -1,4 +1,4 @@
-"""Runs of several processes on two nodes: the losses of one process, and ends that all share."""
+"""Runs of several processes on two nodes: the same losses as one process, and a failure of one ends all."""
 
 import pytest
 from support.engine import results
@@ -7,15 +7,15 @@ from support.slurm import INTERVAL_STEPS, reference, report, wait
 from attnzoo.rundir import attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
-STILL = ("model.dropout=0", "model.backbone.norm=frozen", "train.steps=6")
+DETERMINISTIC = ("model.dropout=0", "model.backbone.norm=frozen", "train.steps=6")
 PAIR = ("processes=2", "slurm.nodes=2")
 
 
 def test_four_processes_on_two_nodes_give_the_losses_of_one(cluster, sweep):
-    sweep.overrides += STILL
+    sweep.overrides += DETERMINISTIC
     sweep.submit("processes=4", "slurm.nodes=2")
     one = reference(sweep)
-    assert sweep.wait_for_end()["seed=3"].state == "done", sweep.tell("seed=3")
+    assert sweep.wait_for_end()["seed=3"].state == "done", sweep.describe("seed=3")
     shown = cluster.job(sweep.job())
     assert (shown["NumNodes"], shown["NumTasks"]) == ("2", "4")
     four = results(sweep.run())
@@ -24,7 +24,7 @@ def test_four_processes_on_two_nodes_give_the_losses_of_one(cluster, sweep):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-def test_a_rank_that_raises_ends_the_job_and_is_not_tried_again(cluster, sweep, monkeypatch):
+def test_a_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monkeypatch):
     monkeypatch.setenv("ATTNZOO_TEST_RAISE", "1:4")
     sweep.submit(*PAIR)
     state = sweep.wait_for_end()["seed=3"]
@@ -34,23 +34,23 @@ def test_a_rank_that_raises_ends_the_job_and_is_not_tried_again(cluster, sweep, 
     log = sweep.run().log.read_text()
     assert log.index("process 1 has had enough") < log.find("another process of the run is gone") % len(log)
     assert log.count("Traceback") == 1
-    assert [one.outcome for one in attempts.read(sweep.run())] == ["failed"]
+    assert [attempt.outcome for attempt in attempts.read(sweep.run())] == ["failed"]
 
 
-def test_a_killed_rank_takes_the_others_along_and_all_resume(cluster, sweep):
+def test_a_killed_rank_ends_the_others_and_all_resume(cluster, sweep):
     whole = reference_of_pair(sweep)
     sweep.submit(*PAIR)
     assert sweep.wait_for_step(20) < 60
     cluster.kill_rank(sweep.job(), rank=1)
     wait(lambda: cluster.restarts(sweep.job()) == 1, 180, "for the requeue")
     state = sweep.wait_for_end()["seed=3"]
-    assert state.state == "done", sweep.tell("seed=3")
+    assert state.state == "done", sweep.describe("seed=3")
     assert state.machine_failures == 1
     report("process killed, one of two on two nodes", 1, state.steps_lost, INTERVAL_STEPS)
     assert results(sweep.run()) == whole
 
 
 def reference_of_pair(sweep) -> list[dict]:
-    """The same run of two processes by the local launcher."""
+    """The metrics of the same run with two processes of the local launcher."""
     assert sweep.start("processes=2", f"output={sweep.folder / 'whole'}") == 0
     return results(type(sweep.run())(sweep.folder / "whole" / "faults" / "seed=3"))

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written: said so, nothing damaged, and the run goes on once they can."""
+"""Full or read-only disks: the run fails with the reason, no file is damaged, and it resumes once it can write."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def mount(*arguments: str | Path) -> None:
-    """Mount, or skip loudly where even root may not."""
+    """Mount, or skip if even root may not."""
     done = subprocess.run(["mount", *arguments], text=True, capture_output=True)
     if done.returncode:
         pytest.skip(f"NOT TESTED HERE: {done.stderr.strip()}")
@@ -26,18 +26,18 @@ def mount(*arguments: str | Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 12 MB and what the snapshot of the code takes."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """A file system with 12 MB and the size of the code snapshot."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
     size = 12_000_000 + sum(path.stat().st_size for path in snapshot.PACKAGE.rglob("*") if path.is_file())
-    mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", place)
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def fill(place: Path) -> Path:
-    """Take all that is left of a file system."""
-    filler = place / "filler"
+def fill(disk: Path) -> Path:
+    """Fill a file system."""
+    filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         while True:
             try:
@@ -46,7 +46,7 @@ def fill(place: Path) -> Path:
                 return filler
 
 
-def test_a_full_disk_fails_the_run_which_resumes_once_there_is_room(cluster, small_disk, undisturbed, monkeypatch):
+def test_a_full_disk_fails_the_run_which_resumes_once_there_is_space(cluster, small_disk, undisturbed, monkeypatch):
     sweep = Sweep(small_disk)
     monkeypatch.chdir(small_disk)
     sweep.submit()
@@ -60,12 +60,12 @@ def test_a_full_disk_fails_the_run_which_resumes_once_there_is_room(cluster, sma
     filler.unlink()
     sweep.submit("--only", "failed")
     state = sweep.wait_for_end()["seed=3"]
-    assert state.state == "done", sweep.tell("seed=3")
+    assert state.state == "done", sweep.describe("seed=3")
     assert results(sweep.run()) == undisturbed
     report("disk full", 1, state.steps_lost, INTERVAL_STEPS)
 
 
-def test_a_folder_that_cannot_be_written_is_said_and_not_retried(cluster, sweep, undisturbed):
+def test_a_read_only_folder_is_reported_and_not_retried(cluster, sweep, undisturbed):
     sweep.submit("slurm.options={hold: true}")
     run = sweep.run().path
     mount("--bind", run, run)

@@ -1,4 +1,4 @@
-"""Whole sweeps on a real cluster: submission, the ledger, what happens to the submitting machine and to the source."""
+"""Whole sweeps on a real cluster: submission, the ledger, a crash while submitting, and edits of the source."""
 
 import csv
 import shutil
@@ -19,12 +19,12 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
-OF_THE_MACHINE = ("ms", "images_per_second", "peak_mib")
+MACHINE_DEPENDENT = ("ms", "images_per_second", "peak_mib")
 SIX = ("sweep.grid={model.ffn: [16, 24, 32]}", "sweep.seeds=[0, 1]", "train.steps=12")
 
 
 def submit_elsewhere(sweep, *arguments: str, program: tuple[str, ...] = ("-m", "attnzoo.run")) -> int:
-    """Submit in a process of its own."""
+    """Submit in a separate process."""
     command = [sys.executable, *program, str(sweep.file), f"output={sweep.folder / 'runs'}", "launcher=slurm"]
     return subprocess.run([*command, *arguments], capture_output=True, timeout=300).returncode
 
@@ -40,11 +40,11 @@ def test_six_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep
     def at_once() -> bool:
         nonlocal most
         most = max(most, cluster.ask("squeue", "-h", "-t", "RUNNING", "-o", "%T").count("RUNNING"))
-        return not any(one.active for one in sweep.states().values())
+        return not any(status.active for status in sweep.states().values())
 
     wait(at_once, 300, "for the sweep", pause=0.5)
     states = sweep.states()
-    assert {one.state for one in states.values()} == {"done"}
+    assert {status.state for status in states.values()} == {"done"}
     assert most == 4
     nodes = {cluster.job(sweep.job(name))["NodeList"] for name in states}
     assert nodes == {"n1", "n2"}
@@ -53,30 +53,30 @@ def test_six_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep
     for name in states:
         assert results(sweep.run(name)) == results(RunFolder(local / "faults" / name))
     assert attnzoo_main.main(["compare", str(sweep.runs)]) == 0
-    assert measured(sweep.runs) == measured(local / "faults")
+    assert metrics_of(sweep.runs) == metrics_of(local / "faults")
     assert hparams(sweep.runs) == hparams(local / "faults")
     assert len(hparams(sweep.runs)) == 1 + len(states)
 
 
-def measured(sweep: Path) -> list[list[str]]:
-    """The table of comparison.csv without the columns of times and memory."""
+def metrics_of(sweep: Path) -> list[list[str]]:
+    """The table in comparison.csv without times and memory."""
     header, *rows = csv.reader((sweep / "comparison.csv").read_text().splitlines())
-    kept = [place for place, name in enumerate(header) if name.removesuffix("_ci95") not in OF_THE_MACHINE]
-    assert {"AP", "params", "gflops"} <= {header[place] for place in kept}
-    return [[row[place] for place in kept] for row in (header, *rows)]
+    kept = [index for index, name in enumerate(header) if name.removesuffix("_margin95") not in MACHINE_DEPENDENT]
+    assert {"AP", "params", "gflops"} <= {header[index] for index in kept}
+    return [[row[index] for index in kept] for row in (header, *rows)]
 
 
 def hparams(sweep: Path) -> dict[str, HParamsPluginData]:
-    """What TensorBoard's HParams reads of a sweep and its runs, without times."""
-    found = {}
+    """TensorBoard's HParams of a sweep and its runs, without times."""
+    contents = {}
     for path in sweep.rglob("*.hparams"):
         (event,) = [event for event in EventFileLoader(str(path)).Load() if event.HasField("summary")]
         (value,) = event.summary.value
         content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
         content.experiment.ClearField("time_created_secs")
         content.session_start_info.ClearField("start_time_secs")
-        found[str(path.parent.relative_to(sweep))] = content
-    return found
+        contents[str(path.parent.relative_to(sweep))] = content
+    return contents
 
 
 def test_a_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, sweep, capsys):
@@ -95,18 +95,21 @@ def test_a_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster,
     assert cluster.ask("squeue", "--noheader", "--states=all", "--format=%k").count(str(sweep.runs)) == 0
 
 
-def test_submitting_again_adds_only_what_is_missing(cluster, sweep, capsys):
+def test_submitting_again_adds_only_missing_runs(cluster, sweep, capsys):
     sweep.submit("train.steps=5", "sweep.seeds=[0]")
     sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
-    assert [one["runs"] for one in Ledger(sweep.runs).read()["submissions"].values()] == [["seed=0"], ["seed=1"]]
+    assert [submission["runs"] for submission in Ledger(sweep.runs).read()["submissions"].values()] == [
+        ["seed=0"],
+        ["seed=1"],
+    ]
     sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
     assert len(Ledger(sweep.runs).read()["submissions"]) == 2
-    assert "2 of 2 runs are done, submitted already or not asked for" in capsys.readouterr().out
-    assert {one.state for one in sweep.wait_for_end().values()} == {"done"}
+    assert "2 of 2 runs skipped (done, already submitted or not selected)" in capsys.readouterr().out
+    assert {status.state for status in sweep.wait_for_end().values()} == {"done"}
 
 
-def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(cluster, sweep):
-    """Killed when SLURM has the job and the ledger does not yet know its number."""
+def test_a_killed_submission_is_neither_lost_nor_repeated(cluster, sweep):
+    """Killed after SLURM has the job, before its id is in the ledger."""
     code = submit_elsewhere(sweep, "train.steps=5", program=(slurm_submit.__file__,))
     assert code == -signal.SIGKILL
     (submission,) = Ledger(sweep.runs).read()["submissions"].values()
@@ -121,7 +124,7 @@ def test_a_submission_whose_process_was_killed_is_neither_lost_nor_repeated(clus
     report("submitting process killed", 1, state.steps_lost, allowed=0)
 
 
-def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
+def test_editing_the_source_does_not_affect_queued_jobs(cluster, sweep):
     plugin = shutil.copy(PLUGIN, sweep.folder / "mine.py")
     assert submit_elsewhere(sweep, f"plugins=[{plugin}]", "train.steps=5", "slurm.options={hold: true}") == 0
     (sweep.folder / "mine.py").write_text("raise SystemExit('edited')\n")
@@ -142,10 +145,10 @@ def test_editing_the_source_while_a_job_waits_changes_nothing(cluster, sweep):
         ("slurm.options={nosuch: x}", "unrecognized option '--nosuch=x'"),
     ],
 )
-def test_what_slurm_would_refuse_is_refused_before_anything_is_written(cluster, sweep, capsys, change, message):
+def test_settings_that_slurm_rejects_are_errors_before_anything_is_written(cluster, sweep, capsys, change, message):
     assert sweep.start("launcher=slurm", change) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: SLURM refuses seed=3: ")
+    assert err.startswith("error: sbatch rejects seed=3: ")
     assert message.lower() in err.lower()
     assert err.count("\n") == 1
     assert not sweep.runs.exists()

@@ -1,4 +1,4 @@
-"""A private SLURM cluster for tests, sweeps on it, and the faults that befall them."""
+"""A private SLURM cluster for tests, sweeps on it, and faults to inject."""
 
 import importlib.util
 import json
@@ -49,9 +49,9 @@ slurm:
   signal_seconds: 20
   setup: [export MASTER_ADDR=127.0.0.1]
 """
-MINUTES = 0.02  # between two checkpoints
-STEP_SECONDS = 0.1  # a step takes at least as long
-INTERVAL_STEPS = 1 + round(60 * MINUTES / STEP_SECONDS)  # as many fit between two checkpoints
+MINUTES = 0.02  # between checkpoints
+STEP_SECONDS = 0.1  # the shortest step
+INTERVAL_STEPS = 1 + round(60 * MINUTES / STEP_SECONDS)  # the most steps between checkpoints
 
 
 def _cluster_program() -> ModuleType:
@@ -67,7 +67,7 @@ program = _cluster_program()
 
 
 def require(programs: Mapping[str, str]) -> None:
-    """Skip loudly, or with ATTNZOO_REQUIRE_SLURM fail, where one of these programs (and its package) is missing."""
+    """Skip, or fail with ATTNZOO_REQUIRE_SLURM, if one of these programs (program -> package) is missing."""
     missing = [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     if not missing:
         return
@@ -79,10 +79,10 @@ def require(programs: Mapping[str, str]) -> None:
 
 
 def wait(condition: Callable[[], object], seconds: float = 240, what: str = "", pause: float = 0.1) -> None:
-    """Wait until the condition, asked every `pause` seconds, is true; fails after `seconds`."""
+    """Wait until the condition is true, polling every `pause` seconds; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s in vain {what() if callable(what) else what}"
+        assert time.monotonic() < end, f"timed out after {seconds} s {what() if callable(what) else what}"
         time.sleep(pause)
 
 
@@ -94,8 +94,8 @@ class Cluster:
 
     @contextmanager
     def up(self, accounting: bool = False) -> Iterator["Cluster"]:
-        """Runs while the body does, and is what SLURM's commands talk to."""
-        kept = dict(os.environ)
+        """Run the cluster in the body of a `with` statement; SLURM's commands use it there."""
+        saved = dict(os.environ)
         program.up(self.folder, accounting=accounting)
         try:
             for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
@@ -106,14 +106,14 @@ class Cluster:
         finally:
             program.down(self.folder)
             os.environ.clear()
-            os.environ.update(kept)
+            os.environ.update(saved)
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def ask(self, *command: str) -> str:
         return subprocess.run(command, text=True, capture_output=True, check=True, timeout=60).stdout
 
     def job(self, job: str) -> dict[str, str]:
-        """What SLURM shows of a job."""
+        """What `scontrol show job` says."""
         shown = self.ask("scontrol", "show", "job", "--oneliner", job)
         return dict(field.split("=", 1) for field in shown.split() if "=" in field)
 
@@ -121,41 +121,41 @@ class Cluster:
         return int(self.job(job)["Restarts"])
 
     def node_state(self, node: str) -> str:
-        """All that is said of its state: DOWN*, IDLE+COMPLETING and so on."""
+        """Its state with all flags: DOWN*, IDLE+COMPLETING and so on."""
         shown = self.ask("scontrol", "show", "node", "--oneliner", node)
         return next(field.removeprefix("State=") for field in shown.split() if field.startswith("State="))
 
     def preempt(self) -> str:
-        """Take both nodes for a moment with a job of higher priority; returns its id."""
-        what = ("--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-        return self.ask("sbatch", "--parsable", *what).strip()
+        """Occupy both nodes for a moment with a job of higher priority; returns its id."""
+        options = ("--partition=debug", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        return self.ask("sbatch", "--parsable", *options).strip()
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
-        """SIGKILL to one process of a run; returns its node."""
-        for pid, environment in processes(job, b"attnzoo.worker").items():
+        """SIGKILL one process of a run; returns its node."""
+        for pid, environment in processes(job, b"attnzoo.worker.train").items():
             if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
                 os.kill(pid, signal.SIGKILL)
                 return environment["SLURMD_NODENAME"]
         raise AssertionError(f"job {job} has no process of rank {rank}")
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL to everything that runs on a node, its daemon first: nobody there can tell of it."""
+        """SIGKILL all processes of a node, its daemon first, so that none can report it."""
         pids = [int(line.split()[0]) for line in (self.folder / "pids").read_text().splitlines() if node in line]
-        found = [pid for pid, environment in _environments() if environment.get("SLURMD_NODENAME") == node]
-        mine = [pid for pid in found if str(self.folder).encode() in _read(pid, "environ")]
-        steps = {_parent(pid) for pid in mine}
+        on_node = [pid for pid, environment in _environments() if environment.get("SLURMD_NODENAME") == node]
+        workers = [pid for pid in on_node if str(self.folder).encode() in _read(pid, "environ")]
+        steps = {_parent(pid) for pid in workers}
         steps = {pid for pid in steps if _read(pid, "comm").strip() == b"slurmstepd"}
-        for pid in [*pids[-1:], *steps, *mine]:
+        for pid in [*pids[-1:], *steps, *workers]:
             kill(pid)
 
     def revive(self, node: str) -> None:
-        """Start a killed node again and wait until it takes jobs."""
+        """Restart a killed node and wait until it accepts jobs."""
         program.start_node(self.folder, node)
         wait(lambda: self.node_state(node) in ("IDLE", "MIXED", "ALLOCATED"), 60, f"for {node}")
 
 
 def kill(pid: int) -> None:
-    """SIGKILL to a process that may be gone already."""
+    """SIGKILL a process that may have ended already."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -164,8 +164,8 @@ def kill(pid: int) -> None:
 
 def processes(job: str, program: bytes) -> dict[int, dict[str, str]]:
     """The processes of a job whose command names `program`, with their environments."""
-    found = {pid: environment for pid, environment in _environments() if environment.get("SLURM_JOB_ID") == job}
-    return {pid: environment for pid, environment in found.items() if program in _read(pid, "cmdline")}
+    of_job = {pid: environment for pid, environment in _environments() if environment.get("SLURM_JOB_ID") == job}
+    return {pid: environment for pid, environment in of_job.items() if program in _read(pid, "cmdline")}
 
 
 def _environments() -> Iterator[tuple[int, dict[str, str]]]:
@@ -198,7 +198,7 @@ class Sweep:
         self.runs = folder / "runs" / "faults"
 
     def start(self, *more: str) -> int:
-        """The command line, in this process; returns the exit code."""
+        """Call the command line in this process; returns the exit code."""
         return attnzoo_run.main([str(self.file), f"output={self.folder / 'runs'}", *self.overrides, *more])
 
     def submit(self, *more: str) -> None:
@@ -213,53 +213,53 @@ class Sweep:
         return job
 
     def states(self) -> dict[str, RunStatus]:
-        return {one.name: one for one in sweep_status(self.runs)}
+        return {status.name: status for status in sweep_status(self.runs)}
 
     def state(self, name: str = "seed=3") -> RunStatus:
         return self.states()[name]
 
     def step(self, name: str = "seed=3") -> int:
-        """The last step done, exactly: every step writes a row."""
+        """The last step done; exact, since every step writes a row."""
         return max((row["step"] for row in self.run(name).read_metrics()), default=0)
 
     def wait_for_step(self, step: int, name: str = "seed=3") -> int:
-        """Wait until a step is done; returns the last one, which is not the run's last."""
+        """Wait until a step is done; returns the last step done, before the run's end."""
 
         def reached() -> bool:
-            assert self.run(name).read_status()["state"] != "failed", self.tell(name)
+            assert self.run(name).read_status()["state"] != "failed", self.describe(name)
             return self.step(name) >= step
 
-        wait(reached, what=lambda: f"for step {step}: {self.tell(name)}")
+        wait(reached, what=lambda: f"for step {step}: {self.describe(name)}")
         assert self.run(name).read_status()["state"] == "running", "the run ended before the fault"
         return self.step(name)
 
     def wait_for_end(self, seconds: float = 300) -> dict[str, RunStatus]:
         """Wait until no run is active; returns their states."""
-        # Each look asks SLURM, which takes from the processors that the runs wait for.
+        # polling calls SLURM, which takes CPU time from the runs
         ended = f"for the end in {self.runs}"
-        wait(lambda: not any(one.active for one in sweep_status(self.runs)), seconds, ended, pause=0.5)
+        wait(lambda: not any(status.active for status in sweep_status(self.runs)), seconds, ended, pause=0.5)
         return self.states()
 
-    def tell(self, name: str) -> str:
-        """What is known of a run, for messages."""
+    def describe(self, name: str) -> str:
+        """The status and the end of the log of a run, for messages."""
         log = self.run(name).log
         return json.dumps([self.run(name).read_status(), log.read_text()[-2000:] if log.exists() else ""])
 
 
 def report(fault: str, injected: int, lost: int, allowed: int) -> None:
-    """A row of docs/results/faults.txt (`pytest -rP`) for faults that the run has survived; asserts what it lost."""
+    """Print a row of docs/results/faults.txt (`pytest -rP`) for survived faults; assert the number of lost steps."""
     print(f"FAULT {fault}: injected {injected}, survived {injected}, steps lost {lost}, allowed {allowed}")
     assert lost <= allowed
 
 
 def reference(sweep: Sweep, **changes: str) -> list[dict]:
-    """The rows of the same run, trained in this process without interruption."""
+    """The metrics of the same run, trained in this process without interruption."""
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
     return train_here(configs.load(sweep.file, [*sweep.overrides, *overrides]), sweep.folder / "reference")
 
 
 def train_here(config: ExperimentConfig, folder: Path) -> list[dict]:
-    """The rows of a run in this process, where nothing sleeps."""
+    """The metrics of a run trained in this process, without the slow attention's sleep."""
     run = RunFolder(folder)
     configs.save(config, run.config)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,8 +1,8 @@
-"""An attention for tests of faults: multi-scale deformable, slowed down or made to fail by the environment.
+"""An attention for fault injection: multi-scale deformable, slowed down or failing as environment variables say.
 
-ATTNZOO_TEST_SLEEP is the seconds that each training call of the encoder sleeps: training takes long without load, and
-a fault meets it at an unfinished step. ATTNZOO_TEST_RAISE=RANK:CALL lets that call of that process raise, and
-ATTNZOO_TEST_KILL=CALL kills each process in that call.
+ATTNZOO_TEST_SLEEP: seconds that each training call of the encoder sleeps, so that training is slow without load and a
+fault hits it in the middle of a step. ATTNZOO_TEST_RAISE=RANK:CALL: that call of that process raises.
+ATTNZOO_TEST_KILL=CALL: that call kills its process.
 """
 
 import os
@@ -18,7 +18,7 @@ KILL = int(os.environ.get("ATTNZOO_TEST_KILL", "-1"))
 
 @register("slow")
 class SlowAttention(MultiScaleDeformableAttention):
-    """What it computes is what its parent computes."""
+    """The same results as its parent."""
 
     calls = 0
 

@@ -1,4 +1,4 @@
-"""attnzoo.run in a process that dies by SIGKILL between SLURM's answer and its own note of it."""
+"""Runs attnzoo.run and kills the process after sbatch returns, before the job id is in the ledger."""
 
 import os
 import signal

@@ -21,7 +21,7 @@ def names(folder: Path, sweep: str) -> list[str]:
 
 def test_without_a_sweep_there_is_one_run(tmp_path: Path) -> None:
     (run,) = runs_of(tmp_path, "")
-    assert (run.name, run.changes, run.seed) == ("seed=3", {}, 3)
+    assert (run.name, run.overrides, run.seed) == ("seed=3", {}, 3)
 
 
 def test_a_grid_takes_all_combinations_with_all_seeds(tmp_path: Path) -> None:
@@ -31,21 +31,21 @@ def test_a_grid_takes_all_combinations_with_all_seeds(tmp_path: Path) -> None:
     assert found[-1] == "dim=16-refine=false-seed=1"
 
 
-def test_numbers_that_differ_late_have_names_that_differ(tmp_path: Path) -> None:
+def test_distinct_numbers_have_distinct_names(tmp_path: Path) -> None:
     found = names(tmp_path, "sweep: {grid: {train.optimizer.lr: [0.1234567, 0.1234568, 2.0, 1e-5]}}")
     assert found == [f"lr={lr}-seed=3" for lr in ("0.1234567", "0.1234568", "2", "1e-05")]
 
 
-def test_zipped_keys_that_say_the_same_share_a_label(tmp_path: Path) -> None:
+def test_zipped_keys_with_equal_values_share_a_label(tmp_path: Path) -> None:
     sweep = f"sweep: {{zip: {{{ENCODER}.points: [1, 2], {DECODER}.points: [1, 2]}}, seeds: [0]}}"
     runs = runs_of(tmp_path, sweep)
     assert [run.name for run in runs] == ["points=1-seed=0", "points=2-seed=0"]
-    assert runs[1].options == {"points": 2}
-    assert runs[1].changes == {f"{ENCODER}.points": 2, f"{DECODER}.points": 2}
+    assert runs[1].labels == {"points": 2}
+    assert runs[1].overrides == {f"{ENCODER}.points": 2, f"{DECODER}.points": 2}
     assert runs[1].config.model.decoder.attention == {"name": "ms_deform", "points": 2}
 
 
-def test_keys_with_the_same_end_keep_what_tells_them_apart(tmp_path: Path) -> None:
+def test_keys_with_the_same_ending_keep_what_distinguishes_them(tmp_path: Path) -> None:
     found = names(tmp_path, f"sweep: {{grid: {{{ENCODER}.points: [1, 2], {DECODER}.points: [1, 2]}}}}")
     assert found[1] == "encoder.attention.points=1-decoder.attention.points=2-seed=3"
 
@@ -57,7 +57,7 @@ def test_whole_blocks_are_labelled_by_their_options(tmp_path: Path) -> None:
     assert runs[0].config.model.encoder.attention == {"name": "dense"}
 
 
-def test_exclude_leaves_combinations_out(tmp_path: Path) -> None:
+def test_exclude_removes_combinations(tmp_path: Path) -> None:
     sweep = "sweep: {grid: {model.dim: [8, 16], model.ffn: [8, 16]}, seeds: [0, 1], exclude: [%s]}"
     assert len(names(tmp_path, sweep % "{model.dim: 8, model.ffn: 16}")) == 6
     assert len(names(tmp_path, sweep % "{model.dim: 8, seed: 1}, {model.ffn: 16, seed: 1}")) == 5
@@ -76,21 +76,21 @@ def test_seeds_share_a_digest_and_variants_do_not(tmp_path: Path) -> None:
         ("grid: {model.dimm: [1]}", "run dimm=1-seed=3: unknown key 'model.dimm'; did you mean 'model.dim'"),
         ("grid: {model.dim: [8, x]}", "run dim=x-seed=3: model.dim = 'x': expected int"),
         ("grid: {model.dim: 8}", "sweep.grid.model.dim = 8: expected list"),
-        ("grid: {model.dim: []}", "sweep.grid.model.dim: an empty list"),
-        ("grid: {seed: [1]}", "'seed' cannot differ between the runs of a sweep; a sweep's seeds"),
-        ("grid: {output: [a, b]}", "'output' cannot differ"),
+        ("grid: {model.dim: []}", "sweep.grid.model.dim = []: expected at least one value"),
+        ("grid: {seed: [1]}", "'seed' cannot be swept; list a sweep's seeds in sweep.seeds"),
+        ("grid: {output: [a, b]}", "'output' cannot be swept"),
         ("zip: {model.dim: [8, 16], model.ffn: [8]}", "model.dim has 2, model.ffn has 1 values"),
-        ("{grid: {model.dim: [8]}, zip: {model.dim: [8]}}", "'model.dim' stands in both grid and zip"),
-        ("seeds: [1, 1]", "a seed stands twice"),
+        ("{grid: {model.dim: [8]}, zip: {model.dim: [8]}}", "'model.dim' is in both grid and zip"),
+        ("seeds: [1, 1]", "sweep.seeds = [1, 1]: duplicate seed"),
         ("seeds: [-1]", "sweep.seeds = -1: expected a number at least 0"),
         ("grid: {model.dim: [8, 8]}", "have the same config"),
         ("{grid: {model.dim: [8]}, exclude: [{model.dimm: 8}]}", "'model.dimm' is not swept; did you mean 'model.dim'"),
         ("{grid: {model.dim: [8]}, exclude: [{model.dim: 9}]}", "model.dim = 9 is not among its values [8]"),
-        ("{grid: {model.dim: [8]}, exclude: [{model.dim: 8}]}", "sweep.exclude leaves no run"),
+        ("{grid: {model.dim: [8]}, exclude: [{model.dim: 8}]}", "sweep.exclude removes all runs"),
         ("gird: {model.dim: [8]}", "unknown key 'sweep.gird'; did you mean 'sweep.grid'"),
     ],
 )
-def test_bad_sweeps_are_refused(tmp_path: Path, sweep: str, message: str) -> None:
+def test_bad_sweeps_are_errors(tmp_path: Path, sweep: str, message: str) -> None:
     block = sweep if sweep.startswith("{") else f"{{{sweep}}}"
     with pytest.raises(UserError) as caught:
         runs_of(tmp_path, f"sweep: {block}")
