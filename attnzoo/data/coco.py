@@ -9,6 +9,7 @@ from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -177,9 +178,10 @@ class CocoSpec(FileDatasetSpec):
         reader = ImageReader()
         if self.on_error == "skip":
             entries = _filter_readable(reader, image_dir, entries)
+        elif split == "val":  # read long after the start, so checked now
+            _for_each_image(check_image, image_dir, entries)
         else:
-            # Sizes of validation images now, because they are read long after the start.
-            _for_each_image(check_image if split == "val" else _check_exists, image_dir, entries)
+            _check_exist(image_dir, entries)
         image_ids = [entry["id"] for entry in entries]
         if not image_ids or (split == "train" and ids_with_objects.isdisjoint(image_ids)):
             key = f"data.dataset.{split}_annotations"
@@ -212,9 +214,9 @@ class CocoSpec(FileDatasetSpec):
 
 def _clipped_boxes(objects: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Boxes (n, 4) xyxy in pixels, clipped to image sizes (width, height); empty if outside."""
-    boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
-    limits = torch.tensor(sizes, dtype=torch.float32).view(-1, 2).repeat(1, 2)
-    return boxes.clamp_(min=0).minimum(limits)
+    xywh = torch.from_numpy(np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4))
+    limits = torch.from_numpy(np.array(sizes, dtype=np.float32).reshape(-1, 2)).repeat(1, 2)
+    return box_convert(xywh, "xywh", "xyxy").clamp_(min=0).minimum(limits)
 
 
 def _ids_with_objects(annotations: dict[str, Any], path: Path) -> set[int]:
@@ -253,9 +255,10 @@ def _filter_readable(reader: ImageReader, image_dir: Path, entries: list[dict[st
     return [entry for entry, error in zip(entries, errors, strict=True) if not error]
 
 
-def _check_exists(path: Path, height: int, width: int) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: the image file is missing")
+def _check_exist(image_dir: Path, entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        if not isfile(image_dir / entry["file_name"]):
+            raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
 
 
 def _for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:
