@@ -9,6 +9,7 @@ from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -166,27 +167,26 @@ class CocoSpec(FileDatasetSpec):
 
     def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split's images in the order of their ids. Raises UserError for missing or invalid files."""
-        annotations = read_annotations(self._path(f"{split}_annotations"))
-        self.check()
+        path = self._path(f"{split}_annotations")
         image_dir = self._path(f"{split}_images", directory=True)
+        annotations = read_annotations(path)
+        self.check()
         entries = sorted(annotations["images"], key=lambda entry: entry["id"])
-        ids_with_objects = _ids_with_objects(annotations, self._path(f"{split}_annotations"))
+        ids_with_objects = _ids_with_objects(annotations, path)
         if split == "train" and not self.keep_empty_images:
             entries = [entry for entry in entries if entry["id"] in ids_with_objects]
         reader = ImageReader()
         if self.on_error == "skip":
             entries = _filter_readable(reader, image_dir, entries)
-        elif split == "val":  # evaluated long after the start, so checked before
+        elif split == "val":  # read long after the start, so checked now
             _for_each_image(check_image, image_dir, entries)
         else:
-            for entry in entries:
-                if not isfile(image_dir / entry["file_name"]):
-                    raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
+            _check_exist(image_dir, entries)
         image_ids = [entry["id"] for entry in entries]
         if not image_ids or (split == "train" and ids_with_objects.isdisjoint(image_ids)):
             key = f"data.dataset.{split}_annotations"
             missing = "images" if split == "val" else "objects (crowds and empty boxes are not used)"
-            raise UserError(f"{key}: {self._path(f'{split}_annotations')} has no usable {missing}", key=key)
+            raise UserError(f"{key}: {path} has no usable {missing}", key=key)
         return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
 
     @property
@@ -214,9 +214,9 @@ class CocoSpec(FileDatasetSpec):
 
 def _clipped_boxes(objects: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Boxes (n, 4) xyxy in pixels, clipped to image sizes (width, height); empty if outside."""
-    boxes = box_convert(torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).view(-1, 4), "xywh", "xyxy")
-    limits = torch.tensor(sizes, dtype=torch.float32).view(-1, 2).repeat(1, 2)
-    return boxes.clamp_(min=0).minimum(limits)
+    xywh = torch.from_numpy(np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4))
+    limits = torch.from_numpy(np.array(sizes, dtype=np.float32).reshape(-1, 2)).repeat(1, 2)
+    return box_convert(xywh, "xywh", "xyxy").clamp_(min=0).minimum(limits)
 
 
 def _ids_with_objects(annotations: dict[str, Any], path: Path) -> set[int]:
@@ -253,6 +253,12 @@ def _filter_readable(reader: ImageReader, image_dir: Path, entries: list[dict[st
     if bad:
         log.warning("%s: %d of %d images are skipped; the first: %s", image_dir, len(bad), len(entries), bad[0])
     return [entry for entry, error in zip(entries, errors, strict=True) if not error]
+
+
+def _check_exist(image_dir: Path, entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        if not isfile(image_dir / entry["file_name"]):
+            raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
 
 
 def _for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:

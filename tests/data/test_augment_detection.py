@@ -1,4 +1,4 @@
-"""Augmentations keep boxes where the objects are."""
+"""Detection augmentations: sizes, boxes and colours."""
 
 from fractions import Fraction
 
@@ -46,7 +46,7 @@ def test_detr_boxes_follow_the_object():
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (612, 612), (640, 426), (640, 480), (427, 640), (333, 500)])
 def test_detr_keeps_boxes_at_the_border_and_tiny_ones(width, height):
-    """Crops of the whole image cut no box off, so that all must be left, whatever resizing rounds to."""
+    """With crops of the full image, every box must be kept, whatever resizing rounds to."""
     transform = DETECTION_AUGMENTATIONS.build("detr", "train", crop_size=[4096, 4096])
     image = tv_tensors.Image(torch.zeros(1, height, width, dtype=torch.uint8))
     corners = [
@@ -71,7 +71,7 @@ def test_crops_drop_only_empty_boxes():
     """The published rule: after clipping to the crop a box is kept if both sides are longer than 0."""
     height, width = 60, 90
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    image = tv_tensors.Image(torch.stack([rows, columns]))  # pixels tell which window was cropped
+    image = tv_tensors.Image(torch.stack([rows, columns]))  # pixels encode the cropped window
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(300, 2, 2, generator=generator) * torch.tensor([width, height])
     corners[:100, 1] = corners[:100, 0] + 0.3  # under a pixel
@@ -162,6 +162,6 @@ def test_photometric_changes_colours_only_and_only_in_training():
         ("photometric", {"invert": 1.5}, r"data\.augment\.invert = 1.5"),
     ],
 )
-def test_impossible_options_are_refused(name, options, message):
+def test_invalid_options_are_refused(name, options, message):
     with pytest.raises(UserError, match=message):
         DETECTION_AUGMENTATIONS.build(name, "train", **options)

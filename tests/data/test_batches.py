@@ -1,4 +1,4 @@
-"""What is drawn, in which order, and how it is put together."""
+"""Batch samplers, collate function and loader."""
 
 import itertools
 
@@ -20,7 +20,7 @@ DETR = {
 }
 
 
-def same(one, other):
+def assert_equal(one, other):
     torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
     torch.testing.assert_close(one.mask, other.mask, rtol=0, atol=0)
     for a, b in zip(one.targets, other.targets, strict=True):
@@ -28,27 +28,27 @@ def same(one, other):
 
 
 def test_an_epoch_is_a_shuffle_that_depends_on_seed_and_epoch():
-    drawn = [draw for batch in EpochBatchSampler(23, 4, seed=1, epoch=2) for draw in batch]
-    assert len(drawn) == 20
-    assert len({draw.index for draw in drawn}) == len({draw.seed for draw in drawn}) == 20
+    samples = [sample for batch in EpochBatchSampler(23, 4, seed=1, epoch=2) for sample in batch]
+    assert len(samples) == 20
+    assert len({sample.index for sample in samples}) == len({sample.seed for sample in samples}) == 20
     assert list(EpochBatchSampler(23, 4, seed=1, epoch=2)) == list(EpochBatchSampler(23, 4, seed=1, epoch=2))
     first = [next(iter(EpochBatchSampler(23, 4, *key))) for key in ((1, 2), (1, 3), (2, 2), (2, 1))]
     assert all(a != b for a, b in itertools.combinations(first, 2))
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 9])
-def test_start_gives_the_tail(start):
+def test_start_skips_the_first_batches(start):
     tail = EpochBatchSampler(23, 4, 0, 0, start=start)
     assert list(tail) == list(EpochBatchSampler(23, 4, 0, 0))[start:]
     assert len(tail) == len(list(tail))
 
 
-def test_ranks_share_each_batch_in_order():
+def test_ranks_get_contiguous_slices_of_each_batch():
     parts = [list(EpochBatchSampler(23, 6, 0, 0, rank, 3)) for rank in range(3)]
     assert [a + b + c for a, b, c in zip(*parts, strict=True)] == list(EpochBatchSampler(23, 6, 0, 0))
 
 
-def test_impossible_batches_are_refused():
+def test_invalid_batch_sizes_are_refused():
     with pytest.raises(UserError, match=r"data\.batch_size = 5: expected a positive multiple of the 2"):
         EpochBatchSampler(23, 5, 0, 0, 0, 2)
     with pytest.raises(UserError, match=r"larger than the training set \(3 images\)"):
@@ -56,7 +56,7 @@ def test_impossible_batches_are_refused():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_every_image_is_evaluated_once_in_the_same_batches_by_any_number_of_processes(world):
+def test_validation_batches_do_not_depend_on_the_number_of_ranks(world):
     assert val_batch_indices(7, 3) == [range(3), range(3, 6), range(6, 7)]
     parts = [val_batch_indices(7, 3, rank, world) for rank in range(world)]
     assert sorted((batch for part in parts for batch in part), key=list) == val_batch_indices(7, 3)
@@ -82,19 +82,19 @@ def test_workers_and_global_random_state_change_nothing(root):
     batches = list(itertools.chain.from_iterable(EpochBatchSampler(5, 2, 0, epoch) for epoch in range(2)))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    alone = list(make_loader(dataset, batches))
+    in_process = list(make_loader(dataset, batches))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    helped = list(make_loader(dataset, batches, num_workers=2))
-    assert len(alone) == len(helped) == 4
-    for one, other in zip(alone, helped, strict=True):
-        same(one, other)
+    in_workers = list(make_loader(dataset, batches, num_workers=2))
+    assert len(in_process) == len(in_workers) == 4
+    for one, other in zip(in_process, in_workers, strict=True):
+        assert_equal(one, other)
 
 
 def test_skipped_batches_are_not_read(root):
     dataset = build_dataset(coco_config(root), "train")
     tail = EpochBatchSampler(5, 2, 0, 0, start=1)
-    used = {draw.index for batch in tail for draw in batch}
+    used = {sample.index for batch in tail for sample in batch}
     for i in set(range(5)) - used:
         (root / "pictures" / f"{i + 1}.png").unlink()
     assert len(list(make_loader(dataset, tail, num_workers=1))) == 1
@@ -110,7 +110,7 @@ def test_a_bad_file_is_reported_in_one_line(root, workers):
     assert "1.png: the image file is damaged" in str(caught.value)
 
 
-def test_samples_are_functions_of_index_and_seed(root):
+def test_samples_depend_only_on_index_and_seed(root):
     dataset = build_dataset(coco_config(root, DETR), "train")
     shapes = set()
     for seed in range(12):

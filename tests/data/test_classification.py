@@ -1,4 +1,4 @@
-"""Images with one label: the built-in data set, folders, timm, augmentation, purity of samples."""
+"""Classification data: digits, folders, timm, augmentation, reproducible samples."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def test_digits_have_ten_classes_and_one_label_each() -> None:
 
 
 def test_digits_of_val_are_not_in_train() -> None:
-    """Sources and photographs are those that detection keeps apart."""
+    """The split is the one that `digit_scenes` uses."""
     assert not set(digit_indices("train")) & set(digit_indices("val"))
     assert len(dataset("val")) == 30
 
@@ -69,7 +69,7 @@ def test_digits_of_val_are_not_in_train() -> None:
     ],
     ids=str,
 )
-def test_refused_options_of_digits(option: dict[str, Any], message: str) -> None:
+def test_invalid_options_of_digits_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataset(**{**DIGITS, **option})
 
@@ -81,7 +81,7 @@ def test_folder(folder: Path) -> None:
     assert dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})).num_classes == 2
 
 
-def test_folder_refuses_what_is_not_there(folder: Path) -> None:
+def test_missing_class_folders_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="no class folders in"):
         dataset(name="folder", root=str(folder / "elsewhere"))
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
@@ -168,10 +168,10 @@ def test_12_bit_data_is_reported_once(folder: Path, caplog: pytest.LogCaptureFix
     val[2]
     warnings = [record for record in caplog.records if "12-bit" in record.message]
     assert len(warnings) == (workers == 0)  # else a worker has logged it
-    assert all("val/cat/0.png: " in record.message.replace(")", "") for record in warnings)
+    assert all("val/cat/0.png): a 16-bit image" in record.message for record in warnings)
 
 
-def test_timm_takes_options_of_its_own(folder: Path) -> None:
+def test_options_are_passed_to_timm(folder: Path) -> None:
     options = {"class_map": {"cat": 1, "dog": 0}}
     turned = dataset(name="timm", source="", root=str(folder), num_classes=2, options=options)
     assert sorted(turned[i][1] for i in range(len(turned))) == [0, 0, 1, 1]
@@ -180,7 +180,7 @@ def test_timm_takes_options_of_its_own(folder: Path) -> None:
         dataset(name="timm", source="torch/image_folder", root=str(folder), num_classes=2, options={"colour": 1})
 
 
-def test_timm_refusals(folder: Path) -> None:
+def test_invalid_timm_data_sets_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="timm cannot open"):
         dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)
     with pytest.raises(UserError, match="num_classes = 0"):
@@ -189,11 +189,11 @@ def test_timm_refusals(folder: Path) -> None:
         dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
 
 
-DETECTION_AUGMENTATIONS = [{"name": "none"}, {"name": "photometric"}, {"name": "timm", "size": 24}]
+AUGMENTATIONS = [{"name": "none"}, {"name": "photometric"}, {"name": "timm", "size": 24}]
 
 
-@pytest.mark.parametrize("augment", DETECTION_AUGMENTATIONS, ids=lambda a: a["name"])
-def test_a_sample_is_a_function_of_its_draw(augment: dict[str, Any]) -> None:
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: a["name"])
+def test_samples_depend_only_on_index_and_seed(augment: dict[str, Any]) -> None:
     train = dataset(augment=augment)
     first = train[SampleIndex(3, seed=11)][0]
     torch.rand(5), np.random.rand(5)
@@ -202,8 +202,8 @@ def test_a_sample_is_a_function_of_its_draw(augment: dict[str, Any]) -> None:
         assert not torch.equal(train[SampleIndex(3, seed=12)][0], first)
 
 
-@pytest.mark.parametrize("augment", DETECTION_AUGMENTATIONS, ids=lambda a: a["name"])
-def test_drawing_a_sample_leaves_global_generators_alone(augment: dict[str, Any]) -> None:
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: a["name"])
+def test_samples_leave_the_global_generators_unchanged(augment: dict[str, Any]) -> None:
     train = dataset(augment=augment)
     torch.manual_seed(0)
     np.random.seed(0)
@@ -214,7 +214,7 @@ def test_drawing_a_sample_leaves_global_generators_alone(augment: dict[str, Any]
     assert (torch.rand(1), np.random.rand()) == expected
 
 
-def test_evaluation_draws_nothing() -> None:
+def test_evaluation_is_deterministic() -> None:
     val = dataset("val", augment={"name": "timm", "size": 24})
     assert torch.equal(val[SampleIndex(0, seed=1)][0], val[SampleIndex(0, seed=2)][0])
     assert val[0][0].shape == (3, 24, 24)
@@ -224,19 +224,19 @@ def test_squash_keeps_all_of_a_wide_image(folder: Path) -> None:
     wide = Image.new("RGB", (80, 20))
     wide.paste((255, 255, 255), (0, 0, 8, 20))
     wide.save(folder / "val" / "cat" / "0.png")
-    seen = {}
+    largest = {}
     for mode in ("center", "squash"):
         augment = {"name": "timm", "size": 20, "crop_pct": 1.0, "crop_mode": mode}
-        seen[mode] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
-    assert seen["squash"] > 2
-    assert seen["center"] < 0
+        largest[mode] = dataset("val", augment, name="folder", root=str(folder))[0][0].max()
+    assert largest["squash"] > 2
+    assert largest["center"] < 0
 
 
 def test_loading_does_not_depend_on_workers() -> None:
     train = dataset(augment={"name": "timm", "size": 24})
     batches = [[SampleIndex(0, 5), SampleIndex(7, 6)], [SampleIndex(2, 7), SampleIndex(3, 8)]]
-    alone, helped = (list(make_loader(train, batches, workers, collate_classification)) for workers in (0, 1))
-    for one, other in zip(alone, helped, strict=True):
+    in_process, in_worker = (list(make_loader(train, batches, workers, collate_classification)) for workers in (0, 1))
+    for one, other in zip(in_process, in_worker, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 

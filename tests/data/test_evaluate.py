@@ -1,4 +1,4 @@
-"""Evaluation against pycocotools used directly, against hand-made cases, and over several processes."""
+"""COCO evaluation against direct use of pycocotools, hand-made cases, and results of several ranks."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100"
 
 
 def predictions(dataset, position, noise):
-    """The objects of an image as detections, moved a little, with a false one beside them."""
+    """The objects of an image as detections with noisy boxes, and one false positive."""
     generator = torch.Generator().manual_seed(position)
     _, target = dataset.load_raw(position)
     boxes = torch.cat([target["boxes"].as_subclass(torch.Tensor), torch.tensor([[1.0, 1, 9, 9]])])
@@ -40,10 +40,8 @@ def test_equals_pycocotools_used_directly(root):
     ours = evaluator(dataset, range(5)).summarize()
     detections = []
     for i, image_id in enumerate(dataset.image_ids):
-        found = predictions(dataset, i, 1.0)
-        for score, label, (x0, y0, x1, y1) in zip(
-            found["scores"].tolist(), found["labels"].tolist(), found["boxes"].tolist(), strict=True
-        ):
+        scores, labels, boxes = predictions(dataset, i, 1.0).values()
+        for score, label, (x0, y0, x1, y1) in zip(scores.tolist(), labels.tolist(), boxes.tolist(), strict=True):
             box = [x0, y0, x1 - x0, y1 - y0]
             detections.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
     with contextlib.redirect_stdout(io.StringIO()):
@@ -70,7 +68,7 @@ def test_perfect_detections_score_one_even_for_annotation_zero(root):
     assert (summary["AP"], summary["AP/bee"], summary["AP50/cat"]) == pytest.approx((1, 1, 1))
 
 
-def test_classes_of_one_name_are_told_apart(root):
+def test_classes_of_the_same_name_have_unique_keys(root):
     edit(root, lambda content: content["categories"][0].update(name="bee"))  # ant, of image 4, is named as id 3
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
@@ -104,7 +102,7 @@ def test_one_of_two_found(root):
     assert summary["AR_100"] == pytest.approx(0.5 / 3)
 
 
-def test_no_detections_score_zero_and_absent_areas_nan(root):
+def test_no_detections_score_zero_and_areas_without_objects_nan(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
     nothing = {"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
@@ -115,27 +113,27 @@ def test_no_detections_score_zero_and_absent_areas_nan(root):
     assert math.isnan(summary["AP_L"])
 
 
-def test_labels_without_category_are_dropped(root):
+def test_labels_without_category_are_ignored(root):
     dataset = build_dataset(coco_config(root), "val")
     plain, with_extra = evaluator(dataset, range(5)), CocoEvaluator(dataset)
     for i in range(5):
-        found = predictions(dataset, i, 1.0)
+        detections = predictions(dataset, i, 1.0)
         extra = {"scores": torch.ones(1), "labels": torch.tensor([2]), "boxes": torch.tensor([[0.0, 0, 5, 5]])}
-        with_extra.add([{k: torch.cat([extra[k], found[k]]) for k in found}], [dataset[i][1]])
+        with_extra.add([{k: torch.cat([extra[k], detections[k]]) for k in detections}], [dataset[i][1]])
     assert with_extra.results == plain.results
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
-def test_rows_of_several_processes_are_exact(root, world):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+def test_results_of_several_ranks_are_exact(root, world_size):
     dataset = build_dataset(coco_config(root), "val")
-    parts = [[i for batch in val_batch_indices(5, 2, rank, world) for i in batch] for rank in range(world)]
-    rows = [row for part in parts for row in evaluator(dataset, part).results]
-    whole = evaluator(dataset, range(5))
-    assert whole.summarize(rows) == pytest.approx(whole.summarize(), abs=0, nan_ok=True)
+    parts = [[i for batch in val_batch_indices(5, 2, rank, world_size) for i in batch] for rank in range(world_size)]
+    results = [result for part in parts for result in evaluator(dataset, part).results]
+    single = evaluator(dataset, range(5))
+    assert single.summarize(results) == pytest.approx(single.summarize(), abs=0, nan_ok=True)
     with pytest.raises(ValueError, match="1 missing, 0 duplicate"):
-        whole.summarize(rows[1:])
+        single.summarize(results[1:])
     with pytest.raises(ValueError, match="0 missing, 1 duplicate"):
-        whole.summarize([*rows, rows[0]])
+        single.summarize([*results, results[0]])
 
 
 def test_area_thresholds_come_from_the_annotation_file(root):

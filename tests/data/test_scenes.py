@@ -1,4 +1,4 @@
-"""The built-in data set: reproducible, disjoint, well formed, safe to make by several processes at once."""
+"""`digit_scenes`: reproducible, disjoint splits, valid annotations, safe to generate by several processes at once."""
 
 import hashlib
 import json
@@ -101,7 +101,7 @@ def test_boxes_are_tight():
         assert edges == pytest.approx([x, y, x + w, y + h], abs=1)
 
 
-def test_area_thresholds_scale_with_the_image_and_part_the_objects():
+def test_area_thresholds_scale_with_the_image_and_split_the_objects():
     dataset = build_dataset(config(), "train")
     small, medium = dataset.area_thresholds
     areas = [a["area"] for a in dataset.coco.anns.values()]
@@ -110,7 +110,7 @@ def test_area_thresholds_scale_with_the_image_and_part_the_objects():
     assert larger == pytest.approx((4 * small, 4 * medium))
 
 
-def test_more_images_leave_the_first_as_they_are():
+def test_images_do_not_depend_on_their_number():
     few, many = (build_dataset(config(train_images=n), "train") for n in (5, 9))
     assert all((few.load_raw(i)[0] == many.load_raw(i)[0]).all() for i in range(5))
 
@@ -123,7 +123,7 @@ def test_equal_options_share_a_folder(cache):
     assert len([path for path in (cache / "digit_scenes").iterdir() if path.is_dir()]) == 2
 
 
-def test_several_processes_may_make_it_at_once(cache):
+def test_several_processes_can_generate_at_once(cache):
     leftover = cache / "digit_scenes"
     program = (
         "from attnzoo.data.config import DataConfig; from attnzoo.data.build import build_dataset\n"
@@ -137,7 +137,7 @@ def test_several_processes_may_make_it_at_once(cache):
     assert [path.suffix for path in sorted(leftover.iterdir())] == ["", ".lock"]
 
 
-def test_what_a_killed_process_left_is_replaced(cache):
+def test_leftovers_of_a_killed_process_are_replaced(cache):
     build_dataset(config(), "val")
     (made,) = (path for path in (cache / "digit_scenes").iterdir() if path.is_dir())
     before = contents(made)
@@ -162,7 +162,7 @@ def test_what_a_killed_process_left_is_replaced(cache):
         ({"sizes": [1, 2, 3]}, "sizes"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         dataset_info(config(**options))
 

@@ -1,4 +1,4 @@
-"""Tiny COCO folders, made up for tests of the data package."""
+"""Tiny COCO folders for tests."""
 
 import json
 from pathlib import Path
