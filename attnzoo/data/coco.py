@@ -195,7 +195,8 @@ class CocoFolder(OnDisk):
         root = Path(self.root).expanduser()
         path = root if key == "root" else root / getattr(self, key)
         if not (isdir(path) if directory else isfile(path)):
-            raise UserError(f"data.dataset.{key}: there is no {'folder' if directory else 'file'} {path}")
+            message = f"data.dataset.{key}: there is no {'folder' if directory else 'file'} {path}"
+            raise UserError(message, key=f"data.dataset.{key}")
         return path
 
 
