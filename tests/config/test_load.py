@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from attnzoo.attention import ATTENTIONS
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, digest, load, load_saved, save
 from attnzoo.errors import UserError
@@ -275,7 +276,8 @@ def test_options_of_data_are_checked(tmp_path: Path, data: str, message: str) ->
     assert str(caught.value).startswith(f"{tmp_path}/x.yaml: {message}")
 
 
-def test_options_of_plugins_are_checked(tmp_path: Path) -> None:
+def test_options_of_plugins_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
     (tmp_path / "mine.py").write_text(
         "from attnzoo.attention import Attention, register\n\n\n"
         "@register('mine_checked')\nclass Mine(Attention):\n"
