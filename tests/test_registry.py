@@ -1,4 +1,4 @@
-"""Registries: options are checked against the constructor's signature, and messages say what to do."""
+"""Registries check options against the signature of the constructor; messages name the remedy."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -68,7 +68,7 @@ def test_builds_classes_and_functions(registry: Registry) -> None:
         ("anything", object()),
     ],
 )
-def test_takes_what_yaml_gives(registry: Registry, option: str, value: Any) -> None:
+def test_accepts_yaml_values(registry: Registry, option: str, value: Any) -> None:
     registry.check("box", {option: value})
 
 
@@ -115,7 +115,7 @@ def test_refuses_wrong_types(registry: Registry, option: str, value: Any, expect
         ("box", {"width": 0}, "part: width = 0: must be at least 1"),
     ],
 )
-def test_refusals_are_one_line_with_place_and_remedy(
+def test_errors_are_one_line_with_key_and_remedy(
     registry: Registry, name: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -123,12 +123,12 @@ def test_refusals_are_one_line_with_place_and_remedy(
     assert str(caught.value) == message
 
 
-def test_what_the_program_passes_is_no_option(registry: Registry) -> None:
+def test_positional_arguments_are_no_options(registry: Registry) -> None:
     with pytest.raises(UserError, match="has no option 'site'"):
         registry.check("box", {"site": "there"})
 
 
-def test_a_block_cannot_take_the_place_of_an_argument_of_build(registry: Registry) -> None:
+def test_a_block_cannot_set_arguments_of_build(registry: Registry) -> None:
     assert registry.build_block({"name": "lid", "height": 2}, where="part") == 2
     for option in ("where", "self", "name_", "args"):
         with pytest.raises(UserError, match=f"part: part 'lid' has no option '{option}'") as caught:

@@ -1,1 +1,1 @@
-"""Experiment files: finding, merging, checking and saving them. Imports no torch."""
+"""Experiment files: finding, merging, checking and saving them. Importing it imports no torch."""

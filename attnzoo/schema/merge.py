@@ -30,10 +30,10 @@ class ConfigLayer:
 class ConfigBuilder:
     """Merges layers over the defaults of a schema; the last one wins.
 
-    Mappings are merged and lists replaced. Another `name` drops the old options of a named block or a backbone. An
-    empty mapping clears one with free keys, but for a block's name. The lists of a sweep are replaced as a whole.
+    Mappings are merged, lists replaced. Another `name` drops the old options of a named block or a backbone. `{}`
+    clears a mapping with free keys, but not the name of a block. A sweep's grid and zip are replaced as a whole.
 
-    All errors are UserErrors with the key and, in front of the message, its source.
+    Every UserError has the key at fault, and the source that set it in front of its message.
     """
 
     def __init__(self, schema: Schema):
@@ -60,7 +60,7 @@ class ConfigBuilder:
         return built
 
     def locate(self, error: UserError) -> UserError:
-        """The error with its source in front: of that of its keys which was set last, else of the nearest key above."""
+        """The error with the source of its keys in front: that of the last set one, else of the nearest key above."""
         known = [key for key in self._sources if key in error.keys]
         key = known[-1] if known else next(iter(error.keys), "")
         while key and key not in self._sources:
@@ -206,7 +206,7 @@ def _check(hint: Any, key: str, value: Any) -> None:
 
 
 def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserError:
-    """Suggests a sibling, or a key of the same last name elsewhere."""
+    """The error for an unknown key, with a suggestion: a sibling, or the same last name elsewhere."""
     head, _, name = key.rpartition(".")
     prefix = f"{head}." if head else ""
     hint = did_you_mean(key, [f"{prefix}{sibling}" for sibling in siblings]) if did_you_mean(name, siblings) else ""
@@ -219,7 +219,7 @@ def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserE
 
 
 def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
-    """All numbers of an instance of the schema with their full keys and ranges."""
+    """Full key, number and allowed range of all numbers in an instance of the schema."""
     for field in dataclasses.fields(built):
         value, key = getattr(built, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from attnzoo.attention import ATTENTIONS
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, digest, load, load_saved, save
 from attnzoo.errors import UserError
@@ -46,7 +47,7 @@ def test_a_base_comes_from_the_package_if_it_is_not_beside_the_file(tmp_path: Pa
     assert load(tmp_path / "mine.yaml").model.head.two_stage
 
 
-def test_bases_that_build_on_each_other_are_refused(tmp_path: Path) -> None:
+def test_circular_bases_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(UserError, match=r"circular base: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
@@ -81,7 +82,7 @@ def test_another_backbone_drops_the_options_of_the_old_one(experiment: Path) -> 
 
 
 def test_options_of_a_backbone_are_merged_at_any_depth(experiment: Path) -> None:
-    """As the keys of the schema are, though it does not know them; another name drops what stood beside the old one."""
+    """Like keys of the schema; another name drops the options of the old one."""
     key = "model.backbone.options"
     below = ["model.backbone.name=swin_pico", f"{key}={{stage2: {{second: {{name: dat, groups: 2}}}}}}"]
     changed = merged(experiment, [*below, f"{key}={{stage2: {{depth: 3}}}}", f"{key}.stage2.second.groups=1"])
@@ -160,7 +161,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("override", "message"), BAD)
-def test_bad_overrides_are_refused_in_one_line(experiment: Path, override: str, message: str) -> None:
+def test_errors_in_overrides_are_one_line(experiment: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load(experiment, [override])
     assert message in str(caught.value)
@@ -168,7 +169,7 @@ def test_bad_overrides_are_refused_in_one_line(experiment: Path, override: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_mistakes_in_a_base_name_that_file(tmp_path: Path) -> None:
+def test_an_error_in_a_base_names_that_file(tmp_path: Path) -> None:
     (tmp_path / "low.yaml").write_text("model: {dropout: 1.5}\ntrain: {steps: 5}\n")
     (tmp_path / "top.yaml").write_text("base: low.yaml\nname: top\n")
     with pytest.raises(UserError, match=r"low\.yaml: model\.dropout = 1\.5"):
@@ -191,7 +192,7 @@ def test_mistakes_in_a_base_name_that_file(tmp_path: Path) -> None:
         ("slurm: {nodes: 2}", "processes: 3\ndata: {batch_size: 3}", ["slurm.time=9"], "top.yaml: "),
     ],
 )
-def test_keys_that_do_not_go_together_name_the_place_of_the_last(
+def test_conflicting_keys_name_the_source_of_the_last_one(
     tmp_path: Path, low: str, top: str, overrides: list[str], source: str
 ) -> None:
     (tmp_path / "bottom.yaml").write_text("train: {steps: 5}\ndata: {batch_size: 2}\nslurm: {parallelism: 2}\n")
@@ -202,7 +203,7 @@ def test_keys_that_do_not_go_together_name_the_place_of_the_last(
     assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(source)
 
 
-def test_a_name_is_needed(tmp_path: Path) -> None:
+def test_an_experiment_needs_a_name(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("train: {steps: 5}\n")
     with pytest.raises(UserError, match=r"the key 'name' \(of the experiment\) is missing"):
         load(tmp_path / "x.yaml")
@@ -275,7 +276,8 @@ def test_options_of_data_are_checked(tmp_path: Path, data: str, message: str) ->
     assert str(caught.value).startswith(f"{tmp_path}/x.yaml: {message}")
 
 
-def test_options_of_plugins_are_checked(tmp_path: Path) -> None:
+def test_options_of_plugins_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
     (tmp_path / "mine.py").write_text(
         "from attnzoo.attention import Attention, register\n\n\n"
         "@register('mine_checked')\nclass Mine(Attention):\n"
@@ -297,7 +299,7 @@ def test_options_are_written_out(experiment: Path) -> None:
     assert config.data.dataset["train_images"] == 8000
 
 
-def test_the_digest_leaves_out_what_does_not_shape_a_result(experiment: Path) -> None:
+def test_the_digest_ignores_keys_that_do_not_affect_results(experiment: Path) -> None:
     config = load(experiment)
     same = replace(config, name="b", description="c", seed=3, output="d", jobs=4)
     assert digest(same) == digest(config)
@@ -316,7 +318,7 @@ def test_later_grids_replace_earlier_ones(tmp_path: Path) -> None:
     assert config.sweep.grid == {"model.encoder.layers": [1, 2]}
 
 
-def test_changes_come_last(experiment: Path) -> None:
+def test_changes_override_everything_else(experiment: Path) -> None:
     config = Experiment(experiment, ["model.dim=64"]).config({"model.dim": 32, "seed": 4})
     assert (config.model.dim, config.seed) == (32, 4)
 

@@ -24,11 +24,11 @@ def slurm(experiment: Path, *overrides: str) -> SlurmConfig:
     return load(experiment, overrides).slurm
 
 
-def test_a_profile_lies_below_everything_else(experiment: Path) -> None:
+def test_all_other_keys_override_a_profile(experiment: Path) -> None:
     experiment.write_text(experiment.read_text() + "slurm: {profile: mine, partition: short}\n")
     found = slurm(experiment, "slurm.time=30", "slurm.nodes=2")
     assert (found.partition, found.time, found.nodes, found.setup) == ("short", 30, 2, ["module load x"])
-    assert found.profile is None  # its keys are written out
+    assert found.profile is None  # merged
 
 
 def test_a_profile_is_a_name_or_a_file(experiment: Path, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_profile_is_a_name_or_a_file(experiment: Path, tmp_path: Path) -> None
     assert slurm(experiment, "slurm.profile=local").partition == "debug"  # ships with the checkout
 
 
-def test_what_a_run_asks_of_a_cluster_is_not_part_of_its_identity(experiment: Path) -> None:
+def test_slurm_settings_do_not_change_the_digest(experiment: Path) -> None:
     here = load(experiment)
     there = load(experiment, ["launcher=slurm", "slurm.profile=mine", "retries=9"])
     assert digest(here) == digest(there)
@@ -74,14 +74,14 @@ def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> N
         ("slurm.options={cpus_per_task: x}", "without leading dashes; did you mean 'cpus-per-task'?"),
     ],
 )
-def test_mistakes_are_named_with_their_place(experiment: Path, change: str, message: str) -> None:
+def test_errors_name_their_source(experiment: Path, change: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load(experiment, [change])
     assert message in str(caught.value)
     assert "command line" in str(caught.value)
 
 
-def test_a_mistake_in_a_profile_is_named_with_its_file(experiment: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_profile_names_its_file(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "slurm" / "mine.yaml").write_text("gpus: 4\n")
     with pytest.raises(UserError, match=r"slurm/mine\.yaml: unknown key 'slurm\.gpus'"):
         slurm(experiment, "slurm.profile=mine")

@@ -1,4 +1,4 @@
-"""What a sweep refuses or writes out before anything is written."""
+"""Runs are validated, and their options written out, before anything is written."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_defaults_are_written_out_and_hashed(tmp_path: Path) -> None:
     assert other.digest != plain.digest
 
 
-def test_a_default_spelt_out_is_no_second_variant(tmp_path: Path) -> None:
+def test_an_explicit_default_is_no_second_variant(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have the same config"):
         valid(tmp_path, "sweep.grid={model.encoder.attention: [{name: ms_deform}, {name: ms_deform, points: 4}]}")
 
@@ -43,8 +43,8 @@ def test_a_default_spelt_out_is_no_second_variant(tmp_path: Path) -> None:
 DAT = "model.backbone={name: dat_pico, options: {image_size: 32}, freeze: null}"
 
 
-def test_a_backbone_of_ours_is_written_out_too(tmp_path: Path) -> None:
-    """Its preset's settings and the defaults of its attentions; a dotted key is a nested one."""
+def test_options_of_our_backbones_are_written_out(tmp_path: Path) -> None:
+    """The settings of its preset and the defaults of its attentions; dotted and nested keys are equivalent."""
     (plain,) = valid(tmp_path, DAT)
     options = plain.config.model.backbone.options
     assert options["stage2"]["second"]["groups"] == 2
@@ -65,7 +65,7 @@ def test_a_written_out_backbone_is_read_back(tmp_path: Path) -> None:
     assert again.digest == plain.digest
 
 
-def test_seeds_keep_what_they_are(tmp_path: Path) -> None:
+def test_seeds_are_kept(tmp_path: Path) -> None:
     runs = valid(tmp_path, "sweep.seeds=[3, 5]")
     assert [run.config.seed for run in runs] == [run.seed for run in runs] == [3, 5]
     assert len({run.digest for run in runs}) == 1
@@ -75,7 +75,7 @@ def test_seeds_keep_what_they_are(tmp_path: Path) -> None:
     ("override", "source"),
     [("", "small.yaml: "), ("data.dataset.image_size=8", "command line: "), ("seed=1", "small.yaml: ")],
 )
-def test_the_place_of_a_bad_option_is_named(tmp_path: Path, override: str, source: str) -> None:
+def test_the_source_of_an_invalid_option_is_named(tmp_path: Path, override: str, source: str) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL.replace("image_size: 32", "image_size: 9"))
     experiment = Experiment(path, [override] if override else [])
@@ -86,12 +86,12 @@ def test_the_place_of_a_bad_option_is_named(tmp_path: Path, override: str, sourc
     assert "data.dataset.image_size" in str(refused.value)
 
 
-def test_the_sweep_is_named_where_it_set_the_option(tmp_path: Path) -> None:
+def test_the_sweep_is_named_if_it_set_the_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"small\.yaml: sweep: run points=0-seed=0: .*points = 0"):
         valid(tmp_path, "sweep.grid={model.encoder.attention.points: [0, 4]}")
 
 
-def test_a_plugin_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_are_hashed_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     plugin = tmp_path / "mine.py"
     digests = []

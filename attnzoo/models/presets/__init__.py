@@ -55,15 +55,13 @@ def _build(schema: Schema, family: str, preset: str | None, overrides: Mapping[s
     try:
         for layer in layers:
             builder.merge(layer)
-        if "preset" in builder.values:
-            builder.values["preset"] = None  # merged above
         return builder.build()
     except UserError as error:
         raise UserError(str(error), key=tuple(f"{where}.{key}" for key in error.keys)) from None
 
 
 def preset_layers(preset: str, family: str) -> list[ConfigLayer]:
-    """The keys of a preset, relative to the model, lowest precedence first: a preset may extend another.
+    """The layers of a preset, lowest precedence first: a preset may extend another. Keys are relative to the model.
 
     Raises UserError for an unknown preset.
     """
