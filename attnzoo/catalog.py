@@ -93,7 +93,7 @@ def _format(value: Any) -> str:
 
 
 def _preset(name: str) -> Entry:
-    family = next(family for family in presets.FOLDERS if name in presets.names(family))
+    family = next(family for family in presets.FOLDERS if name in presets.names(family=family))
     path = presets.FOLDERS[family] / f"{name}.yaml"
     comments = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
     values = yaml12.read(path)

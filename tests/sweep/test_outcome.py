@@ -61,7 +61,7 @@ def test_too_many_machine_failures_fail_the_run(run):
     reason = outcome.fail_if_exhausted(run, retries=2)
     assert reason is not None
     assert run.read_status() | {"heartbeat": 0} == {"state": "failed", "step": 3, "error": reason, "heartbeat": 0}
-    assert attempts.exhausted(run, retries=0) is None  # the next submission counts from zero
+    assert attempts.retries_exhausted(run, retries=0) is None  # the next submission counts from zero
 
 
 def test_crashes_are_recorded_for_the_worker(run):

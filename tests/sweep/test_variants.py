@@ -228,9 +228,14 @@ def test_the_ledger_keeps_the_variant(folder: SweepFolder) -> None:
 
 
 def test_hparams_have_the_variant(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[hparams.HParamsRun] = []
-    monkeypatch.setattr(hparams, "write", lambda sweep, runs: written.extend(runs))
+    written = {}
+    monkeypatch.setattr(
+        hparams,
+        "write_hparams",
+        lambda sweep, options, trial_ids: written.update({name: (trial_ids[name], options[name]) for name in options}),
+    )
     hparams.write_sweep(folder.path)
-    assert [run.trial for run in written[:3]] == ["dense-dim=16", "dense-dim=16", "dense-dim=8"]
-    assert written[0].options == {"attention": "dense", "dim": 16, "variant": "dense"}
-    assert written[-1].options == {"attention": "deform", "level": 0, "dim": 8, "variant": "deform"}
+    trials, options = zip(*written.values(), strict=True)
+    assert trials[:3] == ("dense-dim=16", "dense-dim=16", "dense-dim=8")
+    assert options[0] == {"attention": "dense", "dim": 16, "variant": "dense"}
+    assert options[-1] == {"attention": "deform", "level": 0, "dim": 8, "variant": "deform"}
