@@ -40,5 +40,5 @@ class NeckConfig:
     c6: bool = True  # extra level: 3x3 stride-2 convolution on the last backbone map
     fpn: bool = False  # top-down pathway (FPN)
     level_embedding: bool = True  # learned embedding per level, added to the position embedding
-    # pixel i in the sine position embedding: centered is i + 0.5 (Deformable DETR), cornered is i + 1 (DETR)
-    position: Literal["centered", "cornered"] = "centered"
+    # sine position embedding: pixel i is at i + 0.5 (deformable_detr) or i + 1 (detr)
+    position: Literal["deformable_detr", "detr"] = "deformable_detr"

@@ -30,8 +30,9 @@ class HeadConfig:
     shared: bool | None = None  # one pair of heads for all decoder layers; null: unless `refine` is set
     refine: bool = False  # iterative box refinement: each layer predicts offsets to the boxes of the previous layer
     two_stage: bool = False  # queries are the top-k encoder proposals
-    # two-stage: proposals are ranked by the logit of class 0 ("first") or by their highest logit ("best")
-    select: Literal["first", "best"] = "first"
+    # two-stage: rank proposals by the logit of class 0, trained as objectness (class_agnostic, as published), or by
+    # their highest class logit (max_class)
+    select: Literal["class_agnostic", "max_class"] = "class_agnostic"
     # two-stage: query content from the sine embedding of the proposal box, or the encoder's token ("memory")
     content: Literal["position", "memory"] = "position"
     # two-stage: width and height of initial proposals at the finest level, doubled per level

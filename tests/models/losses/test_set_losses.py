@@ -55,7 +55,7 @@ def test_batch_without_objects(kind):
     assert output.boxes.grad.abs().sum() == 0  # zero, not None: DDP needs gradients from processes without objects too
 
 
-@pytest.mark.parametrize("select", ["first", "best"])
+@pytest.mark.parametrize("select", ["class_agnostic", "max_class"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoder_loss_by_hand(kind, select):
     """Loss of two-stage proposals: over all tokens; labels are 0 unless selection uses the maximum class."""
@@ -65,7 +65,7 @@ def test_encoder_loss_by_hand(kind, select):
 
     boxes_total, weights, expected = 7, 0.0, dict.fromkeys(("class", "l1", "giou"), 0.0)
     for logits, boxes, target in zip(output.encoder_logits, output.encoder_boxes, targets, strict=True):
-        labels = torch.zeros_like(target["labels"]) if select == "first" else target["labels"]
+        labels = torch.zeros_like(target["labels"]) if select == "class_agnostic" else target["labels"]
         if kind == "focal":
             p = logits.sigmoid()[:, labels]
             cost = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()
