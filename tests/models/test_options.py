@@ -245,15 +245,15 @@ def test_swin_maps_with_as_many_rows_as_channels() -> None:
 def test_dilation_equals_torchvision(stage: str) -> None:
     """In torchvision the first block of a stage keeps the previous stage's dilation, and the others double it."""
     dilated = stage == "dilated"
-    ours = Backbone(BackboneConfig(name="resnet50", strides=[16] if dilated else [32], dilation=dilated)).eval()
-    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
-    theirs = torchvision.models._utils.IntermediateLayerGetter(theirs, {"layer4": "map"})
-    perturbed(ours)
-    missing, _ = theirs.load_state_dict(ours.body.state_dict(), strict=False)
+    backbone = Backbone(BackboneConfig(name="resnet50", strides=[16] if dilated else [32], dilation=dilated)).eval()
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
+    reference = torchvision.models._utils.IntermediateLayerGetter(reference, {"layer4": "map"})
+    perturbed(backbone)
+    missing, _ = reference.load_state_dict(backbone.body.state_dict(), strict=False)
     assert missing == []
     images = torch.randn(1, 3, 96, 128)
-    expected = theirs(images)["map"]
-    (actual,) = ours(images)
+    expected = reference(images)["map"]
+    (actual,) = backbone(images)
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 

@@ -55,10 +55,10 @@ def test_every_preset_is_listed() -> None:
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_size_as_published(preset: str) -> None:
-    side = SIZES.get(preset, 224)
+    size = SIZES.get(preset, 224)
     with torch.device("meta"):
         model = models.create(preset).eval()
-        macs = count_macs(model, torch.empty(1, 3, side, side))
+        macs = count_macs(model, torch.empty(1, 3, size, size))
     parameters, gmacs = PUBLISHED[preset]
     assert sum(p.numel() for p in model.parameters()) == parameters
     if preset.startswith("dat_pp"):
@@ -86,17 +86,17 @@ def difference_to_paper(model: Classifier) -> int:
     difference = 0
     normalised = 112**2 * model.trunk.patch_embed[0].conv.out_channels
     for index, stage in enumerate(model.trunk.stages):
-        side = 56 // 2**index
-        layout = Layout.unpadded([(side, side)], 1)
+        size = 56 // 2**index
+        layout = Layout.unpadded([(size, size)], 1)
         for block in stage.blocks:
             attention, dim = block.attention, block.attention.slot.dim
-            normalised += 2 * side**2 * dim
+            normalised += 2 * size**2 * dim
             if isinstance(attention, NeighborhoodAttention):
-                kernel = 4 * side**2 * dim**2 + 2 * side**2 * attention.kernel**2 * dim
-                difference += kernel - attention.flops(layout, layout)
+                paper = 4 * size**2 * dim**2 + 2 * size**2 * attention.kernel**2 * dim
+                difference += paper - attention.flops(layout, layout)
             else:
                 normalised += 7**2 * dim
-                difference += 4 * attention.slot.heads * side**2 * 7**2
+                difference += 4 * attention.slot.heads * size**2 * 7**2
     return difference + 5 * normalised
 
 

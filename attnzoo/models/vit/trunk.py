@@ -102,7 +102,7 @@ def _attention(stage: StageConfig, block: int, map_size: int, stage_key: str) ->
 
 
 def _active_stages(config: VitConfig, where: str) -> list[StageConfig]:
-    """The stages up to the last with blocks."""
+    """The stages up to the last one that has blocks."""
     stages = [config.stage1, config.stage2, config.stage3, config.stage4]
     while stages and not stages[-1].depth:
         stages.pop()
