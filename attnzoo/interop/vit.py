@@ -98,7 +98,7 @@ def dat_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The attention option `convention` must be the published one, v1 or v2, as in the presets.
     """
     windows = {name.removesuffix(".proj_qkv.weight") for name in state if name.endswith(".proj_qkv.weight")}
-    unified = {}
+    unified = {}  # DAT calls the output projection of window attention proj_out, DAT++ calls it proj
     for name, tensor in _drop_recomputed(state).items():
         block, separator, suffix = name.partition(".proj_out.")
         unified[f"{block}.proj.{suffix}" if separator and block in windows else name] = tensor

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         if isinstance(self.body, Features):
             return self.body(images, mask)
         if images.device.type == "cpu" and not torch.is_grad_enabled():
-            # Saves oneDNN the layout conversion of maps. In training it converts weights instead, which costs as much.
+            # oneDNN then converts no maps. In training it converts weights instead, which costs as much.
             images = images.contiguous(memory_format=torch.channels_last)
         feature_maps = self.body(images)
         return [rearrange(x, "b h w c -> b c h w") for x in feature_maps] if self.channels_last else list(feature_maps)

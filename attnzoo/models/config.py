@@ -12,7 +12,7 @@ from attnzoo.schema.fields import COUNT, number, numbers
 class ModelConfig:
     """Options of the models of all tasks."""
 
-    preset: str | None = None  # published model that the other keys modify
+    preset: str | None = None  # published model; the other keys override its values
     num_classes: int | None = number(None, COUNT)  # null: number of classes of the data set
 
 
@@ -36,9 +36,9 @@ class BackboneConfig:
 class NeckConfig:
     """Neck: projection of the backbone's feature maps to a pyramid with `dim` channels."""
 
-    norm: Literal["group", "none"] = "group"  # group: GroupNorm with 32 groups, or gcd(32, dim)
+    norm: Literal["group", "none"] = "group"  # group: GroupNorm with gcd(32, dim) groups
     c6: bool = True  # extra level: 3x3 stride-2 convolution on the last backbone map
     fpn: bool = False  # top-down pathway (FPN)
     level_embedding: bool = True  # learned embedding per level, added to the position embedding
-    # pixel i in the sine position embedding: centered is i + 0.5 (Deformable DETR), cornered is i + 1 (DETR)
-    position: Literal["centered", "cornered"] = "centered"
+    # sine position embedding: pixel i is at i + 0.5 (deformable_detr) or i + 1 (detr)
+    position: Literal["deformable_detr", "detr"] = "deformable_detr"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import attnzoo.attention.flops  # noqa: F401  registers formulas that torch lacks
+import attnzoo.attention.flops  # noqa: F401  registers FLOP formulas
 
 WARMUP_CALLS = 3  # untimed: they allocate memory and select algorithms
 MIN_CALLS, MAX_CALLS = 10, 100  # timed

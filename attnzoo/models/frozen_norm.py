@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 SEQUENTIAL_MODULES = (nn.Sequential, FeatureListNet, BasicBlock, Bottleneck)
-"""Modules in which a norm that follows a convolution is applied to its output."""
+"""Module types that apply their children in order: a norm after a convolution normalises its output."""
 
 
 class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):

@@ -15,14 +15,14 @@ def sine_embedding(x: Tensor, num_feats: int) -> Tensor:
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], -1).flatten(-2)
 
 
-def sine_position_embedding(mask: Tensor, dim: int, convention: Literal["centered", "cornered"]) -> Tensor:
+def sine_position_embedding(mask: Tensor, dim: int, convention: Literal["deformable_detr", "detr"]) -> Tensor:
     """Position embedding (B, h, w, dim) of a map with padding mask (B, h, w): dim/2 features of y, then of x.
 
-    The position of the i-th valid pixel (from 0) is i + ½ with "centered" (Deformable DETR) and i + 1 with "cornered"
-    (DETR), divided by the number of valid pixels.
+    Valid pixel i, counted from 0, is at i + ½ in Deformable DETR and at i + 1 in DETR, divided by the number of valid
+    pixels.
     """
     valid = (~mask).float()
-    shift = 0.5 if convention == "centered" else 0.0
+    shift = 0.5 if convention == "deformable_detr" else 0.0
     y, x = valid.cumsum(1), valid.cumsum(2)
     y = (y - shift) / (y[:, -1:, :] + 1e-6)
     x = (x - shift) / (x[:, :, -1:] + 1e-6)

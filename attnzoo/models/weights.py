@@ -1,4 +1,4 @@
-"""Load pretrained weights, with position bias tables resized and unsuitable heads skipped."""
+"""Load pretrained weights: position bias tables are resized, mismatched heads keep their initialisation."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def load_weights(
 ) -> None:
     """Load a state dict, with position bias tables resized to the shapes of the model (bicubic, as in DAT).
 
-    Parameters under `optional_prefix` keep their initialisation if the file lacks them or has them in another shape.
+    Parameters under `optional_prefix` keep their initialisation if the file has none of that name and shape.
     With `allow_unexpected`, keys that the model does not have are ignored. On the meta device the file is only checked.
     Raises UserError for a file that is missing or does not fit; `where` is the config key of the path.
     """
@@ -59,7 +59,7 @@ def _load_state_dict(path: str, where: str) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.detach() for name, tensor in state.items()}
-    except Exception as error:  # whatever the file holds
+    except Exception as error:  # torch.load raises many types for an invalid file
         raise UserError(f"{where}: {path} is not a state dict ({type(error).__name__})", key=where) from error
 
 

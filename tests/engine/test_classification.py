@@ -112,6 +112,6 @@ def test_presets_are_those_of_the_task(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("name: x\ntask: classification\ntrain: {steps: 1}\nmodel: {preset: dat_tiny}\n")
     config: Any = configs.load(tmp_path / "e.yaml", ["model.stage3.second.groups=6"])
     assert config.model.stage3.second["groups"] == 6
-    assert config.model.down == "conv"
+    assert config.model.downsample == "conv"
     with pytest.raises(UserError, match=r"unknown preset 'detr_r50'"):
         configs.load(tmp_path / "e.yaml", ["model.preset=detr_r50"])

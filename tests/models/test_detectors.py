@@ -139,7 +139,7 @@ def test_errors_name_the_key(overrides: dict[str, Any], message: str) -> None:
 def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
     layout = Layout.from_masks(masks)
     tokens = torch.randn(len(masks[0]), layout.tokens, 32, generator=generator)
-    pos = torch.cat([sine_position_embedding(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
+    pos = torch.cat([sine_position_embedding(mask, 32, "deformable_detr").flatten(1, 2) for mask in masks], 1)
     return Pyramid(tokens, layout, pos)
 
 

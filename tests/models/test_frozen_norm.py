@@ -31,13 +31,13 @@ def bodies(name: str) -> tuple[nn.Module, nn.Module]:
 def test_maps_and_gradients_equal_those_of_separate_norms(name: str) -> None:
     plain, folded = bodies(name)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ours, theirs = folded(images), plain(images)
+    actual, expected_maps = folded(images), plain(images)
     with torch.no_grad():
         without_gradients = folded(images)
-    for x, z, y in zip(ours, without_gradients, theirs, strict=True):
+    for x, z, y in zip(actual, without_gradients, expected_maps, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-10)
-    for maps in (ours, theirs):
+    for maps in (actual, expected_maps):
         sum(m.square().mean() for m in maps).backward()
     expected = dict(plain.named_parameters())
     for key, parameter in folded.named_parameters():

@@ -110,22 +110,22 @@ def two_stage(classes: int = CLASSES, **options: Any) -> tuple[TwoStageQueries, 
 
 
 def selected_tokens(logits: Tensor, select: str) -> Tensor:
-    score = logits[..., 0] if select == "first" else logits.amax(-1)
+    score = logits[..., 0] if select == "class_agnostic" else logits.amax(-1)
     return score.topk(7, 1).indices
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("select", ["first", "best"])
+@pytest.mark.parametrize("select", ["class_agnostic", "max_class"])
 def test_proposals_are_selected_by_the_first_or_the_maximum_class(select: str) -> None:
     queries, heads, memory = two_stage(select=select)
     selected, logits, boxes = queries(memory, heads)
-    assert not torch.equal(selected_tokens(logits, "first"), selected_tokens(logits, "best"))
+    assert not torch.equal(selected_tokens(logits, "class_agnostic"), selected_tokens(logits, "max_class"))
     index = selected_tokens(logits, select)[..., None].expand(-1, -1, 4)
     torch.testing.assert_close(selected.refs, boxes.gather(1, index))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("select", ["first", "best"])
+@pytest.mark.parametrize("select", ["class_agnostic", "max_class"])
 def test_softmax_proposals_are_ranked_by_probability(select: str) -> None:
     queries, heads, memory = two_stage(CLASSES + 1, select=select)
     selected, logits, boxes = queries(memory, heads)
@@ -138,7 +138,7 @@ def test_softmax_proposals_are_ranked_by_probability(select: str) -> None:
 def test_content_from_the_encoder_token() -> None:
     queries, heads, memory = two_stage(content="memory")
     selected, logits, _ = queries(memory, heads)
-    index = selected_tokens(logits, "first")[..., None].expand(-1, -1, 16)
+    index = selected_tokens(logits, "class_agnostic")[..., None].expand(-1, -1, 16)
     features = queries.output_norm(queries.output(memory.tokens))
     torch.testing.assert_close(selected.tokens, features.gather(1, index))
 
@@ -174,7 +174,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "heads per layer": ("detr_r50", {"head": {"shared": False}}),
     "one head for refinement": ("deformable_detr_r50_refine", {"head": {"shared": True}}),
     "two stages without refinement": ("deformable_detr_r50", {"head": {"two_stage": True}}),
-    "best class": ("deformable_detr_r50_two_stage", {"head": {"select": "best"}}),
+    "maximum class": ("deformable_detr_r50_two_stage", {"head": {"select": "max_class"}}),
     "content of memory": ("deformable_detr_r50_two_stage", {"head": {"content": "memory"}}),
     "no box bias": ("deformable_detr_r50", {"head": {"box_size_bias": None}}),
     "focal DETR (DC5+)": (
@@ -188,7 +188,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cross-entropy, two stages": (
         "deformable_detr_r50_two_stage",
-        {"loss": {"classification": "cross_entropy"}, "head": {"class_prior": None, "select": "best"}},
+        {"loss": {"classification": "cross_entropy"}, "head": {"class_prior": None, "select": "max_class"}},
     ),
     "a hierarchical ViT": (
         "deformable_detr_r50",
@@ -245,15 +245,15 @@ def test_swin_maps_with_as_many_rows_as_channels() -> None:
 def test_dilation_equals_torchvision(stage: str) -> None:
     """In torchvision the first block of a stage keeps the previous stage's dilation, and the others double it."""
     dilated = stage == "dilated"
-    ours = Backbone(BackboneConfig(name="resnet50", strides=[16] if dilated else [32], dilation=dilated)).eval()
-    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
-    theirs = torchvision.models._utils.IntermediateLayerGetter(theirs, {"layer4": "map"})
-    perturbed(ours)
-    missing, _ = theirs.load_state_dict(ours.body.state_dict(), strict=False)
+    backbone = Backbone(BackboneConfig(name="resnet50", strides=[16] if dilated else [32], dilation=dilated)).eval()
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, dilated]).eval()
+    reference = torchvision.models._utils.IntermediateLayerGetter(reference, {"layer4": "map"})
+    perturbed(backbone)
+    missing, _ = reference.load_state_dict(backbone.body.state_dict(), strict=False)
     assert missing == []
     images = torch.randn(1, 3, 96, 128)
-    expected = theirs(images)["map"]
-    (actual,) = ours(images)
+    expected = reference(images)["map"]
+    (actual,) = backbone(images)
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 

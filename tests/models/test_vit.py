@@ -55,10 +55,10 @@ def test_every_preset_is_listed() -> None:
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_size_as_published(preset: str) -> None:
-    side = SIZES.get(preset, 224)
+    size = SIZES.get(preset, 224)
     with torch.device("meta"):
         model = models.create(preset).eval()
-        macs = count_macs(model, torch.empty(1, 3, side, side))
+        macs = count_macs(model, torch.empty(1, 3, size, size))
     parameters, gmacs = PUBLISHED[preset]
     assert sum(p.numel() for p in model.parameters()) == parameters
     if preset.startswith("dat_pp"):
@@ -86,17 +86,17 @@ def difference_to_paper(model: Classifier) -> int:
     difference = 0
     normalised = 112**2 * model.trunk.patch_embed[0].conv.out_channels
     for index, stage in enumerate(model.trunk.stages):
-        side = 56 // 2**index
-        layout = Layout.unpadded([(side, side)], 1)
+        size = 56 // 2**index
+        layout = Layout.unpadded([(size, size)], 1)
         for block in stage.blocks:
             attention, dim = block.attention, block.attention.slot.dim
-            normalised += 2 * side**2 * dim
+            normalised += 2 * size**2 * dim
             if isinstance(attention, NeighborhoodAttention):
-                kernel = 4 * side**2 * dim**2 + 2 * side**2 * attention.kernel**2 * dim
-                difference += kernel - attention.flops(layout, layout)
+                paper = 4 * size**2 * dim**2 + 2 * size**2 * attention.kernel**2 * dim
+                difference += paper - attention.flops(layout, layout)
             else:
                 normalised += 7**2 * dim
-                difference += 4 * attention.slot.heads * side**2 * 7**2
+                difference += 4 * attention.slot.heads * size**2 * 7**2
     return difference + 5 * normalised
 
 
@@ -117,8 +117,14 @@ def test_every_attention_works_in_every_stage(name: str, stage: int) -> None:
     "changes",
     [
         {},
-        {"embed": "overlap", "down": "overlap", "mlp_conv": True, "local_perception": True, "layer_scale": 0.1},
-        {"down": "conv"},
+        {
+            "patch_embed": "overlap",
+            "downsample": "overlap",
+            "mlp_conv": True,
+            "local_perception": True,
+            "layer_scale": 0.1,
+        },
+        {"downsample": "conv"},
     ],
     ids=["swin", "overlap", "conv"],
 )
@@ -135,10 +141,10 @@ def test_padding_does_not_change_maps(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(large_map[:, :height, :width], small_map, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("down", ["merge", "conv", "overlap"])
+@pytest.mark.parametrize("downsample", ["merge", "conv", "overlap"])
 @pytest.mark.parametrize("size", [(64, 64), (63, 50), (4, 9), (1, 1)], ids=str)
-def test_sizes_are_rounded_up(down: str, size: tuple[int, int]) -> None:
-    maps = small(down=down).trunk(images(*size))
+def test_sizes_are_rounded_up(downsample: str, size: tuple[int, int]) -> None:
+    maps = small(downsample=downsample).trunk(images(*size))
     rounded = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8)]
     assert [tuple(m.shape[1:3]) for m in maps] == rounded
 
@@ -146,8 +152,8 @@ def test_sizes_are_rounded_up(down: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_grad_checkpointing_does_not_change_gradients(name: str) -> None:
     gradients = []
-    for checkpoint in (False, True):
-        stage = {"depth": 2, "heads": 2, "second": {"name": name}, "checkpoint": checkpoint}
+    for grad_checkpointing in (False, True):
+        stage = {"depth": 2, "heads": 2, "second": {"name": name}, "grad_checkpointing": grad_checkpointing}
         stages = {f"stage{i}": {"dim": 16 * i, **stage} for i in (1, 2)}
         model = small(**stages, drop_path=0.5).train()
         torch.manual_seed(3)
@@ -159,8 +165,11 @@ def test_grad_checkpointing_does_not_change_gradients(name: str) -> None:
 
 def test_grad_checkpointing_saves_memory() -> None:
     saved = []
-    for checkpoint in (False, True):
-        stages = {f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "checkpoint": checkpoint} for i in (1, 2)}
+    for grad_checkpointing in (False, True):
+        stages = {
+            f"stage{i}": {"dim": 16 * i, "depth": 2, "heads": 2, "grad_checkpointing": grad_checkpointing}
+            for i in (1, 2)
+        }
         model, sizes = small(**stages).train(), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.nbytes) or x, lambda x: x):
             model(images())
@@ -221,7 +230,7 @@ def test_drop_path_increases_linearly() -> None:
         ({"stage2": {"second": {"name": "windows"}}}, r"model\.stage2\.second.*'window'"),
         ({"stage2": {"second": {"shfit": 3}}}, r"model\.stage2\.second.*shfit.*shift"),
         ({"stages": 3}, r"unknown key 'stages'"),
-        ({"embed": "overlap", "stage1": {"dim": 15, "heads": 3}}, r"model\.stage1\.dim"),
+        ({"patch_embed": "overlap", "stage1": {"dim": 15, "heads": 3}}, r"model\.stage1\.dim"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )

@@ -18,7 +18,7 @@ VERSIONS = {
 }
 
 
-def ours(preset: str, sizes: Sizes, state: Saved) -> Classifier:
+def converted(preset: str, sizes: Sizes, state: Saved) -> Classifier:
     """The preset with other sizes and the given weights."""
     local = {"kernel": sizes.window} if preset.startswith("dat_pp") else {"window": sizes.window}
     changes: dict[str, Any] = {"image_size": 4 * sizes.side}
@@ -42,6 +42,6 @@ def test_logits(preset: str) -> None:
     torch.manual_seed(0)
     state = saved(sizes)
     image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    oracle = PublishedModel(sizes, {name: tensor.double() for name, tensor in state.items()})
-    expected = torch.stack([oracle(each) for each in image])
-    torch.testing.assert_close(ours(preset, sizes, state)(image), expected, atol=1e-10, rtol=0)
+    reference = PublishedModel(sizes, {name: tensor.double() for name, tensor in state.items()})
+    expected = torch.stack([reference(each) for each in image])
+    torch.testing.assert_close(converted(preset, sizes, state)(image), expected, atol=1e-10, rtol=0)

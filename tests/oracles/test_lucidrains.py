@@ -1,8 +1,8 @@
-"""DAT's attention against the `deformable-attention` package, which has the perceptron for a bias.
+"""DAT attention against the `deformable-attention` package, which uses an MLP position bias.
 
-On square maps its arithmetic is ours with other places: grid points and queries lie at 2i / (n - 1) - 1 where maps are
-sampled as if that were (2i + 1) / n - 1. So queries are given such references, and raw offsets lead from our grid to
-its points. Its offset network has no norm, its perceptron two hidden layers, no factor before the logarithm.
+On square maps it computes the same with other positions: grid points and queries are at 2i / (n - 1) - 1, but maps are
+sampled as if that were (2i + 1) / n - 1. The test sets references and raw offsets of attnzoo accordingly. The package's
+offset network has no norm; its MLP has two hidden layers and no factor before the logarithm.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ DIM, HEADS, SIDE = 32, 4, 12
 
 
 class TheirOffsets(nn.Module):
-    """Raw offsets, from our key grid to the points of theirs."""
+    """Raw offsets from the key grid of attnzoo to the sampling points of the package."""
 
     def __init__(self, theirs: DeformableAttention2D):
         super().__init__()
@@ -37,7 +37,7 @@ class TheirOffsets(nn.Module):
 
 
 class TheirBias(MlpBias):
-    """Their perceptron, in their unit of displacement."""
+    """The MLP of the package, on displacements in its units."""
 
     def __init__(self, theirs: DeformableAttention2D):
         nn.ModuleList.__init__(
@@ -88,7 +88,7 @@ def test_outputs_and_gradients_agree(groups: int) -> None:
     output = ours(replace(memory.as_queries(), refs=refs), memory).transpose(1, 2).unflatten(2, (SIDE, SIDE))
     expected = theirs(image)
     assert_close(output, expected, atol=1e-12, rtol=0)
-    # Offset network and perceptron are the same modules in both.
+    # Both use the same modules as offset network and MLP.
     shared = [image, *theirs.to_offsets.parameters(), *theirs.rel_pos_bias.parameters()]
     slope = torch.randn_like(expected)
     for got, right in zip(*(torch.autograd.grad(o, shared, slope) for o in (output, expected)), strict=True):

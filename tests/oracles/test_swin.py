@@ -18,7 +18,7 @@ CLASSES = 5
 SIZES = [(128, 128), (256, 128), (128, 384)]
 
 
-def ours(state: dict[str, Tensor]) -> Classifier:
+def converted(state: dict[str, Tensor]) -> Classifier:
     stages = {
         f"stage{i + 1}": {"dim": 12 * 2**i, "heads": 3 * 2**i, "depth": 2, "first": {"window": 4}} for i in range(4)
     }
@@ -29,7 +29,7 @@ def ours(state: dict[str, Tensor]) -> Classifier:
     return model.eval()
 
 
-def theirs_timm(size: tuple[int, int]) -> nn.Module:
+def timm_model(size: tuple[int, int]) -> nn.Module:
     options: dict[str, Any] = {"embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "window_size": 4}
     torch.manual_seed(0)
     model = timm.models.SwinTransformer(img_size=size, num_classes=CLASSES, **options)
@@ -37,7 +37,7 @@ def theirs_timm(size: tuple[int, int]) -> nn.Module:
     return model.eval()
 
 
-def theirs_transformers() -> nn.Module:
+def transformers_model() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.SwinConfig(
         embed_dim=12, depths=[2, 2, 2, 2], num_heads=[3, 6, 12, 24], window_size=4, num_labels=CLASSES
@@ -54,41 +54,41 @@ def images(size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_timm(size: tuple[int, int]) -> None:
-    model = theirs_timm(size)
-    mine = ours(vit.swin_from_timm(model.state_dict()))
+    reference = timm_model(size)
+    model = converted(vit.swin_from_timm(reference.state_dict()))
     x = images(size)
-    torch.testing.assert_close(mine(x), model(x), atol=1e-5, rtol=0)
-    maps = model.forward_intermediates(x, intermediates_only=True)
-    for found, expected in zip(mine.trunk(x), maps, strict=True):
-        torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(x), reference(x), atol=1e-5, rtol=0)
+    maps = reference.forward_intermediates(x, intermediates_only=True)
+    for actual, expected in zip(model.trunk(x), maps, strict=True):
+        torch.testing.assert_close(actual.permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
 # Where a map is one window high or wide, transformers does not shift along the other axis either.
 @pytest.mark.parametrize("size", [(128, 128), (256, 384)], ids=str)
 def test_transformers(size: tuple[int, int]) -> None:
-    model = theirs_transformers()
-    mine = ours(vit.swin_from_transformers(model.state_dict()))
+    reference = transformers_model()
+    model = converted(vit.swin_from_transformers(reference.state_dict()))
     x = images(size)
-    torch.testing.assert_close(mine(x), model(x, interpolate_pos_encoding=True).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(x), reference(x, interpolate_pos_encoding=True).logits, atol=1e-5, rtol=0)
 
 
 def test_gradients() -> None:
-    model = theirs_timm(SIZES[1])
-    mine = ours(vit.swin_from_timm(model.state_dict()))
+    reference = timm_model(SIZES[1])
+    model = converted(vit.swin_from_timm(reference.state_dict()))
     x, weights = images(SIZES[1]), torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(2))
-    for each in (model, mine):
+    for each in (reference, model):
         (each(x) * weights).sum().backward()
-    expected = vit.swin_from_timm({name: p.grad for name, p in model.named_parameters()})
-    found = {name: p.grad for name, p in mine.named_parameters()}
-    assert found.keys() == expected.keys()
+    expected = vit.swin_from_timm({name: p.grad for name, p in reference.named_parameters()})
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        error = (found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-3)
+        error = (gradients[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-3)
         assert error <= 1e-4, f"{name}: {error:.1e}"
 
 
 def test_official_keys() -> None:
     """Like timm's, but downsampling ends a layer, the head has no submodule, and indices and masks are saved."""
-    state = theirs_timm(SIZES[0]).state_dict()
+    state = timm_model(SIZES[0]).state_dict()
     official = {
         "layers.0.blocks.1.attn_mask": torch.zeros(1),
         "layers.0.blocks.1.attn.relative_position_index": torch.zeros(1),
@@ -98,12 +98,12 @@ def test_official_keys() -> None:
             layer, rest = int(name.split(".")[1]), name.split(".", 2)[2]
             name = f"layers.{layer - 1}.{rest}"
         official[name.replace("head.fc.", "head.")] = tensor
-    found, expected = vit.swin_from_official(official), vit.swin_from_timm(state)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    actual, expected = vit.swin_from_official(official), vit.swin_from_timm(state)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_an_unexpected_key_raises() -> None:
-    state = theirs_timm(SIZES[0]).state_dict()
+    state = timm_model(SIZES[0]).state_dict()
     with pytest.raises(UserError, match=r"unexpected key 'absolute_pos_embed'"):
         vit.swin_from_timm({**state, "absolute_pos_embed": torch.zeros(1)})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.losses import CLASSES, loss_config, transformers_loss
-from support.oracles import CASES, LAYERS, Case, our_model, padded_batch, their_model
+from support.oracles import CASES, LAYERS, Case, converted_model, padded_batch, transformers_model
 from torch import Tensor
 
 from attnzoo.errors import UserError
@@ -22,11 +22,11 @@ pytest.importorskip("transformers")
 @dataclass
 class Pair:
     case: Case
-    theirs: Any
-    ours: Detector
-    their_output: DetectorOutput
-    our_output: DetectorOutput
-    their_losses: dict[str, Tensor]  # as their model reports them
+    reference: Any
+    detector: Detector
+    expected_output: DetectorOutput
+    output: DetectorOutput
+    expected_losses: dict[str, Tensor]  # as reported by transformers
     targets: list[dict[str, Tensor]]
 
 
@@ -34,14 +34,15 @@ class Pair:
 def pair(request: pytest.FixtureRequest) -> Pair:
     case = CASES[request.param]
     images, mask, targets = padded_batch()
-    theirs = their_model(case)
-    ours = our_model(case, theirs.state_dict())
+    reference = transformers_model(case)
+    detector = converted_model(case, reference.state_dict())
     labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
-    result = theirs(images, pixel_mask=(~mask).long(), labels=labels, output_hidden_states=True)
-    return Pair(case, theirs, ours, their_output(case, theirs, result), ours(images, mask), result.loss_dict, targets)
+    result = reference(images, pixel_mask=(~mask).long(), labels=labels, output_hidden_states=True)
+    expected = transformers_output(case, reference, result)
+    return Pair(case, reference, detector, expected, detector(images, mask), result.loss_dict, targets)
 
 
-def their_output(case: Case, model: Any, result: Any) -> DetectorOutput:
+def transformers_output(case: Case, model: Any, result: Any) -> DetectorOutput:
     """Predictions of all layers as a DetectorOutput."""
     if case.dense:
         # With auxiliary_loss, transformers would feed normalised states to the next layer.
@@ -66,27 +67,27 @@ def tensors(output: DetectorOutput) -> dict[str, Tensor]:
 
 
 def test_outputs_of_all_layers(pair: Pair) -> None:
-    theirs, ours = tensors(pair.their_output), tensors(pair.our_output)
-    assert theirs.keys() == ours.keys()
-    assert len(ours["logits"]) == LAYERS
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    expected, actual = tensors(pair.expected_output), tensors(pair.output)
+    assert expected.keys() == actual.keys()
+    assert len(actual["logits"]) == LAYERS
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_losses(pair: Pair) -> None:
     classification = "cross_entropy" if pair.case.dense else "focal"
-    expected = transformers_loss(classification, pair.their_output, pair.targets)
-    found = SetCriterion(loss_config(classification), CLASSES)(pair.our_output, pair.targets).parts
-    decoder = {name: value for name, value in found.items() if not name.endswith("_encoder")}
+    expected = transformers_loss(classification, pair.expected_output, pair.targets)
+    losses = SetCriterion(loss_config(classification), CLASSES)(pair.output, pair.targets).parts
+    decoder = {name: value for name, value in losses.items() if not name.endswith("_encoder")}
     assert len(decoder) == 3 * LAYERS
     torch.testing.assert_close(decoder, expected, atol=1e-5, rtol=1e-5)
-    for theirs, name in [("loss_ce", "class"), ("loss_bbox", "l1"), ("loss_giou", "giou")]:
-        torch.testing.assert_close(found[name], pair.their_losses[theirs], atol=1e-5, rtol=1e-5)
+    for key, name in [("loss_ce", "class"), ("loss_bbox", "l1"), ("loss_giou", "giou")]:
+        torch.testing.assert_close(losses[name], pair.expected_losses[key], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients(pair: Pair) -> None:
     """In float64, because rounding can move a sampling point across a pixel centre, where gradients jump."""
-    models = copy.deepcopy(pair.theirs).double(), copy.deepcopy(pair.ours).double()
+    models = copy.deepcopy(pair.reference).double(), copy.deepcopy(pair.detector).double()
     images, mask, _ = padded_batch()
     # With labels, Deformable DETR returns all layers; the loss of DETR supports float32 only.
     labels = [{"class_labels": t["labels"], "boxes": t["boxes"].double()} for t in pair.targets]
@@ -96,28 +97,28 @@ def test_gradients(pair: Pair) -> None:
         labels=None if pair.case.dense else labels,
         output_hidden_states=True,
     )
-    outputs = their_output(pair.case, models[0], result), models[1](images.double(), mask)
+    outputs = transformers_output(pair.case, models[0], result), models[1](images.double(), mask)
     g = torch.Generator().manual_seed(5)
-    weights = {name: torch.randn(value.shape, generator=g) for name, value in tensors(pair.our_output).items()}
+    weights = {name: torch.randn(value.shape, generator=g) for name, value in tensors(pair.output).items()}
     gradients = []
     for model, output in zip(models, outputs, strict=True):
         torch.stack([(weights[name] * value).sum() for name, value in tensors(output).items()]).sum().backward()
         named = model.named_parameters(remove_duplicate=False)
         gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named})
-    theirs, ours = gradients
-    theirs = huggingface.convert(theirs, pair.ours.config)
-    assert theirs.keys() == ours.keys()
-    for name, gradient in theirs.items():
+    expected, actual = gradients
+    expected = huggingface.convert(expected, pair.detector.config)
+    assert expected.keys() == actual.keys()
+    for name, gradient in expected.items():
         # Content is zero in DETR's first self-attention, so in exact arithmetic its projection weights get no gradient.
         scale = gradient.abs().max().clamp(min=1e-3)
-        error = (ours[name] - gradient).abs().max() / scale
+        error = (actual[name] - gradient).abs().max() / scale
         assert error <= 1e-5, f"{name}: {error:.1e}"
 
 
 def test_unexpected_and_missing_keys_raise() -> None:
     case = CASES["detr"]
-    state = their_model(case).state_dict()
-    config = our_model(case, state).config
+    state = transformers_model(case).state_dict()
+    config = converted_model(case, state).config
     with pytest.raises(UserError, match=r"unexpected key 'model\.encoder\.extra'"):
         huggingface.convert({**state, "model.encoder.extra": torch.zeros(1)}, config)
     del state["model.encoder.layers.0.self_attn.k_proj.bias"]

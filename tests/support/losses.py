@@ -75,6 +75,4 @@ def transformers_loss(
     labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
     losses = criterion({**layers[-1], "auxiliary_outputs": layers[:-1]}, labels)
     names = {"loss_ce": "class", "loss_bbox": "l1", "loss_giou": "giou"}
-    return {
-        name.replace(theirs, ours): v for theirs, ours in names.items() for name, v in losses.items() if theirs in name
-    }
+    return {name.replace(key, new): v for key, new in names.items() for name, v in losses.items() if key in name}

@@ -20,11 +20,15 @@ class Case:
     """A preset and the options of transformers that build the same model."""
 
     preset: str
-    theirs: dict[str, Any]
+    transformers_options: dict[str, Any]
 
     @property
     def dense(self) -> bool:
         return self.preset.startswith("detr")
+
+    @property
+    def multi_scale(self) -> bool:
+        return self.transformers_options.get("num_feature_levels") == 4
 
 
 CASES = {
@@ -38,7 +42,7 @@ CASES = {
 }
 
 
-def their_model(case: Case) -> nn.Module:
+def transformers_model(case: Case) -> nn.Module:
     """The model of transformers 4.57.6 in evaluation mode, all parameters perturbed and trainable."""
     from transformers import (
         DeformableDetrConfig,
@@ -53,7 +57,7 @@ def their_model(case: Case) -> nn.Module:
         hidden_sizes=[16, 32, 64, 128],
         depths=[1] * 4,
         layer_type="bottleneck",
-        out_features=["stage2", "stage3", "stage4"] if case.theirs.get("num_feature_levels") == 4 else ["stage4"],
+        out_features=["stage2", "stage3", "stage4"] if case.multi_scale else ["stage4"],
     )
     options: dict[str, Any] = {
         "backbone_config": backbone,
@@ -73,15 +77,15 @@ def their_model(case: Case) -> nn.Module:
     }
     torch.manual_seed(0)
     if case.dense:
-        model: nn.Module = DetrForObjectDetection(DetrConfig(**options | case.theirs))
+        model: nn.Module = DetrForObjectDetection(DetrConfig(**options | case.transformers_options))
     else:
         options |= {"auxiliary_loss": True, "class_cost": 2, "two_stage_num_proposals": QUERIES}
-        model = DeformableDetrForObjectDetection(DeformableDetrConfig(**options | case.theirs))
+        model = DeformableDetrForObjectDetection(DeformableDetrConfig(**options | case.transformers_options))
     perturb(model)
     return model.eval().requires_grad_(True)
 
 
-def our_model(case: Case, state: dict[str, Tensor]) -> Detector:
+def converted_model(case: Case, state: dict[str, Tensor]) -> Detector:
     """The preset with converted weights of transformers."""
     model = models.create(
         case.preset,

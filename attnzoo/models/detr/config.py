@@ -27,12 +27,13 @@ class DecoderConfig:
 class HeadConfig:
     # relative: offset to the reference point or box in logit space; absolute: coordinates in the image
     boxes: Literal["relative", "absolute"] = "relative"
-    shared: bool | None = None  # one pair of heads for all decoder layers; null: unless `refine` is set
+    shared: bool | None = None  # one pair of heads for all decoder layers; null: shared unless boxes are refined
     refine: bool = False  # iterative box refinement: each layer predicts offsets to the boxes of the previous layer
     two_stage: bool = False  # queries are the top-k encoder proposals
-    # two-stage: proposals are ranked by the logit of class 0 ("first") or by their highest logit ("best")
-    select: Literal["first", "best"] = "first"
-    # two-stage: query content from the sine embedding of the proposal box, or the encoder's token ("memory")
+    # two-stage: rank proposals by the logit of class 0, trained as objectness (class_agnostic, as published), or by
+    # their highest class logit (max_class)
+    select: Literal["class_agnostic", "max_class"] = "class_agnostic"
+    # two-stage: query content from the sine embedding of the proposal box, or the encoder token (memory)
     content: Literal["position", "memory"] = "position"
     # two-stage: width and height of initial proposals at the finest level, doubled per level
     anchor_size: float = number(0.05, OPEN_FRACTION)
@@ -44,10 +45,12 @@ class HeadConfig:
 @dataclass
 class LossConfig:
     classification: Literal["focal", "cross_entropy"] = "focal"
-    class_weight: float = number(2.0, NON_NEGATIVE)  # weights of the losses
+    # weights of the losses
+    class_weight: float = number(2.0, NON_NEGATIVE)
     l1_weight: float = number(5.0, NON_NEGATIVE)
     giou_weight: float = number(2.0, NON_NEGATIVE)
-    match_class: float = number(2.0, NON_NEGATIVE)  # weights of the matching costs
+    # weights of the matching costs
+    match_class: float = number(2.0, NON_NEGATIVE)
     match_l1: float = number(5.0, NON_NEGATIVE)
     match_giou: float = number(2.0, NON_NEGATIVE)
     no_object_weight: float = number(0.1, NON_NEGATIVE)  # cross_entropy: weight of the "no object" class

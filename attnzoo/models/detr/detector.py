@@ -98,7 +98,7 @@ class Detector(nn.Module):
 
 
 def _check_options(config: DetectorConfig) -> None:
-    """Check options that depend on each other across submodules."""
+    """Check options across submodules."""
     if config.dim % config.heads:
         raise UserError(
             f"model.heads = {config.heads}: must divide model.dim = {config.dim}", key=("model.heads", "model.dim")

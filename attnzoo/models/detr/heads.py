@@ -50,8 +50,8 @@ class PredictionHeads(nn.Module):
         self.encoder_class = _class_head(dim, num_logits, config.class_prior) if config.two_stage else None
         self.encoder_box = _box_head(dim, config.box_size_bias) if config.two_stage else None
         if config.box_size_bias is not None:
-            # Offsets to a reference box start at zero: those to proposals, and after the first layer those to refined
-            # boxes (Deformable DETR, DeformableDETR.__init__).
+            # Zero size bias where references are boxes: proposals in all layers, refined boxes from the second layer on
+            # (Deformable DETR, DeformableDETR.__init__).
             if self.encoder_box is not None:
                 zero_bias = [*boxes, self.encoder_box]
             else:

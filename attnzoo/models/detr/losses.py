@@ -36,13 +36,13 @@ class SetCriterion:
 
     Each layer is matched independently, and all layers have equal weight. `num_classes` excludes "no object".
 
-    `select` is HeadConfig.select. With "first", as published, logit 0 of the encoder is objectness, so its labels are
-    all 0. With "best" the encoder learns the labels of the targets.
+    `select` is HeadConfig.select. With "class_agnostic", as published, logit 0 of the encoder is objectness, so all of
+    its labels are 0. With "max_class" the encoder learns the labels of the targets.
 
     Raises UserError for an unknown classification loss.
     """
 
-    def __init__(self, config: LossConfig, num_classes: int, *, select: str = "first"):
+    def __init__(self, config: LossConfig, num_classes: int, *, select: str = "class_agnostic"):
         if config.classification not in CLASSIFICATION_LOSSES:
             raise unknown("loss", config.classification, CLASSIFICATION_LOSSES, key="model.loss.classification")
         self.config = config
@@ -67,7 +67,7 @@ class SetCriterion:
         total = self._weighted_sum(losses)
 
         if output.encoder_logits is not None and output.encoder_boxes is not None:
-            if self.select == "first":
+            if self.select == "class_agnostic":
                 targets = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
             losses = self._layer_losses(output.encoder_logits[None], output.encoder_boxes[None], targets, num_boxes)
             parts |= {f"{name}_encoder": values[0] for name, values in losses.items()}

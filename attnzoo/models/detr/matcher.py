@@ -13,7 +13,7 @@ from attnzoo.models.detr.boxes import pairwise_giou
 from attnzoo.models.detr.config import LossConfig
 
 Target = Mapping[str, Tensor]
-"""Ground truth of one image: "labels" (n,) int64 and "boxes" (n, 4) as (cx, cy, w, h), normalised, with area."""
+"""Ground truth of one image: "labels" (n,) int64 and "boxes" (n, 4) as normalised (cx, cy, w, h) of positive size."""
 
 NONFINITE_COST = -1e6  # below any finite cost
 

@@ -86,9 +86,9 @@ class TwoStageQueries(nn.Module):
 
     def _ranking_scores(self, logits: Tensor) -> Tensor:
         """Scores (B, S) by which proposals are selected, see HeadConfig.select."""
-        # Logits rank like their sigmoids, but not like a softmax, which is invariant to a constant added to all.
+        # Sigmoid is monotonic, so logits give the same ranking; softmax over classes does not.
         scores = logits if logits.shape[-1] == self.num_classes else logits.softmax(-1)[..., : self.num_classes]
-        return scores[..., 0] if self.config.select == "first" else scores.amax(-1)
+        return scores[..., 0] if self.config.select == "class_agnostic" else scores.amax(-1)
 
     def _proposals(self, memory: Pyramid) -> tuple[Tensor, Tensor]:
         """Box logits (B, S, 4) and validity (B, S, 1). Logits of padded and out-of-image proposals are infinite."""

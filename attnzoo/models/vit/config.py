@@ -19,7 +19,7 @@ class StageConfig:
     first: NamedBlock = named("window")  # attention 1
     second: NamedBlock = named("window")  # attention 2
     pattern: list[int] = numbers([1, 2], Range(1, 2))  # attentions of consecutive blocks, repeated
-    checkpoint: bool = False  # activation checkpointing: recompute blocks in the backward pass to save memory
+    grad_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
 
 
 def _stage(dim: int, depth: int, heads: int) -> Any:
@@ -32,9 +32,9 @@ class VitConfig:
 
     image_size: int = number(224, COUNT)  # pixels; sets the size of position bias tables, but any image size runs
     # patch: 4x4 patches (Swin, DAT); overlap: two 3x3 stride-2 convolutions (DAT++)
-    embed: Literal["patch", "overlap"] = "patch"
+    patch_embed: Literal["patch", "overlap"] = "patch"
     # merge: patch merging (Swin); conv: 2x2 stride-2 convolution (DAT); overlap: 3x3 stride-2 convolution (DAT++)
-    down: Literal["merge", "conv", "overlap"] = "merge"
+    downsample: Literal["merge", "conv", "overlap"] = "merge"
     stage1: StageConfig = _stage(96, 2, 3)
     stage2: StageConfig = _stage(192, 2, 6)
     stage3: StageConfig = _stage(384, 6, 12)

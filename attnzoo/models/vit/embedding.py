@@ -56,7 +56,7 @@ PATCH_EMBEDS = {"patch": PatchEmbed, "overlap": OverlapPatchEmbed}
 
 
 def build_downsample(kind: str, in_dim: int, out_dim: int) -> nn.Module:
-    """The 2× downsampling layer of VitConfig.down: "merge", "conv" or "overlap"."""
+    """The 2× downsampling layer of VitConfig.downsample: "merge", "conv" or "overlap"."""
     if kind == "merge":
         return PatchMerging(in_dim, out_dim)
     return ConvNorm(in_dim, out_dim, kernel=2 if kind == "conv" else 3, stride=2, bias=False)

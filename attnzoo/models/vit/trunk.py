@@ -56,7 +56,7 @@ class Trunk(nn.Module):
     def __init__(self, config: VitConfig, where: str = "model"):
         super().__init__()
         stages = _active_stages(config, where)
-        self.patch_embed = PATCH_EMBEDS[config.embed](stages[0].dim)
+        self.patch_embed = PATCH_EMBEDS[config.patch_embed](stages[0].dim)
         depth = sum(stage.depth for stage in stages)
         drop_path_rates = iter([config.drop_path * index / max(depth - 1, 1) for index in range(depth)])
         self.stages = nn.ModuleList()
@@ -69,8 +69,8 @@ class Trunk(nn.Module):
                 Block(_attention(stage, block, map_size, stage_key), config, next(drop_path_rates))
                 for block in range(stage.depth)
             ]
-            downsample = build_downsample(config.down, stages[index - 1].dim, stage.dim) if index else None
-            self.stages.append(Stage(downsample, blocks, stage.checkpoint))
+            downsample = build_downsample(config.downsample, stages[index - 1].dim, stage.dim) if index else None
+            self.stages.append(Stage(downsample, blocks, stage.grad_checkpointing))
             feature_info.append({"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{index}"})
         self.feature_info = FeatureInfo(feature_info, tuple(range(len(feature_info))))
 
@@ -101,7 +101,7 @@ def _attention(stage: StageConfig, block: int, map_size: int, stage_key: str) ->
 
 
 def _active_stages(config: VitConfig, where: str) -> list[StageConfig]:
-    """The stages up to the last with blocks."""
+    """The stages up to the last one that has blocks."""
     stages = [config.stage1, config.stage2, config.stage3, config.stage4]
     while stages and not stages[-1].depth:
         stages.pop()
@@ -117,9 +117,9 @@ def _active_stages(config: VitConfig, where: str) -> list[StageConfig]:
             raise UserError(f"{key}.pattern = []: expected at least one of 1 and 2", key=f"{key}.pattern")
     if not stages:
         raise UserError(f"{where}.stage1.depth = 0: must be at least 1", key=f"{where}.stage1.depth")
-    if config.embed == "overlap" and stages[0].dim % 2:
+    if config.patch_embed == "overlap" and stages[0].dim % 2:
         raise UserError(
-            f"{where}.stage1.dim = {stages[0].dim}: must be even with {where}.embed = 'overlap'",
-            key=(f"{where}.stage1.dim", f"{where}.embed"),
+            f"{where}.stage1.dim = {stages[0].dim}: must be even with {where}.patch_embed = 'overlap'",
+            key=(f"{where}.stage1.dim", f"{where}.patch_embed"),
         )
     return stages

@@ -19,10 +19,10 @@ def test_detections_equal_transformers(kind):
     processor = DetrImageProcessor() if kind == "cross_entropy" else DeformableDetrImageProcessor()
     output = random_output(kind, queries=40)
     last = SimpleNamespace(logits=output.logits[-1].detach(), pred_boxes=output.boxes[-1].detach())
-    theirs = processor.post_process_object_detection(last, threshold=0.0, target_sizes=SIZES)
-    ours = postprocess(output, SIZES, kind)
-    assert len(ours) == len(theirs) == 3
-    for a, b in zip(ours, theirs, strict=True):
+    expected = processor.post_process_object_detection(last, threshold=0.0, target_sizes=SIZES)
+    detections = postprocess(output, SIZES, kind)
+    assert len(detections) == len(expected) == 3
+    for a, b in zip(detections, expected, strict=True):
         order = b["scores"].argsort(descending=True, stable=True)  # transformers does not sort DETR's queries
         for name in ("scores", "labels", "boxes"):
             torch.testing.assert_close(a[name], b[name][order], rtol=1e-6, atol=1e-5)

@@ -16,19 +16,19 @@ def test_pairs_equal_transformers(kind, counts):
     from transformers.loss.loss_for_object_detection import HungarianMatcher
 
     config = loss_config(kind)
-    matcher = DeformableDetrHungarianMatcher if kind == "focal" else HungarianMatcher
-    theirs = matcher(class_cost=config.match_class, bbox_cost=config.match_l1, giou_cost=config.match_giou)
+    cls = DeformableDetrHungarianMatcher if kind == "focal" else HungarianMatcher
+    reference = cls(class_cost=config.match_class, bbox_cost=config.match_l1, giou_cost=config.match_giou)
     for seed in range(5):
         output, targets = random_output(kind, seed=seed), random_targets(*counts, seed=seed + 100)
-        ours = hungarian_match(output.logits, output.boxes, targets, config)
+        matching = hungarian_match(output.logits, output.boxes, targets, config)
         starts = torch.tensor([0, *itertools.accumulate(counts)])
         labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
         for layer in range(len(output.logits)):
-            pairs = theirs({"logits": output.logits[layer], "pred_boxes": output.boxes[layer]}, labels)
+            pairs = reference({"logits": output.logits[layer], "pred_boxes": output.boxes[layer]}, labels)
             for image, (queries, objects) in enumerate(pairs):
-                of_image = ours.images == image
-                assert ours.queries[layer, of_image].tolist() == queries.tolist()
-                assert (ours.targets[layer, of_image] - starts[image]).tolist() == objects.tolist()
+                of_image = matching.images == image
+                assert matching.queries[layer, of_image].tolist() == queries.tolist()
+                assert (matching.targets[layer, of_image] - starts[image]).tolist() == objects.tolist()
 
 
 def test_layers_are_matched_independently():
