@@ -23,9 +23,9 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = number(0.0, BELOW_ONE)  # fraction of all steps
-    warmup_from: float | None = number(None, FRACTION)  # first step: fraction of lr; null: 1 / warm-up steps
-    floor: float = number(0.0, FRACTION)  # cosine: final lr, as a fraction of lr
-    after_warmup: bool = True  # cosine: starts after warm-up; false: at step 0, under the warm-up (DAT)
+    warmup_start_factor: float | None = number(None, FRACTION)  # first lr, as a fraction of lr; null: 1 / warm-up steps
+    min_lr_ratio: float = number(0.0, FRACTION)  # cosine: final lr, as a fraction of lr
+    warmup_prefix: bool = True  # cosine: starts after warm-up; false: at step 0, under the warm-up (DAT)
     milestones: list[float] = numbers([], FRACTION)  # step: fractions of all steps
     gamma: float = number(0.1, POSITIVE)  # step: factor at each milestone
 

@@ -77,22 +77,22 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Scheduler:
     """The learning-rate schedule; call `step_update(step)` before optimiser step number `step`, from 0.
 
-    Warm-up is linear over the first `warmup` fraction of `steps`, from lr * `warmup_from`, by default lr / warm-up
-    steps, so that no step has a learning rate of zero. "cosine" decays to lr * `floor` at `steps`, from the end of
-    warm-up or, unless `after_warmup`, from step 0. "step" multiplies by `gamma` at each milestone.
+    Warm-up is linear over the first `warmup` fraction of `steps`, from lr * `warmup_start_factor`, by default lr /
+    warm-up steps, so that no step has a learning rate of zero. "cosine" decays to lr * `min_lr_ratio` at `steps`, from
+    the end of warm-up or, unless `warmup_prefix`, from step 0. "step" multiplies by `gamma` at each milestone.
     """
     warmup = round(config.warmup * steps)
     lr = optimizer.param_groups[0]["lr"]
-    start_factor = 1 / max(warmup, 1) if config.warmup_from is None else config.warmup_from
+    start_factor = 1 / max(warmup, 1) if config.warmup_start_factor is None else config.warmup_start_factor
     warmup_lr = lr * start_factor if warmup else 0.0
     if config.name == "cosine":
         return CosineLRScheduler(
             optimizer,
-            t_initial=max(steps - warmup if config.after_warmup else steps, 1),
-            lr_min=lr * config.floor,
+            t_initial=max(steps - warmup if config.warmup_prefix else steps, 1),
+            lr_min=lr * config.min_lr_ratio,
             warmup_t=warmup,
             warmup_lr_init=warmup_lr,
-            warmup_prefix=config.after_warmup,
+            warmup_prefix=config.warmup_prefix,
             t_in_epochs=False,
         )
     milestones = config.milestones if config.name == "step" else []

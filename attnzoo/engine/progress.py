@@ -6,7 +6,7 @@ from typing import Any
 
 from attnzoo.rundir import duration
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.metrics import STATUS
+from attnzoo.rundir.metrics import STATUS, is_validation
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ProgressReporter:
     def log_metrics(self, row: dict[str, Any]) -> None:
         """Report a row of metrics in the status and as a line of the log."""
         status = {name: row[key] for key, name in STATUS.items() if key in row}
-        if any(key.startswith("val/") for key in row):
+        if is_validation(row):
             status["evaluated"] = row["step"]
         self.update(**status)
         if self.run is not None:

@@ -213,7 +213,9 @@ class Trainer:
         if self.step in (0, self._last_save[0]):
             return
         self._check_finite(self.step)
-        state = self.strategy.full_state_dict(self._state())
+        # before the checkpoint: a power cut never leaves a checkpoint without its rows
+        num_rows = self._metrics.sync() if self._metrics is not None else 0
+        state = self.strategy.full_state_dict(self._state()) | {"num_rows": num_rows}
         if self.ctx.is_main:
             self.checkpoints.save(state, self.step)
         self._last_save = (self.step, time.monotonic())
@@ -233,14 +235,14 @@ class Trainer:
             "loss_window": self._loss_window,
         }
 
-    def resume(self) -> int | None:
-        """Load the newest valid checkpoint; returns its step, or None if there is none.
+    def resume(self) -> int:
+        """Load the newest valid checkpoint, if any; returns the number of rows of metrics that belong to it.
 
         Raises UserError if it belongs to another seed or data set.
         """
         path = self.ctx.broadcast_object(self.checkpoints.newest_valid() if self.ctx.is_main else None)
         if path is None:
-            return None
+            return 0
         state = load_checkpoint(path, self.ctx.device)
         for key, current in (("steps_per_epoch", self.steps_per_epoch), ("seed", self.seed)):
             if state[key] != current:
@@ -255,7 +257,7 @@ class Trainer:
         self._metric_names, self._loss_window = state["metric_names"], state["loss_window"]
         self._last_save = (self.step, time.monotonic())
         log.info("resuming from %s", path)
-        return self.step
+        return int(state["num_rows"])
 
     def _autocast(self, model: Any) -> Forward:
         if self.config.precision == "fp32":

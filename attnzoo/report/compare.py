@@ -40,11 +40,17 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 def _variant(seeds: Seeds, finals: Mapping[RunFolder, Mapping[str, float]], options: dict[str, Any]) -> Variant:
     done = {seed: finals[run] for seed, run in seeds.items() if finals[run]}
-    unfinished = [f"seed {seed} {run.read_status()['state']}" for seed, run in seeds.items() if seed not in done]
+    unfinished = [f"seed {seed} {_state(run)}" for seed, run in seeds.items() if seed not in done]
     keys = [metric.key for metric in METRICS]
     values = {key: [final[key] for final in done.values() if key in final] for key in keys}
     estimates = {key: mean_ci95(numbers) for key, numbers in values.items()}
     return Variant(options, estimates, tuple(sorted(done)), tuple(unfinished))
+
+
+def _state(run: RunFolder) -> str:
+    """Why a run without final metrics is not finished."""
+    state = str(run.read_status()["state"])
+    return "without its last evaluation" if state == "done" else state
 
 
 def _varying_options(configs: Sequence[ExperimentConfig], variants: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The files of one run: their names and formats. Imports neither torch nor omegaconf."""
 
+import errno
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from attnzoo.errors import UserError
+from attnzoo.rundir.metrics import is_final
 
 STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
 
@@ -18,7 +20,7 @@ RESERVE_BYTES = 65536
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file atomically: readers, and a crash, see either the old or the new content."""
+    """Write a file atomically: readers see the old or the new content, and so does a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -27,9 +29,21 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
+            raise
+    finally:
+        os.close(handle)
 
 
 class RunFolder:
@@ -105,11 +119,14 @@ class RunFolder:
     def final_metrics(self) -> dict[str, float]:
         """The last value of each metric, and the last `step`, if the run is done; {} if it is not.
 
-        Raises UserError if status or metrics are corrupt.
+        Without the validation metrics of its last step a run counts as not done. Raises UserError if status or metrics
+        are corrupt.
         """
-        if self.read_status()["state"] != "done":
+        status = self.read_status()
+        rows = self.read_metrics() if status["state"] == "done" else []
+        if not is_final(rows, status.get("steps", 0)):
             return {}
-        return {key: value for row in self.read_metrics() for key, value in row.items()}
+        return {key: value for row in rows for key, value in row.items()}
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:

@@ -1,5 +1,6 @@
 """The metrics of runs: their keys, names and formats. Imports no heavy packages."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -43,3 +44,13 @@ PRIMARY_METRICS = {task: metrics[0] for task, metrics in TASK_METRICS.items()}
 METRICS = tuple(dict.fromkeys([*chain.from_iterable(TASK_METRICS.values()), *COST_METRICS, *SPEED_METRICS]))
 # Those in status.json: key -> name.
 STATUS = {"train/loss": "loss"} | {metric.key: metric.name for metric in METRICS if metric.is_validation}
+
+
+def is_validation(row: Mapping[str, float]) -> bool:
+    """Whether a row of metrics.jsonl is from an evaluation."""
+    return any(key.startswith("val/") for key in row)
+
+
+def is_final(rows: Sequence[Mapping[str, float]], steps: int) -> bool:
+    """Whether `rows` end with the evaluation after the last of `steps` optimiser steps."""
+    return bool(rows) and rows[-1]["step"] >= steps and is_validation(rows[-1])

@@ -26,6 +26,7 @@ from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.heartbeat import heartbeat_thread
 from attnzoo.rundir.lock import STALE_SECONDS, run_lock
+from attnzoo.rundir.metrics import is_final
 from attnzoo.worker.tasks import build_task
 
 log = logging.getLogger(__name__)
@@ -141,11 +142,11 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
     for group in trainer.optimizer.param_groups:
         count = sum(parameter.numel() for parameter in group["params"])
         log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
-    resume_step = trainer.resume()
+    num_rows = trainer.resume()
     if ctx.is_main:
         attempts.record_start(run, trainer.step, steps_lost=_max_recorded_step(run) - trainer.step)
     progress.update(force=True, step=trainer.step)
-    metrics = MetricsLogger(run, resume_step) if ctx.is_main else None
+    metrics = MetricsLogger(run, num_rows) if ctx.is_main else None
     model = trainer.strategy.unsharded_model(trainer.model)
     if metrics is not None and metrics.latest("cost/ms") is None:
         cost = task.cost(model)
@@ -159,6 +160,8 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         raise
     if metrics is not None:
         metrics.close()
+        if not is_final(run.read_metrics(), steps):
+            raise UserError(f"{run.metrics}: no validation metrics at step {steps}, the last (are all NaN?)")
     progress.update(force=True, state="done")
 
 

@@ -41,8 +41,8 @@ def test_published_recipes(
     train, schedule = config.train, config.train.schedule
     assert (train.epochs, config.data.batch_size, train.optimizer.lr, train.clip) == (300, 1024, lr, clip)
     assert round(schedule.warmup * 300) == warmup_epochs
-    assert schedule.after_warmup == (name == "swin_imagenet")
-    assert (schedule.warmup_from * lr, schedule.floor * lr) == pytest.approx((first, last))
+    assert schedule.warmup_prefix == (name == "swin_imagenet")
+    assert (schedule.warmup_start_factor * lr, schedule.min_lr_ratio * lr) == pytest.approx((first, last))
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d) == (0.05, False)
     assert (config.data.mixup, config.data.cutmix, config.data.mix_switch) == (0.8, 1.0, 0.5)
     assert (config.model.label_smoothing, config.model.drop_path) == (0.1, drop_path)
@@ -101,7 +101,7 @@ def test_published_fine_tuning() -> None:
     train, schedule = config.train, config.train.schedule
     assert (train.epochs, config.data.batch_size, train.optimizer.lr) == (30, 512, 2e-6)
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d, train.clip) == (1e-8, False, 5.0)
-    assert (schedule.warmup, schedule.floor * train.optimizer.lr) == (0, pytest.approx(1e-7))
+    assert (schedule.warmup, schedule.min_lr_ratio * train.optimizer.lr) == (0, pytest.approx(1e-7))
     augment = config.data.augment
     assert (augment["size"], augment.get("crop_pct", 0.875), augment["crop_mode"]) == (384, 0.875, "squash")
     assert (config.model.stage1.second["window"], config.model.stage1.second["shift"]) == (12, 6)

@@ -8,6 +8,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
 from attnzoo.engine.metrics import MetricsLogger
+from attnzoo.errors import UserError
 from attnzoo.report import hparams
 from attnzoo.rundir.folder import RunFolder
 
@@ -37,7 +38,7 @@ def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [None, 0, 4, 5, 6])
-def test_resuming_rewinds_to_the_checkpoint_without_doubles(tmp_path, resume):
+def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume):
     run = RunFolder(tmp_path)
 
     def write(metrics: MetricsLogger, first: int) -> None:
@@ -51,7 +52,8 @@ def test_resuming_rewinds_to_the_checkpoint_without_doubles(tmp_path, resume):
     rows = run.read_metrics()
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "train/lo')  # the process died while writing
-    metrics = MetricsLogger(run, resume)
+    before = [row for row in rows if row["step"] < (resume or 0) or (row["step"] == resume and "val/AP" not in row)]
+    metrics = MetricsLogger(run, 0 if resume is None else len(before))
     if resume is not None and resume % 5 == 0:  # the loop first repeats the evaluation that follows the checkpoint
         metrics.write(resume, {"val/AP": float(resume)})
     write(metrics, 0 if resume is None else resume + 1)
@@ -59,6 +61,16 @@ def test_resuming_rewinds_to_the_checkpoint_without_doubles(tmp_path, resume):
     assert scalars(tmp_path) == {
         "train/loss": [(step, step) for step in range(8)], "val/AP": [(0, 0), (5, 5)],
     }  # fmt: skip
+
+
+def test_rows_that_were_lost_are_named(tmp_path):
+    metrics = MetricsLogger(RunFolder(tmp_path))
+    for step in (1, 2):
+        metrics.write(step, {"train/loss": 1.0})
+    metrics.close()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: has 2 rows, but the checkpoint was saved after 3"):
+        MetricsLogger(RunFolder(tmp_path), 3)
+    assert len(RunFolder(tmp_path).read_metrics()) == 2
 
 
 def test_a_sweep_in_hparams(tmp_path):

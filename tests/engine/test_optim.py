@@ -90,14 +90,14 @@ def test_cosine_warms_up_and_falls_to_zero():
 
 
 def test_warm_up_and_cosine_between_given_shares():
-    slow, fast = rates(ScheduleConfig("cosine", warmup=0.2, warmup_from=0.01, floor=0.1), 20)
+    slow, fast = rates(ScheduleConfig("cosine", warmup=0.2, warmup_start_factor=0.01, min_lr_ratio=0.1), 20)
     warm = [0.004 + t * (0.4 - 0.004) / 4 for t in range(4)]
     assert fast == pytest.approx(warm + [0.04 + 0.18 * (1 + math.cos(math.pi * t / 16)) for t in range(16)])
     assert slow == pytest.approx([0.1 * lr for lr in fast])
 
 
 def test_cosine_that_counts_the_steps_of_warm_up():
-    _, fast = rates(ScheduleConfig("cosine", warmup=0.2, after_warmup=False), 20)
+    _, fast = rates(ScheduleConfig("cosine", warmup=0.2, warmup_prefix=False), 20)
     expected = [0.1, 0.175, 0.25, 0.325] + [0.2 * (1 + math.cos(math.pi * t / 20)) for t in range(4, 20)]
     assert fast == pytest.approx(expected)
 

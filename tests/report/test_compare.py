@@ -121,6 +121,17 @@ def test_unfinished_runs_are_listed_and_not_averaged(folder: Path) -> None:
     assert any("2 of 6 runs are not finished" in note for note in comparison.notes)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+def test_a_run_without_its_last_evaluation_is_no_seed(folder: Path, rows: int) -> None:
+    """The second row is an evaluation too, of an earlier step."""
+    metrics = RunFolder(folder / "points=2-seed=2").metrics
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:rows]))
+    comparison = compare([folder])
+    assert comparison.variants[0].seeds == (0, 1)
+    assert comparison.variants[0].unfinished == ("seed 2 without its last evaluation",)
+    assert any("1 of 6 runs are not finished" in note for note in comparison.notes)
+
+
 def test_unequal_budgets_are_warned_about(folder: Path) -> None:
     with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/AP": 0.5}\n')
