@@ -47,14 +47,14 @@ def _check_key(key: str, prefix: str) -> None:
 
 
 def _check_overlap(sweep: SweepConfig, variants: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """A key is in one of the blocks; zip and grid come last, and may only set options of what a variant sets."""
+    """No key is in both zip and grid, and neither overwrites what a variant sets: both are applied after it."""
     if both := sweep.grid.keys() & sweep.zip.keys():
         raise UserError(f"{where}: sweep: {min(both)!r} is in both grid and zip")
     named = "one_at_a_time" if sweep.one_at_a_time else "variants"
     for kind in ("grid", "zip"):
         for key in getattr(sweep, kind):
             for overrides in variants.values():
-                if lost := [other for other in overrides if f"{other}.".startswith(f"{key}.")]:
+                if lost := [leaf for leaf, _ in flatten(overrides) if f"{leaf}.".startswith(f"{key}.")]:
                     raise UserError(f"{where}: sweep: {lost[0]!r} of {named} is overwritten by {key!r} of {kind}")
 
 

@@ -123,6 +123,10 @@ def test_a_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
             f"'{ENCODER}.points' of variants is overwritten by '{ENCODER}' of zip",
         ),
         (
+            f"variants: {{a: {{{ENCODER}: {{points: 8}}}}}}, grid: {{{ENCODER}.points: [1, 2]}}",
+            f"'{ENCODER}.points' of variants is overwritten by '{ENCODER}.points' of grid",
+        ),
+        (
             f"{TWO}, exclude: [{{variant: dens}}]",
             "variant = 'dens' is not among its values ['dense', 'deform']; did you mean 'dense'",
         ),
