@@ -25,13 +25,14 @@ NOT_SOURCES = shutil.ignore_patterns(
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without PYTHONPATH, which could lead to this checkout."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": "", **environment},
     )
 
 
