@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attnzoo
-from attnzoo.attention.plugins import snapshot_name
+from attnzoo.attention.plugins import snapshot_filename
 from attnzoo.environment import SOURCE, source
 from attnzoo.errors import UserError
 
@@ -24,7 +24,7 @@ def take(folder: Path, plugins: Iterable[str]) -> Path:
     files = dict(_package())
     for plugin in plugins:
         if plugin.endswith(".py"):
-            files[Path("plugins") / snapshot_name(plugin)] = Path(plugin)
+            files[Path("plugins") / snapshot_filename(plugin)] = Path(plugin)
     try:
         target = folder / _digest(files)
     except OSError as error:

@@ -98,7 +98,7 @@ def test_only_ours_uses_the_operators(monkeypatch):
 
 
 def test_without_its_bias_dat_computes_something_else(monkeypatch):
-    monkeypatch.setattr(TableBias, "between", lambda self, places: torch.zeros(()))
+    monkeypatch.setattr(TableBias, "bias_matrix", lambda self, positions: torch.zeros(()))
     record = compare.run(CPU, ["dat_tiny"], seconds=0, tiny=True, forward=(1, 64, 64), training=(1, 64, 64))
     assert len(compare.faults(record)) == 2
 

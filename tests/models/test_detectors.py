@@ -62,11 +62,11 @@ def test_references_and_boxes_stay_in_float32(autocast: bool) -> None:
     sources = perturbed(LearnedQueries(50, 32, content=True, refs=True)), perturbed(BoxHead(32))
     states = torch.randn(50, 32).bfloat16().float()  # exact in both
     queries, head = (module.bfloat16().float() for module in sources)
-    exact = queries(2).refs, head(states)
+    exact = queries(2).reference_points, head(states)
     if not autocast:
         queries, head, states = queries.bfloat16(), head.bfloat16(), states.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert torch.equal(queries(2).refs, exact[0])
+        assert torch.equal(queries(2).reference_points, exact[0])
         assert torch.equal(head(states), exact[1])
 
 
@@ -133,7 +133,7 @@ def test_refusals_name_the_key(overrides: dict[str, Any], message: str) -> None:
 
 def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
     layout = Layout.from_masks(masks)
-    tokens = torch.randn(len(masks[0]), layout.tokens, 32, generator=generator)
+    tokens = torch.randn(len(masks[0]), layout.num_tokens, 32, generator=generator)
     pos = torch.cat([sine_position(mask, 32, "centered").flatten(1, 2) for mask in masks], 1)
     return Pyramid(tokens, layout, pos)
 
@@ -161,8 +161,8 @@ def small_and_padded(levels: int) -> tuple[Pyramid, Pyramid]:
         mask[:, :h, :w] = False
         masks.append(mask)
     large = pyramid(masks, g)
-    assert large.layout.padding is not None
-    large.tokens[~large.layout.padding] = small.tokens[0]
+    assert large.layout.padding_mask is not None
+    large.tokens[~large.layout.padding_mask] = small.tokens[0]
     return small, large
 
 
@@ -187,8 +187,8 @@ def test_padding_changes_no_proposal_that_is_chosen() -> None:
     plain, padded = model.detect(small), model.detect(large)
     assert plain.encoder_logits is not None
     assert padded.encoder_logits is not None
-    assert large.layout.padding is not None
-    of_padding = padded.encoder_logits[..., 0][large.layout.padding]
+    assert large.layout.padding_mask is not None
+    of_padding = padded.encoder_logits[..., 0][large.layout.padding_mask]
     assert (of_padding == of_padding[0]).all()
     assert plain.encoder_logits[..., 0].topk(6).values.min() > of_padding[0]
     torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)

@@ -32,7 +32,7 @@ def feature_maps(channels: list[int]) -> list[Tensor]:
 
 
 def level_tokens(pyramid: Pyramid) -> list[Tensor]:
-    return list(pyramid.tokens.split(pyramid.layout.lengths, 1))
+    return list(pyramid.tokens.split(pyramid.layout.tokens_per_level, 1))
 
 
 def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
@@ -48,10 +48,10 @@ def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
 
 def test_c6_is_made_from_the_raw_map() -> None:
     maps = feature_maps([8, 12])
-    assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.shapes == tuple(MAPS)
+    assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.spatial_shapes == tuple(MAPS)
     neck = perturbed(Neck(NeckConfig(c6=True), [8, 12], 16))
     pyramid = neck(maps, None)
-    assert pyramid.layout.shapes == (*MAPS, (2, 3))
+    assert pyramid.layout.spatial_shapes == (*MAPS, (2, 3))
     convolution, norm = neck.c6
     expected = norm(F.conv2d(maps[-1], convolution.weight, convolution.bias, stride=2, padding=1))
     torch.testing.assert_close(level_tokens(pyramid)[-1], expected.flatten(2).transpose(1, 2))
@@ -106,7 +106,7 @@ def proposing(classes: int = CLASSES, **options: Any) -> tuple[ProposedQueries, 
     queries = perturbed(ProposedQueries(config, 7, 16, CLASSES))
     heads = perturbed(Heads(config, 16, classes, 1))
     layout = Layout.unpadded(MAPS, 2)
-    return queries, heads, Pyramid(torch.randn(2, layout.tokens, 16), layout, torch.zeros(2, layout.tokens, 16))
+    return queries, heads, Pyramid(torch.randn(2, layout.num_tokens, 16), layout, torch.zeros(2, layout.num_tokens, 16))
 
 
 def chosen_tokens(logits: Tensor, select: str) -> Tensor:
@@ -121,7 +121,7 @@ def test_proposals_are_chosen_by_the_first_or_the_best_class(select: str) -> Non
     found, logits, boxes = queries(memory, heads)
     assert not torch.equal(chosen_tokens(logits, "first"), chosen_tokens(logits, "best"))
     index = chosen_tokens(logits, select)[..., None].expand(-1, -1, 4)
-    torch.testing.assert_close(found.refs, boxes.gather(1, index))
+    torch.testing.assert_close(found.reference_points, boxes.gather(1, index))
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_softmax_proposals_are_ranked_by_probability(select: str) -> None:
     found, logits, boxes = queries(memory, heads)
     index = chosen_tokens(logits.softmax(-1)[..., :-1], select)
     assert not torch.equal(index, chosen_tokens(logits[..., :-1], select))
-    torch.testing.assert_close(found.refs, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
+    torch.testing.assert_close(found.reference_points, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def test_content_comes_from_the_token_that_proposed() -> None:
 def test_content_comes_from_the_box() -> None:
     queries, heads, memory = proposing()
     found, _, _ = queries(memory, heads)
-    embedded = torch.cat([sine(found.refs[..., i], 8) for i in range(4)], -1)
+    embedded = torch.cat([sine(found.reference_points[..., i], 8) for i in range(4)], -1)
     pos, tokens = queries.position_norm(queries.position(embedded)).chunk(2, -1)
     torch.testing.assert_close(found.tokens, tokens)
     torch.testing.assert_close(found.pos, pos)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnzoo import models
 from attnzoo.attention.dat import DeformableKeyValueAttention
-from attnzoo.attention.dat_bias import MlpBias, Places, TableBias
+from attnzoo.attention.dat_bias import MlpBias, Positions, TableBias
 from attnzoo.attention.dat_grid import GridSpec
 from attnzoo.bench.operators.peers import OURS
 from attnzoo.bench.pairs.bench_model import Entrant, Kind, Outputs
@@ -25,14 +25,14 @@ TINY: dict[str, Any] = {
 class PlainAttention(DeformableKeyValueAttention):
     """DAT's attention as its authors formulate it (Xia et al., CVPR 2022): the biases of all pairs are in memory."""
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
-        assert places.padding is None
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions) -> Tensor:
+        assert positions.key_padding is None
         scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * query.shape[-1] ** -0.5
         if isinstance(self.rpe_table, (TableBias, MlpBias)):
-            scores = scores + self.rpe_table.between(places)
+            scores = scores + self.rpe_table.bias_matrix(positions)
         return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), value)
 
-    def _read(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
+    def _sample_tokens(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
         maps = tokens.transpose(1, 2).unflatten(1, (self.groups, -1)).unflatten(3, shape).flatten(0, 1)
         places = 2 * locations.transpose(1, 2).flatten(0, 1)[:, None] - 1
         read = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)

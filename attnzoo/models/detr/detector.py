@@ -52,7 +52,7 @@ class Detector(nn.Module):
             self.queries = ProposedQueries(config.head, config.queries, config.dim, num_classes)
         else:
             kind = attention.ATTENTIONS.get(config.decoder.attention["name"])
-            refs = kind.needs_refs or config.head.boxes == "relative"
+            refs = Role.DECODER in kind.needs_reference_points or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
@@ -81,11 +81,11 @@ class Detector(nn.Module):
         for layer, class_head, box_head in zip(self.decoder, self.heads.classes, self.heads.boxes, strict=True):
             queries = layer(queries, memory)
             state = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
-            box = self._box(box_head(state), queries.refs)
+            box = self._box(box_head(state), queries.reference_points)
             logits.append(class_head(state))
             boxes.append(box)
             if self.config.head.refine:
-                queries = replace(queries, refs=box.detach())
+                queries = replace(queries, reference_points=box.detach())
         return DetectorOutput(torch.stack(logits), torch.stack(boxes), encoder_logits, encoder_boxes)
 
     def _box(self, delta: Tensor, refs: Tensor | None) -> Tensor:

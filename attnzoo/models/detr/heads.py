@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnzoo.attention.base import full_precision
+from attnzoo.attention.base import linear_fp32
 from attnzoo.models.detr.config import HeadConfig
 
 Head = TypeVar("Head", bound=nn.Module)
@@ -31,8 +31,8 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(full_precision(cast(nn.Linear, layer), x))
-        return full_precision(self.last, x)
+            x = F.relu(linear_fp32(cast(nn.Linear, layer), x))
+        return linear_fp32(self.last, x)
 
 
 class Heads(nn.Module):

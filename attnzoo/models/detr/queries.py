@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attnzoo.attention.base import full_precision
+from attnzoo.attention.base import linear_fp32
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries
 from attnzoo.models.detr.config import HeadConfig
@@ -35,7 +35,7 @@ class LearnedQueries(nn.Module):
         pos, tokens = table.chunk(2, -1) if self.content else (table, torch.zeros_like(table))
         refs = None
         if self.reference_points is not None:
-            refs = full_precision(self.reference_points, pos).sigmoid()
+            refs = linear_fp32(self.reference_points, pos).sigmoid()
         return Queries(tokens, refs, pos)
 
 
@@ -64,9 +64,9 @@ class ProposedQueries(nn.Module):
 
         Raises UserError if there are more queries than tokens.
         """
-        if self.count > memory.layout.tokens:
+        if self.count > memory.layout.num_tokens:
             raise UserError(
-                f"model.queries = {self.count}: the memory has only {memory.layout.tokens} tokens to propose them"
+                f"model.queries = {self.count}: the memory has only {memory.layout.num_tokens} tokens to propose them"
             )
         assert heads.encoder_class is not None
         assert heads.encoder_box is not None
@@ -103,11 +103,11 @@ class ProposedQueries(nn.Module):
         sizes = torch.cat(
             [
                 centers.new_full((length, 2), self.config.anchor_size * 2**level)
-                for level, length in enumerate(memory.layout.lengths)
+                for level, length in enumerate(memory.layout.tokens_per_level)
             ]
         )
         boxes = torch.cat([centers, sizes.expand_as(centers)], -1)
         usable = ((boxes > SMALLEST_PROPOSAL) & (boxes < LARGEST_PROPOSAL)).all(-1, keepdim=True)
-        if memory.layout.padding is not None:
-            usable = usable & ~memory.layout.padding[..., None]
+        if memory.layout.padding_mask is not None:
+            usable = usable & ~memory.layout.padding_mask[..., None]
         return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable

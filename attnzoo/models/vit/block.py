@@ -18,10 +18,10 @@ class DepthwiseConv(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if layout.padding is not None:
-            x = x.masked_fill(layout.padding[..., None], 0)
+        if layout.padding_mask is not None:
+            x = x.masked_fill(layout.padding_mask[..., None], 0)
         # a map of tokens is an image whose channels lie last in memory: nothing is copied
-        x = x.unflatten(1, layout.shapes[0]).permute(0, 3, 1, 2)
+        x = x.unflatten(1, layout.spatial_shapes[0]).permute(0, 3, 1, 2)
         return self.conv(x).flatten(2).transpose(1, 2)
 
 

@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         """`mask` (B, H, W) is True where the images are padded."""
         x = self.norm(self.trunk(images, mask)[-1])
         batch, height, width = x.shape[:3]
-        padding = layout_of(batch, height, width, mask, x.device).padding
+        padding = layout_of(batch, height, width, mask, x.device).padding_mask
         x = x.flatten(1, 2)
         if padding is None:
             return self.head(x.mean(1))

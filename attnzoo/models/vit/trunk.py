@@ -40,8 +40,8 @@ class Stage(nn.Module):
                 x = checkpoint(block, x, layout, use_reentrant=False)
             else:
                 x = block(x, layout)
-        if layout.padding is not None:
-            x = x.masked_fill(layout.padding[..., None], 0)  # the next stage's convolutions see nothing of it
+        if layout.padding_mask is not None:
+            x = x.masked_fill(layout.padding_mask[..., None], 0)  # the next stage's convolutions see nothing of it
         return x.unflatten(1, (height, width))
 
 
