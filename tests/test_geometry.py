@@ -28,13 +28,13 @@ SIZES, VALID = [(4, 6), (2, 3)], [(3, 4), (2, 2)]
 
 def test_layout_of_masks() -> None:
     layout = Layout.from_masks(masks_of(SIZES, VALID))
-    assert layout.shapes == ((4, 6), (2, 3))
-    assert (layout.levels, layout.tokens, layout.lengths) == (2, 30, (24, 6))
-    assert torch.equal(layout.sizes, torch.tensor([[6.0, 4.0], [3.0, 2.0]]))
+    assert layout.spatial_shapes == ((4, 6), (2, 3))
+    assert (layout.num_levels, layout.num_tokens, layout.tokens_per_level) == (2, 30, (24, 6))
+    assert torch.equal(layout.sizes_wh, torch.tensor([[6.0, 4.0], [3.0, 2.0]]))
     assert_close(layout.valid_ratios[0], torch.tensor([[4 / 6, 3 / 4], [2 / 3, 1.0]]))
     assert torch.equal(layout.valid_ratios[1], torch.ones(2, 2))
-    assert layout.padding is not None
-    assert layout.padding.sum(1).tolist() == [24 - 12 + 6 - 4, 0]
+    assert layout.padding_mask is not None
+    assert layout.padding_mask.sum(1).tolist() == [24 - 12 + 6 - 4, 0]
     assert layout.valid_ratios.dtype == layout.centers.dtype == torch.float32
 
 
@@ -44,8 +44,8 @@ def test_centers_are_normalised_to_the_valid_image() -> None:
     first = layout.centers[0, :24].view(4, 6, 2)
     assert_close(first[2, 3], torch.tensor([3.5 / 4, 2.5 / 3]))
     assert_close(layout.centers[1, :24].view(4, 6, 2)[2, 3], torch.tensor([3.5 / 6, 2.5 / 4]))
-    assert layout.padding is not None
-    assert torch.equal((layout.centers > 1).any(-1), layout.padding)
+    assert layout.padding_mask is not None
+    assert torch.equal((layout.centers > 1).any(-1), layout.padding_mask)
 
 
 @settings(max_examples=30, deadline=None)
@@ -56,7 +56,7 @@ def test_a_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]
     layout = Layout.from_masks(masks_of(sizes, [(vh, vw) for _, _, vh, vw in levels]))
     for index, (h, w) in enumerate(sizes):
         level = layout.level(index)
-        pixels = level.centers * level.valid_ratios * level.sizes - 0.5
+        pixels = level.centers * level.valid_ratios * level.sizes_wh - 0.5
         expected = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).flatten(0, 1)
         assert_close(pixels, expected.float().expand_as(pixels), atol=1e-5, rtol=0)
 
@@ -64,9 +64,9 @@ def test_a_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]
 def test_unpadded_is_a_mask_without_padding() -> None:
     unpadded = Layout.unpadded(SIZES, 2)
     masked = Layout.from_masks(masks_of(SIZES, SIZES))
-    assert unpadded.padding is None
-    assert unpadded.shapes == masked.shapes
-    for name in ("valid_ratios", "centers", "sizes"):
+    assert unpadded.padding_mask is None
+    assert unpadded.spatial_shapes == masked.spatial_shapes
+    for name in ("valid_ratios", "centers", "sizes_wh"):
         assert torch.equal(getattr(unpadded, name), getattr(masked, name)), name
 
 
@@ -82,11 +82,11 @@ def test_levels_can_be_taken_alone() -> None:
     for index, here in enumerate((slice(0, 24), slice(24, 30))):
         alone = memory.level(index)
         direct = Layout.from_masks(masks_of(SIZES[index : index + 1], VALID[index : index + 1]))
-        assert alone.layout.shapes == direct.shapes
-        for name in ("padding", "valid_ratios", "centers", "sizes"):
+        assert alone.layout.spatial_shapes == direct.spatial_shapes
+        for name in ("padding_mask", "valid_ratios", "centers", "sizes_wh"):
             assert torch.equal(getattr(alone.layout, name), getattr(direct, name)), name
         assert torch.equal(alone.tokens, memory.tokens[:, here])
-        assert torch.equal(alone.positioned(), memory.positioned()[:, here])
+        assert torch.equal(alone.with_pos_embed(), memory.with_pos_embed()[:, here])
     assert Pyramid(memory.tokens, layout).level(1).pos is None
 
 
@@ -94,10 +94,10 @@ def test_a_pyramid_asks_with_its_own_tokens_and_centers() -> None:
     memory = Pyramid(torch.randn(2, 30, 8), Layout.from_masks(masks_of(SIZES, VALID)), torch.randn(2, 30, 8))
     queries = memory.as_queries()
     assert queries.tokens is memory.tokens
-    assert queries.refs is memory.layout.centers
+    assert queries.reference_points is memory.layout.centers
     assert queries.layout is memory.layout
-    assert torch.equal(queries.positioned(), memory.tokens + memory.pos)
-    assert Queries(memory.tokens).positioned() is memory.tokens
+    assert torch.equal(queries.with_pos_embed(), memory.tokens + memory.pos)
+    assert Queries(memory.tokens).with_pos_embed() is memory.tokens
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,12 @@ def test_refuses_impossible_sites(arguments: dict, message: str) -> None:
 def look(tokens: Tensor, masks: list[Tensor]) -> Tensor:
     """Every part of the geometry takes part in the result."""
     memory = Pyramid(tokens, Layout.from_masks(masks), tokens.sin())
-    queries, last = memory.as_queries(), memory.level(memory.layout.levels - 1)
-    assert queries.refs is not None
-    assert last.layout.padding is not None
-    sizes = last.layout.sizes.sum() * last.layout.valid_ratios.sum()
-    return queries.positioned() * queries.refs.sum(-1, keepdim=True) * sizes + last.layout.padding.sum()
+    queries, last = memory.as_queries(), memory.level(memory.layout.num_levels - 1)
+    assert queries.reference_points is not None
+    assert last.layout.padding_mask is not None
+    sizes = last.layout.sizes_wh.sum() * last.layout.valid_ratios.sum()
+    points = queries.reference_points.sum(-1, keepdim=True)
+    return queries.with_pos_embed() * points * sizes + last.layout.padding_mask.sum()
 
 
 class Look(torch.nn.Module):
@@ -134,7 +135,7 @@ class LookAt(torch.nn.Module):
     """Takes geometry itself as input."""
 
     def forward(self, memory: Pyramid) -> Tensor:
-        return memory.positioned() * memory.layout.centers.sum(-1, keepdim=True)
+        return memory.with_pos_embed() * memory.layout.centers.sum(-1, keepdim=True)
 
 
 def test_compiles_without_breaks_for_all_sizes() -> None:
@@ -159,7 +160,7 @@ def test_checkpointing_keeps_gradients_through_geometry() -> None:
     weight = torch.randn(8, requires_grad=True)
 
     def layer(memory: Pyramid) -> Tensor:
-        return memory.positioned() * weight
+        return memory.with_pos_embed() * weight
 
     memory = Pyramid(tokens * 2, Layout.from_masks(masks), tokens.sin())
     expected = torch.autograd.grad(layer(memory).square().sum(), (tokens, weight), retain_graph=True)

@@ -1,4 +1,4 @@
-"""The attentions. Every module of this package is imported here, so adding a file adds an attention."""
+"""The attentions. All modules of this package are imported here, so that each file registers its attentions."""
 
 import importlib
 import pkgutil
@@ -7,7 +7,7 @@ from typing import Any
 
 from attnzoo.attention.base import ATTENTIONS, Attention, register
 from attnzoo.attention.plugins import load_plugin
-from attnzoo.attention.recording import Trace, record
+from attnzoo.attention.recording import Recording, record
 from attnzoo.errors import UserError
 from attnzoo.geometry import Slot
 
@@ -18,9 +18,9 @@ names = ATTENTIONS.names
 
 
 def build(name: str, slot: Slot, /, *, where: str = "", **options: Any) -> Attention:
-    """The attention `name` for `slot`; `where` is the place named in messages, such as a key of a file.
+    """The attention `name` for `slot`; `where` prefixes error messages, e.g. a config key.
 
-    Raises UserError for an unknown name, a role it cannot stand in, and an option it does not take.
+    Raises UserError for an unknown name, a role it does not support, and an invalid option.
     """
     _check_role(name, slot, where)
     attention: Attention = ATTENTIONS.build(name, slot, where=where, **options)
@@ -35,14 +35,14 @@ def build_block(block: Mapping[str, Any], slot: Slot, *, where: str = "") -> Att
 
 
 def _check_role(name: str, slot: Slot, where: str) -> None:
-    kind = ATTENTIONS.get(name, where)
-    if slot.role not in kind.roles:
-        able = [other for other in names() if slot.role in ATTENTIONS.get(other).roles]
+    cls = ATTENTIONS.get(name, where)
+    if slot.role not in cls.roles:
+        supported = [other for other in names() if slot.role in ATTENTIONS.get(other).roles]
         raise UserError(
-            f"attention {name!r} cannot stand in the {slot.role} "
-            f"(it stands in: {', '.join(sorted(kind.roles))}; the {slot.role} takes: {', '.join(able)})",
+            f"attention {name!r} does not support role {slot.role} "
+            f"(supported roles: {', '.join(sorted(cls.roles))}; attentions for {slot.role}: {', '.join(supported)})",
             key=f"{where}.name" if where else (),
         ).at(where)
 
 
-__all__ = ["ATTENTIONS", "Attention", "Trace", "build", "build_block", "load_plugin", "names", "record", "register"]
+__all__ = ["ATTENTIONS", "Attention", "Recording", "build", "build_block", "load_plugin", "names", "record", "register"]

@@ -1,4 +1,4 @@
-"""The interface every attention fulfils, and the registry it is entered in."""
+"""Base class and registry of attentions."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -7,21 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnzoo.attention.recording import Traceable
+from attnzoo.attention.recording import Recordable
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.registry import Registry
 
 
-class Attention(Traceable):
-    """Queries look at a pyramid: `attn(queries, memory)`, (B, Q, C) before the residual.
+class Attention(Recordable):
+    """Attention from queries to a feature pyramid: `attn(queries, memory)` -> (B, Q, C), without the residual.
 
-    A subclass takes its `Slot` and keyword-only options, declares the roles it can stand in and whether it
-    needs references, and owns neither residual nor normalisation nor drop path: those are the block's.
-    Wrong values of options are `UserError`s.
+    Queries are projected from `queries`, keys and values from `memory`, in every role. In self-attention,
+    `attn(memory.as_queries(), memory)`, they have the same tokens.
+
+    A subclass takes its `Slot` and keyword-only options, and declares the roles it supports and those in which its
+    queries need reference points. Residual, norm and drop path belong to the block. Constructors raise `UserError` for
+    invalid options.
     """
 
     roles: ClassVar[frozenset[Role]] = frozenset(Role)
-    needs_refs: ClassVar[bool] = False
+    needs_reference_points: ClassVar[frozenset[Role]] = frozenset()
 
     def __init__(self, slot: Slot):
         super().__init__()
@@ -38,25 +41,53 @@ class Attention(Traceable):
         """
         raise NotImplementedError
 
+    def check_levels(self, layout: Layout) -> None:
+        """Raise ValueError unless the memory has the number of levels of the slot."""
+        if layout.num_levels != self.slot.levels:
+            raise ValueError(f"expected {self.slot.levels} feature levels, got {layout.num_levels}")
 
-def count(queries: int | Layout) -> int:
+    def check_grid(self, queries: Queries, layout: Layout) -> None:
+        """Raise ValueError unless there is one query per token of the memory."""
+        if queries.tokens.shape[1] != layout.num_tokens:
+            raise ValueError(
+                f"{type(self).__name__} in role {self.slot.role} needs one query per token of the memory: "
+                f"expected {layout.num_tokens}, got {queries.tokens.shape[1]}"
+            )
+
+    def require_reference_points(self, queries: Queries) -> Tensor:
+        """The reference points of the queries, (B, Q, 2 or 4); raises ValueError if they have none."""
+        points = queries.reference_points
+        if points is None or points.shape[-1] not in (2, 4):
+            actual = "None" if points is None else f"shape {tuple(points.shape)}"
+            raise ValueError(
+                f"{type(self).__name__} needs reference points of shape (B, Q, 2) or (B, Q, 4), got {actual}"
+            )
+        return points
+
+
+def is_self_attention(queries: Queries, memory: Pyramid) -> bool:
+    """Whether the queries are the tokens of the memory, as `memory.as_queries()` gives them."""
+    return queries.tokens is memory.tokens and queries.pos is memory.pos
+
+
+def num_queries(queries: int | Layout) -> int:
     """Q, the number of queries."""
-    return queries.tokens if isinstance(queries, Layout) else queries
+    return queries.num_tokens if isinstance(queries, Layout) else queries
 
 
-def full_precision(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear(x)` in float32 at least, whatever autocast says: for what becomes a coordinate."""
+def linear_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """`linear(x)` in float32 or higher, even under autocast; for layers that predict coordinates."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     bias = None if linear.bias is None else linear.bias.to(dtype)
-    with without_autocast(x):
+    with autocast_disabled(x):
         return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which what is computed on the device of `x` keeps its precision."""
-    kind = x.device.type
-    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if autocast else nullcontext()
+def autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
+    """Context that disables autocast on the device of `x`."""
+    device_type = x.device.type
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
 
 
 ATTENTIONS: Registry[type[Attention]] = Registry("attention")

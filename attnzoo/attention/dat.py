@@ -1,4 +1,4 @@
-"""DAT's attention: keys and values sampled at learned places that all queries share (Xia et al., CVPR 2022)."""
+"""DAT's attention: keys and values sampled at learned positions shared by all queries (Xia et al., CVPR 2022)."""
 
 import math
 from collections.abc import Sequence
@@ -7,62 +7,65 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from attnzoo import ops
-from attnzoo.attention.base import Attention, count, register
-from attnzoo.attention.dat_bias import DepthwiseBias, MlpBias, Places, TableBias
-from attnzoo.attention.dat_grid import Convention, GridSpec, OffsetNetwork, OffsetRange, grid_index
+from attnzoo.attention.base import Attention, is_self_attention, num_queries, register
+from attnzoo.attention.dat_bias import DepthwiseBias, MlpBias, Positions, TableBias
+from attnzoo.attention.dat_grid import Convention, GridSpec, OffsetNetwork, OffsetRange
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.ops.deform_kv_attn.reference import attention_weights
 
-TABLE_SIZE = (7, 7)  # where maps have no fixed size
+DEFAULT_TABLE_SIZE = (7, 7)  # if the feature map size is not fixed
 
 
 @dataclass(frozen=True, eq=False)
-class Keys:
+class SampledKeys:
     """The sampled keys of one level.
 
-    - `tokens`, `positioned`: (B, Nk, C), without and with the position embedding
-    - `positions`: (B, G, Nk, 2), normalised as the convention has it
-    - `locations`: (B, Nk, G, 2), x, y in [0, 1] of the padded map
-    - `hidden`: (B, Nk) bool, True where a grid point lies in padding
+    - `tokens`, `tokens_with_pos`: (B, Nk, C), without and with the position embedding
+    - `positions`: (B, G, Nk, 2), in the coordinates of the convention
+    - `locations`: (B, Nk, G, 2), (x, y), normalised to the padded map
+    - `padding_mask`: (B, Nk) bool, True where a grid point is in padding
     """
 
     tokens: Tensor
-    positioned: Tensor
+    tokens_with_pos: Tensor
     positions: Tensor
     locations: Tensor
-    hidden: Tensor
+    padding_mask: Tensor
 
 
 @register("dat")
 class DeformableKeyValueAttention(Attention):
-    """Every query looks at the same few keys of each level, sampled on a grid that learned offsets deform.
+    """All queries attend to the same keys, sampled from each level on a grid deformed by predicted offsets.
 
-    A small network reads one offset per grid point and group from the projected feature map. Keys and values are
-    projections of what bilinear sampling finds there; all levels are attended jointly, with a relative position bias.
-    Parameters are named as in the published checkpoints, with the level after `conv_offset` and `rpe_table`.
+    A small convolutional network predicts one offset per grid point and group from the projected feature map. Keys and
+    values are projections of the bilinearly sampled features; all levels are attended jointly, with a relative
+    position bias. Parameters are named as in the published checkpoints, with the level after `conv_offset` and
+    `rpe_table`.
 
-    - `stride`: of the key grid on the map, one number or one per level; 8, 4, 2, 1 for four levels by default
-    - `kernel`: of the offset network, likewise; 9, 7, 5, 3 for these strides by default. A kernel equal to its stride
-      has no margin.
-    - `groups`: of channels and heads that share offsets
-    - `offsets`: false keeps keys on the grid
-    - `offset_range`, `range_factor`: `tanh` bounds offsets by `range_factor` half steps of the grid, `clamp` keeps keys
-      on the map, `none` lets them go anywhere
-    - `bias`: `table`, read at continuous displacements; `mlp`, of `mlp_dim` hidden units, from log-spaced displacements
-      (DAT++); `depthwise`, a convolution of the queries' map added to the output; `none`
-    - `table_size`: (h, w) per level of the map whose (2h - 1) × (2w - 1) displacements the table holds; on maps of
-      other sizes it is stretched. That of the map where it is fixed, else 7 × 7.
-    - `convention`: `v1` and `v2` follow the published arithmetic of DAT and DAT++, `corrected` that of attnzoo; see
-      `attnzoo.attention.dat_grid`. Without offsets v2 averages the map over the stride and has no bias.
+    - `stride`: stride of the key grid, an int or one per level; by default 8, 4, 2, 1 for four levels
+    - `kernel`: kernel size of the offset network, likewise; by default 9, 7, 5, 3 for these strides. A kernel equal to
+      its stride has no padding.
+    - `groups`: number of offset groups, of channels and heads
+    - `offsets`: false disables the offset network
+    - `offset_range`, `range_factor`: `tanh` bounds offsets to `range_factor` half grid cells, `clamp` clamps positions
+      to the map, `none` is unbounded
+    - `bias`: `table`, interpolated bilinearly at the relative position; `mlp`, with `mlp_dim` hidden units, on
+      log-spaced relative positions (DAT++); `depthwise`, a depthwise convolution of the query map, added to the output;
+      `none`
+    - `table_size`: (h, w) per level of the map whose (2h - 1) × (2w - 1) displacements the table holds, resized for
+      other maps. Default: the feature map size if fixed, else 7 × 7.
+    - `convention`: `v1` and `v2` reproduce the coordinates of DAT and DAT++, `corrected` uses attnzoo's; see
+      `attnzoo.attention.dat_grid`. `v2` without offsets is average pooling without a bias.
 
-    Raises UserError for values out of range and combinations that do not exist.
+    Raises UserError for values out of range and unsupported combinations.
     """
 
-    needs_refs: ClassVar[bool] = True
+    needs_reference_points: ClassVar[frozenset[Role]] = frozenset(Role)
 
     def __init__(
         self,
@@ -83,18 +86,20 @@ class DeformableKeyValueAttention(Attention):
         if groups < 1 or slot.heads % groups:
             raise UserError(f"groups = {groups}: must divide heads = {slot.heads}")
         if range_factor <= 0:
-            raise UserError(f"range_factor = {range_factor}: must be positive (offset_range: none sets no bound)")
+            raise UserError(
+                f"range_factor = {range_factor}: must be positive (use offset_range: none for unbounded offsets)"
+            )
         if mlp_dim < 1:
             raise UserError(f"mlp_dim = {mlp_dim}: must be at least 1")
         if bias == "depthwise" and slot.role == Role.DECODER:
-            raise UserError("bias = 'depthwise': it convolves a map of queries, and object queries are none")
-        self.pooled = convention == "v2" and not offsets
-        self.convention = Convention("corrected" if self.pooled else convention)  # averages need no arithmetic
-        if self.pooled and bias != "none":
-            raise UserError(f"bias = {bias!r}: convention v2 has none without offsets (set bias: none)")
+            raise UserError("bias = 'depthwise': it convolves a map of queries, and object queries do not form a map")
+        self.avg_pool = convention == "v2" and not offsets
+        self.convention = Convention("corrected" if self.avg_pool else convention)  # average pooling has no coordinates
+        if self.avg_pool and bias != "none":
+            raise UserError(f"bias = {bias!r}: convention v2 with offsets: false supports only bias: none")
         self.groups = groups
-        self.range = OffsetRange(offset_range, range_factor)
-        self.grids = _grids(slot.levels, stride, kernel, self.pooled)
+        self.offset_range = OffsetRange(offset_range, range_factor)
+        self.grids = _make_grids(slot.levels, stride, kernel, self.avg_pool)
         self.proj_q, self.proj_k, self.proj_v, self.proj_out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
         channels = slot.dim // groups
         self.conv_offset = nn.ModuleList(OffsetNetwork(channels, grid) for grid in self.grids) if offsets else None
@@ -108,150 +113,154 @@ class DeformableKeyValueAttention(Attention):
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         layout = memory.layout
-        if layout.levels != self.slot.levels:
-            raise ValueError(f"built for {self.slot.levels} levels, but the memory has {layout.levels}")
-        refs = queries.refs
-        if refs is None or refs.shape[-1] not in (2, 4):
-            given = "none" if refs is None else f"shape {tuple(refs.shape)}"
-            raise ValueError(f"dat needs references (B, Q, 2) or (B, Q, 4), got {given}")
-        query = self.proj_q(queries.positioned())
-        valid = (layout.valid_ratios * layout.sizes).round().to(torch.promote_types(query.dtype, torch.float32))
-        levels = self._keys(query, memory, valid)
-        positioned = torch.cat([keys.positioned for keys in levels], 1)
-        tokens = positioned if memory.pos is None else torch.cat([keys.tokens for keys in levels], 1)
-        places = Places(
-            queries=self.convention.query(refs[:, None, :, :2].to(valid.dtype), valid[:, :, None]),
+        self.check_levels(layout)
+        reference_points = self.require_reference_points(queries)
+        query = self.proj_q(queries.with_pos_embed())
+        # The offsets belong to the map: object queries, or those of another map, do not move its keys.
+        query_map = query if is_self_attention(queries, memory) else None
+        valid_sizes = layout.valid_sizes.to(torch.promote_types(query.dtype, torch.float32))
+        levels = self._sample_levels(query_map, memory, valid_sizes)
+        tokens_with_pos = torch.cat([keys.tokens_with_pos for keys in levels], 1)
+        tokens = tokens_with_pos if memory.pos is None else torch.cat([keys.tokens for keys in levels], 1)
+        points = reference_points[:, None, :, :2].to(valid_sizes.dtype)
+        positions = Positions(
+            queries=self.convention.query_positions(points, valid_sizes[:, :, None]),
             keys=torch.cat([keys.positions for keys in levels], 2),
-            sizes=valid,
-            padding=None if layout.padding is None else torch.cat([keys.hidden for keys in levels], 1),
-            counts=[keys.tokens.shape[1] for keys in levels],
+            valid_sizes=valid_sizes,
+            key_padding=None if layout.padding_mask is None else torch.cat([keys.padding_mask for keys in levels], 1),
+            key_counts=[keys.tokens.shape[1] for keys in levels],
         )
         q, k, v = (
-            projected.unflatten(-1, (self.slot.heads, -1)).transpose(1, 2)
-            for projected in (query, self.proj_k(positioned), self.proj_v(tokens))
+            rearrange(x, "b n (m d) -> b m n d", m=self.slot.heads)
+            for x in (query, self.proj_k(tokens_with_pos), self.proj_v(tokens))
         )
-        if self.traced:
+        if self.recording:
             locations = torch.cat([keys.locations for keys in levels], 1)
-            heads = self._attend_traced(q, k, v, places, locations=locations, references=refs)
+            output = self._attend_unfused(q, k, v, positions, locations=locations, reference_points=reference_points)
         else:
-            heads = self._attend(q, k, v, places)
-        output = heads.transpose(1, 2).flatten(2)
+            output = self._attend(q, k, v, positions)
+        output = rearrange(output, "b m n d -> b n (m d)")
         if isinstance(self.rpe_table, DepthwiseBias):
-            output = output + self.rpe_table(_silenced(query, layout), layout.shapes)
+            self.check_grid(queries, layout)
+            output = output + self.rpe_table(layout.zero_padding(query), layout.spatial_shapes)
         return self.proj_out(output)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
-        """Tokens and result are (B, H, N, D)."""
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions) -> Tensor:
+        """Attention on (B, H, N, D) tensors."""
         if isinstance(self.rpe_table, (TableBias, MlpBias)):
-            return self.rpe_table.attend(query, key, value, places)
-        mask = None if places.padding is None else ~places.padding[:, None, None]
+            return self.rpe_table.attend(query, key, value, positions)
+        mask = None if positions.key_padding is None else ~positions.key_padding[:, None, None]
         return F.scaled_dot_product_attention(query, key, value, mask)
 
-    def _attend_traced(self, query: Tensor, key: Tensor, value: Tensor, places: Places, **seen: Tensor) -> Tensor:
+    def _attend_unfused(
+        self, query: Tensor, key: Tensor, value: Tensor, positions: Positions, **recorded: Tensor
+    ) -> Tensor:
         bias = query.new_zeros(1)
         if isinstance(self.rpe_table, (TableBias, MlpBias)):
-            bias = seen["bias"] = self.rpe_table.between(places)
-        weights = attention_weights(query, key, bias, places.padding)
-        self.trace(weights=weights, **seen)
+            bias = recorded["bias"] = self.rpe_table.bias_matrix(positions)
+        weights = attention_weights(query, key, bias, positions.key_padding)
+        self.record(weights=weights, **recorded)
         return weights.to(value.dtype) @ value
 
-    def _keys(self, query: Tensor, memory: Pyramid, valid: Tensor) -> list[Keys]:
-        """The keys of each level; `valid` (B, L, 2) holds width and height of the valid area of each map."""
+    def _sample_levels(self, query_map: Tensor | None, memory: Pyramid, valid_sizes: Tensor) -> list[SampledKeys]:
+        """The keys of each level; `query_map` (B, S, C) is the projected memory, if it is known already.
+
+        `valid_sizes` (B, L, 2) is the (w, h) of the valid area of each level.
+        """
         layout = memory.layout
-        tokens = _silenced(memory.tokens, layout).split(layout.lengths, 1)
-        positioned = tokens if memory.pos is None else _silenced(memory.positioned(), layout).split(layout.lengths, 1)
-        raw: Sequence[Tensor | None] = [None] * layout.levels
+        lengths = layout.tokens_per_level
+        tokens = layout.zero_padding(memory.tokens).split(lengths, 1)
+        tokens_with_pos = tokens
+        if memory.pos is not None:
+            tokens_with_pos = layout.zero_padding(memory.with_pos_embed()).split(lengths, 1)
+        raw_offsets: Sequence[Tensor | None] = [None] * layout.num_levels
         if self.conv_offset is not None:
-            # In the decoder other tokens ask, but offsets are the map's own.
-            asked = query if self.slot.role != Role.DECODER else self.proj_q(memory.positioned())
-            maps = _silenced(asked, layout).split(layout.lengths, 1)
-            raw = [self._raw_offsets(*level) for level in zip(self.conv_offset, maps, layout.shapes, strict=True)]
-        return [
-            self._sample(level, layout, valid[:, level, None, None], raw[level], tokens[level], positioned[level])
-            for level in range(layout.levels)
-        ]
+            query_map = self.proj_q(memory.with_pos_embed()) if query_map is None else query_map
+            maps = layout.zero_padding(query_map).split(lengths, 1)
+            levels = zip(self.conv_offset, maps, layout.spatial_shapes, strict=True)
+            raw_offsets = [self._predict_offsets(*level) for level in levels]
+        sizes = valid_sizes[:, :, None, None].unbind(1)
+        inputs = zip(sizes, raw_offsets, tokens, tokens_with_pos, strict=True)
+        return [self._sample_keys(level, layout, *of_level) for level, of_level in enumerate(inputs)]
 
-    def _raw_offsets(self, network: nn.Module, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _predict_offsets(self, network: nn.Module, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
         """Unbounded offsets (B, G, Nk, 2) from projected tokens (B, h·w, C)."""
-        maps = _as_map(tokens, shape).unflatten(1, (self.groups, -1))
-        return network(maps.flatten(0, 1)).unflatten(0, (-1, self.groups))
+        maps = rearrange(_to_bchw(tokens, shape), "b (g c) h w -> (b g) c h w", g=self.groups)
+        return network(maps).unflatten(0, (-1, self.groups))
 
-    def _sample(
-        self, level: int, layout: Layout, valid: Tensor, raw: Tensor | None, tokens: Tensor, positioned: Tensor
-    ) -> Keys:
-        """Keys of one level at the points of its grid, moved by raw offsets; `valid` is (B, 1, 1, 2)."""
-        grid, shape = self.grids[level], layout.shapes[level]
-        index, counts = grid_index(grid.shape(shape), valid), grid.counts(valid)
+    def _sample_keys(
+        self, level: int, layout: Layout, valid_size: Tensor, raw: Tensor | None, tokens: Tensor, with_pos: Tensor
+    ) -> SampledKeys:
+        """Keys of one level at its grid points, moved by unbounded offsets; `valid_size` is (B, 1, 1, 2)."""
+        grid, shape = self.grids[level], layout.spatial_shapes[level]
+        index, grid_size = grid.index(shape, valid_size), grid.valid_shape(valid_size)
         if raw is None:
-            positions = self.convention.grid(index, counts).expand(-1, self.groups, -1, -1)
+            positions = self.convention.grid_positions(index, grid_size).expand(-1, self.groups, -1, -1)
         else:
-            positions = self.range.positions(self.convention, raw, index, counts, valid)
-        locations = ((self.convention.pixel(positions, valid) + 0.5) / layout.sizes[level]).transpose(1, 2)
-        sampled = self._read(positioned, locations, grid, shape)
-        return Keys(
-            tokens=sampled if tokens is positioned else self._read(tokens, locations, grid, shape),
-            positioned=sampled,
+            positions = self.offset_range.apply(self.convention, raw, index, grid_size, valid_size)
+        locations = (self.convention.to_pixels(positions, valid_size) + 0.5) / layout.sizes_wh[level]
+        locations = rearrange(locations, "b g n xy -> b n g xy")
+        sampled = self._sample_tokens(with_pos, locations, grid, shape)
+        return SampledKeys(
+            tokens=sampled if tokens is with_pos else self._sample_tokens(tokens, locations, grid, shape),
+            tokens_with_pos=sampled,
             positions=positions,
             locations=locations,
-            hidden=(index >= counts).any(-1)[:, 0],
+            padding_mask=(index >= grid_size).any(-1)[:, 0],
         )
 
-    def _read(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
-        """Tokens (B, h·w, C) at locations (B, Nk, G, 2) of their map, each group of channels at its own: (B, Nk, C)."""
-        if self.pooled:
-            return F.avg_pool2d(_as_map(tokens, shape), grid.stride).flatten(2).transpose(1, 2)
-        places = locations[:, :, :, None, None]
-        value = tokens.unflatten(-1, (self.groups, -1))
-        return ops.ms_deform_attn(value, (shape,), places, torch.ones_like(places[..., 0]))
+    def _sample_tokens(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
+        """Tokens (B, h·w, C) at locations (B, Nk, G, 2) of their map, one location per channel group: (B, Nk, C)."""
+        if self.avg_pool:
+            return F.avg_pool2d(_to_bchw(tokens, shape), grid.stride).flatten(2).transpose(1, 2)
+        points = locations[:, :, :, None, None]
+        value = rearrange(tokens, "b s (g c) -> b s g c", g=self.groups)
+        return ops.ms_deform_attn(value, (shape,), points, torch.ones_like(points[..., 0]))
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        asking, dim, mapped = count(queries), self.slot.dim, memory.tokens
-        points = [math.prod(grid.shape(shape)) for grid, shape in zip(self.grids, memory.shapes, strict=True)]
-        keys = sum(points)
-        total = 2 * (asking + keys) * dim**2 + 2 * asking * keys * dim
+        q, dim = num_queries(queries), self.slot.dim
+        levels = zip(self.grids, memory.spatial_shapes, strict=True)
+        keys_per_level = [math.prod(grid.output_shape(shape)) for grid, shape in levels]
+        keys = sum(keys_per_level)
+        total = 2 * (q + keys) * dim**2 + 2 * q * keys * dim
         if self.conv_offset is not None:
-            total += mapped * dim**2 if self.slot.role == Role.DECODER else 0
-            total += sum(n * dim * (grid.kernel**2 + 2) for n, grid in zip(points, self.grids, strict=True))
-        if not self.pooled:
+            total += memory.num_tokens * dim**2 if self.slot.role == Role.DECODER else 0
+            total += sum(n * dim * (grid.kernel**2 + 2) for n, grid in zip(keys_per_level, self.grids, strict=True))
+        if not self.avg_pool:
             total += 2 * 4 * keys * dim  # sampled with and without position embedding
         if self.rpe_table is not None:
-            total += self.rpe_table.flops(asking, keys, self.groups)
+            total += self.rpe_table.flops(q, keys, self.groups)
         return total
 
 
-def _silenced(tokens: Tensor, layout: Layout) -> Tensor:
-    """Tokens with zeros at padding."""
-    return tokens if layout.padding is None else tokens.masked_fill(layout.padding[..., None], 0)
-
-
-def _as_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
+def _to_bchw(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
     """(B, h·w, C) as (B, C, h, w)."""
-    return tokens.transpose(1, 2).unflatten(2, shape)
+    return rearrange(tokens, "b (h w) c -> b c h w", h=shape[0], w=shape[1])
 
 
-def _per_level(name: str, option: int | Sequence[int] | None, default: Sequence[int]) -> list[int]:
-    """An option given once for all levels, once per level, or not at all."""
+def _broadcast_to_levels(name: str, option: int | Sequence[int] | None, default: Sequence[int]) -> list[int]:
+    """Expand an option to one value per level."""
     if option is None:
         return list(default)
     values = [option] * len(default) if isinstance(option, int) else list(option)
     if len(values) != len(default):
-        raise UserError(f"{name} = {values}: expected one number, or one for each of {len(default)} levels")
+        raise UserError(f"{name} = {values}: expected an int or a list of {len(default)} ints")
     if min(values) < 1:
         raise UserError(f"{name} = {option}: must be at least 1")
     return values
 
 
-def _grids(
-    levels: int, stride: int | Sequence[int] | None, kernel: int | Sequence[int] | None, pooled: bool
+def _make_grids(
+    levels: int, stride: int | Sequence[int] | None, kernel: int | Sequence[int] | None, avg_pool: bool
 ) -> list[GridSpec]:
-    strides = _per_level("stride", stride, [2 ** (levels - 1 - level) for level in range(levels)])
-    kernels = _per_level("kernel", kernel, [2 * stride.bit_length() + 1 for stride in strides])
-    return [GridSpec(s, s if pooled else k) for s, k in zip(strides, kernels, strict=True)]
+    strides = _broadcast_to_levels("stride", stride, [2 ** (levels - 1 - level) for level in range(levels)])
+    kernels = _broadcast_to_levels("kernel", kernel, [2 * stride.bit_length() + 1 for stride in strides])
+    return [GridSpec(s, s if avg_pool else k) for s, k in zip(strides, kernels, strict=True)]
 
 
 def _table_sizes(slot: Slot, option: Sequence[Sequence[int]] | None) -> list[tuple[int, int]]:
     if option is None:
-        return list(slot.map_sizes or (TABLE_SIZE,) * slot.levels)
+        return list(slot.map_sizes or (DEFAULT_TABLE_SIZE,) * slot.levels)
     if len(option) != slot.levels:
         raise UserError(f"table_size has {len(option)} entries for {slot.levels} levels")
     if min(side for size in option for side in size) < 1:

@@ -5,24 +5,25 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from attnzoo import ops
-from attnzoo.attention.base import Attention, count, full_precision, register
+from attnzoo.attention.base import Attention, linear_fp32, num_queries, register
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Queries, Slot
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.ops.ms_deform_attn import reference
 
 
 @register("ms_deform")
 class MultiScaleDeformableAttention(Attention):
-    """Each query reads `points` sampled points per head and level, at learned offsets from its reference.
+    """Each query samples `points` locations per head and level, at predicted offsets from its reference point.
 
-    Offsets and weights are linear in the query: there are no keys. Cost is linear in the number of tokens.
-    Parameters are named as in the published checkpoints.
+    Offsets and attention weights are linear projections of the query; there are no keys. Cost is linear in the number
+    of tokens. Parameters are named as in the published checkpoints.
     """
 
-    needs_refs: ClassVar[bool] = True
+    needs_reference_points: ClassVar[frozenset[Role]] = frozenset(Role)
 
     def __init__(self, slot: Slot, *, points: int = 4):
         super().__init__(slot)
@@ -37,12 +38,12 @@ class MultiScaleDeformableAttention(Attention):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in M directions, point k at distance k + 1 (max-norm, pixels), with uniform weights."""
+        """Initial offsets: head m points in direction 2πm/M, point k at k + 1 pixels (max-norm); uniform weights."""
         angles = torch.arange(self.slot.heads, dtype=torch.float32) * (2 * math.pi / self.slot.heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
-        rings = torch.arange(1, self.points + 1, dtype=torch.float32)
-        offsets = directions[:, None, None] * rings[:, None]
+        radii = torch.arange(1, self.points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None] * radii[:, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.expand(-1, self.slot.levels, -1, -1).flatten())
         nn.init.zeros_(self.sampling_offsets.weight)
@@ -53,53 +54,45 @@ class MultiScaleDeformableAttention(Attention):
             nn.init.zeros_(projection.bias)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
-        if memory.layout.levels != self.slot.levels:
-            raise ValueError(f"built for {self.slot.levels} levels, but the memory has {memory.layout.levels}")
-        asking = queries.positioned()
-        value = self.value_proj(memory.tokens)
-        if memory.layout.padding is not None:
-            value = value.masked_fill(memory.layout.padding[..., None], 0)
-        value = value.unflatten(-1, (self.slot.heads, -1))
-        shapes = memory.layout.shapes
-        # Half precision would move points by up to a quarter of a pixel.
-        offsets = full_precision(self.sampling_offsets, asking)
-        offsets = offsets.unflatten(-1, (self.slot.heads, self.slot.levels, self.points, 2))
-        references = self._references(queries.refs, memory.layout, offsets.dtype)
-        logits = self.attention_weights(asking).unflatten(-1, (self.slot.heads, self.slot.levels, self.points))
-        if not self.traced:
-            return self.output_proj(ops.ms_deform_attn_fused(value, shapes, references, offsets, logits))
-        assert queries.refs is not None
+        self.check_levels(memory.layout)
+        query, shapes = queries.with_pos_embed(), memory.layout.spatial_shapes
+        sizes = {"m": self.slot.heads, "l": self.slot.levels, "p": self.points}
+        value = memory.layout.zero_padding(self.value_proj(memory.tokens))
+        value = rearrange(value, "b s (m d) -> b s m d", m=self.slot.heads)
+        # Half precision shifts sampling points by up to a quarter of a pixel.
+        offsets = linear_fp32(self.sampling_offsets, query)
+        offsets = rearrange(offsets, "b q (m l p xy) -> b q m l p xy", **sizes)
+        reference_points = self._reference_points_per_level(queries, memory.layout, offsets.dtype)
+        logits = rearrange(self.attention_weights(query), "b q (m l p) -> b q m l p", **sizes)
+        if not self.recording:
+            return self.output_proj(ops.ms_deform_attn_fused(value, shapes, reference_points, offsets, logits))
         weights = logits.flatten(-2).softmax(-1).view(logits.shape)
-        locations = reference.sampling_locations(shapes, references, offsets)
-        self.trace(weights=weights, locations=locations, references=queries.refs)
+        locations = reference.sampling_locations(shapes, reference_points, offsets)
+        self.record(weights=weights, locations=locations, reference_points=self.require_reference_points(queries))
         return self.output_proj(ops.ms_deform_attn(value, shapes, locations, weights))
 
-    @staticmethod
-    def _references(refs: Tensor | None, layout: Layout, dtype: torch.dtype) -> Tensor:
-        """References (B, Q, L, 2 or 4) over the padded map of each level."""
-        if refs is None or refs.shape[-1] not in (2, 4):
-            given = "none" if refs is None else f"shape {tuple(refs.shape)}"
-            raise ValueError(f"deformable attention needs references (B, Q, 2) or (B, Q, 4), got {given}")
-        ratios = layout.valid_ratios[:, None]
-        return refs.to(dtype)[:, :, None] * (ratios if refs.shape[-1] == 2 else torch.cat([ratios, ratios], -1))
+    def _reference_points_per_level(self, queries: Queries, layout: Layout, dtype: torch.dtype) -> Tensor:
+        """Reference points (B, Q, L, 2 or 4), normalised to the padded map of each level."""
+        points, ratios = self.require_reference_points(queries), layout.valid_ratios[:, None]
+        return points.to(dtype)[:, :, None] * (ratios if points.shape[-1] == 2 else torch.cat([ratios, ratios], -1))
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        asking, dim = count(queries), self.slot.dim
+        q, dim = num_queries(queries), self.slot.dim
         samples = self.slot.heads * self.slot.levels * self.points
-        projections = (asking + memory.tokens) * dim**2 + asking * dim * samples * 3
-        # A bilinear sample is four corners, whose coefficients already hold the attention weight.
-        return projections + asking * self.slot.levels * self.points * dim * 4
+        projections = (q + memory.num_tokens) * dim**2 + q * dim * samples * 3
+        # 4 multiply-accumulates per bilinear sample: the attention weight is folded into the coefficients
+        return projections + q * self.slot.levels * self.points * dim * 4
 
 
 @register("deform")
 class DeformableAttention(MultiScaleDeformableAttention):
-    """Multi-scale deformable attention on one level: `level` says which, if the memory has several."""
+    """Single-scale deformable attention on `level`, which must be given if the memory has several."""
 
     def __init__(self, slot: Slot, *, points: int = 4, level: int | None = None):
         if level is None and slot.levels > 1:
-            raise UserError(f"deform attends one level and there are {slot.levels}: set level to 0 … {slot.levels - 1}")
+            raise UserError(f"deform uses one of {slot.levels} levels: set level to 0 … {slot.levels - 1}")
         if level is not None and not 0 <= level < slot.levels:
-            raise UserError(f"level = {level}: there are {slot.levels} levels, counted from 0")
+            raise UserError(f"level = {level}: must be in 0 … {slot.levels - 1}")
         level = level or 0
         sizes = slot.map_sizes and (slot.map_sizes[level],)
         super().__init__(replace(slot, levels=1, map_sizes=sizes), points=points)

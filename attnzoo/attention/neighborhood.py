@@ -1,41 +1,43 @@
-"""Attention of every pixel to the pixels around it (Hassani et al., Neighborhood Attention Transformer, CVPR 2023)."""
+"""Neighborhood attention (Hassani et al., Neighborhood Attention Transformer, CVPR 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from attnzoo.attention.base import Attention, register
-from attnzoo.attention.partition import Partition
+from attnzoo.attention.base import is_self_attention, register
+from attnzoo.attention.qkv import QkvAttention
+from attnzoo.attention.window_partition import WindowPartition
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 
 @dataclass(frozen=True, eq=False)
-class Regions:
-    """What the tiles of queries of one level look at: a square of keys each, that holds all their neighborhoods.
+class NeighborhoodIndex:
+    """Key block of each query tile: a square that covers the neighborhoods of all queries in the tile.
 
-    - `rows`, `columns`: (B or 1, tiles along the axis, side) pixel indices
-    - `index`: (B or 1, tiles, N, side²) entry of the bias table for each query and key
-    - `mask`: likewise, True where the key lies in the query's neighborhood
+    - `rows`, `columns`: (B or 1, tiles along the axis, block size) pixel indices
+    - `bias_index`: (B or 1, tiles, N, block size²) entry of the bias table for each query and key
+    - `mask`: likewise, True where the key is in the query's neighborhood
     """
 
     rows: Tensor
     columns: Tensor
-    index: Tensor
+    bias_index: Tensor
     mask: Tensor
 
 
 @register("neighborhood")
-class NeighborhoodAttention(Attention):
-    """Every pixel attends to the `kernel` x `kernel` pixels around it, moved inwards where they would leave the map.
+class NeighborhoodAttention(QkvAttention):
+    """Every pixel attends to the `kernel` x `kernel` pixels around it; at borders the neighborhood shifts inwards.
 
-    `kernel`: odd, in pixels; maps that are smaller are attended whole. `bias`: a learned bias for every displacement.
-    Each level is attended on its own, with the same projections and biases.
+    `kernel`: odd, in pixels; smaller maps use full attention. `bias`: learned relative position bias.
+    Levels are attended independently, with shared weights.
 
-    Queries are taken in tiles of `kernel` x `kernel` that share one square of (2 · `kernel` - 1)² keys: matrix products
-    at 3.4 times the multiplications, instead of a gather for every query. Cost: 4SC² + 2S(2 · `kernel` - 1)²C.
+    Queries are processed in tiles of `kernel` x `kernel` that share a block of (2 · `kernel` - 1)² keys: 3.4 times the
+    MACs, but dense matmuls instead of a per-query gather. Cost: 4SC² + 2S(2 · `kernel` - 1)²C.
     Parameters are named as in the published checkpoints.
     """
 
@@ -45,116 +47,99 @@ class NeighborhoodAttention(Attention):
         super().__init__(slot)
         if kernel < 1 or kernel % 2 == 0:
             raise UserError(f"kernel = {kernel}: must be odd and positive")
-        self.kernel = kernel
-        self.qkv = nn.Linear(slot.dim, 3 * slot.dim)
-        self.proj = nn.Linear(slot.dim, slot.dim)
-        span = 2 * kernel - 1
-        self.rpb = nn.Parameter(torch.zeros(slot.heads, span, span)) if bias else None
-        for linear in (self.qkv, self.proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-        if self.rpb is not None:
-            nn.init.trunc_normal_(self.rpb, std=0.02)
+        self.kernel, self.block_size = kernel, 2 * kernel - 1
+        self.rpb: nn.Parameter | None = None
+        if bias:
+            table = torch.empty(slot.heads, self.block_size, self.block_size)
+            self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
-        if memory.layout.levels != self.slot.levels:
-            raise ValueError(f"built for {self.slot.levels} levels, but the memory has {memory.layout.levels}")
-        weights = self.qkv.weight.chunk(3)
-        biases = self.qkv.bias.chunk(3)
-        positioned = memory.positioned()
-        q, k, v = (
-            nn.functional.linear(x, weight, bias).split(memory.layout.lengths, 1)
-            for x, weight, bias in zip((positioned, positioned, memory.tokens), weights, biases, strict=True)
-        )
-        levels = [
-            self._attend(q[level], k[level], v[level], memory.layout.level(level)) for level in range(self.slot.levels)
+        self.check_levels(memory.layout)
+        self.check_grid(queries, memory.layout)
+        key = memory.with_pos_embed()
+        query = key if is_self_attention(queries, memory) else queries.with_pos_embed()
+        per_level = (x.split(memory.layout.tokens_per_level, 1) for x in self.project(query, key, memory.tokens))
+        recorded: list[tuple[Tensor, Tensor]] = []
+        outputs = [
+            self._attend_level(q, k, v, memory.layout.level(level), recorded)
+            for level, (q, k, v) in enumerate(zip(*per_level, strict=True))
         ]
-        if self.traced:
-            self.trace(weights=torch.cat([w for _, w, _ in levels], 1), locations=torch.cat([x for *_, x in levels], 1))
-        return self.proj(torch.cat([heads for heads, *_ in levels], 1))
+        if self.recording:
+            weights, locations = (torch.cat(x, 1) for x in zip(*recorded, strict=True))
+            self.record(weights=weights, locations=locations)
+        return self.proj(torch.cat(outputs, 1))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """One level: output (B, S, C), and when traced weights (B, S, M, K) and the keys' locations (B, S, K, 2)."""
-        tiles = Partition(layout, self.kernel, 0)
-        regions = self._regions(layout, tiles)
-        asking = self._heads(tiles.split(q))
-        keys, values = (self._heads(_squares(x, regions, layout.shapes[0])) for x in (k, v))
-        scores = (asking * self.slot.head_dim**-0.5) @ keys.transpose(-2, -1)
-        if self.rpb is not None:
-            bias = self.rpb.flatten(1)[:, regions.index.flatten()].unflatten(1, tuple(regions.index.shape))
-            scores = scores + bias.permute(1, 2, 0, 3, 4)
-        weights = scores.masked_fill(~regions.mask[:, :, None], -torch.inf).softmax(-1)
-        heads = tiles.merge((weights.to(values.dtype) @ values).transpose(2, 3).flatten(3))
-        if not self.traced:
-            return heads, weights, weights
-        per_token = tiles.merge(weights.transpose(2, 3).flatten(3)).unflatten(-1, (self.slot.heads, -1))
-        places = _squares(layout.centers * layout.valid_ratios, regions, layout.shapes[0])
-        return (
-            heads,
-            per_token,
-            tiles.merge(places[:, :, None].expand(-1, -1, self.kernel**2, -1, -1).flatten(3)).unflatten(-1, (-1, 2)),
-        )
+    def _attend_level(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, recorded: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Output (B, S, C) of one level; while recording, adds weights (B, S, M, K) and locations (B, S, K, 2)."""
+        tiles = WindowPartition(layout, self.kernel, 0)
+        index = self._neighborhood_index(layout, tiles)
+        query = self.split_heads(tiles.partition(q))
+        key, value = (self.split_heads(_gather_key_blocks(x, index, layout.spatial_shapes[0])) for x in (k, v))
+        output, weights = self.attend(query, key, value, self._bias(index), index.mask[:, :, None], always_visible=True)
+        if self.recording:
+            blocks = _gather_key_blocks(layout.padded_centers, index, layout.spatial_shapes[0])
+            recorded.append((tiles.reverse_heads(weights), tiles.key_locations(blocks)))
+        return tiles.reverse_heads(output).flatten(2)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, tiles, N, C) as (B, tiles, M, N, C/M)."""
-        return x.unflatten(-1, (self.slot.heads, -1)).transpose(2, 3)
+    def _bias(self, index: NeighborhoodIndex) -> Tensor | None:
+        """The bias (B or 1, tiles, M, N, block size²)."""
+        if self.rpb is None:
+            return None
+        bias = self.rpb.flatten(1)[:, index.bias_index.flatten()].unflatten(1, tuple(index.bias_index.shape))
+        return rearrange(bias, "m b t n k -> b t m n k")
 
-    def _regions(self, layout: Layout, tiles: Partition) -> Regions:
-        ((height, width),) = layout.shapes
-        device = layout.sizes.device
-        if layout.padding is None:
-            valid = [torch.full((1,), side, device=device) for side in (height, width)]
+    def _neighborhood_index(self, layout: Layout, tiles: WindowPartition) -> NeighborhoodIndex:
+        ((height, width),) = layout.spatial_shapes
+        if layout.padding_mask is None:
+            valid_sizes = [torch.full((1,), size, device=layout.sizes_wh.device) for size in (height, width)]
         else:
-            valid = list((layout.valid_ratios[:, 0] * layout.sizes[0]).round().long().flip(-1).unbind(1))
-        axes = [
-            self._axis(count, size, valid_size)
-            for count, size, valid_size in zip((tiles.rows, tiles.columns), (height, width), valid, strict=True)
-        ]
-        (rows, row_index, row_mask), (columns, column_index, column_mask) = axes
+            valid_sizes = list(layout.valid_sizes[:, 0].long().flip(-1).unbind(1))  # height, width
+        rows, row_index, row_mask = self._axis_index(tiles.rows, height, valid_sizes[0])
+        columns, column_index, column_mask = self._axis_index(tiles.columns, width, valid_sizes[1])
 
-        def pairs(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-            """Per axis (B, tiles, N, side) in the axes of (B, y tiles, x tiles, y N, x N, y side, x side)."""
+        def outer_axes(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            """(B, tiles, N, block) of each axis, broadcast over (B, y tiles, x tiles, y N, x N, y block, x block)."""
             return y[:, :, None, :, None, :, None], x[:, None, :, None, :, None, :]
 
-        y, x = pairs(row_index, column_index)
-        index = y * (2 * self.kernel - 1) + x
-        y, x = pairs(row_mask, column_mask)
+        y, x = outer_axes(row_index, column_index)
+        bias_index = y * self.block_size + x
+        y, x = outer_axes(row_mask, column_mask)
         mask = y & x
-        index, mask = (t.flatten(5, 6).flatten(3, 4).flatten(1, 2) for t in (index, mask))
-        return Regions(rows, columns, index, mask)
+        bias_index, mask = (t.flatten(5, 6).flatten(3, 4).flatten(1, 2) for t in (bias_index, mask))
+        return NeighborhoodIndex(rows, columns, bias_index, mask)
 
-    def _axis(self, count: int, size: int, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Along one axis of `count` tiles: key indices (B, count, side); table index and mask (B, count, N, side).
+    def _axis_index(self, num_tiles: int, size: int, valid_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Along one axis: key indices (B, tiles, block size); bias index and mask (B, tiles, N, block size).
 
-        `valid` (B,) is the size of the images' valid part.
+        `valid_size` (B,) is the size of the images' valid part.
         """
-        kernel, half = self.kernel, self.kernel // 2
-        side, device = 2 * kernel - 1, valid.device
-        first = torch.arange(count, device=device) * kernel
-        limit = valid[:, None]
-        origin = (first - half).clamp(min=0).minimum((limit - side).clamp(min=0))
-        keys = origin[:, :, None] + torch.arange(side, device=device)  # (B, count, side)
-        asking = first[:, None] + torch.arange(kernel, device=device)  # (count, N)
-        start = (asking - half).clamp(min=0).minimum((limit[..., None] - kernel).clamp(min=0))[..., None]
-        near = keys[:, :, None]
-        mask = (near >= start) & (near < start + kernel) & (near < limit[..., None, None])
-        apart = (near - asking[..., None] + kernel - 1).clamp(0, side - 1)
-        return keys.clamp(max=size - 1), apart, mask
+        kernel, half, block_size, device = self.kernel, self.kernel // 2, self.block_size, valid_size.device
+        tile_start = torch.arange(num_tiles, device=device) * kernel
+        valid = valid_size[:, None]
+        block_start = (tile_start - half).clamp(min=0).minimum((valid - block_size).clamp(min=0))
+        keys = block_start[:, :, None] + torch.arange(block_size, device=device)  # (B, tiles, block size)
+        query_pos = tile_start[:, None] + torch.arange(kernel, device=device)  # (tiles, N)
+        window_start = (query_pos - half).clamp(min=0).minimum((valid[..., None] - kernel).clamp(min=0))[..., None]
+        key_pos = keys[:, :, None]
+        in_window = (key_pos >= window_start) & (key_pos < window_start + kernel)
+        relative = (key_pos - query_pos[..., None] + kernel - 1).clamp(0, block_size - 1)
+        return keys.clamp(max=size - 1), relative, in_window & (key_pos < valid[..., None, None])
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        side = 2 * self.kernel - 1
-        tiles = sum(-(-h // self.kernel) * -(-w // self.kernel) for h, w in memory.shapes)
-        return 4 * memory.tokens * self.slot.dim**2 + 2 * tiles * self.kernel**2 * side**2 * self.slot.dim
+        tiles = sum(-(-h // self.kernel) * -(-w // self.kernel) for h, w in memory.spatial_shapes)
+        products = 2 * tiles * self.kernel**2 * self.block_size**2 * self.slot.dim
+        return 4 * memory.num_tokens * self.slot.dim**2 + products
 
 
-def _squares(x: Tensor, regions: Regions, shape: tuple[int, int]) -> Tensor:
-    """Tokens (B, S, C) of every tile's square of keys: (B, tiles, side², C)."""
+def _gather_key_blocks(x: Tensor, index: NeighborhoodIndex, shape: tuple[int, int]) -> Tensor:
+    """The key block of every tile, (B, tiles, block size², C), from tokens (B, S, C)."""
     x = x.unflatten(1, shape)
-    rows, columns = regions.rows, regions.columns
+    rows, columns = index.rows, index.columns
     if len(rows) == 1:
         x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
-        x = x.unflatten(2, tuple(columns.shape[1:])).unflatten(1, tuple(rows.shape[1:])).transpose(2, 3)
-    else:
-        images = torch.arange(len(x), device=x.device)[:, None, None, None, None]
-        x = x[images, rows[:, :, None, :, None], columns[:, None, :, None, :]]
-    return x.flatten(3, 4).flatten(1, 2)
+        return rearrange(x, "b (y h) (x w) c -> b (y x) (h w) c", h=rows.shape[2], w=columns.shape[2])
+    batch_index = torch.arange(len(x), device=x.device)[:, None, None, None, None]
+    x = x[batch_index, rows[:, :, None, :, None], columns[:, None, :, None, :]]
+    return rearrange(x, "b y x h w c -> b (y x) (h w) c")

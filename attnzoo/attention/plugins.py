@@ -11,44 +11,44 @@ from types import ModuleType
 from attnzoo.attention.base import ATTENTIONS
 from attnzoo.errors import UserError
 
-SNAPSHOT = Path(__file__).resolve().parents[2] / "plugins"  # in a snapshot of the code
+SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
 
 
-def snapshot_name(source: str) -> str:
-    """What a plugin's file is called in a snapshot of the code, from which it is then loaded."""
+def snapshot_filename(source: str) -> str:
+    """File name of a plugin inside a code snapshot."""
     return f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
 
 
 def load_plugin(source: str | Path, where: str = "") -> list[str]:
-    """Import a `.py` file or a module and return the names of the attentions that it registers.
+    """Import a `.py` file or a module and return the names of the attentions that it registers. Idempotent.
 
-    `source` is a path ending in `.py`, or the dotted name of an importable module; `where` is the place named in
-    messages. Loading it again changes nothing. Raises UserError if it is missing, is not valid Python, registers no
-    attention or one whose name is taken; whatever else goes wrong inside it is its author's to see.
+    `source` is a path ending in `.py`, or the dotted name of an importable module; `where` prefixes error messages.
+    Raises UserError if it is missing, is not valid Python, registers no attention or one whose name is taken; other
+    exceptions from the plugin propagate.
     """
-    place = f"{where}: " if where else ""
-    carried = SNAPSHOT / snapshot_name(str(source))
-    source = carried if isfile(carried) else source
+    prefix = f"{where}: " if where else ""
+    snapshot_file = SNAPSHOT_DIR / snapshot_filename(str(source))
+    source = snapshot_file if isfile(snapshot_file) else source
     before = set(ATTENTIONS.names())
-    load = _load_file if str(source).endswith(".py") else _load_module
+    load_module = _load_file if str(source).endswith(".py") else _load_module
     try:
-        module = load(str(source), place)
+        module = load_module(str(source), prefix)
     except SyntaxError as error:
-        raise UserError(f"{place}{error.filename or source}:{error.lineno or 1}: SyntaxError: {error.msg}") from None
-    names = [name for name in ATTENTIONS.names() if name not in before or _comes_from(name, module)]
+        raise UserError(f"{prefix}{error.filename or source}:{error.lineno or 1}: SyntaxError: {error.msg}") from None
+    names = [name for name in ATTENTIONS.names() if name not in before or _defined_in(name, module)]
     if not names:
-        raise UserError(f"{place}plugin {str(source)!r} registers no attention (decorate its class with @register)")
+        raise UserError(f"{prefix}plugin {str(source)!r} registers no attention (decorate its class with @register)")
     return names
 
 
-def _load_file(source: str, place: str) -> ModuleType:
+def _load_file(source: str, prefix: str) -> ModuleType:
     path = Path(source).expanduser().resolve()
     name = f"attnzoo_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not isfile(path):
-        raise UserError(f"{place}plugin {str(path)!r} does not exist")
+        raise UserError(f"{prefix}plugin {str(path)!r} does not exist")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -59,15 +59,15 @@ def _load_file(source: str, place: str) -> ModuleType:
     return module
 
 
-def _load_module(name: str, place: str) -> ModuleType:
+def _load_module(name: str, prefix: str) -> ModuleType:
     try:
-        found = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # a parent package is missing; the name is empty or relative
-        found = None
-    if found is None:
-        raise UserError(f"{place}plugin {name!r}: no such module (a file is given by its path, ending in .py)")
+        spec = None
+    if spec is None:
+        raise UserError(f"{prefix}plugin {name!r}: no such module (a file is given by its path, ending in .py)")
     return importlib.import_module(name)
 
 
-def _comes_from(name: str, module: ModuleType) -> bool:
+def _defined_in(name: str, module: ModuleType) -> bool:
     return f"{ATTENTIONS.get(name).__module__}.".startswith(f"{module.__name__}.")

@@ -1,4 +1,4 @@
-"""Looking at what attentions do: sampling locations and weights, captured on request."""
+"""Record attention weights and sampling locations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,65 +6,64 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-Trace = dict[str, list[dict[str, Tensor]]]
+Recording = dict[str, list[dict[str, Tensor]]]
 
 
-class Traceable(nn.Module):
-    """A module that can say what it attends to. While `traced` holds, it takes its unfused path."""
+class Recordable(nn.Module):
+    """Module whose attention can be recorded. While `recording`, it uses its unfused path."""
 
     def __init__(self) -> None:
         super().__init__()
         self._entries: list[dict[str, Tensor]] | None = None
 
     @property
-    def traced(self) -> bool:
-        """Whether `record` is active on this module. Raises RuntimeError while a graph is being traced."""
+    def recording(self) -> bool:
+        """Whether `record` is active on this module. Raises RuntimeError under torch.compile and torch.export."""
         if self._entries is None:
             return False
         if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "record() needs the eager path, but a graph is being traced: run without compile or export"
-            )
+            raise RuntimeError("record() does not work under torch.compile or torch.export")
         return True
 
-    def trace(self, **tensors: Tensor) -> None:
-        """Add one entry of named tensors; call it only if `traced`."""
+    def record(self, **tensors: Tensor) -> None:
+        """Add one entry of named tensors; call it only while `recording`."""
         assert self._entries is not None, "nothing is being recorded"
         self._entries.append({name: tensor.detach() for name, tensor in tensors.items()})
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[Trace]:
-    """Capture what every attention of a model looks at, in the forward passes inside the `with` block.
+def record(model: nn.Module) -> Iterator[Recording]:
+    """Record every attention of a model during the `with` block.
 
-    `trace` maps the qualified name of each attention in `model` to a list with one entry per forward call,
+    The recording maps the qualified name of each attention in `model` to a list with one entry per forward call,
     in order. An entry holds detached tensors by name:
 
-    - `weights`: after softmax, before dropout. Dense (B, M, Q, S); deformable (B, Q, M, L, P); dat (B, M, Q, keys).
+    - `weights`: after softmax, before dropout. Dense (B, M, Q, S); deformable (B, Q, M, L, P); dat (B, M, Q, keys);
+      window and neighborhood (B, Q, M, keys).
     - `locations`: x, y in [0, 1] of the padded map of each level. Deformable (B, Q, M, L, P, 2); dat (B, keys, G, 2),
-      the levels' keys concatenated.
-    - `references`: deformable and dat, the queries' references, (B, Q, 2 or 4), in [0, 1] of the valid image.
-    - `bias`: dat with a table or perceptron, (B, M, Q, keys), as added to the scores.
+      levels concatenated; window and neighborhood (B, Q, keys, 2).
+    - `reference_points`: of the queries, (B, Q, 2 or 4), in [0, 1] of the valid image; if the attention uses them.
+    - `bias`: dat with a table or MLP, (B, M, Q, keys), as added to the scores.
 
-    The unfused path is taken inside, so memory and time are those of plain PyTorch. Outside it costs nothing.
-    Raises RuntimeError for a compiled model, and if a graph is compiled or exported inside. After
+    Recording uses the unfused path, which is slower and needs more memory. There is no overhead otherwise.
+    Raises RuntimeError for a compiled model, and if a graph is compiled or exported inside the block. After
 
-        with record(model) as trace:
+        with record(model) as recording:
             model(images, mask)
 
-    `trace["encoder.layers.0.attention"][0]["weights"]` are the weights of the first encoder layer.
+    `recording["encoder.layers.0.attention"][0]["weights"]` are the weights of the first encoder layer.
     """
     for module in model.modules():
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            raise RuntimeError("record() cannot look into a compiled model: pass the module that was compiled")
-    trace: Trace = {}
-    traced = [(name, module) for name, module in model.named_modules() if isinstance(module, Traceable)]
-    for name, module in traced:
-        # What a part of an attention captures belongs to the attention; parents come before their parts.
-        owner = next((outer for outer in trace if not outer or name.startswith(f"{outer}.")), name)
-        module._entries = trace.setdefault(owner, [])
+            raise RuntimeError("record() does not support compiled models: pass the original module")
+    recording: Recording = {}
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, Recordable)]
+    for name, module in modules:
+        # Submodules record into their parent attention; named_modules yields parents first.
+        parent = next((other for other in recording if not other or name.startswith(f"{other}.")), name)
+        module._entries = recording.setdefault(parent, [])
     try:
-        yield trace
+        yield recording
     finally:
-        for _, module in traced:
+        for _, module in modules:
             module._entries = None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attnzoo
-from attnzoo.attention.plugins import snapshot_name
+from attnzoo.attention.plugins import snapshot_filename
 from attnzoo.environment import GIT_STATE, git_state
 from attnzoo.errors import UserError
 
@@ -25,7 +25,7 @@ def create_snapshot(folder: Path, plugins: Iterable[str]) -> Path:
     files = dict(_package_files())
     for plugin in plugins:
         if plugin.endswith(".py"):
-            files[Path("plugins") / snapshot_name(plugin)] = Path(plugin)
+            files[Path("plugins") / snapshot_filename(plugin)] = Path(plugin)
     try:
         target = folder / _content_hash(files)
     except OSError as error:

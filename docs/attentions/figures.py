@@ -32,9 +32,9 @@ def look(name: str, options: dict[str, Any]) -> dict[str, Tensor]:
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.15)
     memory = Pyramid(torch.randn(1, SIDE * SIDE, DIM), Layout.unpadded([(SIDE, SIDE)], 1))
-    with attention.record(module) as trace, torch.no_grad():
+    with attention.record(module) as recording, torch.no_grad():
         module(memory.as_queries(), memory)
-    return trace[""][0]
+    return recording[""][0]
 
 
 def seen(name: str, entry: dict[str, Tensor], query: int) -> tuple[Tensor, Tensor]:

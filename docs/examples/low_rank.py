@@ -8,7 +8,7 @@ Cost is linear in the number of tokens.
 import torch
 from torch import Tensor, nn
 
-from attnzoo.attention.base import Attention, count, register
+from attnzoo.attention.base import Attention, num_queries, register
 from attnzoo.attention.dense import MultiheadAttention
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Slot
@@ -27,13 +27,13 @@ class LowRankAttention(Attention):
         self.mha = MultiheadAttention(slot.dim, slot.heads)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
-        keys = memory.positioned()
+        keys = memory.with_pos_embed()
         scores = self.pool(keys)
-        if memory.layout.padding is not None:
-            scores = scores.masked_fill(memory.layout.padding[..., None], torch.finfo(scores.dtype).min)
+        if memory.layout.padding_mask is not None:
+            scores = scores.masked_fill(memory.layout.padding_mask[..., None], torch.finfo(scores.dtype).min)
         pool = scores.softmax(1).transpose(1, 2)  # (B, rank, S): each pooled token is a mean of tokens
-        return self.mha(queries.positioned(), pool @ keys, pool @ memory.tokens)
+        return self.mha(queries.with_pos_embed(), pool @ keys, pool @ memory.tokens)
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        pooling = 3 * memory.tokens * self.rank * self.slot.dim
-        return pooling + self.mha.flops(count(queries), self.rank)
+        pooling = 3 * memory.num_tokens * self.rank * self.slot.dim
+        return pooling + self.mha.flops(num_queries(queries), self.rank)

@@ -51,6 +51,8 @@ def test_refuses_a_role_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> Non
             return queries.tokens
 
     assert build("only_grid", Slot(16, 4)).slot.role == Role.ENCODER
-    message = r"'only_grid' cannot stand in the decoder \(it stands in: encoder, stage; the decoder takes: .*dense"
+    message = (
+        r"'only_grid' does not support role decoder \(supported roles: encoder, stage; attentions for decoder: .*dense"
+    )
     with pytest.raises(UserError, match=message):
         build("only_grid", Slot(16, 4, role=Role.DECODER))

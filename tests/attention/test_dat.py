@@ -37,7 +37,8 @@ def map_of(shape: tuple[int, int], batch: int = 1, dim: int = 16, seed: int = 0)
     height, width = shape
     y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
     centers = torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1).flatten(0, 1)
-    tokens = torch.randn(batch, layout.tokens, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    g = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch, layout.num_tokens, dim, generator=g, dtype=torch.float64)
     return Pyramid(tokens, replace(layout, centers=centers.expand(batch, -1, -1)))
 
 
@@ -113,9 +114,9 @@ def test_zero_offsets_are_dense_attention_with_relative_bias(offsets: bool, dtyp
 def test_published_zero_offsets_do_not_hit_pixel_centres(version: str) -> None:
     attention, memory = stage((14, 14), stride=1, kernel=3, convention=version), map_of((14, 14))
     attention.conv_offset[0][3].weight.data.zero_()
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(memory.as_queries(), memory)
-    columns = trace[""][0]["locations"][0, :14, 0, 0] * 14 - 0.5
+    columns = recording[""][0]["locations"][0, :14, 0, 0] * 14 - 0.5
     first, last = {"v1": (6.5 / 14, 13 - 6.5 / 14), "v2": (0.5, 13.5)}[version]
     assert_close(columns[[0, -1]], torch.tensor([first, last], dtype=torch.float64))
 
@@ -128,9 +129,9 @@ def test_offsets_reach_as_far_as_their_range() -> None:
         attention = stage((8, 12), stride=2, kernel=3, offset_range=kind)
         for tensor in (attention.conv_offset[0][3].weight, attention.conv_offset[0][1].norm.weight):
             tensor.data.mul_(100)
-        with record(attention) as trace:
+        with record(attention) as recording:
             attention(memory.as_queries(), memory)
-        reached[kind] = trace[""][0]["locations"][0, :, 0] * torch.tensor([12, 8]) - 0.5
+        reached[kind] = recording[""][0]["locations"][0, :, 0] * torch.tensor([12, 8]) - 0.5
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
     grid = torch.stack([2 * x + 0.5, 2 * y + 0.5], -1).flatten(0, 1)
     assert_close((reached["tanh"] - grid).abs().max(), torch.tensor(2.0, dtype=torch.float64), atol=1e-3, rtol=0)
@@ -146,22 +147,22 @@ def test_tables_are_stretched_to_maps_of_other_sizes() -> None:
     attention.rpe_table[0].data.copy_((2 * x + y[:, None]).expand(4, -1, -1))
     for shape in ((4, 5), (9, 3), (6, 11)):
         memory = map_of(shape)
-        with record(attention) as trace:
+        with record(attention) as recording:
             attention(memory.as_queries(), memory)
         pixels = torch.tensor(shape[::-1]).double()
-        keys = trace[""][0]["locations"][0, :, 0] * pixels - 0.5
+        keys = recording[""][0]["locations"][0, :, 0] * pixels - 0.5
         steps = ((memory.layout.centers[0] * pixels - 0.5)[:, None] - keys) / (pixels - 1)
         inside = (steps.abs() <= 1).all(-1)
-        bias = trace[""][0]["bias"][0, 0]
+        bias = recording[""][0]["bias"][0, 0]
         assert inside.float().mean() > 0.8
         assert_close(bias[inside], (2 * steps[..., 0] + steps[..., 1])[inside], atol=1e-6, rtol=0)
 
 
 def test_a_key_grid_of_one_point_is_one_key() -> None:
     attention, memory = stage((3, 3), stride=4, kernel=5), map_of((3, 3))
-    with record(attention) as trace:
+    with record(attention) as recording:
         output = attention(memory.as_queries(), memory)
-    assert trace[""][0]["weights"].shape == (1, 4, 9, 1)
+    assert recording[""][0]["weights"].shape == (1, 4, 9, 1)
     assert_close(output, output[:, :1].expand(-1, 9, -1))
 
 
@@ -170,14 +171,14 @@ def test_strides_and_kernels_by_default() -> None:
     assert [grid.stride for grid in attention.grids] == [8, 4, 2, 1]
     assert [network[0].kernel_size[0] for network in attention.conv_offset] == [9, 7, 5, 3]
     maps = ((40, 52), (20, 26), (10, 13), (5, 7))
-    assert [grid.shape(shape) for grid, shape in zip(attention.grids, maps, strict=True)] == [(5, 7)] * 4
+    assert [grid.output_shape(shape) for grid, shape in zip(attention.grids, maps, strict=True)] == [(5, 7)] * 4
 
 
 def test_groups_see_keys_at_their_own_places() -> None:
     attention, memory = stage(groups=2, stride=1, kernel=3), map_of(MAP)
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(memory.as_queries(), memory)
-    first, second = trace[""][0]["locations"].unbind(2)
+    first, second = recording[""][0]["locations"].unbind(2)
     assert not torch.allclose(first, second, atol=1e-2)
 
 
@@ -185,9 +186,9 @@ def test_all_levels_share_one_softmax() -> None:
     attention = perturbed(build("dat", Slot(16, 4, levels=2)))
     layout = Layout.unpadded(((5, 7), (3, 4)), 2)
     memory = Pyramid(torch.randn(2, 47, 16), layout)
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(memory.as_queries(), memory)
-    weights = trace[""][0]["weights"]
+    weights = recording[""][0]["weights"]
     assert weights.shape == (2, 4, 47, 12 + 12)
     assert_close(weights.sum(-1), torch.ones(2, 4, 47))
     assert (weights[..., :12].sum(-1) - 0.5).abs().max() < 0.5
@@ -252,10 +253,10 @@ def test_pooled_keys_ignore_padding() -> None:
     mask[:, :5, :6] = False
     layout = Layout.from_masks([mask])
     tokens = torch.randn(1, 48, 16)
-    alone = Pyramid(tokens[~layout.padding][None], Layout.unpadded([(5, 6)], 1))
+    alone = Pyramid(tokens[~layout.padding_mask][None], Layout.unpadded([(5, 6)], 1))
     padded = Pyramid(tokens, layout)
     expected = attention(alone.as_queries(), alone)
-    assert_close(attention(padded.as_queries(), padded)[~layout.padding][None], expected)
+    assert_close(attention(padded.as_queries(), padded)[~layout.padding_mask][None], expected)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_pooled_keys_ignore_padding() -> None:
         ({"groups": 3}, "groups = 3: must divide heads = 4"),
         ({"groups": 0}, "groups = 0"),
         ({"stride": 0}, "stride = 0: must be at least 1"),
-        ({"stride": [1, 2, 4]}, r"stride = \[1, 2, 4\]: expected one number, or one for each of 2 levels"),
+        ({"stride": [1, 2, 4]}, r"stride = \[1, 2, 4\]: expected an int or a list of 2 ints"),
         ({"kernel": [3, -1]}, "kernel = .*must be at least 1"),
         ({"range_factor": 0}, "range_factor = 0: must be positive"),
         ({"mlp_dim": 0}, "mlp_dim = 0: must be at least 1"),
@@ -273,8 +274,8 @@ def test_pooled_keys_ignore_padding() -> None:
         ({"bias": "cosine"}, "bias = 'cosine': expected 'table' | 'mlp' | 'depthwise' | 'none'"),
         ({"offset_range": "sigmoid"}, "offset_range"),
         ({"convention": "v3"}, "convention"),
-        ({"convention": "v2", "offsets": False}, "bias = 'table': convention v2 has none without offsets"),
-        ({"bias": "depthwise"}, "object queries are none"),
+        ({"convention": "v2", "offsets": False}, "bias = 'table': convention v2 with offsets: false supports only"),
+        ({"bias": "depthwise"}, "object queries do not form a map"),
         ({"strides": 2}, "has no option 'strides'; did you mean 'stride'|has no option 'strides'"),
     ],
 )
@@ -285,13 +286,13 @@ def test_refuses_options(options: dict[str, Any], message: str) -> None:
 
 def test_refuses_a_map_smaller_than_a_kernel_without_margin() -> None:
     attention, memory = stage(stride=4, kernel=4), map_of((3, 9))
-    with pytest.raises(ValueError, match=r"kernel of 4 without margin does not fit on a map of \(3, 9\)"):
+    with pytest.raises(ValueError, match=r"kernel size 4 without padding is larger than the feature map \(3, 9\)"):
         attention(memory.as_queries(), memory)
 
 
 def test_refuses_another_number_of_levels_and_missing_references() -> None:
     attention, memory = stage(), map_of(MAP)
-    with pytest.raises(ValueError, match=r"needs references \(B, Q, 2\) or \(B, Q, 4\), got none"):
+    with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(memory.tokens), memory)
-    with pytest.raises(ValueError, match="built for 2 levels, but the memory has 1"):
+    with pytest.raises(ValueError, match="expected 2 feature levels, got 1"):
         build("dat", Slot(16, 4, levels=2)).double()(memory.as_queries(), memory)

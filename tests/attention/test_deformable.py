@@ -25,7 +25,7 @@ def perturbed(attention: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module
 
 def memory_of(maps: tuple[tuple[int, int], ...], dim: int, dtype: torch.dtype = torch.float32) -> Pyramid:
     layout = Layout.unpadded(maps, 2)
-    tokens, pos = torch.randn(2, 2, layout.tokens, dim, dtype=dtype)
+    tokens, pos = torch.randn(2, 2, layout.num_tokens, dim, dtype=dtype)
     return Pyramid(tokens, layout, pos)
 
 
@@ -60,26 +60,26 @@ def test_initial_rings_span_the_box() -> None:
     attention = MultiScaleDeformableAttention(Slot(32, 8))
     memory = memory_of(MAPS[:1], 32)
     box = torch.tensor([0.5, 0.4, 0.2, 0.6]).expand(2, 1, 4)
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(Queries(torch.randn(2, 1, 32), box), memory)
-    shifts = (trace[""][0]["locations"] - box[0, 0, :2]).flatten(0, -2).abs().amax(0)
+    shifts = (recording[""][0]["locations"] - box[0, 0, :2]).flatten(0, -2).abs().amax(0)
     assert_close(shifts, box[0, 0, 2:] / 2)
 
 
 def test_zero_logits_give_uniform_weights() -> None:
     """At initialisation each of the L·K weights is 1 / (L·K), not 0."""
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4, levels=2), points=3), memory_of(MAPS, 16)
-    with record(attention) as trace:
+    with record(attention) as recording:
         output = attention(memory.as_queries(), memory)
-    assert_close(trace[""][0]["weights"], torch.full((2, 47, 4, 2, 3), 1 / 6))
+    assert_close(recording[""][0]["weights"], torch.full((2, 47, 4, 2, 3), 1 / 6))
     assert output.abs().max() > 0.1
 
 
 def test_weights_of_all_levels_share_one_softmax() -> None:
     attention, memory = perturbed(MultiScaleDeformableAttention(Slot(16, 4, levels=2))), memory_of(MAPS, 16)
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(memory.as_queries(), memory)
-    weights = trace[""][0]["weights"]
+    weights = recording[""][0]["weights"]
     assert_close(weights.sum((-1, -2)), torch.ones(2, 47, 4))
     assert weights.sum(-1).std() > 0.01
 
@@ -93,12 +93,12 @@ def test_single_point_is_deformable_convolution() -> None:
     memory = memory_of(((h, w),), dim, torch.float64)
     refs = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).double().flatten(0, 1)
     refs = ((refs + 0.5) / torch.tensor([w, h])).expand(2, -1, -1)
-    offsets = attention.sampling_offsets(memory.positioned())
+    offsets = attention.sampling_offsets(memory.with_pos_embed())
     # torchvision wants (dy, dx) per group as channels; W′ = I means each output channel reads its own input channel.
     planes = offsets.view(2, h, w, heads, 2).flip(-1).flatten(3).permute(0, 3, 1, 2)
     image = memory.tokens.transpose(1, 2).reshape(2, dim, h, w)
     expected = deform_conv2d(image, planes, torch.eye(dim, dtype=torch.float64)[..., None, None])
-    output = attention(replace(memory.as_queries(), refs=refs), memory)
+    output = attention(replace(memory.as_queries(), reference_points=refs), memory)
     assert_close(output.transpose(1, 2).reshape(2, dim, h, w), expected, atol=1e-12, rtol=0)
 
 
@@ -108,7 +108,7 @@ def test_all_positions_with_softmax_weights_is_dense_attention() -> None:
     dim, heads, (h, w) = 8, 2, (3, 4)
     memory = memory_of(((h, w),), dim, torch.float64)
     dense = build("dense", Slot(dim, heads)).double()
-    with record(dense) as trace:
+    with record(dense) as recording:
         expected = dense(memory.as_queries(), memory)
     deformable = MultiScaleDeformableAttention(Slot(dim, heads), points=h * w).double()
     _, _, value_weight = dense.mha.in_proj_weight.chunk(3)
@@ -117,9 +117,9 @@ def test_all_positions_with_softmax_weights_is_dense_attention() -> None:
     # Every query stands at the corner of the map, and its offsets lead to each centre.
     centers = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).double() + 0.5
     deformable.sampling_offsets.bias.data.copy_(centers.reshape(1, -1, 2).expand(heads, -1, -1).flatten())
-    queries = replace(memory.as_queries(), refs=torch.zeros(2, h * w, 2, dtype=torch.float64))
+    queries = replace(memory.as_queries(), reference_points=torch.zeros(2, h * w, 2, dtype=torch.float64))
     assert not torch.allclose(deformable(queries, memory), expected, atol=1e-2)
-    logits = trace[""][0]["weights"].log().permute(0, 2, 1, 3).flatten(2)  # (B, Q, M·K): softmax gives them back
+    logits = recording[""][0]["weights"].log().permute(0, 2, 1, 3).flatten(2)  # (B, Q, M·K): softmax gives them back
     deformable.attention_weights = Given(logits)
     assert_close(deformable(queries, memory), expected, atol=1e-12, rtol=0)
 
@@ -153,10 +153,10 @@ def test_locations_by_hand() -> None:
     masks[0][:, :3, :4] = False
     masks[1][:, :1, :4] = False
     memory = Pyramid(torch.randn(1, 42, 4), Layout.from_masks(masks))
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(Queries(torch.randn(1, 1, 4), torch.tensor([[[0.5, 0.2]]])), memory)
     expected = [[0.5 * 4 / 8 + 1 / 8, 0.2 * 3 / 4 - 0.5 / 4], [0.5 * 4 / 5 + 0.25 / 5, 0.2 * 1 / 2 + 2 / 2]]
-    assert_close(trace[""][0]["locations"].view(2, 2), torch.tensor(expected))
+    assert_close(recording[""][0]["locations"].view(2, 2), torch.tensor(expected))
 
 
 def test_queries_are_permutation_equivariant() -> None:
@@ -179,7 +179,7 @@ def test_single_scale_reads_its_level_only(level: int) -> None:
     attention = perturbed(DeformableAttention(Slot(16, 4, levels=2), level=level))
     memory = memory_of(MAPS, 16)
     queries = memory.as_queries()
-    lengths = memory.layout.lengths
+    lengths = memory.layout.tokens_per_level
     tokens = list(memory.tokens.split(lengths, 1))
     expected = attention(queries, memory)
     tokens[1 - level] = tokens[1 - level] + 1
@@ -206,7 +206,7 @@ def test_coordinates_stay_in_float32(autocast: bool) -> None:
 
 def test_refuses_missing_references() -> None:
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4)), memory_of(MAPS[:1], 16)
-    with pytest.raises(ValueError, match=r"needs references \(B, Q, 2\) or \(B, Q, 4\), got none"):
+    with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(torch.randn(2, 3, 16)), memory)
     with pytest.raises(ValueError, match=r"got shape \(2, 3, 3\)"):
         attention(Queries(torch.randn(2, 3, 16), torch.rand(2, 3, 3)), memory)
@@ -214,7 +214,7 @@ def test_refuses_missing_references() -> None:
 
 def test_refuses_another_number_of_levels() -> None:
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4, levels=3)), memory_of(MAPS, 16)
-    with pytest.raises(ValueError, match="built for 3 levels, but the memory has 2"):
+    with pytest.raises(ValueError, match="expected 3 feature levels, got 2"):
         attention(memory.as_queries(), memory)
 
 
@@ -223,7 +223,7 @@ def test_refuses_another_number_of_levels() -> None:
     [
         ("ms_deform", 1, {"points": 0}, "points = 0: must be at least 1"),
         ("deform", 2, {}, "set level to 0 … 1"),
-        ("deform", 2, {"level": 2}, "level = 2: there are 2 levels"),
+        ("deform", 2, {"level": 2}, "level = 2: must be in 0 … 1"),
         ("deform", 2, {"level": -1}, "level = -1"),
     ],
 )

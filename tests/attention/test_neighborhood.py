@@ -27,7 +27,7 @@ def make(levels: int = 1, **options: Any) -> Attention:
 def pyramid(shapes: list[tuple[int, int]], masks: list[Tensor] | None = None) -> Pyramid:
     g = torch.Generator().manual_seed(1)
     layout = Layout.from_masks(masks) if masks else Layout.unpadded(shapes, 2)
-    tokens, pos = torch.randn(2, 2, layout.tokens, DIM, generator=g, dtype=torch.float64)
+    tokens, pos = torch.randn(2, 2, layout.num_tokens, DIM, generator=g, dtype=torch.float64)
     return Pyramid(tokens, layout, pos)
 
 
@@ -38,11 +38,11 @@ def neighbors(position: int, size: int, kernel: int) -> range:
 
 
 def dense(attention: Attention, memory: Pyramid, kernel: int) -> Tensor:
-    ((h, w),) = memory.layout.shapes
+    ((h, w),) = memory.layout.spatial_shapes
     q, k, v = (
         (x @ weight.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for x, weight, bias in zip(
-            (memory.positioned(), memory.positioned(), memory.tokens),
+            (memory.with_pos_embed(), memory.with_pos_embed(), memory.tokens),
             attention.qkv.weight.chunk(3),
             attention.qkv.bias.chunk(3),
             strict=True,
@@ -93,9 +93,9 @@ def test_padded_images_give_what_they_give_alone(valid: tuple[int, int]) -> None
 
 def test_record_shows_the_neighbors() -> None:
     attention, memory = make(kernel=3), pyramid([(6, 9)])
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(memory.as_queries(), memory)
-    (entry,) = trace[""]
+    (entry,) = recording[""]
     seen = entry["weights"].amax(2) > 0  # (B, S, K)
     assert (seen.sum(-1) == 9).all()
     pixels = entry["locations"] * torch.tensor([9.0, 6.0]) - 0.5

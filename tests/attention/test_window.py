@@ -26,7 +26,7 @@ def make(role: Role = Role.STAGE, levels: int = 1, layer: int = 0, **options: An
 def pyramid(shapes: list[tuple[int, int]], batch: int = 2, masks: list[Tensor] | None = None) -> Pyramid:
     g = torch.Generator().manual_seed(1)
     layout = Layout.from_masks(masks) if masks else Layout.unpadded(shapes, batch)
-    tokens, pos = torch.randn(2, batch, layout.tokens, DIM, generator=g, dtype=torch.float64)
+    tokens, pos = torch.randn(2, batch, layout.num_tokens, DIM, generator=g, dtype=torch.float64)
     return Pyramid(tokens, layout, pos)
 
 
@@ -37,11 +37,11 @@ def group(position: int, size: int, window: int, shift: int) -> int:
 
 def dense(attention: Attention, memory: Pyramid, window: int, shift: int) -> Tensor:
     """The same parameters as one dense attention of all pixels, those of other windows masked: pixel by pixel."""
-    ((h, w),) = memory.layout.shapes
+    ((h, w),) = memory.layout.spatial_shapes
     q_bias, k_bias, v_bias = attention.qkv.bias.chunk(3)
     q_weight, k_weight, v_weight = attention.qkv.weight.chunk(3)
-    q = memory.positioned() @ q_weight.T + q_bias
-    k = memory.positioned() @ k_weight.T + k_bias
+    q = memory.with_pos_embed() @ q_weight.T + q_bias
+    k = memory.with_pos_embed() @ k_weight.T + k_bias
     v = memory.tokens @ v_weight.T + v_bias
     bias = torch.full((HEADS, h * w, h * w), -torch.inf, dtype=torch.float64)
     table = attention.relative_position_bias_table
@@ -153,9 +153,9 @@ def test_large_logits_stay_finite_in_half_precision() -> None:
 @pytest.mark.parametrize("shift", [0, 2])
 def test_record_shows_the_pixels_of_the_window(shift: int) -> None:
     attention, memory = make(window=3, shift=shift), pyramid([(6, 9)])
-    with record(attention) as trace:
+    with record(attention) as recording:
         attention(memory.as_queries(), memory)
-    (entry,) = trace[""]
+    (entry,) = recording[""]
     assert entry["weights"].shape == (2, 54, HEADS, 9)
     assert entry["locations"].shape == (2, 54, 9, 2)
     own = memory.layout.centers[:, :, None]

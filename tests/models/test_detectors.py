@@ -66,11 +66,11 @@ def test_references_and_boxes_stay_in_float32(autocast: bool) -> None:
     sources = perturbed(LearnedQueries(50, 32, content=True, refs=True)), perturbed(BoxHead(32))
     states = torch.randn(50, 32).bfloat16().float()  # exact in both
     queries, head = (module.bfloat16().float() for module in sources)
-    exact = queries(2).refs, head(states)
+    exact = queries(2).reference_points, head(states)
     if not autocast:
         queries, head, states = queries.bfloat16(), head.bfloat16(), states.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert torch.equal(queries(2).refs, exact[0])
+        assert torch.equal(queries(2).reference_points, exact[0])
         assert torch.equal(head(states), exact[1])
 
 
@@ -138,7 +138,7 @@ def test_errors_name_the_key(overrides: dict[str, Any], message: str) -> None:
 
 def pyramid(masks: list[Tensor], generator: torch.Generator) -> Pyramid:
     layout = Layout.from_masks(masks)
-    tokens = torch.randn(len(masks[0]), layout.tokens, 32, generator=generator)
+    tokens = torch.randn(len(masks[0]), layout.num_tokens, 32, generator=generator)
     pos = torch.cat([sine_position_embedding(mask, 32, "deformable_detr").flatten(1, 2) for mask in masks], 1)
     return Pyramid(tokens, layout, pos)
 
@@ -166,8 +166,8 @@ def small_and_padded(levels: int) -> tuple[Pyramid, Pyramid]:
         mask[:, :h, :w] = False
         masks.append(mask)
     large = pyramid(masks, g)
-    assert large.layout.padding is not None
-    large.tokens[~large.layout.padding] = small.tokens[0]
+    assert large.layout.padding_mask is not None
+    large.tokens[~large.layout.padding_mask] = small.tokens[0]
     return small, large
 
 
@@ -192,8 +192,8 @@ def test_padding_does_not_change_selected_proposals() -> None:
     plain, padded = model.forward_transformer(small), model.forward_transformer(large)
     assert plain.encoder_logits is not None
     assert padded.encoder_logits is not None
-    assert large.layout.padding is not None
-    padding_scores = padded.encoder_logits[..., 0][large.layout.padding]
+    assert large.layout.padding_mask is not None
+    padding_scores = padded.encoder_logits[..., 0][large.layout.padding_mask]
     assert (padding_scores == padding_scores[0]).all()
     assert plain.encoder_logits[..., 0].topk(6).values.min() > padding_scores[0]
     torch.testing.assert_close(padded.logits, plain.logits, atol=1e-5, rtol=1e-5)

@@ -32,7 +32,7 @@ def feature_maps(channels: list[int]) -> list[Tensor]:
 
 
 def level_tokens(pyramid: Pyramid) -> list[Tensor]:
-    return list(pyramid.tokens.split(pyramid.layout.lengths, 1))
+    return list(pyramid.tokens.split(pyramid.layout.tokens_per_level, 1))
 
 
 def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
@@ -48,10 +48,10 @@ def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
 
 def test_c6_is_computed_from_the_last_backbone_map() -> None:
     maps = feature_maps([8, 12])
-    assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.shapes == tuple(MAPS)
+    assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.spatial_shapes == tuple(MAPS)
     neck = perturbed(Neck(NeckConfig(c6=True), [8, 12], 16))
     pyramid = neck(maps, None)
-    assert pyramid.layout.shapes == (*MAPS, (2, 3))
+    assert pyramid.layout.spatial_shapes == (*MAPS, (2, 3))
     convolution, norm = neck.c6
     expected = norm(F.conv2d(maps[-1], convolution.weight, convolution.bias, stride=2, padding=1))
     torch.testing.assert_close(level_tokens(pyramid)[-1], expected.flatten(2).transpose(1, 2))
@@ -106,7 +106,7 @@ def two_stage(classes: int = CLASSES, **options: Any) -> tuple[TwoStageQueries, 
     queries = perturbed(TwoStageQueries(config, 7, 16, CLASSES))
     heads = perturbed(PredictionHeads(config, 16, classes, 1))
     layout = Layout.unpadded(MAPS, 2)
-    return queries, heads, Pyramid(torch.randn(2, layout.tokens, 16), layout, torch.zeros(2, layout.tokens, 16))
+    return queries, heads, Pyramid(torch.randn(2, layout.num_tokens, 16), layout, torch.zeros(2, layout.num_tokens, 16))
 
 
 def selected_tokens(logits: Tensor, select: str) -> Tensor:
@@ -121,7 +121,7 @@ def test_proposals_are_selected_by_the_first_or_the_maximum_class(select: str) -
     selected, logits, boxes = queries(memory, heads)
     assert not torch.equal(selected_tokens(logits, "class_agnostic"), selected_tokens(logits, "max_class"))
     index = selected_tokens(logits, select)[..., None].expand(-1, -1, 4)
-    torch.testing.assert_close(selected.refs, boxes.gather(1, index))
+    torch.testing.assert_close(selected.reference_points, boxes.gather(1, index))
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_softmax_proposals_are_ranked_by_probability(select: str) -> None:
     selected, logits, boxes = queries(memory, heads)
     index = selected_tokens(logits.softmax(-1)[..., :-1], select)
     assert not torch.equal(index, selected_tokens(logits[..., :-1], select))
-    torch.testing.assert_close(selected.refs, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
+    torch.testing.assert_close(selected.reference_points, boxes.gather(1, index[..., None].expand(-1, -1, 4)))
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def test_content_from_the_encoder_token() -> None:
 def test_content_from_the_proposal_box() -> None:
     queries, heads, memory = two_stage()
     selected, _, _ = queries(memory, heads)
-    embedded = torch.cat([sine_embedding(selected.refs[..., i], 8) for i in range(4)], -1)
+    embedded = torch.cat([sine_embedding(selected.reference_points[..., i], 8) for i in range(4)], -1)
     pos, tokens = queries.position_norm(queries.position(embedded)).chunk(2, -1)
     torch.testing.assert_close(selected.tokens, tokens)
     torch.testing.assert_close(selected.pos, pos)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from attnzoo.attention import Attention, build
-from attnzoo.attention.dat_bias import MlpBias, Places
+from attnzoo.attention.dat_bias import MlpBias, Positions
 from attnzoo.geometry import Layout, Pyramid, Role, Slot
 
 DIM, HEADS, SIDE = 32, 4, 12
@@ -44,8 +44,8 @@ class TheirBias(MlpBias):
             self, [layer if isinstance(layer, nn.Linear) else layer[0] for layer in theirs.rel_pos_bias.mlp]
         )
 
-    def _units(self, places: Places) -> tuple[Tensor, Tensor]:
-        return places.queries, places.keys
+    def _scaled(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        return positions.queries, positions.keys
 
     def _layers(self) -> list[list[tuple[Tensor, Tensor]]]:
         return [[(layer.weight, layer.bias) for layer in self]]
@@ -85,7 +85,8 @@ def test_outputs_and_gradients_agree(groups: int) -> None:
     y, x = torch.meshgrid(torch.arange(SIDE).double(), torch.arange(SIDE).double(), indexing="ij")
     refs = torch.stack([x, y], -1).flatten(0, 1).div(SIDE - 1).expand(2, -1, -1)
     memory = Pyramid(image.flatten(2).transpose(1, 2), Layout.unpadded(((SIDE, SIDE),), 2))
-    output = ours(replace(memory.as_queries(), refs=refs), memory).transpose(1, 2).unflatten(2, (SIDE, SIDE))
+    queries = replace(memory.as_queries(), reference_points=refs)
+    output = ours(queries, memory).transpose(1, 2).unflatten(2, (SIDE, SIDE))
     expected = theirs(image)
     assert_close(output, expected, atol=1e-12, rtol=0)
     # Both use the same modules as offset network and MLP.

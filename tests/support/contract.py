@@ -77,7 +77,7 @@ def pyramid(
     """Random tokens and positions on maps of the given (h, w)."""
     random = torch.Generator().manual_seed(seed)
     layout = Layout.from_masks(masks) if masks else Layout.unpadded(maps, batch)
-    tokens, pos = torch.randn(2, batch, layout.tokens, DIM, generator=random)
+    tokens, pos = torch.randn(2, batch, layout.num_tokens, DIM, generator=random)
     return Pyramid(tokens, layout, pos)
 
 
@@ -94,9 +94,9 @@ def padding_masks(levels: int) -> list[Tensor]:
 
 def valid_queries(case: Case, memory: Pyramid, output: Tensor) -> list[Tensor]:
     """Outputs (valid queries, C) per image: objects are all valid, grid queries where there is no padding."""
-    if case.role == Role.DECODER or memory.layout.padding is None:
+    if case.role == Role.DECODER or memory.layout.padding_mask is None:
         return list(output)
-    return [o[~p] for o, p in zip(output, memory.layout.padding, strict=True)]
+    return [o[~p] for o, p in zip(output, memory.layout.padding_mask, strict=True)]
 
 
 def check_shape(case: Case) -> None:
@@ -152,9 +152,9 @@ def check_padding_is_ignored(case: Case) -> None:
     """Whatever stands in padded tokens changes nothing in valid outputs."""
     attention = case.build()
     clean = pyramid(case.maps, masks=padding_masks(case.levels))
-    assert clean.layout.padding is not None
+    assert clean.layout.padding_mask is not None
     garbage = 1e3 * torch.randn(clean.tokens.shape, generator=torch.Generator().manual_seed(3))
-    padded = clean.layout.padding[..., None]
+    padded = clean.layout.padding_mask[..., None]
     dirty = replace(clean, tokens=clean.tokens.where(~padded, garbage), pos=clean.pos.where(~padded, -garbage))
     expected = valid_queries(case, clean, attention(case.queries(clean), clean))
     actual = valid_queries(case, dirty, attention(case.queries(dirty), dirty))
@@ -165,17 +165,17 @@ def check_padded_equals_unpadded(case: Case) -> None:
     """An image gives what it gives alone, whatever it is padded to."""
     attention = case.build()
     memory = pyramid(case.maps, masks=padding_masks(case.levels))
-    assert memory.layout.padding is not None
+    assert memory.layout.padding_mask is not None
     for box in (False, True):
         queries = case.queries(memory, box)
         together = valid_queries(case, memory, attention(queries, memory))
         for image in range(BATCH):
-            inside = ~memory.layout.padding[image]
+            inside = ~memory.layout.padding_mask[image]
             layout = Layout.unpadded([sizes[image] for sizes in VALID[: case.levels]], 1)
             alone = Pyramid(memory.tokens[image, inside][None], layout, memory.pos[image, inside][None])
             asking = alone.as_queries()
             if case.role == Role.DECODER:
-                asking = Queries(*(t[image, None] for t in (queries.tokens, queries.refs, queries.pos)))
+                asking = Queries(*(t[image, None] for t in (queries.tokens, queries.reference_points, queries.pos)))
             assert_close(attention(asking, alone)[0], together[image], atol=2e-5, rtol=1e-5)
 
 
@@ -199,7 +199,7 @@ def check_batch_independence(case: Case) -> None:
         alone = Pyramid(memory.tokens[image, None], Layout.unpadded(case.maps, 1), memory.pos[image, None])
         asking = alone.as_queries()
         if case.role == Role.DECODER:
-            asking = Queries(*(t[image, None] for t in (queries.tokens, queries.refs, queries.pos)))
+            asking = Queries(*(t[image, None] for t in (queries.tokens, queries.reference_points, queries.pos)))
         assert_close(attention(asking, alone)[0], together[image], atol=1e-5, rtol=1e-5)
 
 
@@ -212,15 +212,15 @@ def check_other_image(case: Case) -> None:
     queries = case.queries(first)
     assert not torch.allclose(attention(queries, first), attention(queries, second), atol=1e-3)
     swapped = replace(second, tokens=second.tokens.flip(0), pos=second.pos.flip(0))
-    turned = Queries(queries.tokens.flip(0), queries.refs.flip(0), queries.pos.flip(0))
+    turned = Queries(queries.tokens.flip(0), queries.reference_points.flip(0), queries.pos.flip(0))
     assert_close(attention(queries, swapped), attention(turned, second).flip(0), atol=1e-5, rtol=1e-5)
 
 
 def check_references_needed(case: Case) -> None:
     """Without references an attention works, or says that it needs them."""
     attention, memory = case.build(), pyramid(case.maps)
-    queries = replace(case.queries(memory), refs=None)
-    if not attention.needs_refs:
+    queries = replace(case.queries(memory), reference_points=None)
+    if case.role not in attention.needs_reference_points:
         assert attention(queries, memory).shape == queries.tokens.shape
         return
     with pytest.raises(ValueError, match="reference"):
@@ -336,16 +336,16 @@ def check_record(case: Case) -> None:
     model, memory = nn.ModuleDict({"block": case.build()}), pyramid(case.maps, masks=padding_masks(case.levels))
     queries = case.queries(memory)
     expected = model["block"](queries, memory)
-    with record(model) as trace:
+    with record(model) as recording:
         for _ in range(2):
             assert_close(model["block"](queries, memory), expected, atol=1e-5, rtol=1e-5)
-    assert set(trace) == {"block"}
+    assert set(recording) == {"block"}
     model["block"](queries, memory)
-    assert len(trace["block"]) == 2
-    for entry in trace["block"]:
+    assert len(recording["block"]) == 2
+    for entry in recording["block"]:
         assert (entry["weights"] >= 0).all()
         assert not any(tensor.requires_grad for tensor in entry.values())
-        assert {"locations", "references"} <= set(entry) or not model["block"].needs_refs
+        assert {"locations", "reference_points"} <= set(entry) or case.role not in model["block"].needs_reference_points
 
 
 def check_meta(case: Case) -> None:
@@ -353,7 +353,7 @@ def check_meta(case: Case) -> None:
     with torch.device("meta"):
         attention = case.build(perturb=False)
         layout = Layout.unpadded(case.maps, BATCH, "meta")
-        memory = Pyramid(torch.empty(BATCH, layout.tokens, DIM), layout)
+        memory = Pyramid(torch.empty(BATCH, layout.num_tokens, DIM), layout)
         objects = Queries(torch.empty(BATCH, OBJECTS, DIM), torch.empty(BATCH, OBJECTS, 4))
         queries = objects if case.role == Role.DECODER else memory.as_queries()
         output = attention(queries, memory)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnzoo import models
 from attnzoo.attention.dat import DeformableKeyValueAttention
-from attnzoo.attention.dat_bias import MlpBias, Places, TableBias
+from attnzoo.attention.dat_bias import MlpBias, Positions, TableBias
 from attnzoo.attention.dat_grid import GridSpec
 from attnzoo.bench.models.base import BenchModel, BenchTask, Outputs
 from attnzoo.bench.operators.base import OURS
@@ -25,14 +25,14 @@ TINY: dict[str, Any] = {
 class PyTorchAttention(DeformableKeyValueAttention):
     """DAT's attention in plain PyTorch (Xia et al., CVPR 2022), with the bias of all query-key pairs in memory."""
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
-        assert places.padding is None
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions) -> Tensor:
+        assert positions.key_padding is None
         scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * query.shape[-1] ** -0.5
         if isinstance(self.rpe_table, (TableBias, MlpBias)):
-            scores = scores + self.rpe_table.between(places)
+            scores = scores + self.rpe_table.bias_matrix(positions)
         return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), value)
 
-    def _read(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
+    def _sample_tokens(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
         maps = tokens.transpose(1, 2).unflatten(1, (self.groups, -1)).unflatten(3, shape).flatten(0, 1)
         places = 2 * locations.transpose(1, 2).flatten(0, 1)[:, None] - 1
         read = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)

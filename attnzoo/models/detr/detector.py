@@ -52,7 +52,7 @@ class Detector(nn.Module):
             self.queries = TwoStageQueries(config.head, config.queries, config.dim, num_classes)
         else:
             cls = attention.ATTENTIONS.get(config.decoder.attention["name"])
-            refs = cls.needs_refs or config.head.boxes == "relative"
+            refs = Role.DECODER in cls.needs_reference_points or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
@@ -79,11 +79,11 @@ class Detector(nn.Module):
         for layer, class_head, box_head in zip(self.decoder, self.heads.classes, self.heads.boxes, strict=True):
             queries = layer(queries, memory)
             hidden = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
-            box = self._decode_box(box_head(hidden), queries.refs)
+            box = self._decode_box(box_head(hidden), queries.reference_points)
             logits.append(class_head(hidden))
             boxes.append(box)
             if self.config.head.refine:
-                queries = replace(queries, refs=box.detach())
+                queries = replace(queries, reference_points=box.detach())
         return DetectorOutput(torch.stack(logits), torch.stack(boxes), encoder_logits, encoder_boxes)
 
     def _decode_box(self, delta: Tensor, refs: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnzoo.attention.base import full_precision
+from attnzoo.attention.base import linear_fp32
 from attnzoo.models.detr.config import HeadConfig
 
 HeadT = TypeVar("HeadT", bound=nn.Module)
@@ -30,8 +30,8 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(full_precision(cast(nn.Linear, layer), x))
-        return full_precision(self.last_layer, x)
+            x = F.relu(linear_fp32(cast(nn.Linear, layer), x))
+        return linear_fp32(self.last_layer, x)
 
 
 class PredictionHeads(nn.Module):

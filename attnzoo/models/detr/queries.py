@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attnzoo.attention.base import full_precision
+from attnzoo.attention.base import linear_fp32
 from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries
 from attnzoo.models.detr.config import HeadConfig
@@ -35,7 +35,7 @@ class LearnedQueries(nn.Module):
         pos, tokens = embedding.chunk(2, -1) if self.content else (embedding, torch.zeros_like(embedding))
         refs = None
         if self.reference_points is not None:
-            refs = full_precision(self.reference_points, pos).sigmoid()
+            refs = linear_fp32(self.reference_points, pos).sigmoid()
         return Queries(tokens, refs, pos)
 
 
@@ -63,9 +63,9 @@ class TwoStageQueries(nn.Module):
 
         Raises UserError if there are more queries than tokens.
         """
-        if self.num_queries > memory.layout.tokens:
+        if self.num_queries > memory.layout.num_tokens:
             raise UserError(
-                f"model.queries = {self.num_queries}: exceeds the {memory.layout.tokens} encoder tokens",
+                f"model.queries = {self.num_queries}: exceeds the {memory.layout.num_tokens} encoder tokens",
                 key="model.queries",
             )
         assert heads.encoder_class is not None
@@ -96,11 +96,11 @@ class TwoStageQueries(nn.Module):
         sizes = torch.cat(
             [
                 centers.new_full((length, 2), self.config.anchor_size * 2**level)
-                for level, length in enumerate(memory.layout.lengths)
+                for level, length in enumerate(memory.layout.tokens_per_level)
             ]
         )
         boxes = torch.cat([centers, sizes.expand_as(centers)], -1)
         valid = ((boxes > MIN_PROPOSAL) & (boxes < MAX_PROPOSAL)).all(-1, keepdim=True)
-        if memory.layout.padding is not None:
-            valid = valid & ~memory.layout.padding[..., None]
+        if memory.layout.padding_mask is not None:
+            valid = valid & ~memory.layout.padding_mask[..., None]
         return torch.log(boxes / (1 - boxes)).masked_fill(~valid, torch.inf), valid

@@ -62,7 +62,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, queries: Queries, memory: Pyramid) -> Queries:
         x = queries.tokens
-        query = queries.positioned()
+        query = queries.with_pos_embed()
         x = self.self_norm(x + self.dropout(self.self_attention(query, query, x)))
         x = self.cross_norm(x + self.dropout(self.cross_attention(replace(queries, tokens=x), memory)))
         x = self.ffn_norm(x + self.dropout(self.ffn(x)))

@@ -19,9 +19,9 @@ class DepthwiseConv(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if layout.padding is not None:
-            x = x.masked_fill(layout.padding[..., None], 0)
-        height, width = layout.shapes[0]
+        if layout.padding_mask is not None:
+            x = x.masked_fill(layout.padding_mask[..., None], 0)
+        height, width = layout.spatial_shapes[0]
         x = rearrange(x, "b (h w) c -> b c h w", h=height, w=width)  # a view in channels_last format
         return rearrange(self.conv(x), "b c h w -> b (h w) c")
 

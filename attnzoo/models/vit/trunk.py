@@ -40,8 +40,8 @@ class Stage(nn.Module):
                 x = checkpoint(block, x, layout, use_reentrant=False)
             else:
                 x = block(x, layout)
-        if layout.padding is not None:
-            x = x.masked_fill(layout.padding[..., None], 0)  # so that it does not leak into the next convolution
+        if layout.padding_mask is not None:
+            x = x.masked_fill(layout.padding_mask[..., None], 0)  # so that it does not leak into the next convolution
         return rearrange(x, "b (h w) c -> b h w c", h=height, w=width)
 
 

@@ -1,0 +1,66 @@
+"""Base of attentions with a packed `qkv` projection whose queries attend to small sets of keys."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from attnzoo.attention.base import Attention
+from attnzoo.errors import UserError
+from attnzoo.geometry import Slot
+
+
+class QkvAttention(Attention):
+    """Parameters, projections and softmax of window and neighborhood attention.
+
+    Weights are initialised with trunc_normal_(std=0.02), biases with zeros. `dropout` in [0, 1) is applied to the
+    attention weights in training.
+    """
+
+    def __init__(self, slot: Slot, dropout: float = 0.0):
+        super().__init__(slot)
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout = {dropout}: must be in [0, 1)")
+        self.dropout = dropout
+        self.qkv = nn.Linear(slot.dim, 3 * slot.dim)
+        self.proj = nn.Linear(slot.dim, slot.dim)
+        for linear in (self.qkv, self.proj):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project queries, keys and values, each (..., C); inputs that are the same tensor share one product."""
+        if query is key and key is value:
+            q, k, v = self.qkv(value).chunk(3, -1)
+            return q, k, v
+        (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        if query is key:
+            qk_weight, qk_bias = self.qkv.weight[: -self.slot.dim], self.qkv.bias[: -self.slot.dim]
+            q, k = F.linear(key, qk_weight, qk_bias).chunk(2, -1)
+        else:
+            q, k = F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias)
+        return q, k, F.linear(value, v_weight, v_bias)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, G, N, C) as (B, G, M, N, C/M)."""
+        return rearrange(x, "b g n (m d) -> b g m n d", m=self.slot.heads)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, always_visible: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Attention within G groups: outputs (B, G, M, N, D) and weights (B, G, M, N, K) of q (B, G, M, N, D).
+
+        k and v are (B, G, M, K, D). `bias` is added to the scores; `mask` (B or 1, G, 1, N or 1, K) is True where a key
+        is attended. Outputs are zero if all keys are masked, which is not checked if some key is `always_visible`.
+        """
+        scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        output = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
+        if mask is None or always_visible:
+            return output, weights
+        empty = ~mask.any(-1, keepdim=True)
+        return output.masked_fill(empty, 0), weights.masked_fill(empty, 0) if self.recording else weights

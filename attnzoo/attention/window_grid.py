@@ -1,0 +1,58 @@
+"""Windows of a feature map: one query per token, which attends within its window."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from attnzoo.attention.base import is_self_attention
+from attnzoo.attention.qkv import QkvAttention
+from attnzoo.attention.window_partition import WindowPartition
+from attnzoo.geometry import Layout, Pyramid, Queries
+
+
+class GridWindows:
+    """Windows of `window` x `window` pixels, shifted by `shift`, of every level; levels share the bias table.
+
+    Cost: 4SC² for projections and 2SNC for windows of N pixels.
+    """
+
+    def __init__(self, window: int, shift: int):
+        self.window, self.shift = window, shift
+        self.num_relative_positions = (2 * window - 1) ** 2
+
+    def attend(self, attention: QkvAttention, table: Tensor | None, queries: Queries, memory: Pyramid) -> Tensor:
+        """Attention of every query to the memory's tokens in its window: (B, S, C)."""
+        attention.check_grid(queries, memory.layout)
+        own = is_self_attention(queries, memory)
+        level_queries = () if own else queries.with_pos_embed().split(memory.layout.tokens_per_level, 1)
+        outputs, recorded = [], []
+        for index in range(memory.layout.num_levels):
+            level = memory.level(index)
+            windows = WindowPartition(level.layout, self.window, self.shift)
+            value = windows.partition(level.tokens)
+            key = value if level.pos is None else value + windows.partition(level.pos)
+            query = key if own else windows.partition(level_queries[index])
+            q, k, v = map(attention.split_heads, attention.project(query, key, value))
+            output, weights = attention.attend(q, k, v, self._bias(table), windows.mask)
+            outputs.append(windows.reverse_heads(output).flatten(2))
+            if attention.recording:
+                keys = windows.partition(level.layout.padded_centers)
+                recorded.append((windows.reverse_heads(weights), windows.key_locations(keys)))
+        if attention.recording:
+            all_weights, all_locations = (torch.cat(x, 1) for x in zip(*recorded, strict=True))
+            attention.record(weights=all_weights, locations=all_locations)
+        return torch.cat(outputs, 1)
+
+    def flops(self, dim: int, queries: int | Layout, memory: Layout) -> int:
+        windows = sum(-(-h // self.window) * -(-w // self.window) for h, w in memory.spatial_shapes)
+        padded_tokens = windows * self.window**2
+        return (3 * padded_tokens + memory.num_tokens) * dim**2 + 2 * padded_tokens * self.window**2 * dim
+
+    def _bias(self, table: Tensor | None) -> Tensor | None:
+        """The bias (M, N, N) between the pixels of a window: entry (Δy + w - 1)(2w - 1) + Δx + w - 1 of the table."""
+        if table is None:
+            return None
+        coords = torch.arange(self.window, device=table.device)
+        relative = coords[:, None] - coords + self.window - 1  # (query, key)
+        index = relative[:, None, :, None] * (2 * self.window - 1) + relative[:, None, :]
+        return rearrange(table[index.flatten()], "(q k) m -> m q k", q=self.window**2)
