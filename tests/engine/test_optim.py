@@ -24,7 +24,7 @@ RECIPE = {"backbone": 0.1, "reference_points": 0.1, "sampling_offsets": 0.1}
     ],
 )
 def test_published_group_of_slow_sampling_parameters(preset, count):
-    """models.md, section 3: the size of the x0.1 group of Deformable DETR besides its backbone."""
+    """The size of the x0.1 group of Deformable DETR without its backbone."""
     with torch.device("meta"):
         model = models.create(preset, num_classes=91)
     recipe = {part: factor for part, factor in RECIPE.items() if part != "backbone"}
