@@ -49,6 +49,7 @@ def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume)
         metrics.close()
 
     write(MetricsLogger(run), 0)
+    running = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     rows = run.read_metrics()
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "train/lo')  # the process died while writing
@@ -58,6 +59,7 @@ def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume)
         metrics.write(resume, {"val/AP": float(resume)})
     write(metrics, 0 if resume is None else resume + 1)
     assert run.read_metrics() == rows
+    assert [event.step for event in running.Reload().Scalars("train/loss")] == list(range(8))
     assert scalars(tmp_path) == {
         "train/loss": [(step, step) for step in range(8)], "val/AP": [(0, 0), (5, 5)],
     }  # fmt: skip
