@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder, atomic_write
@@ -17,7 +20,7 @@ class MetricsLogger:
 
     `step` counts optimiser steps done. None and values that are not finite (AP of small objects if there are none) are
     omitted. On resume, the `num_rows` rows of the checkpoint are kept and the others dropped: those steps run again.
-    Raises UserError if there are fewer. TensorBoard's event file is written again from the rows.
+    Raises UserError if there are fewer. A new event file for TensorBoard, with all rows, replaces the older ones.
     """
 
     def __init__(self, run: RunFolder, num_rows: int = 0):
@@ -30,9 +33,10 @@ class MetricsLogger:
         with atomic_write(run.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self._file = run.metrics.open("a", buffering=1)
-        for old in run.tensorboard.glob("events.out.tfevents.*[0-9]"):
-            old.unlink()
-        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=0)  # for a TensorBoard that is running
+        _wait_for_newer_event_file_name(run)
+        self._tensorboard = EventFileWriter(str(run.tensorboard))
+        start = SessionLog(status=SessionLog.START)  # makes TensorBoard drop the events of older files
+        self._tensorboard.add_event(Event(wall_time=time.time(), session_log=start))
         for row in self.rows:
             self._add_scalars(row)
 
@@ -61,6 +65,12 @@ class MetricsLogger:
         self._tensorboard.close()
 
     def _add_scalars(self, row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            if key != "step":
-                self._tensorboard.add_scalar(key, value, row["step"])
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in row.items() if key != "step"]
+        self._tensorboard.add_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+
+
+def _wait_for_newer_event_file_name(run: RunFolder) -> None:
+    """TensorBoard reads event files in the order of their names: second, host, process, number."""
+    own = f".{os.getpid()}."
+    while any(own not in path.name for path in run.tensorboard.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)

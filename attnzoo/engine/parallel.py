@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class SingleDeviceStrategy:
-    """One process. Base class of the strategies for several; what they override says "collective" below."""
+    """One process. Base class of the strategies for several; all ranks must call the methods marked collective."""
 
     def __init__(self, model: nn.Module):
         self.train_model = model  # what a training step calls

@@ -1,4 +1,4 @@
-"""Checkpoint files: rotation, damage, writes cut short."""
+"""Checkpoint files: rotation, corruption, interrupted writes."""
 
 import logging
 import pickle
@@ -19,13 +19,13 @@ def state(step: int) -> dict:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    found = CheckpointManager(tmp_path / "checkpoints")
+    manager = CheckpointManager(tmp_path / "checkpoints")
     for step in (5, 10, 15):
-        found.save(state(step), step)
-    return found
+        manager.save(state(step), step)
+    return manager
 
 
-def test_the_last_two_are_kept_and_hold_what_was_saved(checkpoints):
+def test_the_two_latest_are_kept_and_hold_what_was_saved(checkpoints):
     assert [path.name.split(".")[0] for path in sorted(checkpoints.folder.iterdir())] == [
         "step-00000010",
         "step-00000015",
@@ -35,13 +35,13 @@ def test_the_last_two_are_kept_and_hold_what_was_saved(checkpoints):
     assert loaded == {"step": 15, "ema": None, "window": [[1.0, 2.0]]}
 
 
-def test_nothing_saved_is_no_checkpoint(tmp_path):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
     checkpoints = CheckpointManager(tmp_path / "nowhere")
     assert checkpoints.newest_valid() is checkpoints.latest() is checkpoints.best() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(checkpoints, damage, caplog):
+def test_a_corrupt_latest_checkpoint_is_logged_and_the_previous_one_used(checkpoints, damage, caplog):
     last = checkpoints.latest()
     content = bytearray(last.read_bytes())
     if damage == "flipped":
@@ -54,13 +54,13 @@ def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(checkpoints, da
     assert load_checkpoint(path)["step"] == 10
     assert str(last) in caplog.text
     assert "falling back" in caplog.text
-    # the damaged file takes no place among those kept
+    # the corrupt file does not count among the two kept
     checkpoints.save(state(12), 12)
     checkpoints.save(state(13), 13)
     assert load_checkpoint(checkpoints.latest())["step"] == 13
 
 
-def test_the_best_serves_when_all_others_are_damaged_and_then_nothing_is_overwritten(checkpoints):
+def test_the_best_is_used_if_the_others_are_corrupt_and_nothing_is_overwritten_if_all_are(checkpoints):
     checkpoints.save_best(checkpoints.latest())
     for path in checkpoints.folder.glob("step-*"):
         path.write_bytes(b"no")
@@ -71,7 +71,7 @@ def test_the_best_serves_when_all_others_are_damaged_and_then_nothing_is_overwri
         checkpoints.newest_valid()
 
 
-def test_a_better_one_replaces_the_best(checkpoints):
+def test_a_better_checkpoint_replaces_the_best(checkpoints):
     first = checkpoints.latest()
     checkpoints.save_best(first)
     checkpoints.save_best(first)
@@ -81,7 +81,7 @@ def test_a_better_one_replaces_the_best(checkpoints):
     assert len(list(checkpoints.folder.glob("best-*"))) == 1
 
 
-def test_a_write_cut_short_is_ignored_and_cleared_away(checkpoints):
+def test_leftovers_of_an_interrupted_write_are_ignored_and_deleted(checkpoints):
     torn = checkpoints.folder / ".step-00000020.0123456789abcdef.pt.x1y2"
     torn.write_bytes(b"half")
     assert load_checkpoint(checkpoints.newest_valid())["step"] == 15
@@ -89,15 +89,15 @@ def test_a_write_cut_short_is_ignored_and_cleared_away(checkpoints):
     assert not torn.exists()
 
 
-def test_the_documented_way_to_a_trained_detector_gives_the_evaluated_weights(whole):
+def test_the_documented_snippet_loads_the_evaluated_weights(uninterrupted):
     page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
     snippet = textwrap.dedent("".join(re.findall(r"^    .*\n", page.read_text(), re.MULTILINE)))
     example = "runs/ablate_points/points=4-seed=0"
     assert example in snippet
     names = {}
-    exec(snippet.replace(example, str(whole.path)), names)
+    exec(snippet.replace(example, str(uninterrupted.path)), names)
     saved, loaded = names["state"], names["detector"].state_dict()
-    assert saved["step"] == max(whole.read_metrics(), key=lambda row: row.get("val/AP", -1))["step"]
+    assert saved["step"] == max(uninterrupted.read_metrics(), key=lambda row: row.get("val/AP", -1))["step"]
     assert all(torch.equal(loaded[key], weight) for key, weight in saved["ema"].items())
     assert not all(torch.equal(loaded[key], weight) for key, weight in saved["model"].items())
 
@@ -107,7 +107,7 @@ class Payload:
         return print, ("executed",)
 
 
-def test_a_file_that_would_run_code_is_not_loaded(tmp_path, capsys):
+def test_a_pickle_that_runs_code_is_not_loaded(tmp_path, capsys):
     torch.save({"step": 1, "model": Payload()}, tmp_path / "foreign.pt")
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(tmp_path / "foreign.pt")

@@ -1,4 +1,4 @@
-"""Training classifiers: what resumes, what is measured, and what mixing does."""
+"""Training classifiers: resuming, metrics, mixup."""
 
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from attnzoo.worker.train import train_run
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = tiny_classifier(tmp_path_factory.mktemp("classifier") / "run")
     assert train_run(run.path) == ExitCode.OK
     return run
 
 
-def test_metrics(whole: RunFolder) -> None:
-    rows = whole.read_metrics()
+def test_metrics(uninterrupted: RunFolder) -> None:
+    rows = uninterrupted.read_metrics()
     assert {"cost/params", "cost/gflops", "cost/ms"} < rows[0].keys()
     last = rows[-1]
     assert 0 <= last["val/top1"] <= last["val/top5"] <= 1
@@ -34,28 +34,28 @@ def test_metrics(whole: RunFolder) -> None:
     training = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in training] == [3, 6, 9, 12]
     assert all(row["speed/images_per_second"] > 0 and row["speed/peak_mib"] > 10 for row in training)
-    assert whole.read_status()["top1"] == last["val/top1"]
+    assert uninterrupted.read_status()["top1"] == last["val/top1"]
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(whole: RunFolder, tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, tmp_path: Path) -> None:
     """Mixup, cutmix, stochastic depth and augmentation included."""
     run = tiny_classifier(tmp_path / "run")
-    checkpoint = sorted(whole.checkpoints.glob("step-00000010*"))
+    checkpoint = sorted(uninterrupted.checkpoints.glob("step-00000010*"))
     assert checkpoint, "the whole run keeps a checkpoint to resume from"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     (run.checkpoints / checkpoint[0].name).write_bytes(checkpoint[0].read_bytes())
-    run.metrics.write_bytes(whole.metrics.read_bytes())
+    run.metrics.write_bytes(uninterrupted.metrics.read_bytes())
     assert train_run(run.path) == ExitCode.OK
-    assert results(run) == results(whole)
-    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, whole))
+    assert results(run) == results(uninterrupted)
+    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_saved_config_is_the_config(whole: RunFolder) -> None:
-    config = configs.load(whole.config)
+def test_the_saved_config_is_the_config(uninterrupted: RunFolder) -> None:
+    config = configs.load(uninterrupted.config)
     assert config.task == "classification"
     assert config.model.stage2.first["name"] == "dat"
-    assert configs.digest(config) == configs.digest(configs.load(whole.path / "experiment.yaml"))
+    assert configs.digest(config) == configs.digest(configs.load(uninterrupted.path / "experiment.yaml"))
 
 
 def task(folder: Path, **changes: str) -> ClassificationTask:
@@ -63,16 +63,16 @@ def task(folder: Path, **changes: str) -> ClassificationTask:
     return ClassificationTask(config.model, config.data, config.seed, ALONE)
 
 
-def test_loss_without_mixing_is_smoothed_cross_entropy(tmp_path: Path) -> None:
+def test_loss_without_mixup_is_smoothed_cross_entropy(tmp_path: Path) -> None:
     plain = task(tmp_path, data__mixup="0", data__cutmix="0")
     logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     batch = ClassificationBatch(torch.zeros(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
-    found = plain.loss(lambda images: logits, batch, 1.0).total
+    loss = plain.loss(lambda images: logits, batch, 1.0).total
     targets = 0.9 * torch.eye(10)[batch.labels] + 0.1 / 10
-    torch.testing.assert_close(found, -(targets * logits.log_softmax(1)).sum(1).mean())
+    torch.testing.assert_close(loss, -(targets * logits.log_softmax(1)).sum(1).mean())
 
 
-def test_mixing_is_decided_by_the_seed_of_the_step(tmp_path: Path) -> None:
+def test_mixup_is_deterministic_per_step_seed(tmp_path: Path) -> None:
     mixed = task(tmp_path)
     batch = ClassificationBatch(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
     seen: list[Tensor] = []
@@ -89,12 +89,12 @@ def test_mixing_is_decided_by_the_seed_of_the_step(tmp_path: Path) -> None:
     assert not torch.equal(seen[0], batch.images)
 
 
-def test_mixing_needs_pairs(tmp_path: Path) -> None:
+def test_mixup_needs_an_even_batch_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.batch_size = 3"):
         task(tmp_path, data__batch_size="3")
 
 
-def test_top_hits() -> None:
+def test_count_topk_correct() -> None:
     logits = torch.tensor([[1.0, 3, 2, 0], [0, 1, 2, 3]])
     labels = torch.tensor([2, 0])
     assert [count_topk_correct(logits, labels, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 1, 2, 2]

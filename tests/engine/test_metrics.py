@@ -18,7 +18,7 @@ def scalars(path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_rows_and_events_agree_and_missing_values_are_left_out(tmp_path):
+def test_rows_and_events_agree_and_missing_values_are_omitted(tmp_path):
     run = RunFolder(tmp_path)
     metrics = MetricsLogger(run)
     metrics.write(0, {"cost/params": 12, "cost/ms": None})
@@ -49,15 +49,17 @@ def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume)
         metrics.close()
 
     write(MetricsLogger(run), 0)
+    running = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     rows = run.read_metrics()
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "train/lo')  # the process died while writing
     before = [row for row in rows if row["step"] < (resume or 0) or (row["step"] == resume and "val/AP" not in row)]
     metrics = MetricsLogger(run, 0 if resume is None else len(before))
-    if resume is not None and resume % 5 == 0:  # the loop first repeats the evaluation that follows the checkpoint
+    if resume is not None and resume % 5 == 0:  # the trainer first repeats the evaluation that follows the checkpoint
         metrics.write(resume, {"val/AP": float(resume)})
     write(metrics, 0 if resume is None else resume + 1)
     assert run.read_metrics() == rows
+    assert [event.step for event in running.Reload().Scalars("train/loss")] == list(range(8))
     assert scalars(tmp_path) == {
         "train/loss": [(step, step) for step in range(8)], "val/AP": [(0, 0), (5, 5)],
     }  # fmt: skip
@@ -88,7 +90,7 @@ def test_a_sweep_in_hparams(tmp_path):
             metrics = MetricsLogger(RunFolder(tmp_path / name))
             metrics.write(3, {"val/AP": number + seed / 2})
             metrics.close()
-    for _ in range(2):  # writing again leaves nothing double
+    for _ in range(2):  # writing again replaces
         hparams.write_hparams(tmp_path, hyperparameters, trial_ids)
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()

@@ -24,7 +24,7 @@ RECIPE = {"backbone": 0.1, "reference_points": 0.1, "sampling_offsets": 0.1}
     ],
 )
 def test_published_group_of_slow_sampling_parameters(preset, count):
-    """models.md, section 3: the size of the x0.1 group of Deformable DETR besides its backbone."""
+    """The size of the x0.1 group of Deformable DETR without its backbone."""
     with torch.device("meta"):
         model = models.create(preset, num_classes=91)
     recipe = {part: factor for part, factor in RECIPE.items() if part != "backbone"}
@@ -49,7 +49,7 @@ def test_decay_of_one_dimensional_parameters_is_an_option():
     assert {g["weight_decay"] for g in parameter_groups(model, config)} == {0.1}
 
 
-def test_parameters_can_be_spared_by_name():
+def test_parameters_are_excluded_from_decay_by_name():
     config = OptimizerConfig(weight_decay=0.1, no_decay=["head.w", "norm"])
     groups = {(g["lr_scale"], g["weight_decay"]): len(g["params"]) for g in parameter_groups(small(), config)}
     assert groups == {(1.0, 0.1): 3, (1.0, 0.0): 3}
@@ -75,40 +75,40 @@ def rates(schedule: ScheduleConfig, steps: int) -> list[list[float]]:
     """The learning rate of both groups at every step."""
     optimizer = build_optimizer(small(), OptimizerConfig(lr=0.4, lr_multipliers={"backbone": 0.1}))
     scheduler = build_schedule(optimizer, schedule, steps)
-    found = []
+    lrs = []
     for step in range(steps):
         scheduler.step_update(step)
-        found.append([group["lr"] for group in optimizer.param_groups])
-    return [list(group) for group in zip(*found, strict=True)]
+        lrs.append([group["lr"] for group in optimizer.param_groups])
+    return [list(group) for group in zip(*lrs, strict=True)]
 
 
-def test_cosine_warms_up_and_falls_to_zero():
+def test_cosine_warms_up_and_decays_to_zero():
     slow, fast = rates(ScheduleConfig("cosine", warmup=0.2), 20)
     expected = [0.1, 0.175, 0.25, 0.325] + [0.2 * (1 + math.cos(math.pi * t / 16)) for t in range(16)]
     assert fast == pytest.approx(expected)
     assert slow == pytest.approx([0.1 * lr for lr in expected])
 
 
-def test_warm_up_and_cosine_between_given_shares():
+def test_warm_up_start_factor_and_minimum_lr_of_cosine():
     slow, fast = rates(ScheduleConfig("cosine", warmup=0.2, warmup_start_factor=0.01, min_lr_ratio=0.1), 20)
     warm = [0.004 + t * (0.4 - 0.004) / 4 for t in range(4)]
     assert fast == pytest.approx(warm + [0.04 + 0.18 * (1 + math.cos(math.pi * t / 16)) for t in range(16)])
     assert slow == pytest.approx([0.1 * lr for lr in fast])
 
 
-def test_cosine_that_counts_the_steps_of_warm_up():
+def test_cosine_that_starts_at_step_zero():
     _, fast = rates(ScheduleConfig("cosine", warmup=0.2, warmup_prefix=False), 20)
     expected = [0.1, 0.175, 0.25, 0.325] + [0.2 * (1 + math.cos(math.pi * t / 20)) for t in range(4, 20)]
     assert fast == pytest.approx(expected)
 
 
-def test_step_decays_exactly_at_its_milestones():
+def test_step_schedule_decays_at_its_milestones():
     slow, fast = rates(ScheduleConfig("step", warmup=0.1, milestones=[0.9, 0.5], gamma=0.5), 20)
     assert fast == pytest.approx([0.2, 0.3] + [0.4] * 8 + [0.2] * 8 + [0.1] * 2)
     assert slow == pytest.approx([0.1 * lr for lr in fast])
 
 
-def test_constant_stays():
+def test_constant_schedule():
     assert rates(ScheduleConfig("constant"), 5)[1] == pytest.approx([0.4] * 5)
 
 
@@ -122,7 +122,7 @@ def test_a_schedule_depends_on_the_step_alone():
     assert optimizer.param_groups[0]["lr"] == straight
 
 
-def test_clipping_scales_to_the_limit_and_reports_the_norm_before():
+def test_clipping_scales_to_the_maximum_and_returns_the_norm_before():
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(4))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
     assert clip_gradients(parameters, None).item() == pytest.approx(5)

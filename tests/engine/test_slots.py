@@ -1,4 +1,4 @@
-"""Every attention trains and resumes in every slot it can stand in."""
+"""Every attention trains and resumes in every slot that its roles allow."""
 
 from pathlib import Path
 
@@ -34,13 +34,15 @@ def run_with(folder: Path, role: Role, name: str) -> RunFolder:
 @pytest.mark.slow
 @pytest.mark.parametrize(("role", "name"), SLOTS, ids=lambda value: str(value))
 def test_a_step_and_a_resume(role: Role, name: str, tmp_path: Path) -> None:
-    whole, halved = run_with(tmp_path / "whole", role, name), run_with(tmp_path / "halved", role, name)
-    assert train_run(whole.path) == ExitCode.OK
-    (first,) = whole.checkpoints.glob("step-00000001*")
+    uninterrupted, halved = run_with(tmp_path / "whole", role, name), run_with(tmp_path / "halved", role, name)
+    assert train_run(uninterrupted.path) == ExitCode.OK
+    (first,) = uninterrupted.checkpoints.glob("step-00000001*")
     halved.checkpoints.mkdir(parents=True, exist_ok=True)
     (halved.checkpoints / first.name).write_bytes(first.read_bytes())
-    halved.metrics.write_bytes(whole.metrics.read_bytes())
+    halved.metrics.write_bytes(uninterrupted.metrics.read_bytes())
     assert train_run(halved.path) == ExitCode.OK
-    assert results(halved) == results(whole)
-    ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (halved, whole))
+    assert results(halved) == results(uninterrupted)
+    ours, theirs = (
+        load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (halved, uninterrupted)
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -1,4 +1,4 @@
-"""The loop on a task of a millisecond per step: resuming, accumulation, averaging, divergence, interruption."""
+"""The trainer on a task of a millisecond per step: resuming, accumulation, averaging, divergence, interruption."""
 
 import math
 import signal
@@ -14,7 +14,7 @@ from attnzoo.errors import UserError
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """The end of the process."""
 
 
 def kill_after(run: Run, steps: int) -> None:
@@ -33,7 +33,7 @@ def weights(run: Run) -> torch.Tensor:
     return torch.cat([p.flatten() for p in run.task.model.state_dict().values()])
 
 
-def test_rows_hold_means_over_their_window_and_the_learning_rate(tmp_path):
+def test_rows_hold_means_since_the_last_row_and_the_learning_rate(tmp_path):
     rows = Run(tmp_path, log_every=10).train()
     training = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in training] == [10, 20, 25]
@@ -46,7 +46,7 @@ def test_rows_hold_means_over_their_window_and_the_learning_rate(tmp_path):
     assert training[0]["train/loss"] == pytest.approx(2 * training[0]["train/loss_l1"])
 
 
-def test_a_metric_that_does_not_exist_is_left_out(tmp_path):
+def test_a_metric_that_is_nan_is_omitted(tmp_path):
     (row,) = [row for row in Run(tmp_path).train() if "val/AP" in row]
     assert row.keys() == {"step", "val/AP"}
 
@@ -61,22 +61,22 @@ def test_training_learns_and_evaluates_once_at_the_end_by_default(tmp_path):
 @pytest.mark.parametrize(("killed_at", "ema"), [(1, 0.9), (7, 0.9), (10, 0.9), (13, None), (24, 0.9), (25, None)])
 def test_resuming_after_a_kill_repeats_the_uninterrupted_run(tmp_path, killed_at, ema):
     options = {"checkpoint_every": 3, "eval_every": 5, "ema": ema, "accumulate": 1}
-    whole = Run(tmp_path / "whole", **options)
-    rows = whole.train()
+    uninterrupted = Run(tmp_path / "whole", **options)
+    rows = uninterrupted.train()
 
     first = Run(tmp_path / "killed", **options)
     kill_after(first, killed_at)
     with pytest.raises(Killed):
         first.train()
-    torch.manual_seed(123)  # a new process starts with other random numbers
+    torch.manual_seed(123)  # a new process has another random state
     second = Run(tmp_path / "killed", **options)
     assert second.train() == rows
     assert second.trainer.step == 25
-    assert torch.equal(weights(second), weights(whole))
-    assert second.trainer.best == whole.trainer.best
+    assert torch.equal(weights(second), weights(uninterrupted))
+    assert second.trainer.best == uninterrupted.trainer.best
     best = second.checkpoints.best()
     assert best is not None
-    assert best.name.split(".")[0] == whole.checkpoints.best().name.split(".")[0]
+    assert best.name.split(".")[0] == uninterrupted.checkpoints.best().name.split(".")[0]
 
 
 def test_a_kill_during_evaluation_evaluates_again(tmp_path):
@@ -112,7 +112,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
     assert run.trainer.best == max(evaluated.values())
 
 
-def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
     large = Run(tmp_path / "large", Regression(batch_size=8, dropout=0.0, norm=False), steps=8, log_every=1)
     small = Run(
         tmp_path / "small", Regression(batch_size=4, dropout=0.0, norm=False), steps=8, log_every=1, accumulate=2
@@ -124,7 +124,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
     assert torch.allclose(weights(small), weights(large), atol=1e-6)
 
 
-def test_the_average_follows_the_weights(tmp_path):
+def test_ema_follows_the_weights(tmp_path):
     run = Run(tmp_path, ema=0.5, steps=1)
     before = {name: value.clone() for name, value in run.task.model.state_dict().items()}
     run.train()
@@ -135,7 +135,7 @@ def test_the_average_follows_the_weights(tmp_path):
             assert not torch.equal(after[name], value) or name == "1.bias"
 
 
-def test_the_average_is_what_is_evaluated(tmp_path):
+def test_ema_weights_are_evaluated(tmp_path):
     run = Run(tmp_path, ema=0.99)
     rows = run.train()
     values = run.task.evaluate(run.trainer.ema.module.eval(), lambda: None)
@@ -171,7 +171,7 @@ def test_divergence_stops_the_run_and_is_never_saved(tmp_path):
     assert all(math.isfinite(value) for row in run.dir.read_metrics() for value in row.values())
 
 
-def test_divergence_before_the_first_checkpoint_says_so(tmp_path):
+def test_divergence_before_the_first_checkpoint(tmp_path):
     with pytest.raises(TrainingDiverged, match=r"step 1: .*latest checkpoint: none yet"):
         Run(tmp_path, Regression(poison=0)).train()
 
@@ -212,7 +212,7 @@ def test_a_stop_request_during_evaluation_keeps_the_step(tmp_path):
     assert second.task.evaluations == 1
 
 
-def test_only_a_later_second_interrupt_stops_at_once(monkeypatch):
+def test_only_a_later_second_sigint_aborts(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with GracefulStop() as stop:
         for number in (signal.SIGUSR2, signal.SIGINT, signal.SIGTERM):  # SIGINT within a second: torchrun's echo
@@ -225,7 +225,7 @@ def test_only_a_later_second_interrupt_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+def test_a_checkpoint_of_another_data_set_is_rejected(tmp_path):
     Run(tmp_path, steps=5).train()
     run = Run(tmp_path, steps=5)
     run.trainer.steps_per_epoch = 99
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         run.train()
 
 
-def test_an_epoch_too_short_for_one_step_is_refused():
+def test_an_epoch_shorter_than_one_step_is_rejected():
     with pytest.raises(UserError, match=r"train\.accumulate = 11: more than the 10 batches"):
         count_steps(train_config(accumulate=11), BATCHES)
 

@@ -50,11 +50,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_interval_is_students_t() -> None:
-    found = mean_ci95([1.0, 2.0, 3.0])
-    assert found is not None
-    assert found.ci95 is not None
-    assert (found.mean, found.n) == (2.0, 3)
-    assert found.ci95 == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), deviation 1
+    estimate = mean_ci95([1.0, 2.0, 3.0])
+    assert estimate is not None
+    assert estimate.ci95 is not None
+    assert (estimate.mean, estimate.n) == (2.0, 3)
+    assert estimate.ci95 == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), deviation 1
     single = mean_ci95([0.4])
     assert single is not None
     assert (single.mean, single.ci95) == (0.4, None)
@@ -81,7 +81,7 @@ def test_files_hold_the_same_numbers(folder: Path) -> None:
     assert rows[1]["seeds"] == "0 1 2"
 
 
-def test_a_printed_table_is_whole_whatever_its_width(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_printed_table_is_never_truncated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare([folder])
     long = replace(comparison.variants[0], options={"points": "a_long_word" * 20})
     comparison = replace(comparison, variants=[long, *comparison.variants[1:]])
@@ -109,7 +109,7 @@ def test_one_seed_has_no_interval(folder: Path) -> None:
     assert "intervals n/a" in text
 
 
-def test_unfinished_runs_are_listed_and_not_averaged(folder: Path) -> None:
+def test_unfinished_runs_are_listed_and_excluded_from_means(folder: Path) -> None:
     RunFolder(folder / "points=2-seed=2").write_status(state="failed")
     RunFolder(folder / "points=10-seed=0").status.unlink()
     comparison = compare([folder])
@@ -138,7 +138,7 @@ def test_unequal_budgets_are_warned_about(folder: Path) -> None:
     assert any(note.startswith("Warning: budgets differ (5, 9") for note in compare([folder]).notes)
 
 
-def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
+def test_a_duplicate_run_is_rejected(folder: Path) -> None:
     copied = folder.parent / "again"
     shutil.copytree(folder, copied)
     with pytest.raises(UserError, match="duplicate run, the same config and seed as"):
@@ -146,7 +146,7 @@ def test_a_copied_run_is_no_second_seed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"{}", b"[]", b"3", b'{"state": "dnoe"}', b"\xff"])
-def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrupt_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     run.status.write_bytes(content)
     with pytest.raises(UserError, match=r"points=2-seed=0/status\.json: corrupt"):
@@ -157,7 +157,7 @@ def test_a_damaged_status_is_named(folder: Path, content: bytes, capsys: pytest.
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
-def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
+def test_an_invalid_row_of_metrics_is_named(folder: Path, line: str) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
@@ -165,14 +165,14 @@ def test_a_damaged_row_of_metrics_is_named(folder: Path, line: str) -> None:
         compare([folder])
 
 
-def test_a_row_cut_off_by_a_kill_is_left_out(folder: Path) -> None:
+def test_a_row_truncated_by_a_kill_is_omitted(folder: Path) -> None:
     before = compare([folder])
     with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/A')
     assert compare([folder]) == before
 
 
-def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
+def test_folders_without_runs_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         compare([tmp_path / "nothing"])
     with pytest.raises(UserError, match="no runs in it"):
@@ -216,14 +216,14 @@ def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     assert "| top-1 | top-5 | params | GFLOPs | ms / image | train images / s | peak MiB | seeds |" in header
 
 
-def test_options_that_follow_from_a_name_are_no_columns(tmp_path: Path) -> None:
-    """Those that not all attentions take; what differs where they do stays."""
+def test_options_implied_by_a_name_are_no_columns(tmp_path: Path) -> None:
+    """Options that not all attentions take; those that differ where they do remain."""
     (tmp_path / "x.yaml").write_text(
         "name: x\ntrain: {steps: 5}\nsweep:\n  zip:\n    model.encoder.attention:\n"
         "    - {name: window, window: 4}\n    - {name: window, window: 8}\n    - {name: dat}\n    - {name: dense}\n"
     )
     experiment = Experiment(tmp_path / "x.yaml")
-    for run in validate(experiment, expand(experiment)):  # which writes all options out: a `bias` of two kinds too
+    for run in validate(experiment, expand(experiment)):  # which fills in all defaults: a `bias` of two types too
         target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
@@ -234,8 +234,8 @@ def test_options_that_follow_from_a_name_are_no_columns(tmp_path: Path) -> None:
     assert sorted(found, key=str) == [("dat", None), ("dense", None), ("window", 4), ("window", 8)]
 
 
-def test_options_that_follow_from_a_backbone_are_no_columns(tmp_path: Path) -> None:
-    """Their defaults differ as its name does; what a sweep changes in one of them stays."""
+def test_options_implied_by_a_backbone_are_no_columns(tmp_path: Path) -> None:
+    """Options whose defaults differ by name; those that a sweep changes remain."""
     (tmp_path / "x.yaml").write_text(
         "base: base/detr_scenes.yaml\nname: x\nsweep:\n  zip:\n    model.backbone:\n"
         "    - {name: resnet18}\n    - {name: swin_pico}\n    - {name: dat_pico}\n"

@@ -1,4 +1,4 @@
-"""Status from ledger and run folders; what the scheduler adds is tested on a real cluster in tests/slurm."""
+"""Status from ledger and run folders; tests/slurm has SLURM's part, on a real cluster."""
 
 import json
 import os
@@ -32,7 +32,7 @@ sys.stdin.read()"""
 
 
 def states(folder: Path) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.state, one.note) for one in sweep_status(folder)}
+    return {status.name: (status.state, status.note) for status in sweep_status(folder)}
 
 
 def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
@@ -45,16 +45,16 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     RunFolder(tmp_path / "killed").write_status(state="running", host=here, pid=gone.pid, started="boot:1")
-    another = process.current() | {"started": "boot:1"}  # had our number before us
+    another = process.current() | {"started": "boot:1"}  # had our process id before us
     RunFolder(tmp_path / "reused").write_status(state="running", **another)
     RunFolder(tmp_path / "elsewhere").write_status(state="running", host="far", pid=1)
     RunFolder(tmp_path / "silent").write_status(state="running", host="far", pid=1)
     os.utime(tmp_path / "silent" / "status.json", (time.time() - 999, time.time() - 999))
-    found = states(tmp_path)
-    assert found.pop("killed")[0] == "dead"
-    assert found.pop("reused")[0] == "dead"
-    assert found.pop("silent") == ("dead", "no heartbeat for 999 s")
-    assert found == {
+    notes = states(tmp_path)
+    assert notes.pop("killed")[0] == "dead"
+    assert notes.pop("reused")[0] == "dead"
+    assert notes.pop("silent") == ("dead", "no heartbeat for 999 s")
+    assert notes == {
         "new": ("pending", "not submitted"),
         "done": ("done", ""),
         "failed": ("failed", "it was me"),
@@ -72,7 +72,7 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
+def test_a_run_is_queued_while_its_launcher_is_alive(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
     assert sweep_status(tmp_path)[0].missing
     with subprocess.Popen([sys.executable, "-c", ANOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
@@ -85,7 +85,7 @@ def test_a_run_waits_while_its_launcher_lives(tmp_path: Path) -> None:
 
 
 def test_a_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
-    """After a restart of a container it may have the number of the one before."""
+    """After a restart of a container it may have the process id of the previous one."""
     sweep(tmp_path, ["a"])
     with Ledger(tmp_path).update() as content:
         content["local"] = process.current() | {"started": "an earlier boot"}
@@ -101,7 +101,7 @@ def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
     assert states(tmp_path)["a"] == ("cancelled", "")
 
 
-def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
+def test_restarts_and_machine_failures_are_counted(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
     run = RunFolder(tmp_path / "a")
     attempts.record_start(run, 0, steps_lost=0)
@@ -109,8 +109,8 @@ def test_starts_and_failures_of_the_machine_are_counted(tmp_path: Path) -> None:
     attempts.record_start(run, 0, steps_lost=4)
     attempts.record_start(run, 3, steps_lost=2)
     run.write_status(state="running", **process.current())
-    (one,) = sweep_status(tmp_path)
-    assert (one.restarts, one.machine_failures, one.steps_lost) == (2, 2, 6)
+    (status,) = sweep_status(tmp_path)
+    assert (status.restarts, status.machine_failures, status.steps_lost) == (2, 2, 6)
 
 
 def test_json_holds_everything_and_failures_give_exit_code_1(
@@ -135,15 +135,15 @@ def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.Captur
     assert " AP " not in out
 
 
-def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_ledger_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sweep\.json in it"):
         sweep_status(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         sweep_status(tmp_path / "x")
 
 
-def test_five_hundred_runs_need_neither_torch_nor_long(tmp_path: Path) -> None:
-    """A second of processor time, of which the machine may have many at once."""
+def test_five_hundred_runs_take_less_than_a_second_and_no_torch(tmp_path: Path) -> None:
+    """A second of processor time, however busy the machine is."""
     sweep(tmp_path, [f"run-{number}" for number in range(500)])
     for number in range(500):
         RunFolder(tmp_path / f"run-{number}").write_status(state="done", step=9, steps=9, AP=0.5)

@@ -1,4 +1,4 @@
-"""The journal of a run's starts and ends, whoever was left to write it."""
+"""The record of a run's starts and ends."""
 
 import pytest
 
@@ -18,8 +18,8 @@ def checkpoint(run: RunFolder, step: int) -> None:
 
 def test_a_start_and_its_end_are_one_attempt(run):
     attempts.record_start(run, 5, steps_lost=2)
-    (going,) = attempts.read(run)
-    assert (going.step, going.steps_lost, going.outcome) == (5, 2, None)
+    (running,) = attempts.read(run)
+    assert (running.step, running.steps_lost, running.outcome) == (5, 2, None)
     attempts.record_end(run, "interrupted", "SIGUSR2")
     attempts.record_start(run, 7, steps_lost=0)
     first, second = attempts.read(run)
@@ -27,20 +27,20 @@ def test_a_start_and_its_end_are_one_attempt(run):
     assert second.outcome is None
 
 
-def test_an_end_without_a_start_is_an_attempt_that_could_not_begin(run):
+def test_an_end_without_a_start_is_an_attempt(run):
     attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")
     (only,) = attempts.read(run)
     assert only.is_machine_failure
     assert only.reason == "killed by SIGKILL"
 
 
-def test_a_line_that_a_crash_cut_off_costs_no_other(run):
+def test_a_line_truncated_by_a_crash_is_skipped(run):
     attempts.record_start(run, 0, steps_lost=0)
     with run.attempts.open("a") as file:
         file.write('{"event": "end", "outc')
     attempts.record_start(run, 0, steps_lost=0)
     attempts.record_end(run, "done")
-    assert [one.outcome for one in attempts.read(run)] == [None, "done"]
+    assert [attempt.outcome for attempt in attempts.read(run)] == [None, "done"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_line_that_a_crash_cut_off_costs_no_other(run):
         b"\xff\xfe",
     ],
 )
-def test_a_line_that_is_no_row_costs_no_other(run, line):
+def test_a_malformed_line_is_skipped(run, line):
     attempts.record_start(run, 5, steps_lost=2)
     with run.attempts.open("ab") as file:
         file.write(line + b"\n")
@@ -65,16 +65,16 @@ def test_a_line_that_is_no_row_costs_no_other(run, line):
     assert (only.step, only.steps_lost, only.outcome) == (5, 2, "done")
 
 
-def test_failures_in_a_row_at_one_checkpoint_exhaust_the_retries(run):
+def test_consecutive_failures_without_progress_exhaust_the_retries(run):
     for _ in range(2):
-        attempts.record_start(run, 0, steps_lost=0)  # a lost node says no more
+        attempts.record_start(run, 0, steps_lost=0)  # a lost node records no end
     assert attempts.retries_exhausted(run, retries=2) is None
     assert "2 machine failures in a row at step 0 (retries = 1" in (attempts.retries_exhausted(run, retries=1) or "")
     checkpoint(run, 10)
-    assert attempts.retries_exhausted(run, retries=0) is None  # it has got further
+    assert attempts.retries_exhausted(run, retries=0) is None  # it has made progress
 
 
-def test_an_end_by_the_program_or_on_request_starts_the_count_anew(run):
+def test_other_outcomes_reset_the_count_of_failures(run):
     for outcome in ("failed", "interrupted"):
         attempts.record_start(run, 0, steps_lost=0)
         attempts.record_start(run, 0, steps_lost=0)

@@ -1,4 +1,4 @@
-"""The lock of a run folder across nodes; processes of one node meet it in test_worker.py."""
+"""The lock of a run folder across nodes; test_worker.py has that of one node."""
 
 import json
 import logging
@@ -14,19 +14,19 @@ from attnzoo.rundir.lock import STALE_SECONDS, run_lock
 
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
-    """A run that a process on another node has, by a lock that does not reach us."""
+    """A run that a process on another node holds, on a file system that does not share flock."""
     run = RunFolder(tmp_path)
     run.write_status(state="running")
     (tmp_path / ".lock").write_text(json.dumps({"pid": 12, "host": "far", "job": "7"}))
     return run
 
 
-def test_an_owner_elsewhere_counts_while_its_run_gives_signs_of_life(run):
+def test_a_remote_owner_holds_the_lock_while_its_heartbeat_is_fresh(run):
     with pytest.raises(UserError, match="already being trained by process 12 on far, job 7"), run_lock(run.path):
         pass
 
 
-def test_the_lock_of_an_owner_that_fell_silent_is_recovered_and_said(run, caplog):
+def test_a_stale_lock_is_taken_over_and_logged(run, caplog):
     long_ago = time.time() - STALE_SECONDS - 1
     os.utime(run.status, (long_ago, long_ago))
     with caplog.at_level(logging.WARNING), run_lock(run.path):
@@ -35,19 +35,19 @@ def test_the_lock_of_an_owner_that_fell_silent_is_recovered_and_said(run, caplog
     assert (run.path / ".lock").read_text() == ""
 
 
-def test_an_earlier_start_of_the_same_job_does_not_count(run, monkeypatch):
+def test_a_previous_start_of_the_same_job_does_not_hold_the_lock(run, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with run_lock(run.path):
         pass
 
 
-def test_waiting_outlasts_an_owner_that_leaves(run):
+def test_waiting_until_the_heartbeat_is_stale(run):
     silent = time.time() - STALE_SECONDS + 1
     os.utime(run.status, (silent, silent))
     with run_lock(run.path, wait=5):
         pass
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=r"missing: cannot be written \(No such file"), run_lock(tmp_path / "missing"):
         pass

@@ -1,4 +1,4 @@
-"""A small task for tests of the training loop: regression with dropout and BatchNorm, on data made in memory."""
+"""A small task for tests of the trainer: regression with dropout and BatchNorm, on data made in memory."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -137,17 +137,17 @@ def tiny_run(folder: Path, experiment: str = TINY, **changes: str) -> RunFolder:
 
 
 def results(run: RunFolder) -> list[dict]:
-    """The rows of metrics without what is a time or a peak of memory."""
+    """The rows of metrics without times and peak memory."""
     return [without_speed(row) for row in run.read_metrics()]
 
 
 def without_speed(row: dict) -> dict:
-    """A row without what no two runs share."""
+    """A row without what differs between any two runs."""
     return {key: value for key, value in row.items() if key != "cost/ms" and not key.startswith("speed/")}
 
 
 @pytest.fixture(scope="session")
-def whole(cache, tmp_path_factory) -> RunFolder:
+def uninterrupted(cache, tmp_path_factory) -> RunFolder:
     """The tiny run, trained without interruption."""
     from attnzoo.worker.train import train_run
 

@@ -1,7 +1,4 @@
-"""A worker to which something happens at an exact moment.
-
-It dies by SIGKILL, unless the moment is "sleep" or a signal's name: then it sleeps in a step, or gets that signal.
-"""
+"""A worker that, at an exact moment, is killed, sleeps in a step ("sleep") or gets the signal with the name given."""
 
 import os
 import signal
@@ -21,7 +18,7 @@ def die() -> None:
 
 
 def arm(moment: str, count: int) -> None:
-    """Let it happen at the `count`-th time the process passes `moment`."""
+    """Kill, sleep or signal the `count`-th time that the process reaches `moment`."""
     left = iter(range(count - 1, -1, -1))
     in_a_step = {"step": die, "sleep": partial(time.sleep, 60)}
     in_a_step |= {name: partial(os.kill, os.getpid(), signal.Signals[name]) for name in ("SIGTERM", "SIGUSR2")}
@@ -57,7 +54,7 @@ def arm(moment: str, count: int) -> None:
                 die()
 
         CocoEvaluator.add = add
-    else:  # a line of metrics is cut off
+    else:  # while a row of metrics is written
         inner_write = MetricsLogger.write
 
         def write(self, step, values):

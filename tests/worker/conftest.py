@@ -1,3 +1,3 @@
-"""The run that interrupted ones are compared with."""
+"""The run that interrupted runs are compared with."""
 
-from support.engine import whole  # noqa: F401
+from support.engine import uninterrupted  # noqa: F401

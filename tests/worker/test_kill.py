@@ -1,4 +1,4 @@
-"""Real processes, really killed and interrupted: what resumes gives exactly what the uninterrupted run gives."""
+"""Real processes, killed and interrupted: a resumed run gives exactly the results of an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -24,14 +24,14 @@ FRESH.set_forkserver_preload(["attnzoo.worker.train"])
 
 
 def begin(run: RunFolder, moment: str, count: int) -> multiprocessing.Process:
-    """A worker, to which something happens at an exact moment."""
+    """A worker that is killed or interrupted at an exact moment."""
     process = FRESH.Process(target=engine_kill.main, args=(str(run.path), moment, count))
     process.start()
     return process
 
 
 def ended(process: multiprocessing.Process, seconds: float = 120) -> int | None:
-    """How it ended: the exit code, or the negative signal."""
+    """The exit code, or the negative signal."""
     process.join(seconds)
     return process.exitcode
 
@@ -41,14 +41,17 @@ def kill_at(run: RunFolder, moment: str, count: int) -> None:
     assert run.read_status()["state"] == "running"
 
 
-def assert_same(run: RunFolder, whole: RunFolder) -> None:
+def assert_same(run: RunFolder, uninterrupted: RunFolder) -> None:
     """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
-    assert results(run) == results(whole)
-    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest()) for r in (run, whole))
+    assert results(run) == results(uninterrupted)
+    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest()) for r in (run, uninterrupted))
     for part in ("model", "ema"):
         assert all(torch.equal(value, theirs[part][name]) for name, value in ours[part].items())
     assert ours["best"] == theirs["best"]
-    assert CheckpointManager(run.checkpoints).best().name[:13] == CheckpointManager(whole.checkpoints).best().name[:13]
+    assert (
+        CheckpointManager(run.checkpoints).best().name[:13]
+        == CheckpointManager(uninterrupted.checkpoints).best().name[:13]
+    )
     events = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
     for tag in ("train/loss", "val/AP"):
         assert [event.step for event in events.Scalars(tag)] == [row["step"] for row in results(run) if tag in row]
@@ -69,31 +72,31 @@ def assert_same(run: RunFolder, whole: RunFolder) -> None:
         pytest.param("metrics", 6, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_resumes_to_the_same_results(whole, tmp_path, moment, count):
+def test_a_killed_run_resumes_to_the_same_results(uninterrupted, tmp_path, moment, count):
     run = tiny_run(tmp_path)
     kill_at(run, moment, count)
     assert train_run(run.path) == ExitCode.OK
-    assert_same(run, whole)
+    assert_same(run, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_arrives(whole, tmp_path):
+def test_a_run_killed_repeatedly_finishes(uninterrupted, tmp_path):
     run = tiny_run(tmp_path)
     for moment, count in (("step", 7), ("saved", 2), ("step", 5), ("evaluation", 5)):
         kill_at(run, moment, count)
     assert train_run(run.path) == ExitCode.OK
-    assert_same(run, whole)
+    assert_same(run, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_damaged_last_checkpoint_costs_only_the_way_from_the_one_before(whole, tmp_path):
+def test_a_corrupt_latest_checkpoint_resumes_from_the_previous_one(uninterrupted, tmp_path):
     run = tiny_run(tmp_path)
     kill_at(run, "step", 18)
     last = CheckpointManager(run.checkpoints).latest()
     last.write_bytes(last.read_bytes()[:-1])
     assert train_run(run.path) == ExitCode.OK
     assert "falling back to the previous checkpoint" in run.log.read_text()
-    assert_same(run, whole)
+    assert_same(run, uninterrupted)
 
 
 def start(run: RunFolder) -> subprocess.Popen:
@@ -107,7 +110,7 @@ def wait_for_rows(run: RunFolder, count: int) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
     run = tiny_run(tmp_path, train__steps="100000", train__eval_every="null", train__checkpoint_every="null")
     process = start(run)
     wait_for_rows(run, 3)
@@ -123,7 +126,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
+def test_a_second_ctrl_c_aborts(tmp_path):
     """In a step that would take a minute."""
     run = tiny_run(tmp_path, train__steps="100000")
     process = begin(run, "sleep", 5)
@@ -139,10 +142,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
-def test_other_signals_are_stop_requests_too(whole, tmp_path, name):
+def test_other_signals_are_stop_requests_too(uninterrupted, tmp_path, name):
     run = tiny_run(tmp_path)
     assert ended(begin(run, name, 7)) == ExitCode.INTERRUPTED
     assert (run.read_status()["state"], run.read_status()["signal"]) == ("interrupted", name)
-    assert load_checkpoint(CheckpointManager(run.checkpoints).latest())["step"] == 7  # of which no periodic one is made
+    assert (
+        load_checkpoint(CheckpointManager(run.checkpoints).latest())["step"] == 7
+    )  # not a multiple of checkpoint_every
     assert train_run(run.path) == ExitCode.OK
-    assert_same(run, whole)
+    assert_same(run, uninterrupted)

@@ -27,32 +27,32 @@ def train_on(disk: Disk) -> None:
     disk.restore()
 
 
-def assert_tells_the_truth(run: RunFolder, whole: RunFolder) -> None:
+def assert_tells_the_truth(run: RunFolder, uninterrupted: RunFolder) -> None:
     """A run that says it is done has all of its rows."""
-    assert run.read_status()["state"] != "done" or results(run) == results(whole)
+    assert run.read_status()["state"] != "done" or results(run) == results(uninterrupted)
 
 
 @pytest.mark.parametrize("lose_names", [False, True])
 @pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_power_cut_at_any_moment_loses_no_row(tmp_path: Path, lose_names: bool, stride: int) -> None:
-    whole = tiny_run(tmp_path / "whole", **OPTIONS)
-    disk = Disk(whole.path, lose_names)
+    uninterrupted = tiny_run(tmp_path / "whole", **OPTIONS)
+    disk = Disk(uninterrupted.path, lose_names)
     train_on(disk)
-    assert whole.read_status()["state"] == "done"
-    assert [row["step"] for row in results(whole) if "val/AP" in row] == [5, 10, 12]
+    assert uninterrupted.read_status()["state"] == "done"
+    assert [row["step"] for row in results(uninterrupted) if "val/AP" in row] == [5, 10, 12]
     assert disk.moments > 60
     for moment in range(1, disk.moments + 1, stride):
         run = tiny_run(tmp_path / f"run-{moment}", **OPTIONS)
         train_on(Disk(run.path, lose_names, cut_at=moment))
-        assert_tells_the_truth(run, whole)
+        assert_tells_the_truth(run, uninterrupted)
         train_on(Disk(run.path, lose_names, cut_at=moment // 2 + 1))  # again, while it resumes
-        assert_tells_the_truth(run, whole)
+        assert_tells_the_truth(run, uninterrupted)
         assert train_run(run.path) == ExitCode.OK
-        assert results(run) == results(whole)
+        assert results(run) == results(uninterrupted)
         assert run.read_status()["state"] == "done"
 
 
-def test_a_checkpoint_whose_rows_are_gone_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_rows_are_lost_is_rejected(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, **OPTIONS)
     assert train_run(run.path) == ExitCode.OK
     run.write_status(state="interrupted", signal="SIGTERM")

@@ -1,4 +1,4 @@
-"""Two processes on gloo: the results of one, ends that all ranks agree on, and no hanging."""
+"""Two processes on Gloo: the results of one process, a common end, no hanging."""
 
 import re
 import shutil
@@ -48,16 +48,16 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     assert_close(two, one)
     ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (two, one))
     for name, value in ours.items():
-        # looser than the losses: AdamW divides small gradients by their own size, rounding included
+        # looser than the losses: AdamW divides small gradients, rounding included, by their magnitude
         assert cancels(name) or (value - theirs[name]).abs().max() < 1e-4, name
 
 
 def cancels(name: str) -> bool:
-    """Whether the GroupNorm behind a parameter takes it away: its gradient is zero but for rounding."""
+    """Whether the GroupNorm after a bias removes it: its gradient is zero except for rounding."""
     return name.startswith("neck.projections") and name.endswith(".0.bias")
 
 
-def test_processes_under_srun_take_their_place_from_its_variables(monkeypatch):
+def test_rank_and_rendezvous_under_srun(monkeypatch):
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "node7")
@@ -65,12 +65,12 @@ def test_processes_under_srun_take_their_place_from_its_variables(monkeypatch):
     assert first[:3] == (3, 4, 1)
     assert first.init_method.startswith("tcp://node7:")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert distributed.read_env().init_method != first.init_method  # the port may be what was in the way
+    assert distributed.read_env().init_method != first.init_method  # the old port may be taken
     monkeypatch.setenv("MASTER_PORT", "1234")
     assert distributed.read_env().init_method == "tcp://node7:1234"
 
 
-def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
+def test_a_failed_rendezvous_names_its_address(monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
@@ -79,24 +79,24 @@ def test_a_process_whose_others_do_not_come_says_where_it_waited(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_part_of_the_model_each_give_what_one_gives_and_resume(tmp_path):
+def test_two_sharded_processes_give_the_results_of_one_and_resume(tmp_path):
     sharded = STILL | {"processes": "2", "train__parallel": "fsdp2"}
-    one, whole = tiny_run(tmp_path / "one", **STILL), tiny_run(tmp_path / "whole", **sharded)
+    one, uninterrupted = tiny_run(tmp_path / "one", **STILL), tiny_run(tmp_path / "whole", **sharded)
     assert train_run(one.path) == ExitCode.OK
     together = halfway(one, tmp_path / "together", **sharded)
-    train_together(whole, together)
-    assert_close(whole, one)
-    assert_close(together, whole)
-    own, every = map(int, re.search(r"sharded: (\d+) of (\d+) parameters", whole.log.read_text()).groups())
+    train_together(uninterrupted, together)
+    assert_close(uninterrupted, one)
+    assert_close(together, uninterrupted)
+    own, every = map(int, re.search(r"sharded: (\d+) of (\d+) parameters", uninterrupted.log.read_text()).groups())
     assert own < 0.55 * every
-    assert_loads_in_one_process(whole, one)
+    assert_loads_in_one_process(uninterrupted, one)
     run = tiny_run(tmp_path / "run", **sharded)
     process = subprocess.Popen([*TORCHRUN, *WORKER, str(run.path)], stdout=subprocess.DEVNULL)
     interrupt_at_a_step(process, run)
     assert 0 < run.last_step() < 20
     assert subprocess.run([*TORCHRUN, *WORKER, str(run.path)], capture_output=True, timeout=300).returncode == 0
-    assert results(run) == results(whole)
-    alone = halfway(whole, tmp_path / "alone", **STILL)
+    assert results(run) == results(uninterrupted)
+    alone = halfway(uninterrupted, tmp_path / "alone", **STILL)
     assert train_run(alone.path) == ExitCode.OK
     assert_close(alone, one)
 
@@ -128,7 +128,7 @@ def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_classify_as_one(tmp_path):
+def test_two_processes_train_a_classifier_as_one(tmp_path):
     """Without what draws for each process: mixing and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
     one = tiny_classifier(tmp_path / "one", **still)
@@ -151,7 +151,7 @@ def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failing_rank_ends_all_and_its_error_is_the_one_recorded(tmp_path):
+def test_a_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
     run = tiny_run(tmp_path, processes="2")
     started = time.monotonic()
     done = subprocess.run([*TORCHRUN, engine_rank.__file__, str(run.path)], capture_output=True, text=True, timeout=300)
@@ -164,14 +164,14 @@ def test_a_failing_rank_ends_all_and_its_error_is_the_one_recorded(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
-    run, whole = (tiny_run(tmp_path / name, processes="2", train__steps="60") for name in ("run", "whole"))
+    run, uninterrupted = (tiny_run(tmp_path / name, processes="2", train__steps="60") for name in ("run", "whole"))
     command = [*TORCHRUN, *WORKER, str(run.path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     interrupt_at_a_step(process, run)
     assert run.read_status()["state"] == "interrupted"
     assert 0 < run.last_step() < 60
-    train_together(run, whole)  # which also shows that a run leaves nothing to the next
-    assert results(run) == results(whole)  # dropout and BatchNorm of both ranks included
+    train_together(run, uninterrupted)  # which also shows that runs in one process are independent
+    assert results(run) == results(uninterrupted)  # dropout and BatchNorm of both ranks included
 
 
 def interrupt_at_a_step(process: "subprocess.Popen[bytes]", run: RunFolder) -> None:

@@ -18,9 +18,9 @@ from attnzoo.rundir.lock import run_lock
 from attnzoo.worker.train import train_run
 
 
-def test_a_run_leaves_what_the_run_folder_promises(whole):
-    status = whole.read_status()
-    rows = whole.read_metrics()
+def test_the_files_of_a_finished_run(uninterrupted):
+    status = uninterrupted.read_status()
+    rows = uninterrupted.read_metrics()
     assert status["state"] == "done"
     assert (status["step"], status["steps"], status["eta"], status["error"]) == (20, 20, 0, None)
     assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
@@ -31,28 +31,28 @@ def test_a_run_leaves_what_the_run_folder_promises(whole):
     training = next(row for row in rows if "train/loss" in row)
     assert {"train/lr", "train/grad_norm", "train/loss_class", "train/loss_l1_0", "train/loss_giou"} < training.keys()
     assert {"val/AP50", "val/AP75", "val/AR_100"} < rows[-1].keys()
-    environment = json.loads(whole.environment.read_text())
+    environment = json.loads(uninterrupted.environment.read_text())
     assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert environment["threads"] == 1
-    assert "step 20/20" in whole.log.read_text()
-    state = load_checkpoint(CheckpointManager(whole.checkpoints).latest())
+    assert "step 20/20" in uninterrupted.log.read_text()
+    state = load_checkpoint(CheckpointManager(uninterrupted.checkpoints).latest())
     assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
     assert rows[0]["cost/params"] == sum(
         value.numel() for name, value in state["model"].items() if "running_" not in name and "num_batches" not in name
     )
 
 
-def test_a_finished_run_started_again_returns_at_once(whole):
-    before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"}
-    assert train_run(whole.path) == ExitCode.OK
-    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"} == before
+def test_a_finished_run_started_again_returns_at_once(uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*") if path.name != ".lock"}
+    assert train_run(uninterrupted.path) == ExitCode.OK
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*") if path.name != ".lock"} == before
 
 
-def test_the_same_config_gives_the_same_run_and_another_seed_another(whole, tmp_path):
+def test_the_same_config_gives_the_same_run_and_another_seed_another(uninterrupted, tmp_path):
     for name, seed in (("same", 3), ("other", 4)):
         run = tiny_run(tmp_path / name, seed=str(seed))
         assert train_run(run.path) == ExitCode.OK
-        assert (results(run) == results(whole)) == (name == "same")
+        assert (results(run) == results(uninterrupted)) == (name == "same")
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
     assert {"val/AP", "val/AP/ant", "val/AP50/bee"} < rows[-1].keys()
 
 
-def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
+def test_a_second_process_is_rejected_with_the_owner_named(tmp_path, capsys):
     run = tiny_run(tmp_path)
     with run_lock(run.path):
         assert train_run(run.path) == ExitCode.USER_ERROR
@@ -96,7 +96,7 @@ def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path, capsys):
     assert not run.status.exists()
 
 
-def test_a_config_that_is_not_allowed_is_refused(tmp_path, capsys):
+def test_an_invalid_config_is_rejected(tmp_path, capsys):
     run = tiny_run(tmp_path)
     run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
     assert train_run(run.path) == ExitCode.USER_ERROR
@@ -120,7 +120,7 @@ def test_an_error_of_the_user_fails_the_run_without_a_traceback(tmp_path):
     assert "Traceback" not in run.log.read_text()
 
 
-def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_go_on(whole, tmp_path, monkeypatch):
+def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_resume(uninterrupted, tmp_path, monkeypatch):
     run = tiny_run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("attnzoo.engine.detection.postprocess", lambda *arguments: 1 / 0)
@@ -128,14 +128,14 @@ def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_go_on(whole, tmp
     assert run.read_status()["error"] == "ZeroDivisionError: division by zero"
     assert "Traceback" in run.log.read_text()
     assert train_run(run.path) == ExitCode.OK
-    assert results(run) == results(whole)
+    assert results(run) == results(uninterrupted)
     assert run.read_status()["error"] is None
 
 
 STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__ema": "null", "train__log_every": "1"}
 
 
-def test_accumulated_batches_weigh_objects_as_one_large_batch_does(tmp_path):
+def test_accumulated_batches_weigh_objects_like_one_large_batch(tmp_path):
     large = tiny_run(tmp_path / "large", **STILL, data__batch_size="8", train__steps="3")
     small = tiny_run(tmp_path / "small", **STILL, data__batch_size="4", train__steps="3", train__accumulate="2")
     assert train_run(large.path) == train_run(small.path) == ExitCode.OK
