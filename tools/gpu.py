@@ -120,7 +120,7 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
         return Step(name, [*command, "--json", str(out / f"{name}.json"), *options], seconds)
 
     tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_calls.py"]
-    other_ops = ["deform_kv_attention", "ms_deform_attn_fused", "deform_kv_attention_mlp"]
+    other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
     ops, models, scaling = ["--seconds", "0.1"], ["--seconds", "1"], ["--seconds", "0.2", "--limit", "1"]
     if tiny:
         other_ops, tests = ["ms_deform_attn_fused"], ["tests/ops/test_calls.py"]

@@ -40,7 +40,7 @@ class TableBias(nn.ParameterList):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
         """Attention with the bias, which is not held for all pairs; tokens and result are (B, H, N, D)."""
-        return ops.deform_kv_attention(
+        return ops.deform_kv_attn(
             query, key, value, *self._cells(places), list(self), key_counts=places.counts, key_padding=places.padding
         )
 
@@ -76,7 +76,7 @@ class MlpBias(nn.ModuleList):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
         """Attention with the bias, which is not held for all pairs; tokens and result are (B, H, N, D)."""
-        return ops.deform_kv_attention_mlp(
+        return ops.deform_kv_attn_mlp(
             query, key, value, *self._units(places), self._layers(), key_counts=places.counts,
             key_padding=places.padding,
         )  # fmt: skip

@@ -67,10 +67,10 @@ class Biased(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.proj(tokens).chunk(3, -1))
         given = (q, k[:, :, ::2], v[:, :, ::2], positions[:, None], positions[:, None, ::2])
         if self.kind == "table":
-            heads = ops.deform_kv_attention(*given, [self.table], key_padding=padding[:, ::2])
+            heads = ops.deform_kv_attn(*given, [self.table], key_padding=padding[:, ::2])
         else:
             layers = [(layer.weight, layer.bias) for layer in (self.mlp[0], self.mlp[2])]
-            heads = ops.deform_kv_attention_mlp(*given, [layers], key_padding=padding[:, ::2])
+            heads = ops.deform_kv_attn_mlp(*given, [layers], key_padding=padding[:, ::2])
         return heads.transpose(1, 2).flatten(2)
 
 
@@ -274,8 +274,8 @@ given = [torch.rand(1, 2, n, 4, requires_grad=True) for n in (5, 3, 3)]
 given += [torch.rand(1, 1, n, 2, requires_grad=True) for n in (5, 3)]
 table = torch.rand(2, 3, 3, requires_grad=True)
 for _ in range(2):
-    output = ops.deform_kv_attention(*given, [table])
-expected = formula.deform_kv_attention(*given, [table])
+    output = ops.deform_kv_attn(*given, [table])
+expected = formula.deform_kv_attn(*given, [table])
 torch.testing.assert_close(output, expected)
 for pair in zip(*(torch.autograd.grad(o.square().sum(), [*given, table]) for o in (output, expected))):
     torch.testing.assert_close(*pair)
@@ -290,7 +290,7 @@ def test_without_the_library_blocks_run_and_say_so_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_THE_LIBRARY]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("deform_kv_attention on cpu runs in plain PyTorch: the compiled library is missing") == 1
+    assert run.stderr.count("deform_kv_attn on cpu runs in plain PyTorch: the compiled library is missing") == 1
 
 
 # Peak memory is that of a process: it attends a little first, for what libraries allocate once.
@@ -311,11 +311,11 @@ def attend(function, bias, queries):
     function(q[:, :, :queries], k, v, at[:, :, :queries], to, [bias]).sum().backward()
     # not ru_maxrss, which begins with what the starting process had
     print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
-attend(ops.deform_kv_attention, table, 64)
-attend(ops.deform_kv_attention_mlp, layers, 64)
-attend(ops.deform_kv_attention, table, queries)
-attend(ops.deform_kv_attention_mlp, layers, queries)
-attend(formula.deform_kv_attention, table, queries)
+attend(ops.deform_kv_attn, table, 64)
+attend(ops.deform_kv_attn_mlp, layers, 64)
+attend(ops.deform_kv_attn, table, queries)
+attend(ops.deform_kv_attn_mlp, layers, queries)
+attend(formula.deform_kv_attn, table, queries)
 """
 
 

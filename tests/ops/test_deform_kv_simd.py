@@ -67,7 +67,7 @@ def test_exponentials_are_exact_to_a_few_roundings(dtype: torch.dtype, level: st
     values = torch.tensor([0.0, 1.0], dtype=dtype).view(1, 1, 2, 1)
     places = torch.zeros(1, 1, len(scores), 2, dtype=dtype)
     table = torch.zeros(1, 1, 1, dtype=dtype)
-    shares = ops.deform_kv_attention(queries, values, values, places, origin, [table], scale=1.0).flatten()
+    shares = ops.deform_kv_attn(queries, values, values, places, origin, [table], scale=1.0).flatten()
     assert_close(shares.double(), scores.double().sigmoid(), rtol=20 * ROUNDING[dtype], atol=1e-38)
 
 
@@ -80,5 +80,5 @@ def test_logarithms_are_exact_to_a_few_roundings(dtype: torch.dtype, level: str)
     places = torch.stack([x, -x], -1).expand(1, 2, -1, -1)
     layers = [[(torch.tensor([weights], dtype=dtype), torch.zeros(1, dtype=dtype))] for weights in ([1, 0], [0, 0])]
     given = queries, keys, values, places, torch.zeros(1, 1, 2, 2, dtype=dtype), layers
-    shares = ops.deform_kv_attention_mlp(*given, key_counts=[1, 1]).flatten()
+    shares = ops.deform_kv_attn_mlp(*given, key_counts=[1, 1]).flatten()
     assert_close(shares.double(), 1 / (2 + x.double()), rtol=20 * ROUNDING[dtype] * math.log(x[-1]), atol=0)

@@ -11,8 +11,8 @@ from attnzoo import ops
 from attnzoo.ops.deform_kv_attn import reference
 
 KINDS = ("table", "mlp")
-FACES = {"table": ops.deform_kv_attention, "mlp": ops.deform_kv_attention_mlp}
-FORMULAS = {"table": reference.deform_kv_attention, "mlp": reference.deform_kv_attention_mlp}
+FACES = {"table": ops.deform_kv_attn, "mlp": ops.deform_kv_attn_mlp}
+FORMULAS = {"table": reference.deform_kv_attn, "mlp": reference.deform_kv_attn_mlp}
 TOKENS = ("query", "key", "value", "query_positions", "key_positions")
 
 

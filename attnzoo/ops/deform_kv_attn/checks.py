@@ -1,4 +1,4 @@
-"""What a call of `deform_kv_attention` must look like, with the argument at fault named.
+"""What a call of `deform_kv_attn` must look like, with the argument at fault named.
 
 Each raises TypeError for a wrong kind or dtype and ValueError for a wrong shape or device.
 """

@@ -24,7 +24,7 @@ from attnzoo.ops.deform_kv_attn.checks import (
 from attnzoo.ops.deform_kv_attn.reference import Layer
 
 
-def deform_kv_attention(
+def deform_kv_attn(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -76,7 +76,7 @@ def deform_kv_attention(
     return output.to(query.dtype)
 
 
-def deform_kv_attention_mlp(
+def deform_kv_attn_mlp(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -88,7 +88,7 @@ def deform_kv_attention_mlp(
     key_padding: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """As `deform_kv_attention`, with the bias computed by a perceptron from log-spaced displacements.
+    """As `deform_kv_attn`, with the bias computed by a perceptron from log-spaced displacements.
 
     The input of the perceptron is sign(d) · ln(1 + |d|) of the displacement from key to query in x and y (Liu et al.,
     Swin Transformer V2, CVPR 2022, equation 4), in whatever unit the positions have. It is evaluated for a block of
@@ -97,7 +97,7 @@ def deform_kv_attention_mlp(
     - `mlps`: per level its layers, each weight (out, in) and bias (out,), with ReLU between them. The first takes
       (x, y), the last gives the H / G heads of a group; all levels have equally many layers of equal sizes.
 
-    The other arguments, the result and the errors are those of `deform_kv_attention`.
+    The other arguments, the result and the errors are those of `deform_kv_attn`.
     """
     query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
@@ -168,7 +168,7 @@ def _mlp_call(
 # The blocked form stands in wherever the library has no kernel for a device.
 @torch.library.impl(_operators, "deform_kv_attn", "CompositeExplicitAutograd")
 def _table_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _warn_of_blocks("deform_kv_attention", query.device.type)
+    _warn_of_blocks("deform_kv_attn", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_table_call(query, *others))
 
@@ -176,7 +176,7 @@ def _table_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tenso
 @torch.library.impl(_operators, "deform_kv_attn_in_blocks", "CompositeExplicitAutograd")
 def _wide_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     why = f"heads of {query.shape[-1]} channels in {query.dtype}, or so many levels, are more than its kernels take"
-    _warn_of_blocks("deform_kv_attention", query.device.type, why)
+    _warn_of_blocks("deform_kv_attn", query.device.type, why)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_table_call(query, *others))
 
@@ -192,7 +192,7 @@ def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor
 
 @torch.library.impl(_operators, "deform_kv_attn_mlp", "CompositeExplicitAutograd")
 def _mlp_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _warn_of_blocks("deform_kv_attention_mlp", query.device.type)
+    _warn_of_blocks("deform_kv_attn_mlp", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return blocks.forward(*_mlp_call(query, *others))
 
@@ -253,7 +253,7 @@ def _mlp_backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | list[
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
-        "deform_kv_attention has no second derivative; attnzoo.ops.deform_kv_attn.reference on CPU has one"
+        "deform_kv_attn has no second derivative; attnzoo.ops.deform_kv_attn.reference on CPU has one"
     )
 
 

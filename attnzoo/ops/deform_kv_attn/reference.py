@@ -12,7 +12,7 @@ from torch import Tensor
 Layer = tuple[Tensor, Tensor]  # weight (out, in) and bias (out,)
 
 
-def deform_kv_attention(
+def deform_kv_attn(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -24,12 +24,12 @@ def deform_kv_attention(
     key_padding: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """`attnzoo.ops.deform_kv_attention`, with the same arguments and result."""
+    """`attnzoo.ops.deform_kv_attn`, with the same arguments and result."""
     bias = table_bias(query_positions, visible(key_positions, key_padding), tables, key_counts)
     return attention_weights(query, key, bias, key_padding, scale) @ visible(value, key_padding)
 
 
-def deform_kv_attention_mlp(
+def deform_kv_attn_mlp(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -41,7 +41,7 @@ def deform_kv_attention_mlp(
     key_padding: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """`attnzoo.ops.deform_kv_attention_mlp`, with the same arguments and result."""
+    """`attnzoo.ops.deform_kv_attn_mlp`, with the same arguments and result."""
     bias = mlp_bias(query_positions, visible(key_positions, key_padding), mlps, key_counts)
     return attention_weights(query, key, bias, key_padding, scale) @ visible(value, key_padding)
 
