@@ -254,9 +254,7 @@ def _mlp_backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | list[
 
 
 def _double_backward_unsupported(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "deform_kv_attn does not support double backward; on the CPU, attnzoo.ops.deform_kv_attn.reference does"
-    )
+    raise NotImplementedError("deform_kv_attn does not support double backward; on the CPU, attnzoo.ops.reference does")
 
 
 def _register(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:

@@ -203,9 +203,7 @@ def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor
 
 
 def _double_backward_unsupported(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "ms_deform_attn does not support double backward; on the CPU, attnzoo.ops.ms_deform_attn.reference does"
-    )
+    raise NotImplementedError("ms_deform_attn does not support double backward; on the CPU, attnzoo.ops.reference does")
 
 
 torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_setup_context, lib=_lib)
