@@ -27,7 +27,7 @@ MSDA_CASES = (
     ("ms_deform_attn", "decoder-b4", "local"),
 )
 DEFORM_KV_CASES = tuple(
-    ("deform_kv_attention", case, "displaced") for case in ("stage3-224-b8", "stage4-224-b8", "stage1-224-b8")
+    ("deform_kv_attn", case, "displaced") for case in ("stage3-224-b8", "stage4-224-b8", "stage1-224-b8")
 )
 PASSES = ("forward", "forward+backward")
 

@@ -119,11 +119,11 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
         command = [sys.executable, "-m", "attnzoo", "bench", verb, "--device", device]
         return Step(name, [*command, "--json", str(out / f"{name}.json"), *options], seconds)
 
-    tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_calls.py"]
-    other_ops = ["deform_kv_attention", "ms_deform_attn_fused", "deform_kv_attention_mlp"]
+    tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_arguments.py"]
+    other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
     ops, models, scaling = ["--seconds", "0.1"], ["--seconds", "1"], ["--seconds", "0.2", "--limit", "1"]
     if tiny:
-        other_ops, tests = ["ms_deform_attn_fused"], ["tests/ops/test_calls.py"]
+        other_ops, tests = ["ms_deform_attn_fused"], ["tests/ops/test_arguments.py"]
         ops += ["--cases", "decoder-b1", "--patterns", "local", "--dtypes", "float32", "--passes", "forward"]
         models += ["--tiny", "--models", "detr_r50", "--forward", "1x64x96", "--training", "1x64x64"]
         scaling += ["--tokens", "1024", "--attentions", "ms_deform"]

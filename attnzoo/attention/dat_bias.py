@@ -41,7 +41,7 @@ class TableBias(nn.ParameterList):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions) -> Tensor:
         """Attention with the bias, without materialising it for all pairs; on tensors (B, H, N, D)."""
         coords = self._to_table_coords(positions)
-        return ops.deform_kv_attention(
+        return ops.deform_kv_attn(
             query, key, value, *coords, list(self), key_counts=positions.key_counts, key_padding=positions.key_padding
         )
 
@@ -77,7 +77,7 @@ class MlpBias(nn.ModuleList):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Positions) -> Tensor:
         """Attention with the bias, without materialising it for all pairs; on tensors (B, H, N, D)."""
-        return ops.deform_kv_attention_mlp(
+        return ops.deform_kv_attn_mlp(
             query, key, value, *self._scaled(positions), self._layers(), key_counts=positions.key_counts,
             key_padding=positions.key_padding,
         )  # fmt: skip

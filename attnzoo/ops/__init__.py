@@ -1,7 +1,7 @@
-"""The operators: one Python face over the compiled library, with plain PyTorch where it is missing."""
+"""The attention operators: Python API of the compiled kernels, with a pure-PyTorch fallback."""
 
-from attnzoo.ops.deform_kv_attn.operator import deform_kv_attention, deform_kv_attention_mlp
-from attnzoo.ops.interchange import MSDeformAttnFunction, decompositions
+from attnzoo.ops.compat import MSDeformAttnFunction, decompositions
+from attnzoo.ops.deform_kv_attn.operator import deform_kv_attn, deform_kv_attn_mlp
 from attnzoo.ops.library import backends
 from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn, ms_deform_attn_fused
 
@@ -9,8 +9,8 @@ __all__ = [
     "MSDeformAttnFunction",
     "backends",
     "decompositions",
-    "deform_kv_attention",
-    "deform_kv_attention_mlp",
+    "deform_kv_attn",
+    "deform_kv_attn_mlp",
     "ms_deform_attn",
     "ms_deform_attn_fused",
 ]

@@ -1,40 +1,40 @@
-"""Autocast for the operators: values take its dtype, coordinates and what becomes a weight stay in float32."""
+"""Autocast of the operators: values are cast to the autocast dtype, coordinates and attention weights stay float32."""
 
 import torch
 from torch import Tensor
 
-from attnzoo.ops.checks import HALF
+from attnzoo.ops.checks import HALF_DTYPES
 
 DEVICES = ("cpu", "cuda")
 
 
 def cast(tokens: Tensor) -> Tensor:
-    """Tokens as `torch.nn.functional.scaled_dot_product_attention` takes them under autocast; float64 is left alone.
+    """Cast to the autocast dtype, like `torch.nn.functional.scaled_dot_product_attention`.
 
-    So is what the checks refuse.
+    Leaves float64 unchanged, and invalid inputs, which the argument checks report.
     """
     if not isinstance(tokens, Tensor) or tokens.layout != torch.strided:
         return tokens
-    if tokens.dtype not in (*HALF, torch.float32):
+    if tokens.dtype not in (*HALF_DTYPES, torch.float32):
         return tokens
-    kind = tokens.device.type
-    casts = kind in DEVICES and torch.is_autocast_enabled(kind)
-    return tokens.to(torch.get_autocast_dtype(kind)) if casts else tokens
+    device_type = tokens.device.type
+    enabled = device_type in DEVICES and torch.is_autocast_enabled(device_type)
+    return tokens.to(torch.get_autocast_dtype(device_type)) if enabled else tokens
 
 
-def register(name: str, library: torch.library.Library) -> None:
-    """Give `attnzoo::name`, whose tensors are a value and samples of it, its autocast rule.
+def register_autocast(name: str, lib: torch.library.Library) -> None:
+    """Register the autocast rule of `attnzoo::name`, an operator on a value, level shapes and sampling tensors.
 
-    `torch.library.register_autocast` has one dtype for all tensors, which would round coordinates.
+    `torch.library.register_autocast` casts all tensors to one dtype, which would round coordinates.
     """
     operator = getattr(torch.ops.attnzoo, name).default
 
-    def rule(value: Tensor, shapes: list[int], *samples: Tensor) -> Tensor:
-        given = [tensor.float() if tensor.dtype in HALF else tensor for tensor in samples]
+    def autocast_impl(value: Tensor, shapes: list[int], *sampling: Tensor) -> Tensor:
+        sampling = tuple(tensor.float() if tensor.dtype in HALF_DTYPES else tensor for tensor in sampling)
         value = cast(value)
         with torch.autocast(value.device.type, enabled=False):
-            output: Tensor = operator(value, shapes, *given)
+            output: Tensor = operator(value, shapes, *sampling)
         return output
 
-    for kind in DEVICES:
-        library.impl(name, rule, f"Autocast{kind.upper()}")
+    for device_type in DEVICES:
+        lib.impl(name, autocast_impl, f"Autocast{device_type.upper()}")

@@ -122,7 +122,7 @@ def test_list_and_dry_run_measure_nothing(capsys, monkeypatch):
 
 
 def test_an_implementation_of_another_operator_is_unknown(capsys):
-    selection = ["--operators", "deform_kv_attention", "--implementations", "transformers"]
+    selection = ["--operators", "deform_kv_attn", "--implementations", "transformers"]
     assert bench("ops", *selection, "--dry-run") == 2
     assert "unknown implementation 'transformers'" in capsys.readouterr().err
 

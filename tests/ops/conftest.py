@@ -1,4 +1,4 @@
-"""Instruction sets, numbers of threads, and the CUDA operators: on a GPU, or compiled for the CPU."""
+"""Fixtures: instruction sets, thread counts, and the CUDA operators, on a GPU or compiled for the CPU."""
 
 from collections.abc import Iterator
 
@@ -32,6 +32,6 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 def cuda_operators(request: pytest.FixtureRequest) -> CudaOperators:
     if request.param == "emulated":
         emulated: Emulation = request.getfixturevalue("emulation")
-        return CudaOperators(emulated.ops, "cpu", emulated.reorder)
-    assert library.compiled_for("cuda"), "a GPU is here, but the library holds no CUDA kernels"
+        return CudaOperators(emulated.ops, "cpu", emulated.shuffle)
+    assert library.has_kernel("cuda"), "there is a GPU, but the library has no CUDA kernels"
     return CudaOperators(torch.ops.attnzoo, "cuda", lambda seed: None)

@@ -1,4 +1,4 @@
-"""The CUDA kernels compile for every architecture that the library is built for, without spills where it matters."""
+"""The CUDA kernels compile for every supported architecture, without register spills in the main paths."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ptxas info    : Used 24 registers, used 0 barriers, 376 bytes cmem[0]
 """
 
 
-def test_the_compilers_report_is_read():
+def test_reads_the_compiler_report():
     if shutil.which("c++filt") is None:
         pytest.skip("NOT TESTED HERE: needs c++filt (binutils)")
     first, second = ptxas.read_usage(SAMPLE)
@@ -33,7 +33,7 @@ def test_the_compilers_report_is_read():
     assert "| `k` | 24 | 63 | 16 | 8 | 4096 |" in ptxas.report([first, second], "nvcc")
 
 
-def test_kernels_are_named_briefly():
+def test_short_kernel_names():
     ours = "attnzoo::ms_deform_attn"
     signature = (
         f"void {ours}::forward_kernel<c10::Half, true, {ours}::UnfusedSamples<float> >({ours}::ForwardArgs<float>)"
@@ -51,7 +51,7 @@ def test_kernels_are_named_briefly():
 
 @dataclass(frozen=True)
 class Built:
-    """A build for all architectures: the folder of the package, and what the compilers printed."""
+    """A build for all architectures: the package folder and the compiler log."""
 
     package: Path
     log: str
@@ -77,19 +77,19 @@ def usages(built: Built) -> list[Usage]:
 @pytest.mark.slow
 def test_the_main_path_does_not_spill(usages):
     main_path = [usage for usage in usages if MAIN_PATH.match(usage.kernel)]
-    # directions, types, given and fused samples; forward and both passes backward of two widths
+    # directions, dtypes, unfused and fused samples; forward and both passes backward of two widths
     assert len(main_path) == (2 * 3 * 2 + 3 * 2) * len(ARCHS)
     assert [usage for usage in main_path if usage.spilled or usage.stack] == []
 
 
 @pytest.mark.slow
-def test_the_kept_report_is_of_these_kernels(built, usages):
-    kept = ptxas.REPORT.read_text()
+def test_the_published_report_is_up_to_date(built, usages):
+    published = ptxas.REPORT.read_text()
     compiler = ptxas.nvcc_version(built.log)
     again = "docs/results/cuda-kernels.md is out of date: python tests/support/ptxas.py"
-    assert all(f"`{usage.kernel}`" in kept for usage in usages), again
-    if compiler in kept:  # another compiler allots registers otherwise
-        assert ptxas.report(usages, compiler) == kept, again
+    assert all(f"`{usage.kernel}`" in published for usage in usages), again
+    if compiler in published:  # register allocation depends on the compiler
+        assert ptxas.report(usages, compiler) == published, again
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_the_library_loads_without_a_gpu(built, tmp_path):
     shutil.copytree(ptxas.ROOT / "attnzoo", tmp_path / "attnzoo", ignore=ptxas.NOT_SOURCES)
     shutil.copytree(built.package / "attnzoo", tmp_path / "attnzoo", dirs_exist_ok=True)
     script = "import json; from attnzoo import ops; from attnzoo.ops import library;"
-    script += "print(json.dumps([ops.backends(), library.compiled_for('cuda')]))"
+    script += "print(json.dumps([ops.backends(), library.has_kernel('cuda')]))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     loaded = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""What the CUDA kernels of attention to displaced keys compute: on a GPU, or compiled for the CPU."""
+"""Results of the CUDA kernels of `deform_kv_attn`, on a GPU or compiled for the CPU."""
 
 import math
 from typing import Any
@@ -10,11 +10,11 @@ from support.emulation import CudaOperators
 from torch import Tensor
 
 F32, F64 = torch.float32, torch.float64
-TOLERANCE = {F32: 1e-5, F64: 1e-14}  # on the scale of the largest number; roundings of places in the table included
+TOLERANCE = {F32: 1e-5, F64: 1e-14}  # relative to the largest value; includes rounding of table positions
 
 
 def registered(call: dict[str, Any], scale: float | None = None) -> tuple[Any, ...]:
-    """The arguments of the registered operator for a call of the Python face."""
+    """The arguments of the registered operator for a call of the Python API."""
     tables = call["tables"]
     scale = call["query"].shape[-1] ** -0.5 if scale is None else scale
     return (
@@ -29,41 +29,41 @@ def registered(call: dict[str, Any], scale: float | None = None) -> tuple[Any, .
     )
 
 
-def moved(given: tuple[Any, ...], to: str | torch.dtype) -> tuple[Any, ...]:
-    """Tensors to a device, or those of numbers to a type."""
+def moved(args: tuple[Any, ...], to: str | torch.dtype) -> tuple[Any, ...]:
+    """Move tensors to a device, or floating-point tensors to a dtype."""
 
     def move(x: Any) -> Any:
         keeps = not isinstance(x, Tensor) or (isinstance(to, torch.dtype) and not x.is_floating_point())
         return x if keeps else x.to(to)
 
-    return tuple(move(x) for x in given)
+    return tuple(move(x) for x in args)
 
 
-def slope_of(output: Tensor) -> Tensor:
-    """A gradient that weighs all outputs differently."""
+def grad_for(output: Tensor) -> Tensor:
+    """An output gradient with distinct values."""
     return torch.linspace(-1, 1, output.numel(), dtype=F64).view_as(output).to(output)
 
 
-def run(ops: Any, given: tuple[Any, ...], slope: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Output, logarithms of sums, and gradients by query, key, value, both positions and tables."""
-    output, log_sums = ops.deform_kv_attn(*given)
-    slope = slope_of(output) if slope is None else slope.to(output)
-    return output, log_sums, *ops.deform_kv_attn_backward(slope, *given, output, log_sums)
+def run(ops: Any, args: tuple[Any, ...], grad_output: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Output, logsumexp, and gradients of query, key, value, both positions and tables."""
+    output, logsumexp = ops.deform_kv_attn(*args)
+    grad_output = grad_for(output) if grad_output is None else grad_output.to(output)
+    return output, logsumexp, *ops.deform_kv_attn_backward(grad_output, *args, output, logsumexp)
 
 
-def on_device(kernels: CudaOperators, given: tuple[Any, ...], slope: Tensor | None = None) -> tuple[Tensor, ...]:
-    return tuple(t.cpu() for t in run(kernels.ops, moved(given, kernels.device), slope))
+def on_device(kernels: CudaOperators, args: tuple[Any, ...], grad_output: Tensor | None = None) -> tuple[Tensor, ...]:
+    return tuple(t.cpu() for t in run(kernels.ops, moved(args, kernels.device), grad_output))
 
 
-def check(kernels: CudaOperators, given: tuple[Any, ...]) -> None:
-    """Beside the CPU kernels in float64, which are tested against an oracle."""
-    expected = run(torch.ops.attnzoo, moved(given, F64))
-    got = on_device(kernels, given)
-    tolerance = TOLERANCE[given[0].dtype]
+def check(kernels: CudaOperators, args: tuple[Any, ...]) -> None:
+    """Compare with the CPU kernels in float64, which are tested against an oracle."""
+    expected = run(torch.ops.attnzoo, moved(args, F64))
+    got = on_device(kernels, args)
+    tolerance = TOLERANCE[args[0].dtype]
     for number, (a, b) in enumerate(zip(got, expected, strict=True)):
-        assert a.dtype == given[0].dtype
+        assert a.dtype == args[0].dtype
         assert a.shape == b.shape
-        # A row without a key has an infinite logarithm.
+        # The logsumexp of a fully masked row is infinite.
         assert torch.equal(a.isfinite(), b.isfinite())
         finite = b.nan_to_num(posinf=0)
         error = (a.double().nan_to_num(posinf=0) - finite).abs().max().item() if b.numel() else 0.0
@@ -74,8 +74,8 @@ def check(kernels: CudaOperators, given: tuple[Any, ...]) -> None:
     ("head_dim", "dtype"),
     [*((dim, dtype) for dim in (1, 5, 32, 33, 64) for dtype in (F32, F64)), (65, F32), (100, F32), (128, F32)],
 )
-def test_agrees_with_the_kernels_of_the_cpu(cuda_operators, head_dim, dtype):
-    # more than a block of queries, and tiles of keys that are not all full
+def test_agrees_with_the_cpu_kernels(cuda_operators, head_dim, dtype):
+    # several blocks of queries, and partial tiles of keys
     check(cuda_operators, registered(arguments(head_dim=head_dim, queries=133, counts=(35, 18), dtype=dtype)))
 
 
@@ -87,16 +87,16 @@ def test_agrees_with_the_kernels_of_the_cpu(cuda_operators, head_dim, dtype):
         {"queries": 64, "counts": (16, 0), "heads": 6, "groups": 2},
         {"queries": 128, "counts": (7, 9, 8), "tables": ((1, 1), (2, 9), (5, 1)), "per_image": False},
         {"queries": 40, "counts": (50,), "tables": ((3, 90),), "padded": False},
-        {"queries": 1300, "counts": (5,), "batch": 1},  # several blocks share the queries of a key
+        {"queries": 1300, "counts": (5,), "batch": 1},  # the queries of a key are split over blocks
     ],
 )
-def test_no_size_needs_to_divide_another(cuda_operators, sizes):
+def test_sizes_need_not_be_divisible(cuda_operators, sizes):
     check(cuda_operators, registered(arguments(**{"head_dim": 32, "dtype": F32, **sizes})))
 
 
 @pytest.mark.parametrize("columns", [32, 29])
-def test_queries_in_the_rows_of_a_map(cuda_operators, columns):
-    """As a warp has them: side by side in the table, within it, over its edges and beyond, and in two rows."""
+def test_queries_on_a_grid(cuda_operators, columns):
+    """Adjacent table positions within a warp: inside the table, across its border, outside, and over two rows."""
     call = arguments(queries=3 * columns, counts=(9,), tables=((7, 61),), padded=False, head_dim=32, dtype=F32)
     y, x = torch.meshgrid(torch.arange(3.0), torch.arange(float(columns)), indexing="ij")
     call["query_positions"] = torch.stack([x, y], -1).flatten(0, 1)[None, None]
@@ -104,86 +104,86 @@ def test_queries_in_the_rows_of_a_map(cuda_operators, columns):
     check(cuda_operators, registered(call))
 
 
-def test_always_the_same_to_the_bit(cuda_operators):
-    given = registered(arguments(queries=700, counts=(9, 4), tables=((2, 3), (1, 2)), head_dim=32, dtype=F32))
+def test_deterministic(cuda_operators):
+    args = registered(arguments(queries=700, counts=(9, 4), tables=((2, 3), (1, 2)), head_dim=32, dtype=F32))
     runs = []
     for seed in range(3):
-        cuda_operators.reorder(seed)
-        runs.append(on_device(cuda_operators, given))
+        cuda_operators.shuffle(seed)
+        runs.append(on_device(cuda_operators, args))
     assert runs[0][-1].any()
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-12, 1e12, 1e30])
-def test_gradients_of_tables_keep_their_precision_at_any_size(cuda_operators, magnitude):
-    given = registered(arguments(queries=90, counts=(20, 5), head_dim=8, dtype=F32))
-    slope = slope_of(given[0])
-    plain = on_device(cuda_operators, given, slope)[-1]
-    scaled = on_device(cuda_operators, given, slope * magnitude)[-1]
+def test_table_gradients_are_precise_at_any_magnitude(cuda_operators, magnitude):
+    args = registered(arguments(queries=90, counts=(20, 5), head_dim=8, dtype=F32))
+    grad_output = grad_for(args[0])
+    plain = on_device(cuda_operators, args, grad_output)[-1]
+    scaled = on_device(cuda_operators, args, grad_output * magnitude)[-1]
     torch.testing.assert_close(scaled / magnitude, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_one_large_gradient_costs_the_others_no_precision(cuda_operators):
-    """What one query adds to cells of its own says nothing about the others', which are a million times smaller."""
+def test_one_large_gradient_does_not_reduce_the_precision_of_others(cuda_operators):
+    """One query adds to its own cells gradients a million times larger than those of other cells."""
     call = arguments(batch=1, heads=1, groups=1, queries=90, counts=(5,), tables=((3, 401),), head_dim=8, padded=False,
                      dtype=F32)  # fmt: skip
     call["query_positions"][..., 0] = torch.linspace(-150, -20, 90)  # cells of the left half
     call["query_positions"][0, 0, 7, 0] = 150.0
-    given = registered(call)
-    slope = slope_of(given[0])
-    slope[0, 0, 7] *= 1e6
-    got = on_device(cuda_operators, given, slope)[-1].view(3, 401)[:, :200]
-    expected = run(torch.ops.attnzoo, moved(given, F64), slope)[-1].view(3, 401)[:, :200]
+    args = registered(call)
+    grad_output = grad_for(args[0])
+    grad_output[0, 0, 7] *= 1e6
+    got = on_device(cuda_operators, args, grad_output)[-1].view(3, 401)[:, :200]
+    expected = run(torch.ops.attnzoo, moved(args, F64), grad_output)[-1].view(3, 401)[:, :200]
     assert expected.abs().max() < 10
-    assert (got - expected).abs().max() <= 5e-5 * expected.abs().max()  # places are rounded to 2e-5 of a cell
+    assert (got - expected).abs().max() <= 5e-5 * expected.abs().max()  # positions are rounded to 2e-5 of a cell
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_gradients_that_are_not_finite_are_not_hidden(cuda_operators, bad):
-    given = registered(arguments(queries=9, counts=(20,), tables=((9, 9),), head_dim=8, dtype=F32, padded=False))
-    slope = slope_of(given[0])
-    slope[0, 1, 4, 2] = bad
-    by_tables = on_device(cuda_operators, given, slope)[-1]
-    assert by_tables[1].isnan().all()  # of that head
-    assert by_tables[[0, 2, 3]].isfinite().all()
-    spoilt = (given[0].clone(), *given[1:])
-    spoilt[0][0, 2, 3, 1] = bad  # a query: products and weights of its head are spoilt, the output's gradient is not
-    by_tables = on_device(cuda_operators, spoilt, slope_of(given[0]))[-1]
-    assert by_tables[2].isnan().all()
-    assert by_tables[[0, 1, 3]].isfinite().all()
+def test_nonfinite_gradients_propagate(cuda_operators, bad):
+    args = registered(arguments(queries=9, counts=(20,), tables=((9, 9),), head_dim=8, dtype=F32, padded=False))
+    grad_output = grad_for(args[0])
+    grad_output[0, 1, 4, 2] = bad
+    grad_tables = on_device(cuda_operators, args, grad_output)[-1]
+    assert grad_tables[1].isnan().all()  # of that head
+    assert grad_tables[[0, 2, 3]].isfinite().all()
+    corrupted = (args[0].clone(), *args[1:])
+    corrupted[0][0, 2, 3, 1] = bad  # a query: scores and weights of its head are NaN, the gradient of the output is not
+    grad_tables = on_device(cuda_operators, corrupted, grad_for(args[0]))[-1]
+    assert grad_tables[2].isnan().all()
+    assert grad_tables[[0, 1, 3]].isfinite().all()
 
 
-def test_hidden_keys_are_never_read(cuda_operators):
-    given = registered(arguments(queries=70, counts=(30, 9), head_dim=32, dtype=F32))
-    hidden = given[8]
-    assert hidden.any()
-    spoilt = list(given)
+def test_masked_keys_are_never_read(cuda_operators):
+    args = registered(arguments(queries=70, counts=(30, 9), head_dim=32, dtype=F32))
+    masked = args[8]
+    assert masked.any()
+    corrupted = list(args)
     for index in (1, 2, 4):
-        spoilt[index] = given[index].masked_fill(hidden[:, None, :, None], math.nan)
-    for a, b in zip(on_device(cuda_operators, tuple(spoilt)), on_device(cuda_operators, given), strict=True):
+        corrupted[index] = args[index].masked_fill(masked[:, None, :, None], math.nan)
+    for a, b in zip(on_device(cuda_operators, tuple(corrupted)), on_device(cuda_operators, args), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_hidden_keys_have_no_gradient_whatever_the_queries_hold(cuda_operators, bad):
-    given = registered(arguments(queries=70, counts=(30, 9), head_dim=32, dtype=F32))
-    given[0][:, :, 3] = bad
-    slope = slope_of(given[0])
-    slope[:, :, 5] = bad
-    _, _, _, by_key, by_value, _, by_key_positions, _ = on_device(cuda_operators, given, slope)
-    hidden = given[8][:, None, :, None]
-    for gradient in (by_key, by_value, by_key_positions):
-        assert not gradient.masked_select(hidden).any()
-        assert not gradient.masked_select(~hidden).isfinite().all()
+def test_masked_keys_have_zero_gradients_for_nonfinite_queries(cuda_operators, bad):
+    args = registered(arguments(queries=70, counts=(30, 9), head_dim=32, dtype=F32))
+    args[0][:, :, 3] = bad
+    grad_output = grad_for(args[0])
+    grad_output[:, :, 5] = bad
+    _, _, _, grad_key, grad_value, _, grad_key_positions, _ = on_device(cuda_operators, args, grad_output)
+    masked = args[8][:, None, :, None]
+    for gradient in (grad_key, grad_value, grad_key_positions):
+        assert not gradient.masked_select(masked).any()
+        assert not gradient.masked_select(~masked).isfinite().all()
 
 
-def test_queries_without_a_key(cuda_operators):
-    given = list(registered(arguments(queries=5, counts=(6, 3), head_dim=8, dtype=F32)))
-    given[8] = torch.tensor([[True] * 9, [False] * 9])
-    output, log_sums, *gradients = on_device(cuda_operators, tuple(given))
+def test_fully_masked_queries(cuda_operators):
+    args = list(registered(arguments(queries=5, counts=(6, 3), head_dim=8, dtype=F32)))
+    args[8] = torch.tensor([[True] * 9, [False] * 9])
+    output, logsumexp, *gradients = on_device(cuda_operators, tuple(args))
     assert not output[0].any()
-    assert (log_sums[0] == math.inf).all()
+    assert (logsumexp[0] == math.inf).all()
     assert all(g.isfinite().all() for g in gradients)
     assert not any(g[0].any() for g in gradients[:5])
     assert output[1].any()
@@ -191,35 +191,35 @@ def test_queries_without_a_key(cuda_operators):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38, -1e19])
-def test_displacements_that_are_no_places_have_no_bias(cuda_operators, bad):
-    given = list(registered(arguments(queries=40, counts=(20,), tables=((9, 9),), head_dim=8, dtype=F32, padded=False)))
-    keys = given[4].clone()
+def test_nonfinite_displacements_have_zero_bias(cuda_operators, bad):
+    args = list(registered(arguments(queries=40, counts=(20,), tables=((9, 9),), head_dim=8, dtype=F32, padded=False)))
+    keys = args[4].clone()
     keys[:, :, ::2, 0] = bad
-    far = given[4].clone()
+    far = args[4].clone()
     far[:, :, ::2, 0] = 1000.0
-    got = on_device(cuda_operators, (*given[:4], keys, *given[5:]))
-    expected = on_device(cuda_operators, (*given[:4], far, *given[5:]))
+    got = on_device(cuda_operators, (*args[:4], keys, *args[5:]))
+    expected = on_device(cuda_operators, (*args[:4], far, *args[5:]))
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
-    assert not got[6][:, :, ::2].any()  # by the keys' positions
+    assert not got[6][:, :, ::2].any()  # gradient of the key positions
 
 
 @pytest.mark.parametrize(("scale", "error"), [(3.0, 1e-4), (300.0, 5e-3)])
 def test_large_scores(cuda_operators, scale, error):
-    """Scores of some 3,000 are known to 2e-4 in float32, and so are weights; gradients grow with the scale."""
-    given = registered(arguments(queries=33, counts=(40,), head_dim=16, dtype=F32, padded=False), scale=scale)
-    expected = run(torch.ops.attnzoo, moved(given, F64))
-    for number, (a, b) in enumerate(zip(on_device(cuda_operators, given), expected, strict=True)):
+    """Scores of about 3,000 are accurate to 2e-4 in float32, and so are weights; gradients grow with the scale."""
+    args = registered(arguments(queries=33, counts=(40,), head_dim=16, dtype=F32, padded=False), scale=scale)
+    expected = run(torch.ops.attnzoo, moved(args, F64))
+    for number, (a, b) in enumerate(zip(on_device(cuda_operators, args), expected, strict=True)):
         assert (a - b).abs().max() <= error * max(1.0, b.abs().max().item()), number
 
 
 def test_strided_and_expanded_arguments(cuda_operators):
-    given = registered(arguments(queries=70, counts=(20, 9), head_dim=8, dtype=F32))
-    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in given[:3]]
+    args = registered(arguments(queries=70, counts=(20, 9), head_dim=8, dtype=F32))
+    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in args[:3]]
     strided[0] = strided[0].mT.contiguous().mT
-    slope = torch.ones(1).expand(given[0].shape)
-    got = on_device(cuda_operators, (*strided, *given[3:]), slope)
-    for a, b in zip(got, on_device(cuda_operators, given, slope.contiguous()), strict=True):
+    grad_output = torch.ones(1).expand(args[0].shape)
+    got = on_device(cuda_operators, (*strided, *args[3:]), grad_output)
+    for a, b in zip(got, on_device(cuda_operators, args, grad_output.contiguous()), strict=True):
         assert torch.equal(a, b)
 
 
@@ -228,9 +228,9 @@ def test_empty(cuda_operators, sizes):
     check(cuda_operators, registered(arguments(head_dim=8, dtype=F32, **sizes)))
 
 
-def test_what_the_kernels_do_not_take(cuda_operators):
-    def forward(given: tuple[Any, ...]) -> None:
-        cuda_operators.ops.deform_kv_attn(*moved(given, cuda_operators.device))
+def test_unsupported_sizes_and_dtypes(cuda_operators):
+    def forward(args: tuple[Any, ...]) -> None:
+        cuda_operators.ops.deform_kv_attn(*moved(args, cuda_operators.device))
 
     with pytest.raises(RuntimeError, match="at most 128 channels per head"):
         forward(registered(arguments(head_dim=129, dtype=F32)))
@@ -241,53 +241,53 @@ def test_what_the_kernels_do_not_take(cuda_operators):
     levels = 65
     with pytest.raises(RuntimeError, match="at most 64 levels"):
         forward(registered(arguments(counts=(1,) * levels, tables=((1, 1),) * levels)))
-    given = registered(arguments())
+    args = registered(arguments())
     with pytest.raises(RuntimeError, match="the tensors differ in size"):
-        forward((given[0][:, :2], *given[1:]))
+        forward((args[0][:, :2], *args[1:]))
 
 
 def on_gpu() -> tuple[tuple[Any, ...], Tensor]:
-    given = moved(registered(arguments(queries=300, counts=(90, 30), head_dim=32, dtype=F32)), "cuda")
-    return given, slope_of(given[0])
+    args = moved(registered(arguments(queries=300, counts=(90, 30), head_dim=32, dtype=F32)), "cuda")
+    return args, grad_for(args[0])
 
 
 @pytest.mark.cuda
-def test_work_goes_to_the_current_stream():
-    given, slope = on_gpu()
+def test_runs_on_the_current_stream():
+    args, grad_output = on_gpu()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
-        given[2].mul_(2)  # late on this stream: who does not wait for it computes with the old values
-        got = run(torch.ops.attnzoo, given, slope)
+        args[2].mul_(2)  # late on this stream: kernels on another stream would see the old values
+        got = run(torch.ops.attnzoo, args, grad_output)
     stream.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(got, run(torch.ops.attnzoo, given, slope), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(got, run(torch.ops.attnzoo, args, grad_output), strict=True))
 
 
 @pytest.mark.cuda
-def test_captured_in_a_graph():
-    given, slope = on_gpu()
-    run(torch.ops.attnzoo, given, slope)
+def test_cuda_graph_capture():
+    args, grad_output = on_gpu()
+    run(torch.ops.attnzoo, args, grad_output)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run(torch.ops.attnzoo, given, slope)
+        captured = run(torch.ops.attnzoo, args, grad_output)
     for factor in (1.0, -0.5):
-        given[2].mul_(factor)
+        args[2].mul_(factor)
         graph.replay()
         torch.cuda.synchronize()
-        expected = run(torch.ops.attnzoo, given, slope)
+        expected = run(torch.ops.attnzoo, args, grad_output)
         assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
 @pytest.mark.cuda
-def test_nothing_waits_for_the_gpu():
-    given, slope = on_gpu()
-    run(torch.ops.attnzoo, given, slope)
+def test_no_device_synchronisation():
+    args, grad_output = on_gpu()
+    run(torch.ops.attnzoo, args, grad_output)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run(torch.ops.attnzoo, given, slope)
+        run(torch.ops.attnzoo, args, grad_output)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -296,16 +296,16 @@ def test_nothing_waits_for_the_gpu():
 def test_runs_on_the_device_of_its_tensors():
     if torch.cuda.device_count() < 2:
         pytest.skip("NOT TESTED HERE: needs two GPUs")
-    given, slope = on_gpu()
-    expected = run(torch.ops.attnzoo, given, slope)
-    got = run(torch.ops.attnzoo, moved(given, "cuda:1"), slope.to("cuda:1"))
+    args, grad_output = on_gpu()
+    expected = run(torch.ops.attnzoo, args, grad_output)
+    got = run(torch.ops.attnzoo, moved(args, "cuda:1"), grad_output.to("cuda:1"))
     assert torch.cuda.current_device() == 0
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.cuda
 def test_more_than_2_to_the_31_elements():
-    # 2³¹ elements lie before the last image's, so that 32 bits would lead somewhere else.
+    # The last image starts after 2³¹ elements, so 32-bit offsets would overflow.
     batch, queries = 9, 2**20 + 1
     call = arguments(batch=1, heads=8, groups=2, queries=queries, counts=(3,), head_dim=32, padded=False, dtype=F32)
     small = moved(registered(call), "cuda")
@@ -318,10 +318,10 @@ def test_more_than_2_to_the_31_elements():
         t.expand(batch, *t.shape[1:]).contiguous() if isinstance(t, Tensor) and index != 5 else t
         for index, t in enumerate(small)
     )
-    slope = torch.zeros_like(large[0])
-    slope[-1] = slope_of(small[0])[0]
-    got = run(torch.ops.attnzoo, large, slope)
-    expected = run(torch.ops.attnzoo, small, slope[-1:])
+    grad_output = torch.zeros_like(large[0])
+    grad_output[-1] = grad_for(small[0])[0]
+    got = run(torch.ops.attnzoo, large, grad_output)
+    expected = run(torch.ops.attnzoo, small, grad_output[-1:])
     for number in (0, 1, 2):
         assert torch.equal(got[number][-1:], expected[number])
     assert not got[2][:-1].any()
@@ -329,14 +329,14 @@ def test_more_than_2_to_the_31_elements():
 
 
 @pytest.mark.cuda
-def test_scores_and_biases_are_never_held():
+def test_scores_and_biases_are_never_materialised():
     # Stage 1 of DAT-T++ at 800 x 1333: one head's scores alone are 267 MiB.
     call = arguments(batch=1, heads=2, groups=1, queries=200 * 334, counts=(1050,), head_dim=32, dtype=F32,
                      tables=((399, 667),), padded=False)  # fmt: skip
-    given = moved(registered(call), "cuda")
-    slope = slope_of(given[0])
+    args = moved(registered(call), "cuda")
+    grad_output = grad_for(args[0])
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    run(torch.ops.attnzoo, given, slope)
+    run(torch.ops.attnzoo, args, grad_output)
     assert torch.cuda.max_memory_allocated() - before < 120 * 2**20

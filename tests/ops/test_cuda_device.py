@@ -1,4 +1,4 @@
-"""How the CUDA operators behave on a GPU: streams, graphs, devices, memory, large tensors, registration."""
+"""The CUDA operators on a GPU: streams, graphs, devices, memory, large tensors, registration."""
 
 from collections.abc import Callable
 
@@ -19,9 +19,9 @@ def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
     return [size for shape in shapes for size in shape]
 
 
-def fused_call(given: Fused, grad: Tensor, deterministic: bool) -> Call:
-    """The fused form forward and backward, on tensors that are changed in place between calls."""
-    value, shapes, *others = given
+def fused_call(args: Fused, grad: Tensor, deterministic: bool) -> Call:
+    """Forward and backward of the fused form, on tensors that are changed in place between calls."""
+    value, shapes, *others = args
 
     def call() -> tuple[Tensor, ...]:
         output = torch.ops.attnzoo.ms_deform_attn_fused(value, flat(shapes), *others)
@@ -31,9 +31,9 @@ def fused_call(given: Fused, grad: Tensor, deterministic: bool) -> Call:
     return call
 
 
-def plain_call(given: Fused, grad: Tensor, deterministic: bool) -> Call:
-    value, shapes, _, _, logits = given
-    locations = given.locations().contiguous()
+def plain_call(args: Fused, grad: Tensor, deterministic: bool) -> Call:
+    value, shapes, _, _, logits = args
+    locations = args.locations().contiguous()
     weights = logits.flatten(-2).softmax(-1).view(logits.shape)
 
     def call() -> tuple[Tensor, ...]:
@@ -49,28 +49,28 @@ DTYPES = pytest.mark.parametrize("dtype", [F16, BF16, F32])
 WAYS = pytest.mark.parametrize("deterministic", [False, True])
 
 
-def given_on_gpu(dtype: torch.dtype) -> tuple[Fused, Tensor]:
-    given = fused_arguments(False, head_dim=32, queries=200, dtype=dtype).on("cuda")
+def args_on_gpu(dtype: torch.dtype) -> tuple[Fused, Tensor]:
+    args = fused_arguments(False, head_dim=32, queries=200, dtype=dtype).on("cuda")
     generator = torch.Generator().manual_seed(1)
-    return given, torch.randn(2, 200, 96, generator=generator).to("cuda", dtype)
+    return args, torch.randn(2, 200, 96, generator=generator).to("cuda", dtype)
 
 
 def assert_all_close(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    # Additions by atomics come in another order each time.
+    # The order of atomic additions varies.
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype in (F16, BF16) else 1e-4, atol=1e-4)
 
 
 @CALLS
 @WAYS
-def test_work_goes_to_the_current_stream(make, deterministic):
-    given, grad = given_on_gpu(F32)
-    call = make(given, grad, deterministic)
+def test_runs_on_the_current_stream(make, deterministic):
+    args, grad = args_on_gpu(F32)
+    call = make(args, grad, deterministic)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
-        given.value.mul_(2)  # late on this stream: who does not wait for it computes with the old value
+        args.value.mul_(2)  # late on this stream: kernels on another stream would see the old value
         got = call()
     stream.synchronize()
     assert_all_close(got, call())
@@ -79,16 +79,16 @@ def test_work_goes_to_the_current_stream(make, deterministic):
 @CALLS
 @DTYPES
 @WAYS
-def test_captured_in_a_graph(make, dtype, deterministic):
-    given, grad = given_on_gpu(dtype)
-    call = make(given, grad, deterministic)
-    call()  # so that nothing is loaded or compiled within the capture
+def test_cuda_graph_capture(make, dtype, deterministic):
+    args, grad = args_on_gpu(dtype)
+    call = make(args, grad, deterministic)
+    call()  # warm-up: nothing may be loaded within the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = call()
     for factor in (1.0, -0.5):
-        given.value.mul_(factor)
+        args.value.mul_(factor)
         graph.replay()
         torch.cuda.synchronize()
         assert_all_close(captured, call())
@@ -96,8 +96,8 @@ def test_captured_in_a_graph(make, dtype, deterministic):
 
 @CALLS
 @WAYS
-def test_nothing_waits_for_the_gpu(make, deterministic):
-    call = make(*given_on_gpu(F32), deterministic)
+def test_no_device_synchronisation(make, deterministic):
+    call = make(*args_on_gpu(F32), deterministic)
     call()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -112,22 +112,22 @@ def test_nothing_waits_for_the_gpu(make, deterministic):
 def test_runs_on_the_device_of_its_tensors(make, deterministic):
     if torch.cuda.device_count() < 2:
         pytest.skip("NOT TESTED HERE: needs two GPUs")
-    given, grad = given_on_gpu(F32)
-    expected = make(given, grad, deterministic)()
+    args, grad = args_on_gpu(F32)
+    expected = make(args, grad, deterministic)()
     assert torch.cuda.current_device() == 0
-    got = make(given.on("cuda:1"), grad.to("cuda:1"), deterministic)()
+    got = make(args.on("cuda:1"), grad.to("cuda:1"), deterministic)()
     assert torch.cuda.current_device() == 0
     assert_all_close(tuple(t.to("cuda:0") for t in got), expected)
 
 
-def test_other_devices_are_refused():
+def test_tensors_on_different_devices_raise():
     value, shapes, locations, weights = arguments(dtype=F32)
     with pytest.raises(RuntimeError, match="must be on the device of value"):
         torch.ops.attnzoo.ms_deform_attn(value.cuda(), flat(shapes), locations, weights.cuda())
 
 
 def extra_memory(call: Call) -> int:
-    """Bytes at the peak of a call beside what is there before and what it returns."""
+    """Peak memory of a call in bytes, without inputs and results."""
     call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -139,16 +139,16 @@ def extra_memory(call: Call) -> int:
 
 @CALLS
 @DTYPES
-def test_memory_is_that_of_the_results(make, dtype):
-    given, grad = given_on_gpu(dtype)
-    sums = 0 if dtype == F32 else given.value.numel() * 4  # a half-precision gradient is added up in float32
-    slack = 2048  # an allocation is rounded up
-    assert extra_memory(make(given, grad, False)) <= sums + slack
+def test_no_memory_beyond_the_results(make, dtype):
+    args, grad = args_on_gpu(dtype)
+    sums = 0 if dtype == F32 else args.value.numel() * 4  # half-precision gradients are accumulated in float32
+    slack = 2048  # allocations are rounded up
+    assert extra_memory(make(args, grad, False)) <= sums + slack
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_more_than_2_to_the_31_elements(deterministic):
-    # 2³¹ elements lie before the last image's, so that 32 bits would lead somewhere else.
+    # The last image starts after 2³¹ elements, so 32-bit offsets would overflow.
     shapes, heads, head_dim, batch = ((1024, 1024),), 8, 64, 5
     tokens = shapes[0][0] * shapes[0][1]
     elements = batch * tokens * heads * head_dim
@@ -168,39 +168,39 @@ def test_more_than_2_to_the_31_elements(deterministic):
     grad = torch.zeros_like(output)
     grad[-1] = 1
     got = torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), *everywhere, deterministic)
-    wanted = torch.ops.attnzoo.ms_deform_attn_backward(grad[-1:], image, flat(shapes), locations, weights, True)
+    expected_grads = torch.ops.attnzoo.ms_deform_attn_backward(grad[-1:], image, flat(shapes), locations, weights, True)
     assert not got[0][:-1].any()
-    torch.testing.assert_close(got[0][-1:], wanted[0])
-    torch.testing.assert_close(got[1][-1:], wanted[1])
+    torch.testing.assert_close(got[0][-1:], expected_grads[0])
+    torch.testing.assert_close(got[1][-1:], expected_grads[1])
 
 
 def test_encoder_sizes_agree_with_the_reference():
-    # 17,821 = 71 · 251 queries: no convenient number divides them.
+    # 17,821 = 71 · 251 queries: not divisible by block sizes.
     shapes = ((100, 134), (50, 67), (25, 34), (13, 17))
     tokens = sum(h * w for h, w in shapes)
     assert tokens == 17_821
-    given = fused_arguments(False, shapes, batch=1, queries=tokens, heads=8, head_dim=32, dtype=F32)
-    output = torch.ops.attnzoo.ms_deform_attn_fused(*_flattened(given.on("cuda")))
-    torch.testing.assert_close(output.cpu().double(), fused_reference(given.double()), rtol=0, atol=1e-5)
+    args = fused_arguments(False, shapes, batch=1, queries=tokens, heads=8, head_dim=32, dtype=F32)
+    output = torch.ops.attnzoo.ms_deform_attn_fused(*_flattened(args.on("cuda")))
+    torch.testing.assert_close(output.cpu().double(), fused_reference(args.double()), rtol=0, atol=1e-5)
 
 
-def _flattened(given: Fused) -> tuple:
-    value, shapes, *others = given
+def _flattened(args: Fused) -> tuple:
+    value, shapes, *others = args
     return value, flat(shapes), *others
 
 
 @pytest.mark.parametrize("dtype", [F16, F32, torch.float64])
 def test_opcheck(dtype):
-    given = fused_arguments(True, dtype=dtype).on("cuda")
+    args = fused_arguments(True, dtype=dtype).on("cuda")
     grad = torch.ones(2, 6, 24, device="cuda", dtype=dtype)
-    value, shapes, *others = _flattened(given)
-    locations = given.locations().contiguous()
-    weights = given.logits.softmax(-1)
+    value, shapes, *others = _flattened(args)
+    locations = args.locations().contiguous()
+    weights = args.logits.softmax(-1)
     for deterministic in (False, True):
         torch.library.opcheck(
             torch.ops.attnzoo.ms_deform_attn_backward.default,
             (grad, value, shapes, locations, weights, deterministic),
-            # Atomic additions come in another order each time.
+            # The order of atomic additions varies.
             atol=1e-2,
             rtol=1e-2,
         )
@@ -215,9 +215,9 @@ def test_opcheck(dtype):
 
 
 @pytest.mark.parametrize("box", [False, True])
-def test_fused_gradients_are_those_of_differences(box):
-    given = fused_arguments(box, ((3, 4), (2, 1)), batch=1, queries=2, heads=2, head_dim=4, points=2).on("cuda")
-    value, shapes, *others = _flattened(given)
+def test_fused_gradients_agree_with_finite_differences(box):
+    args = fused_arguments(box, ((3, 4), (2, 1)), batch=1, queries=2, heads=2, head_dim=4, points=2).on("cuda")
+    value, shapes, *others = _flattened(args)
     leaves = [t.contiguous() for t in (value, *others)]
     grad = torch.linspace(-1, 1, 16, device="cuda", dtype=torch.float64).view(1, 2, 8)
 
@@ -226,7 +226,7 @@ def test_fused_gradients_are_those_of_differences(box):
 
     got = torch.ops.attnzoo.ms_deform_attn_fused_backward(grad, leaves[0], shapes, *leaves[1:], True)
     step = 1e-6
-    for leaf, by_leaf in zip(leaves, got, strict=True):
+    for leaf, grad_leaf in zip(leaves, got, strict=True):
         entries = leaf.view(-1)
         for index in range(0, entries.numel(), max(1, entries.numel() // 7)):
             before = entries[index].item()
@@ -235,10 +235,10 @@ def test_fused_gradients_are_those_of_differences(box):
             entries[index] = before - step
             below = loss()
             entries[index] = before
-            torch.testing.assert_close((above - below) / (2 * step), by_leaf.view(-1)[index], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close((above - below) / (2 * step), grad_leaf.view(-1)[index], rtol=1e-5, atol=1e-7)
 
 
-def test_half_precision_agrees_with_the_reference_of_the_same_numbers():
+def test_half_precision_agrees_with_the_reference():
     for dtype in (F16, BF16):
         value, shapes, locations, weights = arguments(dtype=F32, head_dim=32)
         half = value.to(dtype)

@@ -1,4 +1,4 @@
-"""How attention to displaced keys stands in PyTorch: checks, schema, autograd, compiler, FLOPs, memory."""
+"""PyTorch support of `deform_kv_attn`: checks, schema, autograd, compiler, FLOPs, memory."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.deform_kv import FACES, FORMULAS, KINDS, arguments, leaves, with_leaves
+from support.deform_kv import FUNCTIONS, KINDS, REFERENCES, arguments, leaves, with_leaves
 from support.ops import DEVICES
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -21,7 +21,7 @@ from attnzoo import ops
 
 
 def registered(kind: str, device: str = "cpu", **sizes: Any) -> tuple[Any, ...]:
-    """Arguments of the registered operator, with leaves that have gradients."""
+    """Arguments of the registered operator, with leaves that require gradients."""
     call = arguments(kind, **sizes)
     tensors = [tensor.to(device).requires_grad_() for tensor in leaves(call)]
     padding = call["key_padding"].to(device)
@@ -42,19 +42,19 @@ def registered(kind: str, device: str = "cpu", **sizes: Any) -> tuple[Any, ...]:
     ],
 )
 def test_opcheck(kind: str, name: str, dtype: torch.dtype, device: str) -> None:
-    given = registered(kind, device, dtype=dtype)
+    args = registered(kind, device, dtype=dtype)
     forward, backward = (getattr(torch.ops.attnzoo, f"{name}{suffix}").default for suffix in ("", "_backward"))
-    torch.library.opcheck(forward, given)
+    torch.library.opcheck(forward, args)
     with torch.no_grad():
-        output, log_sums = forward(*given)
+        output, logsumexp = forward(*args)
     grad = torch.ones_like(output)
-    # A second derivative is refused, so only what needs none is checked.
+    # Without the checks that need double backward, which is not supported.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(backward, (grad, *given, output, log_sums), test_utils=tests)
+    torch.library.opcheck(backward, (grad, *args, output, logsumexp), test_utils=tests)
 
 
 class Biased(nn.Module):
-    """A small model around the operators, for maps of any size."""
+    """A small model with one of the operators."""
 
     def __init__(self, kind: str, heads: int = 4, dim: int = 16):
         super().__init__()
@@ -65,12 +65,12 @@ class Biased(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.proj(tokens).chunk(3, -1))
-        given = (q, k[:, :, ::2], v[:, :, ::2], positions[:, None], positions[:, None, ::2])
+        args = (q, k[:, :, ::2], v[:, :, ::2], positions[:, None], positions[:, None, ::2])
         if self.kind == "table":
-            heads = ops.deform_kv_attention(*given, [self.table], key_padding=padding[:, ::2])
+            heads = ops.deform_kv_attn(*args, [self.table], key_padding=padding[:, ::2])
         else:
             layers = [(layer.weight, layer.bias) for layer in (self.mlp[0], self.mlp[2])]
-            heads = ops.deform_kv_attention_mlp(*given, [layers], key_padding=padding[:, ::2])
+            heads = ops.deform_kv_attn_mlp(*args, [layers], key_padding=padding[:, ::2])
         return heads.transpose(1, 2).flatten(2)
 
 
@@ -91,16 +91,16 @@ def test_compiles_without_a_graph_break(kind: str, dynamic: bool, device: str) -
         tokens, positions, padding = (t.to(device) for t in biased_inputs(length))
         results = []
         for function in (model, compiled):
-            given = [tokens.clone().requires_grad_(), positions.clone().requires_grad_()]
-            output = function(*given, padding)
+            args = [tokens.clone().requires_grad_(), positions.clone().requires_grad_()]
+            output = function(*args, padding)
             used = [p for n, p in model.named_parameters() if (n == "table") == (kind == "table") or "proj" in n]
-            results.append((output, *torch.autograd.grad(output.square().sum(), [*given, *used])))
+            results.append((output, *torch.autograd.grad(output.square().sum(), [*args, *used])))
         for got, expected in zip(*results, strict=True):
             assert_close(got, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dynamic_compilation_serves_other_sizes_with_one_graph(kind: str) -> None:
+def test_dynamic_compilation_needs_one_graph(kind: str) -> None:
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(Biased(kind), fullgraph=True, dynamic=True, backend=counter)
     for length in (9, 14, 21):
@@ -121,20 +121,20 @@ def test_exports(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_meta_tensors_give_shapes(kind: str) -> None:
     call = arguments(kind, padded=False)
-    output = FACES[kind](**with_leaves(call, [tensor.to("meta") for tensor in leaves(call)]))
+    output = FUNCTIONS[kind](**with_leaves(call, [tensor.to("meta") for tensor in leaves(call)]))
     assert output.shape == call["query"].shape
     assert output.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops(kind: str) -> None:
-    """Two matrix products per pair and head forward, five backward; a perceptron also its layers, and twice again."""
+    """2 matrix products per pair and head forward, 5 backward; the layers of an MLP once forward, 3 times backward."""
     call = arguments(kind, batch=2, heads=4, groups=2, queries=7, counts=(6, 3), head_dim=5)
     tensors = [tensor.requires_grad_() for tensor in leaves(call)]
     pairs = 2 * 7 * 9
     mlp = 2 * pairs * 2 * (2 * 6 + 6 * 3 + 3 * 2) if kind == "mlp" else 0
     with FlopCounterMode(display=False) as counter:
-        output = FACES[kind](**with_leaves(call, tensors))
+        output = FUNCTIONS[kind](**with_leaves(call, tensors))
     assert counter.get_total_flops() == 2 * pairs * 4 * 2 * 5 + mlp
     with FlopCounterMode(display=False) as counter:
         output.sum().backward()
@@ -142,35 +142,35 @@ def test_flops(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_second_derivative_is_refused(kind: str) -> None:
+def test_double_backward_raises(kind: str) -> None:
     call = arguments(kind)
     tensors = [tensor.requires_grad_() for tensor in leaves(call)]
-    output = FACES[kind](**with_leaves(call, tensors))
+    output = FUNCTIONS[kind](**with_leaves(call, tensors))
     (first,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
+    with pytest.raises(NotImplementedError, match="does not support double backward"):
         first.sum().backward()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forward_mode_is_refused_by_every_tensor(kind: str) -> None:
+def test_forward_mode_raises_for_every_tensor(kind: str) -> None:
     call = arguments(kind)
-    given = leaves(call)
-    for index, tensor in enumerate(given):
+    args = leaves(call)
+    for index, tensor in enumerate(args):
 
         def function(moved: Tensor, index: int = index) -> Tensor:
-            return FACES[kind](**with_leaves(call, [*given[:index], moved, *given[index + 1 :]]))
+            return FUNCTIONS[kind](**with_leaves(call, [*args[:index], moved, *args[index + 1 :]]))
 
-        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        with pytest.raises(NotImplementedError, match="does not support forward-mode AD"):
             torch.func.jvp(function, (tensor,), (tensor,))
 
 
-def test_forward_mode_of_the_registered_operator_is_refused() -> None:
+def test_forward_mode_of_the_registered_operator_raises() -> None:
     query, *others = (t.detach() if isinstance(t, Tensor) else t for t in registered("table"))
-    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+    with pytest.raises(NotImplementedError, match="does not support forward-mode AD"):
         torch.func.jvp(lambda q: torch.ops.attnzoo.deform_kv_attn(q, *others)[0], (query,), (query,))
 
 
-def test_the_kernels_check_sizes_themselves() -> None:
+def test_the_kernels_check_sizes() -> None:
     query, key, value, query_positions, key_positions, tables, shapes, counts, padding, scale = registered("table")
     forward = torch.ops.attnzoo.deform_kv_attn
     for wrong in ([5, 7, 1, 2], [5, 7], [5, 7, 1, 3, 1, 1], [5, 7, -1, -3]):
@@ -202,7 +202,7 @@ COMMON = [
     ("key_counts", lambda c: None, TypeError, "expected Python ints, one per level, got NoneType"),
     ("key_counts", lambda c: torch.tensor(c), TypeError, "got Tensor"),
     ("key_counts", lambda c: [9], ValueError, "has 1 entries for 2 levels"),
-    ("key_counts", lambda c: [6, 2], ValueError, "add up to 8, but key has Nk = 9"),
+    ("key_counts", lambda c: [6, 2], ValueError, "sum is 8, expected Nk = 9"),
     ("key_counts", lambda c: [10, -1], ValueError, "must not be negative"),
     ("key_counts", lambda c: [6.0, 3], TypeError, "expected Python ints, got 6.0"),
     ("key_padding", lambda p: p.float(), TypeError, "expected a bool tensor (B, Nk), got torch.float32"),
@@ -237,7 +237,7 @@ MLPS = [
     ("mlps", lambda m: [], ValueError, "at least one level with at least one layer"),
     ("mlps", lambda m: [m[0], m[1][:2]], ValueError, "[1]: has 2 layers, but mlps[0] has 3"),
     ("mlps", lambda m: [m[0][1:], m[1][1:]], ValueError, "[0][0] weight: in (axis 1) is 6, expected 2"),
-    ("mlps", lambda m: [m[0][:2], m[1][:2]], ValueError, "[0]: gives 3 heads per group, expected H / G = 4 / 2"),
+    ("mlps", lambda m: [m[0][:2], m[1][:2]], ValueError, "[0]: last layer has 3 outputs, expected H / G = 4 / 2"),
     ("mlps", lambda m: [[(w.to_mkldnn(), b) for w, b in m[0]], m[1]], TypeError, "[0][0] weight: expected a dense"),
     ("mlps", lambda m: [[(w, b[1:]) for w, b in m[0]], m[1]], ValueError, "[0][0] bias: out (axis 0) is 5"),
 ]
@@ -245,44 +245,44 @@ MLPS = [
 
 @pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize(
-    ("kind", "name", "change", "error", "complaint"),
+    ("kind", "name", "change", "error", "message"),
     [(kind, *wrong) for kind, own in (("table", TABLES), ("mlp", MLPS)) for wrong in (*COMMON, *own)],
 )
-def test_wrong_call_names_the_argument(
-    kind: str, name: str, change: Callable[[Any], Any], error: type[Exception], complaint: str
+def test_errors_name_the_argument(
+    kind: str, name: str, change: Callable[[Any], Any], error: type[Exception], message: str
 ) -> None:
     call = arguments(kind, dtype=torch.float32)
     with pytest.raises(error) as raised:
-        FACES[kind](**{**call, name: change(call.get(name))})
+        FUNCTIONS[kind](**{**call, name: change(call.get(name))})
     assert str(raised.value).startswith((f"{name}: ", f"{name}["))
-    assert complaint in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_scale_may_be_an_int_zero_or_negative(kind: str) -> None:
+def test_scale_may_be_an_int_zero_or_negative(kind: str) -> None:
     call = arguments(kind)
     for scale in (2, 0, -1.5):
-        assert_close(FACES[kind](**call, scale=scale), FORMULAS[kind](**call, scale=scale))
+        assert_close(FUNCTIONS[kind](**call, scale=scale), REFERENCES[kind](**call, scale=scale))
 
 
 WITHOUT_THE_LIBRARY = """
 import torch
 from attnzoo import ops
-from attnzoo.ops.deform_kv_attn import reference as formula
-given = [torch.rand(1, 2, n, 4, requires_grad=True) for n in (5, 3, 3)]
-given += [torch.rand(1, 1, n, 2, requires_grad=True) for n in (5, 3)]
+from attnzoo.ops.deform_kv_attn import reference
+args = [torch.rand(1, 2, n, 4, requires_grad=True) for n in (5, 3, 3)]
+args += [torch.rand(1, 1, n, 2, requires_grad=True) for n in (5, 3)]
 table = torch.rand(2, 3, 3, requires_grad=True)
 for _ in range(2):
-    output = ops.deform_kv_attention(*given, [table])
-expected = formula.deform_kv_attention(*given, [table])
+    output = ops.deform_kv_attn(*args, [table])
+expected = reference.deform_kv_attn(*args, [table])
 torch.testing.assert_close(output, expected)
-for pair in zip(*(torch.autograd.grad(o.square().sum(), [*given, table]) for o in (output, expected))):
+for pair in zip(*(torch.autograd.grad(o.square().sum(), [*args, table]) for o in (output, expected))):
     torch.testing.assert_close(*pair)
 """
 
 
-def test_without_the_library_blocks_run_and_say_so_once(tmp_path: Path) -> None:
+def test_without_the_library_blocks_run_with_one_warning(tmp_path: Path) -> None:
     package, source = tmp_path / "attnzoo", Path(ops.__file__).parent
     shutil.copytree(source, package / "ops", ignore=shutil.ignore_patterns("*.so", "_build.json"))
     shutil.copy(source.parent / "__init__.py", package)
@@ -290,16 +290,16 @@ def test_without_the_library_blocks_run_and_say_so_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_THE_LIBRARY]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("deform_kv_attention on cpu runs in plain PyTorch: the compiled library is missing") == 1
+    assert run.stderr.count("deform_kv_attn on cpu runs in plain PyTorch: the compiled library is missing") == 1
 
 
-# Peak memory is that of a process: it attends a little first, for what libraries allocate once.
+# Peak memory of a process; small calls first, so that libraries allocate what they keep.
 MEASURE = """
 import re
 from pathlib import Path
 import torch
 from attnzoo import ops
-from attnzoo.ops.deform_kv_attn import reference as formula
+from attnzoo.ops.deform_kv_attn import reference
 torch.set_num_threads(1)
 queries, keys = 16384, 512
 q = torch.randn(1, 2, queries, 16, requires_grad=True)
@@ -309,22 +309,22 @@ table = torch.randn(2, 9, 9, requires_grad=True)
 layers = [(torch.randn(8, 2, requires_grad=True), torch.randn(8)), (torch.randn(2, 8), torch.randn(2))]
 def attend(function, bias, queries):
     function(q[:, :, :queries], k, v, at[:, :, :queries], to, [bias]).sum().backward()
-    # not ru_maxrss, which begins with what the starting process had
+    # not ru_maxrss, which includes the memory of the parent process
     print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
-attend(ops.deform_kv_attention, table, 64)
-attend(ops.deform_kv_attention_mlp, layers, 64)
-attend(ops.deform_kv_attention, table, queries)
-attend(ops.deform_kv_attention_mlp, layers, queries)
-attend(formula.deform_kv_attention, table, queries)
+attend(ops.deform_kv_attn, table, 64)
+attend(ops.deform_kv_attn_mlp, layers, 64)
+attend(ops.deform_kv_attn, table, queries)
+attend(ops.deform_kv_attn_mlp, layers, queries)
+attend(reference.deform_kv_attn, table, queries)
 """
 
 
-def test_the_bias_of_all_pairs_is_never_held() -> None:
-    """Forward and backward take less memory than a quarter of the scores; the formula holds them."""
+def test_scores_are_never_materialised() -> None:
+    """Forward and backward need less than a quarter of the memory of the scores, which the reference materialises."""
     run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     _, before, *peaks = (int(line) for line in run.stdout.split())
-    table, mlp, formula = (peak - before for peak in peaks)
+    table, mlp, materialised = (peak - before for peak in peaks)
     scores = 4 * 2 * 16384 * 512
     assert table < scores / 4
     assert mlp < scores / 4
-    assert formula > scores
+    assert materialised > scores

@@ -1,4 +1,4 @@
-"""The fused form: what it computes, what it refuses, how it stands in PyTorch, and that the attention uses it."""
+"""The fused form: results, checks, PyTorch support, and its use by the attention."""
 
 import math
 from collections.abc import Callable
@@ -20,40 +20,40 @@ from attnzoo.ops.ms_deform_attn import reference
 BOXES = pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
 
 
-def flat(given: Fused) -> list[Any]:
+def flat(args: Fused) -> list[Any]:
     """Arguments of the registered operator."""
-    return [given.value, [size for shape in given.shapes for size in shape], *given[2:]]
+    return [args.value, [size for shape in args.shapes for size in shape], *args[2:]]
 
 
-def results(function: Callable[..., Tensor], given: Fused) -> list[Tensor]:
-    """Output and all gradients, of a loss that weighs all outputs differently."""
-    leaves = Fused(*(t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in given))
+def results(function: Callable[..., Tensor], args: Fused) -> list[Tensor]:
+    """Output and all gradients, for an output gradient with distinct values."""
+    leaves = Fused(*(t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in args))
     output = function(leaves)
-    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
-    return [output.detach(), *torch.autograd.grad(output, [t for t in leaves if isinstance(t, Tensor)], slope)]
+    grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+    return [output.detach(), *torch.autograd.grad(output, [t for t in leaves if isinstance(t, Tensor)], grad_output)]
 
 
-def fused(given: Fused) -> Tensor:
-    return ops.ms_deform_attn_fused(*given)
+def fused(args: Fused) -> Tensor:
+    return ops.ms_deform_attn_fused(*args)
 
 
 @BOXES
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("points", [1, 3, 4])
 @pytest.mark.parametrize("head_dim", [1, 5, 8, 32])
-def test_is_the_unfused_form_of_locations_and_softmax(head_dim, points, device, box):
-    given = fused_arguments(box, head_dim=head_dim, points=points)
-    for got, expected in zip(results(fused, given.on(device)), results(fused_reference, given), strict=True):
+def test_agrees_with_the_unfused_form(head_dim, points, device, box):
+    args = fused_arguments(box, head_dim=head_dim, points=points)
+    for got, expected in zip(results(fused, args.on(device)), results(fused_reference, args), strict=True):
         assert_close(got.cpu(), expected, rtol=1e-10, atol=1e-11)
 
 
 @BOXES
 def test_reference_and_its_gradients(box):
-    given = fused_arguments(box)
-    output, *gradients = results(fused_reference, given)
-    assert_close(reference.ms_deform_attn_fused(*given), output)
-    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-    for got, expected in zip(reference.ms_deform_attn_fused_backward(slope, *given), gradients, strict=True):
+    args = fused_arguments(box)
+    output, *gradients = results(fused_reference, args)
+    assert_close(reference.ms_deform_attn_fused(*args), output)
+    grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    for got, expected in zip(reference.ms_deform_attn_fused_backward(grad_output, *args), gradients, strict=True):
         assert_close(got, expected)
 
 
@@ -67,38 +67,38 @@ def test_gradcheck(box):
 @BOXES
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("name", ["references", "offsets"])
-def test_points_that_are_nowhere_add_nothing(name, bad, box):
-    given = fused_arguments(box)
-    spoilt = getattr(given, name).clone()
-    spoilt[:, ::2, ..., 0] = bad
-    given = given._replace(**{name: spoilt})
-    locations = given.locations()
-    weights = given.logits.flatten(-2).softmax(-1).view(given.logits.shape)
-    expected = ops.ms_deform_attn(given.value, given.shapes, locations, weights)
+def test_nonfinite_points_contribute_zero(name, bad, box):
+    args = fused_arguments(box)
+    corrupted = getattr(args, name).clone()
+    corrupted[:, ::2, ..., 0] = bad
+    args = args._replace(**{name: corrupted})
+    locations = args.locations()
+    weights = args.logits.flatten(-2).softmax(-1).view(args.logits.shape)
+    expected = ops.ms_deform_attn(args.value, args.shapes, locations, weights)
     for function in (fused, lambda g: reference.ms_deform_attn_fused(*g)):
-        assert_close(function(given), expected)
-    slope = torch.ones_like(expected)
+        assert_close(function(args), expected)
+    grad_output = torch.ones_like(expected)
     for function in (torch.ops.attnzoo.ms_deform_attn_fused_backward, reference.ms_deform_attn_fused_backward):
         compiled = function is not reference.ms_deform_attn_fused_backward
-        by = function(slope, *flat(given), True) if compiled else function(slope, *given)
-        _, by_references, by_offsets, by_logits = by
+        by = function(grad_output, *flat(args), True) if compiled else function(grad_output, *args)
+        _, grad_references, grad_offsets, grad_logits = by
         assert all(t.isfinite().all() for t in by)
-        assert not by_offsets[:, ::2].any()
-        assert not by_references[:, ::2].any()
-        assert not by_logits[:, ::2].any()  # weights of samples that are all zero change nothing
-        assert by_offsets[:, 1::2].any()
-        assert by_references[:, 1::2].any()
+        assert not grad_offsets[:, ::2].any()
+        assert not grad_references[:, ::2].any()
+        assert not grad_logits[:, ::2].any()  # all samples are zero, whatever their weights
+        assert grad_offsets[:, 1::2].any()
+        assert grad_references[:, 1::2].any()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("name", "component"), [("references", 0), ("references", 2), ("offsets", 1)])
-def test_the_formula_differentiates_as_the_kernels_where_a_box_is_nowhere(name, component, bad):
-    given = fused_arguments(True)
-    spoilt = getattr(given, name).clone()
-    spoilt[:, ::2, ..., component] = bad
-    given = given._replace(**{name: spoilt})
-    formula = results(lambda g: reference.ms_deform_attn_fused(*g), given)
-    for got, expected in zip(results(fused, given), formula, strict=True):
+def test_reference_and_kernels_have_the_same_gradients_for_nonfinite_boxes(name, component, bad):
+    args = fused_arguments(True)
+    corrupted = getattr(args, name).clone()
+    corrupted[:, ::2, ..., component] = bad
+    args = args._replace(**{name: corrupted})
+    expected_results = results(lambda g: reference.ms_deform_attn_fused(*g), args)
+    for got, expected in zip(results(fused, args), expected_results, strict=True):
         assert got.isfinite().all()
         assert_close(got, expected, rtol=1e-10, atol=1e-11)
 
@@ -106,61 +106,61 @@ def test_the_formula_differentiates_as_the_kernels_where_a_box_is_nowhere(name, 
 @pytest.mark.parametrize("level", ["baseline", ""])
 def test_extreme_logits(level, monkeypatch):
     monkeypatch.setenv("ATTNZOO_SIMD", level)
-    given = fused_arguments(False, queries=8)
-    logits = given.logits.clone()
-    logits[:, 0] = 1e6  # one huge number for all
+    args = fused_arguments(False, queries=8)
+    logits = args.logits.clone()
+    logits[:, 0] = 1e6  # the same large value for all
     logits[:, 1] *= 1e4
-    logits[:, 2, :, 0] = -math.inf  # left out altogether
+    logits[:, 2, :, 0] = -math.inf  # masked
     logits[:, 3] = -1e30
     logits[:, 4, :, 1, 1] = math.inf
     logits[:, 5, :, 1, 1] = math.nan
     logits[:, 6] = -math.inf
-    given = given._replace(logits=logits)
-    expected = fused_reference(given)
+    args = args._replace(logits=logits)
+    expected = fused_reference(args)
     assert expected[:, 4:7].isnan().all()
     assert not expected[:, [0, 1, 2, 3, 7]].isnan().any()
-    assert_close(fused(given), expected, equal_nan=True)
-    single = Fused(*(t.float() if isinstance(t, Tensor) else t for t in given))
+    assert_close(fused(args), expected, equal_nan=True)
+    single = Fused(*(t.float() if isinstance(t, Tensor) else t for t in args))
     assert_close(fused(single), expected.float(), equal_nan=True)
 
 
 @BOXES
 @pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
 def test_empty(batch, queries, box):
-    given = fused_arguments(box, batch=batch, queries=queries)
-    output, *gradients = results(fused, given)
+    args = fused_arguments(box, batch=batch, queries=queries)
+    output, *gradients = results(fused, args)
     assert output.shape == (batch, queries, 24)
-    assert [g.shape for g in gradients] == [t.shape for t in given if isinstance(t, Tensor)]
+    assert [g.shape for g in gradients] == [t.shape for t in args if isinstance(t, Tensor)]
     assert not gradients[0].any()
 
 
 @BOXES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype, box):
-    given = fused_arguments(box, dtype=torch.float32)
-    given = given._replace(value=given.value.to(dtype))
-    exact = given._replace(value=given.value.float())
-    output, by_value, *others = results(fused, given)
+    args = fused_arguments(box, dtype=torch.float32)
+    args = args._replace(value=args.value.to(dtype))
+    exact = args._replace(value=args.value.float())
+    output, grad_value, *others = results(fused, args)
     assert torch.equal(output, fused(exact).to(dtype))
-    assert by_value.dtype == dtype
+    assert grad_value.dtype == dtype
     assert {t.dtype for t in others} == {torch.float32}
-    all_half = Fused(*(t.to(dtype) if isinstance(t, Tensor) else t for t in given))
+    all_half = Fused(*(t.to(dtype) if isinstance(t, Tensor) else t for t in args))
     assert [t.dtype for t in results(fused, all_half)] == [dtype] * 5
 
 
 @BOXES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(dtype, box):
-    given = fused_arguments(box, dtype=dtype)
-    leaves = [t.requires_grad_() if isinstance(t, Tensor) else t for t in flat(given)]
+    args = fused_arguments(box, dtype=dtype)
+    leaves = [t.requires_grad_() if isinstance(t, Tensor) else t for t in flat(args)]
     torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn_fused.default, leaves)
 
 
 @BOXES
 def test_opcheck_backward(box):
-    given = fused_arguments(box)
-    slope = torch.ones(2, 6, 24, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn_fused_backward.default, (slope, *flat(given), True))
+    args = fused_arguments(box)
+    grad_output = torch.ones(2, 6, 24, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.attnzoo.ms_deform_attn_fused_backward.default, (grad_output, *flat(args), True))
 
 
 @BOXES
@@ -168,14 +168,14 @@ def test_opcheck_backward(box):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_a_graph_break(dynamic, device, box):
     for queries in (6, 9):
-        given = fused_arguments(box, queries=queries, dtype=torch.float32).on(device)
+        args = fused_arguments(box, queries=queries, dtype=torch.float32).on(device)
         compiled = torch.compile(fused, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-        for a, b in zip(results(compiled, given), results(fused, given), strict=True):
+        for a, b in zip(results(compiled, args), results(fused, args), strict=True):
             assert_close(a, b)
 
 
 class Sampler(nn.Module):
-    """The operator on one map of any size, which its shapes are taken from."""
+    """The operator on one map of any size."""
 
     def forward(self, feature_map: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         h, w = feature_map.shape[-2:]
@@ -203,22 +203,22 @@ def test_exports_with_any_sizes(strict, box):
 
 
 def test_flops():
-    given = fused_arguments(False)
-    forward = 2 * 4 * given.logits.numel() * given.value.shape[-1]
-    leaf = given.value.clone().requires_grad_()
+    args = fused_arguments(False)
+    forward = 2 * 4 * args.logits.numel() * args.value.shape[-1]
+    leaf = args.value.clone().requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        output = fused(given._replace(value=leaf))
+        output = fused(args._replace(value=leaf))
     assert counter.get_total_flops() == forward
     with FlopCounterMode(display=False) as counter:
         output.sum().backward()
     assert counter.get_total_flops() == 2 * forward
 
 
-def test_second_derivative_is_refused():
-    given = fused_arguments(False)
-    leaves = [t.requires_grad_() for t in given if isinstance(t, Tensor)]
-    (first,) = torch.autograd.grad(fused(given).square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
+def test_double_backward_raises():
+    args = fused_arguments(False)
+    leaves = [t.requires_grad_() for t in args if isinstance(t, Tensor)]
+    (first,) = torch.autograd.grad(fused(args).square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="does not support double backward"):
         first.sum().backward()
 
 
@@ -235,28 +235,28 @@ WRONG = [
     ("offsets", lambda x: x[:, :, :2], ValueError, "M (axis 2) is 2, expected 3"),
     ("logits", lambda x: x[..., :3], ValueError, "P (axis 4) is 3, expected 4"),
     ("logits", lambda x: x.float(), TypeError, "is torch.float32, expected torch.float64"),
-    ("value", lambda x: x[:, 1:], ValueError, "S = 48 tokens, but spatial_shapes add up to 49"),
+    ("value", lambda x: x[:, 1:], ValueError, "S = 48 tokens, but spatial_shapes have 49"),
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "kind", "complaint"), WRONG, ids=[f"{w[0]}: {w[3]}" for w in WRONG])
-def test_wrong_call_names_the_argument(name, change, kind, complaint):
-    given = fused_arguments(False)
+@pytest.mark.parametrize(("name", "change", "kind", "message"), WRONG, ids=[f"{w[0]}: {w[3]}" for w in WRONG])
+def test_errors_name_the_argument(name, change, kind, message):
+    args = fused_arguments(False)
     with pytest.raises(kind) as error:
-        fused(given._replace(**{name: change(getattr(given, name))}))
+        fused(args._replace(**{name: change(getattr(args, name))}))
     assert str(error.value).startswith(f"{name}: ")
-    assert complaint in str(error.value)
+    assert message in str(error.value)
 
 
-def test_the_kernels_check_sizes_themselves():
+def test_the_kernels_check_sizes():
     value, shapes, references, offsets, logits = flat(fused_arguments(False))
     for wrong in (references[..., :1], references[:, :5], references[0], references.float()):
         with pytest.raises(RuntimeError, match="references"):
             torch.ops.attnzoo.ms_deform_attn_fused(value, shapes, wrong, offsets, logits)
 
 
-class Called(TorchDispatchMode):
-    """Notes the operators of this package that run."""
+class RecordOperators(TorchDispatchMode):
+    """Records the names of the attnzoo operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class Called(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("reference_size", [2, 4])
-def test_the_attention_uses_it_except_while_recorded(reference_size):
+def test_the_attention_uses_it_unless_recorded(reference_size):
     torch.manual_seed(0)
     attention = build("ms_deform", Slot(16, 4, 2))
     torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.3)
@@ -279,10 +279,10 @@ def test_the_attention_uses_it_except_while_recorded(reference_size):
     masks[1][1, :, 2:] = True
     memory = Pyramid(torch.randn(2, 30, 16), Layout.from_masks(masks))
     queries = Queries(torch.randn(2, 5, 16), torch.rand(2, 5, reference_size))
-    with Called() as called:
+    with RecordOperators() as called:
         output = attention(queries, memory)
         output.sum().backward()
     assert called.names == ["ms_deform_attn_fused", "ms_deform_attn_fused_backward"]
-    with Called() as called, record(attention):
+    with RecordOperators() as called, record(attention):
         assert_close(attention(queries, memory), output)
     assert called.names == ["ms_deform_attn"]

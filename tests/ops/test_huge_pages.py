@@ -1,4 +1,4 @@
-"""Large results lie on huge pages where the system has them."""
+"""Large results use transparent huge pages where available."""
 
 import os
 import re
@@ -13,19 +13,19 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def flags(address: int) -> list[str]:
-    """What the system notes of the mapping that holds an address (proc(5), VmFlags)."""
-    here = False
+    """The flags of the memory mapping that contains an address (proc(5), VmFlags)."""
+    in_mapping = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            here = int(bounds[1], 16) <= address < int(bounds[2], 16)
-        elif here and line.startswith("VmFlags:"):
+            in_mapping = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif in_mapping and line.startswith("VmFlags:"):
             return line.split()[1:]
-    raise AssertionError(f"no mapping holds {address:#x}")
+    raise AssertionError(f"no mapping contains {address:#x}")
 
 
-def test_of_32_mib_and_more() -> None:
+def test_results_of_32_mib() -> None:
     if not THP.exists() or os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
-        pytest.skip("NOT TESTED HERE: needs a Linux with transparent huge pages, which torch itself does not ask for")
+        pytest.skip("NOT TESTED HERE: needs Linux with transparent huge pages, and torch not using them itself")
     queries = 40_000
     value = torch.ones(1, 4, 8, 32)
     locations = torch.full((1, queries, 8, 1, 1, 2), 0.5)

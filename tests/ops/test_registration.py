@@ -1,4 +1,4 @@
-"""How the operators stand in PyTorch: schema, fake and autograd rules, compiler, export, FLOP counter."""
+"""PyTorch support of `ms_deform_attn`: schema, fake and autograd rules, compiler, export, FLOP counter."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_opcheck_backward(device):
 
 
 class Sampler(nn.Module):
-    """A small model around the operator: maps of any size, shapes taken from them."""
+    """A small model with the operator, for maps of any size."""
 
     def __init__(self, heads: int = 2, dim: int = 16):
         super().__init__()
@@ -72,7 +72,7 @@ def test_compiles_without_a_graph_break(dynamic, device):
             torch.testing.assert_close(a, b)
 
 
-def test_dynamic_compilation_serves_other_sizes_with_one_graph():
+def test_dynamic_compilation_needs_one_graph():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(Sampler(), fullgraph=True, dynamic=True, backend=counter)
     for h, w, queries in ((5, 7, 6), (4, 9, 3), (8, 6, 11)):
@@ -80,7 +80,7 @@ def test_dynamic_compilation_serves_other_sizes_with_one_graph():
     assert counter.frame_count == 1
 
 
-def test_wrong_call_is_refused_under_compile():
+def test_invalid_arguments_raise_under_compile():
     def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return ops.ms_deform_attn(value, ((5, 7),), locations, weights)
 
@@ -120,13 +120,13 @@ def test_flops(device):
     assert counter.get_total_flops() == 2 * forward
 
 
-def test_second_derivative_is_refused():
+def test_double_backward_raises():
     value, shapes, locations, weights = arguments()
     value.requires_grad_()
     locations.requires_grad_()
     output = ops.ms_deform_attn(value, shapes, locations, weights)
     (first,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivative"):
+    with pytest.raises(NotImplementedError, match="does not support double backward"):
         first.sum().backward()
 
 
@@ -145,9 +145,9 @@ FORWARD_MODES = {
 }
 
 
-@pytest.mark.parametrize("raw", [False, True], ids=["face", "registered"])
+@pytest.mark.parametrize("raw", [False, True], ids=["public", "registered"])
 @pytest.mark.parametrize("mode", FORWARD_MODES)
-def test_forward_mode_is_refused(mode, raw):
+def test_forward_mode_raises(mode, raw):
     value, shapes, locations, weights = arguments()
 
     def call(value: Tensor) -> Tensor:
@@ -155,38 +155,38 @@ def test_forward_mode_is_refused(mode, raw):
             return torch.ops.attnzoo.ms_deform_attn(value, flat(shapes), locations, weights)
         return ops.ms_deform_attn(value, shapes, locations, weights)
 
-    with pytest.raises(NotImplementedError, match=r"^ms_deform_attn has no forward-mode derivative"):
+    with pytest.raises(NotImplementedError, match=r"^ms_deform_attn does not support forward-mode AD"):
         FORWARD_MODES[mode](call, value)
-    torch.func.jvp(lambda x: x * call(value).sum(), (torch.ones(()),), (torch.ones(()),))  # a constant has none
+    torch.func.jvp(lambda x: x * call(value).sum(), (torch.ones(()),), (torch.ones(()),))  # no tangent, no error
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_dual_numbers_are_refused(requires_grad):
+def test_dual_numbers_raise(requires_grad):
     value, shapes, *others = arguments()
     value.requires_grad_(requires_grad)
     with torch.autograd.forward_ad.dual_level():
         ops.ms_deform_attn(value, shapes, *others)
         dual = torch.autograd.forward_ad.make_dual(value, torch.ones_like(value))
-        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        with pytest.raises(NotImplementedError, match="does not support forward-mode AD"):
             torch.ops.attnzoo.ms_deform_attn(dual, flat(shapes), *others)
 
 
-def test_forward_mode_is_refused_under_compile():
+def test_forward_mode_raises_under_compile():
     value, shapes, locations, weights = arguments()
 
     def derivative(value: Tensor) -> Tensor:
         return torch.func.jvp(lambda x: ops.ms_deform_attn(x, shapes, locations, weights), (value,), (value,))[1]
 
-    with pytest.raises(Exception, match="no forward-mode derivative"):
+    with pytest.raises(Exception, match="does not support forward-mode AD"):
         torch.compile(derivative, fullgraph=True, backend="aot_eager")(value)
 
 
-def test_forward_over_reverse_is_refused():
+def test_forward_over_reverse_raises():
     value, shapes, locations, weights = arguments()
     grad = torch.ones(2, 6, 24, dtype=value.dtype)
 
     def backward(grad: Tensor) -> Tensor:
         return torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), locations, weights, True)[0]
 
-    with pytest.raises(NotImplementedError, match=r"^ms_deform_attn_backward has no forward-mode derivative"):
+    with pytest.raises(NotImplementedError, match=r"^ms_deform_attn_backward does not support forward-mode AD"):
         torch.func.jvp(backward, (grad,), (grad,))

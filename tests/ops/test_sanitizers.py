@@ -1,4 +1,4 @@
-"""The CPU kernels under the address and undefined-behaviour sanitizers pass the tests of their values."""
+"""The tests of the CPU kernels pass under the address and undefined-behaviour sanitizers."""
 
 import os
 import shutil
@@ -18,12 +18,12 @@ OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0", "UBSAN_OPT
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with attnzoo whose kernels are instrumented."""
+    """A folder with attnzoo, built with instrumented kernels."""
     folder = tmp_path_factory.mktemp("sanitized")
     source = folder / "source"
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
-    shutil.copytree(ROOT, source, ignore=unwanted, symlinks=True)
-    # With -O1 the kernels compile three times as long, and what is undefined may be optimised away unseen.
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
+    shutil.copytree(ROOT, source, ignore=ignored, symlinks=True)
+    # -O1 takes three times as long, and may optimise undefined behaviour away.
     environment = os.environ | {"ATTNZOO_CUDA": "0", "CFLAGS": f"{SANITIZE} -g1 -O0", "LDFLAGS": SANITIZE}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     built = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
@@ -32,18 +32,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    found = [
+    sanitizers = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    environment = os.environ | OPTIONS | {"LD_PRELOAD": " ".join(found), "PYTHONPATH": str(package)}
-    # -P: not the package in the current folder
+    environment = os.environ | OPTIONS | {"LD_PRELOAD": " ".join(sanitizers), "PYTHONPATH": str(package)}
+    # -P: do not import the package from the current folder
     return subprocess.run(
         [sys.executable, "-P", *arguments], cwd=package, env=environment, capture_output=True, text=True
     )
 
 
-def test_the_instrumented_library_is_what_runs(package):
+def test_the_instrumented_library_is_loaded(package):
     script = "from attnzoo.ops import library; print(library.load() or library.LIBRARY)"
     shown = run(package, "-c", script)
     assert shown.stdout.strip() == str(package / "attnzoo" / "ops" / "_C.abi3.so"), shown.stderr
@@ -52,11 +52,11 @@ def test_the_instrumented_library_is_what_runs(package):
     assert "__ubsan_handle_" in symbols
 
 
-def test_values_of_every_instruction_set(package):
+def test_kernels_of_every_instruction_set(package):
     names = ("values", "fused", "simd", "deform_kv", "deform_kv_simd")
     tests = [f"tests/ops/test_{name}.py" for name in names]
-    # Only what optimises contracts a product and a sum: without it the levels may agree to the bit.
-    chosen = ["-m", "not slow", "-k", "not really_different and not chooses_the_kernels"]
+    # Without optimisation there is no FMA contraction, and the instruction sets may agree bit for bit.
+    chosen = ["-m", "not slow", "-k", "not really_different and not selects_the_kernels"]
     tested = run(package, "-m", "pytest", *tests, *chosen, "-x", "-q", "-p", "no:cacheprovider")
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert " passed" in tested.stdout

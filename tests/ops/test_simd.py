@@ -1,4 +1,4 @@
-"""The CPU kernels for each instruction set: the same results, for any sizes, places and number of threads."""
+"""`ms_deform_attn` for each instruction set: any sizes, locations and numbers of threads."""
 
 import math
 
@@ -14,27 +14,27 @@ from attnzoo import ops
 from attnzoo.ops.ms_deform_attn import reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-FEW_OR_MANY = pytest.mark.parametrize("queries", [6, 40])  # read where the value lies, or from a copy
+FEW_OR_MANY = pytest.mark.parametrize("queries", [6, 40])  # samples value itself, or a packed copy
 ROUNDING = {F16: 2**-11, BF16: 2**-8, F32: 2**-24, F64: 2**-53}
 
 
 def results(args: Arguments | Fused) -> list[Tensor]:
-    """Output and all gradients, of a loss that weighs all outputs differently."""
+    """Output and all gradients, for an output gradient with distinct values."""
     leaves = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in args]
     function = ops.ms_deform_attn_fused if isinstance(args, Fused) else ops.ms_deform_attn
     return differentiated(function(*leaves), leaves, args[0].dtype)
 
 
 def expected_results(args: Arguments | Fused) -> list[Tensor]:
-    """The same in float64, by PyTorch's own derivatives."""
+    """The same by autograd through the float64 reference."""
     leaves = [t.double().requires_grad_() if isinstance(t, Tensor) else t for t in args]
     function = reference.ms_deform_attn_fused if isinstance(args, Fused) else reference.ms_deform_attn
     return differentiated(function(*leaves), leaves, args[0].dtype)
 
 
 def differentiated(output: Tensor, leaves: list, dtype: torch.dtype) -> list[Tensor]:
-    slope = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype).to(output.dtype)
-    return [output.detach(), *torch.autograd.grad(output, [t for t in leaves if isinstance(t, Tensor)], slope)]
+    grad_output = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype).to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, [t for t in leaves if isinstance(t, Tensor)], grad_output)]
 
 
 def call(form: str, **options) -> Arguments | Fused:
@@ -56,24 +56,24 @@ def test_agrees_with_the_reference_in_float64(head_dim, dtype, form, queries, le
 @FEW_OR_MANY
 @pytest.mark.parametrize("dtype", [F16, BF16])
 @pytest.mark.parametrize("head_dim", [3, 8, 32])
-def test_half_precision_errs_by_one_rounding(head_dim, dtype, queries, level):
+def test_half_precision_is_accurate_to_one_rounding(head_dim, dtype, queries, level):
     value, *others = arguments(head_dim=head_dim, queries=queries, dtype=F32)
     args = (value.to(dtype), *others)
-    output, by_value, by_locations, by_weights = results(args)
+    output, grad_value, grad_locations, grad_weights = results(args)
     exact = expected_results(args)
-    for got, expected in zip((output, by_value), exact[:2], strict=True):
+    for got, expected in zip((output, grad_value), exact[:2], strict=True):
         assert got.dtype == dtype
         assert ((got.double() - expected).abs() <= ROUNDING[dtype] * expected.abs() + 1e-5).all()
-    for got, expected in zip((by_locations, by_weights), exact[2:], strict=True):
+    for got, expected in zip((grad_locations, grad_weights), exact[2:], strict=True):
         assert got.dtype == F32
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("queries", [1, 4])
 @pytest.mark.parametrize("dtype", [F16, BF16])
-def test_every_half_precision_number_is_read(dtype, queries, level):
-    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
-    value = numbers.view(1024, 1, 2, 32)  # 1024 images of one pixel, sampled in its middle
+def test_every_half_precision_value_is_converted(dtype, queries, level):
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    value = bits.view(1024, 1, 2, 32)  # 1024 images of one pixel, sampled in its middle
     locations = torch.full((1024, queries, 2, 1, 1, 2), 0.5)
     output = ops.ms_deform_attn(value, ((1, 1),), locations, torch.ones(1024, queries, 2, 1, 1))
     expected = value.view(1024, 1, 64).expand(-1, queries, -1)
@@ -83,8 +83,8 @@ def test_every_half_precision_number_is_read(dtype, queries, level):
 @pytest.mark.parametrize("dtype", [F16, BF16])
 @pytest.mark.parametrize("scale", [1.0, 1 / 3, 7e-4, 3e4])
 def test_half_precision_is_rounded_as_pytorch_does(scale, dtype, level):
-    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
-    value = numbers.view(1024, 1, 1, 64)
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    value = bits.view(1024, 1, 1, 64)
     weights = torch.full((1024, 1, 1, 1, 1), scale)
     output = ops.ms_deform_attn(value, ((1, 1),), torch.full((1024, 1, 1, 1, 1, 2), 0.5), weights)
     torch.testing.assert_close(output, (value[:, 0] * weights[:, 0, 0]).to(dtype), rtol=0, atol=0, equal_nan=True)
@@ -98,13 +98,13 @@ def test_levels_are_really_different(monkeypatch):
         outputs.append(results(args))
     for other in outputs[1:]:
         for a, b in zip(outputs[0], other, strict=True):
-            assert not torch.equal(a, b)  # sums in another order
+            assert not torch.equal(a, b)  # another order of additions
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     monkeypatch.delenv("ATTNZOO_SIMD")
-    assert all(torch.equal(a, b) for a, b in zip(outputs[-1], results(args), strict=True))  # the best is taken
+    assert all(torch.equal(a, b) for a, b in zip(outputs[-1], results(args), strict=True))  # default: the best one
 
 
-def test_an_unknown_level_is_refused(monkeypatch):
+def test_an_unknown_level_raises(monkeypatch):
     monkeypatch.setenv("ATTNZOO_SIMD", "avx9")
     with pytest.raises(RuntimeError, match="ATTNZOO_SIMD=avx9: expected baseline, avx2 or avx512"):
         ops.ms_deform_attn(*arguments())
@@ -113,7 +113,7 @@ def test_an_unknown_level_is_refused(monkeypatch):
 @pytest.mark.parametrize("form", ["plain", "points", "boxes"])
 @pytest.mark.parametrize("queries", [20, 80])
 @pytest.mark.parametrize("sizes", [{"batch": 1, "heads": 1}, {"batch": 2, "heads": 4}])
-def test_threads_do_not_change_a_bit(sizes, queries, form, level, threads):
+def test_bit_identical_for_any_number_of_threads(sizes, queries, form, level, threads):
     # One head: its levels are split over threads. 20 queries are too few for a copy of a head, 80 are enough.
     args = call(form, shapes=((12, 17), (6, 9)), queries=queries, head_dim=32, dtype=F32, **sizes)
     assert 20 * 8 < 2 * 258 <= 80 * 8
@@ -126,7 +126,7 @@ def test_threads_do_not_change_a_bit(sizes, queries, form, level, threads):
 
 
 def test_as_many_queries_as_tokens(level):
-    # As in an encoder, where the kernels take the queries in an order of their own.
+    # As in an encoder, where the kernels process the queries in raster order across levels.
     shapes = ((6, 8), (3, 4), (2, 2))
     args = arguments(shapes, queries=64, head_dim=8)
     for got, expected in zip(results(args), expected_results(args), strict=True):
@@ -151,23 +151,23 @@ SPOTS = [0.0, 1.0, 0.5, -0.1, 1.1, -3.0, 1e9, -1e30, math.nan, math.inf, -math.i
     level=st.sampled_from(LEVELS),
     data=st.data(),
 )
-def test_any_sizes_and_places(shapes, sizes, level, data):
+def test_any_sizes_and_locations(shapes, sizes, level, data):
     with pytest.MonkeyPatch.context() as patch:
         force(level, patch)
         value, shapes, locations, weights = arguments(shapes, **sizes, seed=data.draw(st.integers(0, 99)))
-        # Pixel centres and edges, and spots off the map or nowhere.
+        # Pixel centres and edges, and locations outside the map or not finite.
         map_sizes = locations.new_tensor([(w, h) for h, w in shapes])[:, None]
         halves = (locations * map_sizes * 2).round() / (map_sizes * 2)
         spots = locations.new_tensor(data.draw(st.lists(st.sampled_from(SPOTS), min_size=16, max_size=16)))
         choice = torch.randint(0, 3, locations.shape, generator=torch.Generator().manual_seed(1))
-        places = torch.arange(locations.numel()).view(locations.shape) % 16
-        locations = torch.where(choice == 0, locations, torch.where(choice == 1, halves, spots[places]))
+        spot_index = torch.arange(locations.numel()).view(locations.shape) % 16
+        locations = torch.where(choice == 0, locations, torch.where(choice == 1, halves, spots[spot_index]))
         output, *gradients = results((value, shapes, locations, weights))
         torch.testing.assert_close(output, oracle(value, shapes, locations, weights), rtol=0, atol=1e-12)
         assert all(g.isfinite().all() for g in gradients)
-        nowhere = ~locations.isfinite().all(-1)
-        assert not gradients[1][nowhere].any()
-        assert not gradients[2][nowhere].any()
+        nonfinite = ~locations.isfinite().all(-1)
+        assert not gradients[1][nonfinite].any()
+        assert not gradients[2][nonfinite].any()
 
 
 @pytest.mark.parametrize("form", ["plain", "boxes"])
@@ -194,7 +194,7 @@ SAME_IN_OTHER_STRIDES = {
 @pytest.mark.parametrize("head_dim", [7, 8])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("strides", SAME_IN_OTHER_STRIDES)
-def test_value_is_read_by_its_strides(strides, dtype, head_dim, queries, level):
+def test_strided_values(strides, dtype, head_dim, queries, level):
     value, shapes, *others = arguments(queries=queries, head_dim=head_dim, dtype=F32)
     value = SAME_IN_OTHER_STRIDES[strides](value.to(dtype))
     assert value.stride(3) == 1
@@ -206,7 +206,7 @@ def test_value_is_read_by_its_strides(strides, dtype, head_dim, queries, level):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_infinite_pixels_spoil_only_what_reads_them(level):
+def test_infinite_pixels_affect_only_samples_on_them(level):
     value, shapes, *_ = arguments(((3, 4),), batch=1, queries=1, heads=2, points=1, head_dim=8, dtype=F32)
     value[0, 0] = math.inf
     for queries in (1, 30):

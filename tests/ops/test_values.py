@@ -1,4 +1,4 @@
-"""What the operators compute: the oracle, the reference and the compiled kernels agree."""
+"""Results of `ms_deform_attn`: oracle, reference and compiled kernels agree."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.ops import DEVICES, arguments, on, oracle
+from support.ops import DEVICES, arguments, oracle, to_device
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
@@ -14,20 +14,20 @@ from attnzoo import ops
 from attnzoo.ops import library
 from attnzoo.ops.ms_deform_attn import reference
 
-HEAD_DIMS = [1, 5, 8, 16, 32, 64, 71]  # with and without a kernel of their own
+HEAD_DIMS = [1, 5, 8, 16, 32, 64, 71]  # with and without a specialised kernel
 
 
 def gradients(function, value: Tensor, shapes, locations: Tensor, weights: Tensor) -> list[Tensor]:
-    """Output and gradients by value, locations and weights, of a loss that weighs all outputs differently."""
+    """Output and gradients of value, locations and weights, for an output gradient with distinct values."""
     leaves = [t.clone().requires_grad_() for t in (value, locations, weights)]
     output = function(leaves[0], shapes, *leaves[1:])
-    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
-    return [output.detach(), *torch.autograd.grad(output, leaves, slope)]
+    grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
-def test_the_compiled_library_is_there():
+def test_the_library_is_compiled():
     assert ops.backends()["cpu"] == "available"
-    assert library.compiled_for("cpu")
+    assert library.has_kernel("cpu")
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -42,7 +42,7 @@ def test_reference_and_compiled_agree_with_the_oracle(head_dim):
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_gradients_agree_with_the_reference(head_dim, device):
     args = arguments(head_dim=head_dim)
-    on_device = on(device, args)
+    on_device = to_device(device, args)
     for got, expected in zip(
         gradients(ops.ms_deform_attn, *on_device), gradients(reference.ms_deform_attn, *args), strict=True
     ):
@@ -73,7 +73,7 @@ def test_float32_agrees_with_float64(device):
 )
 def test_any_sizes(device, shapes, batch, queries, heads, head_dim, points, seed):
     args = arguments(shapes, batch=batch, queries=queries, heads=heads, head_dim=head_dim, points=points, seed=seed)
-    on_device = on(device, args)
+    on_device = to_device(device, args)
     torch.testing.assert_close(ops.ms_deform_attn(*on_device).cpu(), oracle(*args), rtol=0, atol=1e-12)
     for got, expected in zip(
         gradients(ops.ms_deform_attn, *on_device), gradients(reference.ms_deform_attn, *args), strict=True
@@ -82,13 +82,13 @@ def test_any_sizes(device, shapes, batch, queries, heads, head_dim, points, seed
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("head_dim", "queries"), [(3, 2), (8, 2), (8, 7)])  # of few queries the CPU copies nothing
+@pytest.mark.parametrize(("head_dim", "queries"), [(3, 2), (8, 2), (8, 7)])  # few queries: no copy on the CPU
 def test_gradcheck(head_dim, queries, device):
     value, shapes, locations, weights = arguments(
         ((3, 4), (2, 1)), batch=1, queries=queries, heads=2, head_dim=head_dim, points=2, device=device
     )
     leaves = [t.requires_grad_() for t in (value, locations, weights)]
-    # Atomic additions on CUDA come in any order; the CPU kernel has none and must repeat itself to the bit.
+    # The order of atomic additions on CUDA varies; the CPU kernel is deterministic.
     torch.autograd.gradcheck(
         lambda v, x, w: ops.ms_deform_attn(v, shapes, x, w), leaves, nondet_tol=1e-12 if device == "cuda" else 0.0
     )
@@ -97,25 +97,25 @@ def test_gradcheck(head_dim, queries, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e19, -1e19])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_locations_that_are_no_places_add_nothing(bad, axis, device):
+def test_nonfinite_locations_contribute_zero(bad, axis, device):
     for dtype in (torch.float32, torch.float64):
         value, shapes, locations, weights = arguments(dtype=dtype, device=device)
-        spoilt = locations.clone()
-        spoilt[:, ::2, :, 1, 2, axis] = bad
-        silenced = weights.clone()
-        silenced[:, ::2, :, 1, 2] = 0
-        expected = reference.ms_deform_attn(value, shapes, locations, silenced)
+        corrupted = locations.clone()
+        corrupted[:, ::2, :, 1, 2, axis] = bad
+        zeroed = weights.clone()
+        zeroed[:, ::2, :, 1, 2] = 0
+        expected = reference.ms_deform_attn(value, shapes, locations, zeroed)
         for function in (ops.ms_deform_attn, reference.ms_deform_attn):
-            output, by_value, by_location, by_weight = gradients(function, value, shapes, spoilt, weights)
+            output, grad_value, grad_location, grad_weight = gradients(function, value, shapes, corrupted, weights)
             torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
-            assert all(g.isfinite().all() for g in (by_value, by_location, by_weight))
-            assert not by_location[:, ::2, :, 1, 2].any()
-            assert not by_weight[:, ::2, :, 1, 2].any()
-            assert by_location[:, 1::2].any()
+            assert all(g.isfinite().all() for g in (grad_value, grad_location, grad_weight))
+            assert not grad_location[:, ::2, :, 1, 2].any()
+            assert not grad_weight[:, ::2, :, 1, 2].any()
+            assert grad_location[:, 1::2].any()
 
 
-def test_nothing_is_read_beside_the_map():
-    # Each level lies between garbage that would show in the output if a corner off the map were read.
+def test_nothing_is_read_outside_the_map():
+    # The levels before and after are NaN, which would reach the output if a corner outside the map were read.
     value, shapes, locations, weights = arguments(((3, 4), (2, 3), (4, 2)))
     value[:, :12] = math.nan
     value[:, 18:] = math.nan
@@ -131,12 +131,12 @@ def test_nothing_is_read_beside_the_map():
 @pytest.mark.parametrize("function", [ops.ms_deform_attn, reference.ms_deform_attn])
 def test_empty(function, batch, queries):
     args = arguments(batch=batch, queries=queries)
-    output, by_value, by_location, by_weight = gradients(function, *args)
+    output, grad_value, grad_location, grad_weight = gradients(function, *args)
     assert output.shape == (batch, queries, 24)
-    assert by_value.shape == args[0].shape
-    assert not by_value.any()
-    assert by_location.shape == args[2].shape
-    assert by_weight.shape == args[3].shape
+    assert grad_value.shape == args[0].shape
+    assert not grad_value.any()
+    assert grad_location.shape == args[2].shape
+    assert grad_weight.shape == args[3].shape
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -159,15 +159,15 @@ def test_strided_and_expanded_arguments(device):
 def test_expanded_gradient():
     value, shapes, locations, weights = arguments()
     value.requires_grad_()
-    ops.ms_deform_attn(value, shapes, locations, weights).sum().backward()  # its gradient is one expanded number
+    ops.ms_deform_attn(value, shapes, locations, weights).sum().backward()  # its gradient is an expanded scalar
     expected = value.detach().clone().requires_grad_()
     reference.ms_deform_attn(expected, shapes, locations, weights).sum().backward()
     torch.testing.assert_close(value.grad, expected.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_threads_do_not_change_a_bit(dtype):
-    # Larger than the grain, so that there is work for two threads.
+def test_bit_identical_for_any_number_of_threads(dtype):
+    # Larger than the grain size, so that there is work for two threads.
     args = arguments(((12, 17), (6, 9)), queries=300, heads=4, head_dim=32, dtype=dtype)
     before = torch.get_num_threads()
     results = []
@@ -186,9 +186,9 @@ def test_half_precision_computes_in_float32():
     for dtype in (torch.bfloat16, torch.float16):
         half = value.to(dtype)
         expected = ops.ms_deform_attn(half.float(), shapes, locations, weights).to(dtype)
-        output, by_value, by_location, _ = gradients(ops.ms_deform_attn, half, shapes, locations, weights)
-        assert output.dtype == by_value.dtype == dtype
-        assert by_location.dtype == torch.float32
+        output, grad_value, grad_location, _ = gradients(ops.ms_deform_attn, half, shapes, locations, weights)
+        assert output.dtype == grad_value.dtype == dtype
+        assert grad_location.dtype == torch.float32
         assert torch.equal(output, expected)
         all_half = ops.ms_deform_attn(half, shapes, locations.to(dtype), weights.to(dtype))
         assert all_half.dtype == dtype
@@ -228,7 +228,7 @@ def test_cuda_runs_on_the_current_stream():
 
 
 @pytest.mark.cuda
-def test_cuda_is_deterministic_when_asked():
+def test_cuda_is_deterministic_if_requested():
     args = arguments(((12, 17), (6, 9)), queries=500, heads=4, head_dim=40, dtype=torch.float32, device="cuda")
     torch.use_deterministic_algorithms(True)
     try:
@@ -237,6 +237,6 @@ def test_cuda_is_deterministic_when_asked():
         torch.use_deterministic_algorithms(False)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    on_cpu = on("cpu", args)
+    on_cpu = to_device("cpu", args)
     for got, expected in zip(results[0], gradients(ops.ms_deform_attn, *on_cpu), strict=True):
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)

@@ -1,43 +1,43 @@
-"""vmap over the operators equals a loop over them."""
+"""vmap of the operators equals a loop."""
 
 import pytest
 import torch
-from support.deform_kv import FACES, KINDS, leaves, with_leaves
-from support.deform_kv import arguments as keyed
+from support.deform_kv import FUNCTIONS, KINDS, leaves, with_leaves
+from support.deform_kv import arguments as deform_kv_arguments
 from support.ops import arguments, fused_arguments
 from torch import Tensor
 
 from attnzoo import ops
 
 
-def copies(count: int, **options) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
-    """Value, locations and weights of `count` calls, stacked in front; the shapes."""
+def stacked_arguments(count: int, **options) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
+    """Value, locations and weights of `count` calls, stacked along dimension 0; the shapes."""
     calls = [arguments(seed=seed, **options) for seed in range(count)]
     return [torch.stack(tensors) for tensors in zip(*((c[0], c[2], c[3]) for c in calls), strict=True)], calls[0][1]
 
 
 @pytest.mark.parametrize("dims", [(0, 0, 0), (1, 0, 2), (None, 0, 0), (0, None, None)])
 def test_equals_a_loop(dims):
-    stacked, shapes = copies(3)
-    given = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip(stacked, dims, strict=True)]
+    stacked, shapes = stacked_arguments(3)
+    args = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip(stacked, dims, strict=True)]
 
     def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return ops.ms_deform_attn(value, shapes, locations, weights)
 
-    at = [[t if dim is None else t.select(dim, i) for t, dim in zip(given, dims, strict=True)] for i in range(3)]
+    at = [[t if dim is None else t.select(dim, i) for t, dim in zip(args, dims, strict=True)] for i in range(3)]
     expected = torch.stack([call(*tensors) for tensors in at])
-    torch.testing.assert_close(torch.vmap(call, in_dims=dims)(*given), expected)
+    torch.testing.assert_close(torch.vmap(call, in_dims=dims)(*args), expected)
 
 
 def test_empty_batch():
-    stacked, shapes = copies(3, batch=0)
+    stacked, shapes = stacked_arguments(3, batch=0)
     output = torch.vmap(lambda v, x, a: ops.ms_deform_attn(v, shapes, x, a))(*stacked)
     assert output.shape == (3, 0, 6, 24)
 
 
 def test_gradients():
-    stacked, shapes = copies(3)
-    shared = stacked[0][0].clone().requires_grad_()  # one value for all: its gradient is the sum
+    stacked, shapes = stacked_arguments(3)
+    shared = stacked[0][0].clone().requires_grad_()  # one value for all: its gradient is a sum
 
     def call(locations: Tensor, weights: Tensor) -> Tensor:
         return ops.ms_deform_attn(shared, shapes, locations, weights)
@@ -55,7 +55,7 @@ def test_the_fused_form_equals_a_loop_with_its_gradients(dims, box):
     calls = [fused_arguments(box, seed=seed) for seed in range(3)]
     shapes = calls[0].shapes
     stacked = [torch.stack(tensors) for tensors in zip(*((c.value, *c[2:]) for c in calls), strict=True)]
-    given = [
+    args = [
         (t[0].clone() if dim is None else t.movedim(0, dim)).requires_grad_()
         for t, dim in zip(stacked, dims, strict=True)
     ]
@@ -63,29 +63,29 @@ def test_the_fused_form_equals_a_loop_with_its_gradients(dims, box):
     def call(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         return ops.ms_deform_attn_fused(value, shapes, references, offsets, logits)
 
-    at = [[t if dim is None else t.select(dim, i) for t, dim in zip(given, dims, strict=True)] for i in range(3)]
+    at = [[t if dim is None else t.select(dim, i) for t, dim in zip(args, dims, strict=True)] for i in range(3)]
     looped = torch.stack([call(*tensors) for tensors in at])
-    output = torch.vmap(call, in_dims=dims)(*given)
+    output = torch.vmap(call, in_dims=dims)(*args)
     torch.testing.assert_close(output, looped)
-    gradients = (torch.autograd.grad(result.square().sum(), given) for result in (output, looped))
+    gradients = (torch.autograd.grad(result.square().sum(), args) for result in (output, looped))
     for gradient, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("mapped", ["tokens", "bias", "everything"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_displaced_keys_equal_a_loop(kind: str, mapped: str) -> None:
-    calls = [keyed(kind, seed=seed, padded=False) for seed in range(3)]
-    given = [leaves(call) for call in calls]
-    chosen = {"tokens": range(5), "bias": range(5, len(given[0])), "everything": range(len(given[0]))}[mapped]
+def test_deform_kv_equals_a_loop(kind: str, mapped: str) -> None:
+    calls = [deform_kv_arguments(kind, seed=seed, padded=False) for seed in range(3)]
+    args = [leaves(call) for call in calls]
+    chosen = {"tokens": range(5), "bias": range(5, len(args[0])), "everything": range(len(args[0]))}[mapped]
     tensors = [
-        torch.stack([g[i] for g in given]).requires_grad_() if i in chosen else given[0][i].requires_grad_()
-        for i in range(len(given[0]))
+        torch.stack([g[i] for g in args]).requires_grad_() if i in chosen else args[0][i].requires_grad_()
+        for i in range(len(args[0]))
     ]
     dims = tuple(0 if i in chosen else None for i in range(len(tensors)))
 
     def call(*tensors: Tensor) -> Tensor:
-        return FACES[kind](**with_leaves(calls[0], list(tensors)))
+        return FUNCTIONS[kind](**with_leaves(calls[0], list(tensors)))
 
     output = torch.vmap(call, in_dims=dims)(*tensors)
     looped = torch.stack(
@@ -97,7 +97,7 @@ def test_displaced_keys_equal_a_loop(kind: str, mapped: str) -> None:
         torch.testing.assert_close(gradient, expected)
 
 
-def test_over_nothing():
-    stacked, shapes = copies(3)
+def test_mapped_dimension_of_size_0():
+    stacked, shapes = stacked_arguments(3)
     output = torch.vmap(lambda v, x, a: ops.ms_deform_attn(v, shapes, x, a))(*(t[:0] for t in stacked))
     assert output.shape == (0, *ops.ms_deform_attn(stacked[0][0], shapes, stacked[1][0], stacked[2][0]).shape)

@@ -1,4 +1,4 @@
-"""Inputs for tests of attention to displaced keys, and an oracle that shares no code with what it checks."""
+"""Inputs for tests of `deform_kv_attn`, and an independent oracle."""
 
 import itertools
 import math
@@ -11,8 +11,8 @@ from attnzoo import ops
 from attnzoo.ops.deform_kv_attn import reference
 
 KINDS = ("table", "mlp")
-FACES = {"table": ops.deform_kv_attention, "mlp": ops.deform_kv_attention_mlp}
-FORMULAS = {"table": reference.deform_kv_attention, "mlp": reference.deform_kv_attention_mlp}
+FUNCTIONS = {"table": ops.deform_kv_attn, "mlp": ops.deform_kv_attn_mlp}
+REFERENCES = {"table": reference.deform_kv_attn, "mlp": reference.deform_kv_attn_mlp}
 TOKENS = ("query", "key", "value", "query_positions", "key_positions")
 
 
@@ -31,7 +31,7 @@ def arguments(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A call by its argument names. Displacements fall on and beyond the tables; some keys are hidden."""
+    """Keyword arguments of a call, with displacements inside and outside the tables and some masked keys."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*size: int) -> Tensor:
@@ -52,78 +52,78 @@ def arguments(
     else:
         sizes = (2, 6, 3, heads // groups)
         call["mlps"] = [
-            [(random(out, given), random(out)) for given, out in itertools.pairwise(sizes)] for _ in range(levels)
+            [(random(out, inputs), random(out)) for inputs, out in itertools.pairwise(sizes)] for _ in range(levels)
         ]
     return call
 
 
 def leaves(call: dict[str, Any]) -> list[Tensor]:
-    """The tensors of a call that can have gradients."""
+    """The differentiable tensors of a call."""
     bias = call["tables"] if "tables" in call else [tensor for mlp in call["mlps"] for layer in mlp for tensor in layer]
     return [*(call[name] for name in TOKENS), *bias]
 
 
 def with_leaves(call: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
-    """The call with these tensors in place of its `leaves`."""
-    changed = {**call, **dict(zip(TOKENS, tensors, strict=False))}
-    rest = iter(tensors[len(TOKENS) :])
+    """The call with its `leaves` replaced."""
+    replaced = {**call, **dict(zip(TOKENS, tensors, strict=False))}
+    bias = iter(tensors[len(TOKENS) :])
     if "tables" in call:
-        changed["tables"] = list(rest)
+        replaced["tables"] = list(bias)
     else:
-        changed["mlps"] = [[(next(rest), next(rest)) for _ in mlp] for mlp in call["mlps"]]
-    return changed
+        replaced["mlps"] = [[(next(bias), next(bias)) for _ in mlp] for mlp in call["mlps"]]
+    return replaced
 
 
-def placed(device: str, call: dict[str, Any]) -> dict[str, Any]:
-    """The call with all its tensors on a device."""
+def call_to_device(device: str, call: dict[str, Any]) -> dict[str, Any]:
+    """Move the tensors of a call to a device."""
     padding = call["key_padding"]
     moved = {**call, "key_padding": padding if padding is None else padding.to(device)}
     return with_leaves(moved, [tensor.to(device) for tensor in leaves(call)])
 
 
 def gradients(function: Any, call: dict[str, Any]) -> list[Tensor]:
-    """Output and gradients by all leaves of a loss that weighs all outputs differently."""
+    """Output and gradients of all leaves, for an output gradient with distinct values."""
     tensors = [tensor.detach().clone().requires_grad_() for tensor in leaves(call)]
     output = function(**with_leaves(call, tensors))
-    slope = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
-    return [output.detach(), *torch.autograd.grad(output, tensors, slope)]
+    grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+    return [output.detach(), *torch.autograd.grad(output, tensors, grad_output)]
 
 
 def oracle(call: dict[str, Any]) -> Tensor:
-    """DAT (Xia et al., CVPR 2022), equation 9, in plain loops over plain floats."""
+    """DAT (Xia et al., CVPR 2022), equation 9, in Python loops."""
     batch, heads, queries, dim = call["query"].shape
     groups, keys = call["key_positions"].shape[1:3]
     level_of = [level for level, count in enumerate(call["key_counts"]) for _ in range(count)]
-    hidden = call["key_padding"]
+    masked = call["key_padding"]
     output = torch.zeros(batch, heads, queries, dim, dtype=torch.float64)
     for b in range(batch):
-        seen = [k for k in range(keys) if hidden is None or not hidden[b, k]]
+        visible = [k for k in range(keys) if masked is None or not masked[b, k]]
         for h in range(heads):
-            for q in range(queries if seen else 0):
+            for q in range(queries if visible else 0):
                 scores = []
-                for k in seen:
-                    at = call["query_positions"][b if call["query_positions"].shape[0] > 1 else 0, level_of[k], q]
-                    x, y = (at - call["key_positions"][b, h // (heads // groups), k]).tolist()
+                for k in visible:
+                    position = call["query_positions"][b if call["query_positions"].shape[0] > 1 else 0, level_of[k], q]
+                    x, y = (position - call["key_positions"][b, h // (heads // groups), k]).tolist()
                     product = float(call["query"][b, h, q] @ call["key"][b, h, k]) / math.sqrt(dim)
                     scores.append(product + _bias(call, level_of[k], h, heads // groups, x, y))
-                shares = [math.exp(score - max(scores)) for score in scores]
-                for share, k in zip(shares, seen, strict=True):
-                    output[b, h, q] += share / sum(shares) * call["value"][b, h, k]
+                weights = [math.exp(score - max(scores)) for score in scores]
+                for weight, k in zip(weights, visible, strict=True):
+                    output[b, h, q] += weight / sum(weights) * call["value"][b, h, k]
     return output
 
 
 def _bias(call: dict[str, Any], level: int, head: int, heads_per_group: int, x: float, y: float) -> float:
     if "mlps" in call:
-        hidden = [math.copysign(math.log(1 + abs(d)), d) for d in (x, y)]
+        activations = [math.copysign(math.log(1 + abs(d)), d) for d in (x, y)]
         layers = call["mlps"][level]
         for index, (weight, bias) in enumerate(layers):
-            hidden = (weight @ torch.tensor(hidden, dtype=torch.float64) + bias).tolist()
+            activations = (weight @ torch.tensor(activations, dtype=torch.float64) + bias).tolist()
             if index < len(layers) - 1:
-                hidden = [max(0.0, unit) for unit in hidden]
-        return hidden[head % heads_per_group]
+                activations = [max(0.0, unit) for unit in activations]
+        return activations[head % heads_per_group]
     table = call["tables"][level][head].tolist()
     row, column = y + (len(table) - 1) / 2, x + (len(table[0]) - 1) / 2
-    # A bilinear sample weighs every cell with a tent of half-width one.
+    # Bilinear weight of a cell: a tent of half-width 1.
     return sum(
         max(0.0, 1 - abs(column - j)) * max(0.0, 1 - abs(row - i)) * cell
         for i, cells in enumerate(table)

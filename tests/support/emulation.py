@@ -1,7 +1,7 @@
 """The CUDA operators compiled for the CPU over tests/ops/emulation, as `torch.ops.attnzoo_emulated`.
 
-With CXXFLAGS="-fsanitize=address,undefined" and LD_PRELOAD="libasan.so libubsan.so" (as g++ -print-file-name spells
-them) the kernels' addresses are checked too; ASAN_OPTIONS=detect_leaks=0, because Python leaks.
+Set CXXFLAGS="-fsanitize=address,undefined" and LD_PRELOAD="libasan.so libubsan.so" (paths of g++ -print-file-name)
+to check memory accesses too, and ASAN_OPTIONS=detect_leaks=0, because Python leaks.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.cpp_extension import include_paths
 
-from attnzoo import ops  # noqa: F401  (declares the operators whose schemas are taken)
+from attnzoo import ops  # noqa: F401  (defines the operator schemas)
 
 ROOT = Path(__file__).parents[2]
 EMULATION = ROOT / "tests" / "ops" / "emulation"
@@ -36,11 +36,11 @@ def compile_library(folder: Path) -> Path:
     sources = [(path, renamed) for path in sorted((ROOT / "csrc").rglob("*.cu"))]
     sources.append((EMULATION / "emulation.cpp", []))
     objects = [folder / f"{path.parent.name}-{path.stem}.o" for path, _ in sources]
-    running = [
+    compilers = [
         subprocess.Popen([*compiler, *FLAGS, *MACROS, *includes, *extra, "-c", str(path), "-o", str(target)])
         for (path, extra), target in zip(sources, objects, strict=True)
     ]
-    assert [process.wait() for process in running] == [0] * len(running)
+    assert [process.wait() for process in compilers] == [0] * len(compilers)
     library = folder / "emulated.so"
     torch_libraries = Path(torch.__file__).parent / "lib"
     linked = [*map(str, objects), f"-L{torch_libraries}", "-ltorch_cpu"]
@@ -49,26 +49,26 @@ def compile_library(folder: Path) -> Path:
 
 
 class Emulation:
-    """The operators, loaded: `ops` has the names of `torch.ops.attnzoo`."""
+    """The emulated operators: `ops` has the names of `torch.ops.attnzoo`."""
 
     def __init__(self, library: Path):
-        self._declared = torch.library.Library("attnzoo_emulated", "DEF")
+        self._library = torch.library.Library("attnzoo_emulated", "DEF")
         for name in OPERATORS:
             schema = str(getattr(torch.ops.attnzoo, name).default._schema)
-            self._declared.define(schema.removeprefix("attnzoo::"))
+            self._library.define(schema.removeprefix("attnzoo::"))
         torch.ops.load_library(library)
         self.ops = torch.ops.attnzoo_emulated
         self._seed = ctypes.CDLL(str(library)).emulation_seed
 
-    def reorder(self, seed: int) -> None:
-        """Let lanes and blocks run in another order from here on."""
+    def shuffle(self, seed: int) -> None:
+        """Seed the random order of lanes and blocks."""
         self._seed(seed)
 
 
 @dataclass(frozen=True)
 class CudaOperators:
-    """`ops` as `torch.ops.attnzoo`, the device that they take tensors of, and how to run threads in another order."""
+    """CUDA operators named as in `torch.ops.attnzoo`, the device of their tensors, and a seed for the thread order."""
 
     ops: Any
     device: str
-    reorder: Callable[[int], None]
+    shuffle: Callable[[int], None]

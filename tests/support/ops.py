@@ -1,4 +1,4 @@
-"""Inputs for operator tests, and an oracle that shares no code with what it checks."""
+"""Inputs for tests of `ms_deform_attn`, and an independent oracle."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,10 +26,10 @@ def arguments(
     device: str = "cpu",
     seed: int = 0,
 ) -> Arguments:
-    """Random value, shapes, locations and weights; the locations lie in and around the map, off the knots.
+    """Random value, shapes, locations and weights; locations in and around the map, not at pixel centres.
 
-    Derivatives by location jump where a point crosses a row or column of pixel centres, so no point is nearer than
-    a twentieth of a pixel to one.
+    Gradients of locations are discontinuous at rows and columns of pixel centres, so no point is closer than a
+    twentieth of a pixel to one.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -38,45 +38,44 @@ def arguments(
 
     tokens = sum(h * w for h, w in shapes)
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float64)[:, None]
-    places = random(batch, queries, heads, len(shapes), points, 2) * 1.6 - 0.3
-    pixels = places * sizes - 0.5
+    centers = random(batch, queries, heads, len(shapes), points, 2) * 1.6 - 0.3
+    pixels = centers * sizes - 0.5
     fraction = 0.05 + 0.9 * random(*pixels.shape)
     locations = (pixels.floor() + fraction + 0.5) / sizes
     value = random(batch, tokens, heads, head_dim) - 0.5
     weights = random(batch, queries, heads, len(shapes), points)
-    given = (t.to(device, dtype) for t in (value, locations, weights))
-    value, locations, weights = given
+    value, locations, weights = (t.to(device, dtype) for t in (value, locations, weights))
     return value, tuple(shapes), locations, weights
 
 
-def on(device: str, given: Iterable[Any]) -> list[Any]:
-    """Arguments with their tensors on a device."""
-    return [t.to(device) if isinstance(t, Tensor) else t for t in given]
+def to_device(device: str, args: Iterable[Any]) -> list[Any]:
+    """Move the tensors among the arguments to a device."""
+    return [t.to(device) if isinstance(t, Tensor) else t for t in args]
 
 
 def oracle(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Deformable DETR (arXiv:2010.04159), equation 3, in plain loops over plain floats."""
+    """Deformable DETR (arXiv:2010.04159), equation 3, in Python loops."""
     batch, _, heads, head_dim = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     output = torch.zeros(batch, queries, heads, head_dim, dtype=torch.float64)
-    values, places, shares = value.double(), locations.double().tolist(), weights.double().tolist()
+    values, points_xy, point_weights = value.double(), locations.double().tolist(), weights.double().tolist()
     for b in range(batch):
         for q in range(queries):
             for m in range(heads):
                 start = 0
                 for level, (h, w) in enumerate(shapes):
                     for p in range(points):
-                        x, y = places[b][q][m][level][p]
+                        x, y = points_xy[b][q][m][level][p]
                         if not (math.isfinite(x) and math.isfinite(y)):
                             continue
                         column, row = x * w - 0.5, y * h - 0.5
                         for j in range(w):
                             for i in range(h):
-                                # A bilinear sample weighs every pixel with a tent of half-width one.
+                                # Bilinear weight of a pixel: a tent of half-width 1.
                                 tent = max(0.0, 1 - abs(column - j)) * max(0.0, 1 - abs(row - i))
                                 if tent > 0:
                                     pixel = values[b, start + i * w + j, m]
-                                    output[b, q, m] += shares[b][q][m][level][p] * tent * pixel
+                                    output[b, q, m] += point_weights[b][q][m][level][p] * tent * pixel
                     start += h * w
     return output.flatten(2)
 
@@ -91,7 +90,7 @@ class Fused(NamedTuple):
     logits: Tensor
 
     def on(self, device: str) -> "Fused":
-        return Fused(*on(device, self))
+        return Fused(*to_device(device, self))
 
     def double(self) -> "Fused":
         return Fused(*(t.double() if isinstance(t, Tensor) else t for t in self))
@@ -114,7 +113,7 @@ def fused_arguments(
     seed: int = 0,
     **sizes: Any,
 ) -> Fused:
-    """As `arguments`, with references, offsets and logits that lead to its locations."""
+    """As `arguments`, with references, offsets and logits for its locations."""
     value, shapes, locations, weights = arguments(shapes, seed=seed, **sizes)
     batch, queries, _, levels, points, _ = locations.shape
     generator = torch.Generator().manual_seed(seed)
@@ -125,11 +124,17 @@ def fused_arguments(
         references[..., 2:] += 0.2
     else:
         offsets = from_reference * locations.new_tensor([(w, h) for h, w in shapes])[:, None]
-    beside = torch.float64 if dtype == torch.float64 else torch.float32
-    return Fused(value.to(dtype), shapes, references.to(beside), offsets.to(beside), (4 * weights).to(beside))
+    float_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    return Fused(
+        value.to(dtype),
+        shapes,
+        references.to(float_dtype),
+        offsets.to(float_dtype),
+        (4 * weights).to(float_dtype),
+    )
 
 
-def fused_reference(given: Fused) -> Tensor:
-    """The fused form out of the unfused reference."""
-    weights = given.logits.flatten(-2).softmax(-1).view(given.logits.shape)
-    return reference.ms_deform_attn(given.value, given.shapes, given.locations(), weights)
+def fused_reference(args: Fused) -> Tensor:
+    """The fused form by the unfused reference."""
+    weights = args.logits.flatten(-2).softmax(-1).view(args.logits.shape)
+    return reference.ms_deform_attn(args.value, args.shapes, args.locations(), weights)

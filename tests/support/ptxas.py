@@ -1,4 +1,4 @@
-"""What the CUDA compiler reports of each kernel: registers, spills, stack, shared memory.
+"""Registers, spills, stack and shared memory of each CUDA kernel, as reported by the compiler.
 
 `python tests/support/ptxas.py` compiles all kernels and writes docs/results/cuda-kernels.md.
 """
@@ -18,8 +18,8 @@ REPORT = ROOT / "docs" / "results" / "cuda-kernels.md"
 ARCHS = ("80", "90", "100")
 NOT_SOURCES = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
 
-# Of ms_deform_attn D = 32 and all other heads of whole vectors, in the types that models are trained in; of
-# deform_kv_attn up to D = 64; all published models have 32.
+# ms_deform_attn with vectorised heads (D = 32 among them) in the training dtypes, and deform_kv_attn up to D = 64;
+# all published models have D = 32.
 MAIN_PATH = re.compile(
     r"(forward|backward)_kernel<(float|Half|BFloat16), true, "
     r"|(forward|grad_query|grad_key_value)_kernel<float, (32|64)>"
@@ -33,13 +33,17 @@ ENTRY = re.compile(
 
 HEAD = """# CUDA kernels as compiled
 
-Registers per thread of every kernel, as `ptxas` reports them, with the flags of setup.py; {compiler}. Written by
-`python tests/support/ptxas.py`; a test compiles again and fails on a spill or a stack frame in the main paths. Of
-`ms_deform_attn` these are forward and backward of whole vectors (`true`: rows of a multiple of 16 bytes, D = 32 among
-them) in float, Half and BFloat16; of `deform_kv_attn` heads of up to 64 channels in float
-(`forward_kernel<float, 32>`, `<float, 64>`, `grad_query_kernel`, `grad_key_value_kernel`). Shared memory is what is
-static: these ask for theirs, 22 to 84 KiB a block, at the launch.
-No kernel here has been timed, or run on a GPU.
+Registers per thread of every kernel, as reported by `ptxas` with the flags of setup.py; {compiler}. Written by
+`python tests/support/ptxas.py`. No kernel has been timed or run on a GPU yet.
+
+A test compiles the kernels and fails on spills or stack frames in the main paths:
+
+- `ms_deform_attn`: forward and backward with vectorised rows (`true`: a multiple of 16 bytes, such as D = 32) in float,
+  Half and BFloat16
+- `deform_kv_attn`: up to 64 channels per head in float (`forward_kernel<float, 32>`, `<float, 64>`,
+  `grad_query_kernel`, `grad_key_value_kernel`)
+
+Shared memory is the static part; the kernels of `deform_kv_attn` also request 22 to 84 KiB per block at launch.
 
 {count} kernels, {spilling} of them with spills.
 
@@ -59,18 +63,18 @@ class Usage:
 
 
 class NoCompilerError(RuntimeError):
-    """setup.py, which knows where to look, finds no nvcc."""
+    """setup.py finds no nvcc."""
 
 
 def nvcc_version(log: str) -> str:
-    """The version of the nvcc that a build ran."""
+    """The version of the nvcc in a build log."""
     (nvcc,) = set(re.findall(r"\S+/nvcc(?= )", log))
     shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     return f"nvcc {re.search(r'release .*V([0-9.]+)', shown)[1]}"
 
 
 def compile_verbosely(folder: Path) -> str:
-    """What the compilers print while setup.py builds a copy of the sources for all of ARCHS into `folder`/lib.
+    """Build a copy of the sources for all of ARCHS into `folder`/lib; returns the compiler output.
 
     Raises NoCompilerError.
     """
@@ -88,7 +92,7 @@ def compile_verbosely(folder: Path) -> str:
             "ATTNZOO_CUDA": "1",
             "ATTNZOO_CUDA_ARCHS": ";".join(f"{arch[:-1]}.{arch[-1]}" for arch in ARCHS),
             "NVCC_APPEND_FLAGS": "-Xptxas -v",
-            "CFLAGS": "-O0",  # the CPU kernels, of which nothing is asked here, take a third of the time
+            "CFLAGS": "-O0",  # the CPU kernels are not needed, and compile in a third of the time
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -113,12 +117,12 @@ def read_usage(log: str) -> list[Usage]:
         )
         for entry in ENTRY.finditer(plain)
     ]
-    assert len(usages) == plain.count("Compiling entry function"), "the compiler's report is not understood"
+    assert len(usages) == plain.count("Compiling entry function"), "cannot parse the compiler's report"
     return sorted(usages, key=lambda usage: (usage.kernel, int(usage.arch)))
 
 
 def short_name(signature: str) -> str:
-    """The kernel with its template arguments, without namespaces, parameters and result."""
+    """The kernel name with template arguments, without namespaces, parameters and result type."""
     name = re.sub(r"\b(attnzoo|ms_deform_attn|deform_kv_attn|c10)::", "", signature).removeprefix("void ")
     return re.split(r"\((?!anonymous)", name)[0].replace("> >", ">>")
 

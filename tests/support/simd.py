@@ -1,4 +1,4 @@
-"""The instruction sets that CPU kernels are compiled for, and how tests choose one."""
+"""Instruction sets of the CPU kernels."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ LEVELS = ["baseline", "avx2", "avx512"]
 
 
 def force(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `level` run from now on; skip the test where this machine does not have it."""
+    """Select an instruction set; skip the test if this machine does not support it."""
     monkeypatch.setenv("ATTNZOO_SIMD", level)
     try:
         ops.ms_deform_attn(*arguments(dtype=torch.float32))
     except RuntimeError as error:
         if "not supported by this machine" not in str(error):
             raise
-        pytest.skip(f"this machine has no {level}: its kernels are not tested")
+        pytest.skip(f"this machine does not support {level}")

@@ -102,7 +102,7 @@ def require_compiled(device: torch.device, operator: str) -> None:
     state = ops.backends()[device.type]
     if state != "available":
         raise UnavailableError(state)
-    if not library.compiled_for(device.type, operator):
+    if not library.has_kernel(device.type, operator):
         raise UnavailableError(f"no compiled {device.type} kernel for {operator}")
 
 

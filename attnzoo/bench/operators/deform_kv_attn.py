@@ -190,8 +190,8 @@ def mlp_macs(case: Case) -> int:
     return table_macs(case) + pairs(case) // case.heads * case.groups * mlp
 
 
-DEFORM_KV_ATTENTION = Operator(
-    "deform_kv_attention",
+DEFORM_KV_ATTN = Operator(
+    "deform_kv_attn",
     cases={case.name: case for case in CASES},
     cpu_cases=("stage3-224-b8", "stage4-224-b8", "stage1-224-b8"),
     patterns=("displaced",),
@@ -202,8 +202,8 @@ DEFORM_KV_ATTENTION = Operator(
     macs=table_macs,
     unit="matrix",
 )
-DEFORM_KV_ATTENTION_MLP = Operator(
-    "deform_kv_attention_mlp",
+DEFORM_KV_ATTN_MLP = Operator(
+    "deform_kv_attn_mlp",
     cases={case.name: case for case in CASES[:3]},  # in detection, pairs times HIDDEN do not fit on a GPU
     cpu_cases=("stage3-224-b8", "stage1-224-b8"),
     patterns=("displaced",),
@@ -216,25 +216,25 @@ DEFORM_KV_ATTENTION_MLP = Operator(
 )
 
 
-@DEFORM_KV_ATTENTION.implementation(OURS, install=BUILD, package="attnzoo")
+@DEFORM_KV_ATTN.implementation(OURS, install=BUILD, package="attnzoo")
 def _attnzoo(case: Case, device: torch.device) -> OpFn:
     """The compiled operator of this package; positions in pixels, one table."""
     require_compiled(device, "deform_kv_attn")
 
     def attend(query: Tensor, key: Tensor, value: Tensor, key_positions: Tensor, table: Tensor) -> Tensor:
         positions = query_positions(case, key_positions)[None, None]
-        return ops.deform_kv_attention(query, key, value, positions, key_positions, [table])
+        return ops.deform_kv_attn(query, key, value, positions, key_positions, [table])
 
     return attend
 
 
-@DEFORM_KV_ATTENTION.implementation("grid_sample", install="part of attnzoo", package="attnzoo")
+@DEFORM_KV_ATTN.implementation("grid_sample", install="part of attnzoo", package="attnzoo")
 def _grid_sample(case: Case, device: torch.device) -> OpFn:
     """The baseline: bias by grid_sample, then matmul and softmax. Half precision is upcast to float32."""
     return in_float32(lambda *tensors: naive_attention(table_bias, query_positions(case, tensors[3]), *tensors))
 
 
-@DEFORM_KV_ATTENTION.implementation("sdpa", install="part of torch", package="torch")
+@DEFORM_KV_ATTN.implementation("sdpa", install="part of torch", package="torch")
 def _sdpa(case: Case, device: torch.device) -> OpFn:
     """Bias by grid_sample, as the mask of scaled_dot_product_attention. Half precision is upcast to float32."""
 
@@ -245,7 +245,7 @@ def _sdpa(case: Case, device: torch.device) -> OpFn:
     return in_float32(attend)
 
 
-@DEFORM_KV_ATTENTION.implementation("flex_attention", install="part of torch", package="torch")
+@DEFORM_KV_ATTN.implementation("flex_attention", install="part of torch", package="torch")
 def _flex_attention(case: Case, device: torch.device) -> OpFn:
     """torch's flex_attention, compiled, with the bias as its score_mod. Half precision is upcast to float32."""
     if device.type != "cuda":
@@ -280,7 +280,7 @@ def table_score_mod(case: Case, key_positions: Tensor, table: Tensor) -> Callabl
     return score_mod
 
 
-@DEFORM_KV_ATTENTION_MLP.implementation(OURS, install=BUILD, package="attnzoo")
+@DEFORM_KV_ATTN_MLP.implementation(OURS, install=BUILD, package="attnzoo")
 def _attnzoo_mlp(case: Case, device: torch.device) -> OpFn:
     """The operator of this package, compiled on a CPU, blockwise plain PyTorch on a GPU; positions in pixels."""
     if device.type == "cpu":
@@ -288,18 +288,18 @@ def _attnzoo_mlp(case: Case, device: torch.device) -> OpFn:
 
     def attend(query: Tensor, key: Tensor, value: Tensor, key_positions: Tensor, *parameters: Tensor) -> Tensor:
         positions = query_positions(case, key_positions)[None, None]
-        return ops.deform_kv_attention_mlp(query, key, value, positions, key_positions, [mlp_layers(parameters)])
+        return ops.deform_kv_attn_mlp(query, key, value, positions, key_positions, [mlp_layers(parameters)])
 
     return attend
 
 
-@DEFORM_KV_ATTENTION_MLP.implementation("plain", install="part of attnzoo", package="attnzoo")
+@DEFORM_KV_ATTN_MLP.implementation("plain", install="part of attnzoo", package="attnzoo")
 def _plain_mlp(case: Case, device: torch.device) -> OpFn:
     """The baseline: bias by the MLP, then matmul and softmax. Half precision is upcast to float32."""
     return in_float32(lambda *tensors: naive_attention(mlp_bias, query_positions(case, tensors[3]), *tensors))
 
 
-@DEFORM_KV_ATTENTION_MLP.implementation(
+@DEFORM_KV_ATTN_MLP.implementation(
     "deformable-attention", install="pip install deformable-attention==0.0.20", package="deformable-attention"
 )
 def _deformable_attention_cpb(case: Case, device: torch.device) -> OpFn:

@@ -1,1 +1,1 @@
-"""DAT's attention to sampled keys with a relative position bias: operator, reference, checks, blocks."""
+"""DAT's attention to sampled keys with a relative position bias: operator, reference, argument checks, fallback."""

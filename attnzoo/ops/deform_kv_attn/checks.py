@@ -1,6 +1,6 @@
-"""What a call of `deform_kv_attention` must look like, with the argument at fault named.
+"""Argument checks of `deform_kv_attn` and `deform_kv_attn_mlp`.
 
-Each raises TypeError for a wrong kind or dtype and ValueError for a wrong shape or device.
+They raise TypeError for a wrong type or dtype and ValueError for a wrong shape or device.
 """
 
 import sys
@@ -9,20 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnzoo.ops.checks import check_dense, check_dtype_beside, check_sizes, check_tensor
+from attnzoo.ops.checks import check_compatible, check_dense, check_device, check_sizes, check_tensor, format_shape
 from attnzoo.ops.deform_kv_attn.reference import Layer
 
 
 def check_tokens(query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor | None) -> None:
-    """Query (B, H, Nq, D), key and value (B, H, Nk, D), of one dtype and device; key_padding (B, Nk) or None."""
+    """Query (B, H, Nq, D), key and value (B, H, Nk, D), of the same dtype and device; key_padding (B, Nk) or None."""
     tokens = {"query": (query, "(B, H, Nq, D)"), "key": (key, "(B, H, Nk, D)"), "value": (value, "(B, H, Nk, D)")}
-    for name, (tensor, layout) in tokens.items():
-        _check_tensor(name, tensor, layout, query)
+    for name, (tensor, axes) in tokens.items():
+        check_tensor(name, tensor, axes)
+        check_device(name, tensor, "query", query)
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name}: is {tensor.dtype}, but query is {query.dtype}")
     batch, heads, _, dim = query.shape
     if heads < 1 or dim < 1:
-        raise ValueError(f"query: H and D must be at least 1, got shape {tuple(query.shape)}")
+        raise ValueError(f"query: H and D must be at least 1, got {format_shape(query)}")
     check_sizes("key", key, {"B": batch, "H": heads, "Nk": None, "D": dim})
     check_sizes("value", value, {"B": batch, "H": heads, "Nk": key.shape[2], "D": dim})
     if key_padding is not None:
@@ -32,14 +33,14 @@ def check_tokens(query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor 
 def check_positions(query_positions: Tensor, key_positions: Tensor, levels: int, query: Tensor, key: Tensor) -> None:
     """Positions (B or 1, L, Nq, 2) and (B, G, Nk, 2)."""
     batch, heads, queries, _ = query.shape
-    _check_float("key_positions", key_positions, "(B, G, Nk, 2)", query)
+    check_compatible("key_positions", key_positions, "(B, G, Nk, 2)", "query", query)
     check_sizes("key_positions", key_positions, {"B": batch, "G": None, "Nk": key.shape[2], "(x, y)": 2})
     groups = key_positions.shape[1]
     if groups < 1 or heads % groups:
         raise ValueError(f"key_positions: G (axis 1) is {groups}, which does not divide H = {heads}")
-    _check_float("query_positions", query_positions, "(B or 1, L, Nq, 2)", query)
-    expected = None if query_positions.shape[0] == 1 else batch
-    check_sizes("query_positions", query_positions, {"B": expected, "L": levels, "Nq": queries, "(x, y)": 2})
+    check_compatible("query_positions", query_positions, "(B or 1, L, Nq, 2)", "query", query)
+    images = 1 if query_positions.shape[0] == 1 else batch
+    check_sizes("query_positions", query_positions, {"B": images, "L": levels, "Nq": queries, "(x, y)": 2})
 
 
 def check_tables(tables: Sequence[Tensor], query: Tensor) -> None:
@@ -47,17 +48,17 @@ def check_tables(tables: Sequence[Tensor], query: Tensor) -> None:
     if isinstance(tables, Tensor) or not isinstance(tables, Sequence):
         raise TypeError(f"tables: expected a sequence of tensors (H, Th, Tw), got {type(tables).__name__}")
     if not tables:
-        raise ValueError("tables: at least one level is needed")
+        raise ValueError("tables: expected at least one level")
     for level, table in enumerate(tables):
         name = f"tables[{level}]"
-        _check_float(name, table, "(H, Th, Tw)", query)
+        check_compatible(name, table, "(H, Th, Tw)", "query", query)
         check_sizes(name, table, {"H": query.shape[1], "Th": None, "Tw": None})
         if table.shape[1] < 1 or table.shape[2] < 1:
-            raise ValueError(f"{name}: Th and Tw must be at least 1, got shape {tuple(table.shape)}")
+            raise ValueError(f"{name}: Th and Tw must be at least 1, got {format_shape(table)}")
 
 
 def check_mlps(mlps: Sequence[Sequence[Layer]], query: Tensor) -> None:
-    """Layers (out, in), (out,) per level, of equal sizes, from 2 inputs on."""
+    """Per level a list of layers (weight (out, in), bias (out,)); the first has 2 inputs, all levels the same sizes."""
     if isinstance(mlps, Tensor) or not isinstance(mlps, Sequence):
         raise TypeError(f"mlps: expected a sequence of layers per level, got {type(mlps).__name__}")
     for level, layers in enumerate(mlps):
@@ -67,29 +68,29 @@ def check_mlps(mlps: Sequence[Sequence[Layer]], query: Tensor) -> None:
             if not isinstance(layer, Sequence) or len(layer) != 2:
                 raise TypeError(f"mlps[{level}][{index}]: expected (weight, bias), got {type(layer).__name__}")
     if not mlps or not all(mlps):
-        raise ValueError("mlps: at least one level with at least one layer is needed")
+        raise ValueError("mlps: expected at least one level with at least one layer")
     for level, layers in enumerate(mlps):
         if len(layers) != len(mlps[0]):
             raise ValueError(f"mlps[{level}]: has {len(layers)} layers, but mlps[0] has {len(mlps[0])}")
         inputs = 2
         for index, (weight, bias) in enumerate(layers):
             name = f"mlps[{level}][{index}]"
-            _check_float(f"{name} weight", weight, "(out, in)", query)
-            _check_float(f"{name} bias", bias, "(out,)", query)
+            check_compatible(f"{name} weight", weight, "(out, in)", "query", query)
+            check_compatible(f"{name} bias", bias, "(out,)", "query", query)
             check_sizes(f"{name} weight", weight, {"out": mlps[0][index][0].shape[0], "in": inputs})
             inputs = weight.shape[0]
             check_sizes(f"{name} bias", bias, {"out": inputs})
 
 
 def check_mlp_heads(mlps: Sequence[Sequence[Layer]], query: Tensor, key_positions: Tensor) -> None:
-    """The last layer gives the H / G heads of a group."""
-    heads, groups, given = query.shape[1], key_positions.shape[1], mlps[0][-1][0].shape[0]
-    if given * groups != heads:
-        raise ValueError(f"mlps[0]: gives {given} heads per group, expected H / G = {heads} / {groups}")
+    """The last layer has H / G outputs."""
+    heads, groups, outputs = query.shape[1], key_positions.shape[1], mlps[0][-1][0].shape[0]
+    if outputs * groups != heads:
+        raise ValueError(f"mlps[0]: last layer has {outputs} outputs, expected H / G = {heads} / {groups}")
 
 
 def check_key_counts(key_counts: Sequence[int] | None, levels: int, keys: int) -> Sequence[int]:
-    """Keys per level; with one level they need not be given."""
+    """Check and return the keys per level; None is allowed with one level."""
     if key_counts is None and levels == 1:
         return [keys]
     if isinstance(key_counts, Tensor) or not isinstance(key_counts, Sequence):
@@ -102,17 +103,17 @@ def check_key_counts(key_counts: Sequence[int] | None, levels: int, keys: int) -
         if count < 0:
             raise ValueError(f"key_counts: must not be negative, got {count}")
     if sum(key_counts) != keys:
-        raise ValueError(f"key_counts: add up to {sum(key_counts)}, but key has Nk = {keys}")
+        raise ValueError(f"key_counts: sum is {sum(key_counts)}, expected Nk = {keys}")
     return key_counts
 
 
 def check_scale(scale: float | None, dim: int) -> float:
-    """The factor of the products; D^-½ unless given."""
+    """Check and return the softmax scale; default D^-½."""
     if scale is None:
         return dim**-0.5
     if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"scale: expected a Python float, got {type(scale).__name__}")
-    if not -sys.float_info.max <= scale <= sys.float_info.max:  # so neither NaN nor an int beyond floats
+    if not -sys.float_info.max <= scale <= sys.float_info.max:  # rejects NaN, inf and ints too large for float
         raise ValueError(f"scale: must be finite, got {scale}")
     return scale
 
@@ -122,19 +123,6 @@ def _check_key_padding(key_padding: Tensor, query: Tensor, keys: int) -> None:
     if key_padding.dtype != torch.bool:
         raise TypeError(f"key_padding: expected a bool tensor (B, Nk), got {key_padding.dtype}")
     if key_padding.dim() != 2:
-        raise ValueError(f"key_padding: expected (B, Nk), got shape {tuple(key_padding.shape)}")
-    if key_padding.device != query.device:
-        raise ValueError(f"key_padding: is on {key_padding.device}, but query is on {query.device}")
+        raise ValueError(f"key_padding: expected (B, Nk), got {format_shape(key_padding)}")
+    check_device("key_padding", key_padding, "query", query)
     check_sizes("key_padding", key_padding, {"B": query.shape[0], "Nk": keys})
-
-
-def _check_float(name: str, tensor: Tensor, layout: str, query: Tensor) -> None:
-    """As the query, or beside a query of half precision in half precision or float32."""
-    _check_tensor(name, tensor, layout, query)
-    check_dtype_beside(name, tensor, "query", query)
-
-
-def _check_tensor(name: str, tensor: Tensor, layout: str, query: Tensor) -> None:
-    check_tensor(name, tensor, layout)
-    if tensor.device != query.device:
-        raise ValueError(f"{name}: is on {tensor.device}, but query is on {query.device}")

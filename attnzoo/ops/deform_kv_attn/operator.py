@@ -1,16 +1,16 @@
-"""Attention to displaced keys with a relative position bias: schemas, fake and autograd rules, FLOPs, Python faces."""
+"""Attention to sampled keys with a relative position bias: Python API, schemas, autograd, fallback, FLOPs."""
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-from attnzoo.ops import autocast, library, tangents, vmap
-from attnzoo.ops.checks import HALF
+from attnzoo.ops import autocast, forward_ad, library, vmap
+from attnzoo.ops.checks import HALF_DTYPES
 from attnzoo.ops.deform_kv_attn import blocks
 from attnzoo.ops.deform_kv_attn.checks import (
     check_key_counts,
@@ -24,7 +24,7 @@ from attnzoo.ops.deform_kv_attn.checks import (
 from attnzoo.ops.deform_kv_attn.reference import Layer
 
 
-def deform_kv_attention(
+def deform_kv_attn(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -38,28 +38,29 @@ def deform_kv_attention(
 ) -> Tensor:
     """Attention to keys at continuous positions with a relative position bias (Xia et al., DAT, CVPR 2022, eq. 9).
 
-    Every query q sees all keys k, of all L levels jointly: softmax over k of `scale` · q·k + bias, times the values.
-    The bias is read bilinearly from the table of the key's level, at the displacement from key to query, and is zero
-    beyond the table. Its (Nq × Nk) values are never held in memory.
+    Each query attends to the keys of all L levels jointly: softmax(`scale` · q·k + bias) · v. The bias is sampled
+    bilinearly from the table of the key's level at the displacement from key to query, and is zero outside the table.
+    The (Nq × Nk) scores and biases are never materialised.
 
     - `query`: (B, H, Nq, D); `key`, `value`: (B, H, Nk, D), the levels concatenated
-    - `query_positions`: (B or 1, L, Nq, 2), x then y, in cells of each level's table
-    - `key_positions`: (B, G, Nk, 2), in cells of the key's own level; head h belongs to group h // (H / G)
-    - `tables`: (H, Th, Tw) per level, finite. A displacement of zero reads the middle of the table, ((Tw - 1) / 2,
-      (Th - 1) / 2), and one cell more in x reads one column further right.
-    - `key_counts`: keys per level, Python ints; needed with several levels
-    - `key_padding`: (B, Nk) bool, True where a key is not to be seen; a query that sees none gives zero
-    - `scale`: D^-½ unless given, a Python number: it has no gradient
+    - `query_positions`: (B or 1, L, Nq, 2), x then y, in table cells of each level
+    - `key_positions`: (B, G, Nk, 2), in table cells of the key's level; head h belongs to group h // (H / G)
+    - `tables`: (H, Th, Tw) per level, finite. Zero displacement samples the centre, ((Tw - 1) / 2, (Th - 1) / 2);
+      a displacement of 1 in x samples one column further right.
+    - `key_counts`: keys per level, Python ints; required with several levels
+    - `key_padding`: (B, Nk) bool, True for masked keys; fully masked queries return zero
+    - `scale`: Python float, default D^-½; not differentiable
 
-    So a caller chooses the unit of positions. In pixels of a map of h × w, a table of (2h - 1, 2w - 1) covers every
-    displacement; coordinates over [-1, 1] with align_corners=True count (Tw - 1) / 4 cells each (DAT halves its
-    displacements). A NaN or infinite displacement lies beyond the table.
+    The unit of positions is the caller's choice. For positions in pixels of an (h, w) map, a table (2h - 1, 2w - 1)
+    covers all displacements. Multiply coordinates in [-1, 1] with align_corners=True by (Tw - 1) / 4, as DAT halves
+    its displacements. NaN and infinite displacements are outside the table.
 
-    Returns (B, H, Nq, D) in the dtype of `query`, ordered in memory so that `.transpose(1, 2).flatten(2)` is free.
-    Beside half-precision tokens, positions and tables may be float16, bfloat16 or float32; the computation is in
-    float32 then. Under autocast, query, key and value take its dtype.
+    Returns (B, H, Nq, D) in the dtype of `query`, stored as (B, Nq, H, D), so `.transpose(1, 2).flatten(2)` is a view.
 
-    Raises TypeError or ValueError naming the argument that does not fit.
+    With half-precision query, key and value, positions and tables may be float16, bfloat16 or float32, and the
+    computation is in float32. Under autocast, query, key and value are cast to the autocast dtype.
+
+    Raises TypeError or ValueError for invalid arguments.
     """
     query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
@@ -68,15 +69,16 @@ def deform_kv_attention(
     key_counts = check_key_counts(key_counts, len(tables), key.shape[2])
     scale = check_scale(scale, query.shape[-1])
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
-    floats = _in_one_precision([query, key, value, *positions, torch.cat([table.flatten(1) for table in tables], 1)])
+    flat_tables = torch.cat([table.flatten(1) for table in tables], 1)
+    tensors = _upcast_half([query, key, value, *positions, flat_tables])
     shapes = [size for table in tables for size in table.shape[1:]]
-    fits = _kernels_take(floats[0], len(tables))
-    operator = torch.ops.attnzoo.deform_kv_attn if fits else torch.ops.attnzoo.deform_kv_attn_in_blocks
-    output, _ = operator(*floats, shapes, key_counts, key_padding, scale)
+    supported = _kernel_supports(tensors[0], len(tables))
+    operator = torch.ops.attnzoo.deform_kv_attn if supported else torch.ops.attnzoo.deform_kv_attn_in_blocks
+    output, _ = operator(*tensors, shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
 
-def deform_kv_attention_mlp(
+def deform_kv_attn_mlp(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -88,16 +90,16 @@ def deform_kv_attention_mlp(
     key_padding: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """As `deform_kv_attention`, with the bias computed by a perceptron from log-spaced displacements.
+    """`deform_kv_attn` with a bias computed by an MLP from log-spaced displacements.
 
-    The input of the perceptron is sign(d) · ln(1 + |d|) of the displacement from key to query in x and y (Liu et al.,
-    Swin Transformer V2, CVPR 2022, equation 4), in whatever unit the positions have. It is evaluated for a block of
-    queries at a time, and again in the backward pass.
+    The MLP input is sign(d) · ln(1 + |d|) of the displacement d from key to query, in x and y (Liu et al., Swin
+    Transformer V2, CVPR 2022, equation 4), in the unit of the positions. The MLP is evaluated for a block of queries
+    at a time, and again in the backward pass.
 
-    - `mlps`: per level its layers, each weight (out, in) and bias (out,), with ReLU between them. The first takes
-      (x, y), the last gives the H / G heads of a group; all levels have equally many layers of equal sizes.
+    - `mlps`: per level a list of layers (weight (out, in), bias (out,)) with ReLU in between; 2 inputs (x, y), H / G
+      outputs (the heads of a group), and the same sizes for all levels
 
-    The other arguments, the result and the errors are those of `deform_kv_attention`.
+    Otherwise identical to `deform_kv_attn`.
     """
     query, key, value = (autocast.cast(tokens) for tokens in (query, key, value))
     check_tokens(query, key, value, key_padding)
@@ -107,174 +109,170 @@ def deform_kv_attention_mlp(
     key_counts = check_key_counts(key_counts, len(mlps), key.shape[2])
     scale = check_scale(scale, query.shape[-1])
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
-    floats = _in_one_precision([query, key, value, *positions])
-    layers = [tensor.to(floats[0].dtype) for layers in mlps for layer in layers for tensor in layer]
-    output, _ = torch.ops.attnzoo.deform_kv_attn_mlp(*floats, layers, key_counts, key_padding, scale)
+    tensors = _upcast_half([query, key, value, *positions])
+    layers = [tensor.to(tensors[0].dtype) for layers in mlps for layer in layers for tensor in layer]
+    output, _ = torch.ops.attnzoo.deform_kv_attn_mlp(*tensors, layers, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
 
-def _kernels_take(query: Tensor, levels: int) -> bool:
-    """Whether the kernels of its device take such heads and so many levels: those for CUDA have limits."""
-    channels = 64 if query.dtype == torch.float64 else 128
-    return not query.is_cuda or (query.shape[-1] <= channels and levels <= 64)
+def _kernel_supports(query: Tensor, levels: int) -> bool:
+    """Whether the kernel of the device supports this head dimension and number of levels; only CUDA has limits."""
+    max_head_dim = 64 if query.dtype == torch.float64 else 128
+    return not query.is_cuda or (query.shape[-1] <= max_head_dim and levels <= 64)
 
 
-def _in_one_precision(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.float() for tensor in tensors] if tensors[0].dtype in HALF else tensors
+def _upcast_half(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.float() for tensor in tensors] if tensors[0].dtype in HALF_DTYPES else tensors
 
 
-_operators = tangents.Library("attnzoo", "FRAGMENT")
-_TOKENS = "Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions"
-_OTHERS = "SymInt[] key_counts, Tensor? key_padding, float scale"
-_TABLE = f"{_TOKENS}, Tensor tables, SymInt[] table_shapes, {_OTHERS}"
-_MLP = f"{_TOKENS}, Tensor[] layers, {_OTHERS}"
-_FIVE = "Tensor, Tensor, Tensor, Tensor, Tensor"
-for _name, _arguments, _by_bias in (
-    ("deform_kv_attn", _TABLE, "Tensor"),
-    ("deform_kv_attn_in_blocks", _TABLE, "Tensor"),  # for what the kernels of a device do not take
-    ("deform_kv_attn_mlp", _MLP, "Tensor[]"),
-):
-    _backward = f"Tensor grad_output, {_arguments}, Tensor output, Tensor logsumexp"
-    for _schema in (
-        f"{_name}({_arguments}) -> (Tensor output, Tensor logsumexp)",
-        f"{_name}_backward({_backward}) -> ({_FIVE}, {_by_bias})",
+_lib = forward_ad.ReverseModeLibrary("attnzoo", "FRAGMENT")
+_QKV_ARGS = "Tensor query, Tensor key, Tensor value, Tensor query_positions, Tensor key_positions"
+_COMMON_ARGS = "SymInt[] key_counts, Tensor? key_padding, float scale"
+_TABLE_ARGS = f"{_QKV_ARGS}, Tensor tables, SymInt[] table_shapes, {_COMMON_ARGS}"
+_MLP_ARGS = f"{_QKV_ARGS}, Tensor[] layers, {_COMMON_ARGS}"
+
+
+def _define(name: str, arguments: str, grad_bias: str) -> None:
+    backward_arguments = f"Tensor grad_output, {arguments}, Tensor output, Tensor logsumexp"
+    gradients = f"Tensor, Tensor, Tensor, Tensor, Tensor, {grad_bias}"
+    for schema in (
+        f"{name}({arguments}) -> (Tensor output, Tensor logsumexp)",
+        f"{name}_backward({backward_arguments}) -> ({gradients})",
     ):
-        _operators.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _lib.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+_define("deform_kv_attn", _TABLE_ARGS, "Tensor")
+_define("deform_kv_attn_in_blocks", _TABLE_ARGS, "Tensor")  # for sizes that the kernel of a device does not support
+_define("deform_kv_attn_mlp", _MLP_ARGS, "Tensor[]")
 library.load()
 
 
 @cache
-def _warn_of_blocks(name: str, device_type: str, why: str | None = None) -> None:
-    why = why or library.load() or "the compiled library holds no kernels of it for this device"
-    warnings.warn(f"attnzoo: {name} on {device_type} runs in plain PyTorch: {why}", stacklevel=2)
+def _warn_fallback(name: str, device_type: str, reason: str | None = None) -> None:
+    reason = reason or library.load() or "no compiled kernel for this device"
+    warnings.warn(f"attnzoo: {name} on {device_type} runs in plain PyTorch: {reason}", stacklevel=2)
 
 
-def _table_call(
+def _table_inputs(
     query: Tensor, key: Tensor, value: Tensor, query_positions: Tensor, key_positions: Tensor, tables: Tensor,
-    shapes: list[int], counts: list[int], key_padding: Tensor | None, scale: float,
-) -> tuple[blocks.Call, blocks.TableBias]:  # fmt: skip
-    call = blocks.Call(query, key, value, query_positions, key_positions, counts, key_padding, scale)
-    return call, blocks.TableBias(tables, list(zip(shapes[::2], shapes[1::2], strict=True)))
+    shapes: list[int], key_counts: list[int], key_padding: Tensor | None, scale: float,
+) -> tuple[blocks.Inputs, blocks.TableBias]:  # fmt: skip
+    inputs = blocks.Inputs(query, key, value, query_positions, key_positions, key_counts, key_padding, scale)
+    return inputs, blocks.TableBias(tables, list(zip(shapes[::2], shapes[1::2], strict=True)))
 
 
-def _mlp_call(
+def _mlp_inputs(
     query: Tensor, key: Tensor, value: Tensor, query_positions: Tensor, key_positions: Tensor, layers: list[Tensor],
-    counts: list[int], key_padding: Tensor | None, scale: float,
-) -> tuple[blocks.Call, blocks.MlpBias]:  # fmt: skip
-    call = blocks.Call(query, key, value, query_positions, key_positions, counts, key_padding, scale)
-    return call, blocks.MlpBias(layers, len(counts))
+    key_counts: list[int], key_padding: Tensor | None, scale: float,
+) -> tuple[blocks.Inputs, blocks.MlpBias]:  # fmt: skip
+    inputs = blocks.Inputs(query, key, value, query_positions, key_positions, key_counts, key_padding, scale)
+    return inputs, blocks.MlpBias(layers, len(key_counts))
 
 
-# The blocked form stands in wherever the library has no kernel for a device.
-@torch.library.impl(_operators, "deform_kv_attn", "CompositeExplicitAutograd")
-def _table_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _warn_of_blocks("deform_kv_attention", query.device.type)
+# Fallback for devices without a compiled kernel.
+@torch.library.impl(_lib, "deform_kv_attn", "CompositeExplicitAutograd")
+def _table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    _warn_fallback("deform_kv_attn", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
-        return blocks.forward(*_table_call(query, *others))
+        return blocks.forward(*_table_inputs(query, *args))
 
 
-@torch.library.impl(_operators, "deform_kv_attn_in_blocks", "CompositeExplicitAutograd")
-def _wide_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    why = f"heads of {query.shape[-1]} channels in {query.dtype}, or so many levels, are more than its kernels take"
-    _warn_of_blocks("deform_kv_attention", query.device.type, why)
+@torch.library.impl(_lib, "deform_kv_attn_in_blocks", "CompositeExplicitAutograd")
+def _unsupported_table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    reason = f"its kernel does not support {query.shape[-1]} channels per head in {query.dtype}, or so many levels"
+    _warn_fallback("deform_kv_attn", query.device.type, reason)
     with torch.autocast(query.device.type, enabled=False):
-        return blocks.forward(*_table_call(query, *others))
+        return blocks.forward(*_table_inputs(query, *args))
 
 
-@torch.library.impl(_operators, "deform_kv_attn_backward", "CompositeExplicitAutograd")
-@torch.library.impl(_operators, "deform_kv_attn_in_blocks_backward", "CompositeExplicitAutograd")
-def _table_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *arguments, output, log_sums = others
-    call, bias = _table_call(*arguments)
+@torch.library.impl(_lib, "deform_kv_attn_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_lib, "deform_kv_attn_in_blocks_backward", "CompositeExplicitAutograd")
+def _table_backward_in_blocks(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *forward_args, output, logsumexp = args
+    inputs, bias = _table_inputs(*forward_args)
     with torch.autocast(grad_output.device.type, enabled=False):
-        return (*blocks.backward(call, bias, grad_output, output, log_sums), bias.gradients)
+        return (*blocks.backward(inputs, bias, grad_output, output, logsumexp), bias.gradients)
 
 
-@torch.library.impl(_operators, "deform_kv_attn_mlp", "CompositeExplicitAutograd")
-def _mlp_forward_in_blocks(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _warn_of_blocks("deform_kv_attention_mlp", query.device.type)
+@torch.library.impl(_lib, "deform_kv_attn_mlp", "CompositeExplicitAutograd")
+def _mlp_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    _warn_fallback("deform_kv_attn_mlp", query.device.type)
     with torch.autocast(query.device.type, enabled=False):
-        return blocks.forward(*_mlp_call(query, *others))
+        return blocks.forward(*_mlp_inputs(query, *args))
 
 
-@torch.library.impl(_operators, "deform_kv_attn_mlp_backward", "CompositeExplicitAutograd")
-def _mlp_backward_in_blocks(grad_output: Tensor, *others: Any) -> tuple[Tensor | list[Tensor], ...]:
-    *arguments, output, log_sums = others
-    call, bias = _mlp_call(*arguments)
+@torch.library.impl(_lib, "deform_kv_attn_mlp_backward", "CompositeExplicitAutograd")
+def _mlp_backward_in_blocks(grad_output: Tensor, *args: Any) -> tuple[Tensor | list[Tensor], ...]:
+    *forward_args, output, logsumexp = args
+    inputs, bias = _mlp_inputs(*forward_args)
     with torch.autocast(grad_output.device.type, enabled=False):
-        return (*blocks.backward(call, bias, grad_output, output, log_sums), bias.gradients)
+        return (*blocks.backward(inputs, bias, grad_output, output, logsumexp), bias.gradients)
 
 
-@torch.library.register_fake("attnzoo::deform_kv_attn", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attn_mlp", lib=_operators)
+@torch.library.register_fake("attnzoo::deform_kv_attn", lib=_lib)
+@torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks", lib=_lib)
+@torch.library.register_fake("attnzoo::deform_kv_attn_mlp", lib=_lib)
 def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return blocks.new_by_token(query), query.new_empty(query.shape[:3])
+    return blocks.new_token_major(query), query.new_empty(query.shape[:3])
 
 
-@torch.library.register_fake("attnzoo::deform_kv_attn_backward", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks_backward", lib=_operators)
-@torch.library.register_fake("attnzoo::deform_kv_attn_mlp_backward", lib=_operators)
-def _backward_fake(grad_output: Tensor, *others: Any) -> tuple[Tensor | list[Tensor], ...]:
-    tokens, positions, bias = others[:3], others[3:5], others[5]
-    by_bias = bias.new_empty(bias.shape) if isinstance(bias, Tensor) else [t.new_empty(t.shape) for t in bias]
-    return (*map(blocks.new_by_token, tokens), *(tensor.new_empty(tensor.shape) for tensor in positions), by_bias)
+@torch.library.register_fake("attnzoo::deform_kv_attn_backward", lib=_lib)
+@torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks_backward", lib=_lib)
+@torch.library.register_fake("attnzoo::deform_kv_attn_mlp_backward", lib=_lib)
+def _backward_fake(grad_output: Tensor, *args: Any) -> tuple[Tensor | list[Tensor], ...]:
+    qkv, positions, bias = args[:3], args[3:5], args[5]
+    grad_bias = bias.new_empty(bias.shape) if isinstance(bias, Tensor) else [t.new_empty(t.shape) for t in bias]
+    return (*map(blocks.new_token_major, qkv), *(t.new_empty(t.shape) for t in positions), grad_bias)
 
 
-def _save_table(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.shapes, ctx.counts, key_padding, ctx.scale = inputs
+def _setup_table_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.shapes, ctx.key_counts, key_padding, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, key_padding, *output)
 
 
-def _table_rule(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    def differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        *tensors, key_padding, output, log_sums = ctx.saved_tensors
-        gradients = backward(grad_output, *tensors, ctx.shapes, ctx.counts, key_padding, ctx.scale, output, log_sums)
-        return (*gradients, None, None, None, None)
-
-    return differentiate
+def _table_backward(operator: Callable[..., Any], ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    *tensors, key_padding, output, logsumexp = ctx.saved_tensors
+    gradients = operator(grad_output, *tensors, ctx.shapes, ctx.key_counts, key_padding, ctx.scale, output, logsumexp)
+    return (*gradients, None, None, None, None)
 
 
-def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tokens, layers, ctx.counts, key_padding, ctx.scale = inputs
+def _setup_mlp_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, layers, ctx.key_counts, key_padding, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tokens, key_padding, *output, *layers)
+    ctx.save_for_backward(*tensors, key_padding, *output, *layers)
 
 
 def _mlp_backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | list[Tensor] | None, ...]:
     saved = ctx.saved_tensors
-    tokens, (key_padding, output, log_sums), layers = saved[:5], saved[5:8], saved[8:]
+    tensors, (key_padding, output, logsumexp), layers = saved[:5], saved[5:8], saved[8:]
     gradients = torch.ops.attnzoo.deform_kv_attn_mlp_backward(
-        grad_output, *tokens, layers, ctx.counts, key_padding, ctx.scale, output, log_sums
+        grad_output, *tensors, layers, ctx.key_counts, key_padding, ctx.scale, output, logsumexp
     )
     return (*gradients, None, None, None)
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "deform_kv_attention has no second derivative; attnzoo.ops.deform_kv_attn.reference on CPU has one"
-    )
+def _double_backward_unsupported(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("deform_kv_attn does not support double backward; on the CPU, attnzoo.ops.reference does")
 
 
-for _name, _rule, _save in (
-    ("deform_kv_attn", _table_rule(torch.ops.attnzoo.deform_kv_attn_backward), _save_table),
-    (
-        "deform_kv_attn_in_blocks",
-        _table_rule(torch.ops.attnzoo.deform_kv_attn_in_blocks_backward),
-        _save_table,
-    ),
-    ("deform_kv_attn_mlp", _mlp_backward, _save_mlp),
-):
-    torch.library.register_autograd(f"attnzoo::{_name}", _rule, setup_context=_save, lib=_operators)
-    torch.library.register_autograd(f"attnzoo::{_name}_backward", _no_second_derivative, lib=_operators)
-    for _kind in autocast.DEVICES:
-        torch.library.register_autocast(f"attnzoo::{_name}", _kind, torch.float32, lib=_operators)
-    for _suffix in ("", "_backward"):
-        vmap.register_loop(getattr(torch.ops.attnzoo, f"{_name}{_suffix}").default, _operators)
+def _register(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    torch.library.register_autograd(f"attnzoo::{name}", backward, setup_context=setup_context, lib=_lib)
+    torch.library.register_autograd(f"attnzoo::{name}_backward", _double_backward_unsupported, lib=_lib)
+    for device_type in autocast.DEVICES:
+        torch.library.register_autocast(f"attnzoo::{name}", device_type, torch.float32, lib=_lib)
+    for suffix in ("", "_backward"):
+        vmap.register_loop_vmap(getattr(torch.ops.attnzoo, f"{name}{suffix}").default, _lib)
 
 
-# As torch counts dense attention; like other work per pair outside matrix products, reading a table is not counted.
+for _name in ("deform_kv_attn", "deform_kv_attn_in_blocks"):
+    _backward_operator = getattr(torch.ops.attnzoo, f"{_name}_backward")
+    _register(_name, partial(_table_backward, _backward_operator), _setup_table_context)
+_register("deform_kv_attn_mlp", _mlp_backward, _setup_mlp_context)
+
+
+# FLOPs of dense attention, as torch counts them; sampling the bias is elementwise and not counted.
 @register_flop_formula([torch.ops.attnzoo.deform_kv_attn, torch.ops.attnzoo.deform_kv_attn_in_blocks])
 def _table_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
@@ -287,26 +285,26 @@ def _table_backward_flops(
     return int(sdpa_backward_flop_count(grad_output, query, key, value))
 
 
-def _evaluation_flops(query: Sequence[int], key_positions: Sequence[int], layers: Any, counts: Sequence[int]) -> int:
-    """Of the perceptrons for all pairs, two per multiply-accumulate."""
+def _mlp_bias_flops(query: Sequence[int], key_positions: Sequence[int], layers: Any, key_counts: Sequence[int]) -> int:
+    """FLOPs of the MLP over all query-key pairs, 2 per multiply-accumulate."""
     pairs = query[0] * key_positions[1] * query[2] * key_positions[2]
-    weights = layers[: len(layers) // len(counts) : 2]
+    weights = layers[: len(layers) // len(key_counts) : 2]
     return 2 * pairs * sum(weight[0] * weight[1] for weight in weights)
 
 
 @register_flop_formula(torch.ops.attnzoo.deform_kv_attn_mlp)
 def _mlp_flops(
-    query: Any, key: Any, value: Any, query_positions: Any, key_positions: Any, layers: Any, counts: Any,
+    query: Any, key: Any, value: Any, query_positions: Any, key_positions: Any, layers: Any, key_counts: Any,
     *_: Any, **__: Any,
 ) -> int:  # fmt: skip
-    return int(sdpa_flop_count(query, key, value)) + _evaluation_flops(query, key_positions, layers, counts)
+    return int(sdpa_flop_count(query, key, value)) + _mlp_bias_flops(query, key_positions, layers, key_counts)
 
 
-# The perceptrons are evaluated again, and their gradients by weight and by input cost as much each.
+# Backward recomputes the MLP and computes gradients of weights and inputs: 3 times forward.
 @register_flop_formula(torch.ops.attnzoo.deform_kv_attn_mlp_backward)
 def _mlp_backward_flops(
     grad_output: Any, query: Any, key: Any, value: Any, query_positions: Any, key_positions: Any, layers: Any,
-    counts: Any, *_: Any, **__: Any,
+    key_counts: Any, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     attention = int(sdpa_backward_flop_count(grad_output, query, key, value))
-    return attention + 3 * _evaluation_flops(query, key_positions, layers, counts)
+    return attention + 3 * _mlp_bias_flops(query, key_positions, layers, key_counts)

@@ -1,1 +1,1 @@
-"""Multi-scale deformable attention: operator, plain PyTorch reference, checks of its arguments."""
+"""Multi-scale deformable attention: operator, reference, argument checks."""

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention as an operator: schema, fake and autograd rules, FLOPs, and its Python face."""
+"""Multi-scale deformable attention as a PyTorch operator: Python API, schemas, autograd, fallback, FLOPs."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from attnzoo.ops import autocast, library, tangents, vmap
-from attnzoo.ops.checks import HALF
+from attnzoo.ops import autocast, forward_ad, library, vmap
+from attnzoo.ops.checks import HALF_DTYPES
 from attnzoo.ops.ms_deform_attn import reference
 from attnzoo.ops.ms_deform_attn.checks import check_ms_deform_attn, check_ms_deform_attn_fused
 
@@ -25,21 +25,23 @@ def ms_deform_attn(
 
     - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
     - `spatial_shapes`: (h, w) per level, Python ints
-    - `sampling_locations`: (B, Q, M, L, P, 2), x then y, [0, 1] over the map, pixel centres at (i + ½) / size
+    - `sampling_locations`: (B, Q, M, L, P, 2), x then y, in [0, 1] over the map, pixel centres at (i + ½) / size
     - `attention_weights`: (B, Q, M, L, P)
 
-    Bilinear samples, zero outside the map. A point with a NaN or infinite coordinate lies outside: it adds nothing
-    and receives zero gradients. B = 0 or Q = 0 gives an empty result; all other sizes must be at least 1.
+    Returns (B, Q, M·D) in the dtype of `value`.
 
-    Returns (B, Q, M·D) in the dtype of `value`. Beside a half-precision value, locations and weights may be float16,
-    bfloat16 or float32; the computation is in float32 then. Under autocast, `value` takes its dtype.
+    Samples are bilinear, and zero outside the map. A NaN or infinite location is outside: it contributes zero and gets
+    zero gradients. B or Q may be 0.
 
-    Raises TypeError or ValueError naming the argument that does not fit.
+    With a half-precision value, locations and weights may be float16, bfloat16 or float32, and the computation is in
+    float32. Under autocast, `value` is cast to the autocast dtype.
+
+    Raises TypeError or ValueError for invalid arguments.
     """
     value = autocast.cast(value)
     check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
-    if value.dtype in HALF:
+    if value.dtype in HALF_DTYPES:
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
     return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
 
@@ -51,43 +53,42 @@ def ms_deform_attn_fused(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention from what a layer predicts: locations and softmax never reach memory.
+    """Fused multi-scale deformable attention: the kernel computes sampling locations and softmax.
 
     - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
     - `spatial_shapes`: (h, w) per level, Python ints
-    - `references`: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), [0, 1] over the map of each level
-    - `offsets`: (B, Q, M, L, P, 2), x then y: in pixels of the level from a point, in 1 / (2P) of a box's width and
-      height from its centre (Deformable DETR, arXiv:2010.04159, appendix A.4)
-    - `logits`: (B, Q, M, L, P), any real numbers: the weights are their softmax over L·P
+    - `references`: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), in [0, 1] over the map of each level
+    - `offsets`: (B, Q, M, L, P, 2), x then y, from the point in pixels of the level, or from the box centre in
+      1 / (2P) of the box size (Deformable DETR, arXiv:2010.04159, appendix A.4)
+    - `logits`: (B, Q, M, L, P), unnormalised attention weights; softmax over L·P
 
-    The same as `ms_deform_attn` at these locations with these weights, in all other respects too. Raises TypeError
-    or ValueError naming the argument that does not fit.
+    Otherwise identical to `ms_deform_attn`.
     """
     value = autocast.cast(value)
     check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
-    if value.dtype in HALF:
+    if value.dtype in HALF_DTYPES:
         references, offsets, logits = references.float(), offsets.float(), logits.float()
     return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
 
 
-_operators = tangents.Library("attnzoo", "DEF")
-_operators.define(
+_lib = forward_ad.ReverseModeLibrary("attnzoo", "DEF")
+_lib.define(
     "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
     " -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_operators.define(
+_lib.define(
     "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations,"
     " Tensor attention_weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_operators.define(
+_lib.define(
     "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor references, Tensor offsets, Tensor logits)"
     " -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_operators.define(
+_lib.define(
     "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor references,"
     " Tensor offsets, Tensor logits, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -95,39 +96,39 @@ _operators.define(
 library.load()
 
 
-def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+def _to_pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
 
 
 @cache
-def _warn_of_reference(device_type: str) -> None:
-    why = library.backends().get(device_type, "there is no compiled operator for this device")
+def _warn_slow_fallback(device_type: str) -> None:
+    why = library.backends().get(device_type, "no kernel for this device")
     warnings.warn(f"attnzoo: ms_deform_attn on {device_type} runs the slow reference: {why}", stacklevel=2)
 
 
-# The reference stands in wherever the library has no kernel for a device.
-@torch.library.impl(_operators, "ms_deform_attn", "CompositeExplicitAutograd")
+# Fallback for devices without a compiled kernel.
+@torch.library.impl(_lib, "ms_deform_attn", "CompositeExplicitAutograd")
 def _forward_reference(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    _warn_of_reference(value.device.type)
-    return reference.ms_deform_attn(value, _pairs(shapes), locations, weights)
+    _warn_slow_fallback(value.device.type)
+    return reference.ms_deform_attn(value, _to_pairs(shapes), locations, weights)
 
 
-@torch.library.impl(_operators, "ms_deform_attn_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_lib, "ms_deform_attn_backward", "CompositeExplicitAutograd")
 def _backward_reference(
     grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.ms_deform_attn_backward(grad_output, value, _pairs(shapes), locations, weights)
+    return reference.ms_deform_attn_backward(grad_output, value, _to_pairs(shapes), locations, weights)
 
 
-@torch.library.impl(_operators, "ms_deform_attn_fused", "CompositeExplicitAutograd")
+@torch.library.impl(_lib, "ms_deform_attn_fused", "CompositeExplicitAutograd")
 def _fused_forward_reference(
     value: Tensor, shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    _warn_of_reference(value.device.type)
-    return reference.ms_deform_attn_fused(value, _pairs(shapes), references, offsets, logits)
+    _warn_slow_fallback(value.device.type)
+    return reference.ms_deform_attn_fused(value, _to_pairs(shapes), references, offsets, logits)
 
 
-@torch.library.impl(_operators, "ms_deform_attn_fused_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_lib, "ms_deform_attn_fused_backward", "CompositeExplicitAutograd")
 def _fused_backward_reference(
     grad_output: Tensor,
     value: Tensor,
@@ -137,29 +138,29 @@ def _fused_backward_reference(
     logits: Tensor,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return reference.ms_deform_attn_fused_backward(grad_output, value, _pairs(shapes), references, offsets, logits)
+    return reference.ms_deform_attn_fused_backward(grad_output, value, _to_pairs(shapes), references, offsets, logits)
 
 
-@torch.library.register_fake("attnzoo::ms_deform_attn", lib=_operators)
+@torch.library.register_fake("attnzoo::ms_deform_attn", lib=_lib)
 def _forward_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.register_fake("attnzoo::ms_deform_attn_backward", lib=_operators)
+@torch.library.register_fake("attnzoo::ms_deform_attn_backward", lib=_lib)
 def _backward_fake(
     grad_output: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor, deterministic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
 
-@torch.library.register_fake("attnzoo::ms_deform_attn_fused", lib=_operators)
+@torch.library.register_fake("attnzoo::ms_deform_attn_fused", lib=_lib)
 def _fused_forward_fake(
     value: Tensor, shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
     return _forward_fake(value, shapes, offsets, logits)
 
 
-@torch.library.register_fake("attnzoo::ms_deform_attn_fused_backward", lib=_operators)
+@torch.library.register_fake("attnzoo::ms_deform_attn_fused_backward", lib=_lib)
 def _fused_backward_fake(
     grad_output: Tensor,
     value: Tensor,
@@ -169,13 +170,13 @@ def _fused_backward_fake(
     logits: Tensor,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    by_value, by_references, by_offsets, by_logits = (
+    grad_value, grad_references, grad_offsets, grad_logits = (
         t.new_empty(t.shape) for t in (value, references, offsets, logits)
     )
-    return by_value, by_references, by_offsets, by_logits
+    return grad_value, grad_references, grad_offsets, grad_logits
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
     value, ctx.shapes, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 
@@ -188,43 +189,41 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tens
     return grad_value, None, grad_locations, grad_weights
 
 
-def _fused_save(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor) -> None:
+def _fused_setup_context(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor) -> None:
     value, ctx.shapes, references, offsets, logits = inputs
     ctx.save_for_backward(value, references, offsets, logits)
 
 
 def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
     value, references, offsets, logits = ctx.saved_tensors
-    by_value, by_references, by_offsets, by_logits = torch.ops.attnzoo.ms_deform_attn_fused_backward(
+    grad_value, grad_references, grad_offsets, grad_logits = torch.ops.attnzoo.ms_deform_attn_fused_backward(
         grad_output, value, ctx.shapes, references, offsets, logits, torch.are_deterministic_algorithms_enabled()
     )
-    return by_value, None, by_references, by_offsets, by_logits
+    return grad_value, None, grad_references, grad_offsets, grad_logits
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "ms_deform_attn has no second derivative; the function in attnzoo.ops.ms_deform_attn.reference has one on CPU"
-    )
+def _double_backward_unsupported(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("ms_deform_attn does not support double backward; on the CPU, attnzoo.ops.reference does")
 
 
-torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_save, lib=_operators)
-torch.library.register_autograd("attnzoo::ms_deform_attn_backward", _no_second_derivative, lib=_operators)
+torch.library.register_autograd("attnzoo::ms_deform_attn", _backward, setup_context=_setup_context, lib=_lib)
+torch.library.register_autograd("attnzoo::ms_deform_attn_backward", _double_backward_unsupported, lib=_lib)
 torch.library.register_autograd(
-    "attnzoo::ms_deform_attn_fused", _fused_backward, setup_context=_fused_save, lib=_operators
+    "attnzoo::ms_deform_attn_fused", _fused_backward, setup_context=_fused_setup_context, lib=_lib
 )
-torch.library.register_autograd("attnzoo::ms_deform_attn_fused_backward", _no_second_derivative, lib=_operators)
+torch.library.register_autograd("attnzoo::ms_deform_attn_fused_backward", _double_backward_unsupported, lib=_lib)
 for _operator in (
     torch.ops.attnzoo.ms_deform_attn.default,
     torch.ops.attnzoo.ms_deform_attn_backward.default,
     torch.ops.attnzoo.ms_deform_attn_fused.default,
     torch.ops.attnzoo.ms_deform_attn_fused_backward.default,
 ):
-    vmap.register(_operator, _operators)
+    vmap.register_batched_vmap(_operator, _lib)
 for _name in ("ms_deform_attn", "ms_deform_attn_fused"):
-    autocast.register(_name, _operators)
+    autocast.register_autocast(_name, _lib)
 
 
-# Two per multiply-accumulate, as torch counts. A sample has four corners, whose coefficients hold the weight already.
+# 2 FLOPs per multiply-accumulate, 4 per bilinear sample: the corner coefficients include the attention weight.
 @register_flop_formula(torch.ops.attnzoo.ms_deform_attn)
 def _forward_flops(value: Sequence[int], shapes: Any, locations: Any, weights: Sequence[int], **_: Any) -> int:
     return 2 * 4 * weights[0] * weights[1] * weights[2] * weights[3] * weights[4] * value[3]

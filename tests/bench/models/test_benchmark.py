@@ -88,7 +88,7 @@ def test_only_ours_uses_the_operators(monkeypatch):
     def reject(*_, **__):
         raise NotImplementedError
 
-    monkeypatch.setattr(ops, "deform_kv_attention", reject)
+    monkeypatch.setattr(ops, "deform_kv_attn", reject)
     monkeypatch.setattr(ops, "ms_deform_attn", reject)
     models[PYTORCH].predict(images)
     with pytest.raises(NotImplementedError):

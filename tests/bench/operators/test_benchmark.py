@@ -19,10 +19,10 @@ TINY_MAP = deform_kv_attn.Case("tiny", 7, 9, stride=2, heads=4, groups=2, batch=
 TINY_CASES = {
     "ms_deform_attn": TINY,
     "ms_deform_attn_fused": TINY,
-    "deform_kv_attention": TINY_MAP,
-    "deform_kv_attention_mlp": TINY_MAP,
+    "deform_kv_attn": TINY_MAP,
+    "deform_kv_attn_mlp": TINY_MAP,
 }
-BASELINES = {"deform_kv_attention_mlp": "plain"}
+BASELINES = {"deform_kv_attn_mlp": "plain"}
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,9 @@
-// Stands in for CUDA's own header: with it on the include path a C++ compiler takes the sources of the CUDA operators,
-// and a launch runs on the CPU, block by block.
+// Replaces CUDA's own header: with it, a C++ compiler compiles the sources of the CUDA operators, and kernels run on
+// the CPU, block by block.
 //
-// The threads of a block are coroutines. They take turns in a random order and change only where CUDA makes them wait
-// for each other (shuffles, votes, __syncwarp, __syncthreads): what needs a barrier and has none goes wrong in some
-// order. Blocks run in a random order too. Threads that wait for others that never come are reported, and so is writing
-// beyond the shared memory that a launch asked for, which begins as NaN.
+// The threads of a block are coroutines. They run in random order and switch only at CUDA's synchronisation points
+// (shuffles, votes, __syncwarp, __syncthreads), so a missing barrier gives wrong results in some order. Blocks run in
+// random order too. Deadlocks and writes beyond the requested shared memory, which is initialised to NaN, are errors.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +16,7 @@
 #define __host__
 #define __device__
 #define __forceinline__ inline
-#define __shared__ thread_local  // static within a function, and may be declared extern; there is one thread
+#define __shared__ thread_local  // static in functions, and allowed with extern; there is one host thread
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -42,39 +41,39 @@ inline float4 make_float4(float x, float y, float z, float w) {
 
 namespace emulation {
 
-extern unsigned thread;  // that runs
+extern unsigned thread;  // the running one
 extern unsigned block;
 constexpr unsigned kWarpSize = 32;
-constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostShared = 227 * 1024;  // bytes a block can ask for
+constexpr unsigned kMaxThreads = 1024;
+constexpr size_t kMaxSharedMemory = 227 * 1024;  // bytes a block can ask for
 
-// Holds up the running thread until all lanes of `mask` in its warp wait with the same mask.
+// Suspends the running thread until all lanes of `mask` in its warp wait with the same mask.
 void wait_for(uint32_t mask);
 
-// Holds up the running thread until all threads of its block wait here.
+// Suspends the running thread until all threads of its block wait here.
 void wait_for_block();
 
-// What each thread lays out for the others of its warp to read.
-extern uint64_t exchanged[kMostThreads];
+// The value of each thread for the other threads of its warp.
+extern uint64_t exchanged[kMaxThreads];
 
 inline unsigned first_of_warp() {
   return thread / kWarpSize * kWarpSize;
 }
 
-// Makes the launch under way fail: addresses of vectors must be multiples of their size.
+// Makes the current launch fail if a vector is not aligned to its size.
 void require_alignment(const void* address, size_t bytes);
 
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 template <typename T>
-T exchange(uint32_t mask, T mine, unsigned from_lane) {
+T exchange(uint32_t mask, T value, unsigned from_lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  std::memcpy(&exchanged[thread], &mine, sizeof(T));
+  std::memcpy(&exchanged[thread], &value, sizeof(T));
   wait_for(mask);
-  T theirs;
-  std::memcpy(&theirs, &exchanged[first_of_warp() + from_lane], sizeof(T));
+  T received;
+  std::memcpy(&received, &exchanged[first_of_warp() + from_lane], sizeof(T));
   wait_for(mask);
-  return theirs;
+  return received;
 }
 
 // threadIdx, blockIdx.

@@ -1,4 +1,4 @@
-// The scheduler behind cuda_runtime.h, and the functions of torch that concern a GPU, for tensors on the CPU.
+// The scheduler of cuda_runtime.h, and CPU replacements of torch's CUDA functions.
 
 #include "cuda_runtime.h"
 
@@ -14,23 +14,23 @@
 
 dim3 gridDim;
 
-// The operators' shared memory (csrc/common/cuda_launch.cuh), with a guard behind it.
+// The shared memory of the kernels (csrc/common/cuda_launch.cuh), followed by a guard.
 namespace attnzoo_emulated {
-constexpr size_t kGuard = 64;  // of sixteen bytes
-thread_local uint4 shared_memory[emulation::kMostShared / sizeof(uint4) + kGuard];
+constexpr size_t kGuardSize = 64;  // units of 16 bytes
+thread_local uint4 shared_memory[emulation::kMaxSharedMemory / sizeof(uint4) + kGuardSize];
 }  // namespace attnzoo_emulated
 
 namespace emulation {
 
 unsigned thread;
 unsigned block;
-uint64_t exchanged[kMostThreads];
+uint64_t exchanged[kMaxThreads];
 
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr unsigned char kUntouched = 0xff;  // in all bytes of a float or double: NaN
-std::minstd_rand order;
+constexpr unsigned char kPoison = 0xff;  // in all bytes of a float or double: NaN
+std::minstd_rand rng;
 
 struct Lane {
   ucontext_t context;
@@ -40,7 +40,7 @@ struct Lane {
   bool done = false;
 };
 
-std::vector<Lane> lanes;  // of a block
+std::vector<Lane> lanes;  // of the running block
 ucontext_t scheduler;
 const std::function<void()>* running;
 bool misaligned;
@@ -50,7 +50,7 @@ void lane_main() {
   lanes[thread].done = true;
 }
 
-// Lets the lanes of a warp go on that are waiting for each other; false where there are none.
+// Resumes the lanes of a warp that wait for each other; false if there are none.
 bool release_warp(Lane* warp) {
   for (unsigned first = 0; first < kWarpSize; ++first) {
     const uint32_t mask = warp[first].waits_for;
@@ -70,7 +70,7 @@ bool release_warp(Lane* warp) {
   return false;
 }
 
-// Lets all threads go on if all of them wait for the block.
+// Resumes all threads if all of them wait for the block.
 bool release_block() {
   for (const Lane& lane : lanes) {
     if (!lane.waits_for_block) {
@@ -101,11 +101,11 @@ void run_block() {
     lane.context.uc_link = &scheduler;
     makecontext(&lane.context, lane_main, 0);
   }
-  std::vector<unsigned> turns(lanes.size());
-  std::iota(turns.begin(), turns.end(), 0u);
+  std::vector<unsigned> lane_order(lanes.size());
+  std::iota(lane_order.begin(), lane_order.end(), 0u);
   do {
-    std::shuffle(turns.begin(), turns.end(), order);
-    for (const unsigned i : turns) {
+    std::shuffle(lane_order.begin(), lane_order.end(), rng);
+    for (const unsigned i : lane_order) {
       if (!lanes[i].done && lanes[i].waits_for == 0 && !lanes[i].waits_for_block) {
         thread = i;
         swapcontext(&scheduler, &lanes[i].context);
@@ -114,7 +114,7 @@ void run_block() {
   } while (release());
   for (const Lane& lane : lanes) {
     if (!lane.done) {
-      throw std::runtime_error("emulation: threads wait for others that do not come");
+      throw std::runtime_error("emulation: deadlock");
     }
   }
 }
@@ -136,39 +136,39 @@ void require_alignment(const void* address, size_t bytes) {
 }
 
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel) {
-  if (threads % kWarpSize != 0 || threads > kMostThreads || shared_bytes > kMostShared) {
-    throw std::runtime_error("emulation: no GPU runs such a block");
+  if (threads % kWarpSize != 0 || threads > kMaxThreads || shared_bytes > kMaxSharedMemory) {
+    throw std::runtime_error("emulation: block size or shared memory not supported by any GPU");
   }
   auto* const shared = reinterpret_cast<unsigned char*>(attnzoo_emulated::shared_memory);
-  const size_t guarded = shared_bytes + attnzoo_emulated::kGuard * sizeof(uint4);
+  const size_t guarded = shared_bytes + attnzoo_emulated::kGuardSize * sizeof(uint4);
   running = &kernel;
   gridDim.x = blocks;
   misaligned = false;
   lanes.resize(threads);
-  std::vector<unsigned> turns(blocks);
-  std::iota(turns.begin(), turns.end(), 0u);
-  std::shuffle(turns.begin(), turns.end(), order);
-  for (const unsigned turn : turns) {
-    block = turn;
-    std::fill(shared, shared + guarded, kUntouched);
+  std::vector<unsigned> block_order(blocks);
+  std::iota(block_order.begin(), block_order.end(), 0u);
+  std::shuffle(block_order.begin(), block_order.end(), rng);
+  for (const unsigned next : block_order) {
+    block = next;
+    std::fill(shared, shared + guarded, kPoison);
     run_block();
-    if (std::any_of(shared + shared_bytes, shared + guarded, [](unsigned char byte) { return byte != kUntouched; })) {
-      throw std::runtime_error("emulation: written beyond the shared memory of a block");
+    if (std::any_of(shared + shared_bytes, shared + guarded, [](unsigned char byte) { return byte != kPoison; })) {
+      throw std::runtime_error("emulation: write beyond the requested shared memory");
     }
   }
   if (misaligned) {
-    throw std::runtime_error("emulation: a vector's address is not a multiple of its size");
+    throw std::runtime_error("emulation: unaligned vector access");
   }
 }
 
 }  // namespace emulation
 
-// Another order of lanes and blocks.
+// Seeds the random order of lanes and blocks.
 extern "C" __attribute__((visibility("default"))) void emulation_seed(unsigned seed) {
-  emulation::order.seed(seed + 1);
+  emulation::rng.seed(seed + 1);
 }
 
-// Defined here, these take the place of torch's own within this library (it is linked with -Bsymbolic).
+// These replace torch's own functions within this library, which is linked with -Bsymbolic.
 extern "C" {
 
 int32_t aoti_torch_device_type_cuda() {
@@ -191,7 +191,7 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
 
 AOTITorchError torch_c10_cuda_check_msg(
     int32_t error, const char*, const char*, uint32_t, bool, char** message) {
-  *message = error == cudaSuccess ? nullptr : strdup("emulation: an error that cannot be");
+  *message = error == cudaSuccess ? nullptr : strdup("emulation: unexpected error");
   return AOTI_TORCH_SUCCESS;
 }
 

@@ -1,4 +1,4 @@
-// Put before the operators' sources: they are registered for the CPU under a name of their own, and take the path of
+// Included before the CUDA sources: registers the operators for the CPU as attnzoo_emulated, with the code path of
 // compute capability 9.0.
 #pragma once
 

@@ -1,4 +1,4 @@
-"""The operator under other people's names and formats."""
+"""Deformable-DETR's API and ONNX export."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from attnzoo import ops
 
 
 def as_published(shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
-    """Shapes and starts of levels as Deformable-DETR passes them."""
+    """Level shapes and start indices as tensors, as in Deformable-DETR."""
     table = torch.tensor(shapes)
     return table, torch.cat([table.new_zeros(1), table.prod(1).cumsum(0)[:-1]])
 
@@ -30,15 +30,15 @@ def test_arguments_of_deformable_detr():
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
 
 
-def test_levels_must_follow_each_other():
+def test_levels_must_be_consecutive():
     value, shapes, locations, weights = arguments()
     table, starts = as_published(shapes)
-    with pytest.raises(ValueError, match="value_level_start_index: is "):
+    with pytest.raises(ValueError, match="value_level_start_index: expected "):
         ops.MSDeformAttnFunction.apply(value, table, starts + 1, locations, weights)
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "kind", "complaint"),
+    ("name", "change", "kind", "message"),
     [
         ("value_spatial_shapes", Tensor.tolist, TypeError, "expected a tensor (L, 2) of integers, got list"),
         ("value_spatial_shapes", Tensor.float, TypeError, "expected integers, got torch.float32"),
@@ -49,13 +49,13 @@ def test_levels_must_follow_each_other():
         ("value_level_start_index", lambda s: s[:, None], ValueError, "expected (L,), got shape (3, 1)"),
     ],
 )
-def test_wrong_levels_name_the_argument(name, change, kind, complaint):
+def test_wrong_levels_name_the_argument(name, change, kind, message):
     value, shapes, locations, weights = arguments()
     levels = dict(zip(("value_spatial_shapes", "value_level_start_index"), as_published(shapes), strict=True))
     levels[name] = change(levels[name])
     with pytest.raises(kind) as error:
         ops.MSDeformAttnFunction.apply(value, **levels, sampling_locations=locations, attention_weights=weights)
-    assert str(error.value) == f"{name}: {complaint}"
+    assert str(error.value) == f"{name}: {message}"
 
 
 class Sampling(nn.Module):
@@ -68,10 +68,10 @@ class FusedSampling(nn.Module):
         return ops.ms_deform_attn_fused(value, ((5, 7), (3, 4), (1, 2)), references, offsets, logits)
 
 
-def in_onnx(module: nn.Module, given: tuple[Tensor, ...], file: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
-    """The module in onnxruntime, by way of a file; all its arguments but the first have any number of queries."""
+def in_onnx(module: nn.Module, args: tuple[Tensor, ...], file: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
+    """Export the module to a file and run it in onnxruntime, with a dynamic number of queries."""
     queries = torch.export.Dim("queries", min=2, max=1000)
-    program = torch.export.export(module, given, dynamic_shapes=(None, *({1: queries} for _ in given[1:])))
+    program = torch.export.export(module, args, dynamic_shapes=(None, *({1: queries} for _ in args[1:])))
     plain = program.run_decompositions(ops.decompositions())
     torch.onnx.export(plain, opset_version=20, verbose=False).save(file)
     assert "GridSample" in {node.op_type for node in onnx.load(file).graph.node}
@@ -84,9 +84,9 @@ def test_onnx(tmp_path):
     value, _, locations, weights = arguments(dtype=torch.float32)
     locations[0, 0, 0, 0, 0, 0], locations[0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
     run = in_onnx(Sampling(), (value, locations, weights), tmp_path / "sampling.onnx")
-    for more in (1, 2):
-        given = [value, *(t.repeat(1, more, *[1] * (t.dim() - 2)) for t in (locations, weights))]
-        np.testing.assert_allclose(run(given), Sampling()(*given).numpy(), atol=2e-6)
+    for repeats in (1, 2):
+        args = [value, *(t.repeat(1, repeats, *[1] * (t.dim() - 2)) for t in (locations, weights))]
+        np.testing.assert_allclose(run(args), Sampling()(*args).numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
@@ -94,6 +94,6 @@ def test_the_fused_form_in_onnx(tmp_path, box):
     value, _, *others = fused_arguments(box, dtype=torch.float32)
     others[0][0, 0, 0, 0], others[1][0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
     run = in_onnx(FusedSampling(), (value, *others), tmp_path / "fused.onnx")
-    for more in (1, 2):
-        given = [value, *(t.repeat(1, more, *[1] * (t.dim() - 2)) for t in others)]
-        np.testing.assert_allclose(run(given), FusedSampling()(*given).numpy(), atol=2e-6)
+    for repeats in (1, 2):
+        args = [value, *(t.repeat(1, repeats, *[1] * (t.dim() - 2)) for t in others)]
+        np.testing.assert_allclose(run(args), FusedSampling()(*args).numpy(), atol=2e-6)

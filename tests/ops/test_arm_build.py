@@ -1,4 +1,4 @@
-"""A compiler for 64-bit Arm, where the portable vector type becomes NEON, accepts the CPU kernels."""
+"""The CPU kernels compile for 64-bit Arm, where the portable vector type becomes NEON."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("csrc/*/cpu*.cpp")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)
-def test_is_accepted_for_arm(source: Path) -> None:
+def test_compiles_for_arm(source: Path) -> None:
     if shutil.which(COMPILER) is None:
         if os.environ.get("ATTNZOO_REQUIRE_ARM"):
             pytest.fail(f"no {COMPILER}, and ATTNZOO_REQUIRE_ARM is set")

@@ -1,4 +1,4 @@
-"""Wrong calls name the argument at fault; a missing library is said once and does not stop the work."""
+"""Errors name the invalid argument; without the compiled library the fallback runs with one warning."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from attnzoo import ops
 
 
 def changed(**changes: Callable[[Any], Any]) -> dict[str, Any]:
-    """A good call with some arguments changed."""
+    """Valid arguments, some of them changed."""
     names = ("value", "spatial_shapes", "sampling_locations", "attention_weights")
     call = dict(zip(names, arguments(dtype=torch.float32), strict=True))
     return {name: changes.get(name, lambda x: x)(argument) for name, argument in call.items()}
@@ -30,7 +30,7 @@ def nested(tensor: Tensor) -> Tensor:
 
 WRONG_VALUES = [
     ("value", lambda v: v[0], "expected (B, S, M, D)"),
-    ("value", lambda v: v[:, 1:], "S = 48 tokens, but spatial_shapes add up to 49"),
+    ("value", lambda v: v[:, 1:], "S = 48 tokens, but spatial_shapes have 49"),
     ("value", lambda v: v[:, :, :0], "M and D must be at least 1"),
     ("value", lambda v: v[..., :0], "M and D must be at least 1"),
     ("spatial_shapes", lambda s: (), "at least one level"),
@@ -72,39 +72,39 @@ WRONG_TYPES = [
 
 @pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize(
-    ("name", "change", "complaint", "kind"),
+    ("name", "change", "message", "kind"),
     [(*wrong, ValueError) for wrong in WRONG_VALUES] + [(*wrong, TypeError) for wrong in WRONG_TYPES],
-    ids=[f"{name}: {complaint}" for name, _, complaint in WRONG_VALUES + WRONG_TYPES],
+    ids=[f"{name}: {message}" for name, _, message in WRONG_VALUES + WRONG_TYPES],
 )
-def test_wrong_call_names_the_argument(name, change, complaint, kind):
+def test_errors_name_the_argument(name, change, message, kind):
     with pytest.raises(kind) as error:
         ops.ms_deform_attn(**changed(**{name: change}))
-    at_fault = "value" if "add up to" in complaint else name
+    at_fault = "value" if "but spatial_shapes have" in message else name
     assert str(error.value).startswith(f"{at_fault}: ")
-    assert complaint in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_mkldnn, nested])
-def test_autocast_leaves_what_is_not_dense_to_the_checks(change):
+def test_under_autocast_the_checks_reject_tensors_that_are_not_dense(change):
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^value: expected a dense tensor"):
         ops.ms_deform_attn(**changed(value=change))
 
 
-def test_lists_of_shapes_are_taken():
+def test_shapes_may_be_lists():
     call = changed()
     listed = changed(spatial_shapes=lambda s: [list(shape) for shape in s])
     assert torch.equal(ops.ms_deform_attn(**call), ops.ms_deform_attn(**listed))
 
 
-def test_half_precision_value_refuses_double_locations():
+def test_half_precision_value_rejects_double_locations():
     call = changed(value=Tensor.half, sampling_locations=Tensor.double, attention_weights=Tensor.half)
     with pytest.raises(TypeError, match=r"^sampling_locations: .*float16 or torch.bfloat16 or torch.float32"):
         ops.ms_deform_attn(**call)
 
 
-def test_the_kernels_check_sizes_themselves():
+def test_the_kernels_check_sizes():
     value, _, locations, weights = arguments()
     forward = torch.ops.attnzoo.ms_deform_attn
     for wrong in ([5, 7, 3, 4, 1], [5, 7, 3, 4], [5, 7, 3, 4, 2, 2], [5, 7, 3, 4, -1, -2]):
@@ -119,13 +119,13 @@ def test_the_kernels_check_sizes_themselves():
         torch.ops.attnzoo.ms_deform_attn_backward(value[:, :3, 0], value, [5, 7, 3, 4, 1, 2], locations, weights, True)
 
 
-def test_errors_of_the_kernels_name_source_files_by_their_place_in_the_repository():
+def test_kernel_errors_name_source_files_relative_to_the_repository():
     value, _, locations, weights = arguments()
     with pytest.raises(RuntimeError, match=r"(^|\s)csrc/ms_deform_attn/\w+\.h:\d+,"):
         torch.ops.attnzoo.ms_deform_attn(value, [5, 7, 3, 4, 1], locations, weights)
 
 
-def test_without_the_library_the_reference_runs_and_says_so_once(tmp_path):
+def test_without_the_library_the_reference_runs_with_one_warning(tmp_path):
     package = tmp_path / "attnzoo"
     source = Path(attnzoo.__file__).parent
     package.mkdir()

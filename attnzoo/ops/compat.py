@@ -1,0 +1,80 @@
+"""Compatibility: Deformable-DETR's `MSDeformAttnFunction`, and decompositions for ONNX export."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnzoo.ops.checks import check_dense, format_shape
+from attnzoo.ops.ms_deform_attn import reference
+from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn
+
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class MSDeformAttnFunction:
+    """`ms_deform_attn` with the name and arguments of Deformable-DETR's extension (models/ops).
+
+    Replace `from .functions import MSDeformAttnFunction` by `from attnzoo.ops import MSDeformAttnFunction`.
+    """
+
+    @staticmethod
+    def apply(
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int = 64,
+    ) -> Tensor:
+        """Call `ms_deform_attn`; returns (B, Q, M·D).
+
+        - `value_spatial_shapes`: (L, 2) integers, h and w per level; a device synchronisation if on a GPU
+        - `value_level_start_index`: (L,) integers, the first token of each level; levels must be consecutive
+        - `im2col_step`: ignored; any batch size is supported
+
+        Raises TypeError or ValueError if one of the first two is invalid, and the errors of `ms_deform_attn`.
+        """
+        shapes = [(h, w) for h, w in _int_list("value_spatial_shapes", value_spatial_shapes, "(L, 2)", (2,))]
+        starts = _int_list("value_level_start_index", value_level_start_index, "(L,)", ())
+        expected = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+        if starts != expected:
+            raise ValueError(
+                f"value_level_start_index: expected {expected} for value_spatial_shapes {shapes}, got {starts}"
+            )
+        return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+
+
+def _int_list(name: str, tensor: Tensor, axes: str, level_shape: tuple[int, ...]) -> list[Any]:
+    """Check an integer tensor (L, *level_shape) and return it as a list."""
+    check_dense(name, tensor, f"a tensor {axes} of integers")
+    if tensor.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+    if tensor.dim() == 0 or tensor.shape[1:] != level_shape:
+        raise ValueError(f"{name}: expected {axes}, got {format_shape(tensor)}")
+    values: list[Any] = tensor.tolist()
+    return values
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
+    """The operators in plain PyTorch, for `torch.export.ExportedProgram.run_decompositions`.
+
+    The result can be exported to ONNX with opset 20 or later (GridSample):
+
+        program = torch.export.export(model, inputs).run_decompositions(attnzoo.ops.decompositions())
+        torch.onnx.export(program, opset_version=20).save("model.onnx")
+    """
+    return {
+        torch.ops.attnzoo.ms_deform_attn.default: _as_decomposition(reference.ms_deform_attn),
+        torch.ops.attnzoo.ms_deform_attn_fused.default: _as_decomposition(reference.ms_deform_attn_fused),
+    }
+
+
+def _as_decomposition(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` with the flat shapes (h0, w0, h1, w1, …) of the operator schemas."""
+
+    def decomposition(value: Tensor, shapes: Sequence[int], *sampling: Tensor) -> Tensor:
+        return function(value, list(zip(shapes[::2], shapes[1::2], strict=True)), *sampling)
+
+    return decomposition
