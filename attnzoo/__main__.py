@@ -1,4 +1,4 @@
-"""`attnzoo VERB` or `python -m attnzoo VERB`: run, status, cancel, compare, bench, list."""
+"""`attnzoo VERB` or `python -m attnzoo VERB`: run, status, cancel, compare, check, bench, list."""
 
 import argparse
 import sys
@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparing = verbs.add_parser("compare", help="compare finished runs: means, intervals, cost")
     comparing.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     comparing.set_defaults(command=_compare)
+    checking = verbs.add_parser("check", help="check an attention against the contract")
+    checking.add_argument("target", metavar="FILE.py", help="a file with an attention, or the name of a registered one")
+    checking.add_argument(
+        "words", metavar="NAME, option=value", nargs="*", help="one of the file's; options such as points=8"
+    )
+    checking.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    checking.set_defaults(command=_check)
     measuring = bench_cli.add_arguments(
         verbs.add_parser("bench", help="time operators, attentions and models beside others")
     )
@@ -65,6 +72,12 @@ def _compare(given: argparse.Namespace) -> int:
         write_comparison(comparison, given.folders[0])
         hparams.write_sweep(given.folders[0])
     return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    from attnzoo.contract.command import check
+
+    return check(given.target, given.words, given.verbose)
 
 
 def _list(given: argparse.Namespace) -> int:
