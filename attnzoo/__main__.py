@@ -1,4 +1,4 @@
-"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, bench, list."""
+"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, check, bench, list."""
 
 import argparse
 import sys
@@ -29,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     compare.set_defaults(command=_compare)
+    check = commands.add_parser("check", help="check an attention against the contract")
+    check.add_argument("target", metavar="FILE.py", help="a file with an attention, or the name of a registered one")
+    check.add_argument("words", metavar="NAME, option=value", nargs="*", help="one of the file's; options as points=8")
+    check.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    check.set_defaults(command=_check)
     bench = bench_cli.add_arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))
     bench.set_defaults(command=bench_cli.main)
     list_ = commands.add_parser("list", help="list attentions, models, data sets and augmentations, or describe one")
@@ -64,6 +69,12 @@ def _compare(args: argparse.Namespace) -> int:
         write_comparison(comparison, args.folders[0])
         hparams.write_sweep(args.folders[0])
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from attnzoo.contract.command import check
+
+    return check(args.target, args.words, args.verbose)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -2,17 +2,18 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support.contract import CHECKS, DIM, HEADS, Case
 from support.dat import Published
 from torch import Tensor
 from torch.testing import assert_close
 
+from attnzoo import contract
 from attnzoo.attention import Attention, build, record
+from attnzoo.contract import Case
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
@@ -203,21 +204,6 @@ def test_parameters_carry_the_published_names() -> None:
     }
 
 
-@dataclass(frozen=True)
-class OptionCase(Case):
-    """The contract's case with options other than the default ones."""
-
-    options: tuple[tuple[str, Any], ...] = field(default=())
-
-    def __str__(self) -> str:
-        return f"{'-'.join(str(value) for _, value in self.options)}-{self.role}"
-
-    def build(self, *, seed: int = 0, levels: int | None = None, perturb: bool = True) -> Attention:
-        torch.manual_seed(seed)
-        attention = build("dat", Slot(DIM, HEADS, levels or self.levels, self.role), **dict(self.options)).eval()
-        return perturbed(attention, 0.1) if perturb else attention
-
-
 OPTIONS = (
     (("bias", "mlp"), ("groups", 2)),
     (("bias", "none"), ("offset_range", "none")),
@@ -237,13 +223,13 @@ def option_cases() -> Iterator[Any]:
             continue
         if clause == "gradients" and options[0][0] == "convention":
             continue
-        case = OptionCase("dat", role, options)
+        case = Case("dat", role, options)
         yield pytest.param(case, clause, id=f"{clause}-{case}")
 
 
 @pytest.mark.parametrize(("case", "clause"), list(option_cases()))
-def test_contract_with_options(case: OptionCase, clause: str) -> None:
-    CHECKS[clause](case)
+def test_contract_with_options(case: Case, clause: str) -> None:
+    contract.CLAUSES[clause](case)
 
 
 def test_pooled_keys_ignore_padding() -> None:

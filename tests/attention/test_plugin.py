@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.contract import CHECKS, Case
 
 from attnzoo.attention import ATTENTIONS, build, load_plugin
+from attnzoo.contract import CLAUSES, Case
 from attnzoo.errors import UserError
 from attnzoo.geometry import Role, Slot
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
 # Compiling is slow, and what it tests of low_rank the dense core has shown.
-QUICK = [clause for clause in CHECKS if not clause.startswith("compile")]
+QUICK = [clause for clause in CLAUSES if not clause.startswith("compile")]
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +39,15 @@ def plugin(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("clause", QUICK)
 def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> None:
     assert load_plugin(plugin) == ["mine"]
-    CHECKS[clause](Case("mine", role))
+    CLAUSES[clause](Case("mine", role))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", list(Role))
-@pytest.mark.parametrize("clause", [clause for clause in CHECKS if clause not in QUICK])
+@pytest.mark.parametrize("clause", [clause for clause in CLAUSES if clause not in QUICK])
 def test_example_compiles(clause: str, role: Role, plugin: Path) -> None:
     load_plugin(plugin)
-    CHECKS[clause](Case("mine", role))
+    CLAUSES[clause](Case("mine", role))
 
 
 def test_example_is_short() -> None:

@@ -1,18 +1,18 @@
 """Every registered attention, in every role it declares, fulfils every clause of the contract."""
 
 import pytest
-from support.contract import CHECKS, Case, cases, compiles
 
+from attnzoo.contract import CLAUSES, Case, cases, compiles
 from attnzoo.geometry import Role
 
 # Static shapes are compiled in the slow part: the fast one compiles dynamic shapes and exports static ones.
-CLAUSES = [pytest.param(name, marks=pytest.mark.slow if name == "compile_static" else ()) for name in CHECKS]
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name == "compile_static" else ()) for name in CLAUSES]
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
-@pytest.mark.parametrize("clause", CLAUSES)
+@pytest.mark.parametrize("clause", NAMES)
 def test_contract(clause: str, case: Case) -> None:
-    CHECKS[clause](case)
+    CLAUSES[clause](case)
 
 
 # The compiler takes half a minute for each: one role says enough.

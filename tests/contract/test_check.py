@@ -1,0 +1,363 @@
+"""`attnzoo check`: good attentions pass; each fault fails the clause on it, in a line that says what to mend."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo.attention import ATTENTIONS, load_plugin
+from attnzoo.contract import CLAUSES, Case, Violation, report
+from attnzoo.geometry import Role
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLE = DOCS / "examples" / "low_rank.py"
+# A constant added to the scores of a query cancels in the softmax: the gradient of lookup.bias is zero.
+PLUGIN = '''"""An attention of one head."""
+
+import torch
+from torch import nn
+
+from attnzoo.attention.base import Attention, num_queries, register
+from attnzoo.errors import UserError
+from attnzoo.geometry import Role
+
+
+@register("mine")
+class Mine(Attention):
+    roles = frozenset({Role.DECODER})
+
+    def __init__(self, slot, *, scale: float = 1.0):
+        super().__init__(slot)
+        if scale < 0:
+            raise UserError(f"scale = {scale}: must not be negative")
+        self.scale = scale
+        self.query, self.lookup, self.value, self.out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
+
+    def forward(self, queries, memory):
+        query = queries.with_pos_embed()
+        values = self.value(memory.tokens)
+        scores = self.scale * self.query(query) @ self.lookup(memory.with_pos_embed()).transpose(1, 2)
+        if memory.layout.padding_mask is not None:
+            scores = scores.masked_fill(memory.layout.padding_mask[:, None], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        if self.recording:
+            self.record(weights=weights[:, None])
+        return self.out(weights @ values)
+
+    def flops(self, queries, memory):
+        n, dim = num_queries(queries), self.slot.dim
+        return 2 * (n + memory.num_tokens) * dim**2 + 2 * n * memory.num_tokens * dim
+'''
+RETURN = "return self.out(weights @ values)"
+LAYERS = "self.scale = scale"
+FAULTS = {
+    "ignores queries": (
+        "query = queries.with_pos_embed()",
+        "query = torch.ones_like(queries.tokens)",
+        "depends_on_queries",
+        r"other query tokens change 0% of the outputs: compute queries from `queries`, not from `memory`",
+    ),
+    "leaks padding": (
+        "if memory.layout.padding_mask is not None:",
+        "if False:",
+        "padding_is_ignored",
+        r"other values in padded tokens change outputs .* \(by up to .+\)",
+    ),
+    "dead parameter": (
+        LAYERS,
+        f"{LAYERS}; self.spare = nn.Linear(3, 3)",
+        "gradients",
+        "spare.weight is not used: use it in forward, or remove it",
+    ),
+    "parameter times zero": (
+        "self.query(query)",
+        "nn.functional.linear(query, self.query.weight, 0 * self.query.bias)",
+        "gradients",
+        r"query\.bias: only 0% of the elements have a gradient, and the others change nothing: use them in forward",
+    ),
+    "unread part of a parameter": (
+        "self.query(query)",
+        "self.query(query * (torch.arange(query.shape[-1]) < 4))",
+        "gradients",
+        r"query\.weight: only 25% of the elements have a gradient, and the others change nothing",
+    ),
+    "detached parameter": (
+        "self.value(memory.tokens)",
+        "nn.functional.linear(memory.tokens, self.value.weight, self.value.bias.detach())",
+        "gradients",
+        r"value\.bias changes the output but gets no gradient: something detaches it",
+    ),
+    "wrong flops": (
+        "2 * query * memory.tokens * dim",
+        "query * memory.tokens * dim",
+        "flops",
+        r"flops\(\) = \d+ multiply-accumulates for one image, but torch counts \d+ \(addmm \d+, bmm \d+\)",
+    ),
+    "no flops": ("def flops(", "def cost(", "flops", r"flops\(queries, memory\) is not implemented"),
+    "wrong shape": (
+        RETURN,
+        "return (weights @ values).repeat(1, 1, 2)",
+        "shape",
+        r"forward returns shape \(2, 5, 32\), expected \(2, 5, 16\): \(B, Q, C\) of the queries",
+    ),
+    "no tensor": (RETURN, "return weights, values", "shape", r"forward returns a tuple, expected a tensor \(B, Q, C\)"),
+    "random": (
+        RETURN,
+        f"{RETURN} + 0.01 * torch.rand(1)",
+        "determinism",
+        "in eval mode two calls give different outputs: draw random numbers in training mode only",
+    ),
+    "ignores an option": (
+        "self.scale * self.query(query)",
+        "self.query(query)",
+        "options",
+        "scale has no effect: other values give the same parameters, output and flops",
+    ),
+    "options out of range": (
+        "if scale < 0:",
+        "if scale < 1: raise ZeroDivisionError('no')\n        if scale < 0:",
+        "options",
+        r"my_attention\.py:17, in __init__: ZeroDivisionError: no \(options: {'scale': 0\.5}: refuse values",
+    ),
+    "records nothing": ("self.record(", "dict(", "record", r"record\(\) has 0 entries of 2 calls"),
+    "references not needed": (
+        "roles = ",
+        "needs_reference_points = frozenset(Role); roles = ",
+        "references_needed",
+        "needs_reference_points has this role, but it runs without them",
+    ),
+    "mixes images": (
+        RETURN,
+        f"{RETURN} + values.mean((0, 1))",
+        "batch_independence",
+        "an image alone gives another output",
+    ),
+    "no attention": (
+        "class Mine(Attention):",
+        "class Mine(nn.Module):",
+        "interface",
+        r"expected a subclass of attnzoo\.attention\.Attention, given a class Mine: derive the class from Attention",
+    ),
+    "function": (
+        '@register("mine")',
+        '@register("mine")\ndef mine(slot): return slot\n\n',
+        "interface",
+        r"expected a subclass of attnzoo\.attention\.Attention, given a function",
+    ),
+    "unknown role": (
+        "frozenset({Role.DECODER})",
+        '"decoders"',
+        "interface",
+        r"roles = 'decoders': expected a non-empty set of Role, such as frozenset\({Role\.ENCODER}\)",
+    ),
+    "no slot": ("super().__init__(slot)", "nn.Module.__init__(self)", "interface", r"slot = None: expected a Slot"),
+    "constructor without slot": (
+        "def __init__(self, slot, *,",
+        "def __init__(self, *,",
+        "interface",
+        r"TypeError: .*takes 1 positional argument.* \(expected: __init__\(self, slot, \*, option=default\)\)",
+    ),
+    "constructor raises": (
+        LAYERS,
+        "self.scale = slot.scale",
+        "interface",
+        r"my_attention\.py:19, in __init__: AttributeError: 'Slot' object has no attribute 'scale'",
+    ),
+    "forward raises": (
+        "scores.softmax(-1)",
+        "scores.softmax(7)",
+        "shape",
+        r"my_attention\.py:28, in forward: IndexError: Dimension out of range .*got 7",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is forgotten after it; compilers are left out."""
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
+    quick = {
+        name: clause for name, clause in CLAUSES.items() if name not in ("compile_static", "compile_dynamic", "export")
+    }
+    monkeypatch.setattr(report, "CLAUSES", quick)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("attnzoo_plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "my_attention.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def check(*words: object) -> int:
+    return attnzoo_main.main(["check", *map(str, words)])
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return out.splitlines()
+
+
+def failing(printed: list[str]) -> dict[str, str]:
+    """Clause -> reason of the lines that say FAIL."""
+    return {line.split()[0]: line.partition("FAIL")[2].lstrip(": ") for line in printed if "FAIL" in line}
+
+
+def test_the_example_passes_in_every_role(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(EXAMPLE, "rank=3") == 0
+    printed = lines(capsys)
+    for clause in report.CLAUSES:
+        (line,) = [line for line in printed if line.split()[0] == clause]
+        assert " pass" in line
+        assert "decoder" in line
+    assert printed[-1].startswith("low_rank rank=3: all clauses hold in encoder, decoder, stage (")
+
+
+def test_a_gradient_that_is_zero_by_construction_is_accepted(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(plugin) == 0
+    assert not failing(lines(capsys))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_fails_its_clause_in_one_line(fault: str, plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after, clause, reason = FAULTS[fault]
+    assert before in PLUGIN
+    plugin.write_text(PLUGIN.replace(before, after))
+    assert check(plugin) == 1
+    printed = lines(capsys)
+    found = failing(printed)
+    assert re.match(reason, found[clause]), found
+    assert f"{len(found)} of {len(report.CLAUSES)} clauses fail: {', '.join(found)}" in printed[-1]
+    if clause in ("interface", "shape"):
+        assert list(found) == [clause]
+        assert "not run" in printed[-2]
+        assert f"; mend {clause} first, then check again" in printed[-1]
+
+
+def test_a_failure_in_one_role_names_it(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = PLUGIN.replace("Role.DECODER", "Role.DECODER, Role.ENCODER")
+    plugin.write_text(text.replace("scores.softmax(-1)", "scores.softmax(-1 if self.slot.role == Role.ENCODER else 7)"))
+    assert check(plugin) == 1
+    printed = lines(capsys)
+    assert failing(printed).keys() == {"shape"}
+    assert any(re.match(r"  shape +encoder, decoder +FAIL in decoder: my_attention\.py:28", line) for line in printed)
+    assert any(re.match(r"  gradients +encoder +pass", line) for line in printed)
+
+
+def test_verbose_shows_tracebacks(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin.write_text(PLUGIN.replace("scores.softmax(-1)", "scores.softmax(7)"))
+    assert check(plugin, "--verbose") == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().out
+
+
+def test_several_attentions_in_a_file(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin.write_text(f'{PLUGIN}\n\n@register("other")\nclass Other(Mine):\n    pass\n')
+    assert check(plugin) == 0
+    assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["mine", "other"]
+    assert check(plugin, "other", "scale=2") == 0
+    assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["other scale=2"]
+
+
+def test_a_registered_one_by_its_name_or_its_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
+    file = sys.modules[ATTENTIONS.get("dense").__module__].__file__
+    for target in ("dense", file):
+        assert check(target) == 0
+        assert lines(capsys)[-1].startswith("dense: all clauses hold in encoder, decoder, stage")
+
+
+def test_options_that_one_role_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
+    assert check("dat", "bias=depthwise") == 0
+    printed = lines(capsys)
+    assert printed[0].startswith("dat: not possible in decoder: bias = 'depthwise'")
+    assert printed[-1].startswith("dat bias='depthwise': all clauses hold in encoder, stage")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing.py"], "nothing.py' does not exist"),
+        (["empty.py"], "registers no attention"),
+        (["broken.py"], "broken.py:1: ModuleNotFoundError: No module named 'no_such_library'"),
+        (["typo.py"], "typo.py:1: SyntaxError"),
+        (["dence"], "unknown attention 'dence'; did you mean 'dense'?"),
+        (["my_attention.py", "scael=2"], "attention 'mine' has no option 'scael'; did you mean 'scale'?"),
+        (["my_attention.py", "scale=x"], "scale = 'x': expected float"),
+        (["my_attention.py", "scale=-1"], "scale = -1: must not be negative"),
+        (["my_attention.py", "scale=[1"], "command line: scale:1: not valid YAML"),
+        (["my_attention.py", "=1"], "expected option=value, such as points=8, not '=1'"),
+        (["my_attention.py", "mein"], "my_attention.py: unknown attention 'mein'; did you mean 'mine'?"),
+        (["my_attention.py", "mine", "yours"], "expected one NAME, found mine, yours"),
+    ],
+)
+def test_user_errors_are_one_line(
+    words: list[str], message: str, plugin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(plugin.parent)
+    Path("empty.py").write_text("x = 1\n")
+    Path("broken.py").write_text("import no_such_library\n")
+    Path("typo.py").write_text("def f(:\n")
+    assert check(*words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+SAMPLING = (
+    (
+        "return self.out(weights @ values)",
+        """at = queries.reference_points[:, :, None, :2] * memory.layout.valid_ratios[:, None, :1] * 2 - 1
+        first = memory.level(0)
+        maps = first.tokens.transpose(1, 2).unflatten(2, first.layout.spatial_shapes[0])
+        sampled = nn.functional.grid_sample(maps, at.to(maps.dtype), align_corners=False)
+        return self.out(weights @ values + sampled[..., 0].transpose(1, 2))""",
+    ),
+    ("2 * query * memory.tokens * dim", "2 * query * memory.tokens * dim + 4 * query * dim"),
+)
+
+
+def test_samples_of_grid_sample_are_counted(plugin: Path) -> None:
+    text = PLUGIN
+    for before, after in SAMPLING:
+        text = text.replace(before, after)
+    plugin.write_text(text)
+    load_plugin(plugin)
+    CLAUSES["flops"](Case("mine", Role.DECODER))
+    plugin.with_name("less.py").write_text(text.replace(" + 4 * query * dim", "").replace('"mine"', '"less"'))
+    load_plugin(plugin.with_name("less.py"))
+    with pytest.raises(Violation, match="grid_sampler_2d 320"):
+        CLAUSES["flops"](Case("less", Role.DECODER))
+
+
+def test_the_docs_list_the_clauses() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \|$", (DOCS / "adding-an-attention.md").read_text(), re.MULTILINE)
+    assert rows == list(CLAUSES)
+
+
+@pytest.mark.slow
+def test_every_clause_runs_without_pytest(plugin: Path) -> None:
+    program = f"""
+import sys
+sys.modules["pytest"] = None
+from attnzoo.__main__ import main
+sys.exit(main(["check", {str(plugin)!r}]))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count(" pass") == len(CLAUSES)
+    assert result.stderr == ""
