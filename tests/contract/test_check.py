@@ -92,8 +92,8 @@ FAULTS = {
         r"value\.bias changes the output but gets no gradient: something detaches it",
     ),
     "wrong flops": (
-        "2 * query * memory.tokens * dim",
-        "query * memory.tokens * dim",
+        "2 * n * memory.num_tokens * dim",
+        "n * memory.num_tokens * dim",
         "flops",
         r"flops\(\) = \d+ multiply-accumulates for one image, but torch counts \d+ \(addmm \d+, bmm \d+\)",
     ),
@@ -327,7 +327,7 @@ SAMPLING = (
         sampled = nn.functional.grid_sample(maps, at.to(maps.dtype), align_corners=False)
         return self.out(weights @ values + sampled[..., 0].transpose(1, 2))""",
     ),
-    ("2 * query * memory.tokens * dim", "2 * query * memory.tokens * dim + 4 * query * dim"),
+    ("2 * n * memory.num_tokens * dim", "2 * n * memory.num_tokens * dim + 4 * n * dim"),
 )
 
 
