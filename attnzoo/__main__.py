@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checking.add_argument(
         "words", metavar="NAME, option=value", nargs="*", help="one of the file's; options such as points=8"
     )
-    checking.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    checking.add_argument("-v", "--verbose", action="store_true", help="show tracebacks, warnings and logs")
     checking.set_defaults(command=_check)
     measuring = bench_cli.add_arguments(
         verbs.add_parser("bench", help="time operators, attentions and models beside others")

@@ -118,7 +118,7 @@ def meta(case: Case) -> None:
         memory = Pyramid(torch.empty(BATCH, layout.tokens, DIM), layout)
         objects = Queries(torch.empty(BATCH, OBJECTS, DIM), torch.empty(BATCH, OBJECTS, 4))
         queries = objects if case.role == Role.DECODER else memory.as_queries()
-        with context("on the meta device: do not read values of tensors (item, tolist, if tensor:)"):
+        with context("(on the meta device: do not read values of tensors by item, tolist or if)"):
             output = attention(queries, memory)
     require(
         output.device.type == "meta", f"the output is on {output.device}, expected meta: create tensors on its device"

@@ -28,7 +28,7 @@ def precision(case: Case) -> None:
     precise_queries = replace(
         queries, tokens=queries.tokens.double(), pos=None if queries.pos is None else queries.pos.double()
     )
-    with context("in float64: create tensors in the dtype of the tokens"):
+    with context("(in float64: create tensors in the dtype of the tokens)"):
         output = attention.double()(precise_queries, precise)
     require(output.dtype == torch.float64, f"from float64 it returns {output.dtype}: keep the dtype of the tokens")
     message = "float64 gives another output than float32"

@@ -1,9 +1,12 @@
 """Runs the clauses over one attention and prints a line for each."""
 
+import contextlib
+import io
+import logging
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attnzoo.attention import ATTENTIONS
@@ -19,7 +22,7 @@ SLOW = 1.0  # seconds from which a clause's time is printed
 def report(name: str, options: Mapping[str, Any], verbose: bool = False) -> bool:
     """Print a line per clause and a summary; returns whether all clauses hold in all roles.
 
-    `verbose` prints the traceback of every failure too. Raises UserError for options that the attention does not take,
+    `verbose` prints tracebacks, warnings and logs too. Raises UserError for options that the attention does not take,
     or that its constructor refuses in every role.
     """
     ATTENTIONS.check(name, options)
@@ -63,8 +66,7 @@ def _run(title: str, clause: Clause, cases: list[Case], verbose: bool) -> set[Ro
     began = time.perf_counter()
     for case in cases:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with contextlib.nullcontext() if verbose else _quiet():
                 clause(case)
         except Exception as failure:
             errors[case.role] = failure
@@ -77,6 +79,18 @@ def _run(title: str, clause: Clause, cases: list[Case], verbose: bool) -> set[Ro
         for error in errors.values():
             print("".join(traceback.format_exception(error)), end="", flush=True)
     return set(errors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings and logs: compilers log the whole graph where they fail."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable()
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _outcome(cases: list[Case], errors: Mapping[Role, Exception]) -> str:
