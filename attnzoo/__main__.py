@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="check an attention against the contract")
     check.add_argument("target", metavar="FILE.py", help="a file with an attention, or the name of a registered one")
     check.add_argument("words", metavar="NAME, option=value", nargs="*", help="one of the file's; options as points=8")
-    check.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    check.add_argument("-v", "--verbose", action="store_true", help="show tracebacks, warnings and logs")
     check.set_defaults(command=_check)
     bench = bench_cli.add_arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))
     bench.set_defaults(command=bench_cli.main)

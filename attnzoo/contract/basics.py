@@ -83,14 +83,13 @@ def references_needed(case: Case) -> None:
         output = attention(queries, memory)
     except Exception as error:
         if not needed:
-            error.add_note("(queries without reference points: add the role to needs_reference_points)")
+            error.add_note(f"(queries without reference points: add {case.role} to needs_reference_points)")
             raise
         said = isinstance(error, ValueError) and "reference" in str(error)
         require(said, f"without references it raises {error!r}: expected a ValueError that says 'reference'")
         return
     require(
-        not needed,
-        "needs_reference_points has this role, but it runs without them: remove the role, or raise ValueError",
+        not needed, f"needs_reference_points has {case.role}, but it runs without them: remove it, or raise ValueError"
     )
     _check_output(output, queries)
 
@@ -119,7 +118,7 @@ def meta(case: Case) -> None:
         memory = Pyramid(torch.empty(BATCH, layout.num_tokens, DIM), layout)
         objects = Queries(torch.empty(BATCH, OBJECTS, DIM), torch.empty(BATCH, OBJECTS, 4))
         queries = objects if case.role == Role.DECODER else memory.as_queries()
-        with context("on the meta device: do not read values of tensors (item, tolist, if tensor:)"):
+        with context("(on the meta device: do not read values of tensors by item, tolist or if)"):
             output = attention(queries, memory)
     require(
         output.device.type == "meta", f"the output is on {output.device}, expected meta: create tensors on its device"

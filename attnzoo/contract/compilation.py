@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo.contract.cases import BATCH, DIM, OBJECTS, Case
-from attnzoo.contract.expect import require_close
+from attnzoo.contract.expect import context, require_close
 from attnzoo.geometry import Layout, Pyramid, Queries, Role
 
+TRACEABLE = "(write one graph: no branches on values of tensors or on sizes, no item, no tolist)"
 Inputs = tuple[list[Tensor], list[Tensor], Tensor, Tensor]
 
 
@@ -44,7 +45,7 @@ def compiles(case: Case, dynamic: bool, growths: tuple[int, ...], backend: str =
     compiled = torch.compile(module, fullgraph=True, backend=backend, dynamic=dynamic)
     for grow in growths:
         inputs = module.example(grow)
-        with torch._dynamo.config.patch(error_on_recompile=True):
+        with torch._dynamo.config.patch(error_on_recompile=True), context(TRACEABLE):
             actual = compiled(*inputs)
         expected = module(*inputs)
         require_close(actual, expected, "the compiled output differs from the eager one", atol=1e-5, rtol=1e-5)
@@ -73,7 +74,8 @@ def compile_dynamic(case: Case) -> None:
 def export(case: Case) -> None:
     """torch.export gives a graph that computes the same on other inputs."""
     module = FromTensors(case)
-    exported = torch.export.export(module, module.example()).module()
+    with context(TRACEABLE):
+        exported = torch.export.export(module, module.example()).module()
     other = module.example(seed=5)
     require_close(
         exported(*other), module(*other), "the exported output differs from the eager one", atol=1e-5, rtol=1e-5

@@ -21,12 +21,15 @@ def gradients(case: Case) -> None:
     """
     attention, memory = case.build().train(), pyramid(case.maps)
     queries = case.queries(memory)
-    attended, asking = (x.tokens.clone().requires_grad_() for x in (memory, queries))
-    memory, queries = replace(memory, tokens=attended), replace(queries, tokens=asking)
+    memory_tokens, query_tokens = (x.tokens.clone().requires_grad_() for x in (memory, queries))
+    memory, queries = replace(memory, tokens=memory_tokens), replace(queries, tokens=query_tokens)
     output = attention(queries, memory)
     require(output.requires_grad, "no gradient reaches anything: something in forward detaches it")
     parameters = dict(attention.named_parameters())
-    probes = [_gradients(output, [attended, asking, *parameters.values()], seed) for seed in range(2, 2 + PROBES)]
+    for name, parameter in parameters.items():
+        require(parameter.requires_grad, f"{name} has requires_grad = False: keep constants with register_buffer")
+    inputs = [memory_tokens, query_tokens, *parameters.values()]
+    probes = [_gradients(output, inputs, seed) for seed in range(2, 2 + PROBES)]
     for name, gradient in zip(("memory.tokens", "queries.tokens"), probes[0], strict=False):
         require(
             gradient is not None and gradient.abs().max() > 1e-3,

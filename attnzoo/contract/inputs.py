@@ -32,10 +32,10 @@ def other_image(case: Case) -> None:
         "the memory of another image gives the same output: read keys and values from `memory`",
     )
     swapped = replace(second, tokens=second.tokens.flip(0), pos=None if second.pos is None else second.pos.flip(0))
-    turned = map_queries(queries, lambda tensor: tensor.flip(0))
+    flipped = map_queries(queries, lambda tensor: tensor.flip(0))
     require_close(
         attention(queries, swapped),
-        attention(turned, second).flip(0),
+        attention(flipped, second).flip(0),
         "images in another order give other outputs: nothing may depend on the index in the batch",
         atol=1e-5,
         rtol=1e-5,

@@ -25,9 +25,11 @@ def precision(case: Case) -> None:
         rtol=0.05,
     )
     precise = replace(memory, tokens=memory.tokens.double(), pos=memory.pos.double())
-    asking = replace(queries, tokens=queries.tokens.double(), pos=None if queries.pos is None else queries.pos.double())
-    with context("in float64: create tensors in the dtype of the tokens"):
-        output = attention.double()(asking, precise)
+    precise_queries = replace(
+        queries, tokens=queries.tokens.double(), pos=None if queries.pos is None else queries.pos.double()
+    )
+    with context("(in float64: create tensors in the dtype of the tokens)"):
+        output = attention.double()(precise_queries, precise)
     require(output.dtype == torch.float64, f"from float64 it returns {output.dtype}: keep the dtype of the tokens")
     message = "float64 gives another output than float32"
     require_close(output.float(), expected, message, atol=1e-5, rtol=1e-5)

@@ -21,7 +21,7 @@ def padding_is_ignored(case: Case) -> None:
     require_close(
         valid_queries(case, dirty, attention(case.queries(dirty), dirty)),
         valid_queries(case, clean, attention(case.queries(clean), clean)),
-        "other values in padded tokens change outputs of valid queries: mask keys or values by layout.padding_mask",
+        "other values in padded tokens change valid outputs: mask keys or values with memory.layout.padding_mask",
         atol=2e-5,
         rtol=1e-5,
     )

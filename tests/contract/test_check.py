@@ -38,9 +38,9 @@ class Mine(Attention):
         self.query, self.lookup, self.value, self.out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
 
     def forward(self, queries, memory):
-        query = queries.with_pos_embed()
+        tokens = queries.with_pos_embed()
         values = self.value(memory.tokens)
-        scores = self.scale * self.query(query) @ self.lookup(memory.with_pos_embed()).transpose(1, 2)
+        scores = self.scale * self.query(tokens) @ self.lookup(memory.with_pos_embed()).transpose(1, 2)
         if memory.layout.padding_mask is not None:
             scores = scores.masked_fill(memory.layout.padding_mask[:, None], torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
@@ -49,15 +49,15 @@ class Mine(Attention):
         return self.out(weights @ values)
 
     def flops(self, queries, memory):
-        n, dim = num_queries(queries), self.slot.dim
-        return 2 * (n + memory.num_tokens) * dim**2 + 2 * n * memory.num_tokens * dim
+        num, dim = num_queries(queries), self.slot.dim
+        return 2 * (num + memory.num_tokens) * dim**2 + 2 * num * memory.num_tokens * dim
 '''
 RETURN = "return self.out(weights @ values)"
 LAYERS = "self.scale = scale"
 FAULTS = {
     "ignores queries": (
-        "query = queries.with_pos_embed()",
-        "query = torch.ones_like(queries.tokens)",
+        "tokens = queries.with_pos_embed()",
+        "tokens = torch.ones_like(queries.tokens)",
         "depends_on_queries",
         r"other query tokens change 0% of the outputs: compute queries from `queries`, not from `memory`",
     ),
@@ -65,7 +65,7 @@ FAULTS = {
         "if memory.layout.padding_mask is not None:",
         "if False:",
         "padding_is_ignored",
-        r"other values in padded tokens change outputs .* \(by up to .+\)",
+        r"other values in padded tokens change valid outputs: .* \(by up to .+\)",
     ),
     "dead parameter": (
         LAYERS,
@@ -74,14 +74,14 @@ FAULTS = {
         "spare.weight is not used: use it in forward, or remove it",
     ),
     "parameter times zero": (
-        "self.query(query)",
-        "nn.functional.linear(query, self.query.weight, 0 * self.query.bias)",
+        "self.query(tokens)",
+        "nn.functional.linear(tokens, self.query.weight, 0 * self.query.bias)",
         "gradients",
         r"query\.bias: only 0% of the elements have a gradient, and the others change nothing: use them in forward",
     ),
     "unread part of a parameter": (
-        "self.query(query)",
-        "self.query(query * (torch.arange(query.shape[-1]) < 4))",
+        "self.query(tokens)",
+        "self.query(tokens * (torch.arange(tokens.shape[-1]) < 4))",
         "gradients",
         r"query\.weight: only 25% of the elements have a gradient, and the others change nothing",
     ),
@@ -91,9 +91,15 @@ FAULTS = {
         "gradients",
         r"value\.bias changes the output but gets no gradient: something detaches it",
     ),
+    "frozen parameter": (
+        LAYERS,
+        f"{LAYERS}; self.spare = nn.Parameter(torch.ones(3), requires_grad=False)",
+        "gradients",
+        "spare has requires_grad = False: keep constants with register_buffer",
+    ),
     "wrong flops": (
-        "2 * n * memory.num_tokens * dim",
-        "n * memory.num_tokens * dim",
+        "2 * num * memory.num_tokens * dim",
+        "num * memory.num_tokens * dim",
         "flops",
         r"flops\(\) = \d+ multiply-accumulates for one image, but torch counts \d+ \(addmm \d+, bmm \d+\)",
     ),
@@ -112,8 +118,8 @@ FAULTS = {
         "in eval mode two calls give different outputs: draw random numbers in training mode only",
     ),
     "ignores an option": (
-        "self.scale * self.query(query)",
-        "self.query(query)",
+        "self.scale * self.query(tokens)",
+        "self.query(tokens)",
         "options",
         "scale has no effect: other values give the same parameters, output and flops",
     ),
@@ -126,9 +132,9 @@ FAULTS = {
     "records nothing": ("self.record(", "dict(", "record", r"record\(\) has 0 entries of 2 calls"),
     "references not needed": (
         "roles = ",
-        "needs_reference_points = frozenset(Role); roles = ",
+        "needs_reference_points = frozenset({Role.DECODER}); roles = ",
         "references_needed",
-        "needs_reference_points has this role, but it runs without them",
+        "needs_reference_points has decoder, but it runs without them",
     ),
     "mixes images": (
         RETURN,
@@ -280,10 +286,18 @@ def test_a_registered_one_by_its_name_or_its_file(
 
 def test_options_that_one_role_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
-    assert check("dat", "bias=depthwise") == 0
+    assert check("dat", "bias=depthwise", "stride=1") == 0
     printed = lines(capsys)
     assert printed[0].startswith("dat: not possible in decoder: bias = 'depthwise'")
-    assert printed[-1].startswith("dat bias='depthwise': all clauses hold in encoder, stage")
+    assert printed[-1].startswith("dat bias='depthwise' stride=1: all clauses hold in encoder, stage")
+
+
+def test_options_that_are_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
+    assert check("dat", "stride=[2, 1]") == 0
+    printed = lines(capsys)
+    assert printed[0].startswith("dat: not possible in stage: stride = [2, 1]")
+    assert printed[-1].startswith("dat stride=[2, 1]: all clauses hold in encoder, decoder")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +341,7 @@ SAMPLING = (
         sampled = nn.functional.grid_sample(maps, at.to(maps.dtype), align_corners=False)
         return self.out(weights @ values + sampled[..., 0].transpose(1, 2))""",
     ),
-    ("2 * n * memory.num_tokens * dim", "2 * n * memory.num_tokens * dim + 4 * n * dim"),
+    ("2 * num * memory.num_tokens * dim", "2 * num * memory.num_tokens * dim + 4 * num * dim"),
 )
 
 
@@ -338,7 +352,7 @@ def test_samples_of_grid_sample_are_counted(plugin: Path) -> None:
     plugin.write_text(text)
     load_plugin(plugin)
     CLAUSES["flops"](Case("mine", Role.DECODER))
-    plugin.with_name("less.py").write_text(text.replace(" + 4 * query * dim", "").replace('"mine"', '"less"'))
+    plugin.with_name("less.py").write_text(text.replace(" + 4 * num * dim", "").replace('"mine"', '"less"'))
     load_plugin(plugin.with_name("less.py"))
     with pytest.raises(Violation, match="grid_sampler_2d 320"):
         CLAUSES["flops"](Case("less", Role.DECODER))
