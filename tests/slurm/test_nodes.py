@@ -32,7 +32,7 @@ def test_a_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monk
     wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 180, "for the job's end")
     assert cluster.restarts(sweep.job()) == 0
     log = sweep.run().log.read_text()
-    assert log.index("process 1 has had enough") < log.find("another process of the run is gone") % len(log)
+    assert log.index("process 1 has had enough") < log.find("lost a peer process") % len(log)
     assert log.count("Traceback") == 1
     assert [attempt.outcome for attempt in attempts.read(sweep.run())] == ["failed"]
 
