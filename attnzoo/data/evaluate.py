@@ -45,15 +45,17 @@ class CocoEvaluator:
     def add(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[Target]) -> None:
         """Add one prediction per target: `scores` (n,), `labels` (n,), `boxes` (n, 4), as returned by `postprocess`.
 
-        Boxes are xyxy in pixels of the original image. Labels without a category are ignored, as in COCO evaluation.
+        Boxes are xyxy in pixels of the original image. Labels without a category are ignored, as in COCO evaluation:
+        gaps between category ids, and classes of the model that the data set does not have.
         """
+        category_of = dict(enumerate(self.dataset.categories))
         for prediction, target in zip(predictions, targets, strict=True):
             labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
             boxes = box_convert(prediction["boxes"].double(), "xyxy", "xywh").tolist()
             detections = [
                 Detection(category, score, box)
                 for label, score, box in zip(labels, scores, boxes, strict=True)
-                if (category := self.dataset.categories[label]) is not None
+                if (category := category_of.get(label)) is not None
             ]
             self.results.append(ImageDetections(int(target["image_id"]), detections))
 

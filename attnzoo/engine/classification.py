@@ -63,12 +63,16 @@ class ClassificationTask(DatasetTask):
         return StepLoss(F.cross_entropy(forward(images).float(), targets), {})
 
     def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
-        """Top-1 and top-5 accuracy (0…1) and mean cross-entropy on the validation set."""
+        """Top-1 and top-5 accuracy (0…1) and mean cross-entropy on the validation set.
+
+        Classes of the model that the data set does not have are not predicted; the cross-entropy includes them.
+        """
         correct, images, loss = torch.zeros(2, dtype=torch.float64), 0, 0.0
         for batch in self.val_batches():
             batch = batch.to(self.ctx.device)
             logits = forward(batch.images).float()
-            correct += torch.stack([count_topk_correct(logits, batch.labels, k) for k in (1, TOP_K)]).cpu()
+            known = logits[:, : self.val.num_classes]
+            correct += torch.stack([count_topk_correct(known, batch.labels, k) for k in (1, TOP_K)]).cpu()
             loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
             images += len(batch.labels)
             heartbeat()

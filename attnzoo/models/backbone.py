@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
-from attnzoo.models.frozen_norm import freeze_and_fold_batch_norms
+from attnzoo.models.frozen_norm import freeze_and_fold_batch_norms, reset_zero_batch_norms
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights import load_weights
 
@@ -46,6 +46,8 @@ class Backbone(nn.Module):
             # Checkpoints are of classifiers, which have no norm per stage.
             load_weights(self.body, config.weights, f"{KEY}.weights", optional_prefix="norms.", allow_unexpected=True)
         if config.norm == "frozen":
+            if config.weights is None:
+                reset_zero_batch_norms(self.body)
             self.body = freeze_and_fold_batch_norms(self.body)
         _freeze(self.body, config)
         # timm models that return (B, h, w, C), such as Swin, declare it; others return (B, C, h, w).

@@ -1,4 +1,4 @@
-"""FrozenBatchNorm2d folded into the preceding convolution."""
+"""BatchNorm with fixed statistics, weight and bias, folded into the preceding convolution."""
 
 from itertools import pairwise
 
@@ -60,6 +60,17 @@ class ConvFrozenBN2d(nn.Conv2d):
             y = self._conv_forward(x, self.weight, None)
             return y.mul(scale[:, None, None]).add_(shift[:, None, None]).to(y.dtype)
         return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+
+
+@torch.no_grad()
+def reset_zero_batch_norms(body: nn.Module) -> None:
+    """Set BatchNorm weights that are all zero to one, their value in published models.
+
+    timm initialises the last norm of a residual branch to zero; frozen, it would never let the branch train.
+    """
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            module.weight.copy_(torch.where(module.weight.any(), module.weight, 1.0))
 
 
 def freeze_and_fold_batch_norms(body: nn.Module) -> nn.Module:

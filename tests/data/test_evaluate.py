@@ -113,12 +113,13 @@ def test_no_detections_score_zero_and_areas_without_objects_nan(root):
     assert math.isnan(summary["AP_L"])
 
 
-def test_labels_without_category_are_ignored(root):
+@pytest.mark.parametrize("label", [2, 8, 90], ids=["gap", "beyond", "far beyond"])
+def test_labels_without_category_are_ignored(root, label):
     dataset = build_dataset(coco_config(root), "val")
     plain, with_extra = evaluator(dataset, range(5)), CocoEvaluator(dataset)
     for i in range(5):
         detections = predictions(dataset, i, 1.0)
-        extra = {"scores": torch.ones(1), "labels": torch.tensor([2]), "boxes": torch.tensor([[0.0, 0, 5, 5]])}
+        extra = {"scores": torch.ones(1), "labels": torch.tensor([label]), "boxes": torch.tensor([[0.0, 0, 5, 5]])}
         with_extra.add([{k: torch.cat([extra[k], detections[k]]) for k in detections}], [dataset[i][1]])
     assert with_extra.results == plain.results
 

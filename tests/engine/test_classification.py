@@ -89,6 +89,27 @@ def test_mixup_is_deterministic_per_step_seed(tmp_path: Path) -> None:
     assert not torch.equal(seen[0], batch.images)
 
 
+def test_a_model_with_more_classes_than_the_data_is_evaluated(tmp_path: Path) -> None:
+    run = tiny_classifier(tmp_path / "run", model__num_classes="13")
+    assert train_run(run.path) == ExitCode.OK
+    last = run.read_metrics()[-1]
+    assert 0 <= last["val/top1"] <= last["val/top5"] <= 1
+
+
+def test_classes_that_the_data_does_not_have_are_not_predicted(tmp_path: Path) -> None:
+    wide = task(tmp_path, model__num_classes="17")
+    labels = torch.tensor([wide.val[i][1] for i in range(len(wide.val))])
+    batches = iter(labels.split(4))
+
+    def forward(images: Tensor) -> Tensor:
+        logits = torch.nn.functional.one_hot(next(batches), 17).float()
+        return logits + 2 * (torch.arange(17) >= 10)
+
+    metrics = wide.evaluate(forward, lambda: None)
+    assert metrics["top1"] == metrics["top5"] == 1
+    assert metrics["loss"] > 2
+
+
 def test_mixup_needs_an_even_batch_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.batch_size = 3"):
         task(tmp_path, data__batch_size="3")

@@ -1,6 +1,7 @@
 """Frozen norms folded into convolutions give the same maps, gradients and keys as separate norms."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,6 +10,8 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from attnzoo.models.backbone import Backbone
+from attnzoo.models.config import BackboneConfig
 from attnzoo.models.frozen_norm import ConvFrozenBN2d, FoldedFrozenBatchNorm2d, freeze_and_fold_batch_norms
 
 BODIES = ["resnet18", "resnet50", "resnet18d", "seresnet50", "ghostnet_050"]
@@ -82,3 +85,19 @@ def test_the_norm_saves_no_map_for_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
         conv(images)
     assert sorted(kept) == sorted([images.numel(), conv.weight.numel(), conv.out_channels])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "seresnet50", "regnetx_002", "res2net50_26w_4s"])
+def test_every_trainable_tensor_of_an_untrained_backbone_gets_a_gradient(name: str) -> None:
+    """timm initialises the last norm of every residual branch to zero."""
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig(name=name, freeze=[]))
+    sum(m.square().mean() for m in backbone(torch.randn(1, 3, 64, 64))).backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_loaded_norm_weights_stay_zero(tmp_path: Path) -> None:
+    body = timm.create_model("resnet18", features_only=True)
+    torch.save(body.state_dict(), tmp_path / "weights.pth")
+    backbone = Backbone(BackboneConfig(name="resnet18", weights=str(tmp_path / "weights.pth")))
+    assert not backbone.state_dict()["body.layer1.0.bn2.weight"].any()

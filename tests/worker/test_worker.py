@@ -55,6 +55,13 @@ def test_the_same_config_gives_the_same_run_and_another_seed_another(uninterrupt
         assert (results(run) == results(uninterrupted)) == (name == "same")
 
 
+@pytest.mark.parametrize("classification", ["focal", "cross_entropy"])
+def test_a_model_with_more_classes_than_the_data_is_evaluated(tmp_path, classification):
+    run = tiny_run(tmp_path / "run", model__num_classes="13", model__loss__classification=classification)
+    assert train_run(run.path) == ExitCode.OK
+    assert 0 <= run.read_metrics()[-1]["val/AP"] <= 1
+
+
 @pytest.mark.slow
 def test_a_compiled_detector_trains_alike(tmp_path):
     rows = []

@@ -22,8 +22,9 @@ class Classifier(nn.Module):
         dim = self.trunk.feature_info.channels()[-1]
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        if config.init == "swin":
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
         if isinstance(config, ClassifierConfig) and config.weights is not None:
             load_weights(self, config.weights, "model.weights", optional_prefix="head.")
 

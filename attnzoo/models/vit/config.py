@@ -43,6 +43,9 @@ class VitConfig:
     mlp_conv: bool = False  # depthwise 3x3 convolution in the MLP (DAT++)
     local_perception: bool = False  # depthwise 3x3 convolution with residual before each attention (DAT++)
     layer_scale: float | None = number(None, POSITIVE)  # initial value of LayerScale; null: no LayerScale
+    # swin: linear layers trunc_normal(0.02), biases 0; pytorch: PyTorch's defaults, window bias tables
+    # trunc_normal(0.01) (DAT, whose reset_parameters has no effect); other attentions keep their own initialisation
+    init: Literal["swin", "pytorch"] = "swin"
     dropout: float = number(0.0, BELOW_ONE)  # in the MLP
     drop_path: float = number(0.2, BELOW_ONE)  # stochastic depth rate of the last block, linear from 0 at the first
 

@@ -15,6 +15,7 @@ from attnzoo.models.masks import resize_mask
 from attnzoo.models.vit.block import Block
 from attnzoo.models.vit.config import StageConfig, VitConfig
 from attnzoo.models.vit.embedding import PATCH_EMBEDS, build_downsample
+from attnzoo.models.vit.init import reset_to_pytorch_defaults
 
 PATCH_STRIDE = 4
 
@@ -73,6 +74,8 @@ class Trunk(nn.Module):
             self.stages.append(Stage(downsample, blocks, stage.grad_checkpointing))
             feature_info.append({"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{index}"})
         self.feature_info = FeatureInfo(feature_info, tuple(range(len(feature_info))))
+        if config.init == "pytorch":
+            reset_to_pytorch_defaults(self)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         x = self.patch_embed(rearrange(images, "b c h w -> b h w c"))
