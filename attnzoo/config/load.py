@@ -60,7 +60,10 @@ class Experiment:
         return self._builder(changes, source).locate(error)
 
     def _builder(self, changes: Mapping[str, Any] | None, source: str) -> ConfigBuilder:
-        sweep = [ConfigLayer(source, nest_key(self.schema, key, value)) for key, value in (changes or {}).items()]
+        sweep = [
+            ConfigLayer(source, nest_key(self.schema, key, yaml12.escape(value)))
+            for key, value in (changes or {}).items()
+        ]
         layers = [*self.layers, *sweep]
         builder = ConfigBuilder(self.schema)
         for layer in [*_profile_layers(layers, self.path), *_preset_layers(layers, PRESET_FAMILY[self.task]), *layers]:
@@ -97,7 +100,7 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 def to_yaml(config: ExperimentConfig) -> str:
     """The whole config as YAML."""
-    return yaml12.dump(dataclasses.asdict(config))
+    return yaml12.dump(yaml12.escape(dataclasses.asdict(config)))
 
 
 def digest(config: ExperimentConfig) -> str:

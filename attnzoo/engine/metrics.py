@@ -29,7 +29,7 @@ class MetricsLogger:
             )
         with atomic_write(run.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        self._file = run.metrics.open("a", buffering=1)
+        self._file = run.metrics.open("a", buffering=1, encoding="utf-8")
         for old in run.tensorboard.glob("events.out.tfevents.*[0-9]"):
             old.unlink()
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=0)  # for a TensorBoard that is running

@@ -47,7 +47,11 @@ def _cuda() -> str:
     missing = load()
     if missing:
         return missing
-    record = json.loads(BUILD_RECORD.read_text())["cuda"] if BUILD_RECORD.exists() else "not recorded by the build"
+    record = (
+        json.loads(BUILD_RECORD.read_text(encoding="utf-8"))["cuda"]
+        if BUILD_RECORD.exists()
+        else "not recorded by the build"
+    )
     if not compiled_for("cuda"):
         return f"not built: {record}"
     if not torch.cuda.is_available():

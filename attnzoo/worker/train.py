@@ -184,7 +184,10 @@ def _max_recorded_step(run: RunFolder) -> int:
 def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
     """Log to log.txt and standard output; errors only on ranks other than 0."""
     root = logging.getLogger()
-    handlers: list[logging.Handler] = [logging.FileHandler(run.log), logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [
+        logging.FileHandler(run.log, encoding="utf-8"),
+        logging.StreamHandler(sys.stdout),
+    ]
     for handler in handlers:
         handler.setLevel(logging.INFO if ctx.is_main else logging.ERROR)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
