@@ -95,7 +95,9 @@ def _format(value: Any) -> str:
 def _preset(name: str) -> Entry:
     family = next(family for family in presets.FOLDERS if name in presets.names(family=family))
     path = presets.FOLDERS[family] / f"{name}.yaml"
-    comments = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    comments = [
+        line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
     values = yaml12.read(path)
     paper = next(_citations([" ".join(comments)]), "")
     if not paper and "preset" in values:

@@ -30,7 +30,7 @@ def version(package: str) -> str | None:
 def cpu_name() -> str:
     """The processor's model name."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -41,7 +41,7 @@ def git_state(root: Path | None = None) -> dict[str, str] | None:
     """
     root = root or Path(attnzoo.__file__).parents[1]
     if (root / GIT_STATE).exists():
-        return dict(json.loads((root / GIT_STATE).read_text()))
+        return dict(json.loads((root / GIT_STATE).read_text(encoding="utf-8")))
     if not (root / ".git").exists():
         return None
     try:
@@ -51,7 +51,8 @@ def git_state(root: Path | None = None) -> dict[str, str] | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True).stdout
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
 
 
 def collect_environment(device: "torch.device", processes: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Train what an experiment file describes: `python -m attnzoo.run EXPERIMENT.yaml [key=value …]`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 def report_errors(command: Callable[[], int]) -> int:
     """The exit code of `command`; a UserError prints one line and gives ExitCode.USER_ERROR."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # in the C locale, `±` is no character
     try:
         code = command()
         sys.stdout.flush()

@@ -156,7 +156,8 @@ def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.Comple
         return subprocess.run(
             command,
             input=stdin,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             capture_output=True,
             timeout=COMMAND_TIMEOUT,
             env=os.environ | {"LC_ALL": "C"},

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attnzoo.attention.base import ATTENTIONS, Attention, register
-from attnzoo.attention.plugins import load_plugin
+from attnzoo.attention.plugins import load_plugin, source_hash
 from attnzoo.attention.recording import Recording, record
 from attnzoo.errors import UserError
 from attnzoo.geometry import Slot
@@ -45,4 +45,7 @@ def _check_role(name: str, slot: Slot, where: str) -> None:
         ).at(where)
 
 
-__all__ = ["ATTENTIONS", "Attention", "Recording", "build", "build_block", "load_plugin", "names", "record", "register"]
+__all__ = [
+    "ATTENTIONS", "Attention", "Recording", "build", "build_block", "load_plugin", "names", "record", "register",
+    "source_hash",
+]  # fmt: skip

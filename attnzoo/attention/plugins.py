@@ -27,8 +27,7 @@ def load_plugin(source: str | Path, where: str = "") -> list[str]:
     exceptions from the plugin propagate.
     """
     prefix = f"{where}: " if where else ""
-    snapshot_file = SNAPSHOT_DIR / snapshot_filename(str(source))
-    source = snapshot_file if isfile(snapshot_file) else source
+    source = _snapshot_or(source)
     before = set(ATTENTIONS.names())
     load_module = _load_file if str(source).endswith(".py") else _load_module
     try:
@@ -39,6 +38,29 @@ def load_plugin(source: str | Path, where: str = "") -> list[str]:
     if not names:
         raise UserError(f"{prefix}plugin {str(source)!r} registers no attention (decorate its class with @register)")
     return names
+
+
+def source_hash(source: str | Path) -> str:
+    """Hash, 16 hexadecimal digits, of the file that `load_plugin` imports, or of all Python files of a package."""
+    source = str(_snapshot_or(source))
+    if source.endswith(".py"):
+        files = [Path(source).expanduser()]
+    else:
+        spec = importlib.util.find_spec(source)
+        assert spec is not None  # load_plugin has found it
+        packages = [Path(folder) for folder in spec.submodule_search_locations or ()]
+        files = sorted(file for package in packages for file in package.rglob("*.py"))
+        files = files or [Path(spec.origin or "")]
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(hashlib.sha256(file.read_bytes()).digest())
+    return sha.hexdigest()[:16]
+
+
+def _snapshot_or(source: str | Path) -> str | Path:
+    """The plugin's copy in this code snapshot, if there is one."""
+    copy = SNAPSHOT_DIR / snapshot_filename(str(source))
+    return copy if isfile(copy) else source
 
 
 def _load_file(source: str, prefix: str) -> ModuleType:

@@ -241,7 +241,7 @@ def _run_tables(args: argparse.Namespace) -> int:
     else:
         with _writing("--out", args.out):
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(page)
+            args.out.write_text(page, encoding="utf-8")
     return 0
 
 

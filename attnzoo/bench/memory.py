@@ -51,7 +51,7 @@ def _peak_in_fork(call: Callable[[], object]) -> int | None:
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as pipe:
+    with os.fdopen(reader, encoding="utf-8") as pipe:
         answer = pipe.read()
     os.waitpid(child, 0)
     return int(answer) if answer else None
@@ -66,7 +66,7 @@ def _peak_in_process(call: Callable[[], object]) -> int:
     for _ in range(REPEATS):
         _fill_holes(libc)
         libc.malloc_trim(0)  # else the call could reuse free pages that are still resident
-        _CLEAR.write_text(_RESET_PEAK)
+        _CLEAR.write_text(_RESET_PEAK, encoding="utf-8")
         before = _read_status_bytes("VmRSS")
         call()
         peaks.append(max(0, _read_status_bytes("VmHWM") - before))
@@ -92,11 +92,11 @@ def _fill_holes(libc: ctypes.CDLL) -> None:
 
 def _heap_range() -> tuple[int, int]:
     """Addresses of the main thread's heap."""
-    parts = re.findall(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
+    parts = re.findall(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return (int(parts[0][0], 16), int(parts[-1][1], 16)) if parts else (0, 0)
 
 
 def _read_status_bytes(field: str) -> int:
-    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     assert match, f"{_STATUS} has no {field}"
     return 1024 * int(match[1])

@@ -51,7 +51,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """A record from its file. Raises UserError if the file is not a record of this format."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a benchmark record ({error})") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT_VERSION:

@@ -68,6 +68,8 @@ class ExperimentConfig:
     threads: int = number(1, COUNT)  # CPU threads per process; affects results, independent of `jobs`
     processes: int = number(1, COUNT)  # of one run, through torch.distributed
     plugins: list[str] = field(default_factory=list)  # Python files or modules that register attentions
+    # recorded when a run is made: the source hash of each plugin, and the version of a synthetic data set
+    versions: dict[str, str] = field(default_factory=dict, metadata={"replace": True})
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

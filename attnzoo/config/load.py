@@ -60,7 +60,10 @@ class Experiment:
         return self._builder(changes, source).locate(error)
 
     def _builder(self, changes: Mapping[str, Any] | None, source: str) -> ConfigBuilder:
-        sweep = [ConfigLayer(source, nest_key(self.schema, key, value)) for key, value in (changes or {}).items()]
+        sweep = [
+            ConfigLayer(source, nest_key(self.schema, key, yaml12.escape(value)))
+            for key, value in (changes or {}).items()
+        ]
         layers = [*self.layers, *sweep]
         builder = ConfigBuilder(self.schema)
         for layer in [*_profile_layers(layers, self.path), *_preset_layers(layers, PRESET_FAMILY[self.task]), *layers]:
@@ -97,24 +100,36 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 def to_yaml(config: ExperimentConfig) -> str:
     """The whole config as YAML."""
-    return yaml12.dump(dataclasses.asdict(config))
+    return yaml12.dump(yaml12.escape(dataclasses.asdict(config)))
 
 
 def digest(config: ExperimentConfig) -> str:
-    """Hash, 8 hexadecimal digits, of all keys that affect results but the seed; plugin files count by content."""
-    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Hash, 8 hexadecimal digits, of `identity`."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def identity(config: ExperimentConfig) -> dict[str, Any]:
+    """All keys that affect results but the seed; plugins by the recorded hashes of their source, not by their paths."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+    return values | {
+        "plugins": [config.versions.get(plugin, plugin) for plugin in config.plugins],
+        "versions": {key: version for key, version in config.versions.items() if key not in config.plugins},
+    }
 
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
-    """Differences of two configs in the hashed keys and the seed: `train.steps = 10, now 20`, `plugins`."""
-    before, now = (dict(flatten({"seed": config.seed, **_hashed(config)})) for config in (old, new))
+    """Differences of two configs in `identity` and the seed: `train.steps = 10, now 20`, `plugins (a.py changed)`."""
+    before, now = (dict(flatten({"seed": config.seed, **identity(config)})) for config in (old, new))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
-    return [key if key == "plugins" else f"{key} = {before.get(key)}, now {now.get(key)}" for key in keys]
+    changed = "".join(f" ({plugin} changed)" for plugin in changed_plugins(old.versions, new))
+    return [
+        f"plugins{changed}" if key == "plugins" else f"{key} = {before.get(key)}, now {now.get(key)}" for key in keys
+    ]
 
 
-def _hashed(config: ExperimentConfig) -> dict[str, Any]:
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
-    return values | {"plugins": [_plugin_hash(plugin) for plugin in config.plugins]}
+def changed_plugins(old: Mapping[str, str], new: ExperimentConfig) -> list[str]:
+    """The plugins of `new` whose source is not that of the `old` versions."""
+    return [plugin for plugin in new.plugins if plugin in old and old[plugin] != new.versions.get(plugin)]
 
 
 def without_sweep(config: ExperimentConfig) -> ExperimentConfig:
@@ -214,8 +229,3 @@ def _absolute_plugin(plugin: str, experiment: Path) -> str:
         return plugin
     found = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if isfile(path)]
     return str(found[0]) if found else plugin
-
-
-def _plugin_hash(plugin: str) -> str:
-    path = Path(plugin)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if plugin.endswith(".py") and isfile(path) else plugin

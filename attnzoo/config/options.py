@@ -16,7 +16,7 @@ from attnzoo.schema.merge import named_blocks
 
 
 def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
-    """A copy with all options of its named blocks, so that later changes of defaults do not affect it.
+    """A copy with all options of its named blocks, and `versions`, so that later changes do not affect it.
 
     Loads the plugins. Raises UserError, with its key, for an unknown name or option, a value of the wrong type and a
     missing option.
@@ -36,7 +36,28 @@ def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
         setattr(owner, field, registry.with_defaults(getattr(owner, field), key))
     if isinstance(config.model, DetectorConfig):
         _resolve_backbone(config.model.backbone, ATTENTIONS)
+    config.versions = _versions(config)
     return config
+
+
+def check_versions(config: ExperimentConfig) -> None:
+    """Raise UserError if a plugin or the data set is not the one that the config has recorded."""
+    now = _versions(config)
+    for key in (key for key, version in config.versions.items() if now.get(key) != version):
+        raise UserError(
+            f"versions: {key} changed after this run was made; run the experiment again for a run of the new one",
+            key="versions",
+        )
+
+
+def _versions(config: ExperimentConfig) -> dict[str, str]:
+    """The hash of the source of each plugin, and the version of a synthetic data set."""
+    from attnzoo.attention import source_hash
+    from attnzoo.data.build import registries
+
+    versions = {plugin: source_hash(plugin) for plugin in config.plugins}
+    version = getattr(registries(config.data)[0].get(config.data.dataset["name"]), "version", None)
+    return versions if version is None else versions | {"data.dataset": str(version)}
 
 
 def _resolve_backbone(backbone: BackboneConfig, attentions: Any) -> None:

@@ -84,7 +84,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     file.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: the annotation file is missing") from None
     except (OSError, ValueError) as error:

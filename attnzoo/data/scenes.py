@@ -53,7 +53,9 @@ class DigitScenes(SyntheticSpec):
             for i, scene in enumerate(self.scenes(split)):
                 Image.fromarray(scene.pixels).save(folder / split / f"{i:06d}.png", compress_level=0)
                 scenes.append(scene)
-            (folder / "annotations" / f"{split}.json").write_text(json.dumps(self._annotations(scenes)))
+            (folder / "annotations" / f"{split}.json").write_text(
+                json.dumps(self._annotations(scenes)), encoding="utf-8"
+            )
 
     def _annotations(self, scenes: Iterable[Scene]) -> dict[str, Any]:
         """A COCO instances file with the origin of each image and object.

@@ -122,7 +122,7 @@ def read_env() -> DistEnv:
 
 def _first_node(nodes: str) -> str:
     command = ["scontrol", "show", "hostnames", nodes]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.split()[0]
 
 
 def init(device: str) -> DistContext:

@@ -32,7 +32,7 @@ class MetricsLogger:
             )
         with atomic_write(run.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        self._file = run.metrics.open("a", buffering=1)
+        self._file = run.metrics.open("a", buffering=1, encoding="utf-8")
         _wait_for_newer_event_file_name(run)
         self._tensorboard = EventFileWriter(str(run.tensorboard))
         start = SessionLog(status=SessionLog.START)  # makes TensorBoard drop the events of older files

@@ -42,7 +42,9 @@ def _cuda_status() -> str:
     load_error = load()
     if load_error:
         return load_error
-    info = json.loads(BUILD_INFO.read_text())["cuda"] if BUILD_INFO.exists() else "not recorded by the build"
+    info = "not recorded by the build"
+    if BUILD_INFO.exists():
+        info = json.loads(BUILD_INFO.read_text(encoding="utf-8"))["cuda"]
     if not has_kernel("cuda"):
         return f"not built: {info}"
     if not torch.cuda.is_available():

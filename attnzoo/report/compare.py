@@ -1,12 +1,11 @@
 """Compares variants: mean and confidence interval over seeds, and cost."""
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import NOT_HASHED, digest, load_saved
+from attnzoo.config.load import digest, identity, load_saved
 from attnzoo.errors import UserError
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.runs import find_runs
@@ -60,8 +59,7 @@ def _varying_options(configs: Sequence[ExperimentConfig], variants: Sequence[str
     """
     flat = []
     for config, variant in zip(configs, variants, strict=True):
-        hashed = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
-        flat.append(dict(flatten(hashed)) | {"experiment": config.name, "variant": variant or ""})
+        flat.append(dict(flatten(identity(config))) | {"experiment": config.name, "variant": variant or ""})
     keys = list(dict.fromkeys(["experiment", *(key for config in flat for key in config if key != "variant")]))
     differing = [key for key in keys if any(config.get(key, ...) != flat[0].get(key, ...) for config in flat)]
     columns = [key for key in differing if not _is_implied_by_name(key, flat)]
@@ -101,9 +99,7 @@ def _notes(
     counts = sorted({len(variant.seeds) for variant in variants})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     if counts[-1] > 1:
-        ci_note = (
-            "mean ± 95 % confidence interval (Student's t) over seeds. Differences within the intervals are noise."
-        )
+        ci_note = "mean ± 95 % confidence interval (Student's t) over seeds. Whether intervals overlap decides nothing."
     else:
         ci_note = "intervals n/a: one seed cannot tell a difference from noise."
     notes.append(f"Finished seeds per variant: {seeds}; {ci_note}")

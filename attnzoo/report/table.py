@@ -11,18 +11,18 @@ from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.console import console
 from attnzoo.report.statistics import Estimate
 from attnzoo.rundir.folder import atomic_write
-from attnzoo.rundir.metrics import COST_METRICS, SPEED_METRICS, TASK_METRICS, Metric
+from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, TASK_METRICS, Metric
 from attnzoo.schema.keys import format_value
 
 NOT_AVAILABLE = "n/a"
 
 
 def _metric_columns(comparison: Comparison) -> list[Metric]:
-    """The validation metrics of the runs' tasks, cost, and speed if any run has it."""
+    """The validation metrics of the runs' tasks, cost, and memory if any run has it."""
     validation = [metric for task, metrics in TASK_METRICS.items() if task in comparison.tasks for metric in metrics]
     measured = {key for variant in comparison.variants for key, estimate in variant.estimates.items() if estimate}
-    speed = [metric for metric in SPEED_METRICS if metric.key in measured]
-    return list(dict.fromkeys([*validation, *COST_METRICS, *speed]))
+    memory = [metric for metric in MEMORY_METRICS if metric.key in measured]
+    return list(dict.fromkeys([*validation, *COST_METRICS, *memory]))
 
 
 def rich_table(comparison: Comparison) -> Table:

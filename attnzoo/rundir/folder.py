@@ -24,7 +24,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, mode) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -67,7 +67,7 @@ class RunFolder:
         Raises UserError if the file is corrupt.
         """
         try:
-            status = json.loads(self.status.read_text())
+            status = json.loads(self.status.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {"state": "pending"}
         except ValueError:  # not JSON, or not text

@@ -35,7 +35,7 @@ class Ledger:
         """The content; no runs if there is no ledger yet. Raises UserError if it is corrupt."""
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
         try:
-            content = empty | json.loads(self.path.read_text())
+            content = empty | json.loads(self.path.read_text(encoding="utf-8"))
             _ = {**content["runs"], **content["submissions"]}
         except FileNotFoundError:
             return empty
@@ -47,7 +47,7 @@ class Ledger:
     def update(self) -> Iterator[dict[str, Any]]:
         """Locked read-modify-write: change the yielded content in place; it is written at the end."""
         self.sweep.mkdir(parents=True, exist_ok=True)
-        with (self.sweep / ".sweep.lock").open("a") as lock:
+        with (self.sweep / ".sweep.lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content

@@ -33,7 +33,7 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
     """
     end = time.monotonic() + wait
     try:
-        file = (folder / ".lock").open("a+")
+        file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     with file:

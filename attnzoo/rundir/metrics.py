@@ -29,19 +29,16 @@ TASK_METRICS = {
     "detection": (Metric("val/AP", "AP"), Metric("val/AP50", "AP50")),
     "classification": (Metric("val/top1", "top-1"), Metric("val/top5", "top-5")),
 }
+# Without the times of metrics.jsonl, which depend on what else the machine does and so order nothing.
 COST_METRICS = (
     Metric("cost/params", "params", ",.0f"),
     Metric("cost/gflops", "GFLOPs", ".4g"),
-    Metric("cost/ms", "ms / image", ".2f"),
 )
 # Not measured by every run.
-SPEED_METRICS = (
-    Metric("speed/images_per_second", "train images / s", ".4g"),
-    Metric("speed/peak_mib", "peak MiB", ",.0f"),
-)
+MEMORY_METRICS = (Metric("speed/peak_mib", "peak MiB", ",.0f"),)
 
 PRIMARY_METRICS = {task: metrics[0] for task, metrics in TASK_METRICS.items()}
-METRICS = tuple(dict.fromkeys([*chain.from_iterable(TASK_METRICS.values()), *COST_METRICS, *SPEED_METRICS]))
+METRICS = tuple(dict.fromkeys([*chain.from_iterable(TASK_METRICS.values()), *COST_METRICS, *MEMORY_METRICS]))
 # Those in status.json: key -> name.
 STATUS = {"train/loss": "loss"} | {metric.key: metric.name for metric in METRICS if metric.is_validation}
 

@@ -28,8 +28,8 @@ def is_running_here(process: Mapping[str, Any]) -> bool:
 def _start_time(pid: int) -> str | None:
     """Boot id of the machine and clock tick at which the process started; None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8", errors="replace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[STATE_FIELD] == "Z" else f"{boot}:{fields[START_FIELD]}"

@@ -77,7 +77,7 @@ class ConfigBuilder:
             raise UserError(f"{key}: {str(error).splitlines()[0]}", key=key) from None
         values = typing.cast(dict[str, Any], resolved)
         for key, hint, value in _leaves(self.schema, values, ""):
-            _check(hint, key, value)
+            _check(hint, key, value, resolved=True)
         return values
 
     def _merge(self, schema: Schema, values: dict[str, Any], new: Mapping[str, Any], prefix: str, source: str) -> None:
@@ -189,18 +189,18 @@ def named_blocks(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, str]
             yield config, field.name, key
 
 
-def _check(hint: Any, key: str, value: Any) -> None:
+def _check(hint: Any, key: str, value: Any, resolved: bool = False) -> None:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{key} = {value!r}: expected a mapping", key=key)
-    elif isinstance(value, str) and "${" in value and typing.get_origin(hint) is not dict:
+    elif not resolved and isinstance(value, str) and "${" in value and typing.get_origin(hint) is not dict:
         return  # its value is checked when it is resolved
     elif typing.get_origin(hint) is typing.Literal and isinstance(value, str):
         if value not in typing.get_args(hint):
             raise UserError(str(unknown(key, value, typing.get_args(hint))), key=key)
     elif typing.get_origin(hint) is dict and matches_type(value, dict[str, Any]):
         for name, item in value.items():
-            _check(typing.get_args(hint)[1], f"{key}.{name}", item)
+            _check(typing.get_args(hint)[1], f"{key}.{name}", item, resolved)
     elif not matches_type(value, hint):
         raise UserError(f"{key} = {value!r}: expected {format_type(hint)}", key=key)
 

@@ -89,6 +89,16 @@ def parse_value(text: str, source: str) -> Any:
     return text
 
 
+def escape(value: Any) -> Any:
+    """A value in which OmegaConf finds no interpolation, and which it resolves to `value`."""
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escape(item) for item in value]
+    # a backslash before `${` makes it text; those already there are doubled
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def dump(content: dict[str, Any]) -> str:
     """`content` as YAML that `read` reads back unchanged."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

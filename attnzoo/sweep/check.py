@@ -12,7 +12,7 @@ from attnzoo.errors import UserError, did_you_mean
 from attnzoo.schema.keys import flatten
 
 # Keys that hold for the whole sweep.
-NOT_SWEEPABLE = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed")
+NOT_SWEEPABLE = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed", "versions")
 NAME = re.compile(r"\w[\w.=,+-]*")
 
 

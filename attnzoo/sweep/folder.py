@@ -105,7 +105,7 @@ def _belongs_to(folder: RunFolder, run: RunSpec) -> bool:
     """Whether a folder is empty or has the run's config and seed."""
     if not folder.config.exists():
         return not any(folder.path.iterdir())
-    if folder.config.read_text() == to_yaml(run.config):  # ten times as fast as loading it
+    if folder.config.read_text(encoding="utf-8") == to_yaml(run.config):  # ten times as fast as loading it
         return True
     try:
         config = load_saved(folder.config)

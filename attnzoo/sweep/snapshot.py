@@ -58,7 +58,8 @@ def _copy(files: dict[Path, Path], folder: Path) -> None:
     for target, path in files.items():
         (partial / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial / target)
-    (partial / GIT_STATE).write_text(json.dumps(git_state() or {"commit": "unknown: not a git checkout", "diff": ""}))
+    state = git_state() or {"commit": "unknown: not a git checkout", "diff": ""}
+    (partial / GIT_STATE).write_text(json.dumps(state), encoding="utf-8")
     partial.chmod(0o755)
     try:
         partial.rename(folder)

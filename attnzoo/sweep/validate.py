@@ -34,7 +34,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
         except UserError as error:
             raise _locate(error, experiment, run) from None
         shared = resolved[run.digest]
-        config = dataclasses.replace(run.config, data=shared.data, model=shared.model)
+        config = dataclasses.replace(run.config, data=shared.data, model=shared.model, versions=shared.versions)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
     valid = drop_repeats(valid, experiment)
     names = {name for found in parameters.values() for name in found}

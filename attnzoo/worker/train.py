@@ -14,6 +14,7 @@ from attnzoo import environment
 from attnzoo.attention import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import load_saved
+from attnzoo.config.options import check_versions
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import CheckpointManager
 from attnzoo.engine.distributed import DistContext, RendezvousError
@@ -46,6 +47,7 @@ def train_run(run_dir: str | Path) -> ExitCode:
         torch.set_num_threads(config.threads)
         for plugin in config.plugins:
             load_plugin(plugin, where="plugins")
+        check_versions(config)
         ctx = distributed.init(config.device)
         if ctx.world_size != config.processes:
             raise UserError(f"{run.config}: processes = {config.processes}, but the world size is {ctx.world_size}")
@@ -182,7 +184,10 @@ def _max_recorded_step(run: RunFolder) -> int:
 def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
     """Log to log.txt and standard output; errors only on ranks other than 0."""
     root = logging.getLogger()
-    handlers: list[logging.Handler] = [logging.FileHandler(run.log), logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [
+        logging.FileHandler(run.log, encoding="utf-8"),
+        logging.StreamHandler(sys.stdout),
+    ]
     for handler in handlers:
         handler.setLevel(logging.INFO if ctx.is_main else logging.ERROR)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))

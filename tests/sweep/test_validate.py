@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.config.load import Experiment, digest, save
+from attnzoo.attention import ATTENTIONS
+from attnzoo.config.load import Experiment, digest, load, save
 from attnzoo.errors import UserError
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.validate import validate
@@ -92,13 +93,15 @@ def test_the_sweep_is_named_if_it_set_the_option(tmp_path: Path) -> None:
 
 
 def test_plugins_are_hashed_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
     (tmp_path / "small.yaml").write_text(SMALL)
+    example = (Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py").read_text()
     plugin = tmp_path / "mine.py"
     digests = []
     for folder, content in ((tmp_path, "x = 1"), (tmp_path.parent, "x = 1"), (tmp_path, "x = 2")):
         monkeypatch.chdir(folder)
-        plugin.write_text(content)
-        config = Experiment(tmp_path / "small.yaml", ["plugins=[mine.py]"]).config()
+        plugin.write_text(f"{example}{content}\n")
+        config = load(tmp_path / "small.yaml", ["plugins=[mine.py]"])
         assert config.plugins == [str(plugin)]
         digests.append(digest(config))
     assert digests[0] == digests[1] != digests[2]

@@ -1,0 +1,155 @@
+"""A run is identified by its config, the source of its plugins and the version of its data, as recorded when made."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attnzoo import run as attnzoo_run
+from attnzoo.attention import ATTENTIONS
+from attnzoo.attention.plugins import source_hash
+from attnzoo.config.load import Experiment, digest, load_saved
+from attnzoo.data.scenes import DigitScenes
+from attnzoo.errors import ExitCode
+from attnzoo.report.compare import compare
+from attnzoo.sweep.expand import RunSpec, expand
+from attnzoo.sweep.folder import SweepFolder, describe_restarts
+from attnzoo.sweep.validate import validate
+from attnzoo.worker.train import train_run
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
+EXPERIMENT = """
+base: base/detr_scenes.yaml
+name: x
+plugins: [my_attention.py]
+data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
+model: {dim: 16, heads: 2, ffn: 16, queries: 5, encoder: {attention: {name: low_rank}}}
+train: {steps: 5}
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("attnzoo_plugin_", "my_")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(EXPERIMENT)
+    path = tmp_path / "my_attention.py"
+    path.write_text(EXAMPLE.read_text())
+    return path
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text() + "# edited\n")
+
+
+def assigned(*overrides: str) -> tuple[SweepFolder, list[RunSpec]]:
+    experiment = Experiment("x.yaml", overrides)
+    folder = SweepFolder(Path("runs/x"))
+    return folder, folder.assign(validate(experiment, expand(experiment)))
+
+
+def create(state: str, *overrides: str) -> RunSpec:
+    folder, runs = assigned(*overrides)
+    folder.create(runs, "x.yaml")
+    for run in runs:
+        run.folder.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
+        run.folder.write_status(state=state, step=5, steps=5, signal="SIGINT")
+    return runs[0]
+
+
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_an_edited_plugin_starts_a_new_run_and_is_named(
+    plugin: Path, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = create(state)
+    assert assigned()[1][0].folder.path == first.folder.path
+    original = plugin.read_text()
+    edit(plugin)
+    _, (run,) = assigned()
+    assert run.folder.path.name == f"seed=0-{run.digest}"
+    assert f"seed=0 has plugins ({plugin} changed)" in str(describe_restarts([run]))
+    assert attnzoo_run.main(["x.yaml", "--dry-run"]) == ExitCode.OK
+    assert f"1 of 1 runs restart from scratch, the first in {run.folder.path}" in capsys.readouterr().out
+    assert digest(load_saved(first.folder.config)) == first.digest
+    plugin.write_text(original)
+    assert assigned()[1][0].folder.path == first.folder.path
+
+
+def test_a_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: Path) -> None:
+    first = create("interrupted")
+    edit(plugin)
+    experiment = Experiment(first.folder.config)
+    (run,) = SweepFolder(Path("runs/x")).assign(validate(experiment, expand(experiment)), name="seed=0")
+    assert run.folder.path != first.folder.path
+
+
+def test_a_worker_refuses_a_plugin_that_changed_while_its_run_waited(
+    plugin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = create("interrupted")
+    edit(plugin)
+    before = first.folder.status.read_text()
+    assert train_run(first.folder.path) == ExitCode.USER_ERROR
+    assert f"{plugin} changed after this run was made" in capsys.readouterr().err
+    assert first.folder.status.read_text() == before
+
+
+def test_runs_of_different_plugin_code_are_not_seeds_of_one_variant(plugin: Path) -> None:
+    create("done")
+    edit(plugin)
+    create("done", "seed=1")
+    comparison = compare([Path("runs/x")])
+    assert sorted(variant.seeds for variant in comparison.variants) == [(0,), (1,)]
+    assert comparison.columns == ["plugins"]
+    plugin.unlink()
+    assert len(compare([Path("runs/x")]).variants) == 2
+
+
+def test_the_version_of_a_synthetic_data_set_is_part_of_the_identity(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = create("done")
+    assert yaml.safe_load(first.folder.config.read_text())["versions"]["data.dataset"] == "1"
+    monkeypatch.setattr(DigitScenes, "version", 2)
+    _, (run,) = assigned()
+    assert run.folder.path != first.folder.path
+    assert "versions.data.dataset = 1, now 2" in str(describe_restarts([run]))
+
+
+def test_a_module_counts_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(plugin.parent)
+    first = create("done", "plugins=[my_attention]")
+    edit(plugin)
+    assert assigned("plugins=[my_attention]")[1][0].digest != first.digest
+
+
+def test_a_package_counts_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "my_package"
+    package.mkdir()
+    for name in ("__init__.py", "core.py"):
+        (package / name).write_text("")
+    before = source_hash("my_package")
+    edit(package / "core.py")
+    assert source_hash("my_package") != before
+
+
+def test_the_ledger_has_the_recorded_digest(plugin: Path) -> None:
+    first = create("done")
+    edit(plugin)
+    create("done")
+    entries = json.loads(Path("runs/x/sweep.json").read_text())["runs"]
+    assert len({entry["digest"] for entry in entries.values()}) == 2
+    assert entries["seed=0"]["digest"] == first.digest
