@@ -39,7 +39,7 @@ def test_layout_of_masks() -> None:
 
 
 def test_centers_are_normalised_to_the_valid_image() -> None:
-    """Pixel i of n valid ones lies at (i + ½) / n, x before y; padded ones lie beyond 1."""
+    """Pixel i of n valid ones is at (i + ½) / n, x before y; padded ones are above 1."""
     layout = Layout.from_masks(masks_of(SIZES, VALID))
     first = layout.centers[0, :24].view(4, 6, 2)
     assert_close(first[2, 3], torch.tensor([3.5 / 4, 2.5 / 3]))
@@ -79,18 +79,18 @@ def test_an_image_of_padding_alone_has_finite_geometry() -> None:
 def test_levels_can_be_taken_alone() -> None:
     layout = Layout.from_masks(masks_of(SIZES, VALID))
     memory = Pyramid(torch.randn(2, 30, 8), layout, torch.randn(2, 30, 8))
-    for index, here in enumerate((slice(0, 24), slice(24, 30))):
+    for index, level_slice in enumerate((slice(0, 24), slice(24, 30))):
         alone = memory.level(index)
         direct = Layout.from_masks(masks_of(SIZES[index : index + 1], VALID[index : index + 1]))
         assert alone.layout.spatial_shapes == direct.spatial_shapes
         for name in ("padding_mask", "valid_ratios", "centers", "sizes_wh"):
             assert torch.equal(getattr(alone.layout, name), getattr(direct, name)), name
-        assert torch.equal(alone.tokens, memory.tokens[:, here])
-        assert torch.equal(alone.with_pos_embed(), memory.with_pos_embed()[:, here])
+        assert torch.equal(alone.tokens, memory.tokens[:, level_slice])
+        assert torch.equal(alone.with_pos_embed(), memory.with_pos_embed()[:, level_slice])
     assert Pyramid(memory.tokens, layout).level(1).pos is None
 
 
-def test_a_pyramid_asks_with_its_own_tokens_and_centers() -> None:
+def test_queries_of_a_pyramid_are_its_tokens_and_centers() -> None:
     memory = Pyramid(torch.randn(2, 30, 8), Layout.from_masks(masks_of(SIZES, VALID)), torch.randn(2, 30, 8))
     queries = memory.as_queries()
     assert queries.tokens is memory.tokens
@@ -110,13 +110,13 @@ def test_a_pyramid_asks_with_its_own_tokens_and_centers() -> None:
         ({"dim": 8, "heads": 4, "levels": 2, "map_sizes": ((3, 4),)}, "map_sizes has 1 entries for levels=2"),
     ],
 )
-def test_refuses_impossible_sites(arguments: dict, message: str) -> None:
+def test_rejects_impossible_slots(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Slot(**arguments)
 
 
-def look(tokens: Tensor, masks: list[Tensor]) -> Tensor:
-    """Every part of the geometry takes part in the result."""
+def use_geometry(tokens: Tensor, masks: list[Tensor]) -> Tensor:
+    """The result depends on every part of the geometry."""
     memory = Pyramid(tokens, Layout.from_masks(masks), tokens.sin())
     queries, last = memory.as_queries(), memory.level(memory.layout.num_levels - 1)
     assert queries.reference_points is not None
@@ -126,12 +126,12 @@ def look(tokens: Tensor, masks: list[Tensor]) -> Tensor:
     return queries.with_pos_embed() * points * sizes + last.layout.padding_mask.sum()
 
 
-class Look(torch.nn.Module):
+class UsesGeometry(torch.nn.Module):
     def forward(self, tokens: Tensor, masks: list[Tensor]) -> Tensor:
-        return look(tokens, masks)
+        return use_geometry(tokens, masks)
 
 
-class LookAt(torch.nn.Module):
+class UsesPyramid(torch.nn.Module):
     """Takes geometry itself as input."""
 
     def forward(self, memory: Pyramid) -> Tensor:
@@ -140,19 +140,19 @@ class LookAt(torch.nn.Module):
 
 def test_compiles_without_breaks_for_all_sizes() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(look, fullgraph=True, dynamic=True, backend="eager")
+    compiled = torch.compile(use_geometry, fullgraph=True, dynamic=True, backend="eager")
     for grow in (1, 3):  # sizes that are equal by chance would be taken for one size
         masks = masks_of([(h + grow, w + 3 * grow) for h, w in SIZES], VALID)
         tokens = torch.randn(2, sum(m[0].numel() for m in masks), 8)
-        assert_close(compiled(tokens, masks), look(tokens, masks))
+        assert_close(compiled(tokens, masks), use_geometry(tokens, masks))
 
 
 def test_exports() -> None:
     masks, tokens = masks_of(SIZES, VALID), torch.randn(2, 30, 8)
-    exported = torch.export.export(Look(), (tokens, masks)).module()
-    assert_close(exported(tokens * 2, masks), look(tokens * 2, masks))
+    exported = torch.export.export(UsesGeometry(), (tokens, masks)).module()
+    assert_close(exported(tokens * 2, masks), use_geometry(tokens * 2, masks))
     memory = Pyramid(tokens, Layout.from_masks(masks), tokens)
-    assert_close(torch.export.export(LookAt(), (memory,)).module()(memory), LookAt()(memory))
+    assert_close(torch.export.export(UsesPyramid(), (memory,)).module()(memory), UsesPyramid()(memory))
 
 
 def test_checkpointing_keeps_gradients_through_geometry() -> None:

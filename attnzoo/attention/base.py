@@ -37,7 +37,7 @@ class Attention(Recordable):
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         """Multiply-accumulates of one forward pass for one image.
 
-        `queries` is the number of object queries, or the layout of queries that lie on a grid.
+        `queries` is the number of object queries, or the layout of queries on a grid.
         """
         raise NotImplementedError
 

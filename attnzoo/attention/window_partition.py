@@ -80,7 +80,7 @@ class WindowPartition:
             wrapped = [(y < self.shifts[0])[None], (x < self.shifts[1])[None]]
         else:
             wrapped = [y < self.shifts[:, :1], x < self.shifts[:, 1:]]
-        # Wrapped rows and columns are regions of their own (Swin's attention mask); region 0 is padding.
+        # Wrapped rows and columns are separate regions (Swin's attention mask); region 0 is padding.
         region = 1 + wrapped[0].long()[:, :, None] + 2 * wrapped[1].long()[:, None, :]
         if layout.padding_mask is not None:
             region = region.masked_fill(layout.padding_mask.unflatten(1, (self.height, self.width)), 0)

@@ -28,7 +28,7 @@ def padding_is_ignored(case: Case) -> None:
 
 
 def padded_equals_unpadded(case: Case) -> None:
-    """An image gives the same output alone, whatever it is padded to."""
+    """The output of an image does not depend on the amount of padding."""
     attention = case.build()
     memory = pyramid(case.maps, masks=padding_masks(case.levels))
     assert memory.layout.padding_mask is not None

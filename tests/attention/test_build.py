@@ -1,4 +1,4 @@
-"""Building attentions by name: what is refused, and how it is said."""
+"""Building attentions by name: what is rejected, and the messages."""
 
 from typing import Any
 
@@ -34,13 +34,13 @@ def test_builds_in_every_role(name: str, role: Role) -> None:
         ("deform", {"level": 0.5}, r"model.encoder.level = 0.5: expected int \| null"),
     ],
 )
-def test_refusals_name_place_and_remedy(name: str, options: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key_and_the_remedy(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build(name, Slot(16, 4), where="model.encoder", **options)
     assert "\n" not in str(caught.value)
 
 
-def test_refuses_a_role_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_a_role_it_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
 
     @register("only_grid")

@@ -73,17 +73,17 @@ def test_follows_the_published_versions(version: str, options: dict[str, Any]) -
     attention, memory = stage(**options, convention=version), map_of(MAP)
     sizes = (4, options["groups"], options["stride"], options["kernel"])
     factor = options.get("range_factor", 2.0) if options.get("offset_range", "tanh") == "tanh" else None
-    oracle = Published(version, published_names(attention), *sizes, factor, options.get("offsets", True))
+    reference = Published(version, published_names(attention), *sizes, factor, options.get("offsets", True))
     output = attention(memory.as_queries(), memory)
-    expected = oracle(memory.tokens[0].T.reshape(16, *MAP))
+    expected = reference(memory.tokens[0].T.reshape(16, *MAP))
     assert_close(output[0], expected.flatten(1).T, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_published_tables_are_stretched_to_other_maps(version: str) -> None:
+def test_published_tables_are_resized_for_other_maps(version: str) -> None:
     attention, memory = stage(stride=1, kernel=3, groups=2, convention=version), map_of((6, 3))
-    oracle = Published(version, published_names(attention), 4, 2, 1, 3, 2.0, True)
-    expected = oracle(memory.tokens[0].T.reshape(16, 6, 3))
+    reference = Published(version, published_names(attention), 4, 2, 1, 3, 2.0, True)
+    expected = reference(memory.tokens[0].T.reshape(16, 6, 3))
     assert_close(attention(memory.as_queries(), memory)[0], expected.flatten(1).T, atol=1e-11, rtol=0)
 
 
@@ -141,8 +141,8 @@ def test_offsets_reach_as_far_as_their_range() -> None:
     assert (reached["none"].abs() > 20).all(1).any()
 
 
-def test_tables_are_stretched_to_maps_of_other_sizes() -> None:
-    """A table that is linear in the displacement gives the same share of the map on every map."""
+def test_tables_are_resized_for_maps_of_other_sizes() -> None:
+    """A table that is linear in the displacement is the same fraction of the map on every map."""
     attention = stage((4, 5), stride=1, kernel=3)
     x, y = torch.linspace(-1, 1, 9).double(), torch.linspace(-1, 1, 7).double()
     attention.rpe_table[0].data.copy_((2 * x + y[:, None]).expand(4, -1, -1))
@@ -175,7 +175,7 @@ def test_strides_and_kernels_by_default() -> None:
     assert [grid.output_shape(shape) for grid, shape in zip(attention.grids, maps, strict=True)] == [(5, 7)] * 4
 
 
-def test_groups_see_keys_at_their_own_places() -> None:
+def test_groups_sample_keys_at_their_own_positions() -> None:
     attention, memory = stage(groups=2, stride=1, kernel=3), map_of(MAP)
     with record(attention) as recording:
         attention(memory.as_queries(), memory)
@@ -195,7 +195,7 @@ def test_all_levels_share_one_softmax() -> None:
     assert (weights[..., :12].sum(-1) - 0.5).abs().max() < 0.5
 
 
-def test_parameters_carry_the_published_names() -> None:
+def test_parameters_have_the_published_names() -> None:
     names = set(published_names(stage()))
     assert names == {
         *(f"proj_{role}.{kind}" for role in ("q", "k", "v", "out") for kind in ("weight", "bias")),
@@ -233,7 +233,7 @@ def test_contract_with_options(case: Case, clause: str) -> None:
 
 
 def test_pooled_keys_ignore_padding() -> None:
-    """Averages of windows that reach into padding are not seen."""
+    """Averages of windows that reach into padding are not attended."""
     attention = stage(stride=2, offsets=False, bias="none", convention="v2").float()
     mask = torch.ones(1, 6, 8, dtype=torch.bool)
     mask[:, :5, :6] = False
@@ -265,18 +265,18 @@ def test_pooled_keys_ignore_padding() -> None:
         ({"strides": 2}, "has no option 'strides'; did you mean 'stride'|has no option 'strides'"),
     ],
 )
-def test_refuses_options(options: dict[str, Any], message: str) -> None:
+def test_rejects_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build("dat", Slot(16, 4, 2, Role.DECODER), **options)
 
 
-def test_refuses_a_map_smaller_than_a_kernel_without_margin() -> None:
+def test_rejects_a_map_smaller_than_a_kernel_without_padding() -> None:
     attention, memory = stage(stride=4, kernel=4), map_of((3, 9))
     with pytest.raises(ValueError, match=r"kernel size 4 without padding is larger than the feature map \(3, 9\)"):
         attention(memory.as_queries(), memory)
 
 
-def test_refuses_another_number_of_levels_and_missing_references() -> None:
+def test_rejects_another_number_of_levels_and_missing_references() -> None:
     attention, memory = stage(), map_of(MAP)
     with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(memory.tokens), memory)

@@ -44,8 +44,8 @@ def test_published_number_of_parameters(levels: int, expected: int) -> None:
     assert names == {"sampling_offsets", "attention_weights", "value_proj", "output_proj"}
 
 
-def test_initial_points_lie_on_rings() -> None:
-    """Heads look in M directions, point k lies k + 1 pixels away: squares of 3, 5, 7, 9 pixels for M = 8, K = 4."""
+def test_initial_points_are_on_rings() -> None:
+    """Heads point in M directions, point k is k + 1 pixels away: squares of 3, 5, 7, 9 pixels for M = 8, K = 4."""
     attention = MultiScaleDeformableAttention(Slot(32, 8, levels=2))
     assert torch.equal(attention.sampling_offsets.weight, torch.zeros(128, 32))
     offsets = attention.sampling_offsets.bias.detach().view(8, 2, 4, 2)
@@ -94,7 +94,7 @@ def test_single_point_is_deformable_convolution() -> None:
     refs = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).double().flatten(0, 1)
     refs = ((refs + 0.5) / torch.tensor([w, h])).expand(2, -1, -1)
     offsets = attention.sampling_offsets(memory.with_pos_embed())
-    # torchvision wants (dy, dx) per group as channels; W′ = I means each output channel reads its own input channel.
+    # torchvision wants (dy, dx) per group as channels; W′ = I means each output channel samples its own input channel.
     planes = offsets.view(2, h, w, heads, 2).flip(-1).flatten(3).permute(0, 3, 1, 2)
     image = memory.tokens.transpose(1, 2).reshape(2, dim, h, w)
     expected = deform_conv2d(image, planes, torch.eye(dim, dtype=torch.float64)[..., None, None])
@@ -114,7 +114,7 @@ def test_all_positions_with_softmax_weights_is_dense_attention() -> None:
     _, _, value_weight = dense.mha.in_proj_weight.chunk(3)
     deformable.value_proj.weight.data.copy_(value_weight)
     deformable.output_proj.weight.data.copy_(dense.mha.out_proj.weight)
-    # Every query stands at the corner of the map, and its offsets lead to each centre.
+    # Every reference point is the corner of the map, and the offsets lead to each centre.
     centers = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).double() + 0.5
     deformable.sampling_offsets.bias.data.copy_(centers.reshape(1, -1, 2).expand(heads, -1, -1).flatten())
     queries = replace(memory.as_queries(), reference_points=torch.zeros(2, h * w, 2, dtype=torch.float64))
@@ -175,7 +175,7 @@ def test_single_scale_is_multi_scale_with_one_level() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_single_scale_reads_its_level_only(level: int) -> None:
+def test_single_scale_samples_its_level_only(level: int) -> None:
     attention = perturbed(DeformableAttention(Slot(16, 4, levels=2), level=level))
     memory = memory_of(MAPS, 16)
     queries = memory.as_queries()
@@ -204,7 +204,7 @@ def test_coordinates_stay_in_float32(autocast: bool) -> None:
     assert torch.equal(half[""][0]["locations"], exact[""][0]["locations"])
 
 
-def test_refuses_missing_references() -> None:
+def test_rejects_missing_references() -> None:
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4)), memory_of(MAPS[:1], 16)
     with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(torch.randn(2, 3, 16)), memory)
@@ -212,7 +212,7 @@ def test_refuses_missing_references() -> None:
         attention(Queries(torch.randn(2, 3, 16), torch.rand(2, 3, 3)), memory)
 
 
-def test_refuses_another_number_of_levels() -> None:
+def test_rejects_another_number_of_levels() -> None:
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4, levels=3)), memory_of(MAPS, 16)
     with pytest.raises(ValueError, match="expected 3 feature levels, got 2"):
         attention(memory.as_queries(), memory)
@@ -227,6 +227,6 @@ def test_refuses_another_number_of_levels() -> None:
         ("deform", 2, {"level": -1}, "level = -1"),
     ],
 )
-def test_refuses_options(name: str, levels: int, options: dict[str, int], message: str) -> None:
+def test_rejects_options(name: str, levels: int, options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(name, Slot(16, 4, levels), **options)

@@ -100,6 +100,6 @@ def test_dropout_falls_on_the_weights_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
-def test_refuses_dropout_out_of_range(dropout: float) -> None:
+def test_rejects_dropout_out_of_range(dropout: float) -> None:
     with pytest.raises(UserError, match=r"dropout = .*must be in \[0, 1\)"):
         build("dense", Slot(16, 2), dropout=dropout)

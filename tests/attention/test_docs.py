@@ -35,28 +35,28 @@ def options(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", attention.names())
 def test_options_are_those_of_the_code(name: str) -> None:
-    found, expected = documented(name), options(name)
-    assert found.keys() == expected.keys()
+    actual, expected = documented(name), options(name)
+    assert actual.keys() == expected.keys()
     for option, default in expected.items():
-        if default is not None:  # what a missing value stands for is said in words
-            assert found[option] == default, option
+        if default is not None:  # the page says in words what null means
+            assert actual[option] == default, option
 
 
 @pytest.mark.parametrize("name", attention.names())
-def test_a_page_says_what_it_should(name: str) -> None:
+def test_a_page_is_complete(name: str) -> None:
     text = page(name)
-    for part in ("**Cost**", "**Where it stands**", "**What differs here", "| option | default |"):
+    for part in ("**Cost**", "**Supported roles**", "**Differences from the published code**", "| option | default |"):
         assert part in text, part
     assert re.search(r"— .+ (19|20)\d\d", text), "no source"
     (figure,) = re.findall(r"!\[.+\]\((.+\.png)\)", text)
     assert (PAGES / figure).is_file()
 
 
-def test_the_overview_says_where_each_stands() -> None:
+def test_the_overview_lists_the_supported_roles() -> None:
     text = (PAGES / "README.md").read_text()
-    found = {}
+    listed = {}
     for names, *cells in ROW.findall(text):
-        stands = dict(zip((Role.ENCODER, Role.DECODER, Role.STAGE), cells, strict=True))
-        roles = {role for role, cell in stands.items() if cell == "yes"}
-        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), roles)
-    assert found == {name: set(attention.ATTENTIONS.get(name).roles) for name in attention.names()}
+        supported = dict(zip((Role.ENCODER, Role.DECODER, Role.STAGE), cells, strict=True))
+        roles = {role for role, cell in supported.items() if cell == "yes"}
+        listed |= dict.fromkeys(re.findall(r"`(\w+)`", names), roles)
+    assert listed == {name: set(attention.ATTENTIONS.get(name).roles) for name in attention.names()}

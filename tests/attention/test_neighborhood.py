@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from attnzoo.attention import Attention, build, record
 from attnzoo.errors import UserError
-from attnzoo.geometry import Layout, Pyramid, Role, Slot
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 DIM, HEADS = 12, 3
 
@@ -37,12 +37,13 @@ def neighbors(position: int, size: int, kernel: int) -> range:
     return range(start, min(start + kernel, size))
 
 
-def dense(attention: Attention, memory: Pyramid, kernel: int) -> Tensor:
+def dense(attention: Attention, memory: Pyramid, kernel: int, queries: Queries | None = None) -> Tensor:
     ((h, w),) = memory.layout.spatial_shapes
+    query = (queries or memory.as_queries()).with_pos_embed()
     q, k, v = (
         (x @ weight.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for x, weight, bias in zip(
-            (memory.with_pos_embed(), memory.with_pos_embed(), memory.tokens),
+            (query, memory.with_pos_embed(), memory.tokens),
             attention.qkv.weight.chunk(3),
             attention.qkv.bias.chunk(3),
             strict=True,
@@ -71,7 +72,22 @@ def test_without_bias() -> None:
     assert_close(attention(memory.as_queries(), memory), dense(attention, memory, 3), atol=1e-12, rtol=1e-12)
 
 
-def test_levels_are_attended_on_their_own() -> None:
+@pytest.mark.parametrize("pos", [True, False])
+def test_queries_other_than_the_tokens_of_the_map(pos: bool) -> None:
+    """Queries are projected from the queries, keys and values from the memory."""
+    attention, memory = make(kernel=3), pyramid([(6, 9)])
+    tokens, embedding = torch.randn(2, 2, 54, DIM, dtype=torch.float64)
+    queries = Queries(tokens, pos=embedding if pos else None)
+    assert_close(attention(queries, memory), dense(attention, memory, 3, queries), atol=1e-12, rtol=1e-12)
+
+
+def test_rejects_queries_that_are_not_on_the_grid() -> None:
+    attention, memory = make(kernel=3), pyramid([(6, 9)])
+    with pytest.raises(ValueError, match="needs one query per token of the memory: expected 54, got 5"):
+        attention(Queries(memory.tokens[:, :5]), memory)
+
+
+def test_levels_are_attended_independently() -> None:
     attention, memory = make(levels=2, kernel=3), pyramid([(6, 9), (3, 5)])
     alone = [dense(attention, memory.level(level), 3) for level in range(2)]
     assert_close(attention(memory.as_queries(), memory), torch.cat(alone, 1), atol=1e-12, rtol=1e-12)
@@ -104,6 +120,6 @@ def test_record_shows_the_neighbors() -> None:
 
 
 @pytest.mark.parametrize("kernel", [0, 4, -3])
-def test_refusals_name_the_option(kernel: int) -> None:
+def test_errors_name_the_option(kernel: int) -> None:
     with pytest.raises(UserError, match=f"kernel = {kernel}"):
         build("neighborhood", Slot(DIM, HEADS), kernel=kernel)

@@ -76,7 +76,7 @@ def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_plugin("my_attention") == ["mine"]
 
 
-def test_refuses_what_does_not_exist(tmp_path: Path) -> None:
+def test_rejects_what_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugins: plugin '.*nothing.py' does not exist"):
         load_plugin(tmp_path / "nothing.py", where="plugins")
     for name in ("no_such_module", "no_such.module", "", ".relative"):
@@ -84,7 +84,7 @@ def test_refuses_what_does_not_exist(tmp_path: Path) -> None:
             load_plugin(name)
 
 
-def test_refuses_what_registers_nothing(tmp_path: Path) -> None:
+def test_rejects_what_registers_nothing(tmp_path: Path) -> None:
     path = tmp_path / "my_empty.py"
     path.write_text("x = 1\n")
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_refuses_what_registers_nothing(tmp_path: Path) -> None:
         load_plugin("json")
 
 
-def test_refuses_a_name_that_is_taken(tmp_path: Path) -> None:
+def test_rejects_a_name_that_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "my_dense.py"
     path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("dense")'))
     dense = ATTENTIONS.get("dense")

@@ -1,4 +1,4 @@
-"""record(): what it captures, under which name, and that it never lies in silence."""
+"""record(): what it records, under which name, and where it raises."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_is_switched_off_after_an_error(inputs: tuple[Tensor, Tensor, Pyramid]) 
     assert not any(module.recording for module in model.modules() if isinstance(module, MultiheadAttention))
 
 
-def test_refuses_compiled_models(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+def test_rejects_compiled_models(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
     with pytest.raises(RuntimeError, match="compiled models"), record(torch.compile(Decoder(), backend="eager")):
         pass
     model = Decoder()
@@ -99,7 +99,7 @@ def test_refuses_compiled_models(inputs: tuple[Tensor, Tensor, Pyramid]) -> None
         pass
 
 
-def test_refuses_to_be_compiled_or_exported(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+def test_rejects_to_be_compiled_or_exported(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
     model = Decoder()
     with record(model):
         with pytest.raises(Exception, match=r"record\(\) does not work under torch"):

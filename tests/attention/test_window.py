@@ -1,4 +1,4 @@
-"""Attention within windows: what a pixel sees, checked against dense attention with a mask."""
+"""Attention within windows: what a pixel attends to, checked against dense attention with a mask."""
 
 from typing import Any
 
@@ -31,16 +31,16 @@ def pyramid(shapes: list[tuple[int, int]], batch: int = 2, masks: list[Tensor] |
 
 
 def group(position: int, size: int, window: int, shift: int) -> int:
-    """The number of the window in which a row or column lies."""
+    """Index of the window of a row or column."""
     return 0 if size <= window else (position + window - shift) // window
 
 
-def dense(attention: Attention, memory: Pyramid, window: int, shift: int) -> Tensor:
+def dense(attention: Attention, memory: Pyramid, window: int, shift: int, queries: Queries | None = None) -> Tensor:
     """The same parameters as one dense attention of all pixels, those of other windows masked: pixel by pixel."""
     ((h, w),) = memory.layout.spatial_shapes
     q_bias, k_bias, v_bias = attention.qkv.bias.chunk(3)
     q_weight, k_weight, v_weight = attention.qkv.weight.chunk(3)
-    q = memory.with_pos_embed() @ q_weight.T + q_bias
+    q = (queries or memory.as_queries()).with_pos_embed() @ q_weight.T + q_bias
     k = memory.with_pos_embed() @ k_weight.T + k_bias
     v = memory.tokens @ v_weight.T + v_bias
     bias = torch.full((HEADS, h * w, h * w), -torch.inf, dtype=torch.float64)
@@ -67,8 +67,28 @@ def test_equals_dense_attention_with_a_block_mask(shape: tuple[int, int], shift:
     assert_close(attention(memory.as_queries(), memory), dense(attention, memory, 3, shift), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("pos", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_queries_other_than_the_tokens_of_the_map(padded: bool, pos: bool) -> None:
+    """Queries are projected from the queries, keys and values from the memory."""
+    mask = torch.zeros(2, 6, 9, dtype=torch.bool)
+    mask[0, 4:], mask[0, :, 7:] = padded, padded
+    attention, memory = make(window=3, shift=1), pyramid([(6, 9)], masks=[mask] if padded else None)
+    tokens, embedding = torch.randn(2, 2, 54, DIM, dtype=torch.float64)
+    queries = Queries(tokens, pos=embedding if pos else None)
+    expected = dense(attention, memory, 3, 1, queries)[1]  # the image without padding
+    assert_close(attention(queries, memory)[1], expected, atol=1e-12, rtol=1e-12)
+
+
+def test_rejects_queries_that_are_not_on_the_grid() -> None:
+    attention, memory = make(window=3), pyramid([(6, 9)])
+    message = "WindowAttention in role stage needs one query per token of the memory: expected 54, got 5"
+    with pytest.raises(ValueError, match=message):
+        attention(Queries(memory.tokens[:, :5]), memory)
+
+
 @pytest.mark.parametrize("shift", [0, 2])
-def test_levels_are_cut_on_their_own(shift: int) -> None:
+def test_levels_are_partitioned_independently(shift: int) -> None:
     attention, memory = make(Role.ENCODER, levels=2, window=4, shift=shift), pyramid([(6, 9), (3, 5)])
     alone = [dense(attention, memory.level(level), 4, shift) for level in range(2)]
     assert_close(attention(memory.as_queries(), memory), torch.cat(alone, 1), atol=1e-12, rtol=1e-12)
@@ -76,7 +96,7 @@ def test_levels_are_cut_on_their_own(shift: int) -> None:
 
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("valid", [(5, 6), (2, 7), (3, 3), (1, 1), (8, 9)], ids=str)
-def test_padded_images_are_cut_as_if_they_were_alone(valid: tuple[int, int], shift: int) -> None:
+def test_padded_images_are_partitioned_as_if_they_were_alone(valid: tuple[int, int], shift: int) -> None:
     h, w = valid
     mask = torch.ones(2, 8, 9, dtype=torch.bool)
     mask[0, :h, :w] = False
@@ -103,7 +123,7 @@ def test_a_window_without_valid_pixels_gives_the_output_bias(role: Role) -> None
 
 
 @pytest.mark.parametrize("window", [1, 3, 4])
-def test_objects_see_the_pixels_around_their_reference(window: int) -> None:
+def test_object_queries_attend_to_the_pixels_around_their_reference(window: int) -> None:
     shapes = [(6, 9), (3, 5)]
     attention, memory = make(Role.DECODER, levels=2, window=window), pyramid(shapes)
     refs = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.49, 0.76], [1.0, 1.0]], dtype=torch.float64)
@@ -176,7 +196,7 @@ def test_record_shows_the_pixels_of_the_window(shift: int) -> None:
     ],
     ids=str,
 )
-def test_refusals_name_the_option(options: dict[str, Any], message: str) -> None:
+def test_errors_name_the_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build("window", Slot(DIM, HEADS), **options)
 
@@ -184,3 +204,27 @@ def test_refusals_name_the_option(options: dict[str, Any], message: str) -> None
 def test_object_queries_take_no_shift() -> None:
     with pytest.raises(UserError, match="shift = 2"):
         build("window", Slot(DIM, HEADS, role=Role.DECODER), window=4, shift=2)
+
+
+@pytest.mark.parametrize("name", ["window", "neighborhood", "dat"])
+def test_queries_that_are_not_the_memory_compile_and_export(name: str) -> None:
+    """Whether they are is decided while tracing, as the contract checks for those that are."""
+
+    class FromTensors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = build(name, Slot(DIM, HEADS, role=Role.STAGE))
+            for parameter in self.attention.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+
+        def forward(self, tokens: Tensor, other: Tensor) -> Tensor:
+            memory = Pyramid(tokens, Layout.unpadded([(6, 9)], 2))
+            return self.attention(Queries(other, memory.layout.centers), memory)
+
+    torch._dynamo.reset()
+    module = FromTensors().eval()
+    inputs = tuple(torch.randn(2, 2, 54, DIM))
+    expected = module(*inputs)
+    assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(*inputs), expected)
+    assert_close(torch.export.export(module, inputs).module()(*inputs), expected)
+    assert not torch.allclose(module(inputs[0], inputs[0]), expected, atol=1e-4)

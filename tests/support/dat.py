@@ -1,6 +1,6 @@
 """DAT's attention as published, in plain loops: DAT (Xia et al., CVPR 2022) and DAT++ (arXiv:2309.01430).
 
-An authority independent of attnzoo: one image, loops over queries and keys, no grid_sample.
+A reference independent of attnzoo: one image, loops over queries and keys, no grid_sample.
 """
 
 import math
@@ -43,17 +43,17 @@ class Published:
         dim = channels // self.heads
         output = torch.zeros(height * width, channels, dtype=torch.float64)
         for head in range(self.heads):
-            here = slice(head * dim, (head + 1) * dim)
-            places = points[head // (self.heads // self.groups)]
+            channels_of_head = slice(head * dim, (head + 1) * dim)
+            positions = points[head // (self.heads // self.groups)]
             for q in range(height * width):
                 scores = []
-                for k, (px, py) in enumerate(places):
-                    qx, qy = self._query_place(q % width, width), self._query_place(q // width, height)
-                    score = float(query[q, here] @ key[k, here]) * dim**-0.5
+                for k, (px, py) in enumerate(positions):
+                    qx, qy = self._query_position(q % width, width), self._query_position(q // width, height)
+                    score = float(query[q, channels_of_head] @ key[k, channels_of_head]) * dim**-0.5
                     scores.append(score + self._bias(head, qx - px, qy - py))
-                shares = [math.exp(score - max(scores)) for score in scores]
-                for k, share in enumerate(shares):
-                    output[q, here] += share / sum(shares) * value[k, here]
+                exps = [math.exp(score - max(scores)) for score in scores]
+                for k, exp in enumerate(exps):
+                    output[q, channels_of_head] += exp / sum(exps) * value[k, channels_of_head]
         if "rpe_table.weight" in self.weights:  # the depthwise variant
             maps = query.T.reshape(1, channels, height, width)
             position = F.conv2d(
@@ -67,14 +67,14 @@ class Published:
 
     def _points(self, query: Tensor) -> tuple[list[list[tuple[float, float]]], tuple[int, int]]:
         """Per group the (x, y) of all keys over [-1, 1], and (h, w) of the key grid."""
-        margin = self.kernel // 2 if self.kernel != self.stride else 0
-        height, width = ((side + 2 * margin - self.kernel) // self.stride + 1 for side in query.shape[1:])
+        padding = self.kernel // 2 if self.kernel != self.stride else 0
+        height, width = ((side + 2 * padding - self.kernel) // self.stride + 1 for side in query.shape[1:])
         offsets = torch.zeros(self.groups, height, width, 2).tolist()  # y, x
         if self.offsets:
-            offsets = self._offsets(query, margin).tolist()
+            offsets = self._offsets(query, padding).tolist()
         groups = [
             [
-                (self._key_place(j, width, group[i][j][1]), self._key_place(i, height, group[i][j][0]))
+                (self._key_position(j, width, group[i][j][1]), self._key_position(i, height, group[i][j][0]))
                 for i in range(height)
                 for j in range(width)
             ]
@@ -82,30 +82,30 @@ class Published:
         ]
         return groups, (height, width)
 
-    def _offsets(self, query: Tensor, margin: int) -> Tensor:
+    def _offsets(self, query: Tensor, padding: int) -> Tensor:
         channels = query.shape[0] // self.groups
         hidden = F.conv2d(
             query.reshape(self.groups, channels, *query.shape[1:]),
             self.weights["conv_offset.0.weight"],
             self.weights["conv_offset.0.bias"],
             stride=self.stride,
-            padding=margin,
+            padding=padding,
             groups=channels,
         ).permute(0, 2, 3, 1)
         norm = (self.weights["conv_offset.1.norm.weight"], self.weights["conv_offset.1.norm.bias"])
         hidden = F.gelu(F.layer_norm(hidden, (channels,), *norm))
         return hidden @ self.weights["conv_offset.3.weight"].flatten(1).T
 
-    def _key_place(self, index: int, count: int, offset: float) -> float:
+    def _key_position(self, index: int, count: int, offset: float) -> float:
         unit = count if self.version == "v1" else count - 1
-        place = (index + 0.5) / unit * 2 - 1
+        position = (index + 0.5) / unit * 2 - 1
         if not self.offsets:
-            return place
+            return position
         if self.factor is not None:
-            return place + math.tanh(offset) * self.factor / unit
-        return math.tanh(place + offset) if self.version == "v1" else min(1.0, max(-1.0, place + offset))
+            return position + math.tanh(offset) * self.factor / unit
+        return math.tanh(position + offset) if self.version == "v1" else min(1.0, max(-1.0, position + offset))
 
-    def _query_place(self, index: int, count: int) -> float:
+    def _query_position(self, index: int, count: int) -> float:
         return (index + 0.5) / count * 2 - 1 if self.version == "v1" else index / (count - 1) * 2 - 1
 
     def _sample(self, x: Tensor, points: list[tuple[float, float]]) -> Tensor:

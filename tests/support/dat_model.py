@@ -1,6 +1,6 @@
-"""Whole DAT and DAT++ models as published, one image at a time: an authority independent of attnzoo.
+"""Whole DAT and DAT++ models as published, one image at a time: a reference independent of attnzoo.
 
-Blocks, windows, neighborhoods and convolutions around the attention of `support_dat`, in plain formulas over a state
+Blocks, windows, neighborhoods and convolutions around the attention of `support.dat`, in plain formulas over a state
 dict with the published names (Xia et al., CVPR 2022, section 3.3 and table 1; arXiv:2309.01430; Hassani et al., CVPR
 2023).
 """
@@ -30,7 +30,7 @@ class PublishedModel:
         x = self._embed(image)
         for stage, depth in enumerate(self.sizes.depths):
             if stage:
-                x = self._conv(f"down_projs.{stage - 1}.0", x, stride=2, margin=int(self.plus))
+                x = self._conv(f"down_projs.{stage - 1}.0", x, stride=2, padding=int(self.plus))
                 x = self._norm(f"down_projs.{stage - 1}.1", x)
             for block in range(depth):
                 x = self._block(stage, block, x)
@@ -40,8 +40,8 @@ class PublishedModel:
     def _embed(self, image: Tensor) -> Tensor:
         if not self.plus:
             return self._norm("patch_proj.1", self._conv("patch_proj.0", image, stride=4))
-        x = F.gelu(self._norm("patch_proj.1", self._conv("patch_proj.0", image, stride=2, margin=1)))
-        return self._norm("patch_proj.4", self._conv("patch_proj.3", x, stride=2, margin=1))
+        x = F.gelu(self._norm("patch_proj.1", self._conv("patch_proj.0", image, stride=2, padding=1)))
+        return self._norm("patch_proj.4", self._conv("patch_proj.3", x, stride=2, padding=1))
 
     def _block(self, stage: int, block: int, x: Tensor) -> Tensor:
         name, norms = f"stages.{stage}", f"stages.{stage}.layer_norms"
@@ -72,13 +72,13 @@ class PublishedModel:
         return self._local(name, x, "proj_qkv", "proj_out", table, _windows(side, kernel, shift))
 
     def _local(self, name: str, x: Tensor, into: str, out: str, table: Tensor, entry: Pairs) -> Tensor:
-        """Attention of pixels to those for which `entry` gives a place in the table (heads, entries), not -1."""
+        """Attention of pixels to those for which `entry` gives an index into the table (heads, entries), not -1."""
         channels, height, width = x.shape
         heads, pixels = len(table), height * width
         q, k, v = self._linear(f"{name}.{into}", x).reshape(3, heads, channels // heads, pixels)
         scores = torch.einsum("hdq,hdk->hqk", q, k) * (channels // heads) ** -0.5
-        places = torch.tensor([[entry(i, j) for j in range(pixels)] for i in range(pixels)])
-        scores = (scores + table[:, places]).masked_fill(places < 0, -torch.inf)
+        index = torch.tensor([[entry(i, j) for j in range(pixels)] for i in range(pixels)])
+        scores = (scores + table[:, index]).masked_fill(index < 0, -torch.inf)
         output = torch.einsum("hqk,hdk->hdq", scores.softmax(-1), v)
         return self._linear(f"{name}.{out}", output.reshape(channels, height, width))
 
@@ -86,8 +86,8 @@ class PublishedModel:
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
         return torch.einsum("oc,chw->ohw", weight.flatten(1), x) + bias[:, None, None]
 
-    def _conv(self, name: str, x: Tensor, stride: int, margin: int = 0) -> Tensor:
-        return F.conv2d(x[None], self.state[f"{name}.weight"], self.state.get(f"{name}.bias"), stride, margin)[0]
+    def _conv(self, name: str, x: Tensor, stride: int, padding: int = 0) -> Tensor:
+        return F.conv2d(x[None], self.state[f"{name}.weight"], self.state.get(f"{name}.bias"), stride, padding)[0]
 
     def _depthwise(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
@@ -118,9 +118,9 @@ def _windows(side: int, window: int, shift: int) -> Pairs:
 def _neighbors(side: int, kernel: int) -> Pairs:
     """The kernel x kernel pixels nearest to each, none of them off the map."""
 
-    def axis(asking: int, pixel: int) -> int | None:
-        first = min(max(asking - kernel // 2, 0), side - kernel)
-        return pixel - asking + kernel - 1 if first <= pixel < first + kernel else None
+    def axis(query: int, pixel: int) -> int | None:
+        first = min(max(query - kernel // 2, 0), side - kernel)
+        return pixel - query + kernel - 1 if first <= pixel < first + kernel else None
 
     def entry(i: int, j: int) -> int:
         dy, dx = axis(i // side, j // side), axis(i % side, j % side)
