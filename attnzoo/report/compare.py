@@ -20,12 +20,21 @@ Seeds = dict[int, RunFolder]  # the runs of a variant
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare all runs in `folders`. Raises UserError for a folder without runs, and for a duplicate run."""
     variants: dict[tuple[str, str], tuple[ExperimentConfig, str | None, Seeds]] = {}
+    damaged: list[str] = []
     for run, variant in find_runs(folders).items():
-        config = load_saved(run.config)
+        try:
+            config = load_saved(run.config)
+            if damage := run.damage():
+                raise UserError(damage)
+        except UserError as error:
+            damaged.append(f"Damaged and left out: {error}")
+            continue
         _, _, seeds = variants.setdefault((config.name, digest(config)), (config, variant, {}))
         if config.seed in seeds:
             raise UserError(f"{run.path}: duplicate run, the same config and seed as {seeds[config.seed].path}")
         seeds[config.seed] = run
+    if not variants:
+        raise UserError(damaged[0])
     configs = [config for config, _, _ in variants.values()]
     finals = {run: run.final_metrics() for _, _, seeds in variants.values() for run in seeds.values()}
     options = _varying_options(configs, [variant for _, variant, _ in variants.values()])
@@ -33,7 +42,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
-    notes = _notes(rows, configs, finals.values())
+    notes = _notes(rows, configs, finals.values()) + damaged
     return Comparison(columns, rows, notes, frozenset(config.task for config in configs))
 
 

@@ -25,7 +25,8 @@ TAIL_BYTES = 65536
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands. `state` is pending, running, done, failed, dead, interrupted or cancelled; `note` says why.
+    """How a run stands. `state` is pending, running, done, failed, dead, interrupted, cancelled or
+    damaged; `note` says why.
 
     `active`: queued or running. `missing`: never started nor submitted. `restarts`: starts after the first.
     `machine_failures`: attempts that ended by one. `eta`: estimated seconds to the end. `metrics`: the
@@ -61,7 +62,11 @@ def sweep_status(sweep: Path) -> list[RunStatus]:
     content = ledger.read()
     resolve_job_ids(ledger, content)
     job_ids = {name: job_id_of(content, name) for name in content["runs"]}
-    unfinished = {name for name in content["runs"] if RunFolder(sweep / name).read_status()["state"] != "done"}
+    unfinished = {
+        name
+        for name in content["runs"]
+        if RunFolder(sweep / name).damage() is None and RunFolder(sweep / name).read_status()["state"] != "done"
+    }
     jobs = slurm.jobs({job for name, job in job_ids.items() if job and name in unfinished})
     launched = _launcher_is_alive(content.get("local"))
     return [
@@ -85,6 +90,8 @@ def _run_status(
     run: RunFolder, entry: Mapping[str, Any], job_id: str | None, job: Job | None, launched: bool
 ) -> RunStatus:
     """`launched`: a local launcher is running the sweep."""
+    if damage := run.damage():
+        return RunStatus(run.path.name, "damaged", damage, job=job_id)
     status, starts, heartbeat = run.read_status(), attempts.read(run), run.heartbeat()
     state, note = _resolve_state(run, status, entry, job, launched)
     recorded_running = status["state"] == "running"
@@ -182,5 +189,5 @@ def last_line(log: Path) -> str:
 
 def counts(statuses: Sequence[RunStatus]) -> dict[str, int]:
     """The number of runs per state, the most advanced state first."""
-    order = ("done", "running", "pending", "interrupted", "cancelled", "dead", "failed")
+    order = ("done", "running", "pending", "interrupted", "cancelled", "dead", "failed", "damaged")
     return {state: count for state in order if (count := sum(status.state == state for status in statuses))}

@@ -116,6 +116,22 @@ class RunFolder:
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
+    def damage(self) -> str | None:
+        """Which file cannot be used, and how to mend it; None if all of a run that was started can be read.
+
+        Of the config, only that it is there and whole lines long; it is read where it is needed.
+        """
+        try:
+            if self.read_status()["state"] == "pending" and not self.metrics.exists():
+                return None
+            self.read_metrics()
+            content = self.config.read_bytes()
+        except (UserError, OSError) as error:
+            return str(error) if isinstance(error, UserError) else f"{self.config}: {error.strerror}; restore it"
+        if content.endswith(b"\n"):
+            return None
+        return f"{self.config}: corrupt; restore it, or delete the run's folder to train it again"
+
     def final_metrics(self) -> dict[str, float]:
         """The last value of each metric, and the last `step`, if the run is done; {} if it is not.
 

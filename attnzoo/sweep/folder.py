@@ -1,6 +1,6 @@
 """The folder of a sweep: its run folders and its ledger."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ class SweepFolder:
 
         If that folder belongs to another config, the digest is appended: two configs never share a folder.
         """
-        return [replace(run, folder=self._folder_of(run, name or run.name)) for run in runs]
+        entries = self.entries() if self.ledger.path.exists() else {}
+        return [replace(run, folder=self._folder_of(run, name or run.name, entries)) for run in runs]
 
-    def _folder_of(self, run: RunSpec, name: str) -> RunFolder:
+    def _folder_of(self, run: RunSpec, name: str, entries: Mapping[str, Any]) -> RunFolder:
         folder = RunFolder(self.path / name)
-        taken = folder.path.exists() and not _belongs_to(folder, run)
+        taken = folder.path.exists() and not _belongs_to(folder, run, entries.get(name, {}))
         return RunFolder(self.path / f"{name}-{run.digest}") if taken else folder
 
     def create(self, runs: Sequence[RunSpec], experiment: str, to_start: Sequence[RunSpec] = ()) -> None:
@@ -47,7 +48,7 @@ class SweepFolder:
                 content |= {"experiment": experiment, "runs": kept | entries}
             rewritten = {run.folder.path for run in to_start}
             for run in runs:
-                if run.folder.path in rewritten or not run.folder.config.exists():
+                if run.folder.path in rewritten or not (run.folder.config.exists() or run.folder.damage()):
                     save(run.config, run.folder.config)
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
@@ -101,12 +102,15 @@ def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
     return old | swept | {"seed": run.seed, "digest": run.digest, "attempts": old.get("attempts", 0)}
 
 
-def _belongs_to(folder: RunFolder, run: RunSpec) -> bool:
-    """Whether a folder is empty or has the run's config and seed."""
+def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bool:
+    """Whether a folder is empty or has the run's config and seed; by its ledger `entry` if its config is damaged."""
+    recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
     if not folder.config.exists():
-        return not any(folder.path.iterdir())
-    if folder.config.read_text(encoding="utf-8") == to_yaml(run.config):  # ten times as fast as loading it
+        return recorded or not any(folder.path.iterdir())
+    if folder.config.read_bytes() == to_yaml(run.config).encode():  # ten times as fast as loading it
         return True
+    if folder.damage():
+        return recorded
     try:
         config = load_saved(folder.config)
     except UserError:  # of another version of the schema, or edited by hand

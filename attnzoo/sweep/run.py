@@ -61,7 +61,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     folder.create(runs, str(experiment.path), to_start)
     result = _train(folder, runs, to_start, config.jobs)
     summarize(folder.path, [run.folder.path for run in runs])
-    failures = _report_failures(runs, result)
+    failures = _report_failures(runs, result) + _report_damaged(runs)
     if result.interrupted:
         command = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
         print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
@@ -99,13 +99,15 @@ def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
 
 
 def _recorded_state(run: RunSpec) -> str:
-    return str(run.folder.read_status()["state"])
+    return "damaged" if run.folder.damage() else str(run.folder.read_status()["state"])
 
 
 def _should_start(run: RunSpec, status: RunStatus | None, only: str | None) -> bool:
     """Whether a run is neither done nor active, and passes the filter."""
     status = status or RunStatus(run.folder.path.name, "pending", missing=True)
-    return status.state != "done" and not status.active and (only is None or STATE_FILTERS[only](status))
+    return (
+        status.state not in ("done", "damaged") and not status.active and (only is None or STATE_FILTERS[only](status))
+    )
 
 
 def _submit(
@@ -193,7 +195,7 @@ def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experi
 def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
     """The runs that are not done; with `only`, those that also pass the filter."""
     if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
-        return [run for run in runs if _recorded_state(run) != "done"]
+        return [run for run in runs if _recorded_state(run) not in ("done", "damaged")]
     statuses = _statuses(folder)
     return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
 
@@ -218,6 +220,14 @@ def _report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
             print(f"{outcome.kind}: {run.name}: {outcome.reason} (log: {run.folder.log})", file=sys.stderr)
             count += 1
     return count
+
+
+def _report_damaged(runs: Sequence[RunSpec]) -> int:
+    """Print every damaged run; returns how many."""
+    damages = [damage for run in runs if (damage := run.folder.damage())]
+    for damage in damages:
+        print(f"damaged: {damage}", file=sys.stderr)
+    return len(damages)
 
 
 def _print_runs(runs: Sequence[RunSpec], statuses: Mapping[str, RunStatus]) -> None:

@@ -23,6 +23,7 @@ def sweep(folder: Path, names: list[str]) -> None:
         content["runs"] = {name: dict(entry) for name in names}
     for name in names:
         (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text("name: x\n")
 
 
 ANOTHER = """import json, sys

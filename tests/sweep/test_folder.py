@@ -99,3 +99,23 @@ def test_a_run_folder_with_foreign_files_is_left_alone(experiment: Path, tmp_pat
     foreign.path.mkdir(parents=True)
     foreign.log.write_text("mine")
     assert folder.assign(runs(experiment))[0].folder.path != foreign.path
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "deleted"])
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_a_run_with_a_damaged_config_keeps_its_folder(experiment: Path, tmp_path: Path, how: str, state: str) -> None:
+    folder = SweepFolder(tmp_path / "runs" / "x")
+    first = folder.assign(runs(experiment))
+    folder.create(first, "x")
+    first[0].folder.write_status(state=state)
+    config = first[0].folder.config
+    content = config.read_bytes()
+    if how == "deleted":
+        config.unlink()
+    else:
+        config.write_bytes(b"" if how == "emptied" else content[: content.rindex(b":")])
+    again = folder.assign(runs(experiment))
+    assert [run.folder.path for run in again] == [run.folder.path for run in first]
+    folder.create(again, "x", again[1:])
+    assert "config.yaml" in str(first[0].folder.damage())
+    assert first[1].folder.damage() is None
