@@ -32,14 +32,14 @@ class Attention(Recordable):
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         """Attend from queries (B, Q, C) to memory (B, S, C); returns (B, Q, C)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no forward(queries, memory)")
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         """Multiply-accumulates of one forward pass for one image.
 
         `queries` is the number of object queries, or the layout of queries on a grid.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no flops(queries, memory)")
 
     def check_levels(self, layout: Layout) -> None:
         """Raise ValueError unless the memory has the number of levels of the slot."""

@@ -36,7 +36,8 @@ class DatasetTask:
         self.model = models.build(model, self.num_classes)
         # Freeze parameters without a gradient (stages beyond the last stride, an unused level embedding): DDP and
         # FSDP would wait for it.
-        for name in unused_parameters(self.model, dataset_info(data).size):
+        batch_size = max(data.batch_size // ctx.world_size, 1)
+        for name in unused_parameters(self.model, dataset_info(data).size, batch_size):
             self.model.get_parameter(name).requires_grad_(False)
         self.batches_per_epoch = len(self._epoch(0, 0))
         self.global_batch_size = data.batch_size

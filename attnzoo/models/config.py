@@ -36,7 +36,7 @@ class BackboneConfig:
 class NeckConfig:
     """Neck: projection of the backbone's feature maps to a pyramid with `dim` channels."""
 
-    norm: Literal["group", "none"] = "group"  # group: GroupNorm with gcd(32, dim) groups
+    norm: Literal["group", "none"] = "group"  # group: GroupNorm with gcd(32, dim) groups of 2 or more channels
     c6: bool = True  # extra level: 3x3 stride-2 convolution on the last backbone map
     fpn: bool = False  # top-down pathway (FPN)
     level_embedding: bool = True  # learned embedding per level, added to the position embedding

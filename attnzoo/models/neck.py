@@ -44,7 +44,7 @@ class Neck(nn.Module):
             return nn.Sequential(conv)
         nn.init.xavier_uniform_(conv.weight)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        return nn.Sequential(conv, nn.GroupNorm(math.gcd(MAX_GROUPS, self.dim), self.dim))
+        return nn.Sequential(conv, nn.GroupNorm(_num_groups(self.dim), self.dim))
 
     def forward(self, feature_maps: Sequence[Tensor], mask: Tensor | None) -> Pyramid:
         """The pyramid of maps [(B, Cᵢ, hᵢ, wᵢ)] of images with padding mask (B, H, W), True where padded."""
@@ -78,3 +78,9 @@ class Neck(nn.Module):
         for level in reversed(levels[:-1]):
             merged.insert(0, level + F.interpolate(merged[0], size=level.shape[-2:], mode="nearest"))
         return [smooth(level) for smooth, level in zip(self.smooth, merged, strict=True)]
+
+
+def _num_groups(dim: int) -> int:
+    """gcd(32, dim), halved if groups had one channel: on a 1×1 map its normalised value would always be zero."""
+    groups = math.gcd(MAX_GROUPS, dim)
+    return groups if groups < dim else dim // 2

@@ -64,6 +64,7 @@ def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
     check_optimizer_name(config.train.optimizer)
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)", key="device")
-    model = repr((config.model, num_classes, data.size))
-    if model not in parameters:  # a sweep may leave the model and the image size alone
-        parameters[model] = dry_run(config.model, num_classes, data.size)
+    batch_size = max(config.data.batch_size // config.processes, 1)
+    model = repr((config.model, num_classes, data.size, batch_size))
+    if model not in parameters:  # a sweep may leave the model and the sizes alone
+        parameters[model] = dry_run(config.model, num_classes, data.size, batch_size)

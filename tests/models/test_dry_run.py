@@ -26,6 +26,14 @@ def test_unused_parameters_are_those_without_gradient(name: str) -> None:
     assert without_gradient(model) == unused
 
 
+def test_the_norm_of_a_single_pixel_needs_two_images() -> None:
+    model = tiny(backbone={"strides": [32]})
+    assert unused_parameters(model, (32, 32), batch_size=2) == []
+    with pytest.raises(UserError, match="one value per channel") as refused:
+        unused_parameters(model, (32, 32), batch_size=1)
+    assert refused.value.keys == ("data.batch_size", "model.backbone.norm")
+
+
 def test_unused_parameters_leaves_the_model_as_it_was() -> None:
     model = tiny().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -46,6 +46,17 @@ def test_fpn_adds_the_coarser_levels_before_smoothing() -> None:
         torch.testing.assert_close(actual, level.flatten(2).transpose(1, 2))
 
 
+@pytest.mark.parametrize(("dim", "groups"), [(256, 32), (64, 32), (48, 16), (32, 16), (16, 8), (4, 2)])
+def test_no_group_of_the_norm_has_one_channel(dim: int, groups: int) -> None:
+    neck = Neck(NeckConfig(), [8], dim)
+    assert neck.projections[0][1].num_groups == neck.c6[1].num_groups == groups
+
+
+def test_a_map_of_one_pixel_reaches_the_tokens() -> None:
+    neck = Neck(NeckConfig(c6=False, level_embedding=False), [8], 32).train()
+    assert neck([torch.randn(1, 8, 1, 1)], None).tokens.abs().min() > 0
+
+
 def test_c6_is_computed_from_the_last_backbone_map() -> None:
     maps = feature_maps([8, 12])
     assert Neck(NeckConfig(c6=False), [8, 12], 16)(maps, None).layout.spatial_shapes == tuple(MAPS)

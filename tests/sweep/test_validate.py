@@ -66,6 +66,18 @@ def test_a_written_out_backbone_is_read_back(tmp_path: Path) -> None:
     assert again.digest == plain.digest
 
 
+ONE_PIXEL = ("model.backbone={norm: trained, strides: [32]}", "model.head.two_stage=false", "data.batch_size=2")
+
+
+def test_a_batch_norm_with_one_value_per_channel_is_refused(tmp_path: Path) -> None:
+    """The dry run uses the batch of one process; images of 32 pixels have 1 x 1 maps at stride 32."""
+    valid(tmp_path, *ONE_PIXEL)
+    for override in ("data.batch_size=1", "processes=2"):
+        with pytest.raises(UserError, match=r"data\.batch_size: 1 per process on images of 32 x 32.*backbone\.norm"):
+            valid(tmp_path, *ONE_PIXEL, override)
+    valid(tmp_path, *ONE_PIXEL, "data.batch_size=1", "model.backbone.norm=frozen")
+
+
 def test_seeds_are_kept(tmp_path: Path) -> None:
     runs = valid(tmp_path, "sweep.seeds=[3, 5]")
     assert [run.config.seed for run in runs] == [run.seed for run in runs] == [3, 5]
