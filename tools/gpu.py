@@ -30,7 +30,7 @@ BUILD, TESTS, TABLES = "build", "tests", "tables"
 RAW = MSDA, OTHER_OPS, MODELS, SCALING = "ops", "ops-fused-and-dat", "models", "scaling"
 SANITIZER, SANITIZER_TOOLS = "compute-sanitizer", ("memcheck", "racecheck")
 # Small tests that reach the branches of the kernels: the sanitizer slows down every launch.
-SANITIZED_TESTS = ("wider_than_a_warp", "not_aligned", "levels", "rows_of_a_map", "hidden_keys_are")
+SANITIZED_TESTS = ("wider_than_a_warp", "unaligned_rows", "levels", "queries_on_a_grid", "masked_keys_are")
 NOT_RUN = "NOT RUN"
 
 

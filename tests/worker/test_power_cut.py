@@ -18,7 +18,7 @@ OPTIONS = {"train__steps": "12", "train__log_every": "2", "train__eval_every": "
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take milliseconds."""
     monkeypatch.setattr("attnzoo.worker.train.build_task", lambda config, ctx: Regression())
-    monkeypatch.setattr("attnzoo.environment.describe", lambda device, processes: {})
+    monkeypatch.setattr("attnzoo.environment.collect_environment", lambda device, processes: {})
 
 
 def train_on(disk: Disk) -> None:

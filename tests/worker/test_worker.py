@@ -123,7 +123,7 @@ def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path)
 def test_an_error_of_the_user_fails_the_run_without_a_traceback(tmp_path):
     run = tiny_run(tmp_path, data__batch_size="25")
     assert train_run(run.path) == ExitCode.FAILED
-    assert "only 24 images" in run.read_status()["error"]
+    assert "larger than the training set (24 images)" in run.read_status()["error"]
     assert "Traceback" not in run.log.read_text()
 
 

@@ -96,7 +96,7 @@ def test_only_ours_uses_the_operators(monkeypatch):
 
 
 def test_dat_without_its_bias_is_a_mismatch(monkeypatch):
-    monkeypatch.setattr(TableBias, "between", lambda self, places: torch.zeros(()))
+    monkeypatch.setattr(TableBias, "bias_matrix", lambda self, positions: torch.zeros(()))
     record = benchmark.run(CPU, ["dat_tiny"], seconds=0, tiny=True, forward=(1, 64, 64), training=(1, 64, 64))
     assert len(benchmark.failures(record)) == 2
 
