@@ -83,6 +83,7 @@ class ExperimentConfig:
 @dataclass
 class DetectionExperiment(ExperimentConfig):
     per_class: bool = False  # evaluation also gives AP and AP50 of every class
+    max_detections: int = number(100, COUNT)  # per image in evaluation, with the highest scores
     model: DetectorConfig = field(default_factory=DetectorConfig)
 
 

@@ -83,6 +83,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         small, medium = self.coco.dataset.get("info", {}).get("area_thresholds", COCO_AREA_THRESHOLDS)
         return float(small), float(medium)
 
+    @property
+    def num_objects(self) -> list[int]:
+        """Number of annotated objects per image, without crowds and empty boxes."""
+        objects = ((a for a in self.coco.imgToAnns.get(i, ()) if not a["iscrowd"]) for i in self.image_ids)
+        return [sum(min(a["bbox"][2:]) > 0 for a in of_image) for of_image in objects]
+
     def __len__(self) -> int:
         return len(self.image_ids)
 

@@ -16,8 +16,7 @@ from attnzoo.data.annotations import to_coco
 from attnzoo.data.coco import DetectionDataset
 from attnzoo.data.registries import Target
 
-# In the order of COCOeval.stats.
-METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
+AREAS = ("", "_S", "_M", "_L")  # all, small, medium, large
 
 
 class Detection(NamedTuple):
@@ -35,11 +34,14 @@ class CocoEvaluator:
     """Collects predictions on a data set, or on one rank's part of it, and evaluates them.
 
     `results` has one entry per image, so the results of all ranks can be concatenated; `summarize` requires every image
-    exactly once.
+    exactly once. `max_detections`, at least 1, is the number of detections per image and class that count, with the
+    highest scores.
     """
 
-    def __init__(self, dataset: DetectionDataset):
+    def __init__(self, dataset: DetectionDataset, max_detections: int = 100):
         self.dataset = dataset
+        # COCO's maxDets: recall is also measured with fewer detections
+        self.max_detections = [n for n in (1, 10) if n < max_detections] + [max_detections]
         self.results: list[ImageDetections] = []
 
     def add(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[Target]) -> None:
@@ -60,18 +62,24 @@ class CocoEvaluator:
             self.results.append(ImageDetections(int(target["image_id"]), detections))
 
     def summarize(self, results: Iterable[ImageDetections] | None = None, per_class: bool = False) -> dict[str, float]:
-        """`METRICS`, each in 0…1: AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100 and AR_S/M/L.
+        """The metrics of COCO, each in 0…1: AP (mean over IoU 0.50…0.95), AP50, AP75, AP_S/M/L, AR_1/10/100, AR_S/M/L.
 
-        `results`: of all ranks (default: this one's). `per_class` adds `AP/<name>` and `AP50/<name>` per category, with
-        the id added to a name that several categories have. Metrics without ground truth are NaN. Raises ValueError if
-        an image is missing or duplicated.
+        The last of AR_1/10/100 is that of `max_detections`. `results`: of all ranks (default: this one's). `per_class`
+        adds `AP/<name>` and `AP50/<name>` per category, with the id added to a name that several categories have.
+        Metrics without ground truth are NaN. Raises ValueError if an image is missing or duplicated.
         """
         results = sorted(self.results if results is None else results, key=lambda result: result.image_id)
         self._check_complete(results)
         evaluation = self._evaluate(results)
-        summary = {name: _nan_if_absent(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+        precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
+        recall = evaluation.eval["recall"]  # (IoU, class, area, max detections)
+        # not COCOeval.summarize, which gives no AP unless max_detections is 100
+        summary = {"AP": _mean(precision[..., 0, -1])}
+        summary |= {"AP50": _mean(precision[0, ..., 0, -1]), "AP75": _mean(precision[5, ..., 0, -1])}
+        summary |= {f"AP{area}": _mean(precision[..., i, -1]) for i, area in enumerate(AREAS) if area}
+        summary |= {f"AR_{n}": _mean(recall[..., 0, i]) for i, n in enumerate(self.max_detections)}
+        summary |= {f"AR{area}": _mean(recall[..., i, -1]) for i, area in enumerate(AREAS) if area}
         if per_class:
-            precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
             for i, name in enumerate(self._unique_names(evaluation.params.catIds)):
                 summary[f"AP/{name}"] = _mean(precision[:, :, i, 0, -1])
                 summary[f"AP50/{name}"] = _mean(precision[0, :, i, 0, -1])
@@ -99,10 +107,10 @@ class CocoEvaluator:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(self.dataset.coco, to_coco(self._annotations(results)), "bbox")
             evaluation.params.imgIds = sorted(self.dataset.image_ids)
+            evaluation.params.maxDets = self.max_detections
             evaluation.params.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
         return evaluation
 
     def _annotations(self, results: list[ImageDetections]) -> dict[str, Any]:
@@ -121,8 +129,3 @@ def _mean(values: NDArray[np.float64]) -> float:
     """Mean over the settings with ground truth; pycocotools marks those without by -1. NaN if there are none."""
     valid = values[values >= 0]
     return float(valid.mean()) if valid.size else float("nan")
-
-
-def _nan_if_absent(value: float) -> float:
-    """pycocotools gives -1 for a metric without ground truth."""
-    return float(value) if value >= 0 else float("nan")

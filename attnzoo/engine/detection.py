@@ -1,11 +1,13 @@
 """Object detection task."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from attnzoo.data.batches import Batch, collate
+from attnzoo.data.coco import DetectionDataset
 from attnzoo.data.config import DataConfig
 from attnzoo.data.evaluate import CocoEvaluator
 from attnzoo.engine.dataset_task import DatasetTask
@@ -16,6 +18,8 @@ from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.postprocess import postprocess
 
+log = logging.getLogger(__name__)
+
 
 class DetectionTask(DatasetTask):
     """Detector, data, losses and evaluation built from a config."""
@@ -24,10 +28,21 @@ class DetectionTask(DatasetTask):
     collate = staticmethod(collate)
 
     def __init__(
-        self, model: DetectorConfig, data: DataConfig, seed: int, ctx: DistContext, *, per_class: bool = False
+        self,
+        model: DetectorConfig,
+        data: DataConfig,
+        seed: int,
+        ctx: DistContext,
+        *,
+        per_class: bool = False,
+        max_detections: int = 100,
     ):
         super().__init__(model, data, seed, ctx)
         self._classification, self._per_class = model.loss.classification, per_class
+        self._max_detections = max_detections
+        _warn_of_crowded_images("training", self.train, {"model.queries": model.queries})
+        limits = {"model.queries": model.queries, "max_detections": max_detections}
+        _warn_of_crowded_images("validation", self.val, limits)
         self._loss = SetCriterion(model.loss, self.num_classes, select=model.head.select)
 
     def normalizer(self, batches: Sequence[Batch]) -> float:
@@ -45,12 +60,13 @@ class DetectionTask(DatasetTask):
 
     def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
         """AP and AR on the validation set, which is divided among the ranks."""
-        evaluator = CocoEvaluator(self.val)
+        evaluator = CocoEvaluator(self.val, self._max_detections)
         for batch in self.val_batches():
             inputs = batch.to(self.ctx.device)
             output = forward(inputs.images, inputs.mask)
             sizes = torch.stack([target["orig_size"] for target in batch.targets])
-            evaluator.add(postprocess(output, sizes, self._classification), batch.targets)
+            detections = postprocess(output, sizes, self._classification, self._max_detections)
+            evaluator.add(detections, batch.targets)
             heartbeat()
         results = [result for rank_results in self.ctx.all_gather_object(evaluator.results) for result in rank_results]
         summary = evaluator.summarize(results, self._per_class) if self.ctx.is_main else None
@@ -60,3 +76,12 @@ class DetectionTask(DatasetTask):
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
         batch = collate([self.val[0]]).to(self.ctx.device)
         return measure(model, batch.images, batch.mask)
+
+
+def _warn_of_crowded_images(split: str, dataset: DetectionDataset, limits: Mapping[str, int]) -> None:
+    """Warn of the lowest of `limits`, by config key, if images have more objects: the others cannot be found."""
+    key, limit = min(limits.items(), key=lambda item: item[1])
+    crowded = [count for count in dataset.num_objects if count > limit]
+    if crowded:
+        message = "%d of %d %s images have more objects than %s = %d (up to %d); the others cannot be found"
+        log.warning(message, len(crowded), len(dataset), split, key, limit, max(crowded))

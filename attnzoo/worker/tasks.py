@@ -11,4 +11,6 @@ def build_task(config: ExperimentConfig, ctx: DistContext) -> DetectionTask | Cl
     if isinstance(config, ClassificationExperiment):
         return ClassificationTask(config.model, config.data, config.seed, ctx)
     assert isinstance(config, DetectionExperiment)
-    return DetectionTask(config.model, config.data, config.seed, ctx, per_class=config.per_class)
+    return DetectionTask(
+        config.model, config.data, config.seed, ctx, per_class=config.per_class, max_detections=config.max_detections
+    )

@@ -113,6 +113,63 @@ def test_no_detections_score_zero_and_areas_without_objects_nan(root):
     assert math.isnan(summary["AP_L"])
 
 
+def crowd_image(root):
+    """The data set with 120 cats in image 3, and detections of all objects."""
+    cats = [[4 * column, 5 * row, 4, 5] for row in range(10) for column in range(12)]
+
+    def add(content):
+        for i, box in enumerate(cats, start=len(content["annotations"])):
+            cat = {"image_id": 3, "category_id": 7, "bbox": box, "area": 20, "iscrowd": 0}
+            content["annotations"].append(cat | {"id": i})
+        for i, annotation in enumerate(content["annotations"], start=1):
+            annotation.update(id=i)
+
+    edit(root, add)
+    dataset = build_dataset(coco_config(root), "val")
+    detections = []
+    for i in range(5):
+        _, target = dataset.load_raw(i)
+        boxes = target["boxes"].as_subclass(torch.Tensor)
+        detections.append({"scores": torch.linspace(0.9, 0.1, len(boxes)), "labels": target["labels"], "boxes": boxes})
+    return dataset, detections
+
+
+@pytest.mark.parametrize(
+    ("limit", "recalls"),
+    [(100, ["AR_1", "AR_10", "AR_100"]), (120, ["AR_1", "AR_10", "AR_120"]), (10, ["AR_1", "AR_10"]), (1, ["AR_1"])],
+)
+def test_max_detections_limits_precision_and_recall(root, limit, recalls):
+    dataset, detections = crowd_image(root)
+    result = CocoEvaluator(dataset, limit)
+    for i in range(5):
+        result.add([detections[i]], [dataset[i][1]])
+    summary = result.summarize(per_class=True)
+    assert [name for name in summary if name.startswith("AR_") and name[3:].isdigit()] == recalls
+    found = {100: 102, 120: 122, 10: 12, 1: 3}[limit] - 1  # of 122 cats; that of image 1 is found too late
+    cats = summary["AP50/cat"]
+    assert cats == pytest.approx(found / 122, abs=0.02)
+    assert summary["AP"] <= summary["AP50"] < 1
+
+
+@pytest.mark.parametrize("limit", [100, 120])
+def test_max_detections_equals_pycocotools(root, limit):
+    dataset, detections = crowd_image(root)
+    result = CocoEvaluator(dataset, limit)
+    for i in range(5):
+        result.add([detections[i]], [dataset[i][1]])
+    summary = result.summarize()
+    evaluation = result._evaluate(sorted(result.results, key=lambda each: each.image_id))
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    expected = [float("nan") if value < 0 else value for value in evaluation.stats]
+    first = 0 if limit == 100 else 1  # pycocotools computes AP, the first, for 100 detections only
+    assert [*summary.values()][first:] == pytest.approx(expected[first:], abs=1e-12, nan_ok=True)
+
+
+def test_objects_per_image_leave_out_crowds_and_empty_boxes(root):
+    assert build_dataset(coco_config(root), "val").num_objects == [2, 1, 0, 1, 1]
+
+
 @pytest.mark.parametrize("label", [2, 8, 90], ids=["gap", "beyond", "far beyond"])
 def test_labels_without_category_are_ignored(root, label):
     dataset = build_dataset(coco_config(root), "val")

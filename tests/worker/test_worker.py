@@ -62,6 +62,34 @@ def test_a_model_with_more_classes_than_the_data_is_evaluated(tmp_path, classifi
     assert 0 <= run.read_metrics()[-1]["val/AP"] <= 1
 
 
+def test_max_detections_of_an_experiment(tmp_path):
+    run = tiny_run(tmp_path / "run", max_detections="7", train__steps="2")
+    assert train_run(run.path) == ExitCode.OK
+    metrics = run.read_metrics()[-1].keys()
+    assert {"val/AR_1", "val/AR_7"} < metrics
+    assert metrics.isdisjoint({"val/AR_10", "val/AR_100"})
+
+
+SPLITS = ("training", "validation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ({"model__queries": "1"}, [f"{s} images have more objects than model.queries = 1" for s in SPLITS]),
+        ({"max_detections": "1"}, ["validation images have more objects than max_detections = 1"]),
+        ({"model__queries": "9"}, []),
+    ],
+    ids=["queries", "max_detections", "none"],
+)
+def test_images_with_more_objects_than_can_be_found_are_reported_once(tmp_path, changes, warnings):
+    run = tiny_run(tmp_path / "run", **changes, train__steps="2")
+    assert train_run(run.path) == ExitCode.OK
+    lines = [line for line in run.log.read_text().splitlines() if "more objects than" in line]
+    assert len(lines) == len(warnings)
+    assert all(text in line for text, line in zip(warnings, lines, strict=True))
+
+
 @pytest.mark.slow
 def test_a_compiled_detector_trains_alike(tmp_path):
     rows = []
