@@ -16,7 +16,7 @@ from attnzoo.sweep import outcome
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.outcome import ExitKind, Outcome
 
-WORKER_MODULE, LAUNCHER_MODULE = "attnzoo.worker.train", "attnzoo.worker.launch"
+WORKER_MODULE, LAUNCHER_MODULE = "attnzoo.worker", "attnzoo.worker.launch"
 POLL_SECONDS = 0.2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 

@@ -38,6 +38,7 @@ run.train()
 assert run.checkpoints.best().name.startswith("best-00000002"), run.checkpoints.best()
 run.trainer.progress.update(force=True, state="done")
 assert run.dir.read_status()["delta1"] == 0.5
+run.dir.config.write_text("name: depth\\n")
 with Ledger(folder).update() as content:
     content["runs"] = {"depth": {}}
 assert main(["status", str(folder)]) == 0

@@ -132,7 +132,7 @@ class Cluster:
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL one process of a run; returns its node."""
-        for pid, environment in processes(job, b"attnzoo.worker.train").items():
+        for pid, environment in processes(job, b"attnzoo.worker").items():
             if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
                 os.kill(pid, signal.SIGKILL)
                 return environment["SLURMD_NODENAME"]
