@@ -136,7 +136,7 @@ def _show_job(job: str) -> dict[str, str]:
 
 def _squeue(selection: Sequence[str]) -> list[Job]:
     result = _run(["squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FIELDS}", *selection])
-    if result.returncode and "Invalid job id" not in result.stderr:  # said of a single job that ended long ago
+    if result.returncode and "Invalid job id" not in result.stderr:  # for a single job that ended long ago
         raise SlurmUnavailable(f"squeue: {_error_message(result)}")
     return [Job(*line.split("|", 5)) for line in result.stdout.splitlines()]
 

@@ -47,7 +47,7 @@ class SlurmConfig:
     cpus_per_task: int = number(1, COUNT)
     memory: int | str | None = None  # of a node: 500M, 16G
     time: int | str = 60  # minutes, or HH:MM:SS, or D-HH:MM:SS
-    signal_seconds: int = number(120, COUNT)  # seconds before the time limit at which a run is told to save
+    signal_seconds: int = number(120, COUNT)  # seconds before the time limit at which a run is signalled to save
     retries: int | None = number(None, NON_NEGATIVE)  # null: the experiment's
     parallelism: int | None = number(None, COUNT)  # runs of a job array at a time; null: all
     setup: list[str] = field(default_factory=list)  # shell lines before a run starts, such as module loads

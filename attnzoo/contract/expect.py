@@ -1,4 +1,4 @@
-"""How a clause says what is wrong: in one line that also says how to mend it."""
+"""Failures of clauses: one line that also says how to fix it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 
 class Violation(AssertionError):
-    """A clause does not hold. The message is one line: what was expected, what was found, how to mend it."""
+    """A clause does not hold. The message is one line: what was expected, what was found, how to fix it."""
 
 
 def require(holds: bool | Tensor, message: str) -> None:

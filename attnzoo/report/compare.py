@@ -108,7 +108,10 @@ def _notes(
     counts = sorted({len(variant.seeds) for variant in variants})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     if counts[-1] > 1:
-        ci_note = "mean ± 95 % confidence interval (Student's t) over seeds. Whether intervals overlap decides nothing."
+        ci_note = (
+            "mean ± 95 % confidence interval (Student's t) over seeds. "
+            "Overlapping intervals do not show that variants are equal."
+        )
     else:
         ci_note = "intervals n/a: one seed cannot tell a difference from noise."
     notes.append(f"Finished seeds per variant: {seeds}; {ci_note}")

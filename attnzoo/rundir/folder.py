@@ -117,7 +117,7 @@ class RunFolder:
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
     def damage(self) -> str | None:
-        """Which file cannot be used, and how to mend it; None if all of a run that was started can be read.
+        """Which file cannot be used, and how to fix it; None if all of a run that was started can be read.
 
         Of the config, only that it is there and whole lines long; it is read where it is needed.
         """

@@ -29,7 +29,7 @@ TASK_METRICS = {
     "detection": (Metric("val/AP", "AP"), Metric("val/AP50", "AP50")),
     "classification": (Metric("val/top1", "top-1"), Metric("val/top5", "top-5")),
 }
-# Without the times of metrics.jsonl, which depend on what else the machine does and so order nothing.
+# Without the times of metrics.jsonl, which depend on what else the machine does and cannot be compared between runs.
 COST_METRICS = (
     Metric("cost/params", "params", ",.0f"),
     Metric("cost/gflops", "GFLOPs", ".4g"),

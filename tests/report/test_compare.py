@@ -70,7 +70,9 @@ def test_variants_are_averaged_over_their_seeds(folder: Path) -> None:
     assert ap.mean == pytest.approx(0.12)
     assert ap.ci95 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
     assert any("Equal budgets: 5" in note for note in comparison.notes)
-    assert any("over seeds. Whether intervals overlap decides nothing" in note for note in comparison.notes)
+    assert any(
+        "over seeds. Overlapping intervals do not show that variants are equal" in note for note in comparison.notes
+    )
 
 
 def test_files_hold_the_same_numbers(folder: Path) -> None:
