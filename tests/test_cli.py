@@ -355,7 +355,7 @@ def test_an_interrupt_before_training_leaves_no_record(tiny: Path, processes: in
     _, err = launcher.communicate(timeout=300)
     assert launcher.returncode == 130
     assert "to resume, run the same command again" in err
-    assert log.read_text() == "" or log.read_text().endswith(" INFO stopped before it began\n")
+    assert log.read_text() == "" or log.read_text().endswith(" INFO interrupted before training started\n")
     assert not (log.parent / "status.json").exists()
 
 

@@ -193,7 +193,7 @@ def write_report(
         "| run | state | starts | machine failures | steps repeated | metrics as undisturbed |",
         "| --- | --- | --: | --: | --: | --- |",
         *(
-            f"| {name} | {status.state} | {status.requeued + 1} | {status.machine_failures} | {status.steps_lost} "
+            f"| {name} | {status.state} | {status.restarts + 1} | {status.machine_failures} | {status.steps_lost} "
             f"| {'identical' if same[name] else 'DIFFERENT'} |"
             for name, status in states.items()
         ),
@@ -230,7 +230,7 @@ def repeated(journals: Iterable[Sequence[Attempt]]) -> dict[str, list[int]]:
     for journal in journals:
         for attempt, following in itertools.pairwise(journal):
             end = f"{attempt.outcome} ({attempt.reason})" if attempt.outcome else "not recorded"
-            steps.setdefault(end, []).append(following.lost)
+            steps.setdefault(end, []).append(following.steps_lost)
     return steps
 
 

@@ -28,7 +28,7 @@ def test_two_preemptions_with_the_signal_lose_no_step(cluster, sweep, undisturbe
         wait(lambda count=count: cluster.restarts(sweep.job()) >= count, 180, "for the preemption")
     assert_survived(sweep, undisturbed, "preemption with the user signal", allowed=0, injected=2)
     assert [attempt.reason for attempt in attempts.read(sweep.run())[:2]] == ["SIGUSR2", "SIGUSR2"]
-    assert sweep.state().requeued == 2
+    assert sweep.state().restarts == 2
     assert sweep.state().machine_failures == 0
 
 

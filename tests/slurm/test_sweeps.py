@@ -61,7 +61,7 @@ def test_six_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep
 def metrics_of(sweep: Path) -> list[list[str]]:
     """The table in comparison.csv without times and memory."""
     header, *rows = csv.reader((sweep / "comparison.csv").read_text().splitlines())
-    kept = [index for index, name in enumerate(header) if name.removesuffix("_margin95") not in MACHINE_DEPENDENT]
+    kept = [index for index, name in enumerate(header) if name.removesuffix("_ci95") not in MACHINE_DEPENDENT]
     assert {"AP", "params", "gflops"} <= {header[index] for index in kept}
     return [[row[index] for index in kept] for row in (header, *rows)]
 
