@@ -10,7 +10,7 @@ from attnzoo.geometry import Layout, Pyramid
 
 
 def depends_on_queries(case: Case) -> None:
-    """Queries ask, memory answers: other tokens of the queries alone give most queries another output."""
+    """Queries come from `queries`: changing their tokens alone changes most outputs."""
     attention, memory = case.build(), pyramid(case.maps)
     queries = case.queries(memory)
     random = torch.Generator().manual_seed(6)
