@@ -377,8 +377,8 @@ def test_a_killed_run_is_retried(tiny: Path) -> None:
     assert ": retrying" in out
     shown = subprocess.run([sys.executable, "-m", "attnzoo", "status", "runs/tiny", "--json"], capture_output=True)
     first, second = json.loads(shown.stdout)
-    assert (first["state"], first["requeued"], first["machine_failures"]) == ("done", 1, 1)
-    assert (second["state"], second["requeued"]) == ("done", 0)
+    assert (first["state"], first["restarts"], first["machine_failures"]) == ("done", 1, 1)
+    assert (second["state"], second["restarts"]) == ("done", 0)
     alone = "sweep.zip={model.encoder.attention.points: [1], model.decoder.attention.points: [1]}"
     whole = subprocess.run([*command, alone, "output=whole"], capture_output=True, timeout=300)
     assert whole.returncode == 0
