@@ -4,12 +4,11 @@ import signal
 from enum import StrEnum
 from typing import NamedTuple
 
+from attnzoo.engine.interrupt import STOP_SIGNALS
 from attnzoo.errors import ExitCode
 from attnzoo.report.status import last_line
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class ExitKind(StrEnum):
