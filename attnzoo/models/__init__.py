@@ -50,8 +50,18 @@ def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrid
 def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":
     """The model described by `config`, for `num_classes` classes ("no object" not included).
 
-    Raises UserError, naming the key, for an invalid configuration.
+    Initial values depend on torch's seed and the name of the parameter alone: after the same `torch.manual_seed`, two
+    models share those of all parameters that both have. Raises UserError, naming the key, for an invalid configuration.
     """
+    from attnzoo.models.initialization import InitByName
+
+    with InitByName() as init:
+        model = _construct(config, num_classes)
+    init.apply(model)
+    return model
+
+
+def _construct(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":
     if isinstance(config, DetectorConfig):
         from attnzoo.models.detr.detector import Detector
 
