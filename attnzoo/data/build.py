@@ -1,5 +1,6 @@
 """Build data sets from their config blocks."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,20 @@ from attnzoo.registry import Registry
 DEFAULT_IMAGE_SHAPE = (480, 640)  # the most common size in COCO
 
 
-def build_dataset(config: DataConfig, split: str) -> Any:
+def build_dataset(config: DataConfig, split: str, run_seed: int = 0) -> Any:
     """The "train" or "val" split with its transform: a DetectionDataset or ClassificationDataset.
 
-    Raises UserError for unknown names and options, and for missing or damaged files.
+    `run_seed`: the seed of the run, for a generated data set with `seed: run`. Raises UserError for unknown names and
+    options, and for missing or damaged files.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    return _build_spec(config).build(split, _build_transform(config, split))
+    dataset = dict(config.dataset)
+    if dataset.get("seed") == "run":
+        val_seed = dataset.get("val_seed")
+        dataset |= {"seed": run_seed, "val_seed": 0 if val_seed is None else val_seed}
+    spec = _build_spec(dataclasses.replace(config, dataset=dataset))
+    return spec.build(split, _build_transform(config, split))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,7 +18,8 @@ class SyntheticSpec(SceneOptions, ABC):
     """Splits of rendered scenes, in a cache folder that `name` and the options identify.
 
     Each digit and each half of a photograph is used either in train or in val. Image i depends only on (seed, version,
-    split, i) and the scene options, not on the number of images.
+    split, i) and the scene options, not on the number of images. With `seed: run`, each seed of a sweep trains on other
+    images and validates on those of seed 0. `val_seed`: the seed of validation images if it is another.
     """
 
     name: ClassVar[str]
@@ -27,13 +28,15 @@ class SyntheticSpec(SceneOptions, ABC):
 
     train_images: int = 8000
     val_images: int = 300
-    seed: int = 0
+    seed: int | Literal["run"] = 0
+    val_seed: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dataset_option("train_images", self.train_images, self.train_images >= 1, "at least 1")
         check_dataset_option("val_images", self.val_images, self.val_images >= 1, "at least 1")
-        check_dataset_option("seed", self.seed, self.seed >= 0, "at least 0")
+        for option, seed in (("seed", self.seed), ("val_seed", self.val_seed)):
+            check_dataset_option(option, seed, not isinstance(seed, int) or seed >= 0, "at least 0")
 
     @property
     def num_classes(self) -> int:
@@ -62,10 +65,14 @@ class SyntheticSpec(SceneOptions, ABC):
     def scenes(self, split: str) -> Iterator[Scene]:
         """The scenes of "train" or "val" in order."""
         renderer = SceneRenderer(self, split)
+        seed = self.val_seed if split == "val" and self.val_seed is not None else self.seed
+        assert seed != "run", "set by build_dataset"
         for i in range(getattr(self, f"{split}_images")):
-            yield renderer.render(np.random.default_rng([self.seed, self.version, SPLITS.index(split), i]))
+            yield renderer.render(np.random.default_rng([seed, self.version, SPLITS.index(split), i]))
 
 
 def _canonical(value: Any) -> Any:
     """Canonical JSON form of an option for the cache key: 20 and 20.0, lists and tuples are equal."""
-    return [float(item) for item in value] if isinstance(value, list | tuple) else float(value)
+    if isinstance(value, list | tuple):
+        return [float(item) for item in value]
+    return value if value is None else float(value)

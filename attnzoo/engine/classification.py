@@ -25,8 +25,16 @@ class ClassificationTask(DatasetTask):
     name = "classification"
     collate = staticmethod(collate_classification)
 
-    def __init__(self, model: ClassifierConfig, data: ClassificationDataConfig, seed: int, ctx: DistContext):
-        super().__init__(model, data, seed, ctx)
+    def __init__(
+        self,
+        model: ClassifierConfig,
+        data: ClassificationDataConfig,
+        seed: int,
+        ctx: DistContext,
+        *,
+        order_seed: int | None = None,
+    ):
+        super().__init__(model, data, seed, ctx, order_seed=order_seed)
         self._label_smoothing = model.label_smoothing
         self._mixup = self._build_mixup(data)
 

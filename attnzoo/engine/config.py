@@ -34,6 +34,8 @@ class ScheduleConfig:
 class TrainConfig:
     steps: int | None = number(None, COUNT)  # optimiser steps; exactly one of steps and epochs
     epochs: int | None = number(None, COUNT)
+    # one of several random streams of data order, augmentation and dropout; initial weights and data stay
+    stream: int = number(0, NON_NEGATIVE)
     accumulate: int = number(1, COUNT)  # batches per optimiser step
     clip: float | None = number(0.1, POSITIVE)  # maximum gradient norm
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast

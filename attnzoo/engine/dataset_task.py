@@ -17,14 +17,21 @@ from attnzoo.models.dry_run import unused_parameters
 
 
 class DatasetTask:
-    """Builds the data set and the model of a config. Subclasses add loss, evaluation and cost."""
+    """Builds the data set and the model of a config. Subclasses add loss, evaluation and cost.
+
+    `seed` is that of initial weights and generated images, `order_seed`, by default the same, that of the order of the
+    data and of augmentation.
+    """
 
     model: nn.Module
     collate: Callable[[Any], Any]  # samples to a batch
 
-    def __init__(self, model: ModelConfig, data: DataConfig, seed: int, ctx: DistContext):
+    def __init__(
+        self, model: ModelConfig, data: DataConfig, seed: int, ctx: DistContext, *, order_seed: int | None = None
+    ):
         self.ctx = ctx
         self._data, self._seed = data, seed
+        self._order_seed = seed if order_seed is None else order_seed
         # rank 0 generates a synthetic data set, the others read it from the cache
         if ctx.is_main:
             self._build_data()
@@ -43,13 +50,13 @@ class DatasetTask:
         self.global_batch_size = data.batch_size
 
     def _build_data(self) -> None:
-        self.train = build_dataset(self._data, "train")
-        self.val = build_dataset(self._data, "val")
+        self.train = build_dataset(self._data, "train", self._seed)
+        self.val = build_dataset(self._data, "val", self._seed)
 
     def _epoch(self, epoch: int, start: int) -> EpochBatchSampler:
         rank, world_size = self.ctx.rank, self.ctx.world_size
         size = self._data.batch_size
-        return EpochBatchSampler(len(self.train), size, self._seed, epoch, rank, world_size, start=start)
+        return EpochBatchSampler(len(self.train), size, self._order_seed, epoch, rank, world_size, start=start)
 
     def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
         """Training batches of this rank from number `start` on, without end."""

@@ -34,10 +34,11 @@ class DetectionTask(DatasetTask):
         seed: int,
         ctx: DistContext,
         *,
+        order_seed: int | None = None,
         per_class: bool = False,
         max_detections: int = 100,
     ):
-        super().__init__(model, data, seed, ctx)
+        super().__init__(model, data, seed, ctx, order_seed=order_seed)
         self._classification, self._per_class = model.loss.classification, per_class
         self._max_detections = max_detections
         _warn_of_crowded_images("training", self.train, {"model.queries": model.queries})

@@ -1,6 +1,5 @@
 """The trainer: optimiser steps, logging, evaluation and checkpoints of any task."""
 
-import hashlib
 import logging
 import math
 import time
@@ -19,6 +18,7 @@ from attnzoo.engine.interrupt import GracefulStop, TrainingInterrupted
 from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.engine.optim import build_optimizer, build_schedule, clip_gradients
 from attnzoo.engine.progress import ProgressReporter
+from attnzoo.engine.seeding import isolate_attention_draws, mix_seed, seed_generators
 from attnzoo.engine.task import Forward, StepLoss, Task
 from attnzoo.engine.throughput import ThroughputMeter
 from attnzoo.errors import UserError
@@ -29,12 +29,6 @@ log = logging.getLogger(__name__)
 
 class TrainingDiverged(Exception):
     """A loss or the gradient norm is NaN or infinite; the message has step, losses and latest checkpoint."""
-
-
-def mix_seed(*components: int) -> int:
-    """Hash integers into one 63-bit seed; neighbouring integers give unrelated seeds."""
-    digest = hashlib.blake2b(repr(components).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def count_steps(config: TrainConfig, batches_per_epoch: int) -> tuple[int, int]:
@@ -79,6 +73,7 @@ class Trainer:
         self.model = task.model.to(ctx.device)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        isolate_attention_draws(self.model, ctx.device)
         self.ema = ModelEmaV3(self.model, decay=config.ema) if config.ema is not None else None
         self.strategy = parallel.build_strategy(config.parallel, self.model, self.ema, ctx)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -114,7 +109,7 @@ class Trainer:
     def _train_step(self, batches: list[Any]) -> None:
         self.model.train()
         # re-seed every step, so that dropout depends neither on other users of the generator nor on resuming
-        self._seed(mix_seed(self.seed, self.step, self.ctx.rank))
+        seed_generators(mix_seed(self.seed, self.step, self.ctx.rank), self.ctx.device)
         self.schedule.step_update(self.step)
         normalizer = self.task.normalizer(batches)
         losses = [self._backward(batch, normalizer, sync=batch is batches[-1]) for batch in batches]
@@ -130,12 +125,6 @@ class Trainer:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.model)
-
-    def _seed(self, seed: int) -> None:
-        """Seed the default generators; cheaper than torch.manual_seed (0.5 ms without a GPU)."""
-        torch.default_generator.manual_seed(seed)
-        if self.ctx.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _backward(self, batch: Any, normalizer: Any, sync: bool) -> StepLoss:
         """Forward and backward of one batch; gradients are averaged over the ranks if `sync`."""

@@ -4,6 +4,7 @@ Importing this package or its configs does not import torch: model classes are i
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attnzoo.errors import UserError, unknown
@@ -53,12 +54,9 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Clas
     Initial values depend on torch's seed and the name of the parameter alone: after the same `torch.manual_seed`, two
     models share those of all parameters that both have. Raises UserError, naming the key, for an invalid configuration.
     """
-    from attnzoo.models.initialization import InitByName
+    from attnzoo.models.initialization import init_by_name
 
-    with InitByName() as init:
-        model = _construct(config, num_classes)
-    init.apply(model)
-    return model
+    return init_by_name(partial(_construct, config, num_classes))
 
 
 def _construct(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":

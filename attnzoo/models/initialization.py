@@ -2,79 +2,96 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-class InitByName(TorchDispatchMode):
-    """Records the in-place operations that initialise a model, and repeats them with one generator per parameter.
 
-        with InitByName() as init:
-            model = Model()
-        init.apply(model)
+def init_by_name(construct: Callable[[], ModelT]) -> ModelT:
+    """The module that `construct()` returns, its parameters drawn from one random stream per qualified name.
 
-    Distributions stay as they are, but the values of a parameter or buffer depend on the seed and its qualified name
-    alone. So two models share the initial values of all tensors that have the same name, shape and initialisation,
-    whatever else they are made of (paired comparisons by seed; Bouthillier et al., arXiv 2103.03098).
+    So two models share the initial values of all parameters that have the same name, shape and initialisation,
+    whatever else they are made of: their runs are paired by seed (Bouthillier et al., arXiv 2103.03098).
+    Distributions stay as they are.
 
-    The seed is one number drawn from the default generator, which is left as if nothing else had been drawn: models
-    built one after the other differ, and what follows does not depend on the model. Covers what is drawn in place, as
-    all of torch.nn.init does; a parameter made from `torch.randn` keeps its values.
+    The streams are seeded by the name and one number drawn from the default generator, which is left as if nothing else
+    had been drawn: models constructed one after the other differ, and what follows does not depend on the model. Covers
+    what is drawn in place, as by torch.nn.init; parameters made from `torch.randn` follow the stream of the parameter
+    before them.
+
+    On the CPU or a GPU, `construct` is called twice: on the meta device first, to learn the names.
+    """
+    root = int(torch.randint(2**63 - 1, (), device="cpu"))
+    if torch.empty(0).is_meta:
+        return construct()
+    registered: list[Tensor] = []
+    with torch.device("meta"), _on_registration(registered.append):
+        names = {id(parameter): name for name, parameter in construct().named_parameters()}
+    streams = _Streams(root, [names.get(id(parameter)) for parameter in registered])
+    state = torch.default_generator.get_state()
+    try:
+        with _on_registration(streams.register), streams:
+            return construct()
+    finally:
+        torch.default_generator.set_state(state)
+
+
+@contextmanager
+def _on_registration(callback: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `callback` with each parameter that a module registers within the context."""
+    hook = register_module_parameter_registration_hook(
+        lambda module, name, parameter: callback(parameter) if parameter is not None else None
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _Streams(TorchDispatchMode):
+    """Seeds the generator when a parameter is registered, and before each draw into it.
+
+    `names`: those of the parameters in the order of registration, None for one that the model does not keep.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: int, names: list[str | None]):
         super().__init__()
-        self._calls: list[tuple[Any, tuple[Any, ...], Mapping[str, Any]]] = []  # operator, arguments
+        self._root, self._names = root, iter(names)
+        self._name_of_storage: dict[int, str] = {}
+        self._registered: list[Tensor] = []  # kept, so that no other tensor gets their storage
+        self._draws: Counter[str] = Counter()  # by name
 
-    def __enter__(self) -> "InitByName":
-        self._root = int(torch.randint(2**63 - 1, (), device="cpu"))
-        self._state = torch.default_generator.get_state()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        torch.default_generator.set_state(self._state)
+    def register(self, parameter: Tensor) -> None:
+        name = next(self._names)
+        if name is not None:
+            self._registered.append(parameter)
+            self._name_of_storage[_storage(parameter)] = name
+            self._seed(name, parameter)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.clone.default:  # by deepcopy: a copy equals its original after `apply` too
-            self._calls.append((torch.ops.aten.copy_.default, (result, args[0]), {}))
-        elif func._schema.is_mutable:
-            self._calls.append((func, args, kwargs or {}))
-        return result
+        if func._schema.is_mutable and any(argument.name == "generator" for argument in func._schema.arguments):
+            name = self._name_of_storage.get(_storage(args[0]))
+            if name is not None:
+                self._seed(name, args[0])
+        return func(*args, **(kwargs or {}))
 
-    @torch.no_grad()
-    def apply(self, model: nn.Module) -> None:
-        """Initialise `model`, which was constructed while this mode was active, again."""
-        names = {
-            _storage(tensor): name
-            for name, tensor in [*model.named_buffers(), *model.named_parameters()]
-            if tensor.numel() and not tensor.is_meta
-        }
-        fills: Counter[str] = Counter()
-        for func, args, kwargs in self._calls:
-            if args[0].is_meta:
-                continue
-            if not any(argument.name == "generator" for argument in func._schema.arguments):
-                func(*args, **kwargs)
-            elif (name := names.get(_storage(args[0]))) is not None:
-                generator = torch.Generator(args[0].device).manual_seed(_seed(self._root, name, fills[name]))
-                func(*args, **{**kwargs, "generator": generator})
-                fills[name] += 1
+    def _seed(self, name: str, tensor: Tensor) -> None:
+        digest = hashlib.blake2b(f"{self._root} {name} {self._draws[name]}".encode(), digest_size=8).digest()
+        self._draws[name] += 1
+        seed = int.from_bytes(digest, "big") >> 1
+        torch.default_generator.manual_seed(seed)
+        if tensor.is_cuda:
+            torch.cuda.manual_seed(seed)
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _seed(root: int, name: str, index: int) -> int:
-    """63-bit seed of the `index`-th random fill of the tensor `name`."""
-    digest = hashlib.blake2b(f"{root} {name} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

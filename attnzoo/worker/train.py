@@ -21,6 +21,7 @@ from attnzoo.engine.distributed import DistContext, RendezvousError
 from attnzoo.engine.interrupt import GracefulStop, TrainingInterrupted
 from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.engine.progress import ProgressReporter
+from attnzoo.engine.seeding import stream_seed
 from attnzoo.engine.trainer import Trainer, TrainingDiverged, count_steps
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir import attempts, process
@@ -139,8 +140,9 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
             json.dump(environment.collect_environment(ctx.device, ctx.world_size), file, indent=1)
     task = build_task(config, ctx)
     steps, _ = count_steps(config.train, task.batches_per_epoch)
+    seed = stream_seed(config.seed, config.train.stream)
     progress = ProgressReporter(run if ctx.is_main else None, steps)
-    trainer = Trainer(task, config.train, ctx, CheckpointManager(run.checkpoints), progress, stop, config.seed)
+    trainer = Trainer(task, config.train, ctx, CheckpointManager(run.checkpoints), progress, stop, seed)
     for group in trainer.optimizer.param_groups:
         count = sum(parameter.numel() for parameter in group["params"])
         log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])

@@ -159,6 +159,8 @@ def test_leftovers_of_a_killed_process_are_replaced(cache):
         ),
         ({"image_size": 8}, r"data\.dataset\.image_size = 8"),
         ({"object": [1, 2]}, "did you mean 'objects'"),
+        ({"seed": "runs"}, "expected int | .run."),
+        ({"val_seed": -1}, r"data\.dataset\.val_seed = -1"),
         ({"sizes": [1, 2, 3]}, "sizes"),
     ],
 )
@@ -172,3 +174,18 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="ATTNZOO_CACHE"):
         build_dataset(config(), "val")
+
+
+def test_training_images_can_follow_the_seed_of_the_run():
+    """`seed: run`: other training images for each seed, the same validation images, those of seed 0."""
+    following, fixed = config(seed="run"), config(seed=0)
+    train = [build_dataset(following, "train", run_seed=seed).load_raw(0)[0] for seed in (0, 3)]
+    val = [build_dataset(following, "val", run_seed=seed) for seed in (0, 3)]
+    assert (train[0] == build_dataset(fixed, "train").load_raw(0)[0]).all()
+    assert (train[1] == build_dataset(config(seed=3), "train").load_raw(0)[0]).all()
+    assert not (train[0] == train[1]).all()
+    for dataset in val:
+        assert (dataset.load_raw(4)[0] == build_dataset(fixed, "val").load_raw(4)[0]).all()
+    other = build_dataset(config(seed="run", val_seed=5), "val", run_seed=3)
+    assert (other.load_raw(4)[0] == build_dataset(config(seed=5), "val").load_raw(4)[0]).all()
+    assert dataset_info(following) == dataset_info(fixed)
