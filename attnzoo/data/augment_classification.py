@@ -3,32 +3,22 @@
 from typing import Literal
 
 import timm.data
-from PIL import Image
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data import augment_detection
+from attnzoo.data.checks import check_option
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, ImageTransform
-from attnzoo.data.coco import MEAN, STD
-from attnzoo.data.registries import check_option
+from attnzoo.data.pixels import MEAN, STD, PixelTransform, build_photometric
 
 
 @CLASSIFICATION_AUGMENTATIONS.register("none")
-def none(split: str) -> ImageTransform:
-    """No augmentation; images are normalised with ImageNet mean and standard deviation."""
-    return lambda image: _normalise(tv_tensors.Image(F.pil_to_tensor(image)))
+def none(split: str) -> PixelTransform:
+    """No augmentation."""
+    return PixelTransform()
 
 
 @CLASSIFICATION_AUGMENTATIONS.register("photometric")
-def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> ImageTransform:
+def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> PixelTransform:
     """Same as the detection augmentation `photometric`."""
-    transform = augment_detection.photometric(split, gain=gain, offset=offset, invert=invert)
-
-    def apply(image: Image.Image) -> Tensor:
-        return _normalise(transform(tv_tensors.Image(F.pil_to_tensor(image))))  # type: ignore[call-arg, arg-type]
-
-    return apply
+    return build_photometric(split, gain, offset, invert)
 
 
 @CLASSIFICATION_AUGMENTATIONS.register("timm")
@@ -74,8 +64,3 @@ def timm_augmentation(
         crop_mode=crop_mode,
     )
     return transform
-
-
-def _normalise(image: Tensor) -> Tensor:
-    pixels = F.to_dtype(image.as_subclass(Tensor), scale=True)
-    return F.normalize(pixels, list(MEAN), list(STD), inplace=True)

@@ -8,25 +8,25 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Target, Transform, check_option
+from attnzoo.data.checks import check_option
+from attnzoo.data.pixels import PixelTransform, build_photometric
+from attnzoo.data.registries import DETECTION_AUGMENTATIONS, Target, Transform
 
 
 @DETECTION_AUGMENTATIONS.register("none")
-def none(split: str) -> Transform:
+def none(split: str) -> PixelTransform:
     """No augmentation."""
-    return v2.Identity()
+    return PixelTransform()
 
 
 @DETECTION_AUGMENTATIONS.register("photometric")
-def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> Transform:
+def photometric(split: str, *, gain: float = 0.15, offset: float = 0.08, invert: float = 0.3) -> PixelTransform:
     """Photometric augmentation, training only.
 
     The image is multiplied by a factor in 1 ± `gain`; each channel is shifted by up to ± `offset` of the range; the
     image is inverted with probability `invert`.
     """
-    for name, value in (("gain", gain), ("offset", offset), ("invert", invert)):
-        check_option(f"data.augment.{name}", value, 0 <= value <= 1, "a number from 0 to 1")
-    return v2.Compose([RandomColorShift(gain, offset), v2.RandomInvert(invert)]) if split == "train" else v2.Identity()
+    return build_photometric(split, gain, offset, invert)
 
 
 @DETECTION_AUGMENTATIONS.register("detr")
@@ -108,25 +108,6 @@ class RandomSizeCrop:
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
         target = {"boxes": tv_tensors.wrap(boxes[keep], like=boxes), "labels": target["labels"][keep]}
         return F.crop(image, *window), target
-
-
-class RandomColorShift(v2.Transform):
-    """Multiply an 8-bit image by a factor in 1 ± `gain` and shift each channel by up to ± `offset` · 255."""
-
-    _transformed_types = (tv_tensors.Image,)
-
-    def __init__(self, gain: float, offset: float):
-        super().__init__()
-        self.gain, self.offset = gain, offset
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        factor, *offsets = (torch.rand(4) * 2 - 1).tolist()
-        return {"factor": 1 + self.gain * factor, "offsets": [255 * self.offset * value for value in offsets]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        offsets = torch.tensor(params["offsets"]).view(3, 1, 1)
-        shifted = (inpt * params["factor"] + offsets).round_().clamp_(0, 255)
-        return tv_tensors.wrap(shifted.to(torch.uint8), like=inpt)
 
 
 def _randint(low: int, high: int) -> int:

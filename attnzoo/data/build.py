@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from attnzoo.data import augment_classification, augment_detection, coco, digits, scenes  # noqa: F401 - registers them
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, CLASSIFICATION_DATASETS
 from attnzoo.data.config import ClassificationDataConfig, DataConfig
+from attnzoo.data.pixels import PixelTransform
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS, SPLITS
 from attnzoo.errors import unknown
 from attnzoo.registry import Registry
@@ -57,6 +58,8 @@ def dataset_info(config: DataConfig) -> DatasetInfo:
     _build_transform(config, "train")
     h, w = spec.image_shape or DEFAULT_IMAGE_SHAPE
     transform = _build_transform(config, "val")
+    if isinstance(transform, PixelTransform):
+        return DatasetInfo(spec.num_classes, (h, w), spec.train_length)
     if isinstance(config, ClassificationDataConfig):
         image = transform(Image.new("RGB", (w, h)))
     else:

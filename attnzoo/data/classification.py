@@ -14,17 +14,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
+from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
+from attnzoo.data.checks import check_option
 from attnzoo.data.images import DECODER_ERRORS, ImageReader
-from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, check_option, format_difference, transform_errors
+from attnzoo.data.pixels import PixelTransform, apply_to_pixels
+from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, format_difference, transform_errors
 from attnzoo.errors import UserError
 from attnzoo.registry import Registry
 
-ImageTransform = Callable[[Image.Image], Tensor]
-"""Maps an RGB image to a normalised tensor (3, h, w). Randomness comes from the global generators of torch (CPU), NumPy
-and Python, which are seeded for every sample."""
+ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
+"""Maps an RGB image to a normalised tensor (3, h, w), or changes the pixels of a batch.
+
+Randomness comes from the global generators of torch (CPU), NumPy and Python, which are seeded for every sample."""
 
 
 class ClassificationDataset(Dataset[tuple[Tensor, int]]):
@@ -33,19 +37,41 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
     `source` gives PIL images and labels by index. `cache_in_memory`: cache decoded images.
     """
 
-    def __init__(self, source: Any, num_classes: int, transform: ImageTransform, cache_in_memory: bool = False):
+    def __init__(
+        self,
+        source: Any,
+        num_classes: int,
+        transform: ImageTransform,
+        cache_in_memory: bool = False,
+    ):
         self.source, self.num_classes, self.transform = source, num_classes, transform
         self._reader = ImageReader()
-        self._load = SampleCache(self.load_raw, enabled=cache_in_memory)
+        self._load = SampleCache(self.load_raw, enabled=cache_in_memory and not isinstance(transform, PixelTransform))
+        self._pixels = SampleCache(self._load_pixels, enabled=cache_in_memory)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, int]:
-        sample = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int | SampleIndex]) -> list[tuple[Tensor, int]]:
+        """The samples of a batch; DataLoader calls this."""
+        samples = [item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0) for item in items]
+        if not isinstance(self.transform, PixelTransform):
+            return [self._transformed(sample, self.transform) for sample in samples]
+        images, labels = zip(*(self._pixels(sample.index) for sample in samples), strict=True)
+        pixels = apply_to_pixels(self.transform, images, [sample.seed for sample in samples])
+        return list(zip(pixels, labels, strict=True))
+
+    def _transformed(self, sample: SampleIndex, transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int]:
         image, label = self._load(sample.index)
         with transform_errors(lambda: self._name(sample.index)), seeded(sample.seed):
-            return self.transform(image), label
+            return transform(image), label
+
+    def _load_pixels(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.load_raw(index)
+        return F.pil_to_tensor(image), label
 
     def load_raw(self, index: int) -> tuple[Image.Image, int]:
         """RGB image and label without augmentation. Raises UserError if the image is damaged or the label invalid."""

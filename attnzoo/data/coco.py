@@ -15,16 +15,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
-from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data.annotations import read_annotations, read_categories, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.images import ImageReader, check_image
+from attnzoo.data.pixels import PixelTransform, apply_to_pixels, normalise
 from attnzoo.data.registries import (
     DETECTION_DATASETS,
     SPLITS,
     FileDatasetSpec,
+    SampleTransform,
     Target,
     Transform,
     format_difference,
@@ -32,7 +33,6 @@ from attnzoo.data.registries import (
 )
 from attnzoo.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for RGB in [0, 1]
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
 MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, decoded, are cached in memory
@@ -66,6 +66,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self._reader = reader or ImageReader()
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
         self._load = SampleCache(self.load_raw, enabled=3 * pixels <= MAX_CACHE_BYTES)
+        self._untransformed = SampleCache(self._load_untransformed, enabled=3 * pixels <= MAX_CACHE_BYTES)
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
 
     @property
@@ -93,22 +94,39 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return len(self.image_ids)
 
     def __getitem__(self, item: int | SampleIndex) -> tuple[Tensor, Target]:
-        sample = item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0)
-        image, target = self._load(sample.index)
-        orig_size = image.shape[-2:]
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int | SampleIndex]) -> list[tuple[Tensor, Target]]:
+        """The samples of a batch; DataLoader calls this."""
+        samples = [item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0) for item in items]
+        if not isinstance(self.transform, PixelTransform):
+            return [self._transformed(sample, self.transform) for sample in samples]
+        images, targets = zip(*(self._untransformed(sample.index) for sample in samples), strict=True)
+        pixels = apply_to_pixels(self.transform, images, [sample.seed for sample in samples])
+        return [(image, dict(target)) for image, target in zip(pixels, targets, strict=True)]
+
+    def _transformed(self, sample: SampleIndex, transform: SampleTransform) -> tuple[Tensor, Target]:
+        raw_image, raw_target = self._load(sample.index)
         with transform_errors(lambda: str(self._path(sample.index))), torch.random.fork_rng(devices=[]):
             # Only the default generator: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
             torch.default_generator.manual_seed(sample.seed)
-            image, target = self.transform(image, target)
-        pixels = F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
-        height, width = pixels.shape[-2:]
+            image, target = transform(raw_image, raw_target)
+        return normalise(image.as_subclass(Tensor)), self._relative(sample.index, image, target, raw_image)
+
+    def _load_untransformed(self, index: int) -> tuple[Tensor, Target]:
+        image, target = self._load(index)
+        return image.as_subclass(Tensor), self._relative(index, image, target, image)
+
+    def _relative(self, index: int, image: Tensor, target: Target, raw_image: Tensor) -> Target:
+        """The target of a sample from that of the transform, with boxes in pixels of `image`."""
+        height, width = image.shape[-2:]
         boxes = box_convert(target["boxes"].as_subclass(Tensor), "xyxy", "cxcywh")
-        return F.normalize(pixels, MEAN, STD, inplace=True), {
+        return {
             "labels": target["labels"],
             "boxes": boxes / torch.tensor([width, height, width, height]),
-            "image_id": torch.tensor(self.image_ids[sample.index]),
+            "image_id": torch.tensor(self.image_ids[index]),
             "size": torch.tensor([height, width]),
-            "orig_size": torch.tensor(orig_size),
+            "orig_size": torch.tensor(raw_image.shape[-2:]),
         }
 
     def _path(self, index: int) -> Path:

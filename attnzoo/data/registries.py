@@ -7,13 +7,16 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from attnzoo.data.pixels import PixelTransform
 from attnzoo.errors import UserError
 from attnzoo.registry import Registry
 
 Target = dict[str, Tensor]
-Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
+SampleTransform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 """Maps a `tv_tensors.Image` (3, h, w) uint8 and a target with `boxes` (a `tv_tensors.BoundingBoxes`, xyxy) and `labels`
 to an augmented pair. Randomness comes only from torch's global CPU generator."""
+
+Transform = SampleTransform | PixelTransform
 
 SPLITS = ("train", "val")
 
@@ -87,9 +90,3 @@ def format_difference(train: Set[Any], val: Set[Any]) -> str:
     """What only one of the splits has, as part of a message."""
     parts = {"train": train - val, "val": val - train}
     return ", ".join(f"only in {split}: {reprlib.repr(sorted(items))}" for split, items in parts.items() if items)
-
-
-def check_option(key: str, value: Any, ok: bool, expected: str) -> None:
-    """Raise UserError for the config key `key` unless `ok`."""
-    if not ok:
-        raise UserError(f"{key} = {value}: expected {expected}", key=key)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnzoo.data.registries import check_option
+from attnzoo.data.checks import check_option
 
 NUM_CLASSES = 10
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels

@@ -8,6 +8,7 @@ from support.data import coco_config
 
 from attnzoo.data.batches import EpochBatchSampler, SampleIndex, collate, make_loader, val_batch_indices
 from attnzoo.data.build import build_dataset
+from attnzoo.data.pixels import Photometric, apply_to_pixels
 from attnzoo.errors import UserError
 
 DETR = {
@@ -120,3 +121,15 @@ def test_samples_depend_only_on_index_and_seed(root):
         assert torch.equal(target["boxes"], target_again["boxes"])
         shapes.add(tuple(image.shape))
     assert len(shapes) > 2
+
+
+@pytest.mark.parametrize("sizes", [[(20, 30)] * 4, [(20, 30), (20, 30), (15, 40), (20, 31)]])
+def test_pixels_of_a_batch_equal_those_of_single_images(sizes):
+    """Of equal sizes, which are transformed at once, and of several."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+    transform = Photometric(gain=0.15, offset=0.08, invert=0.5)
+    together = apply_to_pixels(transform, images, [5, 6, 7, 8])
+    for image, seed, result in zip(images, [5, 6, 7, 8], together, strict=True):
+        assert torch.equal(apply_to_pixels(transform, [image], [seed])[0], result)
+        assert not torch.equal(apply_to_pixels(transform, [image], [seed + 1])[0], result)

@@ -13,7 +13,7 @@ from support.data import SIZES, coco_config, edit, picture
 
 from attnzoo.data.batches import make_loader
 from attnzoo.data.build import build_dataset, dataset_info
-from attnzoo.data.coco import MEAN, STD
+from attnzoo.data.pixels import MEAN, STD
 from attnzoo.errors import UserError
 
 
