@@ -10,11 +10,12 @@ from rich.table import Table
 
 from attnzoo import slurm
 from attnzoo.config.load import Experiment
+from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.report.summary import summarize
-from attnzoo.rundir import process
+from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.schema.keys import format_value
@@ -53,6 +54,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     statuses = _statuses(folder)
     to_start = [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
     _print_restarts(to_start)
+    _print_other_sources(folder, runs)
     if config.launcher == "slurm":
         return _submit(experiment, folder, runs, to_start, dry_run)
     if dry_run:
@@ -92,6 +94,21 @@ def _processes_override() -> list[str]:
 def _print_restarts(runs: Sequence[RunSpec]) -> None:
     if reason := describe_restarts(runs):
         print(reason)
+
+
+def _print_other_sources(folder: SweepFolder, runs: Sequence[RunSpec]) -> None:
+    """Say in one line which finished runs were trained by other sources: they are neither trained again nor refused."""
+    if not folder.ledger.path.exists():
+        return
+    done = [run for run in runs if _recorded_state(run) == "done"]
+    current = sources_hash()
+    sources = [{(found or {}).get("sources", "unknown") for found in attempts.environments(run.folder)} for run in done]
+    if other := [found for found in sources if found != {current}]:
+        hashes = ", ".join(sorted(set.union(*other) - {current}))
+        print(
+            f"{len(other)} of {len(done)} finished runs were trained by other sources of attnzoo ({hashes}; now "
+            f"{current}); delete the folder of a run to train it again"
+        )
 
 
 def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
@@ -175,6 +192,7 @@ def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experi
         try:
             to_start = _to_start_here(folder, runs, only)
             _print_restarts(to_start)
+            _print_other_sources(folder, runs)
             folder.create(runs, experiment)
             num_corrupt = sum(_recorded_state(run) == "corrupt" for run in runs)
         except UserError as reason:

@@ -14,7 +14,10 @@ from support.engine import results, tiny_run
 from attnzoo import models
 from attnzoo.config import load as configs
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode
+from attnzoo.ops import kernels
+from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.lock import run_lock
 from attnzoo.worker.train import train_run
@@ -36,6 +39,10 @@ def test_the_files_of_a_finished_run(uninterrupted):
     environment = json.loads(uninterrupted.environment.read_text())
     assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert environment["threads"] == 1
+    (recorded,) = attempts.environments(uninterrupted)
+    assert recorded is not None
+    assert recorded.keys() == {"sources", "torch", "operators", "device", "threads"}
+    assert (recorded["sources"], recorded["operators"], recorded["threads"]) == (sources_hash(), kernels("cpu"), "1")
     assert "step 20/20" in uninterrupted.log.read_text()
     state = load_checkpoint(CheckpointManager(uninterrupted.checkpoints).latest())
     assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
