@@ -5,6 +5,7 @@ ATTNZOO_CUDA=1 also without a GPU, and then a failure is an error; with ATTNZOO_
 ATTNZOO_CUDA_ARCHS (same format as TORCH_CUDA_ARCH_LIST), or those of the visible GPUs, or DEFAULT_ARCHS.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -119,7 +120,7 @@ def link_pip_cudart(extension: Extension) -> None:
 
 
 class BuildOperators(BuildExtension):
-    """Builds incrementally, and writes to _build.json whether CUDA was built and for which architectures."""
+    """Builds incrementally; writes to _build.json whether CUDA was built, for which architectures, and csrc's hash."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -134,7 +135,7 @@ class BuildOperators(BuildExtension):
             print(f"attnzoo: building without CUDA operators: {no_cuda}", file=sys.stderr)
             super().build_extensions()
         build_info = Path(self.get_ext_fullpath("attnzoo.ops._C")).with_name("_build.json")
-        build_info.write_text(json.dumps({"cuda": no_cuda or f"for {ARCHS}"}) + "\n")
+        build_info.write_text(json.dumps({"cuda": no_cuda or f"for {ARCHS}", "csrc": csrc_hash()}) + "\n")
 
     def build_with_cuda(self) -> str | None:
         """Build all kernels. If that fails, change `extensions` to the CPU kernels and return the reason."""
@@ -159,6 +160,15 @@ class BuildOperators(BuildExtension):
         super().copy_extensions_to_source()
         build_info = Path(self.build_lib, "attnzoo", "ops", "_build.json")
         shutil.copyfile(build_info, ROOT / "attnzoo" / "ops" / build_info.name)
+
+
+def csrc_hash() -> str:
+    """Hash, 8 hexadecimal digits, of the sources of the library."""
+    sha = hashlib.sha256()
+    for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file()):
+        sha.update(f"{path.relative_to(ROOT).as_posix()}\0{path.stat().st_size}\0".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:8]
 
 
 def check_compiler() -> None:

@@ -1,5 +1,6 @@
-"""The environment of a run or a benchmark: machine, package versions, git state. Recorded, never part of results."""
+"""The environment of a run or a benchmark: machine, package versions, git state, hash of the sources. Recorded only."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("attnzoo", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "omegaconf", "tensorboard")
 GIT_STATE = "source.json"  # in a snapshot of the code
+# What a run's results depend on besides its config: the modules that train it, and csrc/ as it was compiled.
+RESULT_SOURCES = ("attention", "data", "engine", "geometry.py", "models", "ops", "registry.py", "worker")
 
 
 def version(package: str) -> str | None:
@@ -53,6 +56,34 @@ def git_state(root: Path | None = None) -> dict[str, str] | None:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
+
+
+def sources_hash() -> str:
+    """Hash, 8 hexadecimal digits, of the sources that affect results. Of csrc/, the state that was compiled counts."""
+    package = Path(attnzoo.__file__).parent
+    files = [path for name in RESULT_SOURCES for path in (package / name).rglob("*.py")]
+    files += [package / name for name in RESULT_SOURCES if name.endswith(".py")]
+    sha = hashlib.sha256()
+    for path in sorted(files):
+        sha.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
+        sha.update(path.read_bytes())
+    build = package / "ops" / "_build.json"
+    compiled = json.loads(build.read_text(encoding="utf-8")).get("csrc") if build.exists() else None
+    sha.update(f"csrc\0{compiled}".encode())
+    return sha.hexdigest()[:8]
+
+
+def result_environment(device: "torch.device", operators: str) -> dict[str, str]:
+    """What a run's results depend on besides its config; `operators` names the kernels that run on the device."""
+    import torch
+
+    return {
+        "sources": sources_hash(),
+        "torch": torch.__version__,
+        "operators": operators,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def collect_environment(device: "torch.device", processes: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import UserError, unknown
 from attnzoo.models.presets import preset_layers
-from attnzoo.rundir.folder import atomic_write
+from attnzoo.rundir.folder import CONFIG_END, CONFIG_START, atomic_write, check_config, is_cut_short
 from attnzoo.schema import yaml12
 from attnzoo.schema.keys import flatten
 from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
@@ -32,6 +32,8 @@ class Experiment:
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
         self.path = find_experiment(path)
         file_layers = load_layers(self.path)
+        if is_cut_short(self.path.read_bytes()):
+            check_config(self.path)
         self.task = _task(file_layers, overrides)
         self.schema = SCHEMAS[self.task]
         self.layers = [*file_layers, *(parse_override(text, self.schema) for text in overrides)]
@@ -99,8 +101,8 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 
 def to_yaml(config: ExperimentConfig) -> str:
-    """The whole config as YAML."""
-    return yaml12.dump(yaml12.escape(dataclasses.asdict(config)))
+    """The whole config as YAML, with marks of its start and end: see `rundir.folder.check_config`."""
+    return CONFIG_START + yaml12.dump(yaml12.escape(dataclasses.asdict(config))) + CONFIG_END
 
 
 def digest(config: ExperimentConfig) -> str:

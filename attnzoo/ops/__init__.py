@@ -2,7 +2,7 @@
 
 from attnzoo.ops.compat import MSDeformAttnFunction, decompositions
 from attnzoo.ops.deform_kv_attn.operator import deform_kv_attn, deform_kv_attn_mlp
-from attnzoo.ops.library import backends
+from attnzoo.ops.library import backends, kernels
 from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn, ms_deform_attn_fused
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "decompositions",
     "deform_kv_attn",
     "deform_kv_attn_mlp",
+    "kernels",
     "ms_deform_attn",
     "ms_deform_attn_fused",
 ]

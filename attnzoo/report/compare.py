@@ -1,18 +1,22 @@
 """Compares variants: mean and confidence interval over seeds, and cost."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, identity, load_saved
 from attnzoo.errors import UserError
+from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
+from attnzoo.report.environments import TrainedRun
 from attnzoo.report.runs import find_runs
 from attnzoo.report.statistics import mean_ci95
-from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.metrics import METRICS
-from attnzoo.schema.keys import flatten, shorten_keys
+from attnzoo.rundir import attempts
+from attnzoo.rundir.folder import RunFolder, check_config
+from attnzoo.rundir.metrics import METRICS, final_values
+from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
 Seeds = dict[int, RunFolder]  # the runs of a variant
 
@@ -20,44 +24,66 @@ Seeds = dict[int, RunFolder]  # the runs of a variant
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare all runs in `folders`. Raises UserError for a folder without runs, and for a duplicate run."""
     variants: dict[tuple[str, str], tuple[ExperimentConfig, str | None, Seeds]] = {}
-    damaged: list[str] = []
+    finals: dict[RunFolder, dict[str, float]] = {}
+    states: dict[RunFolder, str] = {}
+    left_out: list[str] = []
     for run, variant in find_runs(folders).items():
         try:
-            config = load_saved(run.config)
-            if damage := run.damage():
-                raise UserError(damage)
+            check_config(run.config)
+            config, status, metrics = load_saved(run.config), run.read_status(), run.read_metrics()
         except UserError as error:
-            damaged.append(f"Damaged and left out: {error}")
+            left_out.append(f"Left out: {error}")
             continue
+        finals[run], states[run] = final_values(status, metrics), str(status["state"])
         _, _, seeds = variants.setdefault((config.name, digest(config)), (config, variant, {}))
         if config.seed in seeds:
             raise UserError(f"{run.path}: duplicate run, the same config and seed as {seeds[config.seed].path}")
         seeds[config.seed] = run
     if not variants:
-        raise UserError(damaged[0])
+        raise UserError(left_out[0])
     configs = [config for config, _, _ in variants.values()]
-    finals = {run: run.final_metrics() for _, _, seeds in variants.values() for run in seeds.values()}
     options = _varying_options(configs, [variant for _, variant, _ in variants.values()])
-    rows = [_variant(seeds, finals, labels) for (_, _, seeds), labels in zip(variants.values(), options, strict=True)]
+    trained = [
+        TrainedRun(index, _name(labels), seed, attempts.environments(run))
+        for index, ((_, _, seeds), labels) in enumerate(zip(variants.values(), options, strict=True))
+        for seed, run in seeds.items()
+        if finals[run]
+    ]
+    footnotes, marks = environments.footnotes(trained)
+    rows = [
+        replace(_variant(seeds, finals, states, labels), footnotes=marks.get(index, {}))
+        for index, ((_, _, seeds), labels) in enumerate(zip(variants.values(), options, strict=True))
+    ]
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
-    notes = _notes(rows, configs, finals.values()) + damaged
+    notes = _notes(rows, configs, finals.values()) + footnotes + left_out
     return Comparison(columns, rows, notes, frozenset(config.task for config in configs))
 
 
-def _variant(seeds: Seeds, finals: Mapping[RunFolder, Mapping[str, float]], options: dict[str, Any]) -> Variant:
+def _variant(
+    seeds: Seeds,
+    finals: Mapping[RunFolder, Mapping[str, float]],
+    states: Mapping[RunFolder, str],
+    options: dict[str, Any],
+) -> Variant:
     done = {seed: finals[run] for seed, run in seeds.items() if finals[run]}
-    unfinished = [f"seed {seed} {_state(run)}" for seed, run in seeds.items() if seed not in done]
+    unfinished = [f"seed {seed} {_reason(states[run])}" for seed, run in seeds.items() if seed not in done]
     keys = [metric.key for metric in METRICS]
     values = {key: [final[key] for final in done.values() if key in final] for key in keys}
     estimates = {key: mean_ci95(numbers) for key, numbers in values.items()}
     return Variant(options, estimates, tuple(sorted(done)), tuple(unfinished))
 
 
-def _state(run: RunFolder) -> str:
+def _name(options: Mapping[str, Any]) -> str:
+    """The name of a variant in notes: that in its experiment, or its options."""
+    values = {key: format_value(value) for key, value in options.items()}
+    name = values.pop("variant", "")
+    return ", ".join([*([name] if name else []), *(f"{key}={value}" for key, value in values.items())])
+
+
+def _reason(state: str) -> str:
     """Why a run without final metrics is not finished."""
-    state = str(run.read_status()["state"])
     return "without its last evaluation" if state == "done" else state
 
 

@@ -1,6 +1,6 @@
 """The content of a comparison: its variants, the options in which they differ, and their metrics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from attnzoo.report.statistics import Estimate
@@ -17,6 +17,7 @@ class Variant:
     estimates: dict[str, Estimate | None]
     seeds: tuple[int, ...]
     unfinished: tuple[str, ...]  # "seed 2 failed"
+    footnotes: dict[str, int] = field(default_factory=dict)  # in what its runs' environments differ -> footnote
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def _trial_id(name: str, entry: dict[str, Any]) -> str:
 
 def _was_started(path: Path) -> bool:
     run = RunFolder(path)
-    return run.damage() is None and run.config.exists() and run.read_status()["state"] != "pending"
+    return run.corruption() is None and run.config.exists() and run.read_status()["state"] != "pending"
 
 
 def _column_type(values: Iterable[Value]) -> type:

@@ -25,12 +25,11 @@ TAIL_BYTES = 65536
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands. `state` is pending, running, done, failed, dead, interrupted, cancelled or
-    damaged; `note` says why.
+    """The state of a run: pending, running, done, failed, dead, interrupted, cancelled or corrupt; `note` says why.
 
-    `active`: queued or running. `missing`: never started nor submitted. `restarts`: starts after the first.
-    `machine_failures`: attempts that ended by one. `eta`: estimated seconds to the end. `metrics`: the
-    latest, by name.
+    `active`: queued or running. `missing`: neither started nor submitted. `restarts`: starts after the first.
+    `machine_failures`: attempts that ended in a machine failure. `eta`: estimated seconds to the end. `metrics`: the
+    latest values, by name.
     """
 
     name: str
@@ -62,17 +61,34 @@ def sweep_status(sweep: Path) -> list[RunStatus]:
     content = ledger.read()
     resolve_job_ids(ledger, content)
     job_ids = {name: job_id_of(content, name) for name in content["runs"]}
-    unfinished = {
-        name
-        for name in content["runs"]
-        if RunFolder(sweep / name).damage() is None and RunFolder(sweep / name).read_status()["state"] != "done"
-    }
+    read = {name: _read(RunFolder(sweep / name)) for name in content["runs"]}
+    unfinished = {name for name, (status, corruption) in read.items() if corruption or status["state"] != "done"}
     jobs = slurm.jobs({job for name, job in job_ids.items() if job and name in unfinished})
     launched = _launcher_is_alive(content.get("local"))
-    return [
-        _run_status(RunFolder(sweep / name), entry, job_ids[name], jobs.get(job_ids[name] or ""), launched)
-        for name, entry in content["runs"].items()
-    ]
+    statuses = []
+    for name, entry in content["runs"].items():
+        run, job_id = RunFolder(sweep / name), job_ids[name]
+        status, corruption = read[name]
+        job = jobs.get(job_id or "")
+        if corruption:
+            statuses.append(RunStatus(name, "corrupt", corruption, active=_is_training(run, status, job), job=job_id))
+        else:
+            statuses.append(_run_status(run, status, entry, job_id, job, launched))
+    return statuses
+
+
+def _read(run: RunFolder) -> tuple[dict[str, Any], str | None]:
+    """The status of a run, "pending" if it cannot be read, and which file is corrupt."""
+    corruption = run.corruption()
+    try:
+        return run.read_status(), corruption
+    except UserError:
+        return {"state": "pending"}, corruption
+
+
+def _is_training(run: RunFolder, status: Mapping[str, Any], job: Job | None) -> bool:
+    """Whether a corrupt run is still being trained, or about to be."""
+    return job.active if job is not None else status["state"] == "running" and _is_alive(run, status)
 
 
 def resolve_job_ids(ledger: Ledger, content: dict[str, Any]) -> None:
@@ -87,12 +103,15 @@ def resolve_job_ids(ledger: Ledger, content: dict[str, Any]) -> None:
 
 
 def _run_status(
-    run: RunFolder, entry: Mapping[str, Any], job_id: str | None, job: Job | None, launched: bool
+    run: RunFolder,
+    status: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    job_id: str | None,
+    job: Job | None,
+    launched: bool,
 ) -> RunStatus:
     """`launched`: a local launcher is running the sweep."""
-    if damage := run.damage():
-        return RunStatus(run.path.name, "damaged", damage, job=job_id)
-    status, starts, heartbeat = run.read_status(), attempts.read(run), run.heartbeat()
+    starts, heartbeat = attempts.read(run), run.heartbeat()
     state, note = _resolve_state(run, status, entry, job, launched)
     recorded_running = status["state"] == "running"
     # the end of the last attempt is recorded a moment after "done", and not yet while it runs
@@ -189,5 +208,5 @@ def last_line(log: Path) -> str:
 
 def counts(statuses: Sequence[RunStatus]) -> dict[str, int]:
     """The number of runs per state, the most advanced state first."""
-    order = ("done", "running", "pending", "interrupted", "cancelled", "dead", "failed", "damaged")
+    order = ("done", "running", "pending", "interrupted", "cancelled", "dead", "failed", "corrupt")
     return {state: count for state in order if (count := sum(status.state == state for status in statuses))}

@@ -18,7 +18,7 @@ WATCH_SECONDS = 2.0
 
 
 def print_status(sweep: Path, watch: bool, as_json: bool) -> int:
-    """Print the status of a sweep, with `watch` until none is active; 1 for a failed, dead or damaged one."""
+    """Print the status of a sweep, with `watch` until none is active; 1 for a failed, dead or corrupt run."""
     statuses = sweep_status(sweep)
     if as_json:
         print(json.dumps([dataclasses.asdict(status) for status in statuses], indent=1))
@@ -26,7 +26,7 @@ def print_status(sweep: Path, watch: bool, as_json: bool) -> int:
         statuses = _watch(sweep, statuses)
     else:
         console().print(status_table(sweep, statuses))
-    return int(any(status.state in ("failed", "dead", "damaged") for status in statuses))
+    return int(any(status.state in ("failed", "dead", "corrupt") for status in statuses))
 
 
 def status_table(sweep: Path, statuses: Sequence[RunStatus]) -> Table:

@@ -10,11 +10,10 @@ from attnzoo.rundir.folder import RunFolder
 
 
 def summarize(sweep: Path, runs: Sequence[Path]) -> None:
-    """Print and write the comparison of the undamaged `runs`; write the HParams of all runs of `sweep`."""
-    readable = [run for run in runs if RunFolder(run).damage() is None]
-    if not readable:
+    """Print and write the comparison of `runs`, unless all are corrupt; write the HParams of all runs of `sweep`."""
+    if all(RunFolder(run).corruption() for run in runs):
         return
-    comparison = compare(readable)
+    comparison = compare(runs)
     print_comparison(comparison)
     for path in write_comparison(comparison, sweep):
         print(path)

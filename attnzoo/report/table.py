@@ -63,14 +63,20 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     metrics = _metric_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
-    writer.writerow([*comparison.columns, *names, "seeds", "unfinished"])
+    writer.writerow([*comparison.columns, *names, "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
             estimate = variant.estimates[metric.key]
             numbers += [estimate.mean, estimate.ci95] if estimate else [None, None]
         writer.writerow(
-            [*_options(comparison, variant), *numbers, " ".join(map(str, variant.seeds)), "; ".join(variant.unfinished)]
+            [
+                *_options(comparison, variant),
+                *numbers,
+                " ".join(map(str, variant.seeds)),
+                "; ".join(variant.unfinished),
+                " ".join(variant.footnotes),
+            ]
         )
     return buffer.getvalue()
 
@@ -91,7 +97,8 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for variant in comparison.variants:
         cells = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
-        seeds = ", ".join([str(len(variant.seeds)), *variant.unfinished])
+        marks = "".join(f" [{number}]" for number in sorted(variant.footnotes.values()))
+        seeds = ", ".join([f"{len(variant.seeds)}{marks}", *variant.unfinished])
         rows.append([*_options(comparison, variant), *cells, seeds])
     return header, rows
 

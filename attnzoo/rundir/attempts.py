@@ -8,8 +8,9 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attnzoo.rundir.folder import RunFolder
@@ -26,13 +27,15 @@ FIELDS: dict[str, dict[str, Any]] = {
 class Attempt:
     """One start of a run, from the checkpoint of `step`; `steps_lost` steps after it had to be repeated.
 
-    `outcome` is the final state of the run, or MACHINE; None if not recorded, as after a node failure.
+    `environment`: what its results depend on besides the config, such as the sources; None if not recorded. `outcome`:
+    the final state of the run, or MACHINE; None if not recorded, as after a node failure.
     """
 
     step: int
     steps_lost: int = 0
     host: str = ""
     job: str | None = None
+    environment: Mapping[str, str] | None = None
     outcome: str | None = None
     reason: str = ""
 
@@ -52,9 +55,10 @@ def job_id() -> str | None:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def record_start(run: RunFolder, step: int, steps_lost: int) -> None:
-    """Record that this process starts the run from the checkpoint of `step`."""
-    _append(run, {"event": "start", "step": step, "steps_lost": steps_lost, "host": node_name(), "job": job_id()})
+def record_start(run: RunFolder, step: int, steps_lost: int, environment: Mapping[str, str] | None = None) -> None:
+    """Record that this process starts the run from the checkpoint of `step`, in this `environment`."""
+    row = {"event": "start", "step": step, "steps_lost": steps_lost, "host": node_name(), "job": job_id()}
+    _append(run, row | {"environment": environment})
 
 
 def record_end(run: RunFolder, outcome: str, reason: str = "") -> None:
@@ -68,13 +72,29 @@ def read(run: RunFolder) -> list[Attempt]:
     has_open_start = False
     for row in _rows(run):
         if row["event"] == "start":
-            attempts.append(Attempt(row["step"], row["steps_lost"], row["host"], row["job"]))
+            environment = row.get("environment")
+            environment = environment if isinstance(environment, dict) else None
+            attempts.append(Attempt(row["step"], row["steps_lost"], row["host"], row["job"], environment))
             has_open_start = True
             continue
         start = attempts.pop() if has_open_start else Attempt(row["step"], job=row["job"])
-        attempts.append(Attempt(start.step, start.steps_lost, start.host, start.job, row["outcome"], row["reason"]))
+        attempts.append(replace(start, outcome=row["outcome"], reason=row["reason"]))
         has_open_start = False
     return attempts
+
+
+def environments(run: RunFolder) -> list[Mapping[str, str] | None]:
+    """The environments in which the steps of a finished run were trained, in order; None for one not recorded.
+
+    Attempts whose steps were lost do not count.
+    """
+    found: list[Mapping[str, str] | None] = []
+    first_step = None
+    for attempt in reversed(read(run)):
+        if first_step is None or attempt.step < first_step:
+            found.append(attempt.environment)
+            first_step = attempt.step
+    return [None, *reversed(found)] if first_step != 0 else found[::-1]
 
 
 def retries_exhausted(run: RunFolder, retries: int) -> str | None:

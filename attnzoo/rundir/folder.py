@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from attnzoo.errors import UserError
-from attnzoo.rundir.metrics import is_final
 
 STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
 
 RESERVE_BYTES = 65536
+# The first and the last line of a config.yaml: without its last line the file was cut short.
+CONFIG_START, CONFIG_END = '# The last line is "...".\n', "...\n"
 
 
 @contextmanager
@@ -44,6 +45,25 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def check_config(path: Path) -> None:
+    """Raise UserError, with how to mend it, if the config of a run is missing or was cut short.
+
+    Configs of earlier versions have no mark of their end: of these, only the last line is checked.
+    """
+    mend = "restore it, or delete the run's folder to train it again"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {mend}") from None
+    if not content.endswith(b"\n") or is_cut_short(content):
+        raise UserError(f"{path}: corrupt, cut short; {mend}")
+
+
+def is_cut_short(content: bytes) -> bool:
+    """Whether this is the beginning of a config that was written with its end marked."""
+    return content.startswith(CONFIG_START.encode()) and not content.endswith(f"\n{CONFIG_END}".encode())
 
 
 class RunFolder:
@@ -109,40 +129,26 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl in order, each with its `step`, without a last line that a crash truncated.
 
-        Raises UserError, with the line number, for any other malformed line.
+        Raises UserError, with the line number and how to mend it, for any other malformed line.
         """
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
-    def damage(self) -> str | None:
-        """Which file cannot be used, and how to fix it; None if all of a run that was started can be read.
+    def corruption(self) -> str | None:
+        """Which file of a run that was started is missing or corrupt, and how to mend it; None if none is.
 
-        Of the config, only that it is there and whole lines long; it is read where it is needed.
+        Of the config, only that it is complete; it is parsed where it is needed.
         """
         try:
             if self.read_status()["state"] == "pending" and not self.metrics.exists():
                 return None
             self.read_metrics()
-            content = self.config.read_bytes()
-        except (UserError, OSError) as error:
-            return str(error) if isinstance(error, UserError) else f"{self.config}: {error.strerror}; restore it"
-        if content.endswith(b"\n"):
-            return None
-        return f"{self.config}: corrupt; restore it, or delete the run's folder to train it again"
-
-    def final_metrics(self) -> dict[str, float]:
-        """The last value of each metric, and the last `step`, if the run is done; {} if it is not.
-
-        Without the validation metrics of its last step a run counts as not done. Raises UserError if status or metrics
-        are corrupt.
-        """
-        status = self.read_status()
-        rows = self.read_metrics() if status["state"] == "done" else []
-        if not is_final(rows, status.get("steps", 0)):
-            return {}
-        return {key: value for row in rows for key, value in row.items()}
+            check_config(self.config)
+        except UserError as error:
+            return str(error)
+        return None
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -150,7 +156,11 @@ class RunFolder:
         except ValueError:
             row = None
         if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
-            raise UserError(f"{self.metrics}:{number}: invalid row; expected `step` and numeric values")
+            raise UserError(
+                f"{self.metrics}:{number}: corrupt row, without `step` or with values that are not numbers; restore "
+                "the file, or delete the run's folder to train it again; if the run is not done and was last saved "
+                "before this row, it is enough to delete this row and those below"
+            )
         return row
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ STATUS = {"train/loss": "loss"} | {metric.key: metric.name for metric in METRICS
 def is_validation(row: Mapping[str, float]) -> bool:
     """Whether a row of metrics.jsonl is from an evaluation."""
     return any(key.startswith("val/") for key in row)
+
+
+def final_values(status: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The last value of each metric, and the last `step`, if the run with this status is done; {} if it is not.
+
+    Without the validation metrics of its last step a run counts as not done.
+    """
+    if status["state"] != "done" or not is_final(rows, status.get("steps", 0)):
+        return {}
+    return {key: value for row in rows for key, value in row.items()}
 
 
 def is_final(rows: Sequence[Mapping[str, float]], steps: int) -> bool:

@@ -35,7 +35,7 @@ for _type, (_pattern, _first_chars) in _CORE.items():
         )
 
 
-class _Loader(_CoreSchema, yaml.SafeLoader):
+class _Loader(_CoreSchema, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As the base class, but duplicate keys and keys that are no scalars are errors."""
         seen: set[str] = set()
@@ -109,7 +109,8 @@ def _parse(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
+        # libyaml counts the end of a text without a newline as another line
+        line = f":{min(mark.line + 1, max(len(text.splitlines()), 1))}" if mark else ""
         raise UserError(f"{source}{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None

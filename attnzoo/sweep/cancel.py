@@ -31,16 +31,17 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
             content["runs"][run.name]["cancelled"] = time.time()
     jobs = [run.job for run in selected if run.job]
     slurm.cancel(jobs)
-    local = [run for run in selected if not run.job and _send_sigterm(sweep, run)]
-    remote = [run.name for run in selected if not run.job and run.state == "running" and run not in local]
+    training = [run for run in selected if not run.job and run.state in ("running", "corrupt")]
+    local = [run for run in training if _send_sigterm(sweep, run)]
+    remote = [run.name for run in training if run not in local]
     lines = [f"cancelled: {len(selected)} of {len(runs)} runs ({len(jobs)} SLURM jobs, {len(local)} local)"]
     return lines + [f"{name} is running on another host; cancel it there" for name in remote]
 
 
 def _send_sigterm(sweep: Path, run: RunStatus) -> bool:
     """Let a run that is training on this host save and stop. Returns whether there was one."""
-    status = RunFolder(sweep / run.name).read_status()
-    if run.state != "running" or not process.is_running_here(status):
+    status = RunFolder(sweep / run.name).read_status()  # of a corrupt run too, or it would not count as active
+    if not process.is_running_here(status):
         return False
     os.kill(status["pid"], signal.SIGTERM)
     return True

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from attnzoo.errors import UserError
 from attnzoo.rundir import duration
 from attnzoo.rundir.background import call_periodically
 from attnzoo.rundir.metrics import STATUS
@@ -81,7 +82,7 @@ class ProgressDisplay:
 
     def finish(self, run: RunSpec, outcome: Outcome, will_retry: bool) -> None:
         """A run ended."""
-        name, status = run.folder.path.name, run.folder.read_status()
+        name, status = run.folder.path.name, _read_status(run)
         reason = f" ({outcome.reason})" if outcome.reason else ""
         self._print(f"{name}: {outcome.kind}{reason}{_format_status(status, ' at step {}/{}')}")
         if will_retry:
@@ -89,7 +90,7 @@ class ProgressDisplay:
             self._print(f"{name}: retrying")
 
     def _show(self, run: RunSpec) -> None:
-        name, status = run.folder.path.name, run.folder.read_status()
+        name, status = run.folder.path.name, _read_status(run)
         step, steps = status.get("step"), status.get("steps")
         if steps:
             values = _format_status(status, "").lstrip(", ")
@@ -110,7 +111,15 @@ class ProgressDisplay:
         self.console.print(line, markup=False)
 
 
-def _format_status(status: dict[str, object], position: str) -> str:
+def _read_status(run: RunSpec) -> dict[str, Any]:
+    """The status of a run; "pending" if it is corrupt, which is reported at the end."""
+    try:
+        return run.folder.read_status()
+    except UserError:
+        return {"state": "pending"}
+
+
+def _format_status(status: dict[str, Any], position: str) -> str:
     """`position` with step and steps filled in, then the values of the status and the time that remains."""
     line = position.format(status.get("step", 0), status.get("steps", "?"))
     for key in STATUS.values():

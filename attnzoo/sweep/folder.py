@@ -48,7 +48,7 @@ class SweepFolder:
                 content |= {"experiment": experiment, "runs": kept | entries}
             rewritten = {run.folder.path for run in to_start}
             for run in runs:
-                if run.folder.path in rewritten or not (run.folder.config.exists() or run.folder.damage()):
+                if run.folder.path in rewritten or not (run.folder.config.exists() or run.folder.corruption()):
                     save(run.config, run.folder.config)
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
@@ -103,13 +103,13 @@ def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bool:
-    """Whether a folder is empty or has the run's config and seed; by its ledger `entry` if its config is damaged."""
+    """Whether a folder is empty or has the run's config and seed; by its ledger `entry` if its config is corrupt."""
     recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
     if not folder.config.exists():
         return recorded or not any(folder.path.iterdir())
     if folder.config.read_bytes() == to_yaml(run.config).encode():  # ten times as fast as loading it
         return True
-    if folder.damage():
+    if folder.corruption():
         return recorded
     try:
         config = load_saved(folder.config)

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from attnzoo.engine.interrupt import STOP_SIGNALS
-from attnzoo.errors import ExitCode
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.report.status import last_line
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
@@ -18,6 +18,7 @@ class ExitKind(StrEnum):
     FAILED = "failed"  # an error in the code: not retried
     NOT_STARTED = "not started"  # invalid input, or another process has the run; nothing was changed
     INTERRUPTED = "interrupted"
+    CORRUPT = "corrupt"  # its status cannot be read, so that nothing can be recorded
     MACHINE_FAILURE = attempts.MACHINE  # retried
 
 
@@ -34,7 +35,10 @@ def classify(run: RunFolder, returncode: int, start_time: float) -> Outcome:
     SIGKILL, SIGHUP and a lost peer are failures of the machine; crashes are errors in the code. A process killed by
     signal n has the return code -n or 128 + n.
     """
-    status = run.read_status()
+    try:
+        status = run.read_status()
+    except UserError as error:
+        return Outcome(ExitKind.CORRUPT, str(error))
     state = status["state"] if status.get("heartbeat", 0) >= start_time else "pending"
     signum = -returncode if returncode < 0 else returncode - 128
     if status["state"] == "done":
@@ -56,6 +60,8 @@ def classify(run: RunFolder, returncode: int, start_time: float) -> Outcome:
 
 def record(run: RunFolder, outcome: Outcome) -> None:
     """Record an outcome that the worker could not record itself. Raises OSError if the folder cannot be written."""
+    if outcome.kind is ExitKind.CORRUPT:
+        return
     state = run.read_status()["state"]
     if outcome.kind is ExitKind.MACHINE_FAILURE:
         attempts.record_end(run, attempts.MACHINE, outcome.reason)

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from attnzoo import slurm
 from attnzoo.config.load import Experiment
+from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.report.summary import summarize
-from attnzoo.rundir import process
+from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.schema.keys import format_value
@@ -37,8 +38,8 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     `only`, a key of STATE_FILTERS, selects among the runs that are neither done nor active: failed, missing (never
     started or submitted) or interrupted ones.
 
-    OK: all runs are done, submitted or active elsewhere. Raises UserError, with nothing written, if any run's config
-    is invalid.
+    OK: all runs are done, submitted or active elsewhere. FAILED: a run failed or is corrupt; the others are done,
+    submitted or active. Raises UserError, with nothing written, if any run's config is invalid.
     """
     experiment = Experiment(path, [*overrides, *_processes_override()])
     runs = expand(experiment)
@@ -53,6 +54,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     statuses = _statuses(folder)
     to_start = [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
     _print_restarts(to_start)
+    _print_other_sources(folder, runs)
     if config.launcher == "slurm":
         return _submit(experiment, folder, runs, to_start, dry_run)
     if dry_run:
@@ -61,7 +63,7 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     folder.create(runs, str(experiment.path), to_start)
     result = _train(folder, runs, to_start, config.jobs)
     summarize(folder.path, [run.folder.path for run in runs])
-    failures = _report_failures(runs, result) + _report_damaged(runs)
+    failures = _report_failures(runs, result) + _report_corrupt(runs)
     if result.interrupted:
         command = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
         print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
@@ -94,20 +96,34 @@ def _print_restarts(runs: Sequence[RunSpec]) -> None:
         print(reason)
 
 
+def _print_other_sources(folder: SweepFolder, runs: Sequence[RunSpec]) -> None:
+    """Say in one line which finished runs were trained by other sources: they are neither trained again nor refused."""
+    if not folder.ledger.path.exists():
+        return
+    done = [run for run in runs if _recorded_state(run) == "done"]
+    current = sources_hash()
+    sources = [{(found or {}).get("sources", "unknown") for found in attempts.environments(run.folder)} for run in done]
+    if other := [found for found in sources if found != {current}]:
+        hashes = ", ".join(sorted(set.union(*other) - {current}))
+        print(
+            f"{len(other)} of {len(done)} finished runs were trained by other sources of attnzoo ({hashes}; now "
+            f"{current}); delete the folder of a run to train it again"
+        )
+
+
 def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
     return {status.name: status for status in sweep_status(folder.path)} if folder.ledger.path.exists() else {}
 
 
 def _recorded_state(run: RunSpec) -> str:
-    return "damaged" if run.folder.damage() else str(run.folder.read_status()["state"])
+    return "corrupt" if run.folder.corruption() else str(run.folder.read_status()["state"])
 
 
 def _should_start(run: RunSpec, status: RunStatus | None, only: str | None) -> bool:
     """Whether a run is neither done nor active, and passes the filter."""
     status = status or RunStatus(run.folder.path.name, "pending", missing=True)
-    return (
-        status.state not in ("done", "damaged") and not status.active and (only is None or STATE_FILTERS[only](status))
-    )
+    startable = status.state not in ("done", "corrupt") and not status.active
+    return startable and (only is None or STATE_FILTERS[only](status))
 
 
 def _submit(
@@ -126,17 +142,18 @@ def _submit(
         if not slurm.available():
             print("SLURM is not installed here: the job scripts were not validated")
         return ExitCode.OK
-    if all(_recorded_state(run) == "done" for run in runs):
-        print(f"{len(runs)} of {len(runs)} runs are already done")
+    states = [_recorded_state(run) for run in runs]
+    if set(states) <= {"done", "corrupt"}:
+        print(f"{states.count('done')} of {len(runs)} runs are already done")
         summarize(folder.path, [run.folder.path for run in runs])
-        return ExitCode.OK
+        return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
     folder.create(runs, str(experiment.path), to_start)
     for line in submit.submit(groups, folder):
         print(line)
     if skipped := len(runs) - len(to_start):
-        print(f"{skipped} of {len(runs)} runs skipped (done, already submitted or not selected)")
+        print(f"{skipped} of {len(runs)} runs skipped (done, already submitted, corrupt or not selected)")
     print(f"to monitor: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
-    return ExitCode.OK
+    return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
 
 
 def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[RunSpec]]:
@@ -154,7 +171,7 @@ def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunS
     if done:
         print(f"{done} of {len(runs)} runs are already done")
     if skipped := len(runs) - done - len(to_start):
-        print(f"{skipped} of {len(runs)} runs skipped (active elsewhere or not selected)")
+        print(f"{skipped} of {len(runs)} runs skipped (active elsewhere, corrupt or not selected)")
     with folder.ledger.update() as content:
         content["local"] = process.current()
     with ProgressDisplay(len(to_start), folder.record_start) as display:
@@ -162,20 +179,25 @@ def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunS
 
 
 def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experiment: str, only: str | None) -> int:
-    """Under torchrun or srun: train the runs one after another in this process group; stop at the first failure."""
+    """Under torchrun or srun: train the runs one after another in this process group; stop at the first failure.
+
+    Corrupt runs are left out and reported at the end, as by the local launcher.
+    """
     from attnzoo.engine import distributed
     from attnzoo.worker.train import train_run
 
     ctx = distributed.init(runs[0].config.device)
-    to_start, error = list[RunSpec](), None
+    to_start, num_corrupt, error = list[RunSpec](), 0, None
     if ctx.is_main:
         try:
             to_start = _to_start_here(folder, runs, only)
             _print_restarts(to_start)
+            _print_other_sources(folder, runs)
             folder.create(runs, experiment)
+            num_corrupt = sum(_recorded_state(run) == "corrupt" for run in runs)
         except UserError as reason:
             error = str(reason)
-    error, to_start = ctx.broadcast_object((error, to_start))
+    error, to_start, num_corrupt = ctx.broadcast_object((error, to_start, num_corrupt))
     if error is not None:
         raise UserError(error)
     code = int(ExitCode.OK)
@@ -189,13 +211,15 @@ def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experi
         distributed.shutdown()
     if ctx.is_main and code == ExitCode.OK:
         summarize(folder.path, [run.folder.path for run in runs])
-    return code
+    if ctx.is_main:
+        _report_corrupt(runs)
+    return int(ExitCode.FAILED) if code == ExitCode.OK and num_corrupt else code
 
 
 def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
     """The runs that are not done; with `only`, those that also pass the filter."""
     if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
-        return [run for run in runs if _recorded_state(run) not in ("done", "damaged")]
+        return [run for run in runs if _recorded_state(run) not in ("done", "corrupt")]
     statuses = _statuses(folder)
     return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
 
@@ -216,18 +240,18 @@ def _report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
     count = 0
     for run in runs:
         outcome = result.outcomes.get(run.folder.path.name)
-        if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED):
+        if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED, ExitKind.CORRUPT):
             print(f"{outcome.kind}: {run.name}: {outcome.reason} (log: {run.folder.log})", file=sys.stderr)
             count += 1
     return count
 
 
-def _report_damaged(runs: Sequence[RunSpec]) -> int:
-    """Print every damaged run; returns how many."""
-    damages = [damage for run in runs if (damage := run.folder.damage())]
-    for damage in damages:
-        print(f"damaged: {damage}", file=sys.stderr)
-    return len(damages)
+def _report_corrupt(runs: Sequence[RunSpec]) -> int:
+    """Print every corrupt run and how to mend it; returns how many."""
+    messages = [message for run in runs if (message := run.folder.corruption())]
+    for message in messages:
+        print(f"corrupt: {message}", file=sys.stderr)
+    return len(messages)
 
 
 def _print_runs(runs: Sequence[RunSpec], statuses: Mapping[str, RunStatus]) -> None:

@@ -59,6 +59,9 @@ class _Supervisor:
 
     def supervise(self) -> int:
         """Run the workers to their end and handle the outcome; returns the exit code."""
+        if corruption := self.run.corruption():
+            log.error("%s", corruption)
+            return ExitCode.USER_ERROR
         if self.run.read_status()["state"] == "done":
             log.info("%s is done", self.run.path)
             return ExitCode.OK
@@ -96,7 +99,7 @@ class _Supervisor:
         return ["srun", "--kill-on-bad-exit=1", *options, sys.executable, "-m", WORKER_MODULE, str(self.run.path)]
 
     def _install_handlers(self, process: "subprocess.Popen[bytes]") -> None:
-        """Outlive the signals that SLURM sends to the workers as well, until they have saved."""
+        """Keep this process running through the signals that SLURM also sends to the workers, so that they can save."""
 
         def forward(signum: int, frame: FrameType | None) -> None:
             process.send_signal(signum)

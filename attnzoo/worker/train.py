@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from attnzoo import environment
+from attnzoo import environment, ops
 from attnzoo.attention import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import load_saved
@@ -147,8 +147,9 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         count = sum(parameter.numel() for parameter in group["params"])
         log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
     num_rows = trainer.resume()
+    recorded = _environment(ctx)
     if ctx.is_main:
-        attempts.record_start(run, trainer.step, steps_lost=_max_recorded_step(run) - trainer.step)
+        attempts.record_start(run, trainer.step, _max_recorded_step(run) - trainer.step, recorded)
     progress.update(force=True, step=trainer.step)
     metrics = MetricsLogger(run, num_rows) if ctx.is_main else None
     model = trainer.strategy.unsharded_model(trainer.model)
@@ -167,6 +168,12 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         if not is_final(run.read_metrics(), steps):
             raise UserError(f"{run.metrics}: no validation metrics at step {steps}, the last (are all NaN?)")
     progress.update(force=True, state="done")
+
+
+def _environment(ctx: DistContext) -> dict[str, str]:
+    """What the results depend on besides the config, on all ranks: `A + B` where they differ."""
+    ranks = ctx.all_gather_object(environment.result_environment(ctx.device, ops.kernels(ctx.device.type)))
+    return {key: " + ".join(sorted({rank[key] for rank in ranks})) for key in ranks[0]}
 
 
 def _check_retries(run: RunFolder, config: ExperimentConfig) -> None:

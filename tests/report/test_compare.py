@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.corrupt import corrupt
 
 from attnzoo.__main__ import main
 from attnzoo.config.load import Experiment, save
@@ -158,7 +159,7 @@ def test_a_corrupt_status_is_named(folder: Path, content: bytes, capsys: pytest.
     (folder / "sweep.json").write_text(json.dumps({"runs": {"points=2-seed=0": {}}}))
     assert main(["status", str(folder), "--json"]) == 1
     (status,) = json.loads(capsys.readouterr().out)
-    assert status["state"] == "damaged"
+    assert status["state"] == "corrupt"
     assert "status.json: corrupt; delete it" in status["note"]
 
 
@@ -168,14 +169,17 @@ def test_an_invalid_row_of_metrics_is_named(folder: Path, line: str) -> None:
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
     comparison = compare([folder])
-    assert any("points=2-seed=0/metrics.jsonl:5: invalid row" in note for note in comparison.notes)
+    assert any("points=2-seed=0/metrics.jsonl:5: corrupt row" in note for note in comparison.notes)
     assert [variant.seeds for variant in comparison.variants] == [(1, 2), (0, 1, 2)]
 
 
 @pytest.mark.parametrize("state", ["done", "interrupted"])
-@pytest.mark.parametrize("how", ["emptied", "cut"])
-@pytest.mark.parametrize("name", ["status.json", "config.yaml"])
-def test_one_damaged_file_leaves_the_other_runs_alone(
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(name, how) for name in ("status.json", "config.yaml") for how in ("emptied", "cut")]
+    + [("config.yaml", "cut at a line end"), ("config.yaml", "deleted")],
+)
+def test_one_corrupt_file_leaves_the_other_runs_alone(
     folder: Path, name: str, how: str, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(folder / "points=2-seed=0")
@@ -183,14 +187,13 @@ def test_one_damaged_file_leaves_the_other_runs_alone(
     names = [path.name for path in sorted(folder.iterdir())]
     entry = {"overrides": {}, "seed": 0, "digest": "", "attempts": 1}
     (folder / "sweep.json").write_text(json.dumps({"runs": dict.fromkeys(names, entry)}))
-    content = (run.path / name).read_bytes()
-    (run.path / name).write_bytes(content[: len(content) // 2] if how == "cut" else b"")
+    corrupt(run.path / name, how)
     assert main(["status", str(folder), "--json"]) == 1
     found = {status["name"]: status for status in json.loads(capsys.readouterr().out)}
     assert [found[name]["state"] for name in names].count("done") == 5
     assert name in found[run.path.name]["note"]
     assert main(["compare", str(folder)]) == 0
-    assert f"Damaged and left out: {run.path}/{name}" in capsys.readouterr().out
+    assert f"Left out: {run.path}/{name}" in capsys.readouterr().out
 
 
 def test_a_row_truncated_by_a_kill_is_omitted(folder: Path) -> None:

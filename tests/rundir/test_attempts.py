@@ -88,3 +88,24 @@ def test_a_job_of_an_array_is_named_with_its_task(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     assert attempts.job_id() == "12_2"
+
+
+def test_the_environments_of_a_result_are_those_of_the_steps_in_it(run):
+    def start(step: int, sources: str | None) -> None:
+        attempts.record_start(run, step, 0, {"sources": sources} if sources else None)
+        attempts.record_end(run, "interrupted", "SIGINT")
+
+    start(0, "lost")  # before its first checkpoint
+    start(0, "a")
+    checkpoint(run, 4)
+    attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")  # before training
+    start(4, "also lost")
+    start(4, "b")
+    start(8, None)
+    assert attempts.environments(run) == [{"sources": "a"}, {"sources": "b"}, None]
+    run.attempts.write_text("".join(run.attempts.read_text().splitlines(keepends=True)[-2:]))
+    assert attempts.environments(run) == [None, None]  # the first attempts are not known
+
+
+def test_without_attempts_the_environment_is_not_known(run):
+    assert attempts.environments(run) == [None]

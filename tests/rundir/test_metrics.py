@@ -44,7 +44,7 @@ with Ledger(folder).update() as content:
 assert main(["status", str(folder)]) == 0
 assert main(["status", str(folder), "--json"]) == 0
 
-metrics = run.dir.final_metrics()
+metrics = module.final_values(run.dir.read_status(), run.dir.read_metrics())
 estimates = {metric.key: mean_ci95([metrics[metric.key]] if metric.key in metrics else []) for metric in module.METRICS}
 comparison = Comparison([], [Variant({}, estimates, (0,), ())], [], frozenset({"depth"}))
 print(markdown(comparison), to_csv(comparison))

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from support import slurm_submit
+from support.corrupt import corrupt
 from support.engine import results
 from support.slurm import PLUGIN, report, wait
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo import __main__ as attnzoo_main
+from attnzoo.errors import ExitCode
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
@@ -104,8 +106,33 @@ def test_submitting_again_adds_only_missing_runs(cluster, sweep, capsys):
     ]
     sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
     assert len(Ledger(sweep.runs).read()["submissions"]) == 2
-    assert "2 of 2 runs skipped (done, already submitted or not selected)" in capsys.readouterr().out
+    assert "2 of 2 runs skipped (done, already submitted, corrupt or not selected)" in capsys.readouterr().out
     assert {status.state for status in sweep.wait_for_end().values()} == {"done"}
+
+
+def test_corrupt_runs_are_reported_and_the_others_submitted(cluster, sweep, capsys):
+    sweep.submit("train.steps=5", "sweep.seeds=[0, 1]")
+    assert {status.state for status in sweep.wait_for_end().values()} == {"done"}
+    corrupt(sweep.run("seed=0").config, "cut at a line end")
+    for seeds, message in (("[0, 1]", "1 of 2 runs are already done"), ("[0, 1, 2]", "2 of 3 runs skipped")):
+        capsys.readouterr()
+        assert sweep.start("launcher=slurm", "train.steps=5", f"sweep.seeds={seeds}") == ExitCode.FAILED
+        out, err = capsys.readouterr()
+        assert message in out
+        assert err == f"corrupt: {sweep.run('seed=0').corruption()}\n"
+    assert [len(submission["runs"]) for submission in Ledger(sweep.runs).read()["submissions"].values()] == [2, 1]
+    states = {name: status.state for name, status in sweep.wait_for_end().items()}
+    assert states == {"seed=0": "corrupt", "seed=1": "done", "seed=2": "done"}
+
+
+def test_cancel_also_ends_the_job_of_a_corrupt_run(cluster, sweep):
+    sweep.submit("train.steps=5", "sweep.seeds=[0, 1]", "slurm.options={hold: true}")
+    sweep.run("seed=0").write_status(state="interrupted", signal="SIGTERM")
+    sweep.run("seed=0").config.write_bytes(b"")
+    assert (sweep.state("seed=0").state, sweep.state("seed=0").active) == ("corrupt", True)
+    assert attnzoo_main.main(["cancel", str(sweep.runs)]) == ExitCode.OK
+    states = {name: status.state for name, status in sweep.wait_for_end().items()}
+    assert states == {"seed=0": "corrupt", "seed=1": "cancelled"}
 
 
 def test_a_killed_submission_is_neither_lost_nor_repeated(cluster, sweep):

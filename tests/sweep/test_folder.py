@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.corrupt import corrupt
 
 from attnzoo.config.load import Experiment, load_saved
 from attnzoo.errors import UserError
@@ -80,7 +81,7 @@ def test_the_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_p
     assert list(folder.entries()) == ["dim=8-seed=0", "dim=24-seed=0"]
 
 
-def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
+def test_a_corrupt_ledger_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json: corrupt"):
         SweepFolder(tmp_path).entries()
@@ -101,21 +102,16 @@ def test_a_run_folder_with_foreign_files_is_left_alone(experiment: Path, tmp_pat
     assert folder.assign(runs(experiment))[0].folder.path != foreign.path
 
 
-@pytest.mark.parametrize("how", ["emptied", "cut", "deleted"])
+@pytest.mark.parametrize("how", ["emptied", "cut", "cut at a line end", "deleted"])
 @pytest.mark.parametrize("state", ["done", "interrupted"])
-def test_a_run_with_a_damaged_config_keeps_its_folder(experiment: Path, tmp_path: Path, how: str, state: str) -> None:
+def test_a_run_with_a_corrupt_config_keeps_its_folder(experiment: Path, tmp_path: Path, how: str, state: str) -> None:
     folder = SweepFolder(tmp_path / "runs" / "x")
     first = folder.assign(runs(experiment))
     folder.create(first, "x")
     first[0].folder.write_status(state=state)
-    config = first[0].folder.config
-    content = config.read_bytes()
-    if how == "deleted":
-        config.unlink()
-    else:
-        config.write_bytes(b"" if how == "emptied" else content[: content.rindex(b":")])
+    corrupt(first[0].folder.config, how)
     again = folder.assign(runs(experiment))
     assert [run.folder.path for run in again] == [run.folder.path for run in first]
     folder.create(again, "x", again[1:])
-    assert "config.yaml" in str(first[0].folder.damage())
-    assert first[1].folder.damage() is None
+    assert "config.yaml" in str(first[0].folder.corruption())
+    assert first[1].folder.corruption() is None

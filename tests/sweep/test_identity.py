@@ -13,8 +13,11 @@ from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import source_hash
 from attnzoo.config.load import Experiment, digest, load_saved
 from attnzoo.data.scenes import DigitScenes
+from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode
 from attnzoo.report.compare import compare
+from attnzoo.rundir import attempts
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder, describe_restarts
 from attnzoo.sweep.validate import validate
@@ -144,6 +147,27 @@ def test_a_package_counts_by_all_its_files(tmp_path: Path, monkeypatch: pytest.M
     before = source_hash("my_package")
     edit(package / "core.py")
     assert source_hash("my_package") != before
+
+
+def test_finished_runs_of_other_sources_are_named_and_not_trained_again(
+    plugin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = "sweep.seeds=[0, 1, 2]"
+    create("done", seeds)
+    current = sources_hash()
+    recorded = {0: {"sources": current}, 1: {"sources": "0ld50c35"}, 2: None}
+    for seed, environment in recorded.items():
+        attempts.record_start(RunFolder(f"runs/x/seed={seed}"), 0, 0, environment)
+    assert attnzoo_run.main(["x.yaml", seeds]) == ExitCode.OK
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "other sources" in line]
+    assert line == (
+        "2 of 3 finished runs were trained by other sources of attnzoo (0ld50c35, unknown; now "
+        f"{current}); delete the folder of a run to train it again"
+    )
+    assert "3 of 3 runs are already done" in out
+    assert attnzoo_run.main(["x.yaml", "sweep.seeds=[0]"]) == ExitCode.OK
+    assert "other sources" not in capsys.readouterr().out
 
 
 def test_the_ledger_has_the_recorded_digest(plugin: Path) -> None:

@@ -68,3 +68,13 @@ def test_crashes_are_recorded_for_the_worker(run):
     outcome.record(run, Outcome(ExitKind.FAILED, "exit code 139: last words"))
     assert run.read_status()["error"] == "exit code 139: last words"
     assert attempts.read(run)[-1].outcome == "failed"
+
+
+def test_nothing_is_recorded_of_a_run_whose_status_cannot_be_read(run):
+    run.status.write_bytes(b"")
+    result = outcome.classify(run, ExitCode.USER_ERROR, time.time() - 5)
+    assert result.kind is ExitKind.CORRUPT
+    assert "status.json: corrupt; delete it" in result.reason
+    outcome.record(run, result)
+    assert run.status.read_bytes() == b""
+    assert not run.attempts.exists()

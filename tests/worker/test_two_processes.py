@@ -18,6 +18,7 @@ from support.engine import results, tiny_run
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.errors import ExitCode
+from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker.train import train_run
 
@@ -45,6 +46,7 @@ def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     assert train_run(one.path) == ExitCode.OK
     done = subprocess.run([*TORCHRUN, *WORKER, str(two.path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert attempts.environments(two) == attempts.environments(one)
     assert_close(two, one)
     ours, theirs = (load_checkpoint(CheckpointManager(run.checkpoints).latest())["model"] for run in (two, one))
     for name, value in ours.items():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 
 import pytest
@@ -12,7 +14,10 @@ from support.engine import results, tiny_run
 from attnzoo import models
 from attnzoo.config import load as configs
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
+from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode
+from attnzoo.ops import kernels
+from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.lock import run_lock
 from attnzoo.worker.train import train_run
@@ -34,6 +39,10 @@ def test_the_files_of_a_finished_run(uninterrupted):
     environment = json.loads(uninterrupted.environment.read_text())
     assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert environment["threads"] == 1
+    (recorded,) = attempts.environments(uninterrupted)
+    assert recorded is not None
+    assert recorded.keys() == {"sources", "torch", "operators", "device", "threads"}
+    assert (recorded["sources"], recorded["operators"], recorded["threads"]) == (sources_hash(), kernels("cpu"), "1")
     assert "step 20/20" in uninterrupted.log.read_text()
     state = load_checkpoint(CheckpointManager(uninterrupted.checkpoints).latest())
     assert (state["step"], state["epoch"], state["steps_per_epoch"]) == (20, 3, 6)
@@ -165,6 +174,29 @@ def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_resume(uninterru
     assert train_run(run.path) == ExitCode.OK
     assert results(run) == results(uninterrupted)
     assert run.read_status()["error"] is None
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["after the checkpoint", "before it"])
+def test_a_torn_row_is_mended_as_its_message_says(uninterrupted, tmp_path, saved):
+    """Delete it and the rows below. Where the checkpoint was saved after them, the run says what else to do."""
+    run = tiny_run(tmp_path / "run")
+    shutil.copytree(uninterrupted.checkpoints, run.checkpoints)
+    CheckpointManager(run.checkpoints).latest().unlink()
+    CheckpointManager(run.checkpoints).best().unlink()
+    run.write_status(state="interrupted", signal="SIGINT")
+    lines = uninterrupted.metrics.read_text().splitlines(keepends=True)
+    lines[1 if saved else -1] = lines[1][:10] + "\n"
+    run.metrics.write_text("".join(lines))
+    assert "it is enough to delete this row and those below" in run.corruption()
+    number = int(re.search(r"metrics\.jsonl:(\d+): corrupt row", run.corruption())[1])
+    run.metrics.write_text("".join(lines[: number - 1]))
+    assert run.corruption() is None
+    if saved:
+        assert train_run(run.path) == ExitCode.FAILED
+        assert "restore the file, or delete the run folder" in run.read_status()["error"]
+    else:
+        assert train_run(run.path) == ExitCode.OK
+        assert results(run) == results(uninterrupted)
 
 
 STILL = {"model__dropout": "0", "model__backbone__norm": "frozen", "train__ema": "null", "train__log_every": "1"}

@@ -1,0 +1,166 @@
+"""One corrupt file of one run: it is named, with how to mend it, and the other runs of the sweep go on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.corrupt import corrupt
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo import run as attnzoo_run
+from attnzoo.config.load import Experiment
+from attnzoo.errors import ExitCode
+from attnzoo.report.compare import compare
+from attnzoo.report.status import sweep_status
+from attnzoo.rundir.folder import RunFolder
+from attnzoo.sweep.expand import RunSpec, expand
+from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.validate import validate
+
+EXPERIMENT = """
+base: base/detr_scenes.yaml
+name: x
+data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
+model: {dim: 16, heads: 2, ffn: 16, queries: 5}
+train: {steps: 2, log_every: 1, eval_every: null}
+sweep: {seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]}
+"""
+KINDS = [  # of the first runs; the last but one is intact, and the last not trained yet
+    ("status.json", "emptied"),
+    ("status.json", "cut"),
+    ("config.yaml", "emptied"),
+    ("config.yaml", "cut"),
+    ("config.yaml", "cut at a line end"),
+    ("config.yaml", "deleted"),
+    ("metrics.jsonl", "torn"),
+]
+
+
+def finish(run: RunSpec) -> None:
+    """Write what a finished run has written."""
+    rows = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 0.5}, {"step": 2, "val/AP": 0.5, "val/AP50": 0.5}]
+    run.folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.folder.write_status(state="done", step=2, steps=2)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """The runs of the sweep: one corrupt run of each kind, a finished one, and one that is not trained yet."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(EXPERIMENT)
+    experiment = Experiment("x.yaml")
+    folder = SweepFolder(Path("runs/x"))
+    runs = folder.assign(validate(experiment, expand(experiment)))
+    folder.create(runs, "x.yaml")
+    for run in runs[:-1]:
+        finish(run)
+    for run, (name, how) in zip(runs, KINDS, strict=False):
+        corrupt(run.folder.path / name, how)
+    return runs
+
+
+def content(runs: list[RunSpec]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for run in runs for path in run.folder.path.iterdir() if path.is_file()}
+
+
+def assert_reported(lines: list[str], runs: list[RunSpec]) -> None:
+    """Each corrupt run is named in one line, with its file and how to mend it."""
+    lines = [line for line in lines if line.startswith("corrupt: ")]
+    for line, run, (name, _) in zip(lines, runs, KINDS, strict=False):
+        assert line.startswith(f"corrupt: {run.folder.path / name}:")
+        assert "delete" in line
+    assert len(lines) == len(KINDS)
+
+
+def test_the_other_runs_of_a_sweep_go_on(runs: list[RunSpec], capfd: pytest.CaptureFixture[str]) -> None:
+    before = content(runs[:-1])
+    assert attnzoo_run.main(["x.yaml"]) == ExitCode.FAILED
+    out, err = capfd.readouterr()
+    assert_reported(err.splitlines(), runs)
+    assert "1 of 9 runs are already done" in out
+    assert "7 of 9 runs skipped" in out
+    assert runs[-1].folder.read_status()["state"] == "done"
+    after = content(runs[:-1])
+    assert {path: after[path] for path in before} == before
+    assert len(list(Path("runs/x").glob("seed=*"))) == len(runs)  # none was given another folder
+    (variant,) = compare([Path("runs/x")]).variants
+    assert variant.seeds == (7, 8)
+    assert Path("runs/x/comparison.md").read_text().count("Left out: ") == len(KINDS)
+
+
+def test_a_comparison_names_every_corrupt_run(runs: list[RunSpec]) -> None:
+    comparison = compare([Path("runs/x")])
+    notes = [note for note in comparison.notes if note.startswith("Left out: ")]
+    for note, run, (name, _) in zip(notes, runs, KINDS, strict=False):
+        assert f"{run.folder.path / name}:" in note
+        assert "delete" in note
+    assert len(notes) == len(KINDS)
+    assert comparison.variants[0].seeds == (7,)
+
+
+OTHER_PROCESS = """
+import json, sys
+from attnzoo.rundir import process
+print(json.dumps(process.current()), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_cancel_stops_corrupt_runs_and_the_others(runs: list[RunSpec], capsys: pytest.CaptureFixture[str]) -> None:
+    """One corrupt run and one intact run train here."""
+    command = [sys.executable, "-c", OTHER_PROCESS]
+    training = [run for run in runs if run.seed in (6, 7)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in training]
+    try:
+        for run, process in zip(training, processes, strict=True):
+            assert process.stdout
+            run.folder.write_status(state="running", **json.loads(process.stdout.readline()))
+        statuses = {status.name: status for status in sweep_status(Path("runs/x"))}
+        assert [(statuses[run.name].state, statuses[run.name].active) for run in training] == [
+            ("corrupt", True),
+            ("running", True),
+        ]
+        assert attnzoo_main.main(["cancel", "runs/x"]) == ExitCode.OK
+        assert [process.wait(timeout=20) for process in processes] == [-signal.SIGTERM] * 2
+        assert capsys.readouterr().out == "cancelled: 2 of 9 runs (0 SLURM jobs, 2 local)\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_torchrun_leaves_corrupt_runs_out(runs: list[RunSpec]) -> None:
+    """With one process, so that the runs are those of the local launcher."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]
+    ended = subprocess.run([*torchrun, "attnzoo.run", "x.yaml"], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == ExitCode.FAILED
+    assert_reported(ended.stderr.splitlines(), runs)
+    assert "± " in ended.stdout
+    assert runs[-1].folder.read_status()["state"] == "done"
+
+
+@pytest.mark.slow
+def test_a_status_that_becomes_corrupt_in_training_stops_that_run_alone(
+    runs: list[RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNZOO_TEST_SLEEP", "0.2")
+    plugin = Path(__file__).parents[1] / "support" / "slurm_plugin.py"
+    options = [f"plugins=[{plugin}]", "model.encoder.attention={name: slow, points: 1}", "train.steps=40"]
+    command = [sys.executable, "-m", "attnzoo.run", "x.yaml", *options, "sweep.seeds=[0, 1]", "jobs=2", "output=other"]
+    launcher = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first, second = (RunFolder(f"other/x/seed={seed}") for seed in (0, 1))
+    end = time.monotonic() + 120
+    while not first.read_status().get("step"):
+        assert time.monotonic() < end
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    first.status.write_bytes(b"")
+    _, err = launcher.communicate(timeout=300)
+    assert launcher.returncode == ExitCode.FAILED
+    assert f"corrupt: {first.status}: corrupt; delete it" in err
+    assert second.read_status()["state"] == "done"
