@@ -53,7 +53,7 @@ def test_the_instrumented_library_is_loaded(package):
 
 
 def test_kernels_of_every_instruction_set(package):
-    names = ("values", "fused", "simd", "deform_kv", "deform_kv_simd")
+    names = ("values", "fused", "simd", "deform_kv_attn", "deform_kv_attn_simd")
     tests = [f"tests/ops/test_{name}.py" for name in names]
     # Without optimisation there is no FMA contraction, and the instruction sets may agree bit for bit.
     chosen = ["-m", "not slow", "-k", "not really_different and not selects_the_kernels"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.deform_kv import arguments
+from support.deform_kv_attn import arguments
 from support.emulation import CudaOperators
 from torch import Tensor
 

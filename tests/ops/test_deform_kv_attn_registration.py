@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.deform_kv import FUNCTIONS, KINDS, REFERENCES, arguments, leaves, with_leaves
+from support.deform_kv_attn import FUNCTIONS, KINDS, REFERENCES, arguments, leaves, with_leaves
 from support.ops import DEVICES
 from torch import Tensor, nn
 from torch.testing import assert_close

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.deform_kv import (
+from support.deform_kv_attn import (
     FUNCTIONS,
     KINDS,
     REFERENCES,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.deform_kv import FUNCTIONS, KINDS, REFERENCES, arguments, gradients, leaves, with_leaves
+from support.deform_kv_attn import FUNCTIONS, KINDS, REFERENCES, arguments, gradients, leaves, with_leaves
 from support.simd import LEVELS, force
 from torch.testing import assert_close
 
