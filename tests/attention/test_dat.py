@@ -213,7 +213,7 @@ OPTIONS = (
     (("convention", "v2"), ("offset_range", "clamp"), ("groups", 2)),
 )
 CLAUSES = ("gradients", "padding_is_ignored", "padded_equals_unpadded", "all_padded", "other_image", "flops", "record",
-           "precision", "other_maps", "meta")  # fmt: skip
+           "precision", "map_sizes", "meta_device")  # fmt: skip
 
 
 def option_cases() -> Iterator[Any]:
