@@ -50,7 +50,7 @@ def test_centers_are_normalised_to_the_valid_image() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(1, 9)] * 4), min_size=1, max_size=3))
-def test_a_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]) -> None:
+def test_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]) -> None:
     """center · valid_ratio · size − ½ is the pixel's index on the padded map, on every level."""
     sizes = [(max(h, vh), max(w, vw)) for h, w, vh, vw in levels]
     layout = Layout.from_masks(masks_of(sizes, [(vh, vw) for _, _, vh, vw in levels]))
@@ -70,7 +70,7 @@ def test_unpadded_is_a_mask_without_padding() -> None:
         assert torch.equal(getattr(unpadded, name), getattr(masked, name)), name
 
 
-def test_an_image_of_padding_alone_has_finite_geometry() -> None:
+def test_image_of_padding_alone_has_finite_geometry() -> None:
     layout = Layout.from_masks([torch.ones(1, 4, 6, dtype=torch.bool)])
     assert layout.centers.isfinite().all()
     assert (layout.valid_ratios > 0).all()

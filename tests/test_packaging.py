@@ -134,7 +134,7 @@ def test_sdist_has_the_files_of_a_build(source, tmp_path):
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 
-def test_a_second_build_compiles_only_sources_with_changed_headers(source, wheel, tmp_path):
+def test_second_build_compiles_only_sources_with_changed_headers(source, wheel, tmp_path):
     """With only a compiler on PATH: ninja is found next to Python."""
     for tool in ("c++", "g++", "as", "ld"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
@@ -210,7 +210,7 @@ def fake_toolkit(folder: Path, compile_command: str) -> Path:
 
 
 @CUDA_TORCH
-def test_the_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
+def test_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
     machine = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda", MAKES_EMPTY_OBJECTS)), "ATTNZOO_CUDA": "1"}
     made = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "lib", **machine)
     assert made.returncode == 0, made.stderr
@@ -218,7 +218,7 @@ def test_the_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
 
 
 @CUDA_TORCH
-def test_a_failed_cuda_build_is_one_line_and_an_error_only_if_requested(bare, tmp_path):
+def test_failed_cuda_build_is_one_line_and_an_error_only_if_requested(bare, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FAKE_GPU)
     cuda = fake_toolkit(tmp_path / "cuda", FAILS)

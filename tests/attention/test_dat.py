@@ -159,7 +159,7 @@ def test_tables_are_resized_for_maps_of_other_sizes() -> None:
         assert_close(bias[inside], (2 * steps[..., 0] + steps[..., 1])[inside], atol=1e-6, rtol=0)
 
 
-def test_a_key_grid_of_one_point_is_one_key() -> None:
+def test_key_grid_of_one_point_is_one_key() -> None:
     attention, memory = stage((3, 3), stride=4, kernel=5), map_of((3, 3))
     with record(attention) as recording:
         output = attention(memory.as_queries(), memory)
@@ -276,7 +276,7 @@ def test_rejects_a_map_smaller_than_a_kernel_without_padding() -> None:
         attention(memory.as_queries(), memory)
 
 
-def test_rejects_another_number_of_levels_and_missing_references() -> None:
+def test_rejects_a_wrong_number_of_levels_and_missing_reference_points() -> None:
     attention, memory = stage(), map_of(MAP)
     with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(memory.tokens), memory)

@@ -73,7 +73,7 @@ def test_without_bias() -> None:
 
 
 @pytest.mark.parametrize("pos", [True, False])
-def test_queries_other_than_the_tokens_of_the_map(pos: bool) -> None:
+def test_queries_different_from_memory(pos: bool) -> None:
     """Queries are projected from the queries, keys and values from the memory."""
     attention, memory = make(kernel=3), pyramid([(6, 9)])
     tokens, embedding = torch.randn(2, 2, 54, DIM, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_levels_are_attended_independently() -> None:
 
 
 @pytest.mark.parametrize("valid", [(5, 6), (2, 7), (3, 3), (1, 1), (11, 12), (4, 11)], ids=str)
-def test_padded_images_give_what_they_give_alone(valid: tuple[int, int]) -> None:
+def test_padding_does_not_change_outputs(valid: tuple[int, int]) -> None:
     h, w = valid
     mask = torch.ones(2, 11, 12, dtype=torch.bool)
     mask[0, :h, :w] = False

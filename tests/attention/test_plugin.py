@@ -76,7 +76,7 @@ def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_plugin("my_attention") == ["mine"]
 
 
-def test_rejects_what_does_not_exist(tmp_path: Path) -> None:
+def test_rejects_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugins: plugin '.*nothing.py' does not exist"):
         load_plugin(tmp_path / "nothing.py", where="plugins")
     for name in ("no_such_module", "no_such.module", "", ".relative"):
@@ -84,7 +84,7 @@ def test_rejects_what_does_not_exist(tmp_path: Path) -> None:
             load_plugin(name)
 
 
-def test_rejects_what_registers_nothing(tmp_path: Path) -> None:
+def test_rejects_a_module_without_attentions(tmp_path: Path) -> None:
     path = tmp_path / "my_empty.py"
     path.write_text("x = 1\n")
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_rejects_what_registers_nothing(tmp_path: Path) -> None:
         load_plugin("json")
 
 
-def test_rejects_a_name_that_is_taken(tmp_path: Path) -> None:
+def test_rejects_a_duplicate_name(tmp_path: Path) -> None:
     path = tmp_path / "my_dense.py"
     path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("dense")'))
     dense = ATTENTIONS.get("dense")
@@ -104,7 +104,7 @@ def test_rejects_a_name_that_is_taken(tmp_path: Path) -> None:
     assert ATTENTIONS.get("dense") is dense
 
 
-def test_a_syntax_error_is_one_line_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_syntax_error_is_one_line_with_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my_typo.py"
     path.write_text("x = 1\ndef f(:\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -114,7 +114,7 @@ def test_a_syntax_error_is_one_line_with_its_place(tmp_path: Path, monkeypatch: 
         assert str(caught.value) == f"plugins: {path}:2: SyntaxError: invalid syntax"
 
 
-def test_errors_inside_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_errors_in_a_plugin_keep_their_traceback(tmp_path: Path) -> None:
     path = tmp_path / "my_broken.py"
     path.write_text("import no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):

@@ -162,6 +162,6 @@ def test_photometric_changes_colours_only_and_only_in_training():
         ("photometric", {"invert": 1.5}, r"data\.augment\.invert = 1.5"),
     ],
 )
-def test_invalid_options_are_refused(name, options, message):
+def test_invalid_options_are_rejected(name, options, message):
     with pytest.raises(UserError, match=message):
         DETECTION_AUGMENTATIONS.build(name, "train", **options)

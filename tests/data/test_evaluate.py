@@ -84,7 +84,7 @@ def test_classes_of_the_same_name_have_unique_keys(root):
     assert [summary[f"AP/bee (id {i})"] for i in (1, 3)] == pytest.approx([1, 0])
 
 
-def test_one_of_two_found(root):
+def test_one_of_two_objects_detected(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
     for i in range(5):

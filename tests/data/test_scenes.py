@@ -35,7 +35,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
+def test_images_are_deterministic_and_depend_on_the_seed(tmp_path):
     made = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         (tmp_path / name).mkdir()
@@ -162,12 +162,12 @@ def test_leftovers_of_a_killed_process_are_replaced(cache):
         ({"sizes": [1, 2, 3]}, "sizes"),
     ],
 )
-def test_invalid_options_are_refused(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         dataset_info(config(**options))
 
 
-def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
+def test_unwritable_cache_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="ATTNZOO_CACHE"):

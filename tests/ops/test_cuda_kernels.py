@@ -106,7 +106,7 @@ def test_agrees_with_the_reference(kernels, head_dim, dtype, deterministic):
 
 
 @pytest.mark.parametrize(("dtype", "head_dim"), [(F32, 130), (F32, 256), (F16, 264), (F64, 72)])
-def test_heads_wider_than_a_warp_holds(kernels, dtype, head_dim):
+def test_heads_wider_than_a_warp(kernels, dtype, head_dim):
     check_plain(kernels, dtype, True, batch=1, queries=2, heads=2, head_dim=head_dim)
 
 
@@ -197,7 +197,7 @@ def test_fused_deterministic(kernels):
 
 
 @pytest.mark.slow
-def test_the_emulation_varies_the_order_of_additions(emulation):
+def test_emulation_varies_the_order_of_additions(emulation):
     kernels = Kernels(CudaOperators(emulation.ops, "cpu", emulation.shuffle))
     args = crowded_arguments()
     grad = grad_for(kernels.forward(*args))

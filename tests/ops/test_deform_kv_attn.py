@@ -25,7 +25,7 @@ from attnzoo.ops import library
 from attnzoo.ops.deform_kv_attn import blocks
 
 
-def test_the_kernels_are_compiled() -> None:
+def test_kernels_are_compiled() -> None:
     assert library.load() is None
     for kind in ("", "_mlp"):
         for name in (f"deform_kv_attn{kind}", f"deform_kv_attn{kind}_backward"):

@@ -170,7 +170,7 @@ def test_forward_mode_of_the_registered_operator_raises() -> None:
         torch.func.jvp(lambda q: torch.ops.attnzoo.deform_kv_attn(q, *others)[0], (query,), (query,))
 
 
-def test_the_kernels_check_sizes() -> None:
+def test_kernels_check_sizes() -> None:
     query, key, value, query_positions, key_positions, tables, shapes, counts, padding, scale = registered("table")
     forward = torch.ops.attnzoo.deform_kv_attn
     for wrong in ([5, 7, 1, 2], [5, 7], [5, 7, 1, 3, 1, 1], [5, 7, -1, -3]):

@@ -26,7 +26,7 @@ def test_agrees_with_the_reference_in_float64(kind: str, head_dim: int, dtype: t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_variable_selects_the_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_selects_the_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = arguments(kind, head_dim=32, queries=70, counts=(90, 40), dtype=torch.float32)
     results = []
     for name in LEVELS:
@@ -42,7 +42,7 @@ def test_the_variable_selects_the_kernels(kind: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_level_raises(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_level_raises(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNZOO_SIMD", "avx9")
     with pytest.raises(RuntimeError, match="ATTNZOO_SIMD=avx9: expected baseline, avx2 or avx512"):
         FUNCTIONS[kind](**arguments(kind))

@@ -248,7 +248,7 @@ def test_errors_name_the_argument(name, change, kind, message):
     assert message in str(error.value)
 
 
-def test_the_kernels_check_sizes():
+def test_kernels_check_sizes():
     value, shapes, references, offsets, logits = flat(fused_arguments(False))
     for wrong in (references[..., :1], references[:, :5], references[0], references.float()):
         with pytest.raises(RuntimeError, match="references"):
@@ -269,7 +269,7 @@ class RecordOperators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("reference_size", [2, 4])
-def test_the_attention_uses_it_unless_recorded(reference_size):
+def test_attention_uses_the_fused_operator_unless_recording(reference_size):
     torch.manual_seed(0)
     attention = build("ms_deform", Slot(16, 4, 2))
     torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.3)

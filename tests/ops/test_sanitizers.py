@@ -43,7 +43,7 @@ def run(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_instrumented_library_is_loaded(package):
+def test_instrumented_library_is_loaded(package):
     script = "from attnzoo.ops import library; print(library.load() or library.LIBRARY)"
     shown = run(package, "-c", script)
     assert shown.stdout.strip() == str(package / "attnzoo" / "ops" / "_C.abi3.so"), shown.stderr

@@ -104,7 +104,7 @@ def test_levels_are_really_different(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(outputs[-1], results(args), strict=True))  # default: the best one
 
 
-def test_an_unknown_level_raises(monkeypatch):
+def test_unknown_level_raises(monkeypatch):
     monkeypatch.setenv("ATTNZOO_SIMD", "avx9")
     with pytest.raises(RuntimeError, match="ATTNZOO_SIMD=avx9: expected baseline, avx2 or avx512"):
         ops.ms_deform_attn(*arguments())

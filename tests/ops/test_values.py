@@ -25,7 +25,7 @@ def gradients(function, value: Tensor, shapes, locations: Tensor, weights: Tenso
     return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
-def test_the_library_is_compiled():
+def test_library_is_compiled():
     assert ops.backends()["cpu"] == "available"
     assert library.has_kernel("cpu")
 

@@ -51,7 +51,7 @@ def test_gradients():
 
 @pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
 @pytest.mark.parametrize("dims", [(0, 0, 0, 0), (1, 0, 2, 3), (None, 0, 0, 0), (0, None, None, None), (0, 0, None, 0)])
-def test_the_fused_form_equals_a_loop_with_its_gradients(dims, box):
+def test_fused_outputs_and_gradients_equal_a_loop(dims, box):
     calls = [fused_arguments(box, seed=seed) for seed in range(3)]
     shapes = calls[0].shapes
     stacked = [torch.stack(tensors) for tensors in zip(*((c.value, *c[2:]) for c in calls), strict=True)]

@@ -16,7 +16,7 @@ def test_missing_programs_are_one_line_and_nothing_is_created(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_path_too_long_for_a_socket_is_an_error(tmp_path, cluster):
+def test_path_too_long_for_a_socket_is_an_error(tmp_path, cluster):
     long = tmp_path / ("x" * 90)
     command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(long)]
     done = subprocess.run(command, text=True, capture_output=True)

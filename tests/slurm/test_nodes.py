@@ -24,7 +24,7 @@ def test_four_processes_on_two_nodes_give_the_losses_of_one(cluster, sweep):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-def test_a_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monkeypatch):
+def test_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monkeypatch):
     monkeypatch.setenv("ATTNZOO_TEST_RAISE", "1:4")
     sweep.submit(*PAIR)
     state = sweep.wait_for_end()["seed=3"]
@@ -37,7 +37,7 @@ def test_a_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monk
     assert [attempt.outcome for attempt in attempts.read(sweep.run())] == ["failed"]
 
 
-def test_a_killed_rank_ends_the_others_and_all_resume(cluster, sweep):
+def test_killed_rank_ends_the_others_and_all_resume(cluster, sweep):
     whole = reference_of_pair(sweep)
     sweep.submit(*PAIR)
     assert sweep.wait_for_step(20) < 60

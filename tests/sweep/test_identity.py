@@ -70,7 +70,7 @@ def create(state: str, *overrides: str) -> RunSpec:
 
 
 @pytest.mark.parametrize("state", ["done", "interrupted"])
-def test_an_edited_plugin_starts_a_new_run_and_is_named(
+def test_edited_plugin_starts_a_new_run_and_is_named(
     plugin: Path, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = create(state)
@@ -87,7 +87,7 @@ def test_an_edited_plugin_starts_a_new_run_and_is_named(
     assert assigned()[1][0].folder.path == first.folder.path
 
 
-def test_a_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: Path) -> None:
+def test_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: Path) -> None:
     first = create("interrupted")
     edit(plugin)
     experiment = Experiment(first.folder.config)
@@ -95,7 +95,7 @@ def test_a_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: 
     assert run.folder.path != first.folder.path
 
 
-def test_a_worker_refuses_a_plugin_that_changed_while_its_run_waited(
+def test_worker_rejects_a_plugin_that_changed_while_its_run_waited(
     plugin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = create("interrupted")
@@ -117,9 +117,7 @@ def test_runs_of_different_plugin_code_are_not_seeds_of_one_variant(plugin: Path
     assert len(compare([Path("runs/x")]).variants) == 2
 
 
-def test_the_version_of_a_synthetic_data_set_is_part_of_the_identity(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_of_a_synthetic_data_set_is_part_of_the_identity(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = create("done")
     assert yaml.safe_load(first.folder.config.read_text())["versions"]["data.dataset"] == "1"
     monkeypatch.setattr(DigitScenes, "version", 2)
@@ -128,14 +126,14 @@ def test_the_version_of_a_synthetic_data_set_is_part_of_the_identity(
     assert "versions.data.dataset = 1, now 2" in str(describe_restarts([run]))
 
 
-def test_a_module_counts_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_is_identified_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(plugin.parent)
     first = create("done", "plugins=[my_attention]")
     edit(plugin)
     assert assigned("plugins=[my_attention]")[1][0].digest != first.digest
 
 
-def test_a_package_counts_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_is_identified_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "my_package"
     package.mkdir()
@@ -146,7 +144,7 @@ def test_a_package_counts_by_all_its_files(tmp_path: Path, monkeypatch: pytest.M
     assert source_hash("my_package") != before
 
 
-def test_the_ledger_has_the_recorded_digest(plugin: Path) -> None:
+def test_ledger_has_the_recorded_digest(plugin: Path) -> None:
     first = create("done")
     edit(plugin)
     create("done")

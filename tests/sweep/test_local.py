@@ -7,7 +7,7 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.local import command
 
 
-def test_the_command_of_a_run_does_something(tmp_path):
+def test_worker_command_is_valid(tmp_path):
     """Without a config it ends with an error, and not in silence."""
     ended = subprocess.run(command(RunFolder(tmp_path), 1), capture_output=True, text=True, timeout=120)
     assert ended.returncode == ExitCode.USER_ERROR

@@ -65,7 +65,7 @@ def test_rank_and_rendezvous_under_srun(monkeypatch):
     assert distributed.read_env().init_method == "tcp://node7:1234"
 
 
-def test_a_failed_rendezvous_names_its_address(monkeypatch):
+def test_failed_rendezvous_names_its_address(monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
@@ -145,7 +145,7 @@ def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
+def test_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
     run = tiny_run(tmp_path, processes="2")
     started = time.monotonic()
     done = subprocess.run([*TORCHRUN, engine_rank.__file__, str(run.path)], capture_output=True, text=True, timeout=300)
@@ -157,7 +157,7 @@ def test_a_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
+def test_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
     run, uninterrupted = (tiny_run(tmp_path / name, processes="2", train__steps="60") for name in ("run", "whole"))
     command = [*TORCHRUN, *WORKER, str(run.path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

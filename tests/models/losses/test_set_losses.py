@@ -129,7 +129,7 @@ def test_number_of_boxes_can_be_given():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", ["logits", "boxes"])
-def test_a_nonfinite_prediction_makes_the_loss_nonfinite(kind, field):
+def test_nonfinite_prediction_makes_the_loss_nonfinite(kind, field):
     """The engine stops at such a loss, so matching must not hide it."""
     for value in (math.nan, math.inf):
         output, targets = random_output(kind), random_targets(2, 1, 0)
