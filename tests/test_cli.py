@@ -361,7 +361,7 @@ def test_interrupt_before_training_leaves_no_record(tiny: Path, processes: int) 
 
 @pytest.mark.slow
 def test_killed_run_is_retried(tiny: Path) -> None:
-    """After SIGKILL to its process, once; the results are those of an undisturbed sweep."""
+    """After SIGKILL to its process, once; the results equal those of an uninterrupted sweep."""
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=150", "train.checkpoint_every=10"]
     process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = tiny.parent / "runs/tiny/points=1-seed=0"

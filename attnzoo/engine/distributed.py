@@ -16,7 +16,7 @@ from torch import Tensor
 from attnzoo.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: the other ranks wait while rank 0 runs the COCO evaluation
-# What Gloo and NCCL say when a peer is gone.
+# Error messages of Gloo and NCCL when a peer has exited.
 PEER_LOST_PATTERN = re.compile(
     r"closed by peer|reset by peer|broken pipe|socket closed|connection (was )?(closed|reset)|remote process exited"
     r"|timed out waiting|no data received|failed to (recv|read)|communicator was aborted",

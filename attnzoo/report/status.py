@@ -25,7 +25,7 @@ TAIL_BYTES = 65536
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands. `state` is pending, running, done, failed, dead, interrupted, cancelled or
+    """The state of a run. `state` is pending, running, done, failed, dead, interrupted, cancelled or
     damaged; `note` says why.
 
     `active`: queued or running. `missing`: never started nor submitted. `restarts`: starts after the first.

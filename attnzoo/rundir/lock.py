@@ -68,7 +68,7 @@ def _try_acquire(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
 
 
 def _is_stale(owner: dict[str, Any], run: RunFolder) -> bool:
-    """Whether the owner in the file is gone, although nothing but the file says that it holds the lock."""
+    """Whether the owner named in the file has exited; the caller holds the file lock itself."""
     if owner["host"] == node_name() or (owner["job"] is not None and owner["job"] == job_id()):
         return True
     heartbeat = run.heartbeat()

@@ -96,7 +96,7 @@ class _Supervisor:
         return ["srun", "--kill-on-bad-exit=1", *options, sys.executable, "-m", WORKER_MODULE, str(self.run.path)]
 
     def _install_handlers(self, process: "subprocess.Popen[bytes]") -> None:
-        """Outlive the signals that SLURM sends to the workers as well, until they have saved."""
+        """Keep running after signals that SLURM also sends to the workers, until they have saved."""
 
         def forward(signum: int, frame: FrameType | None) -> None:
             process.send_signal(signum)

@@ -1,7 +1,5 @@
-"""A newcomer's attention in one file, outside the package: loaded, built, and held to the whole contract."""
+"""An attention in one file outside the package: it is loaded, built and fulfils the contract."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +10,9 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Role, Slot
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
-# Compiling is slow, and what it tests of low_rank the dense core has shown.
-QUICK = [clause for clause in CLAUSES if not clause.startswith("compile")]
+FAST_CLAUSES = [clause for clause in CLAUSES if not clause.startswith("compile")]
 
-
-@pytest.fixture(autouse=True)
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("attnzoo_plugin_", "my_")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
 @pytest.fixture
@@ -36,7 +24,7 @@ def plugin(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("role", list(Role))
-@pytest.mark.parametrize("clause", QUICK)
+@pytest.mark.parametrize("clause", FAST_CLAUSES)
 def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> None:
     assert load_plugin(plugin) == ["mine"]
     CLAUSES[clause](Case("mine", role))
@@ -44,7 +32,7 @@ def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", list(Role))
-@pytest.mark.parametrize("clause", [clause for clause in CLAUSES if clause not in QUICK])
+@pytest.mark.parametrize("clause", [clause for clause in CLAUSES if clause not in FAST_CLAUSES])
 def test_example_compiles(clause: str, role: Role, plugin: Path) -> None:
     load_plugin(plugin)
     CLAUSES[clause](Case("mine", role))
@@ -65,9 +53,9 @@ def test_example_pools_tokens(plugin: Path) -> None:
 
 def test_loading_twice_changes_nothing(plugin: Path) -> None:
     assert load_plugin(plugin) == ["mine"]
-    kind = ATTENTIONS.get("mine")
+    constructor = ATTENTIONS.get("mine")
     assert load_plugin(str(plugin)) == ["mine"]
-    assert ATTENTIONS.get("mine") is kind
+    assert ATTENTIONS.get("mine") is constructor
 
 
 def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

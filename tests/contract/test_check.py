@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -183,18 +182,12 @@ FAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Restore the registry after each test; omit the clauses that compile."""
-    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
+def fast_clauses(clean_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Omit the clauses that compile."""
     fast_clauses = {
         name: clause for name, clause in CLAUSES.items() if name not in ("compile_static", "compile_dynamic", "export")
     }
     monkeypatch.setattr(report, "CLAUSES", fast_clauses)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("attnzoo_plugin_"):
-            del sys.modules[name]
 
 
 @pytest.fixture

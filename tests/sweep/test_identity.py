@@ -1,15 +1,12 @@
 """A run is identified by its config, the source of its plugins and the version of its data, as recorded when made."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from attnzoo import run as attnzoo_run
-from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import source_hash
 from attnzoo.config.load import Experiment, digest, load_saved
 from attnzoo.data.scenes import DigitScenes
@@ -31,14 +28,7 @@ train: {steps: 5}
 """
 
 
-@pytest.fixture(autouse=True)
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("attnzoo_plugin_", "my_")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def kill_at(run: RunFolder, moment: str, count: int) -> None:
 
 
 def assert_same(run: RunFolder, uninterrupted: RunFolder) -> None:
-    """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
+    """Metrics, events, weights and the best checkpoint equal those of the uninterrupted run."""
     assert results(run) == results(uninterrupted)
     ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest()) for r in (run, uninterrupted))
     for part in ("model", "ema"):
