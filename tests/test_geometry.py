@@ -1,4 +1,4 @@
-"""Layouts of padded pyramids, and that geometry passes through compilers and checkpoints."""
+"""Layouts of padded pyramids; geometry under torch.compile, export and activation checkpointing."""
 
 import pytest
 import torch
@@ -70,13 +70,13 @@ def test_unpadded_is_a_mask_without_padding() -> None:
         assert torch.equal(getattr(unpadded, name), getattr(masked, name)), name
 
 
-def test_image_of_padding_alone_has_finite_geometry() -> None:
+def test_image_of_only_padding_has_finite_geometry() -> None:
     layout = Layout.from_masks([torch.ones(1, 4, 6, dtype=torch.bool)])
     assert layout.centers.isfinite().all()
     assert (layout.valid_ratios > 0).all()
 
 
-def test_levels_can_be_taken_alone() -> None:
+def test_level_selects_one_level() -> None:
     layout = Layout.from_masks(masks_of(SIZES, VALID))
     memory = Pyramid(torch.randn(2, 30, 8), layout, torch.randn(2, 30, 8))
     for index, level_slice in enumerate((slice(0, 24), slice(24, 30))):

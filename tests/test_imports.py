@@ -1,4 +1,4 @@
-"""Imports point one way, and the light parts stay light."""
+"""Imports are layered, and light modules load no heavy libraries."""
 
 import ast
 import graphlib
@@ -78,7 +78,7 @@ def test_every_allowed_import_is_used() -> None:
 
 
 def test_modules_do_not_import_each_other() -> None:
-    """Not in a circle of any length either, wherever in a file the import stands."""
+    """No import cycle of any length, imports inside functions included."""
     below = {
         name: {used for used in imports(path) & MODULES.keys() if not f"{name}.".startswith(f"{used}.")}
         for name, path in MODULES.items()
@@ -122,14 +122,14 @@ def test_command_line_imports_lazily() -> None:
 
 
 def test_operators_and_attentions_import_only_torch_and_einops() -> None:
-    """Compared with what torch itself loads, which depends on what is installed beside it."""
+    """Compared with the modules that torch itself loads, which depend on the other installed packages."""
     extra = loaded_by("import attnzoo.ops, attnzoo.attention") - loaded_by("import torch, torch.utils.flop_counter")
     assert extra <= {"attnzoo", "einops"}
     assert "attnzoo" in extra
 
 
 def test_attentions_work_without_other_libraries() -> None:
-    """They import where nothing else is installed."""
+    """They can be imported without any other package."""
     blocked = f"import sys\nsys.modules.update(dict.fromkeys({HEAVY}))"
     assert "attnzoo" in loaded_by(f"{blocked}\nimport attnzoo.ops, attnzoo.attention")
 

@@ -265,7 +265,7 @@ print(json.dumps([torch.__version__, ops.backends()["cpu"], trained, others]))
 """
 
 
-def test_operators_and_attentions_work_with_torch_alone_in_another_version(wheel, tmp_path):
+def test_operators_and_attentions_work_with_only_torch_of_another_version(wheel, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Registries check options against the signature of the constructor; messages name the remedy."""
+"""Registries check options against the signature of the constructor; messages say how to fix it."""
 
 from collections.abc import Callable
 from typing import Any, Literal

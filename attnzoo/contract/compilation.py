@@ -7,7 +7,7 @@ from attnzoo.contract.cases import BATCH, DIM, NUM_OBJECTS, Case
 from attnzoo.contract.expect import context, require_close
 from attnzoo.geometry import Layout, Pyramid, Queries, Role
 
-TRACEABLE = "(it must trace to one graph: no branches on tensor values or sizes, no item(), no tolist())"
+ONE_GRAPH_HINT = "(it must trace to one graph: no branches on tensor values or sizes, no item(), no tolist())"
 Inputs = tuple[list[Tensor], list[Tensor], Tensor, Tensor]
 
 
@@ -45,7 +45,7 @@ def compiles(case: Case, dynamic: bool, growths: tuple[int, ...], backend: str =
     compiled = torch.compile(module, fullgraph=True, backend=backend, dynamic=dynamic)
     for growth in growths:
         inputs = module.example(growth)
-        with torch._dynamo.config.patch(error_on_recompile=True), context(TRACEABLE):
+        with torch._dynamo.config.patch(error_on_recompile=True), context(ONE_GRAPH_HINT):
             actual = compiled(*inputs)
         expected = module(*inputs)
         require_close(actual, expected, "the compiled output differs from the eager one", atol=1e-5, rtol=1e-5)
@@ -74,7 +74,7 @@ def compile_dynamic(case: Case) -> None:
 def export(case: Case) -> None:
     """The exported graph gives the eager outputs on other inputs."""
     module = FromTensors(case)
-    with context(TRACEABLE):
+    with context(ONE_GRAPH_HINT):
         exported = torch.export.export(module, module.example()).module()
     inputs = module.example(seed=5)
     require_close(

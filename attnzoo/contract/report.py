@@ -55,8 +55,8 @@ def _cases(name: str, options: Mapping[str, Any]) -> list[Case]:
             continue
     if len(rejected) == len(all_cases):
         raise next(iter(rejected.values()))
-    for role, error in rejected.items():
-        print(f"{name}: not possible in {role}: {error}")
+    for role, rejection in rejected.items():
+        print(f"{name}: not possible in {role}: {rejection}")
     return [case for case in all_cases if case.role not in rejected]
 
 
@@ -77,8 +77,8 @@ def _run(clause_name: str, clause: Clause, cases: list[Case], verbose: bool) -> 
         flush=True,
     )
     if verbose:
-        for error in errors.values():
-            print("".join(traceback.format_exception(error)), end="", flush=True)
+        for failure in errors.values():
+            print("".join(traceback.format_exception(failure)), end="", flush=True)
     return set(errors)
 
 

@@ -29,7 +29,7 @@ class RendezvousError(UserError):
 
 
 class DistEnv(NamedTuple):
-    """What the launcher's environment says about this process."""
+    """Rank, world size and rendezvous of this process, as set by the launcher."""
 
     rank: int
     world_size: int
@@ -159,7 +159,7 @@ def _rendezvous_message(rank: int, world_size: int, init_method: str, error: Exc
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Whether a collective failed because a peer is gone: that process, not this one, has the cause."""
+    """Whether a collective failed because a peer process exited; the cause is in that process."""
     return isinstance(error, RuntimeError) and PEER_LOST_PATTERN.search(str(error)) is not None
 
 

@@ -20,7 +20,7 @@ RESERVE_BYTES = 65536
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file atomically: readers see the old or the new content, and so does a power cut."""
+    """Write a file atomically: readers see the old or the new content, also after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -117,9 +117,9 @@ class RunFolder:
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
     def damage(self) -> str | None:
-        """Which file cannot be used, and how to fix it; None if all of a run that was started can be read.
+        """Which file is damaged or missing, and how to fix it; None if all files of a started run are readable.
 
-        Of the config, only that it is there and whole lines long; it is read where it is needed.
+        The config is only checked to exist and to end with a newline; `load_saved` parses it.
         """
         try:
             if self.read_status()["state"] == "pending" and not self.metrics.exists():

@@ -60,7 +60,7 @@ class ConfigBuilder:
         return built
 
     def locate(self, error: UserError) -> UserError:
-        """The error with the source of its keys in front: that of the last set one, else of the nearest key above."""
+        """The error prefixed with the source of its key set last, else of the nearest parent key."""
         candidates = [key for key in self._sources if key in error.keys]
         key = candidates[-1] if candidates else next(iter(error.keys), "")
         while key and key not in self._sources:

@@ -165,7 +165,7 @@ class _Supervisor:
         return {node} if node and len(others) >= self.nodes else set()
 
     def _first_failure(self) -> tuple[str | None, int | None]:
-        """(node, exit code) of the process that failed first, from srun's messages; None for what they do not say."""
+        """(node, exit code) of the process that failed first, from srun's messages; None if unknown."""
         with self.run.log.open("rb") as file:
             file.seek(self.log_offset)
             match = SRUN_ERROR.search(file.read().decode(errors="replace"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.dat import Published
+from support.dat import PublishedAttention
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -73,7 +73,7 @@ def test_follows_the_published_versions(version: str, options: dict[str, Any]) -
     attention, memory = stage(**options, convention=version), map_of(MAP)
     sizes = (4, options["groups"], options["stride"], options["kernel"])
     factor = options.get("range_factor", 2.0) if options.get("offset_range", "tanh") == "tanh" else None
-    reference = Published(version, published_names(attention), *sizes, factor, options.get("offsets", True))
+    reference = PublishedAttention(version, published_names(attention), *sizes, factor, options.get("offsets", True))
     output = attention(memory.as_queries(), memory)
     expected = reference(memory.tokens[0].T.reshape(16, *MAP))
     assert_close(output[0], expected.flatten(1).T, atol=1e-11, rtol=0)
@@ -82,7 +82,7 @@ def test_follows_the_published_versions(version: str, options: dict[str, Any]) -
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_published_tables_are_resized_for_other_maps(version: str) -> None:
     attention, memory = stage(stride=1, kernel=3, groups=2, convention=version), map_of((6, 3))
-    reference = Published(version, published_names(attention), 4, 2, 1, 3, 2.0, True)
+    reference = PublishedAttention(version, published_names(attention), 4, 2, 1, 3, 2.0, True)
     expected = reference(memory.tokens[0].T.reshape(16, 6, 3))
     assert_close(attention(memory.as_queries(), memory)[0], expected.flatten(1).T, atol=1e-11, rtol=0)
 
@@ -217,7 +217,7 @@ CLAUSES = ("gradients", "padding_is_ignored", "padded_equals_unpadded", "all_pad
 
 
 def option_cases() -> Iterator[Any]:
-    """Conventions are geometry alone: that gradients arrive is checked with the other options."""
+    """Conventions affect geometry only, so gradients are checked with the other options."""
     for options, role, clause in itertools.product(OPTIONS, Role, CLAUSES):
         if role == Role.DECODER and ("bias", "depthwise") in options:
             continue

@@ -1,4 +1,4 @@
-"""Dense attention against torch's own module, and where the numbers get hard."""
+"""Dense attention against torch's module, and its numerics for large logits."""
 
 import pytest
 import torch

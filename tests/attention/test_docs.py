@@ -1,4 +1,4 @@
-"""The pages on attentions say what the code says."""
+"""The pages on attentions agree with the code."""
 
 import inspect
 import re

@@ -32,7 +32,7 @@ def pyramid(shapes: list[tuple[int, int]], masks: list[Tensor] | None = None) ->
 
 
 def neighbors(position: int, size: int, kernel: int) -> range:
-    """The positions that one sees: as many to both sides, moved inwards at the ends."""
+    """The positions of a neighborhood along one axis: centred, shifted inwards at the borders."""
     start = min(max(position - kernel // 2, 0), max(size - kernel, 0))
     return range(start, min(start + kernel, size))
 

@@ -208,7 +208,7 @@ def test_object_queries_reject_a_shift() -> None:
 
 @pytest.mark.parametrize("name", ["window", "neighborhood", "dat"])
 def test_queries_different_from_memory_compile_and_export(name: str) -> None:
-    """Whether they are is decided while tracing, as the contract checks for those that are."""
+    """Whether queries are the memory is decided while tracing; the contract covers the case that they are."""
 
     class FromTensors(torch.nn.Module):
         def __init__(self) -> None:

@@ -22,7 +22,7 @@ train: {steps: 5}
 
 
 def merged(path: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """What the file and the overrides say, without the options that they leave out."""
+    """The config of the file and the overrides, without defaults of options."""
     return Experiment(path, overrides).config()
 
 
@@ -323,7 +323,7 @@ def test_changes_override_everything_else(experiment: Path) -> None:
     assert (config.model.dim, config.seed) == (32, 4)
 
 
-def test_model_config_takes_nested_and_dotted_keys() -> None:
+def test_model_config_accepts_nested_and_dotted_keys() -> None:
     config = presets.detector_config(None, {"dim": 64, "encoder": {"layers": 2}, "encoder.attention.name": "dense"})
     assert (config.dim, config.encoder.layers, config.encoder.attention) == (64, 2, {"name": "dense"})
     with pytest.raises(UserError, match="unknown key 'dimm'; did you mean 'dim'"):

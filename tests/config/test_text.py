@@ -1,4 +1,4 @@
-"""Any text in a config comes back from the file that it is saved to, in any locale."""
+"""Any text in a config survives saving and loading, in any locale."""
 
 import dataclasses
 import os

@@ -118,7 +118,7 @@ def published_shape(height, width, scale, max_size):
 
 
 def test_sizes_are_the_published_ones():
-    """Also those that torchvision's Resize gets wrong by a pixel or two, where the longer side limits."""
+    """Including those limited by the longer side, where torchvision's Resize differs by a pixel or two."""
     assert resized_shape(360, 640, 800, 1333) == (750, 1333)
     generator = torch.Generator().manual_seed(0)
     sides = torch.randint(50, 2000, (4000, 2), generator=generator).tolist()

@@ -108,7 +108,7 @@ def test_sizes_of_validation_images_are_checked_before_training(root):
 
 @pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 3000), (1, 1)])
 def test_images_of_one_row_or_column_are_resized(root, shape):
-    """Their short side stays a pixel long."""
+    """Their shorter side is at least one pixel."""
     height, width = shape
     Image.fromarray(picture(width, height, 0)).save(root / "pictures" / "3.png")
     edit(root, lambda content: content["images"][2].update(height=height, width=width))
@@ -257,7 +257,7 @@ def test_fields_of_entries_are_checked(root, section, key, value):
 
 
 def _split_annotations(root, change):
-    """An annotation file of its own for val, changed; the options that name it."""
+    """A changed annotation file for val, and the options that select it."""
     path = root / "annotations" / "val.json"
     content = json.loads((root / "annotations" / "all.json").read_text())
     change(content)

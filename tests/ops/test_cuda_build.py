@@ -86,10 +86,10 @@ def test_main_path_does_not_spill_registers(usages):
 def test_published_report_is_up_to_date(built, usages):
     published = ptxas.REPORT.read_text()
     compiler = ptxas.nvcc_version(built.log)
-    again = "docs/results/cuda-kernels.md is out of date: python tests/support/ptxas.py"
-    assert all(f"`{usage.kernel}`" in published for usage in usages), again
+    hint = "docs/results/cuda-kernels.md is out of date: python tests/support/ptxas.py"
+    assert all(f"`{usage.kernel}`" in published for usage in usages), hint
     if compiler in published:  # register allocation depends on the compiler
-        assert ptxas.report(usages, compiler) == published, again
+        assert ptxas.report(usages, compiler) == published, hint
 
 
 @pytest.mark.slow

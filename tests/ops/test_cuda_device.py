@@ -20,7 +20,7 @@ def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
 
 
 def fused_call(args: Fused, grad: Tensor, deterministic: bool) -> Call:
-    """Forward and backward of the fused form, on tensors that are changed in place between calls."""
+    """Forward and backward of the fused operator, on tensors that are changed in place between calls."""
     value, shapes, *others = args
 
     def call() -> tuple[Tensor, ...]:

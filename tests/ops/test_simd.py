@@ -90,7 +90,7 @@ def test_half_precision_is_rounded_as_pytorch_does(scale, dtype, level):
     torch.testing.assert_close(output, (value[:, 0] * weights[:, 0, 0]).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def test_levels_are_really_different(monkeypatch):
+def test_levels_use_different_kernels(monkeypatch):
     args = arguments(((12, 17), (6, 9)), queries=60, head_dim=32, dtype=F32)
     outputs = []
     for name in LEVELS:

@@ -28,11 +28,11 @@ def test_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monkey
     monkeypatch.setenv("ATTNZOO_TEST_RAISE", "1:4")
     sweep.submit(*PAIR)
     state = sweep.wait_for_end()["seed=3"]
-    assert (state.state, state.note) == ("failed", "RuntimeError: process 1 has had enough")
+    assert (state.state, state.note) == ("failed", "RuntimeError: injected failure in process 1")
     wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 180, "for the job's end")
     assert cluster.restarts(sweep.job()) == 0
     log = sweep.run().log.read_text()
-    assert log.index("process 1 has had enough") < log.find("lost a peer process") % len(log)
+    assert log.index("injected failure in process 1") < log.find("lost a peer process") % len(log)
     assert log.count("Traceback") == 1
     assert [attempt.outcome for attempt in attempts.read(sweep.run())] == ["failed"]
 

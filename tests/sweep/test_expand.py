@@ -24,7 +24,7 @@ def test_without_a_sweep_there_is_one_run(tmp_path: Path) -> None:
     assert (run.name, run.overrides, run.seed) == ("seed=3", {}, 3)
 
 
-def test_grid_takes_all_combinations_with_all_seeds(tmp_path: Path) -> None:
+def test_grid_gives_all_combinations_with_all_seeds(tmp_path: Path) -> None:
     found = names(tmp_path, "sweep: {grid: {model.dim: [8, 16], model.head.refine: [true, false]}, seeds: [0, 1]}")
     assert len(found) == 8
     assert found[0] == "dim=8-refine=true-seed=0"

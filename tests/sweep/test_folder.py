@@ -93,7 +93,7 @@ def test_unwritable_output_folder_is_an_error(experiment: Path, tmp_path: Path) 
         folder.create(folder.assign(runs(experiment)), "x")
 
 
-def test_run_folder_with_foreign_files_is_left_alone(experiment: Path, tmp_path: Path) -> None:
+def test_run_folder_with_foreign_files_is_not_used(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs")
     foreign = RunFolder(folder.path / "dim=8-seed=0")
     foreign.path.mkdir(parents=True)

@@ -92,7 +92,7 @@ def test_worker_rejects_a_plugin_that_changed_while_its_run_waited(
     edit(plugin)
     before = first.folder.status.read_text()
     assert train_run(first.folder.path) == ExitCode.USER_ERROR
-    assert f"{plugin} changed after this run was made" in capsys.readouterr().err
+    assert f"{plugin} changed after this run was created" in capsys.readouterr().err
     assert first.folder.status.read_text() == before
 
 

@@ -38,7 +38,7 @@ def test_without_a_record_the_exit_code_decides(run, code, expected):
     assert outcome.classify(run, code, time.time() - 5) == expected
 
 
-def test_what_the_worker_recorded_takes_precedence(run):
+def test_status_recorded_by_the_worker_takes_precedence(run):
     start_time = time.time() - 5
     run.write_status(state="failed", error="it was me")
     assert outcome.classify(run, -signal.SIGKILL, start_time) == Outcome(ExitKind.FAILED, "it was me")

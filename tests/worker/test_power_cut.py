@@ -28,7 +28,7 @@ def train_on(disk: Disk) -> None:
 
 
 def assert_tells_the_truth(run: RunFolder, uninterrupted: RunFolder) -> None:
-    """A run that says it is done has all of its rows."""
+    """A run in state done has all of its rows."""
     assert run.read_status()["state"] != "done" or results(run) == results(uninterrupted)
 
 

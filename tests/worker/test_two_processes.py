@@ -1,4 +1,4 @@
-"""Two processes on Gloo: the results of one process, a common end, no hanging."""
+"""Two processes on Gloo give the results of one, end together and do not hang."""
 
 import re
 import shutil
@@ -97,7 +97,7 @@ def test_two_sharded_processes_give_the_results_of_one_and_resume(tmp_path):
 
 
 def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
-    """A run as it was at its last checkpoint but one, to go on with `changes`."""
+    """A run at its second-last checkpoint, to be resumed with `changes`."""
     begun = tiny_run(folder, **changes)
     shutil.copytree(run.checkpoints, begun.checkpoints)
     shutil.copy(run.metrics, begun.metrics)
@@ -123,7 +123,7 @@ def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_a_classifier_as_one(tmp_path):
-    """Without what draws for each process: mixing and stochastic depth."""
+    """Without randomness per process: mixup and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
     one = tiny_classifier(tmp_path / "one", **still)
     assert train_run(one.path) == ExitCode.OK
@@ -152,7 +152,7 @@ def test_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
     assert done.returncode != 0
     assert time.monotonic() - started < 90
     status = run.read_status()
-    assert (status["state"], status["error"]) == ("failed", "RuntimeError: rank 1 has had enough")
+    assert (status["state"], status["error"]) == ("failed", "RuntimeError: injected failure")
     assert "rank 1 failed" in run.log.read_text()
 
 

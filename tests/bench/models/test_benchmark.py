@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.fresh import passed_on_its_own
+from support.fresh import passes_in_subprocess
 
 from attnzoo import ops
 from attnzoo.attention.dat_bias import TableBias
@@ -36,7 +36,7 @@ def test_losses_and_gradients_agree(name):
 
 def test_forward_pass_and_training_step_of_both_are_timed(request):
     # After fake tensors, torch has threads for gradients, which forked processes lack: no peak memory then.
-    if passed_on_its_own(request):
+    if passes_in_subprocess(request):
         return
     record = benchmark.run(CPU, ["deformable_detr_r50"], **SMALL)
     assert [row["workload"] for row in record["rows"]] == ["forward, 1 x 32x64", "training step, 2 x 32x32"]
