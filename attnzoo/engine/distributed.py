@@ -135,16 +135,16 @@ def init(device: str) -> DistContext:
     Raises UserError if the device does not exist, RendezvousError if the peers do not connect.
     """
     rank, world_size, local_rank, init_method = read_env()
-    chosen = pick_device(device, local_rank)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    torch_device = pick_device(device, local_rank)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     if world_size > 1 and not dist.is_initialized():
-        backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
+        backend = "gloo" if torch_device.type == "cpu" else "cpu:gloo,cuda:nccl"
         try:
             dist.init_process_group(backend, init_method, rank=rank, world_size=world_size, timeout=TIMEOUT)
         except (RuntimeError, OSError) as error:
             raise RendezvousError(_rendezvous_message(rank, world_size, init_method, error)) from error
-    return DistContext(rank, world_size, chosen)
+    return DistContext(rank, world_size, torch_device)
 
 
 def _rendezvous_message(rank: int, world_size: int, init_method: str, error: Exception) -> str:

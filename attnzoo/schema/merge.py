@@ -51,13 +51,13 @@ class ConfigBuilder:
     def build(self) -> Any:
         """An instance of the schema, `${…}` resolved. Raises UserError for a wrong type or a number out of range."""
         try:
-            built = _convert(self.schema, self._resolved())
-            for key, number, allowed in _numbers(built, ""):
+            config = _convert(self.schema, self._resolved())
+            for key, number, allowed in _numbers(config, ""):
                 if number not in allowed:
                     raise UserError(f"{key} = {number}: expected {allowed}", key=key)
         except UserError as error:
             raise self.locate(error) from None
-        return built
+        return config
 
     def locate(self, error: UserError) -> UserError:
         """The error prefixed with the source of its key set last, else of the nearest parent key."""
@@ -218,10 +218,10 @@ def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserE
     return UserError(f"unknown key {key!r}{hint} ({allowed}: {', '.join(siblings)})", key=key)
 
 
-def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
+def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
     """Full key, number and allowed range of all numbers in an instance of the schema."""
-    for field in dataclasses.fields(built):
-        value, key = getattr(built, field.name), f"{prefix}{field.name}"
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{key}.")
         else:

@@ -115,8 +115,8 @@ def test_record_shows_the_neighbors() -> None:
     seen = entry["weights"].amax(2) > 0  # (B, S, K)
     assert (seen.sum(-1) == 9).all()
     pixels = entry["locations"] * torch.tensor([9.0, 6.0]) - 0.5
-    found = {(round(x), round(y)) for x, y in pixels[0, 0][seen[0, 0]].tolist()}
-    assert found == {(x, y) for x in range(3) for y in range(3)}  # of the corner
+    actual = {(round(x), round(y)) for x, y in pixels[0, 0][seen[0, 0]].tolist()}
+    assert actual == {(x, y) for x in range(3) for y in range(3)}  # of the corner
 
 
 @pytest.mark.parametrize("kernel", [0, 4, -3])

@@ -66,16 +66,18 @@ def test_annotations_are_within_their_limits():
     dataset = build_dataset(config(noise=0.0), "train")
     classes = load_digits().target
     for i, image_id in enumerate(dataset.image_ids):
-        found = dataset.coco.imgToAnns.get(image_id, [])
-        assert 1 <= len(found) <= 4
-        for one in found:
-            x, y, w, h = one["bbox"]
+        annotations = dataset.coco.imgToAnns.get(image_id, [])
+        assert 1 <= len(annotations) <= 4
+        for annotation in annotations:
+            x, y, w, h = annotation["bbox"]
             assert x >= 0
             assert y >= 0
             assert max(x + w, y + h) <= 64
             assert 9.5 <= max(w, h) <= 28.5
-            assert one["category_id"] == classes[one["source"]]
-            assert all(overlap(one["bbox"], other["bbox"]) <= 0.1 for other in found if other is not one)
+            assert annotation["category_id"] == classes[annotation["source"]]
+            assert all(
+                overlap(annotation["bbox"], other["bbox"]) <= 0.1 for other in annotations if other is not annotation
+            )
         assert dataset[i][0].shape == (3, 64, 64)
     assert dataset.num_classes == dataset_info(config()).num_classes == 10
 

@@ -31,9 +31,9 @@ def model(preset: str, **changes: str) -> Classifier:
 
 
 def layers(preset: str, suffix: str) -> list[nn.Linear | nn.Conv2d]:
-    found = [module for name, module in model(preset).named_modules() if name.endswith(suffix)]
-    assert found, suffix
-    return found  # type: ignore[return-value]
+    modules = [module for name, module in model(preset).named_modules() if name.endswith(suffix)]
+    assert modules, suffix
+    return modules  # type: ignore[return-value]
 
 
 def assert_uniform(tensor: Tensor, bound: float) -> None:

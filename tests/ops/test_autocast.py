@@ -67,12 +67,12 @@ def test_gradients_have_the_dtypes_of_their_arguments(form: str, device: str) ->
         output = function(leaves[0], shapes, *leaves[1:])
     gradients = torch.autograd.grad(output.float().square().sum(), leaves)
     half = function(leaves[0].to(BF16), shapes, *leaves[1:])
-    for got, expected in zip(gradients, torch.autograd.grad(half.float().square().sum(), leaves), strict=True):
-        assert got.dtype == F32
+    for actual, expected in zip(gradients, torch.autograd.grad(half.float().square().sum(), leaves), strict=True):
+        assert actual.dtype == F32
         if device == "cpu":
-            assert torch.equal(got, expected)
+            assert torch.equal(actual, expected)
         else:  # the order of atomic additions varies
-            torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)

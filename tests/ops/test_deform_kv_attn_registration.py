@@ -95,8 +95,8 @@ def test_compiles_without_a_graph_break(kind: str, dynamic: bool, device: str) -
             output = function(*args, padding)
             used = [p for n, p in model.named_parameters() if (n == "table") == (kind == "table") or "proj" in n]
             results.append((output, *torch.autograd.grad(output.square().sum(), [*args, *used])))
-        for got, expected in zip(*results, strict=True):
-            assert_close(got, expected)
+        for actual, expected in zip(*results, strict=True):
+            assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,9 +42,9 @@ from attnzoo.schema import yaml12
     ],
 )
 def test_value(text: str, expected: object) -> None:
-    found = yaml12.parse_value(text, "command line")
-    assert found == expected
-    assert type(found) is type(expected)
+    actual = yaml12.parse_value(text, "command line")
+    assert actual == expected
+    assert type(actual) is type(expected)
 
 
 def test_dump_round_trips(tmp_path: Path) -> None:
