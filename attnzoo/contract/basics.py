@@ -97,7 +97,7 @@ def reference_points(case: Case) -> None:
 
 
 def state_dict(case: Case) -> None:
-    """The state dict holds the whole state; another seed initialises other parameters."""
+    """Loading the state dict reproduces the output; another seed initialises other parameters."""
     memory = pyramid(case.maps)
     queries = case.queries(memory)
     source, target = case.build(seed=0), case.build(seed=1)

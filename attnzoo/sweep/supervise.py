@@ -1,6 +1,6 @@
 """What a SLURM job runs on its first node: starts the workers with srun, classifies how they end, requeues the job.
 
-It runs outside the workers, so it also sees crashes and lost nodes. Imports no torch.
+It runs outside the workers, so it also detects crashes and lost nodes. Imports no torch.
 """
 
 import logging
