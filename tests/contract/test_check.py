@@ -135,6 +135,18 @@ FAULTS = {
         "reference_points",
         "needs_reference_points has decoder, but it runs without them",
     ),
+    "undeclared reference points": (
+        "tokens = queries.with_pos_embed()",
+        "self.require_reference_points(queries); tokens = queries.with_pos_embed()",
+        "reference_points",
+        r"Mine needs reference points .*, got None: add decoder to needs_reference_points",
+    ),
+    "unchecked reference points": (
+        "tokens = queries.with_pos_embed()",
+        "tokens = queries.with_pos_embed() + queries.reference_points.mean()",
+        "reference_points",
+        r"my_attention\.py:23, in forward: AttributeError: .* \(queries without reference points: get them with self",
+    ),
     "mixes images": (
         RETURN,
         f"{RETURN} + values.mean((0, 1))",
