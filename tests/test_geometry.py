@@ -50,7 +50,7 @@ def test_centers_are_normalised_to_the_valid_image() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(1, 9)] * 4), min_size=1, max_size=3))
-def test_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]) -> None:
+def test_centers_map_back_to_their_pixels(levels: list[tuple[int, int, int, int]]) -> None:
     """center · valid_ratio · size − ½ is the pixel's index on the padded map, on every level."""
     sizes = [(max(h, vh), max(w, vw)) for h, w, vh, vw in levels]
     layout = Layout.from_masks(masks_of(sizes, [(vh, vw) for _, _, vh, vw in levels]))

@@ -150,7 +150,7 @@ def test_second_build_compiles_only_sources_with_changed_headers(source, wheel, 
     assert compiled == {str(source / "csrc" / "ms_deform_attn" / "cpu.cpp")}
 
 
-def test_missing_compiler_is_one_line(source, tmp_path):
+def test_missing_compiler_gives_a_one_line_error(source, tmp_path):
     failed = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0", CXX="no-such-compiler")
     assert failed.returncode != 0
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("attnzoo: no C++20")]
@@ -218,7 +218,7 @@ def test_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
 
 
 @CUDA_TORCH
-def test_failed_cuda_build_is_one_line_and_an_error_only_if_requested(bare, tmp_path):
+def test_failed_cuda_build_prints_one_line_and_fails_only_if_requested(bare, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FAKE_GPU)
     cuda = fake_toolkit(tmp_path / "cuda", FAILS)

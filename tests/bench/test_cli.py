@@ -47,7 +47,7 @@ def bench(*arguments):
         (["scaling", "--attentions", "dens"], "unknown attention 'dens'; did you mean 'dense'?"),
     ],
 )
-def test_invalid_arguments_are_one_line(capsys, arguments, message):
+def test_invalid_arguments_give_a_one_line_error(capsys, arguments, message):
     assert bench(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -73,7 +73,7 @@ def test_invalid_arguments_are_one_line(capsys, arguments, message):
         (["models", "--training", "0x64x64"], "--training 0x64x64: every number must be at least 1"),
     ],
 )
-def test_out_of_range_numbers_are_one_line_and_nothing_is_written(capsys, tmp_path, arguments, message):
+def test_out_of_range_numbers_give_a_one_line_error_and_write_nothing(capsys, tmp_path, arguments, message):
     assert bench(*arguments, "--json", tmp_path / "new" / "raw.json") == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -196,7 +196,7 @@ def test_invalid_arguments_create_no_folder(tmp_path):
     assert not folder.exists()
 
 
-def test_full_disk_is_one_line(capsys, monkeypatch, tmp_path):
+def test_full_disk_gives_a_one_line_error(capsys, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -92,7 +92,7 @@ def test_missing_class_folders_are_rejected(folder: Path) -> None:
         dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)}))
 
 
-def test_damaged_image_is_named(folder: Path) -> None:
+def test_error_names_the_damaged_image(folder: Path) -> None:
     (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"image 0 \(.*train/cat/0\.png\) is missing, damaged or unsupported"):
         dataset(name="folder", root=str(folder))[0]

@@ -169,7 +169,7 @@ def test_invalid_options_are_rejected(options, message):
         dataset_info(config(**options))
 
 
-def test_unwritable_cache_is_named(tmp_path, monkeypatch):
+def test_error_names_the_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="ATTNZOO_CACHE"):

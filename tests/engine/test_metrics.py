@@ -65,7 +65,7 @@ def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume)
     }  # fmt: skip
 
 
-def test_rows_that_were_lost_are_named(tmp_path):
+def test_error_names_the_lost_rows(tmp_path):
     metrics = MetricsLogger(RunFolder(tmp_path))
     for step in (1, 2):
         metrics.write(step, {"train/loss": 1.0})

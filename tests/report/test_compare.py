@@ -149,7 +149,7 @@ def test_duplicate_run_is_rejected(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"{}", b"[]", b"3", b'{"state": "dnoe"}', b"\xff"])
-def test_corrupt_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_the_corrupt_status_file(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     run.status.write_bytes(content)
     comparison = compare([folder])
@@ -163,7 +163,7 @@ def test_corrupt_status_is_named(folder: Path, content: bytes, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
-def test_invalid_row_of_metrics_is_named(folder: Path, line: str) -> None:
+def test_error_names_the_invalid_metrics_row(folder: Path, line: str) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")

@@ -27,7 +27,7 @@ def test_start_and_its_end_are_one_attempt(run):
     assert second.outcome is None
 
 
-def test_end_without_a_start_is_an_attempt(run):
+def test_end_without_a_start_counts_as_an_attempt(run):
     attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")
     (only,) = attempts.read(run)
     assert only.is_machine_failure

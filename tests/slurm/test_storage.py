@@ -46,7 +46,7 @@ def fill(disk: Path) -> Path:
                 return filler
 
 
-def test_full_disk_fails_the_run_which_resumes_once_there_is_space(cluster, small_disk, undisturbed, monkeypatch):
+def test_run_that_failed_on_a_full_disk_resumes_once_there_is_space(cluster, small_disk, undisturbed, monkeypatch):
     sweep = Sweep(small_disk)
     monkeypatch.chdir(small_disk)
     sweep.submit()

@@ -60,7 +60,7 @@ def create(state: str, *overrides: str) -> RunSpec:
 
 
 @pytest.mark.parametrize("state", ["done", "interrupted"])
-def test_edited_plugin_starts_a_new_run_and_is_named(
+def test_edited_plugin_starts_a_new_run_and_is_reported(
     plugin: Path, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = create(state)

@@ -88,7 +88,7 @@ def test_seeds_are_kept(tmp_path: Path) -> None:
     ("override", "source"),
     [("", "small.yaml: "), ("data.dataset.image_size=8", "command line: "), ("seed=1", "small.yaml: ")],
 )
-def test_source_of_an_invalid_option_is_named(tmp_path: Path, override: str, source: str) -> None:
+def test_error_names_the_source_of_an_invalid_option(tmp_path: Path, override: str, source: str) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL.replace("image_size: 32", "image_size: 9"))
     experiment = Experiment(path, [override] if override else [])
@@ -99,7 +99,7 @@ def test_source_of_an_invalid_option_is_named(tmp_path: Path, override: str, sou
     assert "data.dataset.image_size" in str(refused.value)
 
 
-def test_sweep_is_named_if_it_set_the_option(tmp_path: Path) -> None:
+def test_error_names_the_sweep_if_it_set_the_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"small\.yaml: sweep: run points=0-seed=0: .*points = 0"):
         valid(tmp_path, "sweep.grid={model.encoder.attention.points: [0, 4]}")
 
