@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1
     USER_ERROR = 2  # nothing was changed
-    PEER_LOST = 75  # another process of the same run is gone (EX_TEMPFAIL)
+    PEER_LOST = 75  # another process of the same run has exited (EX_TEMPFAIL)
     INTERRUPTED = 130  # 128 + SIGINT
     BROKEN_PIPE = 141  # 128 + SIGPIPE
 

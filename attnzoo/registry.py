@@ -1,6 +1,6 @@
 """Registries of constructors with typed options, built from YAML blocks `{name: …, option: …}`.
 
-A registered constructor takes its options as annotated, keyword-only arguments. `*args` and `**kwargs` are refused at
+A registered constructor takes its options as annotated, keyword-only arguments. `*args` and `**kwargs` are rejected at
 registration, because they would accept misspelt options.
 """
 

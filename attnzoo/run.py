@@ -21,7 +21,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def report_errors(command: Callable[[], int]) -> int:
     """The exit code of `command`; a UserError prints one line and gives ExitCode.USER_ERROR."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # in the C locale, `±` is no character
+        sys.stdout.reconfigure(errors="replace")  # the C locale cannot encode `±`
     try:
         code = command()
         sys.stdout.flush()

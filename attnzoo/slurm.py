@@ -39,7 +39,7 @@ class Job:
 
 
 class SlurmUnavailable(UserError):
-    """SLURM is not installed, does not answer, or refuses."""
+    """SLURM is not installed, does not answer, or rejects the request."""
 
 
 def available() -> bool:
@@ -80,7 +80,7 @@ def was_cancelled(job: str) -> bool:
 
 
 def end_time(job: str) -> str:
-    """The time limit of the job as 2026-11-21T08:00:00 in local time; "" if SLURM does not say."""
+    """The time limit of the job as 2026-11-21T08:00:00 in local time; "" if unknown."""
     result = _run(["squeue", "--noheader", "--array", "--jobs", job, "--format=%e"])
     return result.stdout.strip() if result.returncode == 0 else ""
 
@@ -96,7 +96,7 @@ def cancel(ids: Sequence[str]) -> None:
 def requeue(job: str, exclude: Iterable[str] = ()) -> None:
     """Requeue a running job, excluding the nodes `exclude`; ends the caller if it belongs to the job.
 
-    Raises SlurmUnavailable if SLURM refuses.
+    Raises SlurmUnavailable if SLURM rejects it.
     """
     result = _run(["scontrol", "requeue", job])
     if result.returncode:

@@ -1,6 +1,7 @@
-"""Settings of all tests: one thread, a temporary cache, skipped GPU tests, and scheduling of slow tests."""
+"""Fixtures and settings of all tests: one thread, a temporary cache, skipped GPU tests, scheduling."""
 
 import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Unregister the attentions and unload the plugin modules (`my_*`) of a test when it ends."""
+    from attnzoo.attention import ATTENTIONS
+
+    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
+    loaded = set(sys.modules)
+    yield
+    for name in set(sys.modules) - loaded:
+        if name.startswith(("attnzoo_plugin_", "my_")):
+            del sys.modules[name]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +54,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class SharedBuildScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if "[emulated" in nodeid or "the_emulation" in nodeid:
+            if "[emulated" in nodeid or "test_emulation" in nodeid:
                 return "emulated"
             file = nodeid.partition("::")[0]
             return file if has_module_fixture(config.rootpath / file) else nodeid

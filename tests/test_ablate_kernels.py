@@ -28,7 +28,7 @@ def test_every_case_is_one_of_the_benchmark(case):
     assert pattern in OPERATORS[name].patterns
 
 
-def test_a_worker_times_calls():
+def test_worker_times_calls():
     worker = ablate_kernels.WorkerProcess(ROOT, 1, "baseline")
     try:
         assert 0 < worker.time(("ms_deform_attn", "decoder-b1", "local", "forward")) < 60

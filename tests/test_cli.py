@@ -47,7 +47,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("module", [["attnzoo.run"], ["attnzoo"]])
-def test_help_answers_within_a_second(module: list[str]) -> None:
+def test_help_takes_less_than_a_second(module: list[str]) -> None:
     def seconds() -> float:
         start = time.monotonic()
         subprocess.run([sys.executable, "-m", *module, "--help"], check=True, capture_output=True)
@@ -99,7 +99,7 @@ def test_help_answers_within_a_second(module: list[str]) -> None:
     ],
 )
 @pytest.mark.parametrize("extra", [[], ["--dry-run"]])
-def test_mistakes_are_one_line_and_write_nothing(
+def test_user_errors_are_one_line_and_write_nothing(
     tiny: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, extra: list[str]
 ) -> None:
     before = sorted(tiny.parent.rglob("*"))
@@ -112,13 +112,13 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert sorted(tiny.parent.rglob("*")) == before
 
 
-def test_an_unwritable_output_is_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_output_is_a_one_line_error(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiny.parent / "file").write_text("")
     assert attnzoo_run.main(["tiny.yaml", "output=file"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_dry_run_lists_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_lists_runs_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_run.main(["tiny.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "points=1-seed=0" in out
@@ -127,7 +127,7 @@ def test_dry_run_lists_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixt
     assert not (tiny.parent / "runs").exists()
 
 
-def test_a_dry_run_of_several_processes_lists_on_the_first_and_writes_nothing(
+def test_dry_run_of_several_processes_prints_on_rank_0_only(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As torchrun and srun start them: none joins a process group."""
@@ -142,7 +142,7 @@ def test_a_dry_run_of_several_processes_lists_on_the_first_and_writes_nothing(
     assert not (tiny.parent / "runs").exists()
 
 
-def test_an_override_of_a_swept_key_is_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_override_of_swept_key_is_a_one_line_error(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_run.main(["tiny.yaml", "model.encoder.attention.points=4"]) == 2
     assert capsys.readouterr().err == (
         "error: command line: model.encoder.attention.points is overwritten by sweep.zip (run points=1-seed=0); "
@@ -162,7 +162,7 @@ def test_options_and_overrides_may_come_in_any_order(
     assert not (tiny.parent / "runs").exists()
 
 
-def test_the_installed_command_is_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_installed_command_runs_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     pyproject = Path(__file__).parents[1] / "pyproject.toml"
     script = tomllib.loads(pyproject.read_text())["project"]["scripts"]["attnzoo"]
     entry = EntryPoint("attnzoo", script, "console_scripts").load()
@@ -170,7 +170,7 @@ def test_the_installed_command_is_the_command_line(capsys: pytest.CaptureFixture
     assert "reference: available" in capsys.readouterr().out
 
 
-def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+def test_closed_pipe_prints_no_traceback() -> None:
     left = subprocess.Popen(
         [sys.executable, "-m", "attnzoo", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -181,7 +181,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     assert left.wait() == 141
 
 
-def test_list_without_a_name_is_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_without_name_prints_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list"]) == 0
     out = capsys.readouterr().out
     assert f"attentions: {', '.join(attention.names())}\n" in out
@@ -214,7 +214,7 @@ def test_list_describes_one_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "    stage3.depth: 18\n" in out
 
 
-def test_list_matches_patterns_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_matches_patterns_and_suggests_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list", "dat*"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("dat (attention): ")
@@ -254,7 +254,7 @@ def _assert_hparams(folder: Path, columns: set[str], runs: int, optional: set[st
 
 
 @pytest.mark.slow
-def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
+def test_sweep_end_to_end(tiny: Path) -> None:
     first = sweep()
     assert first.returncode == 0, first.stderr
     folder = tiny.parent / "runs" / "tiny"
@@ -284,7 +284,7 @@ def test_a_sweep_from_its_file_to_its_table(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_variants_from_its_file_to_its_table(tiny: Path) -> None:
+def test_sweep_of_variants_end_to_end(tiny: Path) -> None:
     key = "model.encoder.attention"
     others = f"points=1: {{{key}.points: 1}}, deform: {{{key}: {{name: deform, level: 0}}}}"
     variants = f"{{dense: {{{key}: {{name: dense}}}}, {others}}}"
@@ -308,7 +308,7 @@ def test_a_sweep_of_variants_from_its_file_to_its_table(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_run_does_not_stop_the_others(tiny: Path) -> None:
+def test_failing_run_does_not_stop_the_others(tiny: Path) -> None:
     lr = "sweep.zip={train.optimizer.lr: [1e30, 1e-3]}"  # the first diverges
     ended = sweep(lr, "jobs=1", "train.clip=null", "train.schedule.name=constant", "train.schedule.warmup=0")
     assert ended.returncode == 1
@@ -321,7 +321,7 @@ def test_a_failing_run_does_not_stop_the_others(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
+def test_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
     steps = "train.steps=200"
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", steps, "train.log_every=5"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -343,7 +343,7 @@ def test_an_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupt_before_training_leaves_no_record(tiny: Path, processes: int) -> None:
+def test_interrupt_before_training_leaves_no_record(tiny: Path, processes: int) -> None:
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "jobs=1", f"processes={processes}"]
     launcher = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = tiny.parent / "runs/tiny/points=1-seed=0/log.txt"
@@ -360,8 +360,8 @@ def test_an_interrupt_before_training_leaves_no_record(tiny: Path, processes: in
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_retried(tiny: Path) -> None:
-    """After SIGKILL to its process, once; the results are those of an undisturbed sweep."""
+def test_killed_run_is_retried(tiny: Path) -> None:
+    """After SIGKILL to its process, once; the results equal those of an uninterrupted sweep."""
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", "train.steps=150", "train.checkpoint_every=10"]
     process = subprocess.Popen([*command, "jobs=2"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = tiny.parent / "runs/tiny/points=1-seed=0"
@@ -386,7 +386,7 @@ def test_a_killed_run_is_retried(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_machine_that_kills_every_start_ends_the_retries(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_if_every_start_is_killed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start is killed in its second step."""
     monkeypatch.setenv("ATTNZOO_TEST_KILL", "2")
     plugin = Path(__file__).with_name("support") / "slurm_plugin.py"
@@ -404,7 +404,7 @@ def results(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_several_processes_by_launcher_and_by_torchrun(tiny: Path) -> None:
+def test_several_processes_with_launcher_and_torchrun(tiny: Path) -> None:
     ended = sweep("processes=2", "jobs=1", "output=launched")
     assert ended.returncode == 0, ended.stderr
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
@@ -420,7 +420,7 @@ def test_several_processes_by_launcher_and_by_torchrun(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_takes_only_and_dry_run(tiny: Path) -> None:
+def test_torchrun_accepts_only_and_dry_run(tiny: Path) -> None:
     def torchrun(*arguments: str) -> str:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
         command += ["attnzoo.run", "tiny.yaml", "sweep.zip={}", *arguments]
@@ -463,7 +463,7 @@ def test_torchrun_on_a_terminal_shows_a_progress_bar(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_under_torchrun_is_reported_and_writes_nothing(tiny: Path) -> None:
+def test_user_error_under_torchrun_is_reported_and_writes_nothing(tiny: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [*torchrun, "attnzoo.run", "tiny.yaml", "train.stpes=3"]
     done = subprocess.run(command, text=True, capture_output=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Layouts of padded pyramids, and that geometry passes through compilers and checkpoints."""
+"""Layouts of padded pyramids; geometry under torch.compile, export and activation checkpointing."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_centers_are_normalised_to_the_valid_image() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(1, 9)] * 4), min_size=1, max_size=3))
-def test_a_center_maps_back_to_its_pixel(levels: list[tuple[int, int, int, int]]) -> None:
+def test_centers_map_back_to_their_pixels(levels: list[tuple[int, int, int, int]]) -> None:
     """center · valid_ratio · size − ½ is the pixel's index on the padded map, on every level."""
     sizes = [(max(h, vh), max(w, vw)) for h, w, vh, vw in levels]
     layout = Layout.from_masks(masks_of(sizes, [(vh, vw) for _, _, vh, vw in levels]))
@@ -70,13 +70,13 @@ def test_unpadded_is_a_mask_without_padding() -> None:
         assert torch.equal(getattr(unpadded, name), getattr(masked, name)), name
 
 
-def test_an_image_of_padding_alone_has_finite_geometry() -> None:
+def test_image_of_only_padding_has_finite_geometry() -> None:
     layout = Layout.from_masks([torch.ones(1, 4, 6, dtype=torch.bool)])
     assert layout.centers.isfinite().all()
     assert (layout.valid_ratios > 0).all()
 
 
-def test_levels_can_be_taken_alone() -> None:
+def test_level_selects_one_level() -> None:
     layout = Layout.from_masks(masks_of(SIZES, VALID))
     memory = Pyramid(torch.randn(2, 30, 8), layout, torch.randn(2, 30, 8))
     for index, level_slice in enumerate((slice(0, 24), slice(24, 30))):

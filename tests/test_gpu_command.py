@@ -37,7 +37,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_one_line_and_nothing_is_written(tmp_path):
+def test_missing_gpu_is_a_one_line_error_and_writes_nothing(tmp_path):
     done = make(f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}")
     assert done.returncode != 0
     lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ")]
@@ -46,13 +46,13 @@ def test_without_a_gpu_it_is_one_line_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_out_it_is_one_line():
+def test_missing_out_is_a_one_line_error():
     done = make()
     assert done.returncode != 0
     assert done.stdout == "OUT is not set: make gpu OUT=folder [WHEELS=folder]\n"
 
 
-def test_an_old_torch_and_a_missing_folder_are_one_line(monkeypatch, capsys, tmp_path):
+def test_old_torch_and_missing_folder_are_one_line_errors(monkeypatch, capsys, tmp_path):
     arguments = ["--device", "cpu", "--out", str(tmp_path / "out")]
     assert gpu.main([*arguments, "--wheels", str(tmp_path / "absent")]) == 2
     assert "no such folder" in capsys.readouterr().err
@@ -92,7 +92,7 @@ def program(path: Path, script: str) -> Path:
     return path
 
 
-def test_where_the_sanitizer_is_looked_for(tmp_path, monkeypatch):
+def test_sanitizer_search_path(tmp_path, monkeypatch):
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: str(tmp_path / "nowhere"))
@@ -128,7 +128,7 @@ def test_every_sanitized_test_exists():
     assert len(chosen) < 40
 
 
-def test_a_missing_sanitizer_and_its_timeouts_are_no_failures():
+def test_missing_sanitizer_and_its_timeouts_are_not_failures():
     result = gpu.Result("memcheck", f"{gpu.NOT_RUN}: compute-sanitizer was not found", 0, "")
     assert not gpu.is_failure(result)
     assert not gpu.is_failure(gpu.Result("memcheck", "killed after 40 s", 40, ""))
@@ -146,7 +146,7 @@ def test_archives_are_installed_one_by_one_sdists_last(tmp_path):
     assert gpu.install_steps(None, Path("target")) == []
 
 
-def test_a_step_is_killed_at_its_timeout_with_its_children(tmp_path):
+def test_step_is_killed_at_its_timeout_with_its_children(tmp_path):
     child = f"import time; time.sleep(1); open({str(tmp_path / 'late')!r}, 'w')"
     program = f"import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
     result = gpu.run(python(program, seconds=0.6), time.monotonic() + 60, VARIABLES)
@@ -156,7 +156,7 @@ def test_a_step_is_killed_at_its_timeout_with_its_children(tmp_path):
     assert not (tmp_path / "late").exists()
 
 
-def test_states_of_steps():
+def test_step_states():
     later = time.monotonic() + 60
     done = gpu.run(python("print('hello')"), later, VARIABLES)
     assert (done.state, done.output) == ("done", "hello\n")

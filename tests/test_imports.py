@@ -1,4 +1,4 @@
-"""Imports point one way, and the light parts stay light."""
+"""Imports are layered, and light modules load no heavy libraries."""
 
 import ast
 import graphlib
@@ -52,7 +52,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_direction(path: Path) -> None:
+def test_imports_follow_the_table(path: Path) -> None:
     package = package_of(path)
     assert package in ALLOWED, f"say in the table of CONTRIBUTING.md what {package} may import"
     allowed = ALLOWED[package]
@@ -61,7 +61,7 @@ def test_direction(path: Path) -> None:
     assert not forbidden, f"{package} may not import {sorted(forbidden)}"
 
 
-def test_the_table_has_no_circle_and_nothing_that_is_gone() -> None:
+def test_import_table_is_acyclic_and_up_to_date() -> None:
     above: set[str] = set()
     for package, allowed in ALLOWED.items():
         assert (PACKAGE / package).is_dir() or (PACKAGE / f"{package}.py").exists(), package
@@ -69,7 +69,7 @@ def test_the_table_has_no_circle_and_nothing_that_is_gone() -> None:
         above.add(package)
 
 
-def test_nothing_is_allowed_that_nobody_needs() -> None:
+def test_every_allowed_import_is_used() -> None:
     used = {package: set[str]() for package in ALLOWED}
     for path in SOURCES:
         used[package_of(path)] |= {name.split(".")[1] for name in imports(path) if name.startswith("attnzoo.")}
@@ -77,8 +77,8 @@ def test_nothing_is_allowed_that_nobody_needs() -> None:
         assert allowed is None or allowed <= used[package], f"{package}: {sorted(allowed - used[package])}"
 
 
-def test_no_two_modules_import_each_other() -> None:
-    """Not in a circle of any length either, wherever in a file the import stands."""
+def test_modules_do_not_import_each_other() -> None:
+    """No import cycle of any length, imports inside functions included."""
     below = {
         name: {used for used in imports(path) & MODULES.keys() if not f"{name}.".startswith(f"{used}.")}
         for name, path in MODULES.items()
@@ -87,7 +87,7 @@ def test_no_two_modules_import_each_other() -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if package_of(p) == "config"], ids=lambda p: p.name)
-def test_config_imports_declarations_alone(path: Path) -> None:
+def test_config_imports_only_declarations(path: Path) -> None:
     registries = {"attnzoo.attention", "attnzoo.data.build"} if path.name == "options.py" else set()
     for name in (imports(path) & MODULES.keys()) - registries:
         package = name.split(".")[1]
@@ -96,14 +96,14 @@ def test_config_imports_declarations_alone(path: Path) -> None:
             assert declared, f"{path.name} imports {name}"
 
 
-def test_the_package_itself_imports_nothing() -> None:
+def test_package_init_imports_nothing() -> None:
     assert imports(PACKAGE / "__init__.py") == set()
 
 
 @pytest.mark.parametrize(
     ("part", "library"), [("schema", "torch"), ("config", "torch"), ("report", "torch"), ("rundir", "omegaconf")]
 )
-def test_parts_that_stay_light(part: str, library: str) -> None:
+def test_light_modules_do_not_load_heavy_libraries(part: str, library: str) -> None:
     for path in (p for p in SOURCES if package_of(p) == part):
         assert library not in {name.split(".")[0] for name in imports(path)}, f"{path} imports {library}"
 
@@ -115,21 +115,21 @@ def loaded_by(statement: str) -> set[str]:
     return set(result.stdout.split()) - set(sys.stdlib_module_names)
 
 
-def test_the_command_line_loads_nothing_before_it_knows_what_is_asked() -> None:
+def test_command_line_imports_lazily() -> None:
     loaded = loaded_by("import attnzoo.__main__")
     assert "attnzoo" in loaded
     assert not loaded & {"torch", *HEAVY}
 
 
-def test_operators_and_attentions_need_torch_and_einops_alone() -> None:
-    """Compared with what torch itself loads, which depends on what is installed beside it."""
+def test_operators_and_attentions_import_only_torch_and_einops() -> None:
+    """Compared with the modules that torch itself loads, which depend on the other installed packages."""
     extra = loaded_by("import attnzoo.ops, attnzoo.attention") - loaded_by("import torch, torch.utils.flop_counter")
     assert extra <= {"attnzoo", "einops"}
     assert "attnzoo" in extra
 
 
-def test_attentions_work_without_the_other_libraries() -> None:
-    """They import where nothing else is installed."""
+def test_attentions_work_without_other_libraries() -> None:
+    """They can be imported without any other package."""
     blocked = f"import sys\nsys.modules.update(dict.fromkeys({HEAVY}))"
     assert "attnzoo" in loaded_by(f"{blocked}\nimport attnzoo.ops, attnzoo.attention")
 

@@ -44,21 +44,21 @@ def setup_error(folder: Path, **variables: str) -> str:
     return lines[0]
 
 
-def test_no_python(folder: Path) -> None:
+def test_missing_python(folder: Path) -> None:
     assert "python9 is missing: install Python 3.11 or later" in setup_error(folder, PYTHON="python9")
 
 
-def test_an_old_python(folder: Path) -> None:
+def test_old_python(folder: Path) -> None:
     old = program(folder, "old", "exit 1")
     assert "old is too old: install Python 3.11 or later" in setup_error(folder, PYTHON=old)
 
 
-def test_no_venv(folder: Path) -> None:
+def test_missing_venv(folder: Path) -> None:
     bare = program(folder, "bare", 'case "$2" in *venv*) exit 1;; esac')
     assert "has no venv: install it (Debian: apt-get install python3-venv)" in setup_error(folder, PYTHON=bare)
 
 
-def test_no_compiler(folder: Path) -> None:
+def test_missing_compiler(folder: Path) -> None:
     assert "no C++20 compiler (g++-1): install one" in setup_error(folder, CXX="g++-1")
 
 

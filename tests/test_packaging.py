@@ -134,7 +134,7 @@ def test_sdist_has_the_files_of_a_build(source, tmp_path):
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 
-def test_a_second_build_compiles_only_sources_with_changed_headers(source, wheel, tmp_path):
+def test_second_build_compiles_only_sources_with_changed_headers(source, wheel, tmp_path):
     """With only a compiler on PATH: ninja is found next to Python."""
     for tool in ("c++", "g++", "as", "ld"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
@@ -150,7 +150,7 @@ def test_a_second_build_compiles_only_sources_with_changed_headers(source, wheel
     assert compiled == {str(source / "csrc" / "ms_deform_attn" / "cpu.cpp")}
 
 
-def test_missing_compiler_is_one_line(source, tmp_path):
+def test_missing_compiler_gives_a_one_line_error(source, tmp_path):
     failed = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="0", CXX="no-such-compiler")
     assert failed.returncode != 0
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("attnzoo: no C++20")]
@@ -210,7 +210,7 @@ def fake_toolkit(folder: Path, compile_command: str) -> Path:
 
 
 @CUDA_TORCH
-def test_the_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
+def test_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
     machine = {"CUDA_HOME": str(fake_toolkit(tmp_path / "cuda", MAKES_EMPTY_OBJECTS)), "ATTNZOO_CUDA": "1"}
     made = build(bare, "-q", "build_ext", "--build-lib", tmp_path / "lib", **machine)
     assert made.returncode == 0, made.stderr
@@ -218,7 +218,7 @@ def test_the_pip_cudart_is_linked_by_its_full_name(bare, tmp_path):
 
 
 @CUDA_TORCH
-def test_a_failed_cuda_build_is_one_line_and_an_error_only_if_requested(bare, tmp_path):
+def test_failed_cuda_build_prints_one_line_and_fails_only_if_requested(bare, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FAKE_GPU)
     cuda = fake_toolkit(tmp_path / "cuda", FAILS)
@@ -265,7 +265,7 @@ print(json.dumps([torch.__version__, ops.backends()["cpu"], trained, others]))
 """
 
 
-def test_operators_and_attentions_work_with_torch_alone_in_another_version(wheel, tmp_path):
+def test_operators_and_attentions_work_with_only_torch_of_another_version(wheel, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"

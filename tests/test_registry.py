@@ -1,4 +1,4 @@
-"""Registries check options against the signature of the constructor; messages name the remedy."""
+"""Registries check options against the signature of the constructor; messages say how to fix it."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -92,7 +92,7 @@ def test_accepts_yaml_values(registry: Registry, option: str, value: Any) -> Non
         ("flag", 1, "expected bool"),
     ],
 )
-def test_refuses_wrong_types(registry: Registry, option: str, value: Any, expected: str) -> None:
+def test_rejects_wrong_types(registry: Registry, option: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         registry.check("box", {option: value}, where="model.part")
     assert str(caught.value) == f"model.part.{option} = {value!r}: {expected}"
@@ -115,7 +115,7 @@ def test_refuses_wrong_types(registry: Registry, option: str, value: Any, expect
         ("box", {"width": 0}, "part: width = 0: must be at least 1"),
     ],
 )
-def test_errors_are_one_line_with_key_and_remedy(
+def test_errors_are_one_line_with_key_and_fix(
     registry: Registry, name: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -123,12 +123,12 @@ def test_errors_are_one_line_with_key_and_remedy(
     assert str(caught.value) == message
 
 
-def test_positional_arguments_are_no_options(registry: Registry) -> None:
+def test_positional_arguments_are_not_options(registry: Registry) -> None:
     with pytest.raises(UserError, match="has no option 'site'"):
         registry.check("box", {"site": "there"})
 
 
-def test_a_block_cannot_set_arguments_of_build(registry: Registry) -> None:
+def test_block_cannot_set_arguments_of_build(registry: Registry) -> None:
     assert registry.build_block({"name": "lid", "height": 2}, where="part") == 2
     for option in ("where", "self", "name_", "args"):
         with pytest.raises(UserError, match=f"part: part 'lid' has no option '{option}'") as caught:
@@ -138,7 +138,7 @@ def test_a_block_cannot_set_arguments_of_build(registry: Registry) -> None:
         registry.build("lid", self=1, height=2)
 
 
-def test_refuses_constructors_that_hide_options(registry: Registry) -> None:
+def test_rejects_constructors_with_variable_arguments(registry: Registry) -> None:
     def loose(**options: int) -> None: ...
 
     def packed(*sizes: int) -> None: ...
@@ -161,7 +161,7 @@ def test_refuses_constructors_that_hide_options(registry: Registry) -> None:
     assert "new" not in registry.names()
 
 
-def test_refuses_a_name_that_is_taken(registry: Registry) -> None:
+def test_rejects_a_duplicate_name(registry: Registry) -> None:
     assert registry.register("lid")(lid) is lid
     with pytest.raises(UserError, match=f"part 'lid' is already registered by {lid.__module__}"):
         registry.register("lid")(Box)

@@ -12,7 +12,7 @@ import attnzoo
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_package_version_is_read_from_the_source(monkeypatch):
+def test_package_version_is_read_from_the_source(monkeypatch):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dynamic"] == ["version"]
     monkeypatch.chdir(ROOT)

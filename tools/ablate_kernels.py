@@ -26,7 +26,7 @@ MSDA_CASES = (
     ("ms_deform_attn", "encoder-800x1066-b1", "uniform"),
     ("ms_deform_attn", "decoder-b4", "local"),
 )
-DEFORM_KV_CASES = tuple(
+DEFORM_KV_ATTN_CASES = tuple(
     ("deform_kv_attn", case, "displaced") for case in ("stage3-224-b8", "stage4-224-b8", "stage1-224-b8")
 )
 PASSES = ("forward", "forward+backward")
@@ -58,18 +58,18 @@ MSDA_OPTIMIZATIONS = [
         "__builtin_prefetch(from + i);", ";", MSDA_CASES,
     ),
 ]  # fmt: skip
-DEFORM_KV_OPTIMIZATIONS = [
+DEFORM_KV_ATTN_OPTIMIZATIONS = [
     Optimization(
         "two neighbouring table cells gathered as one number", "deform_kv_attn/cpu_table.h",
-        "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", DEFORM_KV_CASES,
+        "#if ATTNZOO_VECTOR_BYTES > 16  // AVX2 and AVX-512", "#if 0", DEFORM_KV_ATTN_CASES,
     ),
     Optimization(
         "vectorised contiguous table access", "deform_kv_attn/cpu_table.h",
         "footprint.is_contiguous = any == 0;", "footprint.is_contiguous = any == 0 && level.width < 0;",
-        DEFORM_KV_CASES,
+        DEFORM_KV_ATTN_CASES,
     ),
 ]  # fmt: skip
-OPTIMIZATIONS = MSDA_OPTIMIZATIONS + DEFORM_KV_OPTIMIZATIONS
+OPTIMIZATIONS = MSDA_OPTIMIZATIONS + DEFORM_KV_ATTN_OPTIMIZATIONS
 
 
 def build(disabled: Sequence[Optimization], folder: Path) -> None:
@@ -161,7 +161,7 @@ def measure(scratch: Path, threads: int, rounds: int, only: str = "") -> list[di
     full = scratch / FULL
     build([], full)
     rows = []
-    for index, pair in enumerate(zip_longest(MSDA_OPTIMIZATIONS, DEFORM_KV_OPTIMIZATIONS)):
+    for index, pair in enumerate(zip_longest(MSDA_OPTIMIZATIONS, DEFORM_KV_ATTN_OPTIMIZATIONS)):
         disabled = [optimization for optimization in pair if optimization]
         selected = [optimization for optimization in disabled if only in optimization.name]
         if not selected:
@@ -175,7 +175,7 @@ def measure(scratch: Path, threads: int, rounds: int, only: str = "") -> list[di
     if only:
         return rows
     with running({level: (full, level) for level in SIMD_LEVELS}, threads) as workers:
-        return rows + compare(workers, (*MSDA_CASES, *DEFORM_KV_CASES), rounds)
+        return rows + compare(workers, (*MSDA_CASES, *DEFORM_KV_ATTN_CASES), rounds)
 
 
 @contextmanager

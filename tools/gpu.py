@@ -104,7 +104,7 @@ def find_sanitizer(packages: Path) -> str | None:
 
 def sanitizer_steps(sanitizer: str) -> list[Step]:
     """Some kernel tests under each of SANITIZER_TOOLS, limited to our kernels."""
-    tests = ["tests/ops/test_cuda_kernels.py", "tests/ops/test_cuda_deform_kv.py"]
+    tests = ["tests/ops/test_cuda_kernels.py", "tests/ops/test_cuda_deform_kv_attn.py"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-k", " or ".join(SANITIZED_TESTS), *tests]
     options = ["--error-exitcode", "9", "--report-api-errors", "no", "--kernel-name", "kns=attnzoo"]
     # torch's caching allocator would hide accesses beyond the end of a tensor

@@ -12,6 +12,10 @@ from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.registry import Registry
 
 
+class MissingReferencePointsError(ValueError):
+    """The queries have no reference points, but the attention needs them."""
+
+
 class Attention(Recordable):
     """Attention from queries to a feature pyramid: `attn(queries, memory)` -> (B, Q, C), without the residual.
 
@@ -55,11 +59,11 @@ class Attention(Recordable):
             )
 
     def require_reference_points(self, queries: Queries) -> Tensor:
-        """The reference points of the queries, (B, Q, 2 or 4); raises ValueError if they have none."""
+        """The reference points of the queries, (B, Q, 2 or 4); raises MissingReferencePointsError if they have none."""
         points = queries.reference_points
         if points is None or points.shape[-1] not in (2, 4):
             actual = "None" if points is None else f"shape {tuple(points.shape)}"
-            raise ValueError(
+            raise MissingReferencePointsError(
                 f"{type(self).__name__} needs reference points of shape (B, Q, 2) or (B, Q, 4), got {actual}"
             )
         return points

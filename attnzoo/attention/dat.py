@@ -116,7 +116,7 @@ class DeformableKeyValueAttention(Attention):
         self.check_levels(layout)
         reference_points = self.require_reference_points(queries)
         query = self.proj_q(queries.with_pos_embed())
-        # The offsets belong to the map: object queries, or those of another map, do not move its keys.
+        # Offsets are predicted from the memory's own queries, not from object queries or those of another map.
         query_map = query if is_self_attention(queries, memory) else None
         valid_sizes = layout.valid_sizes.to(torch.promote_types(query.dtype, torch.float32))
         levels = self._sample_levels(query_map, memory, valid_sizes)

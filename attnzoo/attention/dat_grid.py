@@ -9,7 +9,7 @@ place the centre of pixel i at different positions:
 - `v2` (Xia et al., DAT++, arXiv:2309.01430): 2i / (n - 1) - 1, but grid point i of n is at (2i + 1) / (n - 1) - 1,
   half a grid cell too far; the last one is outside the map.
 
-Sizes are those of the valid area of each image, so the output does not depend on the amount of padding. On a 1-pixel
+Sizes refer to the valid area of each image, so the output does not depend on the amount of padding. On a 1-pixel
 map (division by zero in the published code) all points are at the centre.
 """
 
@@ -113,7 +113,7 @@ class ChannelNorm(nn.Module):
 class OffsetNetwork(nn.Sequential):
     """Depthwise convolution, norm, GELU and a 1×1 convolution to (y, x); in float32 or higher, as it predicts offsets.
 
-    Parameters and their initialisation are those of the published models.
+    Parameters and their initialisation follow the published models.
     """
 
     def __init__(self, channels: int, grid: GridSpec):

@@ -23,15 +23,15 @@ class GridWindows:
     def attend(self, attention: QkvAttention, table: Tensor | None, queries: Queries, memory: Pyramid) -> Tensor:
         """Attention of every query to the memory's tokens in its window: (B, S, C)."""
         attention.check_grid(queries, memory.layout)
-        own = is_self_attention(queries, memory)
-        level_queries = () if own else queries.with_pos_embed().split(memory.layout.tokens_per_level, 1)
+        self_attention = is_self_attention(queries, memory)
+        level_queries = () if self_attention else queries.with_pos_embed().split(memory.layout.tokens_per_level, 1)
         outputs, recorded = [], []
         for index in range(memory.layout.num_levels):
             level = memory.level(index)
             windows = WindowPartition(level.layout, self.window, self.shift)
             value = windows.partition(level.tokens)
             key = value if level.pos is None else value + windows.partition(level.pos)
-            query = key if own else windows.partition(level_queries[index])
+            query = key if self_attention else windows.partition(level_queries[index])
             q, k, v = map(attention.split_heads, attention.project(query, key, value))
             output, weights = attention.attend(q, k, v, self._bias(table), windows.mask)
             outputs.append(windows.reverse_heads(output).flatten(2))

@@ -23,7 +23,8 @@ _M_MMAP_THRESHOLD, _LARGE = -3, 2**16  # mallopt(3)
 def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     """Peak bytes of `call` above the baseline, its result included; METHODS says how they are measured.
 
-    `call` should have run before, so that one-time allocations are not counted. None if the system cannot tell.
+    `call` should have run before, so that one-time allocations are not counted. None if the
+    system does not support the measurement.
     """
     if device.type == "cuda":
         return _peak_on_gpu(call, device)
@@ -52,9 +53,9 @@ def _peak_in_fork(call: Callable[[], object]) -> int | None:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, encoding="utf-8") as pipe:
-        answer = pipe.read()
+        output = pipe.read()
     os.waitpid(child, 0)
-    return int(answer) if answer else None
+    return int(output) if output else None
 
 
 def _peak_in_process(call: Callable[[], object]) -> int:
@@ -81,11 +82,11 @@ def _fill_holes(libc: ctypes.CDLL) -> None:
     """
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
     libc.free.argtypes = [ctypes.c_size_t]
-    begin, end = _heap_range()
-    size = end - begin
+    start, end = _heap_range()
+    size = end - start
     while size >= _LARGE:
         block = libc.malloc(size)
-        if not begin < block < end:  # failed or mapped: no hole of this size is left
+        if not start < block < end:  # failed or mapped: no hole of this size is left
             libc.free(block)
             size //= 2
 

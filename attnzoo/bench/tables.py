@@ -52,13 +52,13 @@ class TextTable:
             console.print(note, markup=False, soft_wrap=True)
 
     def _without_repeated_labels(self) -> Iterator[tuple[str, ...]]:
-        """The rows, with labels blanked that repeat those of the row above."""
-        above: tuple[str, ...] = ()
+        """The rows, with blanks in place of labels repeated from the previous row."""
+        previous: tuple[str, ...] = ()
         last = self.num_label_columns - 1
         for row in self.rows:
-            repeated = next((i for i in range(last) if row[: i + 1] != above[: i + 1]), last)
+            repeated = next((i for i in range(last) if row[: i + 1] != previous[: i + 1]), last)
             yield ("",) * repeated + row[repeated:]
-            above = row
+            previous = row
 
 
 def tables(record: dict[str, Any]) -> list[TextTable]:

@@ -19,7 +19,7 @@ from attnzoo.schema.fields import COUNT, NON_NEGATIVE, SEED, number, numbers
 class SweepConfig:
     """The runs of an experiment: all combinations of a variant, a row of `zip`, values of `grid`, and a seed.
 
-    Each block but `exclude` and `seeds` replaces that of the files below.
+    Each block except `exclude` and `seeds` replaces the block of the base files.
     """
 
     # name -> overrides, their keys dotted or nested
@@ -76,7 +76,7 @@ class ExperimentConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     launcher: Literal["local", "slurm"] = "local"
     jobs: int = number(1, COUNT)  # local: runs at a time
-    retries: int = number(3, NON_NEGATIVE)  # in a row after machine failures, without a new checkpoint between
+    retries: int = number(3, NON_NEGATIVE)  # consecutive, after machine failures without a new checkpoint
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 

@@ -13,7 +13,7 @@ PROFILES = Path(__file__).resolve().parents[2] / "slurm"  # in a checkout
 
 
 def find_experiment(path: str | Path) -> Path:
-    """An experiment file: as given, or `experiments/…` from the package where there is no such file here.
+    """The experiment file `path`; if it does not exist, the packaged file of that name (`experiments/…`).
 
     Raises UserError with the nearest file otherwise.
     """

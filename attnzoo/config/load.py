@@ -58,7 +58,7 @@ class Experiment:
         return config
 
     def locate(self, error: UserError, changes: Mapping[str, Any] | None = None, source: str = "sweep") -> UserError:
-        """The error with what set the last of its keys in front: a file, the command line or `source`."""
+        """The error prefixed with what set the last of its keys: a file, the command line or `source`."""
         return self._builder(changes, source).locate(error)
 
     def _builder(self, changes: Mapping[str, Any] | None, source: str) -> ConfigBuilder:
@@ -130,7 +130,7 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
 
 
 def changed_plugins(old: Mapping[str, str], new: ExperimentConfig) -> list[str]:
-    """The plugins of `new` whose source is not that of the `old` versions."""
+    """The plugins of `new` whose source differs from the `old` versions."""
     return [plugin for plugin in new.plugins if plugin in old and old[plugin] != new.versions.get(plugin)]
 
 
@@ -213,7 +213,7 @@ def _check_experiment(config: ExperimentConfig) -> None:
 
 
 def _check_fsdp(train: TrainConfig) -> None:
-    """Refuse what sharded training does not support."""
+    """Reject options that FSDP does not support."""
     if train.parallel != "fsdp2":
         return
     if train.optimizer.name != "adamw":
@@ -226,8 +226,8 @@ def _check_fsdp(train: TrainConfig) -> None:
 
 
 def _absolute_plugin(plugin: str, experiment: Path) -> str:
-    """The absolute path of a plugin file beside the experiment or here, so that a saved config still finds it."""
+    """The absolute path of a plugin next to the experiment or in the current folder, for the saved config."""
     if not plugin.endswith(".py"):
         return plugin
-    found = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if isfile(path)]
-    return str(found[0]) if found else plugin
+    candidates = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if isfile(path)]
+    return str(candidates[0]) if candidates else plugin

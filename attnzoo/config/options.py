@@ -45,7 +45,7 @@ def check_versions(config: ExperimentConfig) -> None:
     now = _versions(config)
     for key in (key for key, version in config.versions.items() if now.get(key) != version):
         raise UserError(
-            f"versions: {key} changed after this run was made; run the experiment again for a run of the new one",
+            f"versions: {key} changed after this run was created; run the experiment again to create a new run",
             key="versions",
         )
 

@@ -1,7 +1,7 @@
 """The contract: what every attention must fulfil in every role it declares, one function per clause.
 
-`tests/contract` runs the clauses over all that is registered, `attnzoo check` over an attention of your own. A clause
-takes a `Case` and raises an AssertionError, as a rule a `Violation`, if it does not hold.
+`tests/contract` checks every registered attention, `attnzoo check` one of your own. A clause
+takes a `Case` and raises a `Violation`, or the error of the attention, if it does not hold.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from attnzoo.geometry import Role
 
 @dataclass(frozen=True)
 class Clause:
-    """A check of one case; in roles that it is not about it holds."""
+    """A check of one case; skipped in roles to which it does not apply."""
 
     check: Callable[[Case], None]
     roles: frozenset[Role] = frozenset(Role)
@@ -39,11 +39,11 @@ class Clause:
 _CLAUSES = (
     Clause(basics.interface),
     Clause(basics.shape),
-    Clause(basics.other_maps),
-    Clause(basics.number_of_levels, frozenset({Role.ENCODER, Role.DECODER})),
-    Clause(basics.references_needed),
+    Clause(basics.map_sizes),
+    Clause(basics.num_levels, frozenset({Role.ENCODER, Role.DECODER})),
+    Clause(basics.reference_points),
     Clause(basics.state_dict),
-    Clause(basics.meta),
+    Clause(basics.meta_device),
     Clause(inputs.depends_on_queries),
     Clause(inputs.other_image, frozenset({Role.DECODER})),
     Clause(inputs.batch_independence),
@@ -61,6 +61,6 @@ _CLAUSES = (
     Clause(compilation.export),
 )
 CLAUSES = {clause.check.__name__: clause for clause in _CLAUSES}
-FIRST = ("interface", "shape")  # where one of these fails, the others would only say so again
+PREREQUISITES = ("interface", "shape")  # roles in which one of these fails are not checked further
 
-__all__ = ["CLAUSES", "FIRST", "Case", "Clause", "Violation", "cases", "compiles"]
+__all__ = ["CLAUSES", "PREREQUISITES", "Case", "Clause", "Violation", "cases", "compiles"]

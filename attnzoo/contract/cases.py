@@ -1,6 +1,6 @@
-"""What the clauses run on: an attention in one role, and small pyramids and queries.
+"""Inputs of the clauses: an attention in one role, small pyramids and queries.
 
-The convention for options: defaults must do, and an option called `level` chooses one level where there are several.
+Default options must be valid for any slot. An option named `level` is set to the last level.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from torch import Tensor
 from attnzoo.attention import ATTENTIONS, Attention, build, names
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
-DIM, HEADS, BATCH, OBJECTS = 16, 4, 2, 5
+DIM, HEADS, BATCH, NUM_OBJECTS = 16, 4, 2, 5
 MAPS = ((5, 7), (3, 4))
 VALID = (((4, 5), (5, 3)), ((2, 3), (3, 2)))  # per level of MAPS and per image: valid (h, w)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One attention in one role, with `options` (name, value) other than its defaults."""
+    """One attention in one role; `options` are (name, value) pairs, the others have their defaults."""
 
     name: str
     role: Role
@@ -49,18 +49,18 @@ class Case:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
         return attention
 
-    def queries(self, memory: Pyramid, box: bool = False, seed: int = 1) -> Queries:
-        """The queries of this role: the memory's own tokens, or objects with points or boxes as references."""
+    def queries(self, memory: Pyramid, boxes: bool = False, seed: int = 1) -> Queries:
+        """The queries of this role: the tokens of the memory, or object queries with points or boxes as references."""
         if self.role != Role.DECODER:
             return memory.as_queries()
-        random = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         batch = memory.tokens.shape[0]
-        tokens, pos = torch.randn(2, batch, OBJECTS, DIM, generator=random)
-        refs = 0.1 + 0.8 * torch.rand(batch, OBJECTS, 4 if box else 2, generator=random)
+        tokens, pos = torch.randn(2, batch, NUM_OBJECTS, DIM, generator=generator)
+        refs = 0.1 + 0.8 * torch.rand(batch, NUM_OBJECTS, 4 if boxes else 2, generator=generator)
         return Queries(tokens, refs, pos)
 
     def queries_of_image(self, queries: Queries, image: int, memory: Pyramid) -> Queries:
-        """The queries of one image, whose own `memory` is given."""
+        """The queries of one image; `memory` is the pyramid of that image alone."""
         if self.role != Role.DECODER:
             return memory.as_queries()
         return map_queries(queries, lambda tensor: tensor[image, None])
@@ -73,7 +73,7 @@ def map_queries(queries: Queries, function: Callable[[Tensor], Tensor]) -> Queri
 
 
 def roles(name: str) -> list[Role]:
-    """The roles that a registered attention declares; all, where it declares none that exists."""
+    """The roles that a registered attention declares; all roles if the declaration is invalid."""
     declared = getattr(ATTENTIONS.get(name), "roles", ())
     return [role for role in Role if not isinstance(declared, (set, frozenset)) or role in declared] or list(Role)
 
@@ -87,14 +87,14 @@ def pyramid(
     maps: tuple[tuple[int, int], ...], batch: int = BATCH, masks: list[Tensor] | None = None, seed: int = 0
 ) -> Pyramid:
     """Random tokens and positions on maps of the given (h, w)."""
-    random = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     layout = Layout.from_masks(masks) if masks else Layout.unpadded(maps, batch)
-    tokens, pos = torch.randn(2, batch, layout.num_tokens, DIM, generator=random)
+    tokens, pos = torch.randn(2, batch, layout.num_tokens, DIM, generator=generator)
     return Pyramid(tokens, layout, pos)
 
 
 def padding_masks(levels: int) -> list[Tensor]:
-    """Masks of two images of different size, True where padded; the levels round their sizes differently."""
+    """One mask per level for two images of different sizes, True where padded; sizes are rounded per level."""
     masks = []
     for (h, w), valid in list(zip(MAPS, VALID, strict=True))[:levels]:
         mask = torch.ones(BATCH, h, w, dtype=torch.bool)
@@ -105,7 +105,7 @@ def padding_masks(levels: int) -> list[Tensor]:
 
 
 def valid_queries(case: Case, memory: Pyramid, output: Tensor) -> list[Tensor]:
-    """Outputs (valid queries, C) per image: objects are all valid, grid queries where there is no padding."""
+    """Outputs (valid queries, C) per image: object queries are all valid, grid queries outside padding."""
     if case.role == Role.DECODER or memory.layout.padding_mask is None:
         return list(output)
     return [o[~p] for o, p in zip(output, memory.layout.padding_mask, strict=True)]

@@ -27,13 +27,13 @@ def check(target: str, words: Sequence[str] = (), verbose: bool = False) -> int:
             f"{COMMAND_LINE}: expected one NAME, found {', '.join(chosen)} (options are given as option=value)"
         )
     options = dict(_parse_option(word) for word in words if "=" in word)
-    found = _names(target, verbose)
+    available = _names(target, verbose)
     for name in chosen:
-        if name not in found:
-            raise unknown("attention", name, found).at(target)
-    for name in chosen or found:
+        if name not in available:
+            raise unknown("attention", name, available).at(target)
+    for name in chosen or available:
         ATTENTIONS.check(name, options)
-    passed = [report(name, options, verbose) for name in chosen or found]
+    passed = [report(name, options, verbose) for name in chosen or available]
     return ExitCode.OK if all(passed) else ExitCode.FAILED
 
 

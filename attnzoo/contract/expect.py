@@ -1,4 +1,4 @@
-"""Failures of clauses: one line that also says how to fix it."""
+"""Assertions of the clauses; each message is one line that says how to fix the failure."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from torch.testing import assert_close
 
 
 class Violation(AssertionError):
-    """A clause does not hold. The message is one line: what was expected, what was found, how to fix it."""
+    """A clause does not hold. The message is one line: what was expected, the actual value, how to fix it."""
 
 
-def require(holds: bool | Tensor, message: str) -> None:
-    """Raise Violation unless `holds`."""
-    if not holds:
+def require(condition: bool | Tensor, message: str) -> None:
+    """Raise Violation unless `condition` is true."""
+    if not condition:
         raise Violation(message)
 
 
@@ -30,7 +30,7 @@ def require_close(
 
 @contextmanager
 def context(text: str) -> Iterator[None]:
-    """Add `text`, such as "on maps of 1 x 1", to whatever is raised inside."""
+    """Add `text`, such as "on maps of 1 x 1", to an exception raised inside."""
     try:
         yield
     except Exception as error:
@@ -50,9 +50,9 @@ def _difference(actual: list[Tensor], expected: list[Tensor]) -> str:
             return f"{a.dtype} instead of {e.dtype}"
         if not a.isfinite().all():
             return "values are not finite"
-    largest = max(float((a - e).abs().max()) for a, e in zip(actual, expected, strict=True) if a.numel())
-    scale = max(float(e.detach().abs().max()) for e in expected if e.numel())
-    return f"by up to {largest:.2g}, where values reach {scale:.2g}"
+    max_error = max(float((a - e).abs().max()) for a, e in zip(actual, expected, strict=True) if a.numel())
+    max_value = max(float(e.detach().abs().max()) for e in expected if e.numel())
+    return f"by up to {max_error:.2g}, values up to {max_value:.2g}"
 
 
 def changes(actual: Tensor, expected: Tensor) -> Tensor:

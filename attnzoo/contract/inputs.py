@@ -1,4 +1,4 @@
-"""Clauses on what an output depends on: its own queries and its own image."""
+"""Clauses on the inputs that an output depends on: its own queries and its own image."""
 
 from dataclasses import replace
 
@@ -10,20 +10,20 @@ from attnzoo.geometry import Layout, Pyramid
 
 
 def depends_on_queries(case: Case) -> None:
-    """Queries come from `queries`: changing their tokens alone changes most outputs."""
+    """Changing the query tokens alone changes most outputs."""
     attention, memory = case.build(), pyramid(case.maps)
     queries = case.queries(memory)
-    random = torch.Generator().manual_seed(6)
-    other = replace(queries, tokens=torch.randn(queries.tokens.shape, generator=random))
-    share = changes(attention(other, memory), attention(queries, memory)).float().mean()
+    generator = torch.Generator().manual_seed(6)
+    other = replace(queries, tokens=torch.randn(queries.tokens.shape, generator=generator))
+    fraction = changes(attention(other, memory), attention(queries, memory)).float().mean()
     require(
-        share > 0.5,
-        f"other query tokens change {share:.0%} of the outputs: compute queries from `queries`, not from `memory`",
+        fraction > 0.5,
+        f"other query tokens change {fraction:.0%} of the outputs: compute queries from `queries`, not from `memory`",
     )
 
 
 def other_image(case: Case) -> None:
-    """Object queries of one image look at the memory of another, of another size."""
+    """Object queries of one image can attend to the memory of another image, of another size."""
     attention = case.build()
     first, second = pyramid(case.maps), pyramid(tuple((h + 1, w + 2) for h, w in case.maps), seed=4)
     queries = case.queries(first)
@@ -31,11 +31,13 @@ def other_image(case: Case) -> None:
         not torch.allclose(attention(queries, first), attention(queries, second), atol=1e-3),
         "the memory of another image gives the same output: read keys and values from `memory`",
     )
-    swapped = replace(second, tokens=second.tokens.flip(0), pos=None if second.pos is None else second.pos.flip(0))
-    flipped = map_queries(queries, lambda tensor: tensor.flip(0))
+    flipped_memory = replace(
+        second, tokens=second.tokens.flip(0), pos=None if second.pos is None else second.pos.flip(0)
+    )
+    flipped_queries = map_queries(queries, lambda tensor: tensor.flip(0))
     require_close(
-        attention(queries, swapped),
-        attention(flipped, second).flip(0),
+        attention(queries, flipped_memory),
+        attention(flipped_queries, second).flip(0),
         "images in another order give other outputs: nothing may depend on the index in the batch",
         atol=1e-5,
         rtol=1e-5,
@@ -47,12 +49,12 @@ def batch_independence(case: Case) -> None:
     attention, memory = case.build(), pyramid(case.maps)
     assert memory.pos is not None
     queries = case.queries(memory)
-    together = attention(queries, memory)
+    batched = attention(queries, memory)
     for image in range(BATCH):
         alone = Pyramid(memory.tokens[image, None], Layout.unpadded(case.maps, 1), memory.pos[image, None])
         require_close(
             attention(case.queries_of_image(queries, image, alone), alone)[0],
-            together[image],
+            batched[image],
             "an image alone gives another output than in a batch: do not mix or normalise over the batch",
             atol=1e-5,
             rtol=1e-5,

@@ -1,4 +1,4 @@
-"""Clauses on precision and repeatability."""
+"""Clauses on precision and determinism."""
 
 from dataclasses import replace
 
@@ -10,33 +10,35 @@ from attnzoo.contract.expect import context, require, require_close
 
 
 def precision(case: Case) -> None:
-    """bfloat16 autocast stays near float32; a float64 attention works in float64 throughout."""
+    """bfloat16 autocast is close to float32; a float64 attention computes in float64 throughout."""
     attention, memory = case.build(), pyramid(case.maps)
     assert memory.pos is not None
     queries = case.queries(memory)
     expected = attention(queries, memory)
     with context("under bfloat16 autocast"), torch.autocast("cpu", torch.bfloat16):
-        half = attention(queries, memory)
+        autocast_output = attention(queries, memory)
     require_close(
-        half.float(),
+        autocast_output.float(),
         expected,
-        "bfloat16 autocast strays from float32: compute coordinates in float32",
+        "bfloat16 autocast differs from float32: compute coordinates in float32",
         atol=0.05 * float(expected.detach().abs().max()),
         rtol=0.05,
     )
-    precise = replace(memory, tokens=memory.tokens.double(), pos=memory.pos.double())
-    precise_queries = replace(
+    memory_fp64 = replace(memory, tokens=memory.tokens.double(), pos=memory.pos.double())
+    queries_fp64 = replace(
         queries, tokens=queries.tokens.double(), pos=None if queries.pos is None else queries.pos.double()
     )
     with context("(in float64: create tensors in the dtype of the tokens)"):
-        output = attention.double()(precise_queries, precise)
-    require(output.dtype == torch.float64, f"from float64 it returns {output.dtype}: keep the dtype of the tokens")
+        output = attention.double()(queries_fp64, memory_fp64)
+    require(
+        output.dtype == torch.float64, f"with float64 inputs it returns {output.dtype}: keep the dtype of the tokens"
+    )
     message = "float64 gives another output than float32"
     require_close(output.float(), expected, message, atol=1e-5, rtol=1e-5)
 
 
 def determinism(case: Case) -> None:
-    """In eval mode nothing is random; the same seed gives the same parameters, outputs and gradients, bit for bit."""
+    """It is deterministic in eval mode; the same seed gives bit-identical outputs and gradients in training."""
     memory = pyramid(case.maps)
     attention, queries = case.build(), case.queries(memory)
     require(

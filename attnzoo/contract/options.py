@@ -5,24 +5,24 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from attnzoo.attention import ATTENTIONS
-from attnzoo.contract.cases import OBJECTS, Case, pyramid, roles
+from attnzoo.contract.cases import NUM_OBJECTS, Case, pyramid, roles
 from attnzoo.contract.expect import context, require
 from attnzoo.errors import UserError
 from attnzoo.geometry import Role
 
-GROW = 8  # pixels: on small maps a window, or its shift, can be without effect
+MAP_GROWTH = 8  # pixels: on smaller maps a window, or its shift, may have no effect
 
 
 def options(case: Case) -> None:
-    """Every option changes something: parameters, output or `flops`, in some role, perhaps beside another option.
+    """Every option affects parameters, output or `flops`, in some role and for some value of another option.
 
-    Other values are tried for bool, int, float and Literal; options of other types are not tried. A value is refused by
-    a UserError in the constructor, or works.
+    Only options of type bool, int, float and Literal are varied. The constructor rejects invalid values with UserError.
     """
     base = dict(case.options)
     for name in ATTENTIONS.options(case.name):
@@ -41,19 +41,19 @@ def _until_true(values: Iterator[bool]) -> Iterator[bool]:
 
 
 def _effects(case: Case, base: Mapping[str, Any], name: str) -> Iterator[bool]:
-    """Whether other values of an option have an effect, for those that can be built, in this role and then others."""
+    """Yield for each alternative value that the constructor accepts whether it has an effect; this role comes first."""
     for role in sorted(roles(case.name), key=lambda role: role != case.role):
-        here = replace(case, role=role)
-        for beside in ({}, *_settings(here, base, name)):
-            usual = _behaviour(here, {**base, **beside})
-            for value in _alternatives_of(case, base, name) if usual else ():
-                changed = _behaviour(here, {**base, **beside, name: value})
-                if changed:
-                    yield not _same(changed, usual)
+        role_case = replace(case, role=role)
+        for others in ({}, *_other_options(role_case, base, name)):
+            reference = _evaluate(role_case, {**base, **others})
+            for value in _alternatives_of(case, base, name) if reference else ():
+                changed = _evaluate(role_case, {**base, **others, name: value})
+                if reference and changed:
+                    yield not _equal(changed, reference)
 
 
-def _settings(case: Case, base: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Other options beside which an option may have an effect: each value of bool and Literal ones."""
+def _other_options(case: Case, base: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Settings of one other option, bool or Literal, without which `name` may have no effect."""
     for other in ATTENTIONS.options(case.name):
         if other != name and other not in base:
             for value in _alternatives_of(case, base, other):
@@ -64,8 +64,8 @@ def _settings(case: Case, base: Mapping[str, Any], name: str) -> Iterator[dict[s
 def _alternatives_of(case: Case, base: Mapping[str, Any], name: str) -> list[Any]:
     constructor: Any = ATTENTIONS.get(case.name)
     value = base.get(name, ATTENTIONS.options(case.name)[name].default)
-    found = _alternatives(typing.get_type_hints(constructor.__init__)[name], value)
-    return [other for other in found if (type(other), other) != (type(value), value)]
+    candidates = _alternatives(typing.get_type_hints(constructor.__init__)[name], value)
+    return [other for other in candidates if (type(other), other) != (type(value), value)]
 
 
 def _alternatives(hint: Any, value: Any) -> list[Any]:
@@ -85,30 +85,33 @@ def _alternatives(hint: Any, value: Any) -> list[Any]:
     return []
 
 
-def _behaviour(case: Case, chosen: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Parameters, outputs and cost with these options; None if the constructor refuses them."""
-    case = replace(case, options=tuple(chosen.items()))
-    memory = pyramid(tuple((h + GROW, w + 2 * GROW) for h, w in case.maps))
+class _Result(NamedTuple):
+    state_dict: dict[str, Tensor]
+    outputs: list[Tensor]  # in eval and in training mode
+    flops: int
+
+
+def _evaluate(case: Case, options: Mapping[str, Any]) -> _Result | None:
+    """Build and run the attention with these options; None if the constructor rejects them."""
+    case = replace(case, options=tuple(options.items()))
+    memory = pyramid(tuple((h + MAP_GROWTH, w + 2 * MAP_GROWTH) for h, w in case.maps))
     queries = case.queries(memory)
     try:
-        with context(f"(options: {dict(chosen)}: refuse values out of range by UserError in the constructor)"):
+        with context(f"(options: {dict(options)}: raise UserError in the constructor for values out of range)"):
             attention = case.build(layer=1)
             outputs = [attention(queries, memory)]
             torch.manual_seed(0)
             outputs.append(attention.train()(queries, memory))
-            cost = attention.flops(OBJECTS if case.role == Role.DECODER else memory.layout, memory.layout)
+            flops = attention.flops(NUM_OBJECTS if case.role == Role.DECODER else memory.layout, memory.layout)
     except UserError:
         return None
-    return attention.state_dict(), outputs, cost
+    return _Result(attention.state_dict(), outputs, flops)
 
 
-def _same(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
-    assert one is not None
-    assert other is not None
-    (state, outputs, cost), (other_state, other_outputs, other_cost) = one, other
+def _equal(a: _Result, b: _Result) -> bool:
     return (
-        cost == other_cost
-        and state.keys() == other_state.keys()
-        and all(torch.equal(state[key], other_state[key]) for key in state)
-        and all(map(torch.equal, outputs, other_outputs))
+        a.flops == b.flops
+        and a.state_dict.keys() == b.state_dict.keys()
+        and all(torch.equal(tensor, b.state_dict[key]) for key, tensor in a.state_dict.items())
+        and all(map(torch.equal, a.outputs, b.outputs))
     )

@@ -1,4 +1,4 @@
-"""Clauses on padding: what lies there counts for nothing."""
+"""Clauses on padding: it does not affect outputs."""
 
 from dataclasses import replace
 
@@ -10,17 +10,17 @@ from attnzoo.geometry import Layout, Pyramid
 
 
 def padding_is_ignored(case: Case) -> None:
-    """Whatever is in padded tokens changes nothing in valid outputs."""
+    """Values in padded tokens do not change valid outputs."""
     attention = case.build()
-    clean = pyramid(case.maps, masks=padding_masks(case.levels))
-    assert clean.layout.padding_mask is not None
-    assert clean.pos is not None
-    garbage = 1e3 * torch.randn(clean.tokens.shape, generator=torch.Generator().manual_seed(3))
-    padded = clean.layout.padding_mask[..., None]
-    dirty = replace(clean, tokens=clean.tokens.where(~padded, garbage), pos=clean.pos.where(~padded, -garbage))
+    memory = pyramid(case.maps, masks=padding_masks(case.levels))
+    assert memory.layout.padding_mask is not None
+    assert memory.pos is not None
+    noise = 1e3 * torch.randn(memory.tokens.shape, generator=torch.Generator().manual_seed(3))
+    padded = memory.layout.padding_mask[..., None]
+    changed = replace(memory, tokens=memory.tokens.where(~padded, noise), pos=memory.pos.where(~padded, -noise))
     require_close(
-        valid_queries(case, dirty, attention(case.queries(dirty), dirty)),
-        valid_queries(case, clean, attention(case.queries(clean), clean)),
+        valid_queries(case, changed, attention(case.queries(changed), changed)),
+        valid_queries(case, memory, attention(case.queries(memory), memory)),
         "other values in padded tokens change valid outputs: mask keys or values with memory.layout.padding_mask",
         atol=2e-5,
         rtol=1e-5,
@@ -33,17 +33,17 @@ def padded_equals_unpadded(case: Case) -> None:
     memory = pyramid(case.maps, masks=padding_masks(case.levels))
     assert memory.layout.padding_mask is not None
     assert memory.pos is not None
-    for box in (False, True):
-        queries = case.queries(memory, box)
-        together = valid_queries(case, memory, attention(queries, memory))
+    for boxes in (False, True):
+        queries = case.queries(memory, boxes)
+        batched = valid_queries(case, memory, attention(queries, memory))
         for image in range(BATCH):
             inside = ~memory.layout.padding_mask[image]
             layout = Layout.unpadded([sizes[image] for sizes in VALID[: case.levels]], 1)
             alone = Pyramid(memory.tokens[image, inside][None], layout, memory.pos[image, inside][None])
             require_close(
                 attention(case.queries_of_image(queries, image, alone), alone)[0],
-                together[image],
-                "a padded image gives another output than alone: mask padding, and scale references with "
+                batched[image],
+                "an image gives another output with padding than without: mask padding, and scale references with "
                 "memory.layout.valid_ratios",
                 atol=2e-5,
                 rtol=1e-5,
@@ -57,7 +57,9 @@ def all_padded(case: Case) -> None:
         mask[0] = True
     attention, memory = case.build(), pyramid(case.maps, masks=masks)
     output = attention(case.queries(memory), memory)
-    advice = "where all tokens are padding: a softmax over -inf alone is NaN; mask with a finite number, or its result"
+    advice = (
+        "if all tokens are padding: softmax over -inf only gives NaN; mask scores with a finite value, or the weights"
+    )
     require(output.isfinite().all(), f"the output is not finite {advice}")
     output.sum().backward()
     for name, parameter in attention.named_parameters():

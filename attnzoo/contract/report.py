@@ -1,4 +1,4 @@
-"""Runs the clauses over one attention and prints a line for each."""
+"""Check one attention against the clauses and print a line for each."""
 
 import contextlib
 import io
@@ -10,80 +10,81 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attnzoo.attention import ATTENTIONS
-from attnzoo.contract import CLAUSES, FIRST, Case, Clause
+from attnzoo.contract import CLAUSES, PREREQUISITES, Case, Clause
 from attnzoo.contract.cases import roles
 from attnzoo.contract.explain import explain
 from attnzoo.errors import UserError
 from attnzoo.geometry import Role
 
-SLOW = 1.0  # seconds from which a clause's time is printed
+MIN_PRINTED_SECONDS = 1.0  # the time of a faster clause is not printed
 
 
 def report(name: str, options: Mapping[str, Any], verbose: bool = False) -> bool:
     """Print a line per clause and a summary; returns whether all clauses hold in all roles.
 
-    `verbose` prints tracebacks, warnings and logs too. Raises UserError for options that the attention does not take,
-    or that its constructor refuses in every role.
+    `verbose` also prints tracebacks, warnings and logs. Raises UserError for options that the attention does not
+    have, or that its constructor rejects in every role.
     """
     ATTENTIONS.check(name, options)
-    possible = _possible(name, options)
-    described = " ".join([name, *(f"{option}={value!r}" for option, value in options.items())])
-    print(f"{described}: {len(CLAUSES)} clauses in {', '.join(case.role for case in possible)}", flush=True)
-    began, failed, blocked = time.perf_counter(), [], set[Role]()
-    for title, clause in CLAUSES.items():
-        cases = [case for case in possible if case.role in clause.roles - blocked]
-        errors = _run(title, clause, cases, verbose)
-        if errors:
-            failed.append(title)
-        if title in FIRST:
-            blocked |= errors
-    seconds = time.perf_counter() - began
-    print(f"{described}: {_summary(failed, [case.role for case in possible], blocked)} ({seconds:.0f} s)")
+    cases = _cases(name, options)
+    title = " ".join([name, *(f"{option}={value!r}" for option, value in options.items())])
+    print(f"{title}: {len(CLAUSES)} clauses in {', '.join(case.role for case in cases)}", flush=True)
+    start, failed, skipped_roles = time.perf_counter(), [], set[Role]()
+    for clause_name, clause in CLAUSES.items():
+        applicable = [case for case in cases if case.role in clause.roles - skipped_roles]
+        failed_roles = _run(clause_name, clause, applicable, verbose)
+        if failed_roles:
+            failed.append(clause_name)
+        if clause_name in PREREQUISITES:
+            skipped_roles |= failed_roles
+    seconds = time.perf_counter() - start
+    print(f"{title}: {_summary(failed, [case.role for case in cases], skipped_roles)} ({seconds:.0f} s)")
     return not failed
 
 
-def _possible(name: str, options: Mapping[str, Any]) -> list[Case]:
-    """The cases in the roles in which the constructor takes the options; all roles where none are given."""
-    every = [Case(name, role, tuple(options.items())) for role in roles(name)]
-    refused: dict[Role, UserError] = {}
-    for case in every if options else ():
+def _cases(name: str, options: Mapping[str, Any]) -> list[Case]:
+    """The attention in the roles in which its constructor accepts the options; in all its roles without options."""
+    all_cases = [Case(name, role, tuple(options.items())) for role in roles(name)]
+    rejected: dict[Role, UserError] = {}
+    for case in all_cases if options else ():
         try:
             case.build()
-        except UserError as refusal:
-            refused[case.role] = refusal
-        except Exception:  # the first clause says what is wrong
+        except UserError as error:
+            rejected[case.role] = error
+        except Exception:  # reported by the first clause
             continue
-    if len(refused) == len(every):
-        raise next(iter(refused.values()))
-    for role, error in refused.items():
-        print(f"{name}: not possible in {role}: {error}")
-    return [case for case in every if case.role not in refused]
+    if len(rejected) == len(all_cases):
+        raise next(iter(rejected.values()))
+    for role, rejection in rejected.items():
+        print(f"{name}: not possible in {role}: {rejection}")
+    return [case for case in all_cases if case.role not in rejected]
 
 
-def _run(title: str, clause: Clause, cases: list[Case], verbose: bool) -> set[Role]:
-    """Print the line of one clause; returns the roles in which it fails."""
+def _run(clause_name: str, clause: Clause, cases: list[Case], verbose: bool) -> set[Role]:
+    """Check one clause and print its line; returns the roles in which it fails."""
     errors: dict[Role, Exception] = {}
-    began = time.perf_counter()
+    start = time.perf_counter()
     for case in cases:
         try:
             with contextlib.nullcontext() if verbose else _quiet():
                 clause(case)
-        except Exception as failure:
-            errors[case.role] = failure
-    seconds = time.perf_counter() - began
-    took = f" ({seconds:.0f} s)" if seconds >= SLOW else ""
+        except Exception as error:
+            errors[case.role] = error
+    seconds = time.perf_counter() - start
+    duration = f" ({seconds:.0f} s)" if seconds >= MIN_PRINTED_SECONDS else ""
     print(
-        f"  {title:<22} {', '.join(case.role for case in cases) or '-':<23} {_outcome(cases, errors)}{took}", flush=True
+        f"  {clause_name:<22} {', '.join(case.role for case in cases) or '-':<23} {_outcome(cases, errors)}{duration}",
+        flush=True,
     )
     if verbose:
-        for error in errors.values():
-            print("".join(traceback.format_exception(error)), end="", flush=True)
+        for failure in errors.values():
+            print("".join(traceback.format_exception(failure)), end="", flush=True)
     return set(errors)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings and logs: compilers log the whole graph where they fail."""
+    """Suppress warnings and logs: torch.compile logs the whole graph when it fails."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable()
@@ -103,8 +104,9 @@ def _outcome(cases: list[Case], errors: Mapping[Role, Exception]) -> str:
     return f"FAIL{where}: {reason}"
 
 
-def _summary(failed: list[str], checked: list[Role], blocked: set[Role]) -> str:
+def _summary(failed: list[str], roles: list[Role], skipped_roles: set[Role]) -> str:
     if not failed:
-        return f"all clauses hold in {', '.join(checked)}"
-    rest = f"; mend {' and '.join(t for t in failed if t in FIRST)} first, then check again" if blocked else ""
-    return f"{len(failed)} of {len(CLAUSES)} clauses fail: {', '.join(failed)}{rest}"
+        return f"all clauses hold in {', '.join(roles)}"
+    prerequisites = " and ".join(name for name in failed if name in PREREQUISITES)
+    hint = f"; fix {prerequisites} first, then check again" if skipped_roles else ""
+    return f"{len(failed)} of {len(CLAUSES)} clauses fail: {', '.join(failed)}{hint}"

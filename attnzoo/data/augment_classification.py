@@ -35,7 +35,7 @@ def timm_augmentation(
     crop_pct: float = 0.875,
     crop_mode: Literal["center", "squash"] = "center",
 ) -> ImageTransform:
-    """timm's augmentation, with timm's option names; the defaults are those of the published Swin and DAT recipes.
+    """timm's augmentation, with timm's option names; the defaults follow the published Swin and DAT recipes.
 
     Training: a random crop of `scale` of the area, resized to `size` pixels, horizontal flip with probability `hflip`,
     the timm policy `auto_augment` (null: color jitter), and random erasing with probability `re_prob`. Evaluation: a

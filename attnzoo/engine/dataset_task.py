@@ -59,7 +59,7 @@ class DatasetTask:
         return EpochBatchSampler(len(self.train), size, self._order_seed, epoch, rank, world_size, start=start)
 
     def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
-        """Training batches of this rank from number `start` on, without end."""
+        """Endless training batches of this rank, from number `start` on."""
         return make_loader(self.train, self._sample_batches(start, batches_per_epoch), self._data.workers, self.collate)
 
     def _sample_batches(self, start: int, batches_per_epoch: int) -> Iterator[list[SampleIndex]]:

@@ -41,9 +41,9 @@ class DetectionTask(DatasetTask):
         super().__init__(model, data, seed, ctx, order_seed=order_seed)
         self._classification, self._per_class = model.loss.classification, per_class
         self._max_detections = max_detections
-        _warn_of_crowded_images("training", self.train, {"model.queries": model.queries})
+        _warn_about_many_objects("training", self.train, {"model.queries": model.queries})
         limits = {"model.queries": model.queries, "max_detections": max_detections}
-        _warn_of_crowded_images("validation", self.val, limits)
+        _warn_about_many_objects("validation", self.val, limits)
         self._loss = SetCriterion(model.loss, self.num_classes, select=model.head.select)
 
     def normalizer(self, batches: Sequence[Batch]) -> float:
@@ -79,10 +79,10 @@ class DetectionTask(DatasetTask):
         return measure(model, batch.images, batch.mask)
 
 
-def _warn_of_crowded_images(split: str, dataset: DetectionDataset, limits: Mapping[str, int]) -> None:
-    """Warn of the lowest of `limits`, by config key, if images have more objects: the others cannot be found."""
+def _warn_about_many_objects(split: str, dataset: DetectionDataset, limits: Mapping[str, int]) -> None:
+    """Warn of the lowest of `limits`, by config key, if images have more objects, which cannot all be detected."""
     key, limit = min(limits.items(), key=lambda item: item[1])
-    crowded = [count for count in dataset.num_objects if count > limit]
-    if crowded:
-        message = "%d of %d %s images have more objects than %s = %d (up to %d); the others cannot be found"
-        log.warning(message, len(crowded), len(dataset), split, key, limit, max(crowded))
+    exceeding = [count for count in dataset.num_objects if count > limit]
+    if exceeding:
+        message = "%d of %d %s images have more objects than %s = %d (up to %d); the rest cannot be detected"
+        log.warning(message, len(exceeding), len(dataset), split, key, limit, max(exceeding))

@@ -16,7 +16,7 @@ from torch import Tensor
 from attnzoo.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: the other ranks wait while rank 0 runs the COCO evaluation
-# What Gloo and NCCL say when a peer is gone.
+# Error messages of Gloo and NCCL when a peer has exited.
 PEER_LOST_PATTERN = re.compile(
     r"closed by peer|reset by peer|broken pipe|socket closed|connection (was )?(closed|reset)|remote process exited"
     r"|timed out waiting|no data received|failed to (recv|read)|communicator was aborted",
@@ -29,7 +29,7 @@ class RendezvousError(UserError):
 
 
 class DistEnv(NamedTuple):
-    """What the launcher's environment says about this process."""
+    """Rank, world size and rendezvous of this process, as set by the launcher."""
 
     rank: int
     world_size: int
@@ -135,16 +135,16 @@ def init(device: str) -> DistContext:
     Raises UserError if the device does not exist, RendezvousError if the peers do not connect.
     """
     rank, world_size, local_rank, init_method = read_env()
-    chosen = pick_device(device, local_rank)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    torch_device = pick_device(device, local_rank)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     if world_size > 1 and not dist.is_initialized():
-        backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
+        backend = "gloo" if torch_device.type == "cpu" else "cpu:gloo,cuda:nccl"
         try:
             dist.init_process_group(backend, init_method, rank=rank, world_size=world_size, timeout=TIMEOUT)
         except (RuntimeError, OSError) as error:
             raise RendezvousError(_rendezvous_message(rank, world_size, init_method, error)) from error
-    return DistContext(rank, world_size, chosen)
+    return DistContext(rank, world_size, torch_device)
 
 
 def _rendezvous_message(rank: int, world_size: int, init_method: str, error: Exception) -> str:
@@ -159,7 +159,7 @@ def _rendezvous_message(rank: int, world_size: int, init_method: str, error: Exc
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Whether a collective failed because a peer is gone: that process, not this one, has the cause."""
+    """Whether a collective failed because a peer process exited; the cause is in that process."""
     return isinstance(error, RuntimeError) and PEER_LOST_PATTERN.search(str(error)) is not None
 
 

@@ -4,7 +4,7 @@ import signal
 import time
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, SLURM's end of a job, SLURM's warning
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, end of a SLURM job, SLURM's warning signal
 DUPLICATE_SIGINT_SECONDS = 1.0  # torchrun forwards a Ctrl-C that the terminal has sent to its workers already
 
 
@@ -17,7 +17,7 @@ class GracefulStop:
 
     Unblocks these signals: a parent may start the process with them blocked until the handlers are installed.
 
-    `signum` is the signal received. SIGTERM, which ends a run for good, takes precedence over SIGUSR2, which comes
+    `signum` is the signal received. SIGTERM, which ends the job, takes precedence over SIGUSR2, which comes
     before a time limit or a preemption.
     """
 

@@ -26,7 +26,7 @@ class Task(Protocol):
     global_batch_size: int  # images per batch, of all ranks together
 
     def batches(self, start: int, batches_per_epoch: int) -> Iterator[Any]:
-        """Training batches of this rank from number `start` on, without end, in epochs of `batches_per_epoch`.
+        """Endless training batches of this rank, from number `start` on, in epochs of `batches_per_epoch`.
 
         Deterministic: batch n does not depend on `start`.
         """

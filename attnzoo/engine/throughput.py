@@ -16,7 +16,7 @@ class ThroughputMeter:
         self._images, self._seconds = 0, 0.0
 
     def update(self, num_images: int, start_time: float) -> None:
-        """Count a step of `num_images` that began at `start_time` (time.monotonic)."""
+        """Count a step of `num_images` that started at `start_time` (time.monotonic)."""
         self._images += num_images
         self._seconds += time.monotonic() - start_time
 

@@ -36,7 +36,7 @@ class Cost:
 def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, *, seconds: float = 2.0) -> Cost:
     """The cost of `model(images, mask)` for images (B, 3, H, W) and their padding mask (B, H, W).
 
-    MACs are those of the first image. Latency is the time of the whole batch divided by B, the median of 10 to 100
+    MACs are counted for the first image. Latency is the time of the whole batch divided by B, the median of 10 to 100
     calls, as many as fit into `seconds`. The model runs in evaluation mode without gradients; the training modes of
     its modules are restored.
     """

@@ -19,7 +19,7 @@ ONE_VALUE = "Expected more than 1 value per channel"  # in the error of F.batch_
 def dry_run(config: ModelConfig, num_classes: int, size: tuple[int, int], batch_size: int = 2) -> list[str]:
     """Build the model on the meta device and run it in training mode; returns the names of its parameters.
 
-    `size` (h, w) and `batch_size` are those of a batch of one process.
+    `size` (h, w) and `batch_size` describe the batch of one process.
 
     Raises UserError for a model that cannot be built or run.
     """

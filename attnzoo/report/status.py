@@ -18,7 +18,7 @@ from attnzoo.rundir.ledger import FILENAME, JOB_COMMENT_PREFIX, Ledger, job_id_o
 from attnzoo.rundir.metrics import STATUS
 from attnzoo.slurm import Job
 
-DEAD_SECONDS = 300  # a running job without a heartbeat for so long hangs
+DEAD_SECONDS = 300  # a running job without a heartbeat for this long counts as dead
 INTERRUPT_REASONS = {"TIMEOUT": "time limit", "PREEMPTED": "preempted", "NODE_FAIL": "node failure"}
 TAIL_BYTES = 65536
 

@@ -21,7 +21,7 @@ CONFIG_START, CONFIG_END = '# The last line is "...".\n', "...\n"
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file atomically: readers see the old or the new content, and so does a power cut."""
+    """Write a file atomically: readers see the old or the new content, also after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -55,7 +55,7 @@ class Ledger:
                 json.dump(content, file, indent=1)
 
     def submission_folder(self, number: str) -> Path:
-        """The folder of what the jobs of a submission read and write."""
+        """The folder with the job files of a submission."""
         return self.sweep / "slurm" / number
 
 

@@ -1,1 +1,1 @@
-"""Config schemas: how keys are declared, read from YAML and merged. Knows no model and imports no torch."""
+"""Config schemas: declaring keys, reading them from YAML, merging. Imports neither torch nor any model."""

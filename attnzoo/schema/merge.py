@@ -51,18 +51,18 @@ class ConfigBuilder:
     def build(self) -> Any:
         """An instance of the schema, `${…}` resolved. Raises UserError for a wrong type or a number out of range."""
         try:
-            built = _convert(self.schema, self._resolved())
-            for key, number, allowed in _numbers(built, ""):
+            config = _convert(self.schema, self._resolved())
+            for key, number, allowed in _numbers(config, ""):
                 if number not in allowed:
                     raise UserError(f"{key} = {number}: expected {allowed}", key=key)
         except UserError as error:
             raise self.locate(error) from None
-        return built
+        return config
 
     def locate(self, error: UserError) -> UserError:
-        """The error with the source of its keys in front: that of the last set one, else of the nearest key above."""
-        known = [key for key in self._sources if key in error.keys]
-        key = known[-1] if known else next(iter(error.keys), "")
+        """The error prefixed with the source of its key set last, else of the nearest parent key."""
+        candidates = [key for key in self._sources if key in error.keys]
+        key = candidates[-1] if candidates else next(iter(error.keys), "")
         while key and key not in self._sources:
             key = key.rpartition(".")[0]
         return error.at(self._sources.get(key, ""))
@@ -110,7 +110,7 @@ class ConfigBuilder:
 
 
 def _merge_mapping(metadata: Mapping[str, Any], old: dict[str, Any], new: dict[str, Any], key: str) -> dict[str, Any]:
-    """Merge mappings with free keys as the metadata of their field says."""
+    """Merge mappings with free keys; the metadata of their field selects how."""
     if "options_of" in metadata:
         return _merge_options(old, new)
     if "named_block" not in metadata:
@@ -121,7 +121,7 @@ def _merge_mapping(metadata: Mapping[str, Any], old: dict[str, Any], new: dict[s
 
 
 def _merge_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested options, keys nested or dotted; another `name` drops the options beside it, `{}` clears."""
+    """Merge nested options, keys nested or dotted; another `name` drops the options next to it, `{}` clears all."""
     result = dict(old) if new else {}
     for key, value in new.items():
         head, dot, rest = key.partition(".")
@@ -218,15 +218,15 @@ def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserE
     return UserError(f"unknown key {key!r}{hint} ({allowed}: {', '.join(siblings)})", key=key)
 
 
-def _numbers(built: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
+def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
     """Full key, number and allowed range of all numbers in an instance of the schema."""
-    for field in dataclasses.fields(built):
-        value, key = getattr(built, field.name), f"{prefix}{field.name}"
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{key}.")
         else:
             allowed = field.metadata.get("range", FINITE)
-            yield from ((place, number, allowed) for place, number in _numbers_in(value, key))
+            yield from ((number_key, number, allowed) for number_key, number in _numbers_in(value, key))
 
 
 def _numbers_in(value: Any, key: str) -> Iterator[tuple[str, float]]:

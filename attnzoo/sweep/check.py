@@ -11,7 +11,7 @@ from attnzoo.config.load import COMMAND_LINE, Experiment
 from attnzoo.errors import UserError, did_you_mean
 from attnzoo.schema.keys import flatten
 
-# Keys that hold for the whole sweep.
+# Keys that apply to the whole sweep.
 NOT_SWEEPABLE = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed", "versions")
 NAME = re.compile(r"\w[\w.=,+-]*")
 

@@ -16,7 +16,7 @@ from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.outcome import Outcome
 
 REFRESH_SECONDS = 0.5
-STATUS_LINE_SECONDS = 60  # longest silence about a run without a terminal
+STATUS_LINE_SECONDS = 60  # longest time without a line about a run, if not on a terminal
 
 
 class _LastLine(NamedTuple):
@@ -27,7 +27,7 @@ class _LastLine(NamedTuple):
 
 
 class ProgressDisplay:
-    """Shows what the status files of training runs say; `on_start` is called as each run starts. A context manager."""
+    """Shows the status files of running runs; `on_start` is called as each run starts. A context manager."""
 
     def __init__(self, total: int, on_start: Callable[[RunSpec], None], console: Console | None = None):
         self.on_start = on_start

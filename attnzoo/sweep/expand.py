@@ -18,7 +18,7 @@ from attnzoo.sweep.variants import BASE, named_variants
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of a sweep: what to train, and where. `name` is unique in the sweep, `digest` is that of its config.
+    """One run of a sweep: what to train, and where. `name` is unique in the sweep, `digest` identifies its config.
 
     `overrides` maps full keys to all values that the sweep sets but the seed; `variant` is the name of those from
     sweep.variants or sweep.one_at_a_time, and `labels` has the others that affect results, by short keys.

@@ -47,7 +47,7 @@ class Callbacks(Protocol):
         """These runs are training; called several times a second."""
 
     def finish(self, run: RunSpec, outcome: Outcome, will_retry: bool) -> None:
-        """A run's process ended; with `will_retry` it is started once more."""
+        """A run's process ended; with `will_retry` it is started again."""
 
 
 def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResult:
@@ -95,7 +95,7 @@ def _start(run: RunSpec) -> RunProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            start_new_session=True,  # so that Ctrl-C reaches the worker through us only
+            start_new_session=True,  # so that Ctrl-C reaches the worker only through this process
         )
     return RunProcess(run, popen, start_time)
 
@@ -103,7 +103,7 @@ def _start(run: RunSpec) -> RunProcess:
 def _finish(ended: RunProcess, interrupted: bool) -> Outcome:
     """Classify and record how a run ended.
 
-    A machine failure beyond `retries` becomes a failure; a kill by ourselves counts as an interrupt.
+    A machine failure beyond `retries` becomes a failure; a kill by this process counts as an interrupt.
     """
     folder = ended.run.folder
     result = outcome.classify(folder, ended.popen.returncode, ended.start_time)

@@ -16,7 +16,7 @@ class ExitKind(StrEnum):
 
     DONE = "done"
     FAILED = "failed"  # an error in the code: not retried
-    NOT_STARTED = "not started"  # invalid input, or another process has the run; nothing was changed
+    NOT_STARTED = "not started"  # invalid input, or another process holds the lock; nothing was changed
     INTERRUPTED = "interrupted"
     CORRUPT = "corrupt"  # its status cannot be read, so that nothing can be recorded
     MACHINE_FAILURE = attempts.MACHINE  # retried

@@ -31,7 +31,7 @@ DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run
 
 @dataclass(frozen=True)
 class JobGroup:
-    """Runs that need the same resources; `options` are those of submitit's SlurmExecutor."""
+    """Runs that need the same resources; `options` are passed to submitit's SlurmExecutor."""
 
     runs: list[RunSpec]
     options: dict[str, Any]

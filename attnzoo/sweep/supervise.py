@@ -1,6 +1,6 @@
 """What a SLURM job runs on its first node: starts the workers with srun, classifies how they end, requeues the job.
 
-It runs outside the workers, so it also sees crashes and lost nodes. Imports no torch.
+It runs outside the workers, so it also detects crashes and lost nodes. Imports no torch.
 """
 
 import logging
@@ -168,7 +168,7 @@ class _Supervisor:
         return {node} if node and len(others) >= self.nodes else set()
 
     def _first_failure(self) -> tuple[str | None, int | None]:
-        """(node, exit code) of the process that failed first, from srun's messages; None for what they do not say."""
+        """(node, exit code) of the process that failed first, from srun's messages; None if unknown."""
         with self.run.log.open("rb") as file:
             file.seek(self.log_offset)
             match = SRUN_ERROR.search(file.read().decode(errors="replace"))

@@ -37,7 +37,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
         config = dataclasses.replace(run.config, data=shared.data, model=shared.model, versions=shared.versions)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
     valid = drop_repeats(valid, experiment)
-    names = {name for found in parameters.values() for name in found}
+    names = {name for model_names in parameters.values() for name in model_names}
     for run in valid:
         try:
             check_parameter_patterns(run.config.train.optimizer, names)
@@ -66,5 +66,5 @@ def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)", key="device")
     batch_size = max(config.data.batch_size // config.processes, 1)
     model = repr((config.model, num_classes, data.size, batch_size))
-    if model not in parameters:  # a sweep may leave the model and the sizes alone
+    if model not in parameters:  # runs may share the model and the sizes
         parameters[model] = dry_run(config.model, num_classes, data.size, batch_size)

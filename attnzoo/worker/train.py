@@ -38,7 +38,7 @@ def train_run(run_dir: str | Path) -> ExitCode:
     """Train RUN_DIR/config.yaml, alone or as one of the processes of torchrun or srun; returns the exit code.
 
     Resumes from checkpoints; a finished run is left alone. OK: done. FAILED: status.json has the error, log.txt the
-    traceback. USER_ERROR: nothing was changed. PEER_LOST: another process of the run is gone. INTERRUPTED.
+    traceback. USER_ERROR: nothing was changed. PEER_LOST: another process of the run has exited. INTERRUPTED.
 
     May be called for one run after the other; call `distributed.shutdown()` after the last unless a run has failed.
     """

@@ -13,7 +13,7 @@ namespace attnzoo {
 
 // Returns `tensor`, which must not have been written yet. glibc calls mmap for every allocation of 32 MiB or more, so
 // the first write to each 4 KiB page causes a page fault. For a large output these faults take a good part of the run
-// time of the operator. madvise asks for 2 MiB pages instead, which the operating system may refuse.
+// time of the operator. madvise requests 2 MiB pages instead, which the operating system may not grant.
 inline Tensor with_huge_pages(Tensor tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uint64_t kMmapThreshold = uint64_t{32} << 20;

@@ -66,7 +66,7 @@ ATTNZOO_INLINE void matmul_add_tile(const StridedMatrix<T>& a, int64_t depth, co
 template <int kVectors, typename T>
 ATTNZOO_INLINE void matmul_add_columns(
     StridedMatrix<T> a, int64_t rows, int64_t depth, const T* b, T* c, int64_t columns) {
-  // As many rows as fit in the registers, beside one row of b and one factor; at most four.
+  // As many rows as fit in the registers together with one row of b and one factor; at most four.
   constexpr int kRows = (ATTNZOO_VECTOR_REGISTERS - kVectors - 1) / kVectors > 4
                             ? 4
                             : (ATTNZOO_VECTOR_REGISTERS - kVectors - 1) / kVectors;

@@ -36,7 +36,7 @@ struct Sizes {
 };
 
 // Divides the rows (queries or tokens) of all images and heads among threads. A block consists of groups of 2^log_lanes
-// consecutive threads; a group lies within a warp. A group processes one row of one head, and its lanes hold
+// consecutive threads; a group is part of one warp. A group processes one row of one head, and its lanes hold
 // consecutive vectors of channels. The groups of a block process consecutive rows of the same head: if the queries form
 // a grid, they read the same part of the map.
 struct Partition {

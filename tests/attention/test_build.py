@@ -10,7 +10,7 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Pyramid, Queries, Role, Slot
 
 
-def test_names() -> None:
+def test_registered_names() -> None:
     assert {"deform", "dense", "ms_deform"} <= set(names())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.dat import Published
+from support.dat import PublishedAttention
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -73,7 +73,7 @@ def test_follows_the_published_versions(version: str, options: dict[str, Any]) -
     attention, memory = stage(**options, convention=version), map_of(MAP)
     sizes = (4, options["groups"], options["stride"], options["kernel"])
     factor = options.get("range_factor", 2.0) if options.get("offset_range", "tanh") == "tanh" else None
-    reference = Published(version, published_names(attention), *sizes, factor, options.get("offsets", True))
+    reference = PublishedAttention(version, published_names(attention), *sizes, factor, options.get("offsets", True))
     output = attention(memory.as_queries(), memory)
     expected = reference(memory.tokens[0].T.reshape(16, *MAP))
     assert_close(output[0], expected.flatten(1).T, atol=1e-11, rtol=0)
@@ -82,7 +82,7 @@ def test_follows_the_published_versions(version: str, options: dict[str, Any]) -
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_published_tables_are_resized_for_other_maps(version: str) -> None:
     attention, memory = stage(stride=1, kernel=3, groups=2, convention=version), map_of((6, 3))
-    reference = Published(version, published_names(attention), 4, 2, 1, 3, 2.0, True)
+    reference = PublishedAttention(version, published_names(attention), 4, 2, 1, 3, 2.0, True)
     expected = reference(memory.tokens[0].T.reshape(16, 6, 3))
     assert_close(attention(memory.as_queries(), memory)[0], expected.flatten(1).T, atol=1e-11, rtol=0)
 
@@ -159,7 +159,7 @@ def test_tables_are_resized_for_maps_of_other_sizes() -> None:
         assert_close(bias[inside], (2 * steps[..., 0] + steps[..., 1])[inside], atol=1e-6, rtol=0)
 
 
-def test_a_key_grid_of_one_point_is_one_key() -> None:
+def test_key_grid_of_one_point_is_one_key() -> None:
     attention, memory = stage((3, 3), stride=4, kernel=5), map_of((3, 3))
     with record(attention) as recording:
         output = attention(memory.as_queries(), memory)
@@ -213,11 +213,11 @@ OPTIONS = (
     (("convention", "v2"), ("offset_range", "clamp"), ("groups", 2)),
 )
 CLAUSES = ("gradients", "padding_is_ignored", "padded_equals_unpadded", "all_padded", "other_image", "flops", "record",
-           "precision", "other_maps", "meta")  # fmt: skip
+           "precision", "map_sizes", "meta_device")  # fmt: skip
 
 
 def option_cases() -> Iterator[Any]:
-    """Conventions are geometry alone: that gradients arrive is checked with the other options."""
+    """Conventions affect geometry only, so gradients are checked with the other options."""
     for options, role, clause in itertools.product(OPTIONS, Role, CLAUSES):
         if role == Role.DECODER and ("bias", "depthwise") in options:
             continue
@@ -276,7 +276,7 @@ def test_rejects_a_map_smaller_than_a_kernel_without_padding() -> None:
         attention(memory.as_queries(), memory)
 
 
-def test_rejects_another_number_of_levels_and_missing_references() -> None:
+def test_rejects_a_wrong_number_of_levels_and_missing_reference_points() -> None:
     attention, memory = stage(), map_of(MAP)
     with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(memory.tokens), memory)

@@ -204,7 +204,7 @@ def test_coordinates_stay_in_float32(autocast: bool) -> None:
     assert torch.equal(half[""][0]["locations"], exact[""][0]["locations"])
 
 
-def test_rejects_missing_references() -> None:
+def test_rejects_missing_reference_points() -> None:
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4)), memory_of(MAPS[:1], 16)
     with pytest.raises(ValueError, match=r"needs reference points of shape \(B, Q, 2\) or \(B, Q, 4\), got None"):
         attention(Queries(torch.randn(2, 3, 16)), memory)
@@ -212,7 +212,7 @@ def test_rejects_missing_references() -> None:
         attention(Queries(torch.randn(2, 3, 16), torch.rand(2, 3, 3)), memory)
 
 
-def test_rejects_another_number_of_levels() -> None:
+def test_rejects_a_wrong_number_of_levels() -> None:
     attention, memory = MultiScaleDeformableAttention(Slot(16, 4, levels=3)), memory_of(MAPS, 16)
     with pytest.raises(ValueError, match="expected 3 feature levels, got 2"):
         attention(memory.as_queries(), memory)

@@ -1,4 +1,4 @@
-"""Dense attention against torch's own module, and where the numbers get hard."""
+"""Dense attention against torch's module, and its numerics for large logits."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_equals_torch(padded: bool) -> None:
     assert_close(ours(query, key, value, padding), expected, atol=1e-6, rtol=0)
 
 
-def test_initialisation_is_that_of_torch() -> None:
+def test_initialisation_equals_torch() -> None:
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(256, 8)
     ours = MultiheadAttention(256, 8)
@@ -87,7 +87,7 @@ def test_large_logits_stay_finite_in_half_precision(dtype: torch.dtype) -> None:
     assert error.median() < 0.02
 
 
-def test_dropout_falls_on_the_weights_in_training_only() -> None:
+def test_dropout_is_applied_to_weights_in_training_only() -> None:
     attention = build("dense", Slot(16, 2), dropout=0.5)
     memory = Pyramid(torch.randn(1, 12, 16), Layout.unpadded(((3, 4),), 1))
 

@@ -1,4 +1,4 @@
-"""The pages on attentions say what the code says."""
+"""The pages on attentions agree with the code."""
 
 import inspect
 import re
@@ -34,7 +34,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", attention.names())
-def test_options_are_those_of_the_code(name: str) -> None:
+def test_documented_options_match_the_code(name: str) -> None:
     actual, expected = documented(name), options(name)
     assert actual.keys() == expected.keys()
     for option, default in expected.items():
@@ -43,7 +43,7 @@ def test_options_are_those_of_the_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", attention.names())
-def test_a_page_is_complete(name: str) -> None:
+def test_page_is_complete(name: str) -> None:
     text = page(name)
     for part in ("**Cost**", "**Supported roles**", "**Differences from the published code**", "| option | default |"):
         assert part in text, part
@@ -52,7 +52,7 @@ def test_a_page_is_complete(name: str) -> None:
     assert (PAGES / figure).is_file()
 
 
-def test_the_overview_lists_the_supported_roles() -> None:
+def test_overview_lists_the_supported_roles() -> None:
     text = (PAGES / "README.md").read_text()
     listed = {}
     for names, *cells in ROW.findall(text):

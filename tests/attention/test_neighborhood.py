@@ -32,7 +32,7 @@ def pyramid(shapes: list[tuple[int, int]], masks: list[Tensor] | None = None) ->
 
 
 def neighbors(position: int, size: int, kernel: int) -> range:
-    """The positions that one sees: as many to both sides, moved inwards at the ends."""
+    """The positions of a neighborhood along one axis: centred, shifted inwards at the borders."""
     start = min(max(position - kernel // 2, 0), max(size - kernel, 0))
     return range(start, min(start + kernel, size))
 
@@ -73,7 +73,7 @@ def test_without_bias() -> None:
 
 
 @pytest.mark.parametrize("pos", [True, False])
-def test_queries_other_than_the_tokens_of_the_map(pos: bool) -> None:
+def test_queries_different_from_memory(pos: bool) -> None:
     """Queries are projected from the queries, keys and values from the memory."""
     attention, memory = make(kernel=3), pyramid([(6, 9)])
     tokens, embedding = torch.randn(2, 2, 54, DIM, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_levels_are_attended_independently() -> None:
 
 
 @pytest.mark.parametrize("valid", [(5, 6), (2, 7), (3, 3), (1, 1), (11, 12), (4, 11)], ids=str)
-def test_padded_images_give_what_they_give_alone(valid: tuple[int, int]) -> None:
+def test_padding_does_not_change_outputs(valid: tuple[int, int]) -> None:
     h, w = valid
     mask = torch.ones(2, 11, 12, dtype=torch.bool)
     mask[0, :h, :w] = False
@@ -115,8 +115,8 @@ def test_record_shows_the_neighbors() -> None:
     seen = entry["weights"].amax(2) > 0  # (B, S, K)
     assert (seen.sum(-1) == 9).all()
     pixels = entry["locations"] * torch.tensor([9.0, 6.0]) - 0.5
-    found = {(round(x), round(y)) for x, y in pixels[0, 0][seen[0, 0]].tolist()}
-    assert found == {(x, y) for x in range(3) for y in range(3)}  # of the corner
+    actual = {(round(x), round(y)) for x, y in pixels[0, 0][seen[0, 0]].tolist()}
+    assert actual == {(x, y) for x in range(3) for y in range(3)}  # of the corner
 
 
 @pytest.mark.parametrize("kernel", [0, 4, -3])

@@ -1,7 +1,5 @@
-"""A newcomer's attention in one file, outside the package: loaded, built, and held to the whole contract."""
+"""An attention in one file outside the package: it is loaded, built and fulfils the contract."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +10,9 @@ from attnzoo.errors import UserError
 from attnzoo.geometry import Role, Slot
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
-# Compiling is slow, and what it tests of low_rank the dense core has shown.
-QUICK = [clause for clause in CLAUSES if not clause.startswith("compile")]
+FAST_CLAUSES = [clause for clause in CLAUSES if not clause.startswith("compile")]
 
-
-@pytest.fixture(autouse=True)
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("attnzoo_plugin_", "my_")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
 @pytest.fixture
@@ -36,7 +24,7 @@ def plugin(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("role", list(Role))
-@pytest.mark.parametrize("clause", QUICK)
+@pytest.mark.parametrize("clause", FAST_CLAUSES)
 def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> None:
     assert load_plugin(plugin) == ["mine"]
     CLAUSES[clause](Case("mine", role))
@@ -44,7 +32,7 @@ def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", list(Role))
-@pytest.mark.parametrize("clause", [clause for clause in CLAUSES if clause not in QUICK])
+@pytest.mark.parametrize("clause", [clause for clause in CLAUSES if clause not in FAST_CLAUSES])
 def test_example_compiles(clause: str, role: Role, plugin: Path) -> None:
     load_plugin(plugin)
     CLAUSES[clause](Case("mine", role))
@@ -65,9 +53,9 @@ def test_example_pools_tokens(plugin: Path) -> None:
 
 def test_loading_twice_changes_nothing(plugin: Path) -> None:
     assert load_plugin(plugin) == ["mine"]
-    kind = ATTENTIONS.get("mine")
+    constructor = ATTENTIONS.get("mine")
     assert load_plugin(str(plugin)) == ["mine"]
-    assert ATTENTIONS.get("mine") is kind
+    assert ATTENTIONS.get("mine") is constructor
 
 
 def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +64,7 @@ def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_plugin("my_attention") == ["mine"]
 
 
-def test_rejects_what_does_not_exist(tmp_path: Path) -> None:
+def test_rejects_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugins: plugin '.*nothing.py' does not exist"):
         load_plugin(tmp_path / "nothing.py", where="plugins")
     for name in ("no_such_module", "no_such.module", "", ".relative"):
@@ -84,7 +72,7 @@ def test_rejects_what_does_not_exist(tmp_path: Path) -> None:
             load_plugin(name)
 
 
-def test_rejects_what_registers_nothing(tmp_path: Path) -> None:
+def test_rejects_a_module_without_attentions(tmp_path: Path) -> None:
     path = tmp_path / "my_empty.py"
     path.write_text("x = 1\n")
     for _ in range(2):
@@ -94,7 +82,7 @@ def test_rejects_what_registers_nothing(tmp_path: Path) -> None:
         load_plugin("json")
 
 
-def test_rejects_a_name_that_is_taken(tmp_path: Path) -> None:
+def test_rejects_a_duplicate_name(tmp_path: Path) -> None:
     path = tmp_path / "my_dense.py"
     path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("dense")'))
     dense = ATTENTIONS.get("dense")
@@ -104,7 +92,7 @@ def test_rejects_a_name_that_is_taken(tmp_path: Path) -> None:
     assert ATTENTIONS.get("dense") is dense
 
 
-def test_a_syntax_error_is_one_line_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_syntax_error_is_one_line_with_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my_typo.py"
     path.write_text("x = 1\ndef f(:\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -114,7 +102,7 @@ def test_a_syntax_error_is_one_line_with_its_place(tmp_path: Path, monkeypatch: 
         assert str(caught.value) == f"plugins: {path}:2: SyntaxError: invalid syntax"
 
 
-def test_errors_inside_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_errors_in_a_plugin_keep_their_traceback(tmp_path: Path) -> None:
     path = tmp_path / "my_broken.py"
     path.write_text("import no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):

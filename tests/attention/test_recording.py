@@ -83,7 +83,7 @@ def test_gradients_still_flow_and_entries_hold_no_graph(inputs: tuple[Tensor, Te
     assert not any(t.requires_grad for entries in recording.values() for entry in entries for t in entry.values())
 
 
-def test_is_switched_off_after_an_error(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+def test_is_disabled_after_an_error(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
     model = Decoder()
     with pytest.raises(ZeroDivisionError), record(model):
         raise ZeroDivisionError
@@ -99,7 +99,7 @@ def test_rejects_compiled_models(inputs: tuple[Tensor, Tensor, Pyramid]) -> None
         pass
 
 
-def test_rejects_to_be_compiled_or_exported(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
+def test_rejects_compilation_and_export(inputs: tuple[Tensor, Tensor, Pyramid]) -> None:
     model = Decoder()
     with record(model):
         with pytest.raises(Exception, match=r"record\(\) does not work under torch"):

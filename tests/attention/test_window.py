@@ -69,7 +69,7 @@ def test_equals_dense_attention_with_a_block_mask(shape: tuple[int, int], shift:
 
 @pytest.mark.parametrize("pos", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
-def test_queries_other_than_the_tokens_of_the_map(padded: bool, pos: bool) -> None:
+def test_queries_different_from_memory(padded: bool, pos: bool) -> None:
     """Queries are projected from the queries, keys and values from the memory."""
     mask = torch.zeros(2, 6, 9, dtype=torch.bool)
     mask[0, 4:], mask[0, :, 7:] = padded, padded
@@ -96,7 +96,7 @@ def test_levels_are_partitioned_independently(shift: int) -> None:
 
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("valid", [(5, 6), (2, 7), (3, 3), (1, 1), (8, 9)], ids=str)
-def test_padded_images_are_partitioned_as_if_they_were_alone(valid: tuple[int, int], shift: int) -> None:
+def test_padding_does_not_change_the_partition(valid: tuple[int, int], shift: int) -> None:
     h, w = valid
     mask = torch.ones(2, 8, 9, dtype=torch.bool)
     mask[0, :h, :w] = False
@@ -110,7 +110,7 @@ def test_padded_images_are_partitioned_as_if_they_were_alone(valid: tuple[int, i
 
 
 @pytest.mark.parametrize("role", [Role.STAGE, Role.DECODER])
-def test_a_window_without_valid_pixels_gives_the_output_bias(role: Role) -> None:
+def test_window_without_valid_pixels_gives_the_output_bias(role: Role) -> None:
     mask = torch.ones(2, 8, 9, dtype=torch.bool)
     mask[1] = False
     attention, memory = make(role, window=3), pyramid([(8, 9)], masks=[mask])
@@ -201,14 +201,14 @@ def test_errors_name_the_option(options: dict[str, Any], message: str) -> None:
         build("window", Slot(DIM, HEADS), **options)
 
 
-def test_object_queries_take_no_shift() -> None:
+def test_object_queries_reject_a_shift() -> None:
     with pytest.raises(UserError, match="shift = 2"):
         build("window", Slot(DIM, HEADS, role=Role.DECODER), window=4, shift=2)
 
 
 @pytest.mark.parametrize("name", ["window", "neighborhood", "dat"])
-def test_queries_that_are_not_the_memory_compile_and_export(name: str) -> None:
-    """Whether they are is decided while tracing, as the contract checks for those that are."""
+def test_queries_different_from_memory_compile_and_export(name: str) -> None:
+    """Whether queries are the memory is decided while tracing; the contract covers the case that they are."""
 
     class FromTensors(torch.nn.Module):
         def __init__(self) -> None:

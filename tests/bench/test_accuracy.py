@@ -5,7 +5,7 @@ import torch
 from attnzoo.bench.accuracy import check_tolerances, max_relative_error, max_relative_errors
 
 
-def test_a_correct_function_passes():
+def test_correct_function_passes():
     value = torch.randn(3, 4, dtype=torch.float64)
     grad_output = torch.randn(3, 4, dtype=torch.float64)
     expected = [value.sin(), grad_output * value.cos()]
@@ -14,7 +14,7 @@ def test_a_correct_function_passes():
     assert check_tolerances(errors, torch.float64) is None
 
 
-def test_a_wrong_gradient_is_found():
+def test_wrong_gradient_is_detected():
     value = torch.linspace(-1, 1, 12, dtype=torch.float64)
 
     def detached(x: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def bench(*arguments):
         (["scaling", "--attentions", "dens"], "unknown attention 'dens'; did you mean 'dense'?"),
     ],
 )
-def test_invalid_arguments_are_one_line(capsys, arguments, message):
+def test_invalid_arguments_give_a_one_line_error(capsys, arguments, message):
     assert bench(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -73,7 +73,7 @@ def test_invalid_arguments_are_one_line(capsys, arguments, message):
         (["models", "--training", "0x64x64"], "--training 0x64x64: every number must be at least 1"),
     ],
 )
-def test_out_of_range_numbers_are_one_line_and_nothing_is_written(capsys, tmp_path, arguments, message):
+def test_out_of_range_numbers_give_a_one_line_error_and_write_nothing(capsys, tmp_path, arguments, message):
     assert bench(*arguments, "--json", tmp_path / "new" / "raw.json") == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -121,13 +121,13 @@ def test_list_and_dry_run_measure_nothing(capsys, monkeypatch):
     assert len(planned) == 4 * 2 * 4 + 1
 
 
-def test_an_implementation_of_another_operator_is_unknown(capsys):
+def test_implementation_of_another_operator_is_unknown(capsys):
     selection = ["--operators", "deform_kv_attn", "--implementations", "transformers"]
     assert bench("ops", *selection, "--dry-run") == 2
     assert "unknown implementation 'transformers'" in capsys.readouterr().err
 
 
-def test_ops_to_markdown(capsys, tmp_path):
+def test_ops_benchmark_and_tables(capsys, tmp_path):
     raw, page = tmp_path / "ops.json", tmp_path / "operators.md"
     assert bench("ops", *QUICK, "--implementations", "grid_sample", "--json", raw) == 0  # ours is included
     assert "grid_sample" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_ops_to_markdown(capsys, tmp_path):
     assert tables.format_ratio(*(entries[name]["seconds"]["forward"] for name in ("grid_sample", "attnzoo"))) in text
 
 
-def test_models(capsys, tmp_path):
+def test_models_benchmark(capsys, tmp_path):
     pytest.importorskip("transformers")
     raw = tmp_path / "models.json"
     sizes = ["--tiny", "--forward", "1x32x32", "--training", "1x32x32", "--seconds", "0"]
@@ -173,7 +173,7 @@ def test_tables_reject_other_files(tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NOT TESTED HERE: needs Linux's /proc")
-def test_an_unwritable_file_is_rejected_before_any_measurement(capsys, monkeypatch):
+def test_unwritable_file_is_rejected_before_any_measurement(capsys, monkeypatch):
     monkeypatch.setattr(ops_benchmark, "run", None)
     assert bench("ops", "--json", "/proc/x.json") == 2
     assert "--json /proc/x.json: cannot be written (" in capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_an_unwritable_file_is_rejected_before_any_measurement(capsys, monkeypat
     assert "xxx: cannot be written (" in capsys.readouterr().err
 
 
-def test_an_unwritable_plot_is_rejected_before_any_measurement(capsys, monkeypatch, tmp_path):
+def test_unwritable_plot_is_rejected_before_any_measurement(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(scaling, "run", None)
     for name, message in (("plot.txt", "expected a name ending in .png"), ("file/plot.png", "--plot ")):
         (tmp_path / "file").touch()
@@ -196,7 +196,7 @@ def test_invalid_arguments_create_no_folder(tmp_path):
     assert not folder.exists()
 
 
-def test_a_full_disk_is_one_line(capsys, monkeypatch, tmp_path):
+def test_full_disk_gives_a_one_line_error(capsys, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from support.fresh import passed_on_its_own
+from support.fresh import passes_in_subprocess
 
 from attnzoo.bench import memory
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
-def test_peak_memory_counts_the_call_alone():
+def test_peak_memory_counts_only_the_call():
     kept = torch.ones(10 * MIB)  # allocated before: not counted
     first = memory.peak_memory(lambda: torch.ones(16 * MIB).sum(), CPU)
     second = memory.peak_memory(lambda: torch.ones(4 * MIB).sum(), CPU)
@@ -104,7 +104,7 @@ def test_peak_memory_counts_blocks_that_fit_into_the_heap_of_another_thread():
 
 def test_peak_memory_of_a_backward_pass_includes_saved_tensors(request):
     # After fake tensors, torch has threads for gradients, which forked processes lack: no peak memory then.
-    if passed_on_its_own(request):
+    if passes_in_subprocess(request):
         return
     x = torch.ones(10 * MIB, requires_grad=True)
 

@@ -11,7 +11,7 @@ from attnzoo.bench import records, tables
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "operators"
 
 
-def test_a_record_names_the_environment_variables_that_affect_performance(monkeypatch):
+def test_record_names_the_environment_variables_that_affect_performance(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_max=0")
     monkeypatch.setenv("UNRELATED", "1")
     monkeypatch.setattr(sys, "argv", ["__main__.py", "bench", "ops"])
@@ -22,7 +22,7 @@ def test_a_record_names_the_environment_variables_that_affect_performance(monkey
 
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.json")), ids=lambda path: path.stem)
-def test_published_tables_are_those_of_the_raw_files(path):
+def test_published_tables_match_the_raw_files(path):
     record = records.read(path)
     if record["kind"] in ("ops", "scaling", "models"):
         page = tables.render_page({path: record}, "Operators: tables")
@@ -34,5 +34,5 @@ def test_every_published_raw_file_is_linked():
     assert [path.name for path in PUBLISHED.glob("*.json") if f"(operators/{path.name})" not in page] == []
 
 
-def test_names_of_published_files_are_plain():
+def test_names_of_published_files_have_no_special_characters():
     assert [path.name for path in PUBLISHED.parent.rglob("*") if set(path.name) & set("=,")] == []

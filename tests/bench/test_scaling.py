@@ -61,7 +61,7 @@ def test_cases_beyond_the_limits_are_skipped():
     assert skip_reason(case, "forward+backward", before, Limits(seconds=1), free_bytes=0) is None  # no earlier row
 
 
-def test_a_small_limit_skips_the_larger_case(monkeypatch):
+def test_small_limit_skips_the_larger_case(monkeypatch):
     monkeypatch.setattr(scaling, "scaling_cases", lambda *_: [[make_case(16)], [make_case(32)]])
     record = scaling.run(CPU, ["dense"], ["forward"], Limits(seconds=1e-9), seconds=0)
     assert [row["tokens"] for row in record["rows"]] == [16]

@@ -29,7 +29,7 @@ def test_every_round_times_each_call_once_in_a_random_order():
     assert len(neighbours) == 6  # every call follows every other
 
 
-def test_more_rounds_in_more_time():
+def test_number_of_rounds_grows_with_the_time():
     samples = time_interleaved({"a": lambda: None}, CPU, seconds=0.05)["a"]
     assert 5 < len(samples) <= 50
 

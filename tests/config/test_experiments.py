@@ -84,7 +84,7 @@ def test_published_coco_recipe() -> None:
     assert train.eval_every == 118_287 // config.data.batch_size  # after every epoch of train2017
 
 
-def test_recipes_fit_the_models_that_the_page_names() -> None:
+def test_recipes_fit_the_documented_models() -> None:
     page = (Path(__file__).parents[2] / "docs" / "classification.md").read_text()
     rows = re.findall(r"^ +\| `(\w+_imagenet\.yaml)` \| (.*?) \|", page, re.MULTILINE)
     assert len(rows) == 4
@@ -108,7 +108,7 @@ def test_published_fine_tuning() -> None:
     assert config.model.drop_path == 0.5
 
 
-def test_the_page_of_experiments_counts_their_runs() -> None:
+def test_docs_list_the_number_of_runs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \|", page, re.MULTILINE)
     assert len(rows) == 7

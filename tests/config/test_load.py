@@ -22,7 +22,7 @@ train: {steps: 5}
 
 
 def merged(path: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """What the file and the overrides say, without the options that they leave out."""
+    """The config of the file and the overrides, without defaults of options."""
     return Experiment(path, overrides).config()
 
 
@@ -42,32 +42,32 @@ def test_bases_are_merged_first_and_may_have_bases(tmp_path: Path) -> None:
     assert (config.seed, config.threads, config.train.steps, config.train.clip) == (1, 2, 7, 3.0)
 
 
-def test_a_base_comes_from_the_package_if_it_is_not_beside_the_file(tmp_path: Path) -> None:
+def test_base_that_is_not_next_to_the_file_comes_from_the_package(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: base/detr_scenes.yaml\nname: mine\n")
     assert load(tmp_path / "mine.yaml").model.head.two_stage
 
 
-def test_circular_bases_are_refused(tmp_path: Path) -> None:
+def test_circular_bases_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(UserError, match=r"circular base: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
         load(tmp_path / "a.yaml")
 
 
-def test_a_missing_base_suggests_a_file(tmp_path: Path) -> None:
+def test_missing_base_suggests_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: base/detr_scene.yaml\n")
     with pytest.raises(UserError, match=r"no such file 'base/detr_scene.yaml'; did you mean 'base/detr_scenes.yaml'"):
         load(tmp_path / "a.yaml")
 
 
-def test_the_packaged_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packaged_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load("experiments/ablate_points.yaml").name == "ablate_points"
     with pytest.raises(UserError, match=r"did you mean 'experiments/ablate_points\.yaml'"):
         load("experiments/ablate_point.yaml")
 
 
-def test_another_name_drops_the_options_of_the_old_one(experiment: Path) -> None:
+def test_changing_the_name_drops_the_old_options(experiment: Path) -> None:
     config = merged(experiment, ["model.encoder.attention.name=dense"])
     assert config.model.encoder.attention == {"name": "dense"}
     config = merged(experiment, ["model.encoder.attention={name: deform, level: 1}"])
@@ -76,7 +76,7 @@ def test_another_name_drops_the_options_of_the_old_one(experiment: Path) -> None
     assert config.model.encoder.attention == {"name": "ms_deform", "points": 8}
 
 
-def test_another_backbone_drops_the_options_of_the_old_one(experiment: Path) -> None:
+def test_changing_the_backbone_drops_the_old_options(experiment: Path) -> None:
     assert merged(experiment, ["model.backbone.name=resnet34"]).model.backbone.options == {}
     assert merged(experiment, ["model.backbone.strides=[4]"]).model.backbone.options == {"layers": [1, 1, 1, 1]}
 
@@ -169,7 +169,7 @@ def test_errors_in_overrides_are_one_line(experiment: Path, override: str, messa
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_in_a_base_names_that_file(tmp_path: Path) -> None:
+def test_error_in_a_base_names_that_file(tmp_path: Path) -> None:
     (tmp_path / "low.yaml").write_text("model: {dropout: 1.5}\ntrain: {steps: 5}\n")
     (tmp_path / "top.yaml").write_text("base: low.yaml\nname: top\n")
     with pytest.raises(UserError, match=r"low\.yaml: model\.dropout = 1\.5"):
@@ -203,13 +203,13 @@ def test_conflicting_keys_name_the_source_of_the_last_one(
     assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(source)
 
 
-def test_an_experiment_needs_a_name(tmp_path: Path) -> None:
+def test_experiment_needs_a_name(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("train: {steps: 5}\n")
     with pytest.raises(UserError, match=r"the key 'name' \(of the experiment\) is missing"):
         load(tmp_path / "x.yaml")
 
 
-def test_a_saved_config_loads_as_it_was(experiment: Path, tmp_path: Path) -> None:
+def test_saved_config_round_trips(experiment: Path, tmp_path: Path) -> None:
     config = load(experiment, ["train.optimizer.lr=1e-5", "description='on'", "model.backbone.freeze=['010']"])
     save(config, tmp_path / "saved" / "config.yaml")
     for read in (load, load_saved):
@@ -226,7 +226,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_a_saved_config_needs_neither_torch_nor_its_plugins(experiment: Path, tmp_path: Path) -> None:
+def test_saved_config_needs_neither_torch_nor_its_plugins(experiment: Path, tmp_path: Path) -> None:
     config = Experiment(experiment, ["plugins=[gone.py]", "model.encoder.attention={name: mine, size: 3}"]).config()
     save(config, tmp_path / "config.yaml")
     read = subprocess.run([sys.executable, "-c", SAVED, tmp_path / "config.yaml"], capture_output=True, text=True)
@@ -299,7 +299,7 @@ def test_options_are_written_out(experiment: Path) -> None:
     assert config.data.dataset["train_images"] == 8000
 
 
-def test_the_digest_ignores_keys_that_do_not_affect_results(experiment: Path) -> None:
+def test_digest_ignores_keys_that_do_not_affect_results(experiment: Path) -> None:
     config = load(experiment)
     same = replace(config, name="b", description="c", seed=3, output="d", jobs=4)
     assert digest(same) == digest(config)
@@ -323,7 +323,7 @@ def test_changes_override_everything_else(experiment: Path) -> None:
     assert (config.model.dim, config.seed) == (32, 4)
 
 
-def test_model_config_takes_nested_and_dotted_keys() -> None:
+def test_model_config_accepts_nested_and_dotted_keys() -> None:
     config = presets.detector_config(None, {"dim": 64, "encoder": {"layers": 2}, "encoder.attention.name": "dense"})
     assert (config.dim, config.encoder.layers, config.encoder.attention) == (64, 2, {"name": "dense"})
     with pytest.raises(UserError, match="unknown key 'dimm'; did you mean 'dim'"):

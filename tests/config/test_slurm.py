@@ -31,7 +31,7 @@ def test_all_other_keys_override_a_profile(experiment: Path) -> None:
     assert found.profile is None  # merged
 
 
-def test_a_profile_is_a_name_or_a_file(experiment: Path, tmp_path: Path) -> None:
+def test_profile_is_a_name_or_a_file(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("partition: other\n")
     assert slurm(experiment, f"slurm.profile={tmp_path / 'other.yaml'}").partition == "other"
     assert slurm(experiment, "slurm.profile=mine").partition == "long"
@@ -48,7 +48,7 @@ def test_slurm_settings_do_not_change_the_digest(experiment: Path) -> None:
     ("time", "expected"),
     [(90, 90), ("1:00:00", 60), ("0:00:30", 1), ("1-0", 1440), ("2-3:30", 3090), ("1-2:03:04", 1564)],
 )
-def test_times_are_read_as_slurm_reads_them(time: int | str, expected: int) -> None:
+def test_times_are_parsed_as_in_slurm(time: int | str, expected: int) -> None:
     assert parse_minutes(time) == expected
 
 
@@ -81,7 +81,7 @@ def test_errors_name_their_source(experiment: Path, change: str, message: str) -
     assert "command line" in str(caught.value)
 
 
-def test_an_error_in_a_profile_names_its_file(experiment: Path, tmp_path: Path) -> None:
+def test_error_in_a_profile_names_its_file(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "slurm" / "mine.yaml").write_text("gpus: 4\n")
     with pytest.raises(UserError, match=r"slurm/mine\.yaml: unknown key 'slurm\.gpus'"):
         slurm(experiment, "slurm.profile=mine")

@@ -1,4 +1,4 @@
-"""Any text in a config comes back from the file that it is saved to, in any locale."""
+"""Any text in a config survives saving and loading, in any locale."""
 
 import dataclasses
 import os
@@ -60,7 +60,7 @@ def test_any_text_is_saved_and_loaded(
     assert load_saved(path) == written
 
 
-def test_an_escaped_interpolation_is_text_in_a_run_and_in_its_sweep(tmp_path: Path) -> None:
+def test_escaped_interpolation_is_text_in_a_run_and_in_its_sweep(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(
         "name: x\ndescription: costs \\${price}\ntrain: {steps: 5}\n"
@@ -73,7 +73,7 @@ def test_an_escaped_interpolation_is_text_in_a_run_and_in_its_sweep(tmp_path: Pa
     assert load_saved(tmp_path / "config.yaml") == run.config
 
 
-def test_text_in_place_of_a_number_is_an_error(tmp_path: Path) -> None:
+def test_string_instead_of_a_number_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\ntrain: {steps: '\\${a}'}\n")
     with pytest.raises(UserError, match=r"train\.steps = '\$\{a\}': expected int"):

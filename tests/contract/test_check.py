@@ -1,9 +1,8 @@
-"""`attnzoo check`: good attentions pass; each fault fails the clause on it, in a line that says what to mend."""
+"""`attnzoo check`: correct attentions pass; each fault fails its clause, in a line that says how to fix it."""
 
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from attnzoo.geometry import Role
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = DOCS / "examples" / "low_rank.py"
-# A constant added to the scores of a query cancels in the softmax: the gradient of lookup.bias is zero.
-PLUGIN = '''"""An attention of one head."""
+# A constant added to the scores of a query cancels in the softmax: the gradient of key.bias is zero.
+SOURCE = '''"""An attention of one head."""
 
 import torch
 from torch import nn
@@ -35,12 +34,12 @@ class Mine(Attention):
         if scale < 0:
             raise UserError(f"scale = {scale}: must not be negative")
         self.scale = scale
-        self.query, self.lookup, self.value, self.out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
+        self.query, self.key, self.value, self.out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
 
     def forward(self, queries, memory):
         tokens = queries.with_pos_embed()
         values = self.value(memory.tokens)
-        scores = self.scale * self.query(tokens) @ self.lookup(memory.with_pos_embed()).transpose(1, 2)
+        scores = self.scale * self.query(tokens) @ self.key(memory.with_pos_embed()).transpose(1, 2)
         if memory.layout.padding_mask is not None:
             scores = scores.masked_fill(memory.layout.padding_mask[:, None], torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
@@ -53,7 +52,7 @@ class Mine(Attention):
         return 2 * (num + memory.num_tokens) * dim**2 + 2 * num * memory.num_tokens * dim
 '''
 RETURN = "return self.out(weights @ values)"
-LAYERS = "self.scale = scale"
+ASSIGNMENT = "self.scale = scale"
 FAULTS = {
     "ignores queries": (
         "tokens = queries.with_pos_embed()",
@@ -68,8 +67,8 @@ FAULTS = {
         r"other values in padded tokens change valid outputs: .* \(by up to .+\)",
     ),
     "dead parameter": (
-        LAYERS,
-        f"{LAYERS}; self.spare = nn.Linear(3, 3)",
+        ASSIGNMENT,
+        f"{ASSIGNMENT}; self.spare = nn.Linear(3, 3)",
         "gradients",
         "spare.weight is not used: use it in forward, or remove it",
     ),
@@ -77,13 +76,13 @@ FAULTS = {
         "self.query(tokens)",
         "nn.functional.linear(tokens, self.query.weight, 0 * self.query.bias)",
         "gradients",
-        r"query\.bias: only 0% of the elements have a gradient, and the others change nothing: use them in forward",
+        r"query\.bias: only 0% of the elements have a gradient, and the others do not change the output: use",
     ),
     "unread part of a parameter": (
         "self.query(tokens)",
         "self.query(tokens * (torch.arange(tokens.shape[-1]) < 4))",
         "gradients",
-        r"query\.weight: only 25% of the elements have a gradient, and the others change nothing",
+        r"query\.weight: only 25% of the elements have a gradient, and the others do not change the output",
     ),
     "detached parameter": (
         "self.value(memory.tokens)",
@@ -92,8 +91,8 @@ FAULTS = {
         r"value\.bias changes the output but gets no gradient: something detaches it",
     ),
     "frozen parameter": (
-        LAYERS,
-        f"{LAYERS}; self.spare = nn.Parameter(torch.ones(3), requires_grad=False)",
+        ASSIGNMENT,
+        f"{ASSIGNMENT}; self.spare = nn.Parameter(torch.ones(3), requires_grad=False)",
         "gradients",
         "spare has requires_grad = False: keep constants with register_buffer",
     ),
@@ -127,14 +126,26 @@ FAULTS = {
         "if scale < 0:",
         "if scale < 1: raise ZeroDivisionError('no')\n        if scale < 0:",
         "options",
-        r"my_attention\.py:17, in __init__: ZeroDivisionError: no \(options: {'scale': 0\.5}: refuse values",
+        r"my_attention\.py:17, in __init__: ZeroDivisionError: no \(options: {'scale': 0\.5}: raise UserError",
     ),
-    "records nothing": ("self.record(", "dict(", "record", r"record\(\) has 0 entries of 2 calls"),
+    "records nothing": ("self.record(", "dict(", "record", r"record\(\) has 0 entries after 2 calls"),
     "references not needed": (
         "roles = ",
         "needs_reference_points = frozenset({Role.DECODER}); roles = ",
-        "references_needed",
+        "reference_points",
         "needs_reference_points has decoder, but it runs without them",
+    ),
+    "undeclared reference points": (
+        "tokens = queries.with_pos_embed()",
+        "self.require_reference_points(queries); tokens = queries.with_pos_embed()",
+        "reference_points",
+        r"Mine needs reference points .*, got None: add decoder to needs_reference_points",
+    ),
+    "unchecked reference points": (
+        "tokens = queries.with_pos_embed()",
+        "tokens = queries.with_pos_embed() + queries.reference_points.mean()",
+        "reference_points",
+        r"my_attention\.py:23, in forward: AttributeError: .* \(queries without reference points: get them with self",
     ),
     "mixes images": (
         RETURN,
@@ -146,13 +157,13 @@ FAULTS = {
         "class Mine(Attention):",
         "class Mine(nn.Module):",
         "interface",
-        r"expected a subclass of attnzoo\.attention\.Attention, given a class Mine: derive the class from Attention",
+        r"expected a subclass of attnzoo\.attention\.Attention, got class Mine: derive the class from Attention",
     ),
     "function": (
         '@register("mine")',
         '@register("mine")\ndef mine(slot): return slot\n\n',
         "interface",
-        r"expected a subclass of attnzoo\.attention\.Attention, given a function",
+        r"expected a subclass of attnzoo\.attention\.Attention, got function",
     ),
     "unknown role": (
         "frozenset({Role.DECODER})",
@@ -168,7 +179,7 @@ FAULTS = {
         r"TypeError: .*takes 1 positional argument.* \(expected: __init__\(self, slot, \*, option=default\)\)",
     ),
     "constructor raises": (
-        LAYERS,
+        ASSIGNMENT,
         "self.scale = slot.scale",
         "interface",
         r"my_attention\.py:19, in __init__: AttributeError: 'Slot' object has no attribute 'scale'",
@@ -183,24 +194,16 @@ FAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten after it; compilers are left out."""
-    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
-    quick = {
-        name: clause for name, clause in CLAUSES.items() if name not in ("compile_static", "compile_dynamic", "export")
-    }
-    monkeypatch.setattr(report, "CLAUSES", quick)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("attnzoo_plugin_"):
-            del sys.modules[name]
+def skip_compilation(clean_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Omit the clauses that compile."""
+    compiling = ("compile_static", "compile_dynamic", "export")
+    monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in CLAUSES if name not in compiling})
 
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     path = tmp_path / "my_attention.py"
-    path.write_text(PLUGIN)
+    path.write_text(SOURCE)
     return path
 
 
@@ -219,7 +222,7 @@ def failing(printed: list[str]) -> dict[str, str]:
     return {line.split()[0]: line.partition("FAIL")[2].lstrip(": ") for line in printed if "FAIL" in line}
 
 
-def test_the_example_passes_in_every_role(capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_passes_in_every_role(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(EXAMPLE, "rank=3") == 0
     printed = lines(capsys)
     for clause in report.CLAUSES:
@@ -229,29 +232,29 @@ def test_the_example_passes_in_every_role(capsys: pytest.CaptureFixture[str]) ->
     assert printed[-1].startswith("low_rank rank=3: all clauses hold in encoder, decoder, stage (")
 
 
-def test_a_gradient_that_is_zero_by_construction_is_accepted(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parameter_with_zero_gradient_that_cancels_passes(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(plugin) == 0
     assert not failing(lines(capsys))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_fails_its_clause_in_one_line(fault: str, plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fault_fails_its_clause(fault: str, plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after, clause, reason = FAULTS[fault]
-    assert before in PLUGIN
-    plugin.write_text(PLUGIN.replace(before, after))
+    assert before in SOURCE
+    plugin.write_text(SOURCE.replace(before, after))
     assert check(plugin) == 1
     printed = lines(capsys)
-    found = failing(printed)
-    assert re.match(reason, found[clause]), found
-    assert f"{len(found)} of {len(report.CLAUSES)} clauses fail: {', '.join(found)}" in printed[-1]
+    failures = failing(printed)
+    assert re.match(reason, failures[clause]), failures
+    assert f"{len(failures)} of {len(report.CLAUSES)} clauses fail: {', '.join(failures)}" in printed[-1]
     if clause in ("interface", "shape"):
-        assert list(found) == [clause]
+        assert list(failures) == [clause]
         assert "not run" in printed[-2]
-        assert f"; mend {clause} first, then check again" in printed[-1]
+        assert f"; fix {clause} first, then check again" in printed[-1]
 
 
-def test_a_failure_in_one_role_names_it(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = PLUGIN.replace("Role.DECODER", "Role.DECODER, Role.ENCODER")
+def test_failure_names_its_role(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SOURCE.replace("Role.DECODER", "Role.DECODER, Role.ENCODER")
     plugin.write_text(text.replace("scores.softmax(-1)", "scores.softmax(-1 if self.slot.role == Role.ENCODER else 7)"))
     assert check(plugin) == 1
     printed = lines(capsys)
@@ -260,21 +263,21 @@ def test_a_failure_in_one_role_names_it(plugin: Path, capsys: pytest.CaptureFixt
     assert any(re.match(r"  gradients +encoder +pass", line) for line in printed)
 
 
-def test_verbose_shows_tracebacks(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plugin.write_text(PLUGIN.replace("scores.softmax(-1)", "scores.softmax(7)"))
+def test_verbose_prints_tracebacks(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin.write_text(SOURCE.replace("scores.softmax(-1)", "scores.softmax(7)"))
     assert check(plugin, "--verbose") == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().out
 
 
-def test_several_attentions_in_a_file(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plugin.write_text(f'{PLUGIN}\n\n@register("other")\nclass Other(Mine):\n    pass\n')
+def test_file_with_several_attentions(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin.write_text(f'{SOURCE}\n\n@register("other")\nclass Other(Mine):\n    pass\n')
     assert check(plugin) == 0
     assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["mine", "other"]
     assert check(plugin, "other", "scale=2") == 0
     assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["other scale=2"]
 
 
-def test_a_registered_one_by_its_name_or_its_file(
+def test_registered_attention_by_name_or_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
@@ -284,7 +287,9 @@ def test_a_registered_one_by_its_name_or_its_file(
         assert lines(capsys)[-1].startswith("dense: all clauses hold in encoder, decoder, stage")
 
 
-def test_options_that_one_role_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_role_that_rejects_the_options_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
     assert check("dat", "bias=depthwise", "stride=1") == 0
     printed = lines(capsys)
@@ -292,7 +297,7 @@ def test_options_that_one_role_refuses(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert printed[-1].startswith("dat bias='depthwise' stride=1: all clauses hold in encoder, stage")
 
 
-def test_options_that_are_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
     assert check("dat", "stride=[2, 1]") == 0
     printed = lines(capsys)
@@ -332,7 +337,7 @@ def test_user_errors_are_one_line(
     assert message in err
 
 
-SAMPLING = (
+GRID_SAMPLE_EDITS = (
     (
         "return self.out(weights @ values)",
         """at = queries.reference_points[:, :, None, :2] * memory.layout.valid_ratios[:, None, :1] * 2 - 1
@@ -345,9 +350,9 @@ SAMPLING = (
 )
 
 
-def test_samples_of_grid_sample_are_counted(plugin: Path) -> None:
-    text = PLUGIN
-    for before, after in SAMPLING:
+def test_flops_count_grid_sample(plugin: Path) -> None:
+    text = SOURCE
+    for before, after in GRID_SAMPLE_EDITS:
         text = text.replace(before, after)
     plugin.write_text(text)
     load_plugin(plugin)
@@ -358,7 +363,7 @@ def test_samples_of_grid_sample_are_counted(plugin: Path) -> None:
         CLAUSES["flops"](Case("less", Role.DECODER))
 
 
-def test_the_docs_list_the_clauses() -> None:
+def test_docs_list_every_clause() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .+ \|$", (DOCS / "adding-an-attention.md").read_text(), re.MULTILINE)
     assert rows == list(CLAUSES)
 

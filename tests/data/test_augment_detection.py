@@ -118,7 +118,7 @@ def published_shape(height, width, scale, max_size):
 
 
 def test_sizes_are_the_published_ones():
-    """Also those that torchvision's Resize gets wrong by a pixel or two, where the longer side limits."""
+    """Including those limited by the longer side, where torchvision's Resize differs by a pixel or two."""
     assert resized_shape(360, 640, 800, 1333) == (750, 1333)
     generator = torch.Generator().manual_seed(0)
     sides = torch.randint(50, 2000, (4000, 2), generator=generator).tolist()
@@ -161,6 +161,6 @@ def test_photometric_changes_colours_only_and_only_in_training():
         ("photometric", {"invert": 1.5}, r"data\.augment\.invert = 1.5"),
     ],
 )
-def test_invalid_options_are_refused(name, options, message):
+def test_invalid_options_are_rejected(name, options, message):
     with pytest.raises(UserError, match=message):
         DETECTION_AUGMENTATIONS.build(name, "train", **options)

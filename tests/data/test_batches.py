@@ -28,7 +28,7 @@ def assert_equal(one, other):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_an_epoch_is_a_shuffle_that_depends_on_seed_and_epoch():
+def test_epochs_are_shuffled_by_seed_and_epoch():
     samples = [sample for batch in EpochBatchSampler(23, 4, seed=1, epoch=2) for sample in batch]
     assert len(samples) == 20
     assert len({sample.index for sample in samples}) == len({sample.seed for sample in samples}) == 20
@@ -49,7 +49,7 @@ def test_ranks_get_contiguous_slices_of_each_batch():
     assert [a + b + c for a, b, c in zip(*parts, strict=True)] == list(EpochBatchSampler(23, 6, 0, 0))
 
 
-def test_invalid_batch_sizes_are_refused():
+def test_invalid_batch_sizes_are_rejected():
     with pytest.raises(UserError, match=r"data\.batch_size = 5: expected a positive multiple of the 2"):
         EpochBatchSampler(23, 5, 0, 0, 0, 2)
     with pytest.raises(UserError, match=r"larger than the training set \(3 images\)"):
@@ -102,7 +102,7 @@ def test_skipped_batches_are_not_read(root):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_is_reported_in_one_line(root, workers):
+def test_damaged_file_gives_a_one_line_error(root, workers):
     dataset = build_dataset(coco_config(root), "train")
     (root / "pictures" / "1.png").write_bytes(b"none")
     with pytest.raises(UserError) as caught:

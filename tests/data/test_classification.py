@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_digits_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_digits_are_deterministic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = [dataset()[i] for i in range(10)]
     monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path))
     for (image, label), (again, same) in zip(first, [dataset()[i] for i in range(10)], strict=True):
@@ -53,7 +53,7 @@ def test_digits_have_ten_classes_and_one_label_each() -> None:
     assert len(labels) >= 8
 
 
-def test_digits_of_val_are_not_in_train() -> None:
+def test_digits_of_train_and_val_are_disjoint() -> None:
     """The split is the one that `digit_scenes` uses."""
     assert not set(digit_indices("train")) & set(digit_indices("val"))
     assert len(dataset("val")) == 30
@@ -69,19 +69,19 @@ def test_digits_of_val_are_not_in_train() -> None:
     ],
     ids=str,
 )
-def test_invalid_options_of_digits_are_refused(option: dict[str, Any], message: str) -> None:
+def test_invalid_options_of_digits_are_rejected(option: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataset(**{**DIGITS, **option})
 
 
-def test_folder(folder: Path) -> None:
+def test_image_folder(folder: Path) -> None:
     train = dataset(name="folder", root=str(folder))
     assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1]
     assert train[0][0].shape == (3, 20, 30)
     assert dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})).num_classes == 2
 
 
-def test_missing_class_folders_are_refused(folder: Path) -> None:
+def test_missing_class_folders_are_rejected(folder: Path) -> None:
     with pytest.raises(UserError, match="no class folders in"):
         dataset(name="folder", root=str(folder / "elsewhere"))
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
@@ -92,7 +92,7 @@ def test_missing_class_folders_are_refused(folder: Path) -> None:
         dataset_info(ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)}))
 
 
-def test_damaged_image_is_named(folder: Path) -> None:
+def test_error_names_the_damaged_image(folder: Path) -> None:
     (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"image 0 \(.*train/cat/0\.png\) is missing, damaged or unsupported"):
         dataset(name="folder", root=str(folder))[0]
@@ -144,7 +144,7 @@ def test_deep_images_are_scaled(folder: Path, reader: dict[str, Any], mode: str)
 @pytest.mark.parametrize(
     "pixels", [np.ones((20, 30), np.float32), np.full((20, 30), 70_000, np.int32)], ids=["float", "deep"]
 )
-def test_images_of_unknown_range_are_refused(folder: Path, reader: dict[str, Any], pixels: Any) -> None:
+def test_images_of_unknown_range_are_rejected(folder: Path, reader: dict[str, Any], pixels: Any) -> None:
     Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", "TIFF")
     with pytest.raises(UserError, match=r"image 0 \(.*val/cat/0\.png\) is missing, damaged or unsupported"):
         readable(reader, folder)[0]
@@ -180,7 +180,7 @@ def test_options_are_passed_to_timm(folder: Path) -> None:
         dataset(name="timm", source="torch/image_folder", root=str(folder), num_classes=2, options={"colour": 1})
 
 
-def test_invalid_timm_data_sets_are_refused(folder: Path) -> None:
+def test_invalid_timm_data_sets_are_rejected(folder: Path) -> None:
     with pytest.raises(UserError, match="timm cannot open"):
         dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)
     with pytest.raises(UserError, match="num_classes = 0"):
@@ -241,7 +241,7 @@ def test_loading_does_not_depend_on_workers() -> None:
         assert torch.equal(one.labels, other.labels)
 
 
-def test_batches_of_several_sizes_are_refused(folder: Path) -> None:
+def test_batches_of_several_sizes_are_rejected(folder: Path) -> None:
     train = dataset(name="folder", root=str(folder))
     with pytest.raises(UserError, match=r"differ in size \(20x30 and 28x30\)"):
         collate_classification([train[0], train[1]])

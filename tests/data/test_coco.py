@@ -43,7 +43,7 @@ def test_empty_images_are_kept_unless_the_option_drops_them_from_train(root):
 
 
 @pytest.mark.parametrize("box", [[5, 4, -10, 12], [5, 4, 10, -0.5]])
-def test_boxes_of_negative_size_are_refused(root, box):
+def test_boxes_of_negative_size_are_rejected(root, box):
     edit(root, lambda content: content["annotations"][3].update(bbox=box, id=77))
     with pytest.raises(UserError, match=r"all\.json: annotations\[3\] with id 77: bbox = .* negative width or height"):
         build_dataset(coco_config(root), "train")
@@ -108,7 +108,7 @@ def test_sizes_of_validation_images_are_checked_before_training(root):
 
 @pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 3000), (1, 1)])
 def test_images_of_one_row_or_column_are_resized(root, shape):
-    """Their short side stays a pixel long."""
+    """Their shorter side is at least one pixel."""
     height, width = shape
     Image.fromarray(picture(width, height, 0)).save(root / "pictures" / "3.png")
     edit(root, lambda content: content["images"][2].update(height=height, width=width))
@@ -142,7 +142,7 @@ def test_missing_and_truncated_images_name_the_file(root):
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
 @pytest.mark.parametrize("fraction", [0.0, 0.02, 0.5, 0.9])
-def test_truncated_image_is_refused_or_skipped_with_a_count(root, image_format, fraction, caplog):
+def test_truncated_image_is_rejected_or_skipped_with_a_count(root, image_format, fraction, caplog):
     path = root / "pictures" / "3.png"
     Image.open(path).save(path, image_format)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
@@ -257,7 +257,7 @@ def test_fields_of_entries_are_checked(root, section, key, value):
 
 
 def _split_annotations(root, change):
-    """An annotation file of its own for val, changed; the options that name it."""
+    """A changed annotation file for val, and the options that select it."""
     path = root / "annotations" / "val.json"
     content = json.loads((root / "annotations" / "all.json").read_text())
     change(content)
@@ -276,7 +276,7 @@ def _split_annotations(root, change):
         ),
     ],
 )
-def test_splits_with_other_categories_are_refused_before_anything_is_built(root, change, message):
+def test_splits_with_other_categories_are_rejected_before_anything_is_built(root, change, message):
     config = coco_config(root, **_split_annotations(root, change))
     with pytest.raises(UserError, match=message):
         dataset_info(config)

@@ -84,7 +84,7 @@ def test_classes_of_the_same_name_have_unique_keys(root):
     assert [summary[f"AP/bee (id {i})"] for i in (1, 3)] == pytest.approx([1, 0])
 
 
-def test_one_of_two_found(root):
+def test_one_of_two_objects_detected(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
     for i in range(5):
@@ -145,9 +145,9 @@ def test_max_detections_limits_precision_and_recall(root, limit, recalls):
         result.add([detections[i]], [dataset[i][1]])
     summary = result.summarize(per_class=True)
     assert [name for name in summary if name.startswith("AR_") and name[3:].isdigit()] == recalls
-    found = {100: 102, 120: 122, 10: 12, 1: 3}[limit] - 1  # of 122 cats; that of image 1 is found too late
+    num_detected = {100: 102, 120: 122, 10: 12, 1: 3}[limit] - 1  # of 122 cats; that of image 1 comes too late
     cats = summary["AP50/cat"]
-    assert cats == pytest.approx(found / 122, abs=0.02)
+    assert cats == pytest.approx(num_detected / 122, abs=0.02)
     assert summary["AP"] <= summary["AP50"] < 1
 
 

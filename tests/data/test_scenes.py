@@ -35,7 +35,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path):
+def test_images_are_deterministic_and_depend_on_the_seed(tmp_path):
     made = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         (tmp_path / name).mkdir()
@@ -66,16 +66,18 @@ def test_annotations_are_within_their_limits():
     dataset = build_dataset(config(noise=0.0), "train")
     classes = load_digits().target
     for i, image_id in enumerate(dataset.image_ids):
-        found = dataset.coco.imgToAnns.get(image_id, [])
-        assert 1 <= len(found) <= 4
-        for one in found:
-            x, y, w, h = one["bbox"]
+        annotations = dataset.coco.imgToAnns.get(image_id, [])
+        assert 1 <= len(annotations) <= 4
+        for annotation in annotations:
+            x, y, w, h = annotation["bbox"]
             assert x >= 0
             assert y >= 0
             assert max(x + w, y + h) <= 64
             assert 9.5 <= max(w, h) <= 28.5
-            assert one["category_id"] == classes[one["source"]]
-            assert all(overlap(one["bbox"], other["bbox"]) <= 0.1 for other in found if other is not one)
+            assert annotation["category_id"] == classes[annotation["source"]]
+            assert all(
+                overlap(annotation["bbox"], other["bbox"]) <= 0.1 for other in annotations if other is not annotation
+            )
         assert dataset[i][0].shape == (3, 64, 64)
     assert dataset.num_classes == dataset_info(config()).num_classes == 10
 
@@ -164,12 +166,12 @@ def test_leftovers_of_a_killed_process_are_replaced(cache):
         ({"sizes": [1, 2, 3]}, "sizes"),
     ],
 )
-def test_invalid_options_are_refused(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         dataset_info(config(**options))
 
 
-def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
+def test_error_names_the_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ATTNZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="ATTNZOO_CACHE"):

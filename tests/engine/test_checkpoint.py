@@ -25,7 +25,7 @@ def checkpoints(tmp_path):
     return manager
 
 
-def test_the_two_latest_are_kept_and_hold_what_was_saved(checkpoints):
+def test_two_latest_are_kept_and_hold_what_was_saved(checkpoints):
     assert [path.name.split(".")[0] for path in sorted(checkpoints.folder.iterdir())] == [
         "step-00000010",
         "step-00000015",
@@ -35,13 +35,13 @@ def test_the_two_latest_are_kept_and_hold_what_was_saved(checkpoints):
     assert loaded == {"step": 15, "ema": None, "window": [[1.0, 2.0]]}
 
 
-def test_an_empty_folder_has_no_checkpoint(tmp_path):
+def test_empty_folder_has_no_checkpoint(tmp_path):
     checkpoints = CheckpointManager(tmp_path / "nowhere")
     assert checkpoints.newest_valid() is checkpoints.latest() is checkpoints.best() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_corrupt_latest_checkpoint_is_logged_and_the_previous_one_used(checkpoints, damage, caplog):
+def test_corrupt_latest_checkpoint_is_logged_and_the_previous_one_used(checkpoints, damage, caplog):
     last = checkpoints.latest()
     content = bytearray(last.read_bytes())
     if damage == "flipped":
@@ -60,7 +60,7 @@ def test_a_corrupt_latest_checkpoint_is_logged_and_the_previous_one_used(checkpo
     assert load_checkpoint(checkpoints.latest())["step"] == 13
 
 
-def test_the_best_is_used_if_the_others_are_corrupt_and_nothing_is_overwritten_if_all_are(checkpoints):
+def test_best_is_used_if_the_others_are_corrupt_and_nothing_is_overwritten_if_all_are(checkpoints):
     checkpoints.save_best(checkpoints.latest())
     for path in checkpoints.folder.glob("step-*"):
         path.write_bytes(b"no")
@@ -71,7 +71,7 @@ def test_the_best_is_used_if_the_others_are_corrupt_and_nothing_is_overwritten_i
         checkpoints.newest_valid()
 
 
-def test_a_better_checkpoint_replaces_the_best(checkpoints):
+def test_better_checkpoint_replaces_the_best(checkpoints):
     first = checkpoints.latest()
     checkpoints.save_best(first)
     checkpoints.save_best(first)
@@ -89,7 +89,7 @@ def test_leftovers_of_an_interrupted_write_are_ignored_and_deleted(checkpoints):
     assert not torn.exists()
 
 
-def test_the_documented_snippet_loads_the_evaluated_weights(uninterrupted):
+def test_documented_snippet_loads_the_evaluated_weights(uninterrupted):
     page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
     snippet = textwrap.dedent("".join(re.findall(r"^    .*\n", page.read_text(), re.MULTILINE)))
     example = "runs/ablate_points/points=4-seed=0"
@@ -107,7 +107,7 @@ class Payload:
         return print, ("executed",)
 
 
-def test_a_pickle_that_runs_code_is_not_loaded(tmp_path, capsys):
+def test_pickle_that_runs_code_is_not_loaded(tmp_path, capsys):
     torch.save({"step": 1, "model": Payload()}, tmp_path / "foreign.pt")
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(tmp_path / "foreign.pt")

@@ -37,7 +37,7 @@ def test_metrics(uninterrupted: RunFolder) -> None:
     assert uninterrupted.read_status()["top1"] == last["val/top1"]
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, tmp_path: Path) -> None:
+def test_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, tmp_path: Path) -> None:
     """Mixup, cutmix, stochastic depth and augmentation included."""
     run = tiny_classifier(tmp_path / "run")
     checkpoint = sorted(uninterrupted.checkpoints.glob("step-00000010*"))
@@ -51,7 +51,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, t
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_saved_config_is_the_config(uninterrupted: RunFolder) -> None:
+def test_saved_config_equals_the_config(uninterrupted: RunFolder) -> None:
     config = configs.load(uninterrupted.config)
     assert config.task == "classification"
     assert config.model.stage2.first["name"] == "dat"
@@ -89,7 +89,7 @@ def test_mixup_is_deterministic_per_step_seed(tmp_path: Path) -> None:
     assert not torch.equal(seen[0], batch.images)
 
 
-def test_a_model_with_more_classes_than_the_data_is_evaluated(tmp_path: Path) -> None:
+def test_model_with_more_classes_than_the_data_is_evaluated(tmp_path: Path) -> None:
     run = tiny_classifier(tmp_path / "run", model__num_classes="13")
     assert train_run(run.path) == ExitCode.OK
     last = run.read_metrics()[-1]
@@ -121,7 +121,7 @@ def test_count_topk_correct() -> None:
     assert [count_topk_correct(logits, labels, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 1, 2, 2]
 
 
-def test_keys_of_the_other_task_are_refused(tmp_path: Path) -> None:
+def test_keys_of_the_other_task_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("name: x\ntask: classification\ntrain: {steps: 1}\nmodel: {queries: 3}\n")
     with pytest.raises(UserError, match=r"unknown key 'model\.queries'"):
         configs.load(tmp_path / "e.yaml")
@@ -129,7 +129,7 @@ def test_keys_of_the_other_task_are_refused(tmp_path: Path) -> None:
         configs.load(tmp_path / "e.yaml", ["task=clasification"])
 
 
-def test_presets_are_those_of_the_task(tmp_path: Path) -> None:
+def test_presets_match_the_task(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("name: x\ntask: classification\ntrain: {steps: 1}\nmodel: {preset: dat_tiny}\n")
     config: Any = configs.load(tmp_path / "e.yaml", ["model.stage3.second.groups=6"])
     assert config.model.stage3.second["groups"] == 6

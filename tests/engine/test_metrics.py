@@ -65,7 +65,7 @@ def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume)
     }  # fmt: skip
 
 
-def test_rows_that_were_lost_are_named(tmp_path):
+def test_error_names_the_lost_rows(tmp_path):
     metrics = MetricsLogger(RunFolder(tmp_path))
     for step in (1, 2):
         metrics.write(step, {"train/loss": 1.0})
@@ -75,7 +75,7 @@ def test_rows_that_were_lost_are_named(tmp_path):
     assert len(RunFolder(tmp_path).read_metrics()) == 2
 
 
-def test_a_sweep_in_hparams(tmp_path):
+def test_sweep_in_hparams(tmp_path):
     """Union of columns, values per run, seeds of a variant grouped, metrics from the runs, no further runs."""
     variants = {
         "dense": {"name": "dense", "dropout": 0.5, "points": None},

@@ -55,7 +55,7 @@ def test_parameters_are_excluded_from_decay_by_name():
     assert groups == {(1.0, 0.1): 3, (1.0, 0.0): 3}
 
 
-def test_other_optimisers_are_timms():
+def test_other_optimisers_come_from_timm():
     optimizer = build_optimizer(small(), OptimizerConfig(name="lamb", lr=0.4, lr_multipliers={"backbone": 0.5}))
     assert type(optimizer).__name__ == "Lamb"
     assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 1.0]
@@ -63,7 +63,7 @@ def test_other_optimisers_are_timms():
         build_optimizer(small(), OptimizerConfig(name="lam"))
 
 
-def test_frozen_parameters_are_in_no_group_and_a_frozen_model_is_refused():
+def test_frozen_parameters_are_in_no_group_and_a_frozen_model_is_rejected():
     model = small()
     model["backbone"].requires_grad_(False)
     assert sum(len(g["params"]) for g in parameter_groups(model, OptimizerConfig())) == 4
@@ -112,7 +112,7 @@ def test_constant_schedule():
     assert rates(ScheduleConfig("constant"), 5)[1] == pytest.approx([0.4] * 5)
 
 
-def test_a_schedule_depends_on_the_step_alone():
+def test_schedule_depends_only_on_the_step():
     optimizer = build_optimizer(small(), OptimizerConfig(lr=0.4))
     scheduler = build_schedule(optimizer, ScheduleConfig("cosine", warmup=0.2), 20)
     scheduler.step_update(13)

@@ -33,7 +33,7 @@ def run_with(folder: Path, role: Role, name: str) -> RunFolder:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("role", "name"), SLOTS, ids=lambda value: str(value))
-def test_a_step_and_a_resume(role: Role, name: str, tmp_path: Path) -> None:
+def test_training_step_and_resume(role: Role, name: str, tmp_path: Path) -> None:
     uninterrupted, halved = run_with(tmp_path / "whole", role, name), run_with(tmp_path / "halved", role, name)
     assert train_run(uninterrupted.path) == ExitCode.OK
     (first,) = uninterrupted.checkpoints.glob("step-00000001*")

@@ -46,7 +46,7 @@ def test_rows_hold_means_since_the_last_row_and_the_learning_rate(tmp_path):
     assert training[0]["train/loss"] == pytest.approx(2 * training[0]["train/loss_l1"])
 
 
-def test_a_metric_that_is_nan_is_omitted(tmp_path):
+def test_nan_metric_is_omitted(tmp_path):
     (row,) = [row for row in Run(tmp_path).train() if "val/AP" in row]
     assert row.keys() == {"step", "val/AP"}
 
@@ -79,7 +79,7 @@ def test_resuming_after_a_kill_repeats_the_uninterrupted_run(tmp_path, killed_at
     assert best.name.split(".")[0] == uninterrupted.checkpoints.best().name.split(".")[0]
 
 
-def test_a_kill_during_evaluation_evaluates_again(tmp_path):
+def test_kill_during_evaluation_evaluates_again(tmp_path):
     rows = Run(tmp_path / "whole", eval_every=5).train()
     first = Run(tmp_path / "killed", eval_every=5)
     inner = first.task.evaluate
@@ -103,7 +103,7 @@ def test_evaluation_does_not_change_training(tmp_path):
     assert never == often
 
 
-def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
+def test_best_checkpoint_has_the_best_evaluation(tmp_path):
     run = Run(tmp_path, eval_every=5)
     evaluated = {row["step"]: row["val/AP"] for row in run.train() if "val/AP" in row}
     best = run.checkpoints.best()
@@ -153,7 +153,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_alike(tmp_path):
+def test_compiled_model_trains_like_the_eager_one(tmp_path):
     plain = Run(tmp_path / "plain", Regression(dropout=0.0), steps=5, log_every=1).train()
     compiled = Run(tmp_path / "compiled", Regression(dropout=0.0), steps=5, log_every=1, compile=True).train()
     for ours, theirs in zip(compiled, plain, strict=True):
@@ -176,7 +176,7 @@ def test_divergence_before_the_first_checkpoint(tmp_path):
         Run(tmp_path, Regression(poison=0)).train()
 
 
-def test_a_stop_request_finishes_the_step_saves_and_resumes(tmp_path):
+def test_stop_request_finishes_the_step_saves_and_resumes(tmp_path):
     rows = Run(tmp_path / "whole").train()
     first = Run(tmp_path / "stopped")
     inner = first.trainer._train_step
@@ -195,7 +195,7 @@ def test_a_stop_request_finishes_the_step_saves_and_resumes(tmp_path):
     assert Run(tmp_path / "stopped").train() == rows
 
 
-def test_a_stop_request_during_evaluation_keeps_the_step(tmp_path):
+def test_stop_request_during_evaluation_keeps_the_step(tmp_path):
     run = Run(tmp_path)
     inner = run.task.evaluate
 
@@ -225,7 +225,7 @@ def test_only_a_later_second_sigint_aborts(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_checkpoint_of_another_data_set_is_rejected(tmp_path):
+def test_checkpoint_of_another_data_set_is_rejected(tmp_path):
     Run(tmp_path, steps=5).train()
     run = Run(tmp_path, steps=5)
     run.trainer.steps_per_epoch = 99
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_another_data_set_is_rejected(tmp_path):
         run.train()
 
 
-def test_an_epoch_shorter_than_one_step_is_rejected():
+def test_epoch_shorter_than_one_step_is_rejected():
     with pytest.raises(UserError, match=r"train\.accumulate = 11: more than the 10 batches"):
         count_steps(train_config(accumulate=11), BATCHES)
 

@@ -40,6 +40,6 @@ def test_every_key_is_converted(preset: str) -> None:
         assert torch.equal(local.mlp.conv.conv.bias, state["stages.2.mlps.0.dwc.bias"])
 
 
-def test_an_unexpected_key_raises() -> None:
+def test_unexpected_key_raises() -> None:
     with pytest.raises(UserError, match=r"unexpected key 'aux_head\.weight'"):
         vit.dat_from_official({**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})

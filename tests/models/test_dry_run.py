@@ -18,7 +18,7 @@ UNUSED = {
 
 
 @pytest.mark.parametrize("name", UNUSED)
-def test_unused_parameters_are_those_without_gradient(name: str) -> None:
+def test_unused_parameters_have_no_gradient(name: str) -> None:
     model = tiny(**UNUSED[name])
     unused = unused_parameters(model, (64, 48))
     assert bool(unused) == (name != "nothing")
@@ -26,7 +26,7 @@ def test_unused_parameters_are_those_without_gradient(name: str) -> None:
     assert without_gradient(model) == unused
 
 
-def test_the_norm_of_a_single_pixel_needs_two_images() -> None:
+def test_norm_of_a_single_pixel_needs_two_images() -> None:
     model = tiny(backbone={"strides": [32]})
     assert unused_parameters(model, (32, 32), batch_size=2) == []
     with pytest.raises(UserError, match="one value per channel") as refused:
@@ -34,7 +34,7 @@ def test_the_norm_of_a_single_pixel_needs_two_images() -> None:
     assert refused.value.keys == ("data.batch_size", "model.backbone.norm")
 
 
-def test_unused_parameters_leaves_the_model_as_it_was() -> None:
+def test_unused_parameters_does_not_change_the_model() -> None:
     model = tiny().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unused_parameters(model, (64, 48))
@@ -49,7 +49,7 @@ def test_unused_parameters_leaves_the_model_as_it_was() -> None:
         ({"head": {"two_stage": True, "refine": True}, "queries": 900}, "exceeds the 12 encoder tokens"),
     ],
 )
-def test_a_model_that_does_not_run_raises(overrides: dict[str, Any], message: str) -> None:
+def test_model_that_does_not_run_raises(overrides: dict[str, Any], message: str) -> None:
     with torch.device("meta"):
         model = tiny(**overrides)
     with pytest.raises(UserError, match=message):

@@ -48,7 +48,7 @@ def test_maps_and_gradients_equal_those_of_separate_norms(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "left"), [("resnet50", 0), ("resnet18d", 1)])
-def test_every_norm_after_a_convolution_folds(name: str, left: int) -> None:
+def test_every_norm_after_a_convolution_is_folded(name: str, left: int) -> None:
     """The norm after a deep stem, which is an nn.Sequential instead of a convolution, is not folded."""
     modules = list(bodies(name)[1].modules())
     assert sum(type(m) is FrozenBatchNorm2d for m in modules) == left
@@ -78,7 +78,7 @@ def test_maps_keep_half_precision_under_autocast(gradients: bool) -> None:
     assert {m.dtype for m in maps} == {torch.bfloat16}
 
 
-def test_the_norm_saves_no_map_for_backward() -> None:
+def test_norm_saves_no_map_for_backward() -> None:
     conv = next(m for m in bodies("resnet18")[1].modules() if isinstance(m, ConvFrozenBN2d))
     images = torch.randn(1, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: list[int] = []

@@ -52,7 +52,7 @@ def test_no_group_of_the_norm_has_one_channel(dim: int, groups: int) -> None:
     assert neck.projections[0][1].num_groups == neck.c6[1].num_groups == groups
 
 
-def test_a_map_of_one_pixel_reaches_the_tokens() -> None:
+def test_map_of_one_pixel_reaches_the_tokens() -> None:
     neck = Neck(NeckConfig(c6=False, level_embedding=False), [8], 32).train()
     assert neck([torch.randn(1, 8, 1, 1)], None).tokens.abs().min() > 0
 

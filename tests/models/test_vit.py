@@ -239,7 +239,7 @@ def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
         small(**changes)
 
 
-def test_feature_info_is_that_of_timm() -> None:
+def test_feature_info_equals_timm() -> None:
     features = models.features("swin_tiny", out_indices=(1, 3))
     assert features.feature_info.channels() == [192, 768]
     assert features.feature_info.reduction() == [8, 32]
@@ -262,7 +262,7 @@ def test_invalid_stages_raise(stages: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("make", [models.create, models.features])
-def test_an_unknown_preset_suggests_the_nearest(make: Any) -> None:
+def test_unknown_preset_suggests_the_nearest(make: Any) -> None:
     with pytest.raises(UserError, match="unknown preset 'dat_tinny'; did you mean 'dat_tiny'"):
         make("dat_tinny")
 
@@ -324,6 +324,6 @@ def test_weights_of_a_classifier_fit_the_backbone(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -3, 2.5])
-def test_an_invalid_number_of_classes_raises(number: float) -> None:
+def test_invalid_number_of_classes_raises(number: float) -> None:
     with pytest.raises(UserError, match="num_classes"):
         models.create("swin_tiny", num_classes=number)

@@ -31,9 +31,9 @@ def model(preset: str, **changes: str) -> Classifier:
 
 
 def layers(preset: str, suffix: str) -> list[nn.Linear | nn.Conv2d]:
-    found = [module for name, module in model(preset).named_modules() if name.endswith(suffix)]
-    assert found, suffix
-    return found  # type: ignore[return-value]
+    modules = [module for name, module in model(preset).named_modules() if name.endswith(suffix)]
+    assert modules, suffix
+    return modules  # type: ignore[return-value]
 
 
 def assert_uniform(tensor: Tensor, bound: float) -> None:
@@ -97,13 +97,13 @@ def test_norms_start_as_identity(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_parameters_do_not_depend_on_the_initialisation(preset: str) -> None:
+def test_parameters_do_not_depend_on_the_initialisation(preset: str) -> None:
     shapes = [{k: p.shape for k, p in model(preset, init=init).named_parameters()} for init in ("swin", "pytorch")]
     assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", ["dat", "deform", "dense", "ms_deform"])
-def test_attentions_with_an_initialisation_of_their_own_keep_it(name: str) -> None:
+def test_attentions_with_their_own_initialisation_keep_it(name: str) -> None:
     changes = {"stage3": {"depth": 2, "second": {"name": name}}}
     attention = models.create("swin_tiny", **changes).trunk.stages[2].blocks[1].attention
     before = {key: tensor.clone() for key, tensor in attention.state_dict().items()}

@@ -59,7 +59,7 @@ def test_resizing_keeps_the_orientation() -> None:
     assert large[-1, 0] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_head_for_other_classes_keeps_its_initialisation(file: str) -> None:
+def test_head_for_other_classes_keeps_its_initialisation(file: str) -> None:
     model = build(weights=file, num_classes=7)
     assert model.head.weight.shape == (7, 16)
     assert torch.equal(model.norm.weight, torch.load(file)["norm.weight"])
@@ -84,7 +84,7 @@ def test_errors_name_the_file_and_the_tensor(file: str, tmp_path: Path) -> None:
         build(weights="a" * 5000)
 
 
-def test_a_file_is_checked_on_the_meta_device(file: str) -> None:
+def test_file_is_checked_on_the_meta_device(file: str) -> None:
     with torch.device("meta"):
         assert build(weights=file).head.weight.is_meta
         with pytest.raises(UserError, match=r"model\.weights: .* has \d+ missing keys"):
@@ -97,7 +97,7 @@ def backbone(weights: str, strides: tuple[int, ...] = (4, 8), **options: Any) ->
     return Backbone(BackboneConfig("swin_tiny", settings, list(strides), norm="trained", weights=weights))
 
 
-def test_a_backbone_loads_the_trunk_of_a_classifier(file: str) -> None:
+def test_backbone_loads_the_trunk_of_a_classifier(file: str) -> None:
     """Its norms keep their initialisation, tables are resized to the image size, unused stages are ignored."""
     state, loaded = torch.load(file), backbone(file, image_size=256).body.state_dict()
     table = "trunk.stages.1.blocks.1.attention.rpe_table.0"
@@ -112,7 +112,7 @@ def test_a_backbone_loads_the_trunk_of_a_classifier(file: str) -> None:
     assert not any("stages.1" in name for name in first)
 
 
-def test_a_backbone_rejects_mismatched_weights(file: str) -> None:
+def test_backbone_rejects_mismatched_weights(file: str) -> None:
     with pytest.raises(
         UserError, match=r"model\.backbone\.weights: .*conv\.weight: \(8, 3, 4, 4\) in the file, \(12, 3, 4, 4\)"
     ):
@@ -123,7 +123,7 @@ def test_a_backbone_rejects_mismatched_weights(file: str) -> None:
         backbone(file, stage2={"heads": 4})
 
 
-def test_an_mlp_bias_is_not_resized(tmp_path: Path) -> None:
+def test_mlp_bias_is_not_resized(tmp_path: Path) -> None:
     """Its parameters share the key prefix of tables."""
     second = {"second": {"name": "dat", "bias": "mlp", "mlp_dim": 8}}
     torch.save(build(stage2=second).state_dict(), tmp_path / "mlp.pt")

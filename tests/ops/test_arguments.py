@@ -87,7 +87,7 @@ def test_errors_name_the_argument(name, change, message, kind):
 
 @pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_mkldnn, nested])
-def test_under_autocast_the_checks_reject_tensors_that_are_not_dense(change):
+def test_non_dense_tensors_are_rejected_under_autocast(change):
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"^value: expected a dense tensor"):
         ops.ms_deform_attn(**changed(value=change))
 
@@ -104,7 +104,7 @@ def test_half_precision_value_rejects_double_locations():
         ops.ms_deform_attn(**call)
 
 
-def test_the_kernels_check_sizes():
+def test_kernels_check_sizes():
     value, _, locations, weights = arguments()
     forward = torch.ops.attnzoo.ms_deform_attn
     for wrong in ([5, 7, 3, 4, 1], [5, 7, 3, 4], [5, 7, 3, 4, 2, 2], [5, 7, 3, 4, -1, -2]):

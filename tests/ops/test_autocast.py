@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.deform_kv import FUNCTIONS, KINDS, call_to_device, leaves, with_leaves
-from support.deform_kv import arguments as deform_kv_arguments
+from support.deform_kv_attn import FUNCTIONS, KINDS, call_to_device, leaves, with_leaves
+from support.deform_kv_attn import arguments as deform_kv_attn_arguments
 from support.ops import DEVICES, arguments, fused_arguments, to_device
 from torch import Tensor
 
@@ -67,12 +67,12 @@ def test_gradients_have_the_dtypes_of_their_arguments(form: str, device: str) ->
         output = function(leaves[0], shapes, *leaves[1:])
     gradients = torch.autograd.grad(output.float().square().sum(), leaves)
     half = function(leaves[0].to(BF16), shapes, *leaves[1:])
-    for got, expected in zip(gradients, torch.autograd.grad(half.float().square().sum(), leaves), strict=True):
-        assert got.dtype == F32
+    for actual, expected in zip(gradients, torch.autograd.grad(half.float().square().sum(), leaves), strict=True):
+        assert actual.dtype == F32
         if device == "cpu":
-            assert torch.equal(got, expected)
+            assert torch.equal(actual, expected)
         else:  # the order of atomic additions varies
-            torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -102,8 +102,8 @@ def test_compiled_equals_eager(form: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_deform_kv_computes_in_float32(kind: str, device: str) -> None:
-    call = call_to_device(device, deform_kv_arguments(kind, dtype=F32))
+def test_deform_kv_attn_computes_in_float32(kind: str, device: str) -> None:
+    call = call_to_device(device, deform_kv_attn_arguments(kind, dtype=F32))
     with torch.autocast(device, BF16):
         output = FUNCTIONS[kind](**call)
     half = with_leaves(call, [t.to(BF16) if i < 3 else t for i, t in enumerate(leaves(call))])
@@ -113,8 +113,8 @@ def test_deform_kv_computes_in_float32(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_registered_deform_kv_supports_any_mix_of_dtypes(kind: str, device: str) -> None:
-    call = call_to_device(device, deform_kv_arguments(kind, dtype=F32, counts=(6,), padded=False))
+def test_registered_deform_kv_attn_supports_any_mix_of_dtypes(kind: str, device: str) -> None:
+    call = call_to_device(device, deform_kv_attn_arguments(kind, dtype=F32, counts=(6,), padded=False))
     tokens, (query_positions, key_positions, *bias) = leaves(call)[:3], leaves(call)[3:]
     rounded = [t.to(BF16) for t in tokens]
     last = (torch.cat([t.flatten(1) for t in bias], 1), [5, 7]) if kind == "table" else (bias,)

@@ -80,7 +80,7 @@ def in_onnx(module: nn.Module, args: tuple[Tensor, ...], file: Path) -> Callable
     return lambda tensors: session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})[0]
 
 
-def test_onnx(tmp_path):
+def test_onnx_export(tmp_path):
     value, _, locations, weights = arguments(dtype=torch.float32)
     locations[0, 0, 0, 0, 0, 0], locations[0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
     run = in_onnx(Sampling(), (value, locations, weights), tmp_path / "sampling.onnx")
@@ -90,7 +90,7 @@ def test_onnx(tmp_path):
 
 
 @pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
-def test_the_fused_form_in_onnx(tmp_path, box):
+def test_fused_onnx_export(tmp_path, box):
     value, _, *others = fused_arguments(box, dtype=torch.float32)
     others[0][0, 0, 0, 0], others[1][0, 1, 0, 0, 0, 1] = torch.nan, torch.inf
     run = in_onnx(FusedSampling(), (value, *others), tmp_path / "fused.onnx")

@@ -24,7 +24,7 @@ ptxas info    : Used 24 registers, used 0 barriers, 376 bytes cmem[0]
 """
 
 
-def test_reads_the_compiler_report():
+def test_compiler_report_is_parsed():
     if shutil.which("c++filt") is None:
         pytest.skip("NOT TESTED HERE: needs c++filt (binutils)")
     first, second = ptxas.read_usage(SAMPLE)
@@ -75,7 +75,7 @@ def usages(built: Built) -> list[Usage]:
 
 
 @pytest.mark.slow
-def test_the_main_path_does_not_spill(usages):
+def test_main_path_does_not_spill_registers(usages):
     main_path = [usage for usage in usages if MAIN_PATH.match(usage.kernel)]
     # directions, dtypes, unfused and fused samples; forward and both passes backward of two widths
     assert len(main_path) == (2 * 3 * 2 + 3 * 2) * len(ARCHS)
@@ -83,17 +83,17 @@ def test_the_main_path_does_not_spill(usages):
 
 
 @pytest.mark.slow
-def test_the_published_report_is_up_to_date(built, usages):
+def test_published_report_is_up_to_date(built, usages):
     published = ptxas.REPORT.read_text()
     compiler = ptxas.nvcc_version(built.log)
-    again = "docs/results/cuda-kernels.md is out of date: python tests/support/ptxas.py"
-    assert all(f"`{usage.kernel}`" in published for usage in usages), again
+    hint = "docs/results/cuda-kernels.md is out of date: python tests/support/ptxas.py"
+    assert all(f"`{usage.kernel}`" in published for usage in usages), hint
     if compiler in published:  # register allocation depends on the compiler
-        assert ptxas.report(usages, compiler) == published, again
+        assert ptxas.report(usages, compiler) == published, hint
 
 
 @pytest.mark.slow
-def test_the_library_loads_without_a_gpu(built, tmp_path):
+def test_library_loads_without_a_gpu(built, tmp_path):
     shutil.copytree(ptxas.ROOT / "attnzoo", tmp_path / "attnzoo", ignore=ptxas.NOT_SOURCES)
     shutil.copytree(built.package / "attnzoo", tmp_path / "attnzoo", dirs_exist_ok=True)
     script = "import json; from attnzoo import ops; from attnzoo.ops import library;"

@@ -20,7 +20,7 @@ def flat(shapes: tuple[tuple[int, int], ...]) -> list[int]:
 
 
 def fused_call(args: Fused, grad: Tensor, deterministic: bool) -> Call:
-    """Forward and backward of the fused form, on tensors that are changed in place between calls."""
+    """Forward and backward of the fused operator, on tensors that are changed in place between calls."""
     value, shapes, *others = args
 
     def call() -> tuple[Tensor, ...]:
@@ -55,9 +55,9 @@ def args_on_gpu(dtype: torch.dtype) -> tuple[Fused, Tensor]:
     return args, torch.randn(2, 200, 96, generator=generator).to("cuda", dtype)
 
 
-def assert_all_close(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+def assert_all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     # The order of atomic additions varies.
-    for a, b in zip(got, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype in (F16, BF16) else 1e-4, atol=1e-4)
 
 
@@ -71,9 +71,9 @@ def test_runs_on_the_current_stream(make, deterministic):
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         args.value.mul_(2)  # late on this stream: kernels on another stream would see the old value
-        got = call()
+        actual = call()
     stream.synchronize()
-    assert_all_close(got, call())
+    assert_all_close(actual, call())
 
 
 @CALLS
@@ -115,9 +115,9 @@ def test_runs_on_the_device_of_its_tensors(make, deterministic):
     args, grad = args_on_gpu(F32)
     expected = make(args, grad, deterministic)()
     assert torch.cuda.current_device() == 0
-    got = make(args.on("cuda:1"), grad.to("cuda:1"), deterministic)()
+    actual = make(args.on("cuda:1"), grad.to("cuda:1"), deterministic)()
     assert torch.cuda.current_device() == 0
-    assert_all_close(tuple(t.to("cuda:0") for t in got), expected)
+    assert_all_close(tuple(t.to("cuda:0") for t in actual), expected)
 
 
 def test_tensors_on_different_devices_raise():
@@ -167,11 +167,11 @@ def test_more_than_2_to_the_31_elements(deterministic):
     assert torch.equal(output[-1:], expected)
     grad = torch.zeros_like(output)
     grad[-1] = 1
-    got = torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), *everywhere, deterministic)
+    actual = torch.ops.attnzoo.ms_deform_attn_backward(grad, value, flat(shapes), *everywhere, deterministic)
     expected_grads = torch.ops.attnzoo.ms_deform_attn_backward(grad[-1:], image, flat(shapes), locations, weights, True)
-    assert not got[0][:-1].any()
-    torch.testing.assert_close(got[0][-1:], expected_grads[0])
-    torch.testing.assert_close(got[1][-1:], expected_grads[1])
+    assert not actual[0][:-1].any()
+    torch.testing.assert_close(actual[0][-1:], expected_grads[0])
+    torch.testing.assert_close(actual[1][-1:], expected_grads[1])
 
 
 def test_encoder_sizes_agree_with_the_reference():
@@ -224,9 +224,9 @@ def test_fused_gradients_agree_with_finite_differences(box):
     def loss() -> Tensor:
         return (torch.ops.attnzoo.ms_deform_attn_fused(leaves[0], shapes, *leaves[1:]) * grad).sum()
 
-    got = torch.ops.attnzoo.ms_deform_attn_fused_backward(grad, leaves[0], shapes, *leaves[1:], True)
+    actual = torch.ops.attnzoo.ms_deform_attn_fused_backward(grad, leaves[0], shapes, *leaves[1:], True)
     step = 1e-6
-    for leaf, grad_leaf in zip(leaves, got, strict=True):
+    for leaf, grad_leaf in zip(leaves, actual, strict=True):
         entries = leaf.view(-1)
         for index in range(0, entries.numel(), max(1, entries.numel() // 7)):
             before = entries[index].item()

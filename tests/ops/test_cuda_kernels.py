@@ -74,10 +74,10 @@ def grad_for(output: Tensor) -> Tensor:
     return numbers.to(output.dtype)
 
 
-def assert_near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Within a few roundings of the dtype, relative to the largest value."""
-    assert got.shape == expected.shape
-    error = (got.cpu().double() - expected).abs().max().item()
+    assert actual.shape == expected.shape
+    error = (actual.cpu().double() - expected).abs().max().item()
     scale = expected.abs().max().item()
     assert error <= 16 * ROUNDING[dtype] * scale, f"{error:.1e} on a scale of {scale:.1e}"
 
@@ -90,12 +90,12 @@ def check_plain(kernels: Kernels, dtype: torch.dtype, deterministic: bool, **siz
     assert_near(output, expected, dtype)
     grad = grad_for(output)
     expected_grads = reference.ms_deform_attn_backward(grad.cpu().double(), *doubled(args))
-    got = kernels.backward(grad, *args, deterministic)
-    assert [g.dtype for g in got] == [dtype, sampling_dtype(args[0]), sampling_dtype(args[0])]
-    assert_near(got[0], expected_grads[0], dtype)
+    actual = kernels.backward(grad, *args, deterministic)
+    assert [g.dtype for g in actual] == [dtype, sampling_dtype(args[0]), sampling_dtype(args[0])]
+    assert_near(actual[0], expected_grads[0], dtype)
     # Sums and coordinates are in float32, where products of half-precision values are exact.
-    assert_near(got[1], expected_grads[1], sampling_dtype(args[0]))
-    assert_near(got[2], expected_grads[2], sampling_dtype(args[0]))
+    assert_near(actual[1], expected_grads[1], sampling_dtype(args[0]))
+    assert_near(actual[2], expected_grads[2], sampling_dtype(args[0]))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -106,7 +106,7 @@ def test_agrees_with_the_reference(kernels, head_dim, dtype, deterministic):
 
 
 @pytest.mark.parametrize(("dtype", "head_dim"), [(F32, 130), (F32, 256), (F16, 264), (F64, 72)])
-def test_heads_wider_than_a_warp_holds(kernels, dtype, head_dim):
+def test_heads_wider_than_a_warp(kernels, dtype, head_dim):
     check_plain(kernels, dtype, True, batch=1, queries=2, heads=2, head_dim=head_dim)
 
 
@@ -139,9 +139,9 @@ def test_fused_agrees_with_the_reference(kernels, head_dim, dtype, box, determin
     assert_near(output, expected.detach(), dtype)
     grad = grad_for(output)
     expected_grads = torch.autograd.grad(expected, leaves, grad.cpu().double())
-    got = kernels.fused_backward(grad, args, deterministic)
-    assert_near(got[0], expected_grads[0], dtype)
-    for grad_sample, right in zip(got[1:], expected_grads[1:], strict=True):
+    actual = kernels.fused_backward(grad, args, deterministic)
+    assert_near(actual[0], expected_grads[0], dtype)
+    for grad_sample, right in zip(actual[1:], expected_grads[1:], strict=True):
         assert grad_sample.dtype == sampling_dtype(args.value)
         assert_near(grad_sample, right, sampling_dtype(args.value))
 
@@ -197,7 +197,7 @@ def test_fused_deterministic(kernels):
 
 
 @pytest.mark.slow
-def test_the_emulation_varies_the_order_of_additions(emulation):
+def test_emulation_varies_the_order_of_additions(emulation):
     kernels = Kernels(CudaOperators(emulation.ops, "cpu", emulation.shuffle))
     args = crowded_arguments()
     grad = grad_for(kernels.forward(*args))
@@ -277,8 +277,8 @@ def test_unaligned_rows(kernels, dtype):
     assert shifted.data_ptr() % 16 != 0
     torch.testing.assert_close(kernels.forward(shifted, *args[1:]), expected)
     for deterministic in (False, True):
-        got = kernels.backward(grad_for(expected), shifted, *args[1:], deterministic)
-        for a, b in zip(got, expected_grads, strict=True):
+        actual = kernels.backward(grad_for(expected), shifted, *args[1:], deterministic)
+        for a, b in zip(actual, expected_grads, strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -289,9 +289,9 @@ def test_strided_and_expanded_arguments(kernels):
     output = kernels.forward(strided, shapes, locations, expanded)
     assert torch.equal(output, kernels.forward(value, shapes, locations, expanded.contiguous()))
     grad = torch.ones(1).expand(output.shape)
-    got = kernels.backward(grad, strided, shapes, locations, expanded, True)
+    actual = kernels.backward(grad, strided, shapes, locations, expanded, True)
     expected_grads = kernels.backward(grad.contiguous(), value, shapes, locations, expanded.contiguous(), True)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected_grads, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected_grads, strict=True))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

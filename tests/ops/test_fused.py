@@ -1,4 +1,4 @@
-"""The fused form: results, checks, PyTorch support, and its use by the attention."""
+"""The fused operator: results, checks, PyTorch support, and its use by the attention."""
 
 import math
 from collections.abc import Callable
@@ -41,14 +41,14 @@ def fused(args: Fused) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("points", [1, 3, 4])
 @pytest.mark.parametrize("head_dim", [1, 5, 8, 32])
-def test_agrees_with_the_unfused_form(head_dim, points, device, box):
+def test_agrees_with_the_unfused_operator(head_dim, points, device, box):
     args = fused_arguments(box, head_dim=head_dim, points=points)
     for got, expected in zip(results(fused, args.on(device)), results(fused_reference, args), strict=True):
         assert_close(got.cpu(), expected, rtol=1e-10, atol=1e-11)
 
 
 @BOXES
-def test_reference_and_its_gradients(box):
+def test_reference_agrees_with_the_unfused_reference(box):
     args = fused_arguments(box)
     output, *gradients = results(fused_reference, args)
     assert_close(reference.ms_deform_attn_fused(*args), output)
@@ -80,9 +80,9 @@ def test_nonfinite_points_contribute_zero(name, bad, box):
     grad_output = torch.ones_like(expected)
     for function in (torch.ops.attnzoo.ms_deform_attn_fused_backward, reference.ms_deform_attn_fused_backward):
         compiled = function is not reference.ms_deform_attn_fused_backward
-        by = function(grad_output, *flat(args), True) if compiled else function(grad_output, *args)
-        _, grad_references, grad_offsets, grad_logits = by
-        assert all(t.isfinite().all() for t in by)
+        actual = function(grad_output, *flat(args), True) if compiled else function(grad_output, *args)
+        _, grad_references, grad_offsets, grad_logits = actual
+        assert all(t.isfinite().all() for t in actual)
         assert not grad_offsets[:, ::2].any()
         assert not grad_references[:, ::2].any()
         assert not grad_logits[:, ::2].any()  # all samples are zero, whatever their weights
@@ -248,7 +248,7 @@ def test_errors_name_the_argument(name, change, kind, message):
     assert message in str(error.value)
 
 
-def test_the_kernels_check_sizes():
+def test_kernels_check_sizes():
     value, shapes, references, offsets, logits = flat(fused_arguments(False))
     for wrong in (references[..., :1], references[:, :5], references[0], references.float()):
         with pytest.raises(RuntimeError, match="references"):
@@ -269,7 +269,7 @@ class RecordOperators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("reference_size", [2, 4])
-def test_the_attention_uses_it_unless_recorded(reference_size):
+def test_attention_uses_the_fused_operator_unless_recording(reference_size):
     torch.manual_seed(0)
     attention = build("ms_deform", Slot(16, 4, 2))
     torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.3)

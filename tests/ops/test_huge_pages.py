@@ -23,7 +23,7 @@ def flags(address: int) -> list[str]:
     raise AssertionError(f"no mapping contains {address:#x}")
 
 
-def test_results_of_32_mib() -> None:
+def test_results_of_32_mib_use_huge_pages() -> None:
     if not THP.exists() or os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         pytest.skip("NOT TESTED HERE: needs Linux with transparent huge pages, and torch not using them itself")
     queries = 40_000

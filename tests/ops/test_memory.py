@@ -72,7 +72,7 @@ def test_few_queries_need_no_workspace() -> None:
     assert workspace(queries=300, backward=True, threads=8) < SLACK
 
 
-def test_a_single_head_and_a_transposed_value_are_not_copied() -> None:
+def test_single_head_and_a_transposed_value_are_not_copied() -> None:
     assert workspace(heads=1, head_dim=256) < SLACK
     assert workspace(queries=300, transposed=True, backward=True) < SLACK
 

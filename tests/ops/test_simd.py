@@ -47,10 +47,10 @@ def call(form: str, **options) -> Arguments | Fused:
 @pytest.mark.parametrize("head_dim", [1, 4, 7, 8, 16, 32, 64, 100, 128, 171])
 def test_agrees_with_the_reference_in_float64(head_dim, dtype, form, queries, level):
     args = call(form, queries=queries, head_dim=head_dim, dtype=dtype)
-    for got, expected in zip(results(args), expected_results(args), strict=True):
-        assert got.dtype == dtype
+    for actual, expected in zip(results(args), expected_results(args), strict=True):
+        assert actual.dtype == dtype
         tolerance = 500 * ROUNDING[dtype] * max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
 
 
 @FEW_OR_MANY
@@ -61,12 +61,12 @@ def test_half_precision_is_accurate_to_one_rounding(head_dim, dtype, queries, le
     args = (value.to(dtype), *others)
     output, grad_value, grad_locations, grad_weights = results(args)
     exact = expected_results(args)
-    for got, expected in zip((output, grad_value), exact[:2], strict=True):
-        assert got.dtype == dtype
-        assert ((got.double() - expected).abs() <= ROUNDING[dtype] * expected.abs() + 1e-5).all()
-    for got, expected in zip((grad_locations, grad_weights), exact[2:], strict=True):
-        assert got.dtype == F32
-        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip((output, grad_value), exact[:2], strict=True):
+        assert actual.dtype == dtype
+        assert ((actual.double() - expected).abs() <= ROUNDING[dtype] * expected.abs() + 1e-5).all()
+    for actual, expected in zip((grad_locations, grad_weights), exact[2:], strict=True):
+        assert actual.dtype == F32
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("queries", [1, 4])
@@ -90,7 +90,7 @@ def test_half_precision_is_rounded_as_pytorch_does(scale, dtype, level):
     torch.testing.assert_close(output, (value[:, 0] * weights[:, 0, 0]).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def test_levels_are_really_different(monkeypatch):
+def test_levels_use_different_kernels(monkeypatch):
     args = arguments(((12, 17), (6, 9)), queries=60, head_dim=32, dtype=F32)
     outputs = []
     for name in LEVELS:
@@ -104,7 +104,7 @@ def test_levels_are_really_different(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(outputs[-1], results(args), strict=True))  # default: the best one
 
 
-def test_an_unknown_level_raises(monkeypatch):
+def test_unknown_level_raises(monkeypatch):
     monkeypatch.setenv("ATTNZOO_SIMD", "avx9")
     with pytest.raises(RuntimeError, match="ATTNZOO_SIMD=avx9: expected baseline, avx2 or avx512"):
         ops.ms_deform_attn(*arguments())
@@ -120,17 +120,17 @@ def test_bit_identical_for_any_number_of_threads(sizes, queries, form, level, th
     expected = None
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        got = results(args)
-        expected = expected or got
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        actual = results(args)
+        expected = expected or actual
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_as_many_queries_as_tokens(level):
     # As in an encoder, where the kernels process the queries in raster order across levels.
     shapes = ((6, 8), (3, 4), (2, 2))
     args = arguments(shapes, queries=64, head_dim=8)
-    for got, expected in zip(results(args), expected_results(args), strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+    for actual, expected in zip(results(args), expected_results(args), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
 
 
 SPOTS = [0.0, 1.0, 0.5, -0.1, 1.1, -3.0, 1e9, -1e30, math.nan, math.inf, -math.inf]
@@ -179,8 +179,8 @@ def test_strided_and_expanded_arguments(queries, form, level):
     ]
     assert not any(t.is_contiguous() for t in strided[2:] if t.shape[1] > 1)
     strided = Fused(*strided) if isinstance(args, Fused) else strided
-    for got, expected in zip(results(strided), results(args), strict=True):
-        assert torch.equal(got, expected)
+    for actual, expected in zip(results(strided), results(args), strict=True):
+        assert torch.equal(actual, expected)
 
 
 SAME_IN_OTHER_STRIDES = {
@@ -201,9 +201,9 @@ def test_strided_values(strides, dtype, head_dim, queries, level):
     assert not value.is_contiguous()
     leaf = value.detach().requires_grad_()  # keeps the strides, as a clone would not
     leaves = [leaf, *(t.requires_grad_() for t in others)]
-    got = differentiated(ops.ms_deform_attn(leaf, shapes, *others), leaves, dtype)
+    actual = differentiated(ops.ms_deform_attn(leaf, shapes, *others), leaves, dtype)
     expected = results((value.contiguous(), shapes, *(t.detach() for t in others)))
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_infinite_pixels_affect_only_samples_on_them(level):

@@ -25,7 +25,7 @@ def gradients(function, value: Tensor, shapes, locations: Tensor, weights: Tenso
     return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
-def test_the_library_is_compiled():
+def test_library_is_compiled():
     assert ops.backends()["cpu"] == "available"
     assert library.has_kernel("cpu")
 
@@ -43,21 +43,21 @@ def test_reference_and_compiled_agree_with_the_oracle(head_dim):
 def test_gradients_agree_with_the_reference(head_dim, device):
     args = arguments(head_dim=head_dim)
     on_device = to_device(device, args)
-    for got, expected in zip(
+    for actual, expected in zip(
         gradients(ops.ms_deform_attn, *on_device), gradients(reference.ms_deform_attn, *args), strict=True
     ):
-        torch.testing.assert_close(got.cpu(), expected, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(actual.cpu(), expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_float32_agrees_with_float64(device):
     args = arguments(head_dim=32, queries=40, dtype=torch.float32, device=device)
     doubled = [t.cpu().double() if isinstance(t, Tensor) else t for t in args]
-    for got, expected in zip(
+    for actual, expected in zip(
         gradients(ops.ms_deform_attn, *args), gradients(reference.ms_deform_attn, *doubled), strict=True
     ):
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=1e-4)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -75,10 +75,10 @@ def test_any_sizes(device, shapes, batch, queries, heads, head_dim, points, seed
     args = arguments(shapes, batch=batch, queries=queries, heads=heads, head_dim=head_dim, points=points, seed=seed)
     on_device = to_device(device, args)
     torch.testing.assert_close(ops.ms_deform_attn(*on_device).cpu(), oracle(*args), rtol=0, atol=1e-12)
-    for got, expected in zip(
+    for actual, expected in zip(
         gradients(ops.ms_deform_attn, *on_device), gradients(reference.ms_deform_attn, *args), strict=True
     ):
-        torch.testing.assert_close(got.cpu(), expected, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(actual.cpu(), expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -238,5 +238,5 @@ def test_cuda_is_deterministic_if_requested():
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     on_cpu = to_device("cpu", args)
-    for got, expected in zip(results[0], gradients(ops.ms_deform_attn, *on_cpu), strict=True):
-        torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(results[0], gradients(ops.ms_deform_attn, *on_cpu), strict=True):
+        torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-4)

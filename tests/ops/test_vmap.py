@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.deform_kv import FUNCTIONS, KINDS, leaves, with_leaves
-from support.deform_kv import arguments as deform_kv_arguments
+from support.deform_kv_attn import FUNCTIONS, KINDS, leaves, with_leaves
+from support.deform_kv_attn import arguments as deform_kv_attn_arguments
 from support.ops import arguments, fused_arguments
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def test_gradients():
 
 @pytest.mark.parametrize("box", [False, True], ids=["points", "boxes"])
 @pytest.mark.parametrize("dims", [(0, 0, 0, 0), (1, 0, 2, 3), (None, 0, 0, 0), (0, None, None, None), (0, 0, None, 0)])
-def test_the_fused_form_equals_a_loop_with_its_gradients(dims, box):
+def test_fused_outputs_and_gradients_equal_a_loop(dims, box):
     calls = [fused_arguments(box, seed=seed) for seed in range(3)]
     shapes = calls[0].shapes
     stacked = [torch.stack(tensors) for tensors in zip(*((c.value, *c[2:]) for c in calls), strict=True)]
@@ -74,8 +74,8 @@ def test_the_fused_form_equals_a_loop_with_its_gradients(dims, box):
 
 @pytest.mark.parametrize("mapped", ["tokens", "bias", "everything"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_deform_kv_equals_a_loop(kind: str, mapped: str) -> None:
-    calls = [deform_kv_arguments(kind, seed=seed, padded=False) for seed in range(3)]
+def test_deform_kv_attn_equals_a_loop(kind: str, mapped: str) -> None:
+    calls = [deform_kv_attn_arguments(kind, seed=seed, padded=False) for seed in range(3)]
     args = [leaves(call) for call in calls]
     chosen = {"tokens": range(5), "bias": range(5, len(args[0])), "everything": range(len(args[0]))}[mapped]
     tensors = [

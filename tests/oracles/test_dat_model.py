@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support.dat_model import PublishedModel
-from support.dat_state import Saved, Sizes, published, published_plus
+from support.dat_state import RandomState, Sizes, published, published_plus
 
 from attnzoo import models
 from attnzoo.interop import vit
@@ -18,7 +18,7 @@ VERSIONS = {
 }
 
 
-def converted(preset: str, sizes: Sizes, state: Saved) -> Classifier:
+def converted(preset: str, sizes: Sizes, state: RandomState) -> Classifier:
     """The preset with other sizes and the given weights."""
     local = {"kernel": sizes.window} if preset.startswith("dat_pp") else {"window": sizes.window}
     changes: dict[str, Any] = {"image_size": 4 * sizes.side}

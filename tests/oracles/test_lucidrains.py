@@ -92,5 +92,5 @@ def test_outputs_and_gradients_agree(groups: int) -> None:
     # Both use the same modules as offset network and MLP.
     shared = [image, *theirs.to_offsets.parameters(), *theirs.rel_pos_bias.parameters()]
     slope = torch.randn_like(expected)
-    for got, right in zip(*(torch.autograd.grad(o, shared, slope) for o in (output, expected)), strict=True):
-        assert_close(got, right, atol=1e-10, rtol=0)
+    for actual, right in zip(*(torch.autograd.grad(o, shared, slope) for o in (output, expected)), strict=True):
+        assert_close(actual, right, atol=1e-10, rtol=0)

@@ -103,7 +103,7 @@ def test_official_keys() -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_an_unexpected_key_raises() -> None:
+def test_unexpected_key_raises() -> None:
     state = timm_model(SIZES[0]).state_dict()
     with pytest.raises(UserError, match=r"unexpected key 'absolute_pos_embed'"):
         vit.swin_from_timm({**state, "absolute_pos_embed": torch.zeros(1)})

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_the_interval_is_students_t() -> None:
+def test_interval_uses_students_t_distribution() -> None:
     estimate = mean_ci95([1.0, 2.0, 3.0])
     assert estimate is not None
     assert estimate.ci95 is not None
@@ -85,7 +85,7 @@ def test_files_hold_the_same_numbers(folder: Path) -> None:
     assert rows[1]["seeds"] == "0 1 2"
 
 
-def test_a_printed_table_is_never_truncated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_table_is_never_truncated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare([folder])
     long = replace(comparison.variants[0], options={"points": "a_long_word" * 20})
     comparison = replace(comparison, variants=[long, *comparison.variants[1:]])
@@ -126,7 +126,7 @@ def test_unfinished_runs_are_listed_and_excluded_from_means(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3])
-def test_a_run_without_its_last_evaluation_is_no_seed(folder: Path, rows: int) -> None:
+def test_run_without_final_evaluation_is_excluded(folder: Path, rows: int) -> None:
     """The second row is an evaluation too, of an earlier step."""
     metrics = RunFolder(folder / "points=2-seed=2").metrics
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:rows]))
@@ -136,13 +136,13 @@ def test_a_run_without_its_last_evaluation_is_no_seed(folder: Path, rows: int) -
     assert any("1 of 6 runs are not finished" in note for note in comparison.notes)
 
 
-def test_unequal_budgets_are_warned_about(folder: Path) -> None:
+def test_unequal_budgets_give_a_warning(folder: Path) -> None:
     with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/AP": 0.5}\n')
     assert any(note.startswith("Warning: budgets differ (5, 9") for note in compare([folder]).notes)
 
 
-def test_a_duplicate_run_is_rejected(folder: Path) -> None:
+def test_duplicate_run_is_rejected(folder: Path) -> None:
     copied = folder.parent / "again"
     shutil.copytree(folder, copied)
     with pytest.raises(UserError, match="duplicate run, the same config and seed as"):
@@ -150,7 +150,7 @@ def test_a_duplicate_run_is_rejected(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"{}", b"[]", b"3", b'{"state": "dnoe"}', b"\xff"])
-def test_a_corrupt_status_is_named(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_the_corrupt_status_file(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     run.status.write_bytes(content)
     comparison = compare([folder])
@@ -164,7 +164,7 @@ def test_a_corrupt_status_is_named(folder: Path, content: bytes, capsys: pytest.
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "5"}', '{"step": 5, "val/AP": "high"}', "\udcff"])
-def test_an_invalid_row_of_metrics_is_named(folder: Path, line: str) -> None:
+def test_error_names_the_invalid_metrics_row(folder: Path, line: str) -> None:
     run = RunFolder(folder / "points=2-seed=0")
     with run.metrics.open("a", errors="surrogateescape") as file:
         file.write(f"{line}\n")
@@ -179,7 +179,7 @@ def test_an_invalid_row_of_metrics_is_named(folder: Path, line: str) -> None:
     [(name, how) for name in ("status.json", "config.yaml") for how in ("emptied", "cut")]
     + [("config.yaml", "cut at a line end"), ("config.yaml", "deleted")],
 )
-def test_one_corrupt_file_leaves_the_other_runs_alone(
+def test_corrupt_file_does_not_affect_other_runs(
     folder: Path, name: str, how: str, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(folder / "points=2-seed=0")
@@ -196,7 +196,7 @@ def test_one_corrupt_file_leaves_the_other_runs_alone(
     assert f"Left out: {run.path}/{name}" in capsys.readouterr().out
 
 
-def test_a_row_truncated_by_a_kill_is_omitted(folder: Path) -> None:
+def test_row_truncated_by_a_kill_is_omitted(folder: Path) -> None:
     before = compare([folder])
     with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
         file.write('{"step": 9, "val/A')
@@ -219,7 +219,7 @@ def test_comparing_imports_no_torch(folder: Path) -> None:
     assert (folder / "comparison.md").exists()
 
 
-def test_scipy_is_imported_for_intervals_alone() -> None:
+def test_scipy_is_imported_only_for_intervals() -> None:
     code = "import sys, attnzoo.report.summary; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -248,7 +248,7 @@ def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     assert not {"ms", "images_per_second"} & set(rows[0])  # times beside another run's training order nothing
 
 
-def test_options_implied_by_a_name_are_no_columns(tmp_path: Path) -> None:
+def test_options_implied_by_a_name_are_not_columns(tmp_path: Path) -> None:
     """Options that not all attentions take; those that differ where they do remain."""
     (tmp_path / "x.yaml").write_text(
         "name: x\ntrain: {steps: 5}\nsweep:\n  zip:\n    model.encoder.attention:\n"
@@ -266,7 +266,7 @@ def test_options_implied_by_a_name_are_no_columns(tmp_path: Path) -> None:
     assert sorted(found, key=str) == [("dat", None), ("dense", None), ("window", 4), ("window", 8)]
 
 
-def test_options_implied_by_a_backbone_are_no_columns(tmp_path: Path) -> None:
+def test_options_implied_by_a_backbone_are_not_columns(tmp_path: Path) -> None:
     """Options whose defaults differ by name; those that a sweep changes remain."""
     (tmp_path / "x.yaml").write_text(
         "base: base/detr_scenes.yaml\nname: x\nsweep:\n  zip:\n    model.backbone:\n"

@@ -73,7 +73,7 @@ def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_is_queued_while_its_launcher_is_alive(tmp_path: Path) -> None:
+def test_run_is_queued_while_its_launcher_is_alive(tmp_path: Path) -> None:
     sweep(tmp_path, ["a"])
     assert sweep_status(tmp_path)[0].missing
     with subprocess.Popen([sys.executable, "-c", ANOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
@@ -85,7 +85,7 @@ def test_a_run_is_queued_while_its_launcher_is_alive(tmp_path: Path) -> None:
     assert sweep_status(tmp_path)[0].missing  # its launcher has ended
 
 
-def test_a_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
+def test_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
     """After a restart of a container it may have the process id of the previous one."""
     sweep(tmp_path, ["a"])
     with Ledger(tmp_path).update() as content:
@@ -93,7 +93,7 @@ def test_a_launcher_does_not_wait_for_itself(tmp_path: Path) -> None:
     assert sweep_status(tmp_path)[0].missing
 
 
-def test_a_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
+def test_cancelled_run_stays_cancelled(tmp_path: Path) -> None:
     sweep(tmp_path, ["a", "b"])
     RunFolder(tmp_path / "a").write_status(state="interrupted", signal="SIGTERM")
     assert attnzoo_main.main(["cancel", str(tmp_path), "c"]) == 2
@@ -136,7 +136,7 @@ def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.Captur
     assert " AP " not in out
 
 
-def test_a_folder_without_a_ledger_is_rejected(tmp_path: Path) -> None:
+def test_folder_without_a_ledger_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sweep\.json in it"):
         sweep_status(tmp_path)
     with pytest.raises(UserError, match="no such folder"):

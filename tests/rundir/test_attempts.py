@@ -16,7 +16,7 @@ def checkpoint(run: RunFolder, step: int) -> None:
     (run.checkpoints / f"step-{step:08d}.0123456789abcdef.pt").touch()
 
 
-def test_a_start_and_its_end_are_one_attempt(run):
+def test_start_and_its_end_are_one_attempt(run):
     attempts.record_start(run, 5, steps_lost=2)
     (running,) = attempts.read(run)
     assert (running.step, running.steps_lost, running.outcome) == (5, 2, None)
@@ -27,14 +27,14 @@ def test_a_start_and_its_end_are_one_attempt(run):
     assert second.outcome is None
 
 
-def test_an_end_without_a_start_is_an_attempt(run):
+def test_end_without_a_start_counts_as_an_attempt(run):
     attempts.record_end(run, attempts.MACHINE, "killed by SIGKILL")
     (only,) = attempts.read(run)
     assert only.is_machine_failure
     assert only.reason == "killed by SIGKILL"
 
 
-def test_a_line_truncated_by_a_crash_is_skipped(run):
+def test_line_truncated_by_a_crash_is_skipped(run):
     attempts.record_start(run, 0, steps_lost=0)
     with run.attempts.open("a") as file:
         file.write('{"event": "end", "outc')
@@ -56,7 +56,7 @@ def test_a_line_truncated_by_a_crash_is_skipped(run):
         b"\xff\xfe",
     ],
 )
-def test_a_malformed_line_is_skipped(run, line):
+def test_malformed_line_is_skipped(run, line):
     attempts.record_start(run, 5, steps_lost=2)
     with run.attempts.open("ab") as file:
         file.write(line + b"\n")
@@ -82,7 +82,7 @@ def test_other_outcomes_reset_the_count_of_failures(run):
         assert attempts.retries_exhausted(run, retries=0) is None
 
 
-def test_a_job_of_an_array_is_named_with_its_task(monkeypatch):
+def test_job_of_an_array_is_named_with_its_task(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "14")
     assert attempts.job_id() == "14"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")

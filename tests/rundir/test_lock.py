@@ -21,12 +21,12 @@ def run(tmp_path) -> RunFolder:
     return run
 
 
-def test_a_remote_owner_holds_the_lock_while_its_heartbeat_is_fresh(run):
+def test_remote_owner_holds_the_lock_while_its_heartbeat_is_fresh(run):
     with pytest.raises(UserError, match="already being trained by process 12 on far, job 7"), run_lock(run.path):
         pass
 
 
-def test_a_stale_lock_is_taken_over_and_logged(run, caplog):
+def test_stale_lock_is_taken_over_and_logged(run, caplog):
     long_ago = time.time() - STALE_SECONDS - 1
     os.utime(run.status, (long_ago, long_ago))
     with caplog.at_level(logging.WARNING), run_lock(run.path):
@@ -35,7 +35,7 @@ def test_a_stale_lock_is_taken_over_and_logged(run, caplog):
     assert (run.path / ".lock").read_text() == ""
 
 
-def test_a_previous_start_of_the_same_job_does_not_hold_the_lock(run, monkeypatch):
+def test_previous_start_of_the_same_job_does_not_hold_the_lock(run, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with run_lock(run.path):
         pass
@@ -48,6 +48,6 @@ def test_waiting_until_the_heartbeat_is_stale(run):
         pass
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_missing_folder_error_names_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"missing: cannot be written \(No such file"), run_lock(tmp_path / "missing"):
         pass

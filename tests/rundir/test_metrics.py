@@ -53,7 +53,7 @@ assert any(b"val/delta1" in path.read_bytes() for path in folder.glob("*.hparams
 """
 
 
-def test_a_third_task_is_one_entry(tmp_path: Path) -> None:
+def test_new_task_needs_one_entry(tmp_path: Path) -> None:
     """Its primary metric selects the best checkpoint; status, table, JSON, comparison and HParams have its metrics."""
     source = Path(metrics.__file__).read_text()
     changed = source.replace('    "classification": (', ENTRY + '    "classification": (')

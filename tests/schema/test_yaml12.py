@@ -42,12 +42,12 @@ from attnzoo.schema import yaml12
     ],
 )
 def test_value(text: str, expected: object) -> None:
-    found = yaml12.parse_value(text, "command line")
-    assert found == expected
-    assert type(found) is type(expected)
+    actual = yaml12.parse_value(text, "command line")
+    assert actual == expected
+    assert type(actual) is type(expected)
 
 
-def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
+def test_dump_round_trips(tmp_path: Path) -> None:
     words = ["1e-4", "on", "010", "3:4", "null", "", "=", "<<", "2026-01-01", "x: y", "a\nb", "'", "true", ".5", "~"]
     content = {"words": words, "numbers": [1e-5, 1e20, -0.0, 3], "none": None, "yes": True, "nested": {"a": {}}}
     path = tmp_path / "x.yaml"
@@ -65,7 +65,7 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
         ("a: 1\n\tb: 2\n", 2, "a tab character|cannot start any token"),
     ],
 )
-def test_broken_files_name_the_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
+def test_invalid_yaml_errors_name_the_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=reason) as caught:
@@ -75,7 +75,7 @@ def test_broken_files_name_the_line(tmp_path: Path, text: str, line: int, reason
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "word"])
-def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+def test_file_without_keys_is_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match="expected a mapping"):

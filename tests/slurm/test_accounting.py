@@ -36,7 +36,7 @@ def wait_until_dropped(sweep: Sweep, name: str) -> None:
     )
 
 
-def test_jobs_that_fail_before_they_train(accounted, sweep):
+def test_jobs_that_fail_before_training(accounted, sweep):
     sweep.overrides += ["sweep.seeds=[0, 1]", "train.steps=5"]
     sweep.submit("slurm.setup=[exit 3]")
     wait_until_dropped(sweep, "seed=0")
@@ -54,7 +54,7 @@ def test_jobs_that_fail_before_they_train(accounted, sweep):
     )
 
 
-def test_a_job_cancelled_before_it_starts(accounted, sweep, capsys):
+def test_job_cancelled_before_it_starts(accounted, sweep, capsys):
     sweep.overrides += ["train.steps=5"]
     sweep.submit("slurm.options={hold: true}")
     assert (sweep.state().state, sweep.state().note) == ("pending", "JobHeldUser")

@@ -6,7 +6,7 @@ import sys
 from support.slurm import ROOT
 
 
-def test_missing_programs_are_one_line_and_nothing_is_created(tmp_path):
+def test_missing_programs_give_a_one_line_error_and_create_nothing(tmp_path):
     command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(tmp_path / "c")]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, text=True, capture_output=True)
     assert done.returncode == 1
@@ -16,7 +16,7 @@ def test_missing_programs_are_one_line_and_nothing_is_created(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_path_too_long_for_a_socket_is_an_error(tmp_path, cluster):
+def test_path_too_long_for_a_socket_is_an_error(tmp_path, cluster):
     long = tmp_path / ("x" * 90)
     command = [sys.executable, str(ROOT / "slurm" / "local" / "cluster.py"), "up", str(long)]
     done = subprocess.run(command, text=True, capture_output=True)

@@ -32,7 +32,7 @@ def test_two_preemptions_with_the_signal_lose_no_step(cluster, sweep, undisturbe
     assert sweep.state().machine_failures == 0
 
 
-def test_a_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
+def test_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
     sweep.submit()
     assert sweep.wait_for_step(25) < STEPS
     node = cluster.kill_rank(sweep.job())
@@ -45,7 +45,7 @@ def test_a_killed_run_resumes_on_another_node(cluster, sweep, undisturbed):
     assert sweep.state().machine_failures == 1
 
 
-def test_a_preemption_without_the_signal_loses_no_more_than_an_interval(cluster, sweep, undisturbed):
+def test_preemption_without_the_signal_loses_no_more_than_an_interval(cluster, sweep, undisturbed):
     sweep.submit("slurm.partition=killable")
     assert sweep.wait_for_step(25) < STEPS
     cluster.preempt()
@@ -54,7 +54,7 @@ def test_a_preemption_without_the_signal_loses_no_more_than_an_interval(cluster,
     assert attempts.read(sweep.run())[0].reason != "SIGUSR2"
 
 
-def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed):
+def test_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed):
     sweep.submit()
     assert sweep.wait_for_step(25) < STEPS
     node = sweep.state().host
@@ -74,7 +74,7 @@ def test_a_lost_node_costs_no_more_than_an_interval(cluster, sweep, undisturbed)
     assert first.host == node != second.host
 
 
-def test_a_time_limit_requeues_and_loses_no_step(cluster, sweep):
+def test_time_limit_requeues_and_loses_no_step(cluster, sweep):
     sweep.submit("train.steps=900", "train.checkpoint_minutes=10")
     sweep.wait_for_step(10)
     cluster.ask("scontrol", "update", f"JobId={sweep.job()}", "TimeLimit=1")
@@ -90,7 +90,7 @@ def test_a_time_limit_requeues_and_loses_no_step(cluster, sweep):
     assert_cancelled(cluster, sweep, restarts)
 
 
-def test_a_cancelled_run_saves_and_is_not_requeued_until_submitted_again(cluster, sweep, undisturbed):
+def test_cancelled_run_saves_and_is_not_requeued_until_submitted_again(cluster, sweep, undisturbed):
     sweep.submit()
     assert sweep.wait_for_step(25) < STEPS
     assert attnzoo_main.main(["cancel", str(sweep.runs)]) == 0

@@ -24,20 +24,20 @@ def test_four_processes_on_two_nodes_give_the_losses_of_one(cluster, sweep):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
-def test_a_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monkeypatch):
+def test_rank_that_raises_ends_the_job_and_is_not_retried(cluster, sweep, monkeypatch):
     monkeypatch.setenv("ATTNZOO_TEST_RAISE", "1:4")
     sweep.submit(*PAIR)
     state = sweep.wait_for_end()["seed=3"]
-    assert (state.state, state.note) == ("failed", "RuntimeError: process 1 has had enough")
+    assert (state.state, state.note) == ("failed", "RuntimeError: injected failure in process 1")
     wait(lambda: cluster.job(sweep.job())["JobState"] == "FAILED", 180, "for the job's end")
     assert cluster.restarts(sweep.job()) == 0
     log = sweep.run().log.read_text()
-    assert log.index("process 1 has had enough") < log.find("lost a peer process") % len(log)
+    assert log.index("injected failure in process 1") < log.find("lost a peer process") % len(log)
     assert log.count("Traceback") == 1
     assert [attempt.outcome for attempt in attempts.read(sweep.run())] == ["failed"]
 
 
-def test_a_killed_rank_ends_the_others_and_all_resume(cluster, sweep):
+def test_killed_rank_ends_the_others_and_all_resume(cluster, sweep):
     whole = reference_of_pair(sweep)
     sweep.submit(*PAIR)
     assert sweep.wait_for_step(20) < 60

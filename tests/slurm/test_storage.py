@@ -46,7 +46,7 @@ def fill(disk: Path) -> Path:
                 return filler
 
 
-def test_a_full_disk_fails_the_run_which_resumes_once_there_is_space(cluster, small_disk, undisturbed, monkeypatch):
+def test_run_that_failed_on_a_full_disk_resumes_once_there_is_space(cluster, small_disk, undisturbed, monkeypatch):
     sweep = Sweep(small_disk)
     monkeypatch.chdir(small_disk)
     sweep.submit()
@@ -65,7 +65,7 @@ def test_a_full_disk_fails_the_run_which_resumes_once_there_is_space(cluster, sm
     report("disk full", 1, state.steps_lost, INTERVAL_STEPS)
 
 
-def test_a_read_only_folder_is_reported_and_not_retried(cluster, sweep, undisturbed):
+def test_read_only_folder_is_reported_and_not_retried(cluster, sweep, undisturbed):
     sweep.submit("slurm.options={hold: true}")
     run = sweep.run().path
     mount("--bind", run, run)

@@ -31,7 +31,7 @@ def submit_elsewhere(sweep, *arguments: str, program: tuple[str, ...] = ("-m", "
     return subprocess.run([*command, *arguments], capture_output=True, timeout=300).returncode
 
 
-def test_six_runs_on_two_nodes_give_what_the_local_launcher_gives(cluster, sweep):
+def test_sweep_on_two_nodes_equals_the_local_launcher(cluster, sweep):
     """With cpus_per_task=2, a node of four CPUs takes two at a time."""
     sweep.submit(*SIX, "slurm.parallelism=4", "slurm.cpus_per_task=2")
     content = Ledger(sweep.runs).read()
@@ -81,7 +81,7 @@ def hparams(sweep: Path) -> dict[str, HParamsPluginData]:
     return contents
 
 
-def test_a_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, sweep, capsys):
+def test_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, sweep, capsys):
     groups = "sweep.zip={model.ffn: [16, 24, 32], slurm.cpus_per_task: [1, 2, 2]}"
     options = "slurm.options={nice: 10, exclusive: true, overcommit: false}"
     assert sweep.start("launcher=slurm", groups, "sweep.seeds=[0, 1]", "slurm.parallelism=3", options, "--dry-run") == 0
@@ -135,7 +135,7 @@ def test_cancel_also_ends_the_job_of_a_corrupt_run(cluster, sweep):
     assert states == {"seed=0": "corrupt", "seed=1": "cancelled"}
 
 
-def test_a_killed_submission_is_neither_lost_nor_repeated(cluster, sweep):
+def test_killed_submission_is_neither_lost_nor_repeated(cluster, sweep):
     """Killed after SLURM has the job, before its id is in the ledger."""
     code = submit_elsewhere(sweep, "train.steps=5", program=(slurm_submit.__file__,))
     assert code == -signal.SIGKILL

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass
-class Published:
+class PublishedAttention:
     """One deformable attention of one version ("v1" or "v2"), with parameters by their published names in float64.
 
     `factor` None is the unbounded range of the released code: tanh of the position in v1, a clamp in v2.

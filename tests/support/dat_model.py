@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from support.dat import Published
+from support.dat import PublishedAttention
 from support.dat_state import Sizes
 
 Pairs = Callable[[int, int], int]
@@ -63,7 +63,7 @@ class PublishedModel:
             stride = 8 // 2**stage if self.plus else 1
             version, factor = ("v2", None) if self.plus else ("v1", 2.0)
             heads, groups = self.sizes.heads(stage), self.sizes.groups[stage]
-            return Published(version, weights, heads, groups, stride, 9 - 2 * stage, factor, True)(x)
+            return PublishedAttention(version, weights, heads, groups, stride, 9 - 2 * stage, factor, True)(x)
         side, kernel = x.shape[1], self.sizes.window
         if self.plus:
             return self._local(name, x, "qkv", "proj", weights["rpb"].flatten(1), _neighbors(side, kernel))
@@ -71,16 +71,16 @@ class PublishedModel:
         table = weights["relative_position_bias_table"].T
         return self._local(name, x, "proj_qkv", "proj_out", table, _windows(side, kernel, shift))
 
-    def _local(self, name: str, x: Tensor, into: str, out: str, table: Tensor, entry: Pairs) -> Tensor:
+    def _local(self, name: str, x: Tensor, qkv: str, proj: str, table: Tensor, entry: Pairs) -> Tensor:
         """Attention of pixels to those for which `entry` gives an index into the table (heads, entries), not -1."""
         channels, height, width = x.shape
         heads, pixels = len(table), height * width
-        q, k, v = self._linear(f"{name}.{into}", x).reshape(3, heads, channels // heads, pixels)
+        q, k, v = self._linear(f"{name}.{qkv}", x).reshape(3, heads, channels // heads, pixels)
         scores = torch.einsum("hdq,hdk->hqk", q, k) * (channels // heads) ** -0.5
         index = torch.tensor([[entry(i, j) for j in range(pixels)] for i in range(pixels)])
         scores = (scores + table[:, index]).masked_fill(index < 0, -torch.inf)
         output = torch.einsum("hqk,hdk->hdq", scores.softmax(-1), v)
-        return self._linear(f"{name}.{out}", output.reshape(channels, height, width))
+        return self._linear(f"{name}.{proj}", output.reshape(channels, height, width))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]

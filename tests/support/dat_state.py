@@ -1,4 +1,4 @@
-"""Checkpoints of DAT and DAT++ to be: names and shapes as LeapLabTHU/DAT saves them, from the publications."""
+"""Random state dicts with the names and shapes of the checkpoints of LeapLabTHU/DAT, from the publications."""
 
 from dataclasses import dataclass, replace
 
@@ -39,13 +39,13 @@ DAT_PLUS = {
 }
 
 
-class Saved(dict[str, Tensor]):
-    """A state dict to be, layer by layer, of random numbers."""
+class RandomState(dict[str, Tensor]):
+    """A state dict of random numbers, filled layer by layer."""
 
-    def linear(self, name: str, out: int, into: int, *kernel: int, bias: bool = True) -> None:
-        self[f"{name}.weight"] = torch.rand(out, into, *kernel) - 0.5
+    def linear(self, name: str, out_dim: int, in_dim: int, *kernel: int, bias: bool = True) -> None:
+        self[f"{name}.weight"] = torch.rand(out_dim, in_dim, *kernel) - 0.5
         if bias:
-            self[f"{name}.bias"] = torch.rand(out) - 0.5
+            self[f"{name}.bias"] = torch.rand(out_dim) - 0.5
 
     def norm(self, name: str, dim: int) -> None:
         self[f"{name}.norm.weight"], self[f"{name}.norm.bias"] = torch.rand(dim), torch.rand(dim)
@@ -69,9 +69,9 @@ class Saved(dict[str, Tensor]):
         self.linear("cls_head", sizes.classes, sizes.dims[-1])
 
 
-def published(sizes: Sizes) -> Saved:
+def published(sizes: Sizes) -> RandomState:
     """A checkpoint of DAT (CVPR 2022) as of commit 566a593."""
-    dims, state = sizes.dims, Saved()
+    dims, state = sizes.dims, RandomState()
     state.linear("patch_proj.0", dims[0], 3, 4, 4)
     state.norm("patch_proj.1", dims[0])
     for stage, (dim, depth) in enumerate(zip(dims, sizes.depths, strict=True)):
@@ -98,9 +98,9 @@ def published(sizes: Sizes) -> Saved:
     return state
 
 
-def published_plus(sizes: Sizes) -> Saved:
+def published_plus(sizes: Sizes) -> RandomState:
     """A checkpoint of DAT++ as of commit 32173fc, with natten 0.14.6; its indices, which differ with that, left out."""
-    dims, state = sizes.dims, Saved()
+    dims, state = sizes.dims, RandomState()
     state.linear("patch_proj.0", dims[0] // 2, 3, 3, 3)
     state.norm("patch_proj.1", dims[0] // 2)
     state.linear("patch_proj.3", dims[0], dims[0] // 2, 3, 3)

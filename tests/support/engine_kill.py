@@ -1,4 +1,4 @@
-"""A worker that, at an exact moment, is killed, sleeps in a step ("sleep") or gets the signal with the name given."""
+"""A worker that, at an exact moment, is killed, sleeps in a step ("sleep") or receives the named signal."""
 
 import os
 import signal
@@ -13,21 +13,21 @@ from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.worker.train import train_run
 
 
-def die() -> None:
+def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(moment: str, count: int) -> None:
+def inject_fault(moment: str, count: int) -> None:
     """Kill, sleep or signal the `count`-th time that the process reaches `moment`."""
-    left = iter(range(count - 1, -1, -1))
-    in_a_step = {"step": die, "sleep": partial(time.sleep, 60)}
+    remaining = iter(range(count - 1, -1, -1))
+    in_a_step = {"step": kill_self, "sleep": partial(time.sleep, 60)}
     in_a_step |= {name: partial(os.kill, os.getpid(), signal.Signals[name]) for name in ("SIGTERM", "SIGUSR2")}
     if moment in in_a_step:  # the weights have changed, nothing else
         inner_step = torch.optim.AdamW.step
 
         def step(self, *arguments):
             inner_step(self, *arguments)
-            if next(left, None) == 0:
+            if next(remaining, None) == 0:
                 in_a_step[moment]()
 
         torch.optim.AdamW.step = step
@@ -35,14 +35,14 @@ def arm(moment: str, count: int) -> None:
         inner_replace = os.replace
 
         def replace(source, target):
-            now = str(target).endswith(".pt") and next(left) == 0
+            now = str(target).endswith(".pt") and next(remaining) == 0
             if now and moment == "writing":
                 os.truncate(source, os.path.getsize(source) // 2)
             if now and moment != "saved":
-                die()
+                kill_self()
             inner_replace(source, target)
             if now:
-                die()
+                kill_self()
 
         os.replace = replace
     elif moment == "evaluation":
@@ -50,18 +50,18 @@ def arm(moment: str, count: int) -> None:
 
         def add(self, *arguments):
             inner_add(self, *arguments)
-            if next(left) == 0:
-                die()
+            if next(remaining) == 0:
+                kill_self()
 
         CocoEvaluator.add = add
     else:  # while a row of metrics is written
         inner_write = MetricsLogger.write
 
         def write(self, step, values):
-            if next(left) == 0:
+            if next(remaining) == 0:
                 self._file.write('{"step": ')
                 self._file.flush()
-                die()
+                kill_self()
             return inner_write(self, step, values)
 
         MetricsLogger.write = write
@@ -69,5 +69,5 @@ def arm(moment: str, count: int) -> None:
 
 def main(run: str, moment: str, count: int) -> None:
     """Train the run in `run` in this process, which ends with it."""
-    arm(moment, count)
+    inject_fault(moment, count)
     sys.exit(train_run(run))

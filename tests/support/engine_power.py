@@ -1,4 +1,4 @@
-"""A disk that loses at a power cut what was not synced."""
+"""A simulated disk that loses unsynced data at a power failure."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 
 class PowerCut(BaseException):
-    """The end of the process and of whatever was not synced."""
+    """Ends the process; data that was not synced is lost."""
 
 
 class _Synced(NamedTuple):
@@ -66,7 +66,7 @@ class Disk:
             os.close(file.handle)
 
     def restore(self) -> None:
-        """Leave in the folder what has survived."""
+        """Replace the content of the folder by what survived."""
         shutil.rmtree(self.folder)
         for path, content in self._survived.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Disk:
             raise PowerCut
 
     def _sync(self, handle: int) -> None:
-        """Note a file or folder as it is; takes the handle."""
+        """Record the current state of a file or folder; takes ownership of the handle."""
         status = os.fstat(handle)
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
         if path.is_dir():

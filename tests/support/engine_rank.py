@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
     def step(self, batches):
         if self.step == 2 and os.environ["RANK"] == "1":
-            raise RuntimeError("rank 1 has had enough")
+            raise RuntimeError("injected failure")
         inner(self, batches)
 
     Trainer._train_step = step

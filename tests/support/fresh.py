@@ -1,4 +1,4 @@
-"""Tests that need a process in which nothing ran before."""
+"""Tests that need a fresh process."""
 
 import os
 import subprocess
@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-_HERE = "ATTNZOO_TEST_IN_PROCESS_OF_ITS_OWN"
+_NODE_ID_VARIABLE = "ATTNZOO_TEST_IN_PROCESS_OF_ITS_OWN"
 
 
-def passed_on_its_own(request: pytest.FixtureRequest) -> bool:
-    """False in a process that runs this test alone; elsewhere starts one, and returns True once it has passed there."""
-    if os.environ.get(_HERE) == request.node.nodeid:
+def passes_in_subprocess(request: pytest.FixtureRequest) -> bool:
+    """Run this test in a process of its own, and return True once it has passed; False in that process."""
+    if os.environ.get(_NODE_ID_VARIABLE) == request.node.nodeid:
         return False
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", request.node.nodeid],
         cwd=request.config.rootpath,
-        env=os.environ | {_HERE: request.node.nodeid},
+        env=os.environ | {_NODE_ID_VARIABLE: request.node.nodeid},
         capture_output=True,
         text=True,
     )

@@ -33,17 +33,17 @@ def arguments(
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def random(*size: int) -> Tensor:
+    def rand(*size: int) -> Tensor:
         return torch.rand(size, generator=generator, dtype=torch.float64)
 
     tokens = sum(h * w for h, w in shapes)
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float64)[:, None]
-    centers = random(batch, queries, heads, len(shapes), points, 2) * 1.6 - 0.3
+    centers = rand(batch, queries, heads, len(shapes), points, 2) * 1.6 - 0.3
     pixels = centers * sizes - 0.5
-    fraction = 0.05 + 0.9 * random(*pixels.shape)
+    fraction = 0.05 + 0.9 * rand(*pixels.shape)
     locations = (pixels.floor() + fraction + 0.5) / sizes
-    value = random(batch, tokens, heads, head_dim) - 0.5
-    weights = random(batch, queries, heads, len(shapes), points)
+    value = rand(batch, tokens, heads, head_dim) - 0.5
+    weights = rand(batch, queries, heads, len(shapes), points)
     value, locations, weights = (t.to(device, dtype) for t in (value, locations, weights))
     return value, tuple(shapes), locations, weights
 
@@ -81,7 +81,7 @@ def oracle(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, 
 
 
 class Fused(NamedTuple):
-    """Arguments of the fused form; references are points (B, Q, L, 2) or boxes (B, Q, L, 4)."""
+    """Arguments of the fused operator; references are points (B, Q, L, 2) or boxes (B, Q, L, 4)."""
 
     value: Tensor
     shapes: tuple[tuple[int, int], ...]
@@ -135,6 +135,6 @@ def fused_arguments(
 
 
 def fused_reference(args: Fused) -> Tensor:
-    """The fused form by the unfused reference."""
+    """The fused operator by the unfused reference."""
     weights = args.logits.flatten(-2).softmax(-1).view(args.logits.shape)
     return reference.ms_deform_attn(args.value, args.shapes, args.locations(), weights)

@@ -69,8 +69,8 @@ class NoCompilerError(RuntimeError):
 def nvcc_version(log: str) -> str:
     """The version of the nvcc in a build log."""
     (nvcc,) = set(re.findall(r"\S+/nvcc(?= )", log))
-    shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return f"nvcc {re.search(r'release .*V([0-9.]+)', shown)[1]}"
+    result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return f"nvcc {re.search(r'release .*V([0-9.]+)', result)[1]}"
 
 
 def compile_verbosely(folder: Path) -> str:

@@ -114,16 +114,16 @@ class Cluster:
 
     def job(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says."""
-        shown = self.ask("scontrol", "show", "job", "--oneliner", job)
-        return dict(field.split("=", 1) for field in shown.split() if "=" in field)
+        result = self.ask("scontrol", "show", "job", "--oneliner", job)
+        return dict(field.split("=", 1) for field in result.split() if "=" in field)
 
     def restarts(self, job: str) -> int:
         return int(self.job(job)["Restarts"])
 
     def node_state(self, node: str) -> str:
         """Its state with all flags: DOWN*, IDLE+COMPLETING and so on."""
-        shown = self.ask("scontrol", "show", "node", "--oneliner", node)
-        return next(field.removeprefix("State=") for field in shown.split() if field.startswith("State="))
+        result = self.ask("scontrol", "show", "node", "--oneliner", node)
+        return next(field.removeprefix("State=") for field in result.split() if field.startswith("State="))
 
     def preempt(self) -> str:
         """Occupy both nodes for a moment with a job of higher priority; returns its id."""

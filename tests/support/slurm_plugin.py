@@ -1,4 +1,4 @@
-"""An attention for fault injection: multi-scale deformable, slowed down or failing as environment variables say.
+"""An attention for fault injection: multi-scale deformable, slowed down or failing as set by environment variables.
 
 ATTNZOO_TEST_SLEEP: seconds that each training call of the encoder sleeps, so that training is slow without load and a
 fault hits it in the middle of a step. ATTNZOO_TEST_RAISE=RANK:CALL: that call of that process raises.
@@ -29,5 +29,5 @@ class SlowAttention(MultiScaleDeformableAttention):
             if SlowAttention.calls == KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
             if SlowAttention.calls == CALL and int(os.environ.get("SLURM_PROCID", "0")) == RANK:
-                raise RuntimeError(f"process {RANK} has had enough")
+                raise RuntimeError(f"injected failure in process {RANK}")
         return super().forward(queries, memory)

@@ -24,7 +24,7 @@ def test_without_a_sweep_there_is_one_run(tmp_path: Path) -> None:
     assert (run.name, run.overrides, run.seed) == ("seed=3", {}, 3)
 
 
-def test_a_grid_takes_all_combinations_with_all_seeds(tmp_path: Path) -> None:
+def test_grid_gives_all_combinations_with_all_seeds(tmp_path: Path) -> None:
     found = names(tmp_path, "sweep: {grid: {model.dim: [8, 16], model.head.refine: [true, false]}, seeds: [0, 1]}")
     assert len(found) == 8
     assert found[0] == "dim=8-refine=true-seed=0"
@@ -90,7 +90,7 @@ def test_seeds_share_a_digest_and_variants_do_not(tmp_path: Path) -> None:
         ("gird: {model.dim: [8]}", "unknown key 'sweep.gird'; did you mean 'sweep.grid'"),
     ],
 )
-def test_bad_sweeps_are_errors(tmp_path: Path, sweep: str, message: str) -> None:
+def test_invalid_sweeps_are_errors(tmp_path: Path, sweep: str, message: str) -> None:
     block = sweep if sweep.startswith("{") else f"{{{sweep}}}"
     with pytest.raises(UserError) as caught:
         runs_of(tmp_path, f"sweep: {block}")

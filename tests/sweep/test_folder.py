@@ -42,7 +42,7 @@ def test_ledger_and_configs_are_written_before_anything_trains(experiment: Path,
     assert load_saved(assigned[1].folder.config) == assigned[1].config
 
 
-def test_a_folder_never_holds_two_configs(experiment: Path, tmp_path: Path) -> None:
+def test_folder_never_holds_two_configs(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs" / "x")
     folder.create(folder.assign(runs(experiment)), "x")
     changed = folder.assign(runs(experiment, "train.steps=6"))
@@ -72,7 +72,7 @@ def test_restarts_from_scratch_are_explained_in_one_line(experiment: Path, tmp_p
     )
 
 
-def test_the_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_path: Path) -> None:
+def test_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs" / "x")
     first = folder.assign(runs(experiment))
     folder.create(first, "x")
@@ -81,20 +81,20 @@ def test_the_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_p
     assert list(folder.entries()) == ["dim=8-seed=0", "dim=24-seed=0"]
 
 
-def test_a_corrupt_ledger_is_an_error(tmp_path: Path) -> None:
+def test_corrupt_ledger_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json: corrupt"):
         SweepFolder(tmp_path).entries()
 
 
-def test_an_unwritable_output_folder_is_an_error(experiment: Path, tmp_path: Path) -> None:
+def test_unwritable_output_folder_is_an_error(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = SweepFolder(tmp_path / "file" / "x")
     with pytest.raises(UserError, match="cannot be written"):
         folder.create(folder.assign(runs(experiment)), "x")
 
 
-def test_a_run_folder_with_foreign_files_is_left_alone(experiment: Path, tmp_path: Path) -> None:
+def test_run_folder_with_foreign_files_is_not_used(experiment: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "runs")
     foreign = RunFolder(folder.path / "dim=8-seed=0")
     foreign.path.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_a_run_folder_with_foreign_files_is_left_alone(experiment: Path, tmp_pat
 
 @pytest.mark.parametrize("how", ["emptied", "cut", "cut at a line end", "deleted"])
 @pytest.mark.parametrize("state", ["done", "interrupted"])
-def test_a_run_with_a_corrupt_config_keeps_its_folder(experiment: Path, tmp_path: Path, how: str, state: str) -> None:
+def test_run_with_a_corrupt_config_keeps_its_folder(experiment: Path, tmp_path: Path, how: str, state: str) -> None:
     folder = SweepFolder(tmp_path / "runs" / "x")
     first = folder.assign(runs(experiment))
     folder.create(first, "x")

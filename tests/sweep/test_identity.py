@@ -1,15 +1,12 @@
 """A run is identified by its config, the source of its plugins and the version of its data, as recorded when made."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from attnzoo import run as attnzoo_run
-from attnzoo.attention import ATTENTIONS
 from attnzoo.attention.plugins import source_hash
 from attnzoo.config.load import Experiment, digest, load_saved
 from attnzoo.data.scenes import DigitScenes
@@ -34,14 +31,7 @@ train: {steps: 5}
 """
 
 
-@pytest.fixture(autouse=True)
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(ATTENTIONS, "_constructors", dict(ATTENTIONS._constructors))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("attnzoo_plugin_", "my_")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
 @pytest.fixture
@@ -73,7 +63,7 @@ def create(state: str, *overrides: str) -> RunSpec:
 
 
 @pytest.mark.parametrize("state", ["done", "interrupted"])
-def test_an_edited_plugin_starts_a_new_run_and_is_named(
+def test_edited_plugin_starts_a_new_run_and_is_reported(
     plugin: Path, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = create(state)
@@ -90,7 +80,7 @@ def test_an_edited_plugin_starts_a_new_run_and_is_named(
     assert assigned()[1][0].folder.path == first.folder.path
 
 
-def test_a_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: Path) -> None:
+def test_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: Path) -> None:
     first = create("interrupted")
     edit(plugin)
     experiment = Experiment(first.folder.config)
@@ -98,14 +88,14 @@ def test_a_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: 
     assert run.folder.path != first.folder.path
 
 
-def test_a_worker_refuses_a_plugin_that_changed_while_its_run_waited(
+def test_worker_rejects_a_plugin_that_changed_while_its_run_waited(
     plugin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = create("interrupted")
     edit(plugin)
     before = first.folder.status.read_text()
     assert train_run(first.folder.path) == ExitCode.USER_ERROR
-    assert f"{plugin} changed after this run was made" in capsys.readouterr().err
+    assert f"{plugin} changed after this run was created" in capsys.readouterr().err
     assert first.folder.status.read_text() == before
 
 
@@ -120,9 +110,7 @@ def test_runs_of_different_plugin_code_are_not_seeds_of_one_variant(plugin: Path
     assert len(compare([Path("runs/x")]).variants) == 2
 
 
-def test_the_version_of_a_synthetic_data_set_is_part_of_the_identity(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_of_a_synthetic_data_set_is_part_of_the_identity(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = create("done")
     assert yaml.safe_load(first.folder.config.read_text())["versions"]["data.dataset"] == "1"
     monkeypatch.setattr(DigitScenes, "version", 2)
@@ -131,14 +119,14 @@ def test_the_version_of_a_synthetic_data_set_is_part_of_the_identity(
     assert "versions.data.dataset = 1, now 2" in str(describe_restarts([run]))
 
 
-def test_a_module_counts_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_is_identified_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(plugin.parent)
     first = create("done", "plugins=[my_attention]")
     edit(plugin)
     assert assigned("plugins=[my_attention]")[1][0].digest != first.digest
 
 
-def test_a_package_counts_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_is_identified_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "my_package"
     package.mkdir()
@@ -170,7 +158,7 @@ def test_finished_runs_of_other_sources_are_named_and_not_trained_again(
     assert "other sources" not in capsys.readouterr().out
 
 
-def test_the_ledger_has_the_recorded_digest(plugin: Path) -> None:
+def test_ledger_has_the_recorded_digest(plugin: Path) -> None:
     first = create("done")
     edit(plugin)
     create("done")

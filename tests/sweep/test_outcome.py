@@ -38,7 +38,7 @@ def test_without_a_record_the_exit_code_decides(run, code, expected):
     assert outcome.classify(run, code, time.time() - 5) == expected
 
 
-def test_what_the_worker_recorded_takes_precedence(run):
+def test_status_recorded_by_the_worker_takes_precedence(run):
     start_time = time.time() - 5
     run.write_status(state="failed", error="it was me")
     assert outcome.classify(run, -signal.SIGKILL, start_time) == Outcome(ExitKind.FAILED, "it was me")
@@ -48,7 +48,7 @@ def test_what_the_worker_recorded_takes_precedence(run):
     assert outcome.classify(run, -signal.SIGKILL, start_time) == Outcome(ExitKind.DONE)
 
 
-def test_the_record_of_an_earlier_start_does_not_count(run):
+def test_record_of_an_earlier_start_does_not_count(run):
     run.write_status(state="failed", error="long ago")
     assert outcome.classify(run, -signal.SIGKILL, time.time() + 5).kind is ExitKind.MACHINE_FAILURE
 

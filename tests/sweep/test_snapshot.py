@@ -14,7 +14,7 @@ from attnzoo.sweep.snapshot import create_snapshot
 PLUGIN = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
 
 
-def test_the_same_code_gets_the_same_folder(tmp_path: Path) -> None:
+def test_same_code_gets_the_same_folder(tmp_path: Path) -> None:
     first = create_snapshot(tmp_path, [])
     assert create_snapshot(tmp_path, []) == first
     assert create_snapshot(tmp_path, [str(PLUGIN)]) != first
@@ -23,7 +23,7 @@ def test_the_same_code_gets_the_same_folder(tmp_path: Path) -> None:
     assert not list(first.rglob("__pycache__"))
 
 
-def test_a_plugin_is_loaded_from_the_snapshot(tmp_path: Path) -> None:
+def test_plugin_is_loaded_from_the_snapshot(tmp_path: Path) -> None:
     """In a fresh interpreter whose current folder holds another attnzoo, after the plugin was edited."""
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN.read_text())
@@ -42,6 +42,6 @@ def test_a_plugin_is_loaded_from_the_snapshot(tmp_path: Path) -> None:
     assert done.stdout == f"{code}/attnzoo/__init__.py ['low_rank']\n"
 
 
-def test_a_plugin_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_plugin_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugins: .*gone\.py: cannot be read"):
         create_snapshot(tmp_path, [str(tmp_path / "gone.py")])

@@ -36,7 +36,7 @@ def test_defaults_are_written_out_and_hashed(tmp_path: Path) -> None:
     assert other.digest != plain.digest
 
 
-def test_an_explicit_default_is_no_second_variant(tmp_path: Path) -> None:
+def test_explicit_default_is_not_a_second_variant(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have the same config"):
         valid(tmp_path, "sweep.grid={model.encoder.attention: [{name: ms_deform}, {name: ms_deform, points: 4}]}")
 
@@ -58,7 +58,7 @@ def test_options_of_our_backbones_are_written_out(tmp_path: Path) -> None:
     assert other.digest != plain.digest
 
 
-def test_a_written_out_backbone_is_read_back(tmp_path: Path) -> None:
+def test_written_out_backbone_is_read_back(tmp_path: Path) -> None:
     (plain,) = valid(tmp_path, DAT)
     save(plain.config, tmp_path / "config.yaml")
     experiment = Experiment(tmp_path / "config.yaml")
@@ -69,7 +69,7 @@ def test_a_written_out_backbone_is_read_back(tmp_path: Path) -> None:
 ONE_PIXEL = ("model.backbone={norm: trained, strides: [32]}", "model.head.two_stage=false", "data.batch_size=2")
 
 
-def test_a_batch_norm_with_one_value_per_channel_is_refused(tmp_path: Path) -> None:
+def test_batch_norm_with_one_value_per_channel_is_rejected(tmp_path: Path) -> None:
     """The dry run uses the batch of one process; images of 32 pixels have 1 x 1 maps at stride 32."""
     valid(tmp_path, *ONE_PIXEL)
     for override in ("data.batch_size=1", "processes=2"):
@@ -88,7 +88,7 @@ def test_seeds_are_kept(tmp_path: Path) -> None:
     ("override", "source"),
     [("", "small.yaml: "), ("data.dataset.image_size=8", "command line: "), ("seed=1", "small.yaml: ")],
 )
-def test_the_source_of_an_invalid_option_is_named(tmp_path: Path, override: str, source: str) -> None:
+def test_error_names_the_source_of_an_invalid_option(tmp_path: Path, override: str, source: str) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL.replace("image_size: 32", "image_size: 9"))
     experiment = Experiment(path, [override] if override else [])
@@ -99,7 +99,7 @@ def test_the_source_of_an_invalid_option_is_named(tmp_path: Path, override: str,
     assert "data.dataset.image_size" in str(refused.value)
 
 
-def test_the_sweep_is_named_if_it_set_the_option(tmp_path: Path) -> None:
+def test_error_names_the_sweep_if_it_set_the_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"small\.yaml: sweep: run points=0-seed=0: .*points = 0"):
         valid(tmp_path, "sweep.grid={model.encoder.attention.points: [0, 4]}")
 

@@ -30,7 +30,7 @@ def names(folder: Path, sweep: str, *overrides: str) -> list[str]:
     return [run.name for run in runs_of(folder, sweep, *overrides)]
 
 
-def test_a_variant_sets_keys_nested_or_dotted(tmp_path: Path) -> None:
+def test_variant_sets_keys_nested_or_dotted(tmp_path: Path) -> None:
     dense, deform = runs_of(tmp_path, TWO)
     assert [dense.name, deform.name] == ["dense-seed=3", "deform-seed=3"]
     assert (dense.variant, deform.variant) == ("dense", "deform")
@@ -40,7 +40,7 @@ def test_a_variant_sets_keys_nested_or_dotted(tmp_path: Path) -> None:
     assert deform.labels == {}
 
 
-def test_the_example_of_the_page(tmp_path: Path) -> None:
+def test_documented_example(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "config-and-sweeps.md").read_text()
     lines = page.partition("    sweep:\n")[2].partition("\n\n")[0]
     (tmp_path / "x.yaml").write_text(f"name: x\ntrain: {{steps: 5}}\nsweep:\n{lines}\n")
@@ -57,7 +57,7 @@ def test_variants_are_combined_with_zip_grid_and_seeds(tmp_path: Path) -> None:
     assert found[-1] == "deform-dim=16-ffn=32-queries=6-seed=1"
 
 
-def test_a_grid_may_set_an_option_of_a_variant(tmp_path: Path) -> None:
+def test_grid_may_set_an_option_of_a_variant(tmp_path: Path) -> None:
     variants = f"variants: {{one: {{{ENCODER}: {{name: deform, level: 0}}}}, all: {{}}}}"
     runs = runs_of(tmp_path, f"{variants}, grid: {{{ENCODER}.points: [2, 4]}}")
     assert [run.name for run in runs] == [f"{v}-points={p}-seed=3" for v in ("one", "all") for p in (2, 4)]
@@ -65,7 +65,7 @@ def test_a_grid_may_set_an_option_of_a_variant(tmp_path: Path) -> None:
     assert runs[3].config.model.encoder.attention == {"name": "ms_deform", "points": 4}
 
 
-def test_exclude_knows_variants(tmp_path: Path) -> None:
+def test_exclude_matches_variants(tmp_path: Path) -> None:
     found = names(tmp_path, f"{TWO}, grid: {{model.dim: [8, 16]}}, exclude: [{{variant: dense, model.dim: 16}}]")
     assert found == ["dense-dim=8-seed=3", "deform-dim=8-seed=3", "deform-dim=16-seed=3"]
     assert names(tmp_path, f"{TWO}, seeds: [0, 1], exclude: [{{variant: dense}}]") == ["deform-seed=0", "deform-seed=1"]
@@ -76,7 +76,7 @@ def test_variants_are_replaced_by_a_later_file(tmp_path: Path) -> None:
     assert names(tmp_path, TWO, "sweep.variants={}") == ["seed=3"]
 
 
-def test_one_at_a_time_takes_the_base_and_each_value_alone(tmp_path: Path) -> None:
+def test_one_at_a_time_runs_the_base_and_each_value(tmp_path: Path) -> None:
     block = f"one_at_a_time: {{model.dim: [64, 128], {ENCODER}: [{{name: dense}}, {{name: deform, level: 0}}]}}"
     runs = runs_of(tmp_path, block)
     assert [run.variant for run in runs] == [
@@ -89,7 +89,7 @@ def test_one_at_a_time_takes_the_base_and_each_value_alone(tmp_path: Path) -> No
     assert found == ["base-ffn=8-seed=3", "base-ffn=16-seed=3", "dim=64-ffn=8-seed=3", "dim=64-ffn=16-seed=3"]
 
 
-def test_a_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
+def test_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
     assert names(tmp_path, "one_at_a_time: {model.dim: [256, 64]}") == ["base-seed=3", "dim=64-seed=3"]
     runs = runs_of(tmp_path, f"one_at_a_time: {{{ENCODER}.points: [2, 4]}}", "data.dataset={name: digit_scenes}")
     assert [run.name for run in runs] == ["base-seed=3", "points=2-seed=3", "points=4-seed=3"]
@@ -144,7 +144,7 @@ def test_a_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
         ("varaints: {a: {}}", "unknown key 'sweep.varaints'; did you mean 'sweep.variants'"),
     ],
 )  # fmt: skip
-def test_bad_variants_are_errors(tmp_path: Path, sweep: str, message: str) -> None:
+def test_invalid_variants_are_errors(tmp_path: Path, sweep: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         runs_of(tmp_path, sweep)
     assert message in str(caught.value)
@@ -168,9 +168,7 @@ def test_bad_variants_are_errors(tmp_path: Path, sweep: str, message: str) -> No
         ("seeds: [0, 1]", "seed=5", "seed", "seeds=[SEED, ...] or clear it with sweep.seeds=[]"),
     ],
 )  # fmt: skip
-def test_an_override_of_a_swept_key_is_an_error(
-    tmp_path: Path, sweep: str, override: str, key: str, block: str
-) -> None:
+def test_override_of_a_swept_key_is_an_error(tmp_path: Path, sweep: str, override: str, key: str, block: str) -> None:
     with pytest.raises(UserError) as caught:
         runs_of(tmp_path, sweep, override)
     assert str(caught.value).startswith(f"command line: {key} is overwritten by sweep.{block.split('=')[0]} (run ")
@@ -199,7 +197,7 @@ def folder(tmp_path: Path) -> SweepFolder:
     return folder
 
 
-def test_the_comparison_begins_with_the_variant(folder: SweepFolder) -> None:
+def test_comparison_starts_with_the_variant(folder: SweepFolder) -> None:
     comparison = compare([folder.path])
     assert comparison.columns == ["variant", "dim"]
     rows = [(v.options["variant"], v.options["dim"], v.seeds) for v in comparison.variants]
@@ -214,7 +212,7 @@ def test_keys_that_differ_within_a_variant_stay_columns(folder: SweepFolder, tmp
     assert compare([folder.path]).columns == ["variant", "dim", "steps"]
 
 
-def test_the_comparison_of_runs_with_and_without_names(folder: SweepFolder, tmp_path: Path) -> None:
+def test_comparison_of_runs_with_and_without_variant_names(folder: SweepFolder, tmp_path: Path) -> None:
     for run in runs_of(tmp_path, "grid: {model.heads: [2, 4]}", f"output={tmp_path / 'other'}", "name=y"):
         save(run.config, run.folder.config)
     comparison = compare([folder.path, tmp_path / "other" / "y"])
@@ -223,7 +221,7 @@ def test_the_comparison_of_runs_with_and_without_names(folder: SweepFolder, tmp_
     assert "heads" in comparison.columns
 
 
-def test_the_ledger_keeps_the_variant(folder: SweepFolder) -> None:
+def test_ledger_keeps_the_variant(folder: SweepFolder) -> None:
     entry = folder.entries()["dense-dim=16-seed=0"]
     assert (entry["variant"], entry["labels"], entry["overrides"][ENCODER]) == ("dense", {"dim": 16}, {"name": "dense"})
     own = expand(Experiment(folder.path / "dense-dim=16-seed=0" / "config.yaml"))

@@ -42,7 +42,7 @@ def kill_at(run: RunFolder, moment: str, count: int) -> None:
 
 
 def assert_same(run: RunFolder, uninterrupted: RunFolder) -> None:
-    """Metrics, events, weights and the best checkpoint are those of the uninterrupted run."""
+    """Metrics, events, weights and the best checkpoint equal those of the uninterrupted run."""
     assert results(run) == results(uninterrupted)
     ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest()) for r in (run, uninterrupted))
     for part in ("model", "ema"):
@@ -72,7 +72,7 @@ def assert_same(run: RunFolder, uninterrupted: RunFolder) -> None:
         pytest.param("metrics", 6, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_resumes_to_the_same_results(uninterrupted, tmp_path, moment, count):
+def test_killed_run_resumes_to_the_same_results(uninterrupted, tmp_path, moment, count):
     run = tiny_run(tmp_path)
     kill_at(run, moment, count)
     assert train_run(run.path) == ExitCode.OK
@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_to_the_same_results(uninterrupted, tmp_path, momen
 
 
 @pytest.mark.slow
-def test_a_run_killed_repeatedly_finishes(uninterrupted, tmp_path):
+def test_run_killed_repeatedly_finishes(uninterrupted, tmp_path):
     run = tiny_run(tmp_path)
     for moment, count in (("step", 7), ("saved", 2), ("step", 5), ("evaluation", 5)):
         kill_at(run, moment, count)
@@ -89,7 +89,7 @@ def test_a_run_killed_repeatedly_finishes(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_corrupt_latest_checkpoint_resumes_from_the_previous_one(uninterrupted, tmp_path):
+def test_corrupt_latest_checkpoint_resumes_from_the_previous_one(uninterrupted, tmp_path):
     run = tiny_run(tmp_path)
     kill_at(run, "step", 18)
     last = CheckpointManager(run.checkpoints).latest()
@@ -126,7 +126,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_aborts(tmp_path):
+def test_second_ctrl_c_aborts(tmp_path):
     """In a step that would take a minute."""
     run = tiny_run(tmp_path, train__steps="100000")
     process = begin(run, "sleep", 5)

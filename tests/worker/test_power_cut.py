@@ -28,13 +28,13 @@ def train_on(disk: Disk) -> None:
 
 
 def assert_tells_the_truth(run: RunFolder, uninterrupted: RunFolder) -> None:
-    """A run that says it is done has all of its rows."""
+    """A run in state done has all of its rows."""
     assert run.read_status()["state"] != "done" or results(run) == results(uninterrupted)
 
 
 @pytest.mark.parametrize("lose_names", [False, True])
 @pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_power_cut_at_any_moment_loses_no_row(tmp_path: Path, lose_names: bool, stride: int) -> None:
+def test_power_cut_at_any_moment_loses_no_row(tmp_path: Path, lose_names: bool, stride: int) -> None:
     uninterrupted = tiny_run(tmp_path / "whole", **OPTIONS)
     disk = Disk(uninterrupted.path, lose_names)
     train_on(disk)
@@ -52,7 +52,7 @@ def test_a_power_cut_at_any_moment_loses_no_row(tmp_path: Path, lose_names: bool
         assert run.read_status()["state"] == "done"
 
 
-def test_a_checkpoint_whose_rows_are_lost_is_rejected(tmp_path: Path) -> None:
+def test_checkpoint_whose_rows_are_lost_is_rejected(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, **OPTIONS)
     assert train_run(run.path) == ExitCode.OK
     run.write_status(state="interrupted", signal="SIGTERM")
@@ -63,7 +63,7 @@ def test_a_checkpoint_whose_rows_are_lost_is_rejected(tmp_path: Path) -> None:
     assert run.metrics.read_text() == "".join(lines[:4])
 
 
-def test_a_run_without_validation_metrics_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_validation_metrics_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run(tmp_path, **OPTIONS)
     monkeypatch.setattr(Regression, "evaluate", lambda self, forward, heartbeat: {"AP": float("nan")})
     assert train_run(run.path) == ExitCode.FAILED

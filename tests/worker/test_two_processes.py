@@ -1,4 +1,4 @@
-"""Two processes on Gloo: the results of one process, a common end, no hanging."""
+"""Two processes on Gloo give the results of one, end together and do not hang."""
 
 import re
 import shutil
@@ -67,7 +67,7 @@ def test_rank_and_rendezvous_under_srun(monkeypatch):
     assert distributed.read_env().init_method == "tcp://node7:1234"
 
 
-def test_a_failed_rendezvous_names_its_address(monkeypatch):
+def test_failed_rendezvous_names_its_address(monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
@@ -99,7 +99,7 @@ def test_two_sharded_processes_give_the_results_of_one_and_resume(tmp_path):
 
 
 def halfway(run: RunFolder, folder: Path, **changes: str) -> RunFolder:
-    """A run as it was at its last checkpoint but one, to go on with `changes`."""
+    """A run at its second-last checkpoint, to be resumed with `changes`."""
     begun = tiny_run(folder, **changes)
     shutil.copytree(run.checkpoints, begun.checkpoints)
     shutil.copy(run.metrics, begun.metrics)
@@ -125,7 +125,7 @@ def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_a_classifier_as_one(tmp_path):
-    """Without what draws for each process: mixing and stochastic depth."""
+    """Without randomness per process: mixup and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
     one = tiny_classifier(tmp_path / "one", **still)
     assert train_run(one.path) == ExitCode.OK
@@ -147,19 +147,19 @@ def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
+def test_failing_rank_ends_all_and_its_error_is_recorded(tmp_path):
     run = tiny_run(tmp_path, processes="2")
     started = time.monotonic()
     done = subprocess.run([*TORCHRUN, engine_rank.__file__, str(run.path)], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert time.monotonic() - started < 90
     status = run.read_status()
-    assert (status["state"], status["error"]) == ("failed", "RuntimeError: rank 1 has had enough")
+    assert (status["state"], status["error"]) == ("failed", "RuntimeError: injected failure")
     assert "rank 1 failed" in run.log.read_text()
 
 
 @pytest.mark.slow
-def test_an_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
+def test_interrupt_stops_both_ranks_at_one_step_and_both_resume(tmp_path):
     run, uninterrupted = (tiny_run(tmp_path / name, processes="2", train__steps="60") for name in ("run", "whole"))
     command = [*TORCHRUN, *WORKER, str(run.path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

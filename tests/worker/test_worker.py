@@ -23,7 +23,7 @@ from attnzoo.rundir.lock import run_lock
 from attnzoo.worker.train import train_run
 
 
-def test_the_files_of_a_finished_run(uninterrupted):
+def test_files_of_a_finished_run(uninterrupted):
     status = uninterrupted.read_status()
     rows = uninterrupted.read_metrics()
     assert status["state"] == "done"
@@ -51,13 +51,13 @@ def test_the_files_of_a_finished_run(uninterrupted):
     )
 
 
-def test_a_finished_run_started_again_returns_at_once(uninterrupted):
+def test_finished_run_started_again_returns_at_once(uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*") if path.name != ".lock"}
     assert train_run(uninterrupted.path) == ExitCode.OK
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*") if path.name != ".lock"} == before
 
 
-def test_the_same_config_gives_the_same_run_and_another_seed_another(uninterrupted, tmp_path):
+def test_runs_are_deterministic_and_depend_on_the_seed(uninterrupted, tmp_path):
     for name, seed in (("same", 3), ("other", 4)):
         run = tiny_run(tmp_path / name, seed=str(seed))
         assert train_run(run.path) == ExitCode.OK
@@ -65,7 +65,7 @@ def test_the_same_config_gives_the_same_run_and_another_seed_another(uninterrupt
 
 
 @pytest.mark.parametrize("classification", ["focal", "cross_entropy"])
-def test_a_model_with_more_classes_than_the_data_is_evaluated(tmp_path, classification):
+def test_model_with_more_classes_than_the_data_is_evaluated(tmp_path, classification):
     run = tiny_run(tmp_path / "run", model__num_classes="13", model__loss__classification=classification)
     assert train_run(run.path) == ExitCode.OK
     assert 0 <= run.read_metrics()[-1]["val/AP"] <= 1
@@ -91,7 +91,7 @@ SPLITS = ("training", "validation")
     ],
     ids=["queries", "max_detections", "none"],
 )
-def test_images_with_more_objects_than_can_be_found_are_reported_once(tmp_path, changes, warnings):
+def test_images_with_more_objects_than_queries_are_reported_once(tmp_path, changes, warnings):
     run = tiny_run(tmp_path / "run", **changes, train__steps="2")
     assert train_run(run.path) == ExitCode.OK
     lines = [line for line in run.log.read_text().splitlines() if "more objects than" in line]
@@ -100,7 +100,7 @@ def test_images_with_more_objects_than_can_be_found_are_reported_once(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_compiled_detector_trains_alike(tmp_path):
+def test_compiled_detector_trains_like_the_eager_one(tmp_path):
     rows = []
     for compiled in ("false", "true"):
         smaller = {"model__decoder__layers": "1", "model__backbone__strides": "[16]", "model__dropout": "0"}
@@ -113,7 +113,7 @@ def test_a_compiled_detector_trains_alike(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, monkeypatch):
+def test_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dataset = coco_config(coco_folder(tmp_path / "coco")).dataset
     overrides = [f"data.dataset.{key}={value}" for key, value in dataset.items()]
@@ -131,7 +131,7 @@ def test_the_published_coco_recipe_trains_on_a_folder_in_its_format(tmp_path, mo
     assert {"val/AP", "val/AP/ant", "val/AP50/bee"} < rows[-1].keys()
 
 
-def test_a_second_process_is_rejected_with_the_owner_named(tmp_path, capsys):
+def test_second_process_is_rejected_with_the_owner_named(tmp_path, capsys):
     run = tiny_run(tmp_path)
     with run_lock(run.path):
         assert train_run(run.path) == ExitCode.USER_ERROR
@@ -140,7 +140,7 @@ def test_a_second_process_is_rejected_with_the_owner_named(tmp_path, capsys):
     assert not run.status.exists()
 
 
-def test_an_invalid_config_is_rejected(tmp_path, capsys):
+def test_invalid_config_is_rejected(tmp_path, capsys):
     run = tiny_run(tmp_path)
     run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
     assert train_run(run.path) == ExitCode.USER_ERROR
@@ -157,14 +157,14 @@ def test_divergence_fails_the_run_and_names_step_losses_and_checkpoint(tmp_path)
     assert status["error"] in run.log.read_text()
 
 
-def test_an_error_of_the_user_fails_the_run_without_a_traceback(tmp_path):
+def test_user_error_fails_the_run_without_a_traceback(tmp_path):
     run = tiny_run(tmp_path, data__batch_size="25")
     assert train_run(run.path) == ExitCode.FAILED
     assert "larger than the training set (24 images)" in run.read_status()["error"]
     assert "Traceback" not in run.log.read_text()
 
 
-def test_a_bug_fails_the_run_with_its_traceback_and_the_run_can_resume(uninterrupted, tmp_path, monkeypatch):
+def test_unexpected_error_fails_the_run_with_a_traceback_and_the_run_can_resume(uninterrupted, tmp_path, monkeypatch):
     run = tiny_run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("attnzoo.engine.detection.postprocess", lambda *arguments: 1 / 0)

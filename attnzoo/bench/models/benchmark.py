@@ -114,7 +114,7 @@ def _make_call(model: BenchModel, mode: str, images: Tensor, targets: Any) -> Ca
 
 
 def make_train_step(model: BenchModel, images: Tensor, targets: Any) -> Callable[[], object]:
-    """A repeatable training step that begins and ends without gradients."""
+    """A repeatable training step that starts and ends without gradients."""
     trained = [p for p in model.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
 

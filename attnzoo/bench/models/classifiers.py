@@ -34,9 +34,9 @@ class PyTorchAttention(DeformableKeyValueAttention):
 
     def _sample_tokens(self, tokens: Tensor, locations: Tensor, grid: GridSpec, shape: tuple[int, int]) -> Tensor:
         maps = tokens.transpose(1, 2).unflatten(1, (self.groups, -1)).unflatten(3, shape).flatten(0, 1)
-        places = 2 * locations.transpose(1, 2).flatten(0, 1)[:, None] - 1
-        read = F.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return read[:, :, 0].unflatten(0, (-1, self.groups)).flatten(1, 2).transpose(1, 2)
+        points = 2 * locations.transpose(1, 2).flatten(0, 1)[:, None] - 1
+        samples = F.grid_sample(maps, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return samples[:, :, 0].unflatten(0, (-1, self.groups)).flatten(1, 2).transpose(1, 2)
 
 
 class Classifier(BenchModel):

@@ -148,7 +148,7 @@ def mlp_bias(displacements: Tensor, *parameters: Tensor) -> Tensor:
 def naive_attention(
     bias: OpFn, positions: Tensor, query: Tensor, key: Tensor, value: Tensor, key_positions: Tensor, *rest: Tensor
 ) -> Tensor:
-    """Attention with the bias of all query-key pairs in memory; `positions` (q, 2) are those of the queries."""
+    """Attention with the bias of all query-key pairs in memory; `positions` (q, 2) belong to the queries."""
     scores = query @ key.mT * query.shape[-1] ** -0.5
     return (scores + bias(positions[:, None] - key_positions[:, :, None], *rest)).softmax(-1) @ value
 

@@ -16,7 +16,7 @@ from attnzoo.ops.ms_deform_attn import reference as plain_pytorch
 def inputs(case: Case, pattern: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Value (B, S, M, D), references (B, Q, L, 2), offsets (B, Q, M, L, P, 2) in pixels and logits (B, Q, M, L, P).
 
-    The sampling points are those of the unfused operator; a reference is the mean of its query's points.
+    It has the same sampling points as the unfused operator; a reference is the mean of its query's points.
     """
     value, locations, weights = ms_deform_attn.inputs(case, pattern, dtype, device)
     references = locations.mean((2, 4))

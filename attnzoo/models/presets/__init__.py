@@ -20,8 +20,8 @@ def names(pattern: str = "*", *, family: str | None = None) -> list[str]:
     `family` is "detector" or "vit"; None means both. No match gives an empty list.
     """
     families = FOLDERS if family is None else [family]
-    found = [path.stem for each in families for path in FOLDERS[each].glob("*.yaml")]
-    return sorted(name for name in found if fnmatchcase(name, pattern))
+    matches = [path.stem for name in families for path in FOLDERS[name].glob("*.yaml")]
+    return sorted(name for name in matches if fnmatchcase(name, pattern))
 
 
 def detector_config(preset: str | None, overrides: Mapping[str, Any]) -> DetectorConfig:

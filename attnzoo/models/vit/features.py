@@ -14,7 +14,7 @@ from attnzoo.models.vit.trunk import Trunk
 class Features(nn.Module):
     """Images (B, 3, H, W) to the maps (B, Cᵢ, h, w) of the selected stages, each followed by its own LayerNorm.
 
-    The LayerNorms are those of the published Swin and DAT detectors. `out_indices` are 0-based stage indices in
+    The LayerNorms follow the published Swin and DAT detectors. `out_indices` are 0-based stage indices in
     ascending order; None selects all stages. `feature_info` describes them like timm's, with module names relative to
     `trunk`. `where` is the config key of the settings. Raises UserError for an invalid stage.
     """

@@ -30,7 +30,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = grad_checkpointing
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The map (B, h, w, C) of this stage from the previous one; `mask` (B, H, W) is that of the images."""
+        """The map (B, h, w, C) of this stage from the previous one; `mask` (B, H, W) is the images' padding mask."""
         if self.downsample is not None:
             x = self.downsample(x)
         height, width = x.shape[1:3]

@@ -102,8 +102,8 @@ def _to_pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
 
 @cache
 def _warn_slow_fallback(device_type: str) -> None:
-    why = library.backends().get(device_type, "no kernel for this device")
-    warnings.warn(f"attnzoo: ms_deform_attn on {device_type} runs the slow reference: {why}", stacklevel=2)
+    reason = library.backends().get(device_type, "no kernel for this device")
+    warnings.warn(f"attnzoo: ms_deform_attn on {device_type} runs the slow reference: {reason}", stacklevel=2)
 
 
 # Fallback for devices without a compiled kernel.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.fresh import passed_on_its_own
+from support.fresh import passes_in_subprocess
 
 from attnzoo import ops
 from attnzoo.attention.dat_bias import TableBias
@@ -36,7 +36,7 @@ def test_losses_and_gradients_agree(name):
 
 def test_forward_pass_and_training_step_of_both_are_timed(request):
     # After fake tensors, torch has threads for gradients, which forked processes lack: no peak memory then.
-    if passed_on_its_own(request):
+    if passes_in_subprocess(request):
         return
     record = benchmark.run(CPU, ["deformable_detr_r50"], **SMALL)
     assert [row["workload"] for row in record["rows"]] == ["forward, 1 x 32x64", "training step, 2 x 32x32"]
@@ -51,7 +51,7 @@ def test_forward_pass_and_training_step_of_both_are_timed(request):
     assert len(tables.models_tables(record)[0].rows) == 4
 
 
-def test_a_training_step_begins_and_ends_without_gradients():
+def test_training_step_starts_and_ends_without_gradients():
     """Otherwise the peak memory would lack the gradients that the step began with."""
     models, _ = DETECTION.build_models("detr_r50", True, CPU)
     ours = models["attnzoo"]
@@ -80,7 +80,7 @@ def test_different_weights_are_a_mismatch_and_nothing_is_timed(monkeypatch):
     assert "mismatch: logits of transformers" in table.rows[0][3]
 
 
-def test_only_ours_uses_the_operators(monkeypatch):
+def test_only_attnzoo_uses_the_operators(monkeypatch):
     models, _ = CLASSIFICATION.build_models("dat_tiny", True, CPU)
     images = torch.randn(1, 3, 64, 64)
     assert any(isinstance(module, PyTorchAttention) for module in models[PYTORCH].model.modules())
@@ -102,7 +102,7 @@ def test_dat_without_its_bias_is_a_mismatch(monkeypatch):
 
 
 @pytest.mark.parametrize(("version", "reason"), [(None, "is missing"), ("5.1", "5.1 names its tensors differently")])
-def test_without_the_right_transformers_only_ours_is_timed(monkeypatch, version, reason):
+def test_without_the_required_transformers_only_attnzoo_is_timed(monkeypatch, version, reason):
     monkeypatch.setattr(detectors, "version", lambda _: version)
     record = benchmark.run(CPU, ["detr_r50"], **SMALL)
     for row in record["rows"]:

@@ -55,7 +55,7 @@ def test_installed_implementations_are_correct_in_every_dtype(name, dtype):
     assert states["attnzoo"] == states[BASELINES.get(name, "grid_sample")] == "measured"
 
 
-def test_a_row_holds_all_samples():
+def test_row_holds_all_samples():
     record = run(tiny_operator(), "attnzoo", "grid_sample")
     (row,) = record["rows"]
     for entry in row["implementations"].values():
@@ -70,7 +70,7 @@ def test_a_row_holds_all_samples():
     assert json.loads(json.dumps(record)) == record
 
 
-def test_a_wrong_implementation_is_not_timed_and_gets_no_ratio():
+def test_wrong_implementation_is_not_timed_and_gets_no_ratio():
     operator = tiny_operator()
 
     @operator.implementation("wrong", install="never", package="attnzoo")
@@ -90,7 +90,7 @@ def test_a_wrong_implementation_is_not_timed_and_gets_no_ratio():
     assert line[5] == tables.DASH
 
 
-def test_if_ours_is_wrong_there_are_no_ratios_and_the_run_fails():
+def test_wrong_attnzoo_result_gives_no_ratios_and_fails():
     operator = tiny_operator()
     del operator.implementations["attnzoo"]
 
@@ -114,7 +114,7 @@ def test_if_ours_is_wrong_there_are_no_ratios_and_the_run_fails():
         (RuntimeError("out of\nmemory"), "failed", "RuntimeError: out of memory"),
     ],
 )
-def test_an_implementation_that_cannot_run_is_listed_with_the_reason(error, state, reason):
+def test_implementation_that_cannot_run_is_listed_with_the_reason(error, state, reason):
     operator = tiny_operator()
 
     @operator.implementation("broken", install="pip install it", package="broken")
@@ -147,6 +147,6 @@ def test_default_cases():
     assert len(cases) == 10
 
 
-def test_an_unknown_name_is_a_user_error():
+def test_unknown_name_is_a_user_error():
     with pytest.raises(UserError, match="unknown case"):
         benchmark.plan(CPU, cases=["tiny"])

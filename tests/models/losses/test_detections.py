@@ -29,7 +29,7 @@ def test_detections_equal_transformers(kind):
         assert len(a["scores"]) == (40 if kind == "cross_entropy" else 100)
 
 
-def test_a_query_gives_several_detections_with_focal_only():
+def test_query_gives_several_detections_with_focal_only():
     """One query has two confident classes, the other none."""
     logits = torch.full((1, 1, 2, CLASSES), -9.0)
     logits[0, 0, 1, 3], logits[0, 0, 1, 2] = 4.0, 2.0

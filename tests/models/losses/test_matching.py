@@ -54,7 +54,7 @@ def test_perfect_predictions_match_their_targets():
     assert list(matched) == expected
 
 
-def test_cost_weights_decide():
+def test_cost_weights_determine_the_matching():
     """Two queries and two targets, where class and box suggest opposite matchings."""
     targets = [{"labels": torch.tensor([0, 1]), "boxes": torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])}]
     boxes = targets[0]["boxes"].clone()[None, None]

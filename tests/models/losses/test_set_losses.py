@@ -121,7 +121,7 @@ def test_without_auxiliary_losses_only_the_last_layer_gets_gradients():
     assert output.logits.grad[-1].abs().min() > 0
 
 
-def test_number_of_boxes_can_be_given():
+def test_number_of_boxes_is_an_argument():
     output, targets = random_output("focal"), random_targets(2, 3, 0)
     loss = SetCriterion(loss_config("focal"), CLASSES)
     torch.testing.assert_close(loss(output, targets, 10).total * 2, loss(output, targets).total)
@@ -129,7 +129,7 @@ def test_number_of_boxes_can_be_given():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("field", ["logits", "boxes"])
-def test_a_nonfinite_prediction_makes_the_loss_nonfinite(kind, field):
+def test_nonfinite_prediction_makes_the_loss_nonfinite(kind, field):
     """The engine stops at such a loss, so matching must not hide it."""
     for value in (math.nan, math.inf):
         output, targets = random_output(kind), random_targets(2, 1, 0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.deform_kv import arguments
+from support.deform_kv_attn import arguments
 from support.emulation import CudaOperators
 from torch import Tensor
 
@@ -58,9 +58,9 @@ def on_device(kernels: CudaOperators, args: tuple[Any, ...], grad_output: Tensor
 def check(kernels: CudaOperators, args: tuple[Any, ...]) -> None:
     """Compare with the CPU kernels in float64, which are tested against an oracle."""
     expected = run(torch.ops.attnzoo, moved(args, F64))
-    got = on_device(kernels, args)
+    actual = on_device(kernels, args)
     tolerance = TOLERANCE[args[0].dtype]
-    for number, (a, b) in enumerate(zip(got, expected, strict=True)):
+    for number, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert a.dtype == args[0].dtype
         assert a.shape == b.shape
         # The logsumexp of a fully masked row is infinite.
@@ -133,10 +133,10 @@ def test_one_large_gradient_does_not_reduce_the_precision_of_others(cuda_operato
     args = registered(call)
     grad_output = grad_for(args[0])
     grad_output[0, 0, 7] *= 1e6
-    got = on_device(cuda_operators, args, grad_output)[-1].view(3, 401)[:, :200]
+    actual = on_device(cuda_operators, args, grad_output)[-1].view(3, 401)[:, :200]
     expected = run(torch.ops.attnzoo, moved(args, F64), grad_output)[-1].view(3, 401)[:, :200]
     assert expected.abs().max() < 10
-    assert (got - expected).abs().max() <= 5e-5 * expected.abs().max()  # positions are rounded to 2e-5 of a cell
+    assert (actual - expected).abs().max() <= 5e-5 * expected.abs().max()  # positions are rounded to 2e-5 of a cell
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -197,11 +197,11 @@ def test_nonfinite_displacements_have_zero_bias(cuda_operators, bad):
     keys[:, :, ::2, 0] = bad
     far = args[4].clone()
     far[:, :, ::2, 0] = 1000.0
-    got = on_device(cuda_operators, (*args[:4], keys, *args[5:]))
+    actual = on_device(cuda_operators, (*args[:4], keys, *args[5:]))
     expected = on_device(cuda_operators, (*args[:4], far, *args[5:]))
-    for a, b in zip(got, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)
-    assert not got[6][:, :, ::2].any()  # gradient of the key positions
+    assert not actual[6][:, :, ::2].any()  # gradient of the key positions
 
 
 @pytest.mark.parametrize(("scale", "error"), [(3.0, 1e-4), (300.0, 5e-3)])
@@ -218,8 +218,8 @@ def test_strided_and_expanded_arguments(cuda_operators):
     strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in args[:3]]
     strided[0] = strided[0].mT.contiguous().mT
     grad_output = torch.ones(1).expand(args[0].shape)
-    got = on_device(cuda_operators, (*strided, *args[3:]), grad_output)
-    for a, b in zip(got, on_device(cuda_operators, args, grad_output.contiguous()), strict=True):
+    actual = on_device(cuda_operators, (*strided, *args[3:]), grad_output)
+    for a, b in zip(actual, on_device(cuda_operators, args, grad_output.contiguous()), strict=True):
         assert torch.equal(a, b)
 
 
@@ -259,9 +259,9 @@ def test_runs_on_the_current_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         args[2].mul_(2)  # late on this stream: kernels on another stream would see the old values
-        got = run(torch.ops.attnzoo, args, grad_output)
+        actual = run(torch.ops.attnzoo, args, grad_output)
     stream.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(got, run(torch.ops.attnzoo, args, grad_output), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, run(torch.ops.attnzoo, args, grad_output), strict=True))
 
 
 @pytest.mark.cuda
@@ -298,9 +298,9 @@ def test_runs_on_the_device_of_its_tensors():
         pytest.skip("NOT TESTED HERE: needs two GPUs")
     args, grad_output = on_gpu()
     expected = run(torch.ops.attnzoo, args, grad_output)
-    got = run(torch.ops.attnzoo, moved(args, "cuda:1"), grad_output.to("cuda:1"))
+    actual = run(torch.ops.attnzoo, moved(args, "cuda:1"), grad_output.to("cuda:1"))
     assert torch.cuda.current_device() == 0
-    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected, strict=True))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.cuda
@@ -320,12 +320,12 @@ def test_more_than_2_to_the_31_elements():
     )
     grad_output = torch.zeros_like(large[0])
     grad_output[-1] = grad_for(small[0])[0]
-    got = run(torch.ops.attnzoo, large, grad_output)
+    actual = run(torch.ops.attnzoo, large, grad_output)
     expected = run(torch.ops.attnzoo, small, grad_output[-1:])
     for number in (0, 1, 2):
-        assert torch.equal(got[number][-1:], expected[number])
-    assert not got[2][:-1].any()
-    torch.testing.assert_close(got[7], expected[7])
+        assert torch.equal(actual[number][-1:], expected[number])
+    assert not actual[2][:-1].any()
+    torch.testing.assert_close(actual[7], expected[7])
 
 
 @pytest.mark.cuda

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.deform_kv import FUNCTIONS, KINDS, REFERENCES, arguments, gradients, leaves, with_leaves
+from support.deform_kv_attn import FUNCTIONS, KINDS, REFERENCES, arguments, gradients, leaves, with_leaves
 from support.simd import LEVELS, force
 from torch.testing import assert_close
 
@@ -19,14 +19,14 @@ ROUNDING = {torch.float32: 2**-24, torch.float64: 2**-53}
 def test_agrees_with_the_reference_in_float64(kind: str, head_dim: int, dtype: torch.dtype, level: str) -> None:
     call = arguments(kind, head_dim=head_dim, queries=70, counts=(90, 40), dtype=dtype)
     doubled = with_leaves(call, [tensor.double() for tensor in leaves(call)])
-    for got, expected in zip(gradients(FUNCTIONS[kind], call), gradients(REFERENCES[kind], doubled), strict=True):
-        assert got.dtype == dtype
+    for actual, expected in zip(gradients(FUNCTIONS[kind], call), gradients(REFERENCES[kind], doubled), strict=True):
+        assert actual.dtype == dtype
         tolerance = 2000 * ROUNDING[dtype] * max(1.0, expected.abs().max().item())
-        assert_close(got.double(), expected, rtol=0, atol=tolerance)
+        assert_close(actual.double(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_variable_selects_the_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_selects_the_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = arguments(kind, head_dim=32, queries=70, counts=(90, 40), dtype=torch.float32)
     results = []
     for name in LEVELS:
@@ -42,7 +42,7 @@ def test_the_variable_selects_the_kernels(kind: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_level_raises(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_level_raises(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNZOO_SIMD", "avx9")
     with pytest.raises(RuntimeError, match="ATTNZOO_SIMD=avx9: expected baseline, avx2 or avx512"):
         FUNCTIONS[kind](**arguments(kind))
@@ -54,9 +54,9 @@ def test_bit_identical_for_any_number_of_threads(kind: str, level: str, threads:
     expected = None
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        got = gradients(FUNCTIONS[kind], call)
-        expected = expected or got
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        actual = gradients(FUNCTIONS[kind], call)
+        expected = expected or actual
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

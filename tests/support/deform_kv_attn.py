@@ -34,25 +34,25 @@ def arguments(
     """Keyword arguments of a call, with displacements inside and outside the tables and some masked keys."""
     generator = torch.Generator().manual_seed(seed)
 
-    def random(*size: int) -> Tensor:
+    def randn(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
     keys, levels = sum(counts), len(counts)
     call: dict[str, Any] = {
-        "query": random(batch, heads, queries, head_dim),
-        "key": random(batch, heads, keys, head_dim),
-        "value": random(batch, heads, keys, head_dim),
-        "query_positions": random(batch if per_image else 1, levels, queries, 2) * 2,
-        "key_positions": random(batch, groups, keys, 2) * 2,
+        "query": randn(batch, heads, queries, head_dim),
+        "key": randn(batch, heads, keys, head_dim),
+        "value": randn(batch, heads, keys, head_dim),
+        "query_positions": randn(batch if per_image else 1, levels, queries, 2) * 2,
+        "key_positions": randn(batch, groups, keys, 2) * 2,
         "key_counts": list(counts),
         "key_padding": torch.rand(batch, keys, generator=generator) < 0.3 if padded else None,
     }
     if kind == "table":
-        call["tables"] = [random(heads, *size) for size in tables[:levels]]
+        call["tables"] = [randn(heads, *size) for size in tables[:levels]]
     else:
         sizes = (2, 6, 3, heads // groups)
         call["mlps"] = [
-            [(random(out, inputs), random(out)) for inputs, out in itertools.pairwise(sizes)] for _ in range(levels)
+            [(randn(out, inputs), randn(out)) for inputs, out in itertools.pairwise(sizes)] for _ in range(levels)
         ]
     return call
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.deform_kv import FUNCTIONS, KINDS, REFERENCES, arguments, leaves, with_leaves
+from support.deform_kv_attn import FUNCTIONS, KINDS, REFERENCES, arguments, leaves, with_leaves
 from support.ops import DEVICES
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -95,8 +95,8 @@ def test_compiles_without_a_graph_break(kind: str, dynamic: bool, device: str) -
             output = function(*args, padding)
             used = [p for n, p in model.named_parameters() if (n == "table") == (kind == "table") or "proj" in n]
             results.append((output, *torch.autograd.grad(output.square().sum(), [*args, *used])))
-        for got, expected in zip(*results, strict=True):
-            assert_close(got, expected)
+        for actual, expected in zip(*results, strict=True):
+            assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,7 +170,7 @@ def test_forward_mode_of_the_registered_operator_raises() -> None:
         torch.func.jvp(lambda q: torch.ops.attnzoo.deform_kv_attn(q, *others)[0], (query,), (query,))
 
 
-def test_the_kernels_check_sizes() -> None:
+def test_kernels_check_sizes() -> None:
     query, key, value, query_positions, key_positions, tables, shapes, counts, padding, scale = registered("table")
     forward = torch.ops.attnzoo.deform_kv_attn
     for wrong in ([5, 7, 1, 2], [5, 7], [5, 7, 1, 3, 1, 1], [5, 7, -1, -3]):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.deform_kv import (
+from support.deform_kv_attn import (
     FUNCTIONS,
     KINDS,
     REFERENCES,
@@ -25,7 +25,7 @@ from attnzoo.ops import library
 from attnzoo.ops.deform_kv_attn import blocks
 
 
-def test_the_kernels_are_compiled() -> None:
+def test_kernels_are_compiled() -> None:
     assert library.load() is None
     for kind in ("", "_mlp"):
         for name in (f"deform_kv_attn{kind}", f"deform_kv_attn{kind}_backward"):
@@ -46,10 +46,10 @@ def test_agrees_with_the_oracle(kind: str, padded: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_the_reference(kind: str, head_dim: int, device: str) -> None:
     call = arguments(kind, head_dim=head_dim, queries=70, counts=(150, 67))  # several blocks and tiles, some partial
-    for got, expected in zip(
+    for actual, expected in zip(
         gradients(FUNCTIONS[kind], call_to_device(device, call)), gradients(REFERENCES[kind], call), strict=True
     ):
-        assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-10)
+        assert_close(actual.cpu(), expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -69,8 +69,8 @@ def test_any_sizes(device: str, kind: str, **sizes: Any) -> None:
     call = arguments(kind, **sizes)
     on_device = call_to_device(device, call)
     assert_close(FUNCTIONS[kind](**on_device).cpu(), oracle(call), rtol=0, atol=1e-12)
-    for got, expected in zip(gradients(FUNCTIONS[kind], on_device), gradients(REFERENCES[kind], call), strict=True):
-        assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-10)
+    for actual, expected in zip(gradients(FUNCTIONS[kind], on_device), gradients(REFERENCES[kind], call), strict=True):
+        assert_close(actual.cpu(), expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -98,17 +98,17 @@ def test_queries_on_a_grid(kind: str) -> None:
     y, x = torch.meshgrid(torch.arange(3.0), torch.arange(22.0), indexing="ij")
     call["query_positions"] = torch.stack([x, y], -1).double().flatten(0, 1)[None, None]
     call["key_positions"] = call["key_positions"] * torch.tensor([6.0, 1.0]) + torch.tensor([11.0, 1.0])
-    for got, expected in zip(gradients(FUNCTIONS[kind], call), gradients(REFERENCES[kind], call), strict=True):
-        assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    for actual, expected in zip(gradients(FUNCTIONS[kind], call), gradients(REFERENCES[kind], call), strict=True):
+        assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_agrees_with_float64(kind: str) -> None:
     call = arguments(kind, head_dim=32, queries=70, counts=(90, 40), dtype=torch.float32)
     doubled = with_leaves(call, [tensor.double() for tensor in leaves(call)])
-    for got, expected in zip(gradients(FUNCTIONS[kind], call), gradients(REFERENCES[kind], doubled), strict=True):
-        assert got.dtype == torch.float32
-        assert_close(got.double(), expected, rtol=1e-4, atol=2e-4)
+    for actual, expected in zip(gradients(FUNCTIONS[kind], call), gradients(REFERENCES[kind], doubled), strict=True):
+        assert actual.dtype == torch.float32
+        assert_close(actual.double(), expected, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
@@ -151,8 +151,8 @@ def test_masked_keys_are_never_read(kind: str) -> None:
     assert masked.any(1).all()
     for tensor in corrupted.values():
         tensor.transpose(1, 2)[masked] = math.nan
-    for got, clean in zip(gradients(FUNCTIONS[kind], {**call, **corrupted}), expected, strict=True):
-        assert_close(got, clean, rtol=0, atol=0)
+    for actual, clean in zip(gradients(FUNCTIONS[kind], {**call, **corrupted}), expected, strict=True):
+        assert_close(actual, clean, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("function", ["operator", "reference"])
@@ -217,8 +217,8 @@ def test_strided_and_expanded_arguments(kind: str) -> None:
     FUNCTIONS[kind](**with_leaves(call, tensors)).sum().backward()  # the gradient of the output is an expanded scalar
     reference_tensors = [tensor.clone().requires_grad_() for tensor in leaves(call)]
     REFERENCES[kind](**with_leaves(call, reference_tensors)).sum().backward()
-    for got, right in zip(tensors, reference_tensors, strict=True):
-        assert_close(got.grad, right.grad)
+    for actual, right in zip(tensors, reference_tensors, strict=True):
+        assert_close(actual.grad, right.grad)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,8 +238,8 @@ def test_blocks_agree_with_the_reference(kind: str, monkeypatch: pytest.MonkeyPa
     grad_bias = bias.gradients
     if kind == "table":
         grad_bias = [g.view_as(t) for g, t in zip(bias.gradients.split([35, 3], 1), tensors[5:], strict=True)]
-    for got, expected in zip((output, *grad_inputs, *grad_bias), gradients(REFERENCES[kind], call), strict=True):
-        assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    for actual, expected in zip((output, *grad_inputs, *grad_bias), gradients(REFERENCES[kind], call), strict=True):
+        assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
