@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attnzoo.ops.checks import check_dense, format_shape
+from attnzoo.ops.deform_kv_attn import reference as kv_reference
 from attnzoo.ops.ms_deform_attn import reference
 from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn
 
@@ -57,7 +58,7 @@ def _int_list(name: str, tensor: Tensor, axes: str, level_shape: tuple[int, ...]
     return values
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """The operators in plain PyTorch, for `torch.export.ExportedProgram.run_decompositions`.
 
     The result can be exported to ONNX with opset 20 or later (GridSample):
@@ -68,6 +69,9 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
     return {
         torch.ops.attnzoo.ms_deform_attn.default: _as_decomposition(reference.ms_deform_attn),
         torch.ops.attnzoo.ms_deform_attn_fused.default: _as_decomposition(reference.ms_deform_attn_fused),
+        torch.ops.attnzoo.deform_kv_attn.default: _deform_kv_attn,
+        torch.ops.attnzoo.deform_kv_attn_in_blocks.default: _deform_kv_attn,
+        torch.ops.attnzoo.deform_kv_attn_mlp.default: _deform_kv_attn_mlp,
     }
 
 
@@ -75,6 +79,42 @@ def _as_decomposition(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` with the flat shapes (h0, w0, h1, w1, …) of the operator schemas."""
 
     def decomposition(value: Tensor, shapes: Sequence[int], *sampling: Tensor) -> Tensor:
-        return function(value, list(zip(shapes[::2], shapes[1::2], strict=True)), *sampling)
+        return function(value, _pairs(shapes), *sampling)
 
     return decomposition
+
+
+def _deform_kv_attn(
+    query: Tensor, key: Tensor, value: Tensor, query_positions: Tensor, key_positions: Tensor, tables: Tensor,
+    shapes: Sequence[int], key_counts: Sequence[int], key_padding: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    levels = tables.split([h * w for h, w in _pairs(shapes)], 1)
+    maps = [level.unflatten(1, shape) for level, shape in zip(levels, _pairs(shapes), strict=True)]
+    key_positions = kv_reference.zero_masked_keys(key_positions, key_padding)
+    bias = kv_reference.table_bias(query_positions, key_positions, maps, key_counts)
+    return _attend(query, key, value, bias, key_padding, scale)
+
+
+def _deform_kv_attn_mlp(
+    query: Tensor, key: Tensor, value: Tensor, query_positions: Tensor, key_positions: Tensor,
+    layers: Sequence[Tensor], key_counts: Sequence[int], key_padding: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    depth = len(layers) // (2 * len(key_counts))
+    mlps = [_pairs(layers)[start : start + depth] for start in range(0, depth * len(key_counts), depth)]
+    key_positions = kv_reference.zero_masked_keys(key_positions, key_padding)
+    bias = kv_reference.mlp_bias(query_positions, key_positions, mlps, key_counts)
+    return _attend(query, key, value, bias, key_padding, scale)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, key_padding: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The output (B, H, Nq, D), and the logsumexp (B, H, Nq) of each row of scores, +inf for fully masked rows."""
+    weights = kv_reference.attention_weights(query, key, bias, key_padding, scale)
+    logsumexp = kv_reference.attention_scores(query, key, bias, key_padding, scale).logsumexp(-1)
+    output = weights @ kv_reference.zero_masked_keys(value, key_padding)
+    return output, logsumexp.masked_fill(logsumexp == -torch.inf, torch.inf)
+
+
+def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))

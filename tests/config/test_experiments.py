@@ -40,7 +40,8 @@ def test_published_recipes(
     config: Any = load(f"experiments/{name}.yaml")
     train, schedule = config.train, config.train.schedule
     assert (train.epochs, config.data.batch_size, train.optimizer.lr, train.clip) == (300, 1024, lr, clip)
-    assert round(schedule.warmup * 300) == warmup_epochs
+    steps_per_epoch = 1_281_167 // 1024
+    assert round(schedule.warmup * 300 * steps_per_epoch) == warmup_epochs * steps_per_epoch
     assert schedule.warmup_prefix == (name == "swin_imagenet")
     assert (schedule.warmup_start_factor * lr, schedule.min_lr_ratio * lr) == pytest.approx((first, last))
     assert (train.optimizer.weight_decay, train.optimizer.decay_1d) == (0.05, False)

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from support import deform_kv
 from support.ops import arguments, fused_arguments
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnzoo import ops
 
@@ -97,3 +100,52 @@ def test_fused_onnx_export(tmp_path, box):
     for repeats in (1, 2):
         args = [value, *(t.repeat(1, repeats, *[1] * (t.dim() - 2)) for t in others)]
         np.testing.assert_allclose(run(args), FusedSampling()(*args).numpy(), atol=2e-6)
+
+
+class KeyValueAttention(nn.Module):
+    """A call of `deform_kv_attn` or `deform_kv_attn_mlp` as a module of its query."""
+
+    def __init__(self, kind: str, call: dict[str, Any]):
+        super().__init__()
+        self.function, self.call = deform_kv.FUNCTIONS[kind], call
+
+    def forward(self, query: Tensor) -> Tensor:
+        return self.function(**{**self.call, "query": query})
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["all keys", "masked keys"])
+@pytest.mark.parametrize("kind", deform_kv.KINDS)
+def test_attention_to_sampled_keys_in_onnx(tmp_path, kind, padded):
+    call = deform_kv.arguments(kind, padded=padded, dtype=torch.float32)
+    if padded:
+        call["key_padding"][1] = True
+        call["value"][call["key_padding"][:, None, :, None].expand_as(call["value"])] = torch.nan
+    module, queries = KeyValueAttention(kind, call), (call["query"], 1 - call["query"])
+    plain = torch.export.export(module, queries[:1]).run_decompositions(ops.decompositions())
+    torch.onnx.export(plain, opset_version=20, verbose=False).save(tmp_path / "attention.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "attention.onnx", providers=["CPUExecutionProvider"])
+    (name,) = (entry.name for entry in session.get_inputs())
+    for query in queries:
+        (output,) = session.run(None, {name: query.numpy()})
+        np.testing.assert_allclose(output, module(query).numpy(), atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", deform_kv.KINDS)
+def test_decompositions_return_the_logsumexp(kind):
+    """It is the second result of the operator, from which its backward pass recomputes the weights."""
+    call = deform_kv.arguments(kind)
+    call["key_padding"][1] = True
+    recorded = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func in ops.decompositions():
+                recorded.append((result, ops.decompositions()[func](*args)))
+            return result
+
+    with Record():
+        deform_kv.FUNCTIONS[kind](**call)
+    ((results, decomposed),) = recorded
+    for result, other in zip(results, decomposed, strict=True):
+        torch.testing.assert_close(other, result)

@@ -76,22 +76,33 @@ class Detector(nn.Module):
         self, queries: Queries, memory: Pyramid, encoder_logits: Tensor | None, encoder_boxes: Tensor | None
     ) -> DetectorOutput:
         logits, boxes = [], []
+        reference_logits = self._reference_logits(queries.reference_points)
         for layer, class_head, box_head in zip(self.decoder, self.heads.classes, self.heads.boxes, strict=True):
             queries = layer(queries, memory)
             hidden = queries.tokens if self.decoder_norm is None else self.decoder_norm(queries.tokens)
-            box = self._decode_box(box_head(hidden), queries.reference_points)
+            box = self._decode_box(box_head(hidden), reference_logits)
             logits.append(class_head(hidden))
             boxes.append(box)
             if self.config.head.refine:
                 queries = replace(queries, reference_points=box.detach())
+                reference_logits = self._reference_logits(queries.reference_points)
         return DetectorOutput(torch.stack(logits), torch.stack(boxes), encoder_logits, encoder_boxes)
 
-    def _decode_box(self, delta: Tensor, refs: Tensor | None) -> Tensor:
-        """Boxes (B, Q, 4) in [0, 1] from the box head's output and the layer's reference points or boxes."""
+    def _reference_logits(self, refs: Tensor | None) -> Tensor | None:
+        """Logits of reference points or boxes (B, Q, 2 or 4), to which the box heads add; None for absolute boxes.
+
+        Layers with the same references share them: torch.onnx.export writes an invalid model if a tensor is clamped
+        twice, because onnxscript then gives two constants one name.
+        """
         if self.config.head.boxes == "absolute":
-            return delta.sigmoid()
+            return None
         assert refs is not None
-        reference_logits = inverse_sigmoid(refs)
+        return inverse_sigmoid(refs)
+
+    def _decode_box(self, delta: Tensor, reference_logits: Tensor | None) -> Tensor:
+        """Boxes (B, Q, 4) in [0, 1] from the box head's output and the logits of the layer's references."""
+        if reference_logits is None:
+            return delta.sigmoid()
         if reference_logits.shape[-1] == 2:
             return torch.cat([delta[..., :2] + reference_logits, delta[..., 2:]], -1).sigmoid()
         return (delta + reference_logits).sigmoid()

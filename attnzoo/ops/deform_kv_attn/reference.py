@@ -50,13 +50,19 @@ def attention_weights(
     query: Tensor, key: Tensor, bias: Tensor, key_padding: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """Softmax over the keys of scaled dot products plus bias, (B, H, Nq, Nk); fully masked rows are zero."""
-    scores = (
-        query @ zero_masked_keys(key, key_padding).mT * (query.shape[-1] ** -0.5 if scale is None else scale) + bias
-    )
+    weights = attention_scores(query, key, bias, key_padding, scale).softmax(-1)
     if key_padding is None:
-        return scores.softmax(-1)
-    masked = key_padding[:, None, None]
-    return scores.masked_fill(masked, -torch.inf).softmax(-1).masked_fill(masked, 0)  # NaN in fully masked rows
+        return weights
+    return weights.masked_fill(key_padding[:, None, None], 0)  # NaN in fully masked rows
+
+
+def attention_scores(
+    query: Tensor, key: Tensor, bias: Tensor, key_padding: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Scaled dot products plus bias, (B, H, Nq, Nk); -inf at masked keys."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ zero_masked_keys(key, key_padding).mT * scale + bias
+    return scores if key_padding is None else scores.masked_fill(key_padding[:, None, None], -torch.inf)
 
 
 def table_bias(
@@ -67,7 +73,9 @@ def table_bias(
     for table, displacement in zip(tables, _displacements(query_positions, key_positions, key_counts), strict=True):
         batch, groups = displacement.shape[:2]
         maps = table.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-        grid = displacement * displacement.new_tensor([2 / table.shape[2], 2 / table.shape[1]])
+        # new_full instead of new_tensor: exportable, accepts symbolic sizes.
+        cell_size = torch.cat([displacement.new_full((1,), 2 / side) for side in (table.shape[2], table.shape[1])])
+        grid = displacement * cell_size
         biases.append(grid_sample_zeros(maps, grid.flatten(0, 1)).unflatten(0, (batch, groups)).flatten(1, 2))
     return torch.cat(biases, -1)
 
