@@ -13,7 +13,7 @@ from attnzoo.attention import ATTENTIONS
 from attnzoo.contract import CLAUSES, FIRST, Case, Clause
 from attnzoo.contract.cases import roles
 from attnzoo.contract.explain import explain
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_yaml
 from attnzoo.geometry import Role
 
 SLOW = 1.0  # seconds from which a clause's time is printed
@@ -27,7 +27,7 @@ def report(name: str, options: Mapping[str, Any], verbose: bool = False) -> bool
     """
     ATTENTIONS.check(name, options)
     possible = _possible(name, options)
-    described = " ".join([name, *(f"{option}={value!r}" for option, value in options.items())])
+    described = " ".join([name, *(f"{option}={as_yaml(value)}" for option, value in options.items())])
     print(f"{described}: {len(CLAUSES)} clauses in {', '.join(case.role for case in possible)}", flush=True)
     began, failed, blocked = time.perf_counter(), [], set[Role]()
     for title, clause in CLAUSES.items():

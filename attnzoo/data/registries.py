@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_yaml
 from attnzoo.registry import Registry
 
 Target = dict[str, Tensor]
@@ -92,4 +92,4 @@ def format_difference(train: Set[Any], val: Set[Any]) -> str:
 def check_option(key: str, value: Any, ok: bool, expected: str) -> None:
     """Raise UserError for the config key `key` unless `ok`."""
     if not ok:
-        raise UserError(f"{key} = {value}: expected {expected}", key=key)
+        raise UserError(f"{key} = {as_yaml(value)}: expected {expected}", key=key)
