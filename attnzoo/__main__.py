@@ -4,17 +4,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the sub-command that got unrecognized arguments; argparse has the outermost parser report them."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, extras = super().parse_known_args(args, namespace)
+        if extras:
+            self.error(f"unrecognized arguments: {' '.join(extras)}")
+        return namespace, extras
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `attnzoo` and `python -m attnzoo`; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    program = "attnzoo" if Path(sys.argv[0]).stem == "attnzoo" else "python -m attnzoo"
     if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands
-        return run.main(argv[1:], "attnzoo run")
-    parser = argparse.ArgumentParser("attnzoo", description="Which attention should this vision model use?")
+        return run.main(argv[1:], f"{program} run")
+    parser = _Parser(program, description="Which attention should this vision model use?")
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train what an experiment file describes")
     status = commands.add_parser("status", help="show the status of a sweep")
@@ -24,14 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     status.set_defaults(command=_status)
     cancel = commands.add_parser("cancel", help="stop the runs of a sweep; they save first")
     cancel.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
-    cancel.add_argument("runs", metavar="RUN", nargs="*", help="run names (default: all)")
+    cancel.add_argument("runs", metavar="RUN", nargs="*", default=[], help="run names (default: all)")
     cancel.set_defaults(command=_cancel)
     compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     compare.set_defaults(command=_compare)
-    check = commands.add_parser("check", help="check an attention against the contract")
-    check.add_argument("target", metavar="FILE.py", help="a file with an attention, or the name of a registered one")
-    check.add_argument("words", metavar="NAME, option=value", nargs="*", help="one of the file's; options as points=8")
+    check = commands.add_parser(
+        "check",
+        help="check an attention against the contract",
+        usage=f"{program} check [-h] [-v] FILE.py|NAME [NAME] [option=value …]",
+    )
+    check.add_argument("target", metavar="FILE.py|NAME", help="a file with attentions, or the name of a registered one")
+    check.add_argument(
+        "words", metavar="NAME|option=value", nargs="*", default=[], help="one of the file's; options as points=8"
+    )
     check.add_argument("-v", "--verbose", action="store_true", help="show tracebacks, warnings and logs")
     check.set_defaults(command=_check)
     bench = bench_cli.add_arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))
@@ -72,9 +90,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from attnzoo.contract.command import check
+    from attnzoo.contract.command import check_attentions
 
-    return check(args.target, args.words, args.verbose)
+    return check_attentions(args.target, args.words, args.verbose)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -3,8 +3,7 @@
 import inspect
 import re
 import sys
-import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,9 +15,9 @@ from attnzoo.data.build import (
     DETECTION_AUGMENTATIONS,
     DETECTION_DATASETS,
 )
-from attnzoo.errors import unknown
+from attnzoo.errors import UserError, as_yaml, did_you_mean
 from attnzoo.models import presets
-from attnzoo.registry import Registry, format_type, to_plain
+from attnzoo.registry import Registry, format_type
 from attnzoo.schema import yaml12
 from attnzoo.schema.keys import flatten, format_value
 
@@ -64,8 +63,17 @@ def find(pattern: str) -> list[Entry]:
     """The entries of a name, or of a pattern such as `dat*`. Raises UserError if there is none."""
     matches = [(kind, name) for kind, of_kind in names().items() for name in of_kind if fnmatchcase(name, pattern)]
     if not matches:
-        raise unknown("name", pattern, dict.fromkeys(name for of_kind in names().values() for name in of_kind))
+        raise _no_match(pattern)
     return [_preset(name) if kind == "model" else _registered(kind, name) for kind, name in matches]
+
+
+def _no_match(pattern: str) -> UserError:
+    known = dict.fromkeys(name for of_kind in names().values() for name in of_kind)
+    see = "(`python -m attnzoo list` shows all names)"
+    if not re.search(r"[*?[]", pattern):
+        return UserError(f"unknown name {pattern!r}{did_you_mean(pattern, known)} {see}")
+    other_case = any(fnmatchcase(name, pattern.lower()) for name in known)
+    return UserError(f"no name matches {pattern!r}{f'; did you mean {pattern.lower()!r}?' if other_case else ''} {see}")
 
 
 def _registered(kind: str, name: str) -> Entry:
@@ -76,20 +84,20 @@ def _registered(kind: str, name: str) -> Entry:
         name,
         next(iter(docstrings[0].splitlines()), ""),
         next(_citations(docstrings), ""),
-        dict(_options(constructor, REGISTRIES[kind].options(name))),
+        dict(_options(REGISTRIES[kind], name)),
         tuple(sorted(getattr(constructor, "roles", ()))),
     )
 
 
-def _options(constructor: Callable[..., Any], options: Mapping[str, inspect.Parameter]) -> Iterator[tuple[str, str]]:
-    hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    for name, option in options.items():
-        default = "required" if option.default is option.empty else f"default {_format(option.default)}"
-        yield name, f"{format_type(hints[name])}, {default}"
+def _options(registry: Registry[Any], name: str) -> Iterator[tuple[str, str]]:
+    types = registry.types(name)
+    for option, parameter in registry.options(name).items():
+        default = "required" if parameter.default is parameter.empty else f"default {_format(parameter.default)}"
+        yield option, f"{format_type(types[option])}, {default}"
 
 
 def _format(value: Any) -> str:
-    return str(to_plain(value)) if isinstance(value, (list, tuple)) else format_value(value)
+    return as_yaml(value) if isinstance(value, (list, tuple)) else format_value(value)
 
 
 def _preset(name: str) -> Entry:

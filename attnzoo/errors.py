@@ -5,8 +5,14 @@ prints its message as one line and exits with `ExitCode.USER_ERROR`.
 """
 
 import difflib
-from collections.abc import Iterable
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from typing import Any
+
+COMMAND_LINE = "command line"  # the source, in messages, of what is not in a file
 
 
 class ExitCode(IntEnum):
@@ -37,13 +43,43 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """`"; did you mean 'x'?"` for the closest allowed name, whatever the case, or an empty string."""
+    by_lower = {other.lower(): other for other in reversed(list(allowed))}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str], key: str = "") -> UserError:
+def unknown(kind: str, name: Any, allowed: Iterable[str], key: str = "") -> UserError:
     """The error for a name that is not allowed; `key` is the config key that holds it."""
     choices = sorted(allowed)
-    message = f"unknown {kind} {name!r}{did_you_mean(name, choices)} (allowed: {', '.join(choices) or 'none'})"
+    hint = did_you_mean(name, choices) if isinstance(name, str) else ""
+    message = f"unknown {kind} {as_yaml(name)}{hint} (allowed: {', '.join(choices) or 'none'})"
     return UserError(f"{key}: {message}", key=key) if key else UserError(message)
+
+
+def as_yaml(value: Any) -> str:
+    """A config value on one line of a message, as YAML spells it: `null`, `true`, `[1, 2]`, `{name: dense}`.
+
+    A string is in quotes, inside a list or a mapping only where YAML would read something else without them.
+    """
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_nested(key)}: {_nested(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_nested, value))}]"
+    if isinstance(value, str):
+        return f"'{value}'" if value.isprintable() and "'" not in value else json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}[str(value)]
+    return repr(value)
+
+
+def _nested(value: Any) -> str:
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w./+-]*", value)
+    return value if plain and value.lower() not in ("null", "true", "false") else as_yaml(value)
+
+
+def plural(number: int, noun: str, many: str = "") -> str:
+    """`"1 run"`, `"2 runs"`; `many` is the plural of a noun that takes more than an s."""
+    return f"{number} {noun if number == 1 else many or f'{noun}s'}"

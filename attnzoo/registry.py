@@ -6,13 +6,15 @@ registration, because they would accept misspelt options.
 
 import inspect
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
 
-from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
 
 T = TypeVar("T", bound=Callable[..., Any])
 RESERVED = ("name", "where")  # arguments of Registry.build
@@ -27,6 +29,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str):
         self.kind = kind
         self._constructors: dict[str, T] = {}
+        self._refused: list[tuple[str, Exception]] | None = None  # where and why; None: raise
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that registers a class or function as `name`.
@@ -36,19 +39,41 @@ class Registry(Generic[T]):
         """
 
         def decorator(constructor: T) -> T:
-            for option in _parameters(constructor):
-                if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
-                    raise TypeError(f"{self.kind} {name!r}: *args and **kwargs would accept misspelt options")
-                if option.kind is option.KEYWORD_ONLY and option.annotation is option.empty:
-                    raise TypeError(f"{self.kind} {name!r}: option {option.name!r} has no type annotation")
-                if option.kind is option.KEYWORD_ONLY and option.name in RESERVED:
-                    raise TypeError(f"{self.kind} {name!r}: the option name {option.name!r} is reserved")
-            existing = self._constructors.setdefault(name, constructor)
-            if existing is not constructor:
-                raise UserError(f"{self.kind} {name!r} is already registered by {existing.__module__}")
+            try:
+                self._add(name, constructor)
+            except (TypeError, UserError) as error:
+                if self._refused is None:
+                    raise
+                caller = traceback.extract_stack(limit=2)[0]
+                self._refused.append((f"{caller.filename}:{caller.lineno}", error))
             return constructor
 
         return decorator
+
+    def _add(self, name: str, constructor: T) -> None:
+        for option in _parameters(constructor):
+            if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
+                raise TypeError(f"{self.kind} {name!r}: *args and **kwargs would accept misspelt options")
+            if option.kind is option.KEYWORD_ONLY and option.annotation is option.empty:
+                raise TypeError(f"{self.kind} {name!r}: option {option.name!r} has no type annotation")
+            if option.kind is option.KEYWORD_ONLY and option.name in RESERVED:
+                raise TypeError(f"{self.kind} {name!r}: the option name {option.name!r} is reserved")
+        existing = self._constructors.setdefault(name, constructor)
+        if existing is not constructor:
+            raise UserError(f"{self.kind} {name!r} is already registered by {existing.__module__}")
+
+    @contextmanager
+    def collect_refused(self) -> Iterator[list[tuple[str, Exception]]]:
+        """Within it, `register` raises nothing: it leaves out what it refuses and adds its FILE:LINE and error here."""
+        self._refused = []
+        try:
+            yield self._refused
+        finally:
+            self._refused = None
+
+    def remove(self, name: str) -> None:
+        """Forget a registered name."""
+        del self._constructors[name]
 
     def names(self, pattern: str = "*") -> list[str]:
         """The registered names that match a shell pattern, such as "dat*", sorted."""
@@ -60,28 +85,33 @@ class Registry(Generic[T]):
         Raises UserError, with the nearest name, if there is none.
         """
         if not isinstance(name, str) or name not in self._constructors:  # YAML values can have any type
-            raise unknown(self.kind, str(name), self._constructors, f"{where}.name" if where else "")
+            raise unknown(self.kind, name, self._constructors, f"{where}.name" if where else "")
         return self._constructors[name]
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The options (keyword-only parameters) of `name`."""
         return {p.name: p for p in _parameters(self.get(name)) if p.kind is p.KEYWORD_ONLY}
 
+    def types(self, name: str) -> dict[str, Any]:
+        """The type of each option of `name`. Raises NameError for an annotation that names nothing."""
+        constructor = self.get(name)
+        hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+        return {option: hints[option] for option in self.options(name)}
+
     def check(self, name: str, options: Mapping[str, Any], where: str = "") -> None:
         """Raise UserError for an unknown name or option, a value of the wrong type and a missing option.
 
         `where` is the config key of the block.
         """
-        constructor = self.get(name, where)
-        allowed = self.options(name)
-        hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+        self.get(name, where)
+        allowed, hints = self.options(name), self.types(name)
         for option, value in options.items():
             key = f"{where}.{option}" if where else option
             if option not in allowed:
                 hint = f"{did_you_mean(option, allowed)} (options: {', '.join(allowed) or 'none'})"
                 raise UserError(f"{self.kind} {name!r} has no option {option!r}{hint}", key=key).at(where)
             if not matches_type(value, hints[option]):
-                raise UserError(f"{key} = {value!r}: expected {format_type(hints[option])}", key=key)
+                raise UserError(f"{key} = {as_yaml(value)}: expected {format_type(hints[option])}", key=key)
         for option, parameter in allowed.items():
             if parameter.default is parameter.empty and option not in options:
                 raise UserError(f"{self.kind} {name!r} needs the option {option!r}", key=where or option).at(where)
@@ -163,7 +193,7 @@ def format_type(hint: Any) -> str:
     """A type hint for messages: `int`, `'a' | 'b'`, `list of 2 int`, `mapping of str to float`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return " | ".join(map(repr, args))
+        return " | ".join(map(as_yaml, args))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(format_type, args))
     if hint == list[Any]:

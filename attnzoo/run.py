@@ -12,7 +12,9 @@ from attnzoo.errors import ExitCode, UserError
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml", help="an experiment file, or a run's config.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="config overrides, such as train.steps=100")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="config overrides, such as train.steps=100"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their resources, and write nothing")
     parser.add_argument("--only", choices=("failed", "missing", "interrupted"), help="start only runs in this state")
     return parser

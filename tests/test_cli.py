@@ -43,6 +43,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
+    (tmp_path / "broken.py").write_text("import no_such_library\n")
     return path
 
 
@@ -86,6 +87,11 @@ def test_help_takes_less_than_a_second(module: list[str]) -> None:
         (["tiny.yaml", "seed=99999999999999999999999"], "at most 4294967295"),
         (["tiny.yaml", "data.dataset.noise=loud"], "error: command line: run "),
         (["tiny.yaml", "plugins=[mine.py]"], "plugin"),
+        (["tiny.yaml", "plugins=[broken.py]"], "broken.py:1: ModuleNotFoundError: No module named 'no_such_library'"),
+        (["tiny.yaml", "task=nosuch"], "command line: task: unknown task 'nosuch'"),
+        (["tiny.yaml", "sweep.zip={model.dim: [8, 16], model.ffn: [8]}"], "error: command line: sweep.zip: expected"),
+        (["tiny.yaml", "sweep.zip={}", "data.dataset.noise=loud"], "error: command line: data.dataset.noise = 'loud'"),
+        (["tiny.yaml", "sweep.zip={}", "sweep.variants={a: {}, b: {model.preset: detr_r50}}"], "run b-seed=0: preset"),
         (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "does not exist"),
         (["tiny.yaml", "model.encoder.attention.slot=3"], "has no option 'slot' (options: points)"),
         (["tiny.yaml", "model.encoder.attention.where=3"], "has no option 'where' (options: points)"),
@@ -112,6 +118,44 @@ def test_user_errors_are_one_line_and_write_nothing(
     assert sorted(tiny.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "program", "message"),
+    [
+        (["frobnicate"], "", "invalid choice: 'frobnicate'"),
+        (["run"], " run", "required: EXPERIMENT.yaml"),
+        (["run", "x", "--foo"], " run", "unrecognized arguments: --foo"),
+        (["status", "--foo", "x"], " status", "unrecognized arguments: --foo"),
+        (["cancel"], " cancel", "required: RUNS_DIR"),
+        (["compare", "x", "--foo"], " compare", "unrecognized arguments: --foo"),
+        (["check"], " check", "required: FILE.py|NAME"),
+        (["check", "--foo", "dat"], " check", "unrecognized arguments: --foo"),
+        (["list", "dat", "swin"], " list", "unrecognized arguments: swin"),
+        (["bench", "foo"], " bench", "invalid choice: 'foo'"),
+        (["bench", "ops", "--foo"], " bench ops", "unrecognized arguments: --foo"),
+    ],
+)
+@pytest.mark.parametrize("script", ["/bin/attnzoo", "attnzoo/__main__.py"])
+def test_wrong_argument_is_reported_by_its_command(
+    arguments: list[str],
+    program: str,
+    message: str,
+    script: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        attnzoo_main.main()
+    assert ended.value.code == 2
+    start = "attnzoo" if script.startswith("/bin") else "python -m attnzoo"
+    usage, *_, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: {start}{program} ")
+    assert error.startswith(f"{start}{program}: error: ")
+    assert message in error
+    if program == " check":
+        assert usage.endswith(" check [-h] [-v] FILE.py|NAME [NAME] [option=value …]")
+
+
 def test_unwritable_output_is_a_one_line_error(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiny.parent / "file").write_text("")
     assert attnzoo_run.main(["tiny.yaml", "output=file"]) == 2
@@ -123,8 +167,17 @@ def test_dry_run_lists_runs_and_writes_nothing(tiny: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "points=1-seed=0" in out
     assert "pending" in out
+    assert "2 runs " in out
     assert "model.encoder.attention.points=2" in out
     assert not (tiny.parent / "runs").exists()
+
+
+def test_dry_run_of_one_run_and_of_a_block(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = "{name: dense, dropout: 0.5}"
+    assert attnzoo_run.main(["tiny.yaml", "--dry-run", f"sweep.zip={{model.encoder.attention: [{block}]}}"]) == 0
+    out = capsys.readouterr().out
+    assert "1 run " in out
+    assert f"model.encoder.attention={block}" in out
 
 
 def test_dry_run_of_several_processes_prints_on_rank_0_only(
@@ -223,7 +276,22 @@ def test_list_matches_patterns_and_suggests_the_nearest_name(capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("dense (attention)\n")
     assert attnzoo_main.main(["list", "dens"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: unknown name 'dens'; did you mean 'dense'?")
+    assert err == "error: unknown name 'dens'; did you mean 'dense'? (`python -m attnzoo list` shows all names)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("DAT", "unknown name 'DAT'; did you mean 'dat'?"),
+        ("zzzz", "unknown name 'zzzz' ("),
+        ("zzz*", "no name matches 'zzz*' ("),
+        ("DAT*", "no name matches 'DAT*'; did you mean 'dat*'?"),
+    ],
+)
+def test_name_that_list_does_not_know_is_one_line(capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
+    assert attnzoo_main.main(["list", name]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
 
 

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import pytest
 
-from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.errors import UserError, as_yaml, did_you_mean, plural, unknown
 from attnzoo.registry import Registry
+from attnzoo.schema import yaml12
 
 
 class Box:
@@ -95,7 +96,7 @@ def test_accepts_yaml_values(registry: Registry, option: str, value: Any) -> Non
 def test_rejects_wrong_types(registry: Registry, option: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         registry.check("box", {option: value}, where="model.part")
-    assert str(caught.value) == f"model.part.{option} = {value!r}: {expected}"
+    assert str(caught.value) == f"model.part.{option} = {as_yaml(value)}: {expected}"
     assert caught.value.keys == (f"model.part.{option}",)
 
 
@@ -104,8 +105,8 @@ def test_rejects_wrong_types(registry: Registry, option: str, value: Any, expect
     [
         ("bxo", {}, "part.name: unknown part 'bxo'; did you mean 'box'? (allowed: box, lid)"),
         ("q", {}, "part.name: unknown part 'q' (allowed: box, lid)"),
-        (["box"], {}, "part.name: unknown part \"['box']\"; did you mean 'box'? (allowed: box, lid)"),
-        (None, {}, "part.name: unknown part 'None' (allowed: box, lid)"),
+        (["box"], {}, "part.name: unknown part [box] (allowed: box, lid)"),
+        (None, {}, "part.name: unknown part null (allowed: box, lid)"),
         ("lid", {}, "part: part 'lid' needs the option 'height'"),
         (
             "lid",
@@ -172,3 +173,29 @@ def test_nearest_names() -> None:
     assert did_you_mean("ms_defrom", ["dense", "ms_deform"]) == "; did you mean 'ms_deform'?"
     assert did_you_mean("xyz", ["dense"]) == ""
     assert str(unknown("thing", "a", [])) == "unknown thing 'a' (allowed: none)"
+    assert did_you_mean("MS_Deform", ["dense", "ms_deform"]) == "; did you mean 'ms_deform'?"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (1e-5, "1e-05"),
+        (float("-inf"), "-.inf"),
+        ("a b", "'a b'"),
+        ("it's\n", '"it\'s\\n"'),
+        ({"name": "dense", "window": None, "bias": False}, "{name: dense, window: null, bias: false}"),
+        ((1, "x", "null", "2", [{"a": "b c"}]), "[1, x, 'null', '2', [{a: 'b c'}]]"),
+        ({}, "{}"),
+    ],
+)
+def test_values_in_messages_are_yaml(value: Any, text: str) -> None:
+    assert as_yaml(value) == text
+    read = yaml12.parse_value(text, "")
+    assert read == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_numbers_agree_with_their_nouns() -> None:
+    assert [plural(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+    assert [plural(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]

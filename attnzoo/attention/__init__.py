@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attnzoo.attention.base import ATTENTIONS, Attention, register
-from attnzoo.attention.plugins import load_plugin, source_hash
+from attnzoo.attention.plugins import load_accepted, load_plugin, source_hash
 from attnzoo.attention.recording import Recording, record
 from attnzoo.errors import UserError
 from attnzoo.geometry import Slot
@@ -46,6 +46,6 @@ def _check_role(name: str, slot: Slot, where: str) -> None:
 
 
 __all__ = [
-    "ATTENTIONS", "Attention", "Recording", "build", "build_block", "load_plugin", "names", "record", "register",
-    "source_hash",
+    "ATTENTIONS", "Attention", "Recording", "build", "build_block", "load_accepted", "load_plugin", "names", "record",
+    "register", "source_hash",
 ]  # fmt: skip

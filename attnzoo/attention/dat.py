@@ -14,7 +14,7 @@ from attnzoo import ops
 from attnzoo.attention.base import Attention, is_self_attention, num_queries, register
 from attnzoo.attention.dat_bias import DepthwiseBias, MlpBias, Positions, TableBias
 from attnzoo.attention.dat_grid import Convention, GridSpec, OffsetNetwork, OffsetRange
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_yaml, plural
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.ops.deform_kv_attn.reference import attention_weights
 
@@ -96,7 +96,7 @@ class DeformableKeyValueAttention(Attention):
         self.avg_pool = convention == "v2" and not offsets
         self.convention = Convention("corrected" if self.avg_pool else convention)  # average pooling has no coordinates
         if self.avg_pool and bias != "none":
-            raise UserError(f"bias = {bias!r}: convention v2 with offsets: false supports only bias: none")
+            raise UserError(f"bias = {as_yaml(bias)}: convention v2 with offsets: false supports only bias: none")
         self.groups = groups
         self.offset_range = OffsetRange(offset_range, range_factor)
         self.grids = _make_grids(slot.levels, stride, kernel, self.avg_pool)
@@ -244,9 +244,9 @@ def _broadcast_to_levels(name: str, option: int | Sequence[int] | None, default:
         return list(default)
     values = [option] * len(default) if isinstance(option, int) else list(option)
     if len(values) != len(default):
-        raise UserError(f"{name} = {values}: expected an int or a list of {len(default)} ints")
+        raise UserError(f"{name} = {as_yaml(values)}: expected an int or a list of {plural(len(default), 'int')}")
     if min(values) < 1:
-        raise UserError(f"{name} = {option}: must be at least 1")
+        raise UserError(f"{name} = {as_yaml(option)}: must be at least 1")
     return values
 
 
@@ -262,7 +262,7 @@ def _table_sizes(slot: Slot, option: Sequence[Sequence[int]] | None) -> list[tup
     if option is None:
         return list(slot.map_sizes or (DEFAULT_TABLE_SIZE,) * slot.levels)
     if len(option) != slot.levels:
-        raise UserError(f"table_size has {len(option)} entries for {slot.levels} levels")
+        raise UserError(f"table_size has {plural(len(option), 'entry', 'entries')} for {plural(slot.levels, 'level')}")
     if min(side for size in option for side in size) < 1:
-        raise UserError(f"table_size = {option}: must be at least 1")
+        raise UserError(f"table_size = {as_yaml(option)}: must be at least 1")
     return [(height, width) for height, width in option]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attnzoo import ops
 from attnzoo.attention.base import Attention, linear_fp32, num_queries, register
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.ops.ms_deform_attn import reference
 
@@ -90,7 +90,7 @@ class DeformableAttention(MultiScaleDeformableAttention):
 
     def __init__(self, slot: Slot, *, points: int = 4, level: int | None = None):
         if level is None and slot.levels > 1:
-            raise UserError(f"deform uses one of {slot.levels} levels: set level to 0 … {slot.levels - 1}")
+            raise UserError(f"deform uses one of {plural(slot.levels, 'level')}: set level to 0 … {slot.levels - 1}")
         if level is not None and not 0 <= level < slot.levels:
             raise UserError(f"level = {level}: must be in 0 … {slot.levels - 1}")
         level = level or 0

@@ -3,7 +3,12 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import os
 import sys
+import traceback
+from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
 from os.path import isfile
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +17,7 @@ from attnzoo.attention.base import ATTENTIONS
 from attnzoo.errors import UserError
 
 SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
+FILE_MODULE = "attnzoo_plugin_"  # begins the module name of a plugin that is a file
 
 
 def snapshot_filename(source: str) -> str:
@@ -23,21 +29,44 @@ def load_plugin(source: str | Path, where: str = "") -> list[str]:
     """Import a `.py` file or a module and return the names of the attentions that it registers. Idempotent.
 
     `source` is a path ending in `.py`, or the dotted name of an importable module; `where` prefixes error messages.
-    Raises UserError if it is missing, is not valid Python, registers no attention or one whose name is taken; other
-    exceptions from the plugin propagate.
+    Raises UserError, with file and line, if it cannot be imported, and if it registers no attention or one that
+    `register` refuses. None of its attentions is then registered.
+    """
+    names, refused = load_accepted(source, where)
+    if refused:
+        _forget(names)
+        raise refused[0]
+    return names
+
+
+def load_accepted(source: str | Path, where: str = "") -> tuple[list[str], list[UserError]]:
+    """As `load_plugin`, but an attention that is refused does not keep out the others.
+
+    Returns the names of those that are registered, and an error for each that is not.
     """
     prefix = f"{where}: " if where else ""
-    source = _snapshot_or(source)
+    source = str(_snapshot_or(source))
     before = set(ATTENTIONS.names())
-    load_module = _load_file if str(source).endswith(".py") else _load_module
-    try:
-        module = load_module(str(source), prefix)
-    except SyntaxError as error:
-        raise UserError(f"{prefix}{error.filename or source}:{error.lineno or 1}: SyntaxError: {error.msg}") from None
-    names = [name for name in ATTENTIONS.names() if name not in before or _defined_in(name, module)]
+    spec = _find(source, prefix)
+    with ATTENTIONS.collect_refused() as refused:
+        try:
+            module = _import(spec)
+        except (Exception, SystemExit) as error:
+            _forget(set(ATTENTIONS.names()) - before)
+            raise UserError(f"{prefix}{_place(error, spec)}: {_describe(error)}") from error
+    names = []
+    for name in (name for name in ATTENTIONS.names() if name not in before or _defined_in(name, module)):
+        try:
+            ATTENTIONS.types(name)
+            names.append(name)
+        except NameError as error:  # of an annotation that is a string
+            refused.append((_definition(name), error))
+            ATTENTIONS.remove(name)
     if not names:
-        raise UserError(f"{prefix}plugin {str(source)!r} registers no attention (decorate its class with @register)")
-    return names
+        sys.modules.pop(spec.name, None)
+    if not names and not refused:
+        raise UserError(f"{prefix}plugin {source!r} registers no attention (decorate its class with @register)")
+    return names, [UserError(f"{prefix}{place}: {_describe(error)}") for place, error in refused]
 
 
 def source_hash(source: str | Path) -> str:
@@ -63,32 +92,69 @@ def _snapshot_or(source: str | Path) -> str | Path:
     return copy if isfile(copy) else source
 
 
-def _load_file(source: str, prefix: str) -> ModuleType:
-    path = Path(source).expanduser().resolve()
-    name = f"attnzoo_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not isfile(path):
-        raise UserError(f"{prefix}plugin {str(path)!r} does not exist")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+def _find(source: str, prefix: str) -> ModuleSpec:
+    if source.endswith(".py"):
+        path = Path(source).expanduser().resolve()
+        name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or not isfile(path):
+            raise UserError(f"{prefix}plugin {str(path)!r} does not exist")
+        return spec
     try:
+        spec = importlib.util.find_spec(source)
+    except (ImportError, ValueError):  # a parent package is missing; the name is empty or relative
+        spec = None
+    except Exception as error:  # in a parent package
+        raise UserError(f"{prefix}plugin {source!r}: {_describe(error)}") from error
+    if spec is None:
+        raise UserError(f"{prefix}plugin {source!r}: no such module (a file is given by its path, ending in .py)")
+    return spec
+
+
+def _import(spec: ModuleSpec) -> ModuleType:
+    if not spec.name.startswith(FILE_MODULE):
+        return importlib.import_module(spec.name)
+    if spec.name in sys.modules:
+        return sys.modules[spec.name]
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        assert spec.loader is not None
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[spec.name]
         raise
     return module
 
 
-def _load_module(name: str, prefix: str) -> ModuleType:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a parent package is missing; the name is empty or relative
-        spec = None
-    if spec is None:
-        raise UserError(f"{prefix}plugin {name!r}: no such module (a file is given by its path, ending in .py)")
-    return importlib.import_module(name)
+def _forget(names: Iterable[str]) -> None:
+    """Undo the import of attentions, so that another import registers them again."""
+    for name in names:
+        sys.modules.pop(ATTENTIONS.get(name).__module__, None)
+        ATTENTIONS.remove(name)
+
+
+def _place(error: BaseException, spec: ModuleSpec) -> str:
+    """FILE:LINE of the plugin's own line at which importing it failed."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or spec.origin}:{error.lineno or 1}"
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    folders = tuple(f"{folder}{os.sep}" for folder in spec.submodule_search_locations or ())
+    own = [frame for frame in frames if frame[0] == spec.origin or frame[0].startswith(folders)]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else str(spec.origin)
+
+
+def _definition(name: str) -> str:
+    """FILE:LINE of a registered attention."""
+    attention = inspect.unwrap(ATTENTIONS.get(name))
+    return f"{inspect.getsourcefile(attention)}:{inspect.getsourcelines(attention)[1]}"
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _defined_in(name: str, module: ModuleType) -> bool:

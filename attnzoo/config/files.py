@@ -4,7 +4,7 @@ import difflib
 from os.path import isdir, isfile  # unlike those of Path they do not raise for a name that is too long
 from pathlib import Path
 
-from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
 from attnzoo.schema import yaml12
 from attnzoo.schema.merge import ConfigLayer
 
@@ -38,12 +38,14 @@ def load_layers(path: Path, parents: tuple[Path, ...] = ()) -> list[ConfigLayer]
     path = path.resolve()
     if path in parents:
         chain = " -> ".join(str(p) for p in (*parents[parents.index(path) :], path))
-        raise UserError(f"{parents[-1]}: circular base: {chain}")
+        raise UserError(f"{parents[-1]}: circular base: {chain}", key="base")
     values = yaml12.read(path)
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{display_path(path)}: base = {bases!r}: expected a file name or a list of them")
+        raise UserError(
+            f"{display_path(path)}: base = {as_yaml(bases)}: expected a file name or a list of them", key="base"
+        )
     base_layers = [layer for base in bases for layer in load_layers(_find_base(base, path), (*parents, path))]
     return [*base_layers, ConfigLayer(display_path(path), values)]
 
@@ -81,4 +83,4 @@ def _find_base(base: str, child: Path) -> Path:
     close = difflib.get_close_matches(base, sorted(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     searched = f"looked in {child.parent} and {PACKAGED}"
-    raise UserError(f"{display_path(child)}: base: no such file {base!r}{hint} ({searched})")
+    raise UserError(f"{display_path(child)}: base: no such file {base!r}{hint} ({searched})", key="base")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,24 @@ from attnzoo.config.files import display_path, find_experiment, find_profile, lo
 from attnzoo.config.options import resolve_options
 from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
-from attnzoo.errors import UserError, unknown
+from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
 from attnzoo.models.presets import preset_layers
 from attnzoo.rundir.folder import CONFIG_END, CONFIG_START, atomic_write, check_config, is_cut_short
 from attnzoo.schema import yaml12
 from attnzoo.schema.keys import flatten
 from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 
-COMMAND_LINE = "command line"
 # Keys that do not affect results, and the seed.
 NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that a sweep sets for one run; `source` names in messages what set it."""
+
+    key: str
+    value: Any
+    source: str
 
 
 class Experiment:
@@ -38,13 +47,13 @@ class Experiment:
         self.schema = SCHEMAS[self.task]
         self.layers = [*file_layers, *(parse_override(text, self.schema) for text in overrides)]
 
-    def config(self, changes: Mapping[str, Any] | None = None, source: str = "sweep") -> ExperimentConfig:
-        """The typed config with `changes` (full key -> value) merged last; `source` names them in messages.
+    def config(self, changes: Sequence[Change] = ()) -> ExperimentConfig:
+        """The typed config with the `changes` of a run merged last.
 
         Options of named blocks are not checked: that needs torch. Raises UserError, naming source and key, for anything
         else that is not allowed.
         """
-        builder = self._builder(changes, source)
+        builder = self._builder(changes)
         builder.values["model"]["preset"] = None  # merged already, as is the profile
         builder.values["slurm"]["profile"] = None
         if builder.values["name"] == "???":
@@ -57,14 +66,23 @@ class Experiment:
         config.plugins = [_absolute_plugin(plugin, self.path) for plugin in config.plugins]
         return config
 
-    def locate(self, error: UserError, changes: Mapping[str, Any] | None = None, source: str = "sweep") -> UserError:
-        """The error prefixed with what set the last of its keys: a file, the command line or `source`."""
-        return self._builder(changes, source).locate(error)
+    def locate(self, error: UserError, changes: Sequence[Change] = (), run: str = "") -> UserError:
+        """The error prefixed with what set the last of its keys: a file, the command line or a change.
 
-    def _builder(self, changes: Mapping[str, Any] | None, source: str) -> ConfigBuilder:
+        `run` is the name of the run with these changes, to be named where their source does not.
+        """
+        source = self._builder(changes).source(*error.keys)
+        by_sweep = any(source.startswith(change.source) for change in changes)
+        return error.at(f"run {run}" if run and not by_sweep else "").at(source)
+
+    def source(self, key: str) -> str:
+        """The file that set a key, or the command line; "" for a default."""
+        return self._builder(()).source(key)
+
+    def _builder(self, changes: Sequence[Change]) -> ConfigBuilder:
         sweep = [
-            ConfigLayer(source, nest_key(self.schema, key, yaml12.escape(value)))
-            for key, value in (changes or {}).items()
+            ConfigLayer(change.source, nest_key(self.schema, change.key, yaml12.escape(change.value)))
+            for change in changes
         ]
         layers = [*self.layers, *sweep]
         builder = ConfigBuilder(self.schema)
@@ -101,8 +119,14 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 
 def to_yaml(config: ExperimentConfig) -> str:
-    """The whole config as YAML, with marks of its start and end: see `rundir.folder.check_config`."""
-    return CONFIG_START + yaml12.dump(yaml12.escape(dataclasses.asdict(config))) + CONFIG_END
+    """The whole config as YAML, with marks of its start and end: see `rundir.folder.check_config`.
+
+    Without a sweep if there is none: an empty block in a file is refused.
+    """
+    values = dataclasses.asdict(config)
+    if config.sweep == SweepConfig():
+        del values["sweep"]
+    return CONFIG_START + yaml12.dump(yaml12.escape(values)) + CONFIG_END
 
 
 def digest(config: ExperimentConfig) -> str:
@@ -125,7 +149,8 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     changed = "".join(f" ({plugin} changed)" for plugin in changed_plugins(old.versions, new))
     return [
-        f"plugins{changed}" if key == "plugins" else f"{key} = {before.get(key)}, now {now.get(key)}" for key in keys
+        f"plugins{changed}" if key == "plugins" else f"{key} = {as_yaml(before.get(key))}, now {as_yaml(now.get(key))}"
+        for key in keys
     ]
 
 
@@ -145,7 +170,7 @@ def _task(file_layers: Sequence[ConfigLayer], overrides: Sequence[str]) -> str:
     named += [(text.removeprefix("task="), COMMAND_LINE) for text in overrides if text.startswith("task=")]
     task, source = named[-1] if named else ("detection", "")
     if not isinstance(task, str) or task not in SCHEMAS:
-        raise unknown("task", str(task), SCHEMAS).at(source)
+        raise unknown("task", task, SCHEMAS, "task").at(source)
     return task
 
 
@@ -155,8 +180,11 @@ def parse_override(text: str, schema: Schema) -> ConfigLayer:
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         raise UserError(f"{COMMAND_LINE}: expected key=value, such as train.steps=100, not {text!r}")
     if key == "base":
-        raise UserError(f"{COMMAND_LINE}: base: cannot be set on the command line")
-    return ConfigLayer(COMMAND_LINE, nest_key(schema, key, yaml12.parse_value(value, f"{COMMAND_LINE}: {key}")))
+        raise UserError(f"{COMMAND_LINE}: base: cannot be set on the command line", key="base")
+    try:
+        return ConfigLayer(COMMAND_LINE, nest_key(schema, key, yaml12.parse_value(value, f"{COMMAND_LINE}: {key}")))
+    except UserError as error:
+        raise UserError(str(error), key=key) from None
 
 
 def _preset_layers(layers: Iterable[ConfigLayer], family: str) -> list[ConfigLayer]:
@@ -165,9 +193,10 @@ def _preset_layers(layers: Iterable[ConfigLayer], family: str) -> list[ConfigLay
     if preset is None:
         return []
     try:
-        return [ConfigLayer(layer.source, {"model": layer.values}) for layer in preset_layers(preset, family)]
+        layers = preset_layers(preset, family)
     except UserError as error:
         raise UserError(f"{source}: model.preset: {error}", key="model.preset") from None
+    return [ConfigLayer(layer.source, {"model": layer.values}, "model.preset") for layer in layers]
 
 
 def _profile_layers(layers: Iterable[ConfigLayer], experiment: Path) -> list[ConfigLayer]:
@@ -181,8 +210,9 @@ def _profile_layers(layers: Iterable[ConfigLayer], experiment: Path) -> list[Con
         raise error.at(source) from None
     values = yaml12.read(path)
     if "profile" in values:
-        raise UserError(f"{display_path(path)}: a profile cannot extend another")
-    return [ConfigLayer(display_path(path), {"slurm": values})]
+        message = f"{source}: {display_path(path)}: profile: a profile cannot extend another"
+        raise UserError(message, key="slurm.profile")
+    return [ConfigLayer(display_path(path), {"slurm": values}, "slurm.profile")]
 
 
 def _last_value(layers: Iterable[ConfigLayer], block: str, key: str) -> tuple[Any, str]:
@@ -198,7 +228,7 @@ def _last_value(layers: Iterable[ConfigLayer], block: str, key: str) -> tuple[An
 def _check_experiment(config: ExperimentConfig) -> None:
     """Check what depends on several keys, and the form of the name."""
     if not re.fullmatch(r"\w[\w.=,+-]*", config.name):
-        raise UserError(f"name = {config.name!r}: expected the name of a folder, without '/'", key="name")
+        raise UserError(f"name = {as_yaml(config.name)}: expected the name of a folder, without '/'", key="name")
     if (config.train.steps is None) == (config.train.epochs is None):
         state = "both are set" if config.train.steps is not None else "neither is set"
         keys = ("train.steps", "train.epochs")
@@ -218,7 +248,7 @@ def _check_fsdp(train: TrainConfig) -> None:
         return
     if train.optimizer.name != "adamw":
         key = "train.optimizer.name"
-        reason = f"expected {key} = 'adamw', but it is {train.optimizer.name!r}"
+        reason = f"expected {key} = 'adamw', but it is {as_yaml(train.optimizer.name)}"
         raise UserError(f"train.parallel = 'fsdp2': {reason}", key=("train.parallel", key))
     for key in ("train.compile", "train.channels_last"):
         if getattr(train, key.removeprefix("train.")):

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from attnzoo.config.experiment import SlurmConfig
-from attnzoo.errors import UserError, did_you_mean
+from attnzoo.errors import UserError, as_yaml, did_you_mean, plural
 
 MEMORY = re.compile(r"[1-9]\d*[KMGT]")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>[0-5]?\d))?(?::(?P<seconds>[0-5]?\d))?")
@@ -51,7 +51,8 @@ def check_slurm(config: SlurmConfig, processes: int) -> None:
         raise _expected("time", config.time, "minutes, HH:MM:SS or D-HH:MM:SS") from None
     if 60 * limit <= config.signal_seconds:
         raise UserError(
-            f"slurm.signal_seconds = {config.signal_seconds}: expected less than the time limit, {limit} minutes",
+            f"slurm.signal_seconds = {config.signal_seconds}: expected less than the time limit, "
+            f"{plural(limit, 'minute')}",
             key=("slurm.signal_seconds", "slurm.time"),
         )
     if config.memory is not None and not MEMORY.fullmatch(str(config.memory)):
@@ -70,7 +71,7 @@ def tasks_per_node(config: SlurmConfig, processes: int) -> int:
 
 
 def _expected(key: str, value: Any, what: str) -> UserError:
-    return UserError(f"slurm.{key} = {value!r}: expected {what}", key=f"slurm.{key}")
+    return UserError(f"slurm.{key} = {as_yaml(value)}: expected {what}", key=f"slurm.{key}")
 
 
 def _check_tasks(config: SlurmConfig, processes: int) -> None:

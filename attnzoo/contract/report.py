@@ -13,7 +13,7 @@ from attnzoo.attention import ATTENTIONS
 from attnzoo.contract import CLAUSES, PREREQUISITES, Case, Clause
 from attnzoo.contract.cases import roles
 from attnzoo.contract.explain import explain
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_yaml
 from attnzoo.geometry import Role
 
 MIN_PRINTED_SECONDS = 1.0  # the time of a faster clause is not printed
@@ -27,7 +27,7 @@ def report(name: str, options: Mapping[str, Any], verbose: bool = False) -> bool
     """
     ATTENTIONS.check(name, options)
     cases = _cases(name, options)
-    title = " ".join([name, *(f"{option}={value!r}" for option, value in options.items())])
+    title = " ".join([name, *(f"{option}={as_yaml(value)}" for option, value in options.items())])
     print(f"{title}: {len(CLAUSES)} clauses in {', '.join(case.role for case in cases)}", flush=True)
     start, failed, skipped_roles = time.perf_counter(), [], set[Role]()
     for clause_name, clause in CLAUSES.items():

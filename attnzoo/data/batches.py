@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from attnzoo.data.registries import Target
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class EpochBatchSampler:
                 f"{key} = {batch_size}: expected a positive multiple of the {world_size} processes", key=key
             )
         if batch_size > num_samples:
-            raise UserError(f"{key} = {batch_size}: larger than the training set ({num_samples} images)", key=key)
+            raise UserError(
+                f"{key} = {batch_size}: larger than the training set ({plural(num_samples, 'image')})", key=key
+            )
         self.num_samples, self.batch_size, self.seed, self.epoch = num_samples, batch_size, seed, epoch
         self.rank, self.world_size, self.start = rank, world_size, start
 
@@ -126,15 +129,35 @@ def make_loader(
     re-raised.
     """
     loader: DataLoader[Any] = DataLoader(
-        dataset,
+        _ErrorsAsSamples(dataset),
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(_collate_unless_error, collate),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # without one, every iteration draws from the global generator
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _ErrorsAsSamples(Dataset[Any]):
+    """Returns a UserError instead of raising it, since DataLoader passes on only the text of a worker's exception."""
+
+    def __init__(self, dataset: Dataset[Any]):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int | SampleIndex) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def _collate_unless_error(collate: Callable[[Any], Any], samples: Sequence[Any]) -> Any:
+    """The batch, or the first error among its samples or in collating them."""
     try:
-        yield from loader
+        return next((sample for sample in samples if isinstance(sample, UserError)), None) or collate(samples)
     except UserError as error:
-        # DataLoader wraps a worker's message in its traceback, whose last line is the message.
-        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip(), key=error.keys) from error
+        return error

@@ -22,7 +22,7 @@ from attnzoo.data.checks import check_option
 from attnzoo.data.images import DECODER_ERRORS, ImageReader
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, format_difference, transform_errors
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 from attnzoo.registry import Registry
 
 ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
@@ -83,7 +83,8 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
             message = f"data.dataset: {name} is missing, damaged or unsupported ({error})"
             raise UserError(message, key="data.dataset") from error
         if not 0 <= label < self.num_classes:
-            message = f"data.dataset: {self._name(index)}: label {label} out of range for {self.num_classes} classes"
+            classes = plural(self.num_classes, "class", "classes")
+            message = f"data.dataset: {self._name(index)}: label {label} out of range for {classes}"
             raise UserError(message, key="data.dataset")
         return image, int(label)
 

@@ -68,7 +68,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     name = check_optimizer_name(config)
     groups = parameter_groups(model, config)
     if not groups:
-        raise UserError("model: no trainable parameters")
+        raise UserError("model: no trainable parameters", key="model")
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return create_optimizer_v2(groups, opt=name, lr=config.lr, weight_decay=config.weight_decay)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnzoo.errors import UserError, unknown
+from attnzoo.errors import UserError, plural, unknown
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
@@ -77,7 +77,8 @@ def resolve_num_classes(config: ModelConfig, dataset_num_classes: int) -> int:
     """
     if config.num_classes is not None and config.num_classes < dataset_num_classes:
         raise UserError(
-            f"model.num_classes = {config.num_classes}: the data set has {dataset_num_classes} classes",
+            f"model.num_classes = {config.num_classes}: the data set has "
+            f"{plural(dataset_num_classes, 'class', 'classes')}",
             key="model.num_classes",
         )
     return config.num_classes or dataset_num_classes

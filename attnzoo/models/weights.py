@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 
 # Swin: (entries, heads); NATTEN and DAT: (heads, rows, columns).
 _POSITION_BIAS = re.compile(r"(relative_position_bias_table|rpb|rpe_table\.\d+)\Z")
@@ -27,7 +27,7 @@ def load_weights(
     state, model_state = _load_state_dict(path, where), model.state_dict()
     if not allow_unexpected and (unexpected := state.keys() - model_state.keys()):
         raise UserError(
-            f"{where}: {path} has {len(unexpected)} unexpected keys, such as {min(unexpected)!r}", key=where
+            f"{where}: {path} has {plural(len(unexpected), 'unexpected key')}, such as {min(unexpected)!r}", key=where
         )
     optional = {
         name
@@ -35,7 +35,7 @@ def load_weights(
         if (optional_prefix and name.startswith(optional_prefix)) or name.endswith("num_batches_tracked")
     }
     if missing := [name for name in model_state if name not in state and name not in optional]:
-        raise UserError(f"{where}: {path} has {len(missing)} missing keys, e.g. {missing[0]!r}", key=where)
+        raise UserError(f"{where}: {path} has {plural(len(missing), 'missing key')}, e.g. {missing[0]!r}", key=where)
     resized = {}
     for name, param in model_state.items():
         if name not in state:

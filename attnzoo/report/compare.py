@@ -7,7 +7,7 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, identity, load_saved
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
@@ -150,7 +150,8 @@ def _notes(
     if len(batches) > 1:
         notes.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
     if num_unfinished := sum(len(variant.unfinished) for variant in variants):
-        notes.append(f"{num_unfinished} of {len(finals)} runs are not finished; they are excluded from the means.")
+        verb = "is" if len(finals) == 1 else "are"
+        notes.append(f"{num_unfinished} of {plural(len(finals), 'run')} {verb} not finished, excluded from the means.")
     return notes
 
 

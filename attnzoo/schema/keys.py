@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from attnzoo.errors import as_yaml
+
 
 def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings with their dotted keys; an empty mapping has none."""
@@ -35,7 +37,7 @@ def format_value(value: Any) -> str:
         return short if float(short) == value else repr(value)
     if isinstance(value, (list, tuple)):
         return ",".join(map(format_value, value))
-    return str(value)
+    return as_yaml(value) if isinstance(value, Mapping) else str(value)
 
 
 def _shortest_suffix(key: str, keys: Sequence[str], variants: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
 from attnzoo.registry import format_type, matches_type, to_plain
 from attnzoo.schema.fields import FINITE, Range
 
@@ -21,10 +21,14 @@ Schema = type[Any]  # a config dataclass
 
 @dataclass(frozen=True)
 class ConfigLayer:
-    """Values from one source, nested as in the schema. `source`, a file or the command line, is named in messages."""
+    """Values from one source, nested as in the schema. `source`, a file or the command line, is named in messages.
+
+    `named_by` is the key that selected the layer, such as model.preset; what set that key is named too.
+    """
 
     source: str
     values: Mapping[str, Any]
+    named_by: str = ""
 
 
 class ConfigBuilder:
@@ -40,9 +44,12 @@ class ConfigBuilder:
         self.schema = schema
         self.values = copy.deepcopy(_defaults(typing.cast(Any, schema)))
         self._sources: dict[str, str] = {}  # full key -> source, in the order in which they were set
+        self._named_by: dict[str, str] = {}  # source -> key that selected it
 
     def merge(self, layer: ConfigLayer) -> None:
         """Merge one layer. Raises UserError for an unknown key, a wrong type or a choice that is not allowed."""
+        if layer.named_by:
+            self._named_by[layer.source] = layer.named_by
         try:
             self._merge(self.schema, self.values, layer.values, "", layer.source)
         except UserError as error:
@@ -54,18 +61,31 @@ class ConfigBuilder:
             config = _convert(self.schema, self._resolved())
             for key, number, allowed in _numbers(config, ""):
                 if number not in allowed:
-                    raise UserError(f"{key} = {number}: expected {allowed}", key=key)
+                    raise UserError(f"{key} = {as_yaml(number)}: expected {allowed}", key=key)
         except UserError as error:
             raise self.locate(error) from None
         return config
 
     def locate(self, error: UserError) -> UserError:
-        """The error prefixed with the source of its key set last, else of the nearest parent key."""
-        candidates = [key for key in self._sources if key in error.keys]
-        key = candidates[-1] if candidates else next(iter(error.keys), "")
+        """The error prefixed with the `source` of its keys."""
+        return error.at(self.source(*error.keys))
+
+    def source(self, *keys: str) -> str:
+        """What set the last of the keys, else the nearest parent key of the first; "" for a default."""
+        order = list(self._sources)
+        known = sorted((key for key in order if key in keys), key=lambda key: order.index(self._selector(key)))
+        key = known[-1] if known else next(iter(keys), "")
         while key and key not in self._sources:
             key = key.rpartition(".")[0]
-        return error.at(self._sources.get(key, ""))
+        if not key:
+            return ""
+        selector = self._selector(key)
+        return self._sources[key] if selector == key else f"{self._sources[selector]}: {self._sources[key]}"
+
+    def _selector(self, key: str) -> str:
+        """The key that selected what set `key`; `key` itself if it was set directly."""
+        selector = self._named_by.get(self._sources[key], key)
+        return selector if selector in self._sources else key
 
     def _resolved(self) -> dict[str, Any]:
         if "${" not in repr(self.values):
@@ -116,7 +136,7 @@ def _merge_mapping(metadata: Mapping[str, Any], old: dict[str, Any], new: dict[s
     if "named_block" not in metadata:
         return (old if new and "replace" not in metadata else {}) | new
     if not isinstance(name := new.get("name", old["name"]), str):
-        raise UserError(f"{key}.name = {name!r}: expected str", key=f"{key}.name")
+        raise UserError(f"{key}.name = {as_yaml(name)}: expected str", key=f"{key}.name")
     return (old if new and name == old["name"] else {"name": old["name"]}) | new
 
 
@@ -192,7 +212,7 @@ def named_blocks(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, str]
 def _check(hint: Any, key: str, value: Any, resolved: bool = False) -> None:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{key} = {value!r}: expected a mapping", key=key)
+            raise UserError(f"{key} = {as_yaml(value)}: expected a mapping", key=key)
     elif not resolved and isinstance(value, str) and "${" in value and typing.get_origin(hint) is not dict:
         return  # its value is checked when it is resolved
     elif typing.get_origin(hint) is typing.Literal and isinstance(value, str):
@@ -202,7 +222,7 @@ def _check(hint: Any, key: str, value: Any, resolved: bool = False) -> None:
         for name, item in value.items():
             _check(typing.get_args(hint)[1], f"{key}.{name}", item, resolved)
     elif not matches_type(value, hint):
-        raise UserError(f"{key} = {value!r}: expected {format_type(hint)}", key=key)
+        raise UserError(f"{key} = {as_yaml(value)}: expected {format_type(hint)}", key=key)
 
 
 def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserError:

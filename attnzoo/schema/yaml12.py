@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_yaml
 
 _CORE = {
     "null": (r"~|null|Null|NULL|", "~nN\0"),
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
     content = _parse(text, str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping, found {'nothing' if content is None else repr(content)}")
+        raise UserError(f"{path}: expected a mapping, found {'nothing' if content is None else as_yaml(content)}")
     return content
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnzoo import slurm
-from attnzoo.errors import unknown
+from attnzoo.errors import plural, unknown
 from attnzoo.report.status import RunStatus, resolve_job_ids, sweep_status
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
@@ -34,7 +34,8 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
     training = [run for run in selected if not run.job and run.state in ("running", "corrupt")]
     local = [run for run in training if _send_sigterm(sweep, run)]
     remote = [run.name for run in training if run not in local]
-    lines = [f"cancelled: {len(selected)} of {len(runs)} runs ({len(jobs)} SLURM jobs, {len(local)} local)"]
+    where = f"{plural(len(jobs), 'SLURM job')}, {len(local)} local"
+    lines = [f"cancelled: {len(selected)} of {plural(len(runs), 'run')} ({where})"]
     return lines + [f"{name} is running on another host; cancel it there" for name in remote]
 
 

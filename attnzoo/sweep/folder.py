@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.config.load import differences, digest, load_saved, save, to_yaml
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec
@@ -51,7 +51,7 @@ class SweepFolder:
                 if run.folder.path in rewritten or not (run.folder.config.exists() or run.folder.corruption()):
                     save(run.config, run.folder.config)
         except OSError as error:
-            raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from None
+            raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})", key="output") from None
 
     def record_start(self, run: RunSpec) -> None:
         """Count one more start of a run."""
@@ -74,8 +74,9 @@ def describe_restarts(runs: Sequence[RunSpec]) -> str | None:
     if not new:
         return None
     run, taken = new[0]
+    restart = "restart" if len(runs) > 1 else "restarts"
     return (
-        f"{len(new)} of {len(runs)} runs restart from scratch, the first in {run.folder.path}: "
+        f"{len(new)} of {plural(len(runs), 'run')} {restart} from scratch, the first in {run.folder.path}: "
         f"{taken.path.name} {_describe_differences(taken, run)}"
     )
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from attnzoo import slurm
 from attnzoo.config.load import Experiment
 from attnzoo.environment import sources_hash
-from attnzoo.errors import ExitCode, UserError
+from attnzoo.errors import ExitCode, UserError, plural
 from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus, sweep_status
 from attnzoo.report.summary import summarize
@@ -43,9 +43,9 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
     """
     experiment = Experiment(path, [*overrides, *_processes_override()])
     runs = expand(experiment)
-    from attnzoo.sweep.validate import validate  # imports torch; a misspelt key is reported before
+    from attnzoo.sweep.check_runs import check_runs  # imports torch; a misspelt key is reported before
 
-    folder, runs = _sweep_folder(experiment, validate(experiment, runs))
+    folder, runs = _sweep_folder(experiment, check_runs(experiment, runs))
     config = experiment.config()
     if _is_distributed_launch() and not dry_run:
         return _train_in_process_group(folder, runs, str(experiment.path), only)
@@ -135,7 +135,8 @@ def _submit(
     if slurm.available():
         submit.check(groups, folder)
     elif not dry_run:
-        raise UserError("launcher = 'slurm': SLURM is not installed here (no squeue); run this on a login node")
+        message = "launcher = 'slurm': SLURM is not installed here (no squeue); run this on a login node"
+        raise experiment.locate(UserError(message, key="launcher"))
     if dry_run:
         _print_runs(runs, _statuses(folder))
         print(submit.format_dry_run(groups, folder))
@@ -144,14 +145,14 @@ def _submit(
         return ExitCode.OK
     states = [_recorded_state(run) for run in runs]
     if set(states) <= {"done", "corrupt"}:
-        print(f"{states.count('done')} of {len(runs)} runs are already done")
+        print(_already_done(states.count("done"), len(runs)))
         summarize(folder.path, [run.folder.path for run in runs])
         return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
     folder.create(runs, str(experiment.path), to_start)
     for line in submit.submit(groups, folder):
         print(line)
     if skipped := len(runs) - len(to_start):
-        print(f"{skipped} of {len(runs)} runs skipped (done, already submitted, corrupt or not selected)")
+        print(f"{skipped} of {plural(len(runs), 'run')} skipped (done, already submitted, corrupt or not selected)")
     print(f"to monitor: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
     return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
 
@@ -169,13 +170,17 @@ def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFol
 def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], jobs: int) -> local.SweepResult:
     done = sum(_recorded_state(run) == "done" for run in runs)
     if done:
-        print(f"{done} of {len(runs)} runs are already done")
+        print(_already_done(done, len(runs)))
     if skipped := len(runs) - done - len(to_start):
-        print(f"{skipped} of {len(runs)} runs skipped (active elsewhere, corrupt or not selected)")
+        print(f"{skipped} of {plural(len(runs), 'run')} skipped (active elsewhere, corrupt or not selected)")
     with folder.ledger.update() as content:
         content["local"] = process.current()
     with ProgressDisplay(len(to_start), folder.record_start) as display:
         return local.train(to_start, jobs, display)
+
+
+def _already_done(done: int, total: int) -> str:
+    return f"{done} of {plural(total, 'run')} {'is' if total == 1 else 'are'} already done"
 
 
 def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experiment: str, only: str | None) -> int:
@@ -255,7 +260,7 @@ def _report_corrupt(runs: Sequence[RunSpec]) -> int:
 
 
 def _print_runs(runs: Sequence[RunSpec], statuses: Mapping[str, RunStatus]) -> None:
-    table = Table(title=f"{len(runs)} runs")
+    table = Table(title=plural(len(runs), "run"))
     for heading in ("run", "state", "overrides", "folder"):
         table.add_column(heading, overflow="fold")
     for run in runs:

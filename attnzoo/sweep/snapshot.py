@@ -29,7 +29,7 @@ def create_snapshot(folder: Path, plugins: Iterable[str]) -> Path:
     try:
         target = folder / _content_hash(files)
     except OSError as error:
-        raise UserError(f"plugins: {error.filename}: cannot be read ({error.strerror})") from None
+        raise UserError(f"plugins: {error.filename}: cannot be read ({error.strerror})", key="plugins") from None
     if not target.is_dir():
         _copy(files, target)
     return target

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,11 @@ from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
-from submitit.slurm.slurm import _make_sbatch_string
 
 from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.slurm import parse_minutes, tasks_per_node
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 from attnzoo.rundir.ledger import JOB_COMMENT_PREFIX
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.folder import SweepFolder
@@ -51,11 +51,16 @@ class JobGroup:
 
     def script(self, folder: Path, code: Path) -> str:
         """The batch script to be submitted."""
-        command = "python -u -m submitit.core._submit " + shlex.quote(str(folder))
-        options = self.executor_options(folder, code)
-        if len(self.runs) > 1:
-            options["map_count"] = len(self.runs)
-        return str(_make_sbatch_string(command, folder, **options))
+        return _batch_script(folder, self.executor_options(folder, code), len(self.runs))
+
+
+def _batch_script(folder: Path, options: Mapping[str, Any], num_jobs: int) -> str:
+    """The script that `SlurmExecutor(folder)`, with these options, submits for `num_jobs` jobs."""
+    # private: submitit has no public way to a script without submitting it, and its executor needs srun even to be made
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command, folder, map_count=num_jobs if num_jobs > 1 else None, **options))
 
 
 def group_by_resources(runs: Sequence[RunSpec]) -> list[JobGroup]:
@@ -73,14 +78,14 @@ def check(groups: Sequence[JobGroup], folder: SweepFolder) -> None:
     for group in groups:
         submission = folder.ledger.submission_folder(DRY_RUN_ID).resolve()
         if error := slurm.rejection(group.script(submission, submission.parent / "code")):
-            raise UserError(f"sbatch rejects {group.runs[0].name}: {error} (requested: {group.resources})")
+            raise UserError(f"sbatch rejects {group.runs[0].name}: {error} (requested: {group.resources})", key="slurm")
 
 
 def format_dry_run(groups: Sequence[JobGroup], folder: SweepFolder) -> str:
     """What would be submitted: each group's runs, resources and batch script."""
     lines = []
     for number, group in enumerate(groups, start=1):
-        lines += ["", f"group {number}: {len(group.runs)} runs with {group.resources}"]
+        lines += ["", f"group {number}: {plural(len(group.runs), 'run')} with {group.resources}"]
         lines += [f"  {index}: {run.folder.path.name}" for index, run in enumerate(group.runs)]
         submission = folder.ledger.submission_folder(DRY_RUN_ID).resolve()
         lines += [group.script(submission, submission.parent / "code" / "DIGEST").rstrip()]
@@ -112,14 +117,14 @@ def _submit(group: JobGroup, folder: SweepFolder, code: Path) -> str:
     executor.update_parameters(**group.executor_options(submission, code))
     try:
         job = executor.submit_array([_job(run, code) for run in group.runs])[0]
-    except FailedJobError as error:
+    except FailedJobError as error:  # its base class also covers jobs that sbatch has accepted
         with folder.ledger.update() as content:
             del content["submissions"][number]
-        raise UserError(f"sbatch: {str(error).strip()}") from None
+        raise UserError(f"sbatch: {str(error).strip()}", key="slurm") from None
     job_id = slurm.array_job_id(job.job_id)
     with folder.ledger.update() as content:
         content["submissions"][number]["job"] = job_id
-    return f"submitted {len(names)} run{'s' if len(names) > 1 else ''} as job {job_id} ({submission})"
+    return f"submitted {plural(len(names), 'run')} as job {job_id} ({submission})"
 
 
 def _job(run: RunSpec, code: Path) -> "partial[None]":

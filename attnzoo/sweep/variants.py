@@ -13,32 +13,35 @@ from attnzoo.schema.merge import Schema
 BASE = "base"
 
 
-def named_variants(sweep: SweepConfig, schema: Schema, where: str) -> dict[str, dict[str, Any]]:
+def named_variants(sweep: SweepConfig, schema: Schema) -> dict[str, dict[str, Any]]:
     """The name of each variant and its overrides, by full keys; none if the sweep names none.
 
     Raises UserError if a variant sets a key twice, and if both blocks are set.
     """
     if sweep.variants and sweep.one_at_a_time:
-        raise UserError(f"{where}: sweep: expected either variants or one_at_a_time, not both")
+        keys = ("sweep.variants", "sweep.one_at_a_time")
+        raise UserError("sweep: expected either variants or one_at_a_time, not both", key=keys)
     if sweep.one_at_a_time:
-        return {BASE: {}} | _one_at_a_time(sweep.one_at_a_time, where)
-    return {name: _by_full_keys(schema, name, block, where) for name, block in sweep.variants.items()}
+        return {BASE: {}} | _one_at_a_time(sweep.one_at_a_time)
+    return {name: _by_full_keys(schema, name, block) for name, block in sweep.variants.items()}
 
 
-def _one_at_a_time(block: Mapping[str, list[Any]], where: str) -> dict[str, dict[str, Any]]:
+def _one_at_a_time(block: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
     changes = [{key: value} for key, values in block.items() for value in values]
     labels = shorten_keys([dict(flatten(change)) or change for change in changes])
     names = ["-".join(f"{key}={format_value(value)}" for key, value in short.items()) for short in labels]
     names = [name.replace("/", "_").replace(" ", "") for name in names]
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{where}: sweep.one_at_a_time: {duplicates[0]} is listed twice")
+        key = f"sweep.one_at_a_time.{next(iter(changes[names.index(duplicates[0])]))}"
+        raise UserError(f"sweep.one_at_a_time: {duplicates[0]} is listed twice", key=key)
     return dict(zip(names, changes, strict=True))
 
 
-def _by_full_keys(schema: Schema, name: str, block: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _by_full_keys(schema: Schema, name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     items = list(_items(schema, block, ""))
     if duplicates := [key for key, count in Counter(key for key, _ in items).items() if count > 1]:
-        raise UserError(f"{where}: sweep.variants.{name}: {duplicates[0]!r} is set twice")
+        key = f"sweep.variants.{name}"
+        raise UserError(f"{key}: {duplicates[0]!r} is set twice", key=f"{key}.{duplicates[0]}")
     return dict(items)
 
 

@@ -255,7 +255,7 @@ def test_pooled_keys_ignore_padding() -> None:
         ({"kernel": [3, -1]}, "kernel = .*must be at least 1"),
         ({"range_factor": 0}, "range_factor = 0: must be positive"),
         ({"mlp_dim": 0}, "mlp_dim = 0: must be at least 1"),
-        ({"table_size": [[7, 7]]}, "table_size has 1 entries for 2 levels"),
+        ({"table_size": [[7, 7]]}, "table_size has 1 entry for 2 levels"),
         ({"table_size": [[7, 7], [0, 3]]}, "table_size = .*must be at least 1"),
         ({"bias": "cosine"}, "bias = 'cosine': expected 'table' | 'mlp' | 'depthwise' | 'none'"),
         ({"offset_range": "sigmoid"}, "offset_range"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attnzoo.attention import ATTENTIONS, build, load_plugin
+from attnzoo.attention import ATTENTIONS, build, load_accepted, load_plugin
 from attnzoo.contract import CLAUSES, Case
 from attnzoo.errors import UserError
 from attnzoo.geometry import Role, Slot
@@ -87,8 +87,10 @@ def test_rejects_a_duplicate_name(tmp_path: Path) -> None:
     path.write_text(EXAMPLE.read_text().replace('@register("low_rank")', '@register("dense")'))
     dense = ATTENTIONS.get("dense")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"'dense' is already registered by attnzoo\.attention\.dense"):
+        with pytest.raises(UserError) as caught:
             load_plugin(path)
+        line = 1 + path.read_text().splitlines().index('@register("dense")')
+        assert str(caught.value) == f"{path}:{line}: attention 'dense' is already registered by attnzoo.attention.dense"
     assert ATTENTIONS.get("dense") is dense
 
 
@@ -102,8 +104,61 @@ def test_syntax_error_is_one_line_with_file_and_line(tmp_path: Path, monkeypatch
         assert str(caught.value) == f"plugins: {path}:2: SyntaxError: invalid syntax"
 
 
-def test_errors_in_a_plugin_keep_their_traceback(tmp_path: Path) -> None:
+BROKEN = {
+    "import no_such_library": "ModuleNotFoundError: No module named 'no_such_library'",
+    "import json; json.loads('{')": "JSONDecodeError: Expecting property name enclosed in double quotes: line 1",
+    "raise SystemExit(3)": "SystemExit: 3",
+    "assert 1 > 2": "AssertionError",
+}
+
+
+@pytest.mark.parametrize("statement", BROKEN)
+def test_error_in_importing_is_one_line_with_its_place(
+    statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the plugin's own line, not that of the library in which the error is raised."""
     path = tmp_path / "my_broken.py"
-    path.write_text("import no_such_library\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-        load_plugin(path)
+    path.write_text(f"x = 1\n{statement}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for source in (path, "my_broken"):
+        for _ in range(2):
+            with pytest.raises(UserError) as caught:
+                load_plugin(source, where="plugins")
+            assert str(caught.value).startswith(f"plugins: {path}:2: {BROKEN[statement]}")
+            assert "\n" not in str(caught.value)
+
+
+def test_error_below_an_attention_leaves_none_registered(plugin: Path) -> None:
+    whole = plugin.read_text()
+    plugin.write_text(f"{whole}\n1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="ZeroDivisionError"):
+            load_plugin(plugin)
+        assert "mine" not in ATTENTIONS.names()
+    plugin.write_text(whole)
+    assert load_plugin(plugin) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("*, size=3", "TypeError: attention 'bad': option 'size' has no type annotation"),
+        ("**options", "TypeError: attention 'bad': *args and **kwargs would accept misspelt options"),
+        ("*, size: 'Sise' = 3", "NameError: name 'Sise' is not defined"),
+    ],
+)
+def test_that_is_refused_does_not_hide_the_others(options: str, reason: str, plugin: Path) -> None:
+    bad = f'@register("bad")\nclass Bad(Attention):\n    def __init__(self, slot, {options}): super().__init__(slot)\n'
+    text = plugin.read_text()
+    first = text.index("@register")
+    plugin.write_text(f"{text[:first]}{bad}\n\n{text[first:]}")
+    line = 1 + plugin.read_text().splitlines().index('@register("bad")')
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            load_plugin(plugin)
+        assert str(caught.value) == f"{plugin}:{line}: {reason}"
+        assert not {"bad", "mine"} & set(ATTENTIONS.names())
+    names, (refused,) = load_accepted(plugin)
+    assert names == ["mine"]
+    assert str(refused) == f"{plugin}:{line}: {reason}"
+    assert "bad" not in ATTENTIONS.names()

@@ -11,8 +11,8 @@ from attnzoo import models
 from attnzoo.config.files import PACKAGED
 from attnzoo.config.load import Experiment, load
 from attnzoo.engine.optim import check_parameter_patterns
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import expand
-from attnzoo.sweep.validate import validate
 
 FILES = sorted(PACKAGED.glob("*.yaml"))
 BUILT_IN = [path for path in FILES if not path.stem.endswith(("_coco", "_imagenet"))]
@@ -21,7 +21,7 @@ BUILT_IN = [path for path in FILES if not path.stem.endswith(("_coco", "_imagene
 @pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
 def test_every_run_can_be_built(path: Path) -> None:
     experiment = Experiment(path)
-    runs = validate(experiment, expand(experiment))
+    runs = check_runs(experiment, expand(experiment))
     assert all(run.config.name == path.stem for run in runs)
     assert all(len(run.name) < 200 for run in runs)  # of a folder
 
@@ -123,7 +123,7 @@ def test_cross_slots_has_every_attention_in_every_slot() -> None:
     from attnzoo.geometry import Role
 
     experiment = Experiment("experiments/cross_slots.yaml")
-    configs: list[Any] = [run.config for run in validate(experiment, expand(experiment))]
+    configs: list[Any] = [run.config for run in check_runs(experiment, expand(experiment))]
     found = {
         Role.ENCODER: {config.model.encoder.attention["name"] for config in configs},
         Role.DECODER: {config.model.decoder.attention["name"] for config in configs},

@@ -8,7 +8,7 @@ import pytest
 
 from attnzoo.attention import ATTENTIONS
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import Experiment, digest, load, load_saved, save
+from attnzoo.config.load import Change, Experiment, digest, load, load_saved, save
 from attnzoo.errors import UserError
 from attnzoo.models import presets
 
@@ -111,7 +111,7 @@ BAD = [
     ("modle.dim=3", "unknown key 'modle'; did you mean 'model'?"),
     ("train.steps=abc", "train.steps = 'abc': expected int | null"),
     ("train.steps=1e5", "train.steps = 100000.0: expected int"),
-    ("train.steps=true", "train.steps = True: expected int"),
+    ("train.steps=true", "train.steps = true: expected int"),
     ("train.steps=0", "train.steps = 0: expected a number at least 1"),
     ("train.epochs=3", "exactly one of train.steps and train.epochs, but both are set"),
     ("train.steps=null", "exactly one of train.steps and train.epochs, but neither is set"),
@@ -136,24 +136,29 @@ BAD = [
     ("model.backbone.strides=4,8", "model.backbone.strides = '4,8': expected list of int"),
     ("model.backbone.strides=[4, 0]", "model.backbone.strides = 0: expected a number at least 1"),
     ("model.encoder.attention=dense", "model.encoder.attention = 'dense': expected a mapping"),
-    ("model.encoder.attention.name=null", "model.encoder.attention.name = None: expected str"),
+    ("model.encoder.attention.name=null", "model.encoder.attention.name = null: expected str"),
     ("model.preset=detr_r51", "model.preset: unknown preset 'detr_r51'"),
     ("model.ffn=${model.dimm}", "Interpolation key 'model.dimm' not found"),
     ("model.ffn=a${model.dim}", "model.ffn = 'a256': expected int"),
     ("device=${name}", "unknown device 'small' (allowed: auto, cpu, cuda)"),
     ("model.encoder.attention=${model.decoder.attention}", "expected a mapping"),
     (f"train.optimizer.lr=1{'0' * 400}", "0: expected float"),
-    ("train.optimizer.lr=.nan", "train.optimizer.lr = nan: expected a number more than 0"),
+    ("train.optimizer.lr=.nan", "train.optimizer.lr = .nan: expected a number more than 0"),
     ("train.optimizer.lr=0", "train.optimizer.lr = 0.0: expected a number more than 0"),
     ("name=a/b", "name = 'a/b': expected the name of a folder"),
     ("processes=3", "data.batch_size = 2: expected a multiple of processes = 3"),
-    ("data.dataset.noise=.inf", "data.dataset.noise = inf: expected a finite number"),
-    ("data.dataset.sizes=[6, .nan]", "data.dataset.sizes = nan: expected a finite number"),
-    ("model.head.box_size_bias=.nan", "model.head.box_size_bias = nan: expected a finite number"),
-    ("train.optimizer.lr_multipliers={a: .inf}", "lr_multipliers.a = inf: expected a number at least 0"),
+    ("data.dataset.noise=.inf", "data.dataset.noise = .inf: expected a finite number"),
+    ("data.dataset.sizes=[6, .nan]", "data.dataset.sizes = .nan: expected a finite number"),
+    ("model.head.box_size_bias=.nan", "model.head.box_size_bias = .nan: expected a finite number"),
+    ("train.optimizer.lr_multipliers={a: .inf}", "lr_multipliers.a = .inf: expected a number at least 0"),
     ("train.optimizer.lr_multipliers.backbone=x", "train.optimizer.lr_multipliers.backbone = 'x': expected float"),
     ("model.encoder.attention={1: 2}", "{1: 2}: expected a mapping"),
     ("model.backbone.strides=[]", "model.backbone.strides = []: expected at least one number"),
+    ("task=nosuch", "command line: task: unknown task 'nosuch' (allowed: classification, detection)"),
+    (
+        "data.dataset={name: digit_scenes, sizes: {a: null, b: [x, true, '1']}}",
+        "= {a: null, b: [x, true, '1']}: expected",
+    ),
     ("base=foo.yaml", "base: cannot be set on the command line"),
     ("steps", "expected key=value"),
     ("train.steps=[1", "train.steps:1: not valid YAML"),
@@ -319,7 +324,9 @@ def test_later_grids_replace_earlier_ones(tmp_path: Path) -> None:
 
 
 def test_changes_override_everything_else(experiment: Path) -> None:
-    config = Experiment(experiment, ["model.dim=64"]).config({"model.dim": 32, "seed": 4})
+    config = Experiment(experiment, ["model.dim=64"]).config(
+        [Change("model.dim", 32, "sweep"), Change("seed", 4, "sweep")]
+    )
     assert (config.model.dim, config.seed) == (32, 4)
 
 

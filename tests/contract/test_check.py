@@ -277,6 +277,29 @@ def test_file_with_several_attentions(plugin: Path, capsys: pytest.CaptureFixtur
     assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["other scale=2"]
 
 
+REFUSED = '@register("bad")\nclass Bad(Attention):\n    def __init__(self, slot, *, size=3): super().__init__(slot)\n'
+
+
+def test_that_is_refused_fails_and_the_others_are_checked(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in ("interface", "shape")})
+    text = plugin.read_text()
+    start = text.index("@register")
+    plugin.write_text(f"{text[:start]}{REFUSED}\n\n{text[start:]}")
+    assert check(plugin) == 1
+    printed = lines(capsys)
+    line = 1 + text[:start].count("\n")
+    assert printed[0] == f"refused: {plugin}:{line}: TypeError: attention 'bad': option 'size' has no type annotation"
+    assert printed[-1].startswith("mine: all clauses hold in decoder")
+
+
+def test_verbose_shows_the_traceback_of_an_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_library\n")
+    assert check(tmp_path / "broken.py", "--verbose") == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
 def test_registered_attention_by_name_or_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,7 +342,11 @@ def test_list_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         (["my_attention.py", "scale=[1"], "command line: scale:1: not valid YAML"),
         (["my_attention.py", "=1"], "expected option=value, such as points=8, not '=1'"),
         (["my_attention.py", "mein"], "my_attention.py: unknown attention 'mein'; did you mean 'mine'?"),
-        (["my_attention.py", "mine", "yours"], "expected one NAME, found mine, yours"),
+        (["my_attention.py", "mine", "mine"], "expected one NAME, found mine, mine"),
+        (["dat", "points"], "command line: 'points': expected option=value (options: stride, kernel, groups,"),
+        (["dat", "stride"], "command line: 'stride': expected stride=value (options: stride, kernel, groups,"),
+        (["my_attention.py", "scale"], "command line: 'scale': expected scale=value (options: scale)"),
+        (["refused.py"], "refused.py:4: TypeError: attention 'bad': option 'size' has no type annotation"),
     ],
 )
 def test_user_errors_are_one_line(
@@ -329,6 +356,7 @@ def test_user_errors_are_one_line(
     Path("empty.py").write_text("x = 1\n")
     Path("broken.py").write_text("import no_such_library\n")
     Path("typo.py").write_text("def f(:\n")
+    Path("refused.py").write_text(f"from attnzoo.attention import Attention, register\n\n\n{REFUSED}")
     assert check(*words) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from support.data import coco_config
+from torch.utils.data import Dataset
 
 from attnzoo.data.batches import EpochBatchSampler, SampleIndex, collate, make_loader, val_batch_indices
 from attnzoo.data.build import build_dataset
@@ -109,6 +110,29 @@ def test_damaged_file_gives_a_one_line_error(root, workers):
         list(make_loader(dataset, [[0]], workers))
     assert "\n" not in str(caught.value)
     assert "1.png: the image file is damaged" in str(caught.value)
+
+
+class Refusing(Dataset):
+    def __getitem__(self, index):
+        raise UserError("its text may contain UserError: as here", key="data.dataset")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_keeps_its_text_and_key(workers):
+    with pytest.raises(UserError) as caught:
+        list(make_loader(Refusing(), [[0]], workers))
+    assert str(caught.value) == "its text may contain UserError: as here"
+    assert caught.value.keys == ("data.dataset",)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_collate_keeps_its_key(workers):
+    def refuse(samples):
+        raise UserError("no", key="data.augment")
+
+    with pytest.raises(UserError) as caught:
+        list(make_loader([0], [[0]], workers, refuse))
+    assert caught.value.keys == ("data.augment",)
 
 
 def test_samples_depend_only_on_index_and_seed(root):

@@ -185,7 +185,7 @@ def test_invalid_timm_data_sets_are_rejected(folder: Path) -> None:
         dataset(name="timm", source="torch/no_such_set", root=str(folder), num_classes=2)
     with pytest.raises(UserError, match="num_classes = 0"):
         dataset(name="timm", source="", root=str(folder), num_classes=0)
-    with pytest.raises(UserError, match="label 1 out of range for 1 classes"):
+    with pytest.raises(UserError, match="label 1 out of range for 1 class"):
         dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
 
 

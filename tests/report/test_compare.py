@@ -19,8 +19,8 @@ from attnzoo.report.compare import compare
 from attnzoo.report.statistics import mean_ci95
 from attnzoo.report.table import print_comparison, rich_table, write_comparison
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import expand
-from attnzoo.sweep.validate import validate
 
 SWEEP = """
 name: x
@@ -255,7 +255,7 @@ def test_options_implied_by_a_name_are_not_columns(tmp_path: Path) -> None:
         "    - {name: window, window: 4}\n    - {name: window, window: 8}\n    - {name: dat}\n    - {name: dense}\n"
     )
     experiment = Experiment(tmp_path / "x.yaml")
-    for run in validate(experiment, expand(experiment)):  # which fills in all defaults: a `bias` of two types too
+    for run in check_runs(experiment, expand(experiment)):  # which fills in all defaults: a `bias` of two types too
         target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')
@@ -274,7 +274,7 @@ def test_options_implied_by_a_backbone_are_not_columns(tmp_path: Path) -> None:
         "    - {name: dat_pico, options: {stage2: {second: {groups: 1}}}}\n"
     )
     experiment = Experiment(tmp_path / "x.yaml")
-    for run in validate(experiment, expand(experiment)):
+    for run in check_runs(experiment, expand(experiment)):
         target = RunFolder(tmp_path / "runs" / run.name)
         save(run.config, target.config)
         target.metrics.write_text('{"step": 5, "val/AP": 0.5}\n')

@@ -17,9 +17,9 @@ from attnzoo.errors import ExitCode
 from attnzoo.report.compare import compare
 from attnzoo.report.status import sweep_status
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder
-from attnzoo.sweep.validate import validate
 
 EXPERIMENT = """
 base: base/detr_scenes.yaml
@@ -54,7 +54,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     Path("x.yaml").write_text(EXPERIMENT)
     experiment = Experiment("x.yaml")
     folder = SweepFolder(Path("runs/x"))
-    runs = folder.assign(validate(experiment, expand(experiment)))
+    runs = folder.assign(check_runs(experiment, expand(experiment)))
     folder.create(runs, "x.yaml")
     for run in runs[:-1]:
         finish(run)

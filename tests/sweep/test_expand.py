@@ -15,8 +15,8 @@ def runs_of(folder: Path, sweep: str, *overrides: str) -> list[RunSpec]:
     return expand(Experiment(path, overrides))
 
 
-def names(folder: Path, sweep: str) -> list[str]:
-    return [run.name for run in runs_of(folder, sweep)]
+def names(folder: Path, sweep: str, *overrides: str) -> list[str]:
+    return [run.name for run in runs_of(folder, sweep, *overrides)]
 
 
 def test_without_a_sweep_there_is_one_run(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_seeds_share_a_digest_and_variants_do_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ("grid: {model.dimm: [1]}", "run dimm=1-seed=3: unknown key 'model.dimm'; did you mean 'model.dim'"),
+        ("grid: {model.dimm: [1]}", "x.yaml: sweep: unknown key 'model.dimm'; did you mean 'model.dim'"),
         ("grid: {model.dim: [8, x]}", "run dim=x-seed=3: model.dim = 'x': expected int"),
         ("grid: {model.dim: 8}", "sweep.grid.model.dim = 8: expected list"),
         ("grid: {model.dim: []}", "sweep.grid.model.dim = []: expected at least one value"),
@@ -87,6 +87,8 @@ def test_seeds_share_a_digest_and_variants_do_not(tmp_path: Path) -> None:
         ("{grid: {model.dim: [8]}, exclude: [{model.dimm: 8}]}", "'model.dimm' is not swept; did you mean 'model.dim'"),
         ("{grid: {model.dim: [8]}, exclude: [{model.dim: 9}]}", "model.dim = 9 is not among its values [8]"),
         ("{grid: {model.dim: [8]}, exclude: [{model.dim: 8}]}", "sweep.exclude removes all runs"),
+        ("grid: {}", "sweep.grid = {}: expected at least one key"),
+        ("zip: {}", "sweep.zip = {}: expected at least one key"),
         ("gird: {model.dim: [8]}", "unknown key 'sweep.gird'; did you mean 'sweep.grid'"),
     ],
 )
@@ -96,3 +98,46 @@ def test_invalid_sweeps_are_errors(tmp_path: Path, sweep: str, message: str) -> 
         runs_of(tmp_path, f"sweep: {block}")
     assert message in str(caught.value)
     assert "x.yaml" in str(caught.value)
+    assert caught.value.keys
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        "{grid: {model.dimm: [1]}}",
+        "{grid: {model.dim: [8, x]}}",
+        "{grid: {model.dim: []}}",
+        "{grid: {seed: [1]}}",
+        "{zip: {model.dim: [8, 16], model.ffn: [8]}}",
+        "{grid: {model.dim: [8]}, zip: {model.dim: [8]}}",
+        "{seeds: [1, 1]}",
+        "{grid: {model.dim: [8, 8]}}",
+        "{grid: {model.dim: [8]}, exclude: [{model.dimm: 8}]}",
+        "{grid: {model.dim: [8]}, exclude: [{model.dim: 8}]}",
+        "{variants: {a: {model.dim: x}, b: {}}}",
+        "{variants: {a/b: {}}}",
+        "{variants: {a: {model.dim: 8, model: {dim: 16}}}}",
+        "{variants: {a: {model.dim: 8}}, grid: {model.dim: [8, 16]}}",
+        "{variants: {a: {}}, one_at_a_time: {model.dim: [8]}}",
+        "{one_at_a_time: {model.dim: [8, 8]}}",
+        "{one_at_a_time: {slurm.time: [10]}}",
+    ],
+)
+def test_faults_of_a_sweep_name_where_it_stands(tmp_path: Path, sweep: str) -> None:
+    """In a base, on the command line; not the file that is run."""
+    (tmp_path / "x.yaml").write_text("name: x\ntrain: {steps: 5}\n")
+    with pytest.raises(UserError, match=r"^command line: ") as caught:
+        expand(Experiment(tmp_path / "x.yaml", [f"sweep={sweep}"]))
+    assert "x.yaml" not in str(caught.value)
+    (tmp_path / "low.yaml").write_text(f"train: {{steps: 5}}\nsweep: {sweep}\n")
+    (tmp_path / "top.yaml").write_text("base: low.yaml\nname: x\n")
+    with pytest.raises(UserError) as caught:
+        expand(Experiment(tmp_path / "top.yaml", ["jobs=2"]))
+    assert str(caught.value).startswith(f"{tmp_path}/low.yaml: ")
+
+
+def test_a_file_may_clear_the_sweep_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "low.yaml").write_text("train: {steps: 5}\nsweep: {grid: {model.dim: [8, 16]}}\n")
+    (tmp_path / "top.yaml").write_text("base: low.yaml\nname: x\nsweep: {grid: {}}\n")
+    assert [run.name for run in expand(Experiment(tmp_path / "top.yaml"))] == ["seed=0"]
+    assert len(names(tmp_path, "", "sweep.zip={}")) == 1

@@ -15,9 +15,9 @@ from attnzoo.errors import ExitCode
 from attnzoo.report.compare import compare
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder, describe_restarts
-from attnzoo.sweep.validate import validate
 from attnzoo.worker.train import train_run
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "low_rank.py"
@@ -50,7 +50,7 @@ def edit(path: Path) -> None:
 def assigned(*overrides: str) -> tuple[SweepFolder, list[RunSpec]]:
     experiment = Experiment("x.yaml", overrides)
     folder = SweepFolder(Path("runs/x"))
-    return folder, folder.assign(validate(experiment, expand(experiment)))
+    return folder, folder.assign(check_runs(experiment, expand(experiment)))
 
 
 def create(state: str, *overrides: str) -> RunSpec:
@@ -74,7 +74,7 @@ def test_edited_plugin_starts_a_new_run_and_is_reported(
     assert run.folder.path.name == f"seed=0-{run.digest}"
     assert f"seed=0 has plugins ({plugin} changed)" in str(describe_restarts([run]))
     assert attnzoo_run.main(["x.yaml", "--dry-run"]) == ExitCode.OK
-    assert f"1 of 1 runs restart from scratch, the first in {run.folder.path}" in capsys.readouterr().out
+    assert f"1 of 1 run restarts from scratch, the first in {run.folder.path}" in capsys.readouterr().out
     assert digest(load_saved(first.folder.config)) == first.digest
     plugin.write_text(original)
     assert assigned()[1][0].folder.path == first.folder.path
@@ -84,7 +84,7 @@ def test_run_is_not_resumed_from_its_own_config_with_an_edited_plugin(plugin: Pa
     first = create("interrupted")
     edit(plugin)
     experiment = Experiment(first.folder.config)
-    (run,) = SweepFolder(Path("runs/x")).assign(validate(experiment, expand(experiment)), name="seed=0")
+    (run,) = SweepFolder(Path("runs/x")).assign(check_runs(experiment, expand(experiment)), name="seed=0")
     assert run.folder.path != first.folder.path
 
 
@@ -116,7 +116,7 @@ def test_version_of_a_synthetic_data_set_is_part_of_the_identity(plugin: Path, m
     monkeypatch.setattr(DigitScenes, "version", 2)
     _, (run,) = assigned()
     assert run.folder.path != first.folder.path
-    assert "versions.data.dataset = 1, now 2" in str(describe_restarts([run]))
+    assert "versions.data.dataset = '1', now '2'" in str(describe_restarts([run]))
 
 
 def test_module_is_identified_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

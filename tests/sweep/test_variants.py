@@ -10,9 +10,9 @@ from attnzoo.errors import UserError
 from attnzoo.report import hparams
 from attnzoo.report.compare import compare
 from attnzoo.report.table import markdown
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder
-from attnzoo.sweep.validate import validate
 
 ENCODER, DECODER = "model.encoder.attention", "model.decoder.attention"
 NESTED = "{model: {encoder: {attention: {level: 0, name: deform}}}}"
@@ -93,22 +93,23 @@ def test_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
     assert names(tmp_path, "one_at_a_time: {model.dim: [256, 64]}") == ["base-seed=3", "dim=64-seed=3"]
     runs = runs_of(tmp_path, f"one_at_a_time: {{{ENCODER}.points: [2, 4]}}", "data.dataset={name: digit_scenes}")
     assert [run.name for run in runs] == ["base-seed=3", "points=2-seed=3", "points=4-seed=3"]
-    valid = validate(Experiment(tmp_path / "x.yaml", ["data.dataset={name: digit_scenes}"]), runs)
+    valid = check_runs(Experiment(tmp_path / "x.yaml", ["data.dataset={name: digit_scenes}"]), runs)
     assert [run.name for run in valid] == ["base-seed=3", "points=2-seed=3"]  # 4 is the default of the attention
 
 
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ("variants: {a: {model.dimm: 8}}", "run a-seed=3: unknown key 'model.dimm'; did you mean 'model.dim'"),
-        ("variants: {a: {model: {dimm: 8}}}", "run a-seed=3: unknown key 'model.dimm'; did you mean 'model.dim'"),
-        ("variants: {a: {model.dim: x}}", "run a-seed=3: model.dim = 'x': expected int"),
+        ("variants: {a: {model.dimm: 8}}", "x.yaml: sweep: unknown key 'model.dimm'; did you mean 'model.dim'"),
+        ("variants: {a: {model: {dimm: 8}}}", "x.yaml: sweep: unknown key 'model.dimm'; did you mean 'model.dim'"),
+        ("variants: {a: {model.dim: x}}", "x.yaml: sweep: model.dim = 'x': expected int"),
+        ("variants: {a: {}, b: {model.dim: x}}", "x.yaml: sweep, run b-seed=3: model.dim = 'x': expected int"),
         ("variants: {a: {}, a: {}}", "'a'"),
         ("variants: {a/b: {}}", "sweep.variants: 'a/b': expected the name of a folder"),
         ("variants: {'': {}}", "sweep.variants: '': expected the name of a folder"),
         ("variants: {a b: {}}", "sweep.variants: 'a b': expected the name of a folder"),
         ("variants: {.a: {}}", "sweep.variants: '.a': expected the name of a folder"),
-        ("variants: {a: }", "sweep.variants.a = None: expected a mapping"),
+        ("variants: {a: }", "sweep.variants.a = null: expected a mapping"),
         ("variants: {a: 3}", "sweep.variants.a = 3: expected a mapping"),
         ("variants: {a: {}, b: {}}", "the runs a-seed=3 and b-seed=3 have the same config"),
         ("variants: {a: {seed: 1}}", "sweep.variants.a: 'seed' cannot be swept; list a sweep's seeds in sweep.seeds"),
@@ -128,7 +129,7 @@ def test_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
         ),
         (
             f"{TWO}, exclude: [{{variant: dens}}]",
-            "variant = 'dens' is not among its values ['dense', 'deform']; did you mean 'dense'",
+            "variant = 'dens' is not among its values [dense, deform]; did you mean 'dense'",
         ),
         (f"{TWO}, exclude: [{{varaint: dense}}]", "'varaint' is not swept; did you mean 'variant'"),
         ("grid: {model.dim: [8]}, exclude: [{variant: a}]", "'variant' is not swept"),
@@ -141,6 +142,8 @@ def test_value_of_the_base_is_not_run_twice(tmp_path: Path) -> None:
         ("one_at_a_time: {seed: [1]}", "sweep.one_at_a_time: 'seed' cannot be swept"),
         ("one_at_a_time: {slurm.time: [10]}", "'slurm.time' does not affect results"),
         ("one_at_a_time: {model.dim: [8]}, grid: {model.dim: [16]}", "'model.dim' of one_at_a_time is overwritten by"),
+        ("variants: {}", "sweep.variants = {}: expected at least one variant"),
+        ("one_at_a_time: {}", "sweep.one_at_a_time = {}: expected at least one key"),
         ("varaints: {a: {}}", "unknown key 'sweep.varaints'; did you mean 'sweep.variants'"),
     ],
 )  # fmt: skip

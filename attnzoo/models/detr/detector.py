@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attnzoo import attention
 from attnzoo.attention import Attention
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 from attnzoo.geometry import Pyramid, Queries, Role, Slot
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.detr.boxes import inverse_sigmoid
@@ -116,7 +116,7 @@ def _check_options(config: DetectorConfig) -> None:
         )
     if config.head.refine and config.head.boxes == "absolute":
         raise UserError(
-            "model.head.refine = True requires model.head.boxes = 'relative'",
+            "model.head.refine = true requires model.head.boxes = 'relative'",
             key=("model.head.refine", "model.head.boxes"),
         )
 
@@ -127,6 +127,6 @@ def _check_anchors(config: DetectorConfig, num_levels: int) -> None:
     if coarsest >= MAX_PROPOSAL:
         raise UserError(
             f"model.head.anchor_size = {config.head.anchor_size}: doubled per level, it is {coarsest:g} of the image "
-            f"on the last of {num_levels} levels; must be below {MAX_PROPOSAL}",
+            f"on the last of {plural(num_levels, 'level')}; must be below {MAX_PROPOSAL}",
             key="model.head.anchor_size",
         )

@@ -1,4 +1,4 @@
-"""Validates the runs of a sweep before anything is written, and writes all options out."""
+"""Checks every run of a sweep before anything is written: options, data set, and the model by a dry run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from attnzoo.models.dry_run import dry_run
 from attnzoo.sweep.expand import RunSpec, drop_repeats
 
 
-def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
+def check_runs(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
     """The runs with all options written into their configs.
 
     Each distinct model is built once, on the meta device, and run; no image is read. Raises UserError, naming file, run
@@ -32,7 +32,7 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
                 resolved[run.digest] = resolve_options(run.config)
                 _check(resolved[run.digest], parameters)
         except UserError as error:
-            raise _locate(error, experiment, run) from None
+            raise _locate(error, experiment, run, len(runs)) from None
         shared = resolved[run.digest]
         config = dataclasses.replace(run.config, data=shared.data, model=shared.model, versions=shared.versions)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
@@ -42,13 +42,12 @@ def validate(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]:
         try:
             check_parameter_patterns(run.config.train.optimizer, names)
         except UserError as error:
-            raise _locate(error, experiment, run) from None
+            raise _locate(error, experiment, run, len(runs)) from None
     return valid
 
 
-def _locate(error: UserError, experiment: Experiment, run: RunSpec) -> UserError:
-    changes = run.overrides | {"seed": run.seed}
-    return experiment.locate(error.at(f"run {run.name}"), changes, f"{experiment.path}: sweep")
+def _locate(error: UserError, experiment: Experiment, run: RunSpec, num_runs: int) -> UserError:
+    return experiment.locate(error, run.changes, run.name if num_runs > 1 else "")
 
 
 def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:

@@ -7,8 +7,8 @@ import pytest
 from attnzoo.attention import ATTENTIONS
 from attnzoo.config.load import Experiment, digest, load, save
 from attnzoo.errors import UserError
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import RunSpec, expand
-from attnzoo.sweep.validate import validate
 
 SMALL = """
 base: base/detr_scenes.yaml
@@ -22,7 +22,7 @@ def valid(folder: Path, *overrides: str) -> list[RunSpec]:
     path = folder / "small.yaml"
     path.write_text(SMALL)
     experiment = Experiment(path, overrides)
-    return validate(experiment, expand(experiment))
+    return check_runs(experiment, expand(experiment))
 
 
 def test_defaults_are_written_out_and_hashed(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_written_out_backbone_is_read_back(tmp_path: Path) -> None:
     (plain,) = valid(tmp_path, DAT)
     save(plain.config, tmp_path / "config.yaml")
     experiment = Experiment(tmp_path / "config.yaml")
-    (again,) = validate(experiment, expand(experiment))
+    (again,) = check_runs(experiment, expand(experiment))
     assert again.digest == plain.digest
 
 
@@ -93,15 +93,40 @@ def test_error_names_the_source_of_an_invalid_option(tmp_path: Path, override: s
     path.write_text(SMALL.replace("image_size: 32", "image_size: 9"))
     experiment = Experiment(path, [override] if override else [])
     with pytest.raises(UserError) as refused:
-        validate(experiment, expand(experiment))
-    assert source in str(refused.value)
-    assert "run seed=" in str(refused.value)
-    assert "data.dataset.image_size" in str(refused.value)
+        check_runs(experiment, expand(experiment))
+    source = source if source.startswith("command") else f"{tmp_path}/{source}"
+    assert str(refused.value).startswith(f"{source}data.dataset.image_size = ")
 
 
-def test_error_names_the_sweep_if_it_set_the_option(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"small\.yaml: sweep: run points=0-seed=0: .*points = 0"):
-        valid(tmp_path, "sweep.grid={model.encoder.attention.points: [0, 4]}")
+def test_sweep_is_named_if_it_set_the_option(tmp_path: Path) -> None:
+    grid = "{model.encoder.attention.points: [0, 4]}"
+    with pytest.raises(UserError, match=r"^command line: sweep, run points=0-seed=0: .*points = 0"):
+        valid(tmp_path, f"sweep.grid={grid}")
+    (tmp_path / "sweep.yaml").write_text(f"base: small.yaml\nsweep: {{grid: {grid}}}\n")
+    experiment = Experiment(tmp_path / "sweep.yaml", ["jobs=2"])
+    with pytest.raises(UserError) as refused:
+        check_runs(experiment, expand(experiment))
+    assert str(refused.value).startswith(f"{tmp_path}/sweep.yaml: sweep, run points=0-seed=0: ")
+
+
+def test_run_of_several_is_named_where_the_sweep_is_not_to_blame(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^command line: run seed=0: data\.dataset\.image_size = 8"):
+        valid(tmp_path, "data.dataset.image_size=8", "sweep.seeds=[0, 1]")
+
+
+def test_preset_that_does_not_fit_is_named_where_it_stands(tmp_path: Path) -> None:
+    """Not the base file, which sets the key that it does not go with."""
+    fault = r"preset detr_r50: model\.head\.refine = true requires model\.head\.boxes = 'relative'"
+    with pytest.raises(UserError, match=rf"^command line: {fault}"):
+        valid(tmp_path, "model.preset=detr_r50")
+    with pytest.raises(UserError, match=rf"^command line: sweep, run b-seed=0: {fault}"):
+        valid(tmp_path, "sweep.variants={a: {}, b: {model.preset: detr_r50}}")
+
+
+def test_profile_that_does_not_fit_is_named_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "big.yaml").write_text("nodes: 2\n")
+    with pytest.raises(UserError, match=r"^command line: .*big\.yaml: slurm\.nodes = 2: does not give processes = 1"):
+        valid(tmp_path, f"slurm.profile={tmp_path / 'big.yaml'}")
 
 
 def test_plugins_are_hashed_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Checks of a `sweep:` block, and of the command line against it."""
+"""Checks the `sweep:` block of an experiment, and the command line against it. See `check_runs` for the runs."""
 
 import dataclasses
 import re
@@ -7,71 +7,95 @@ from os.path import commonprefix
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
-from attnzoo.config.load import COMMAND_LINE, Experiment
-from attnzoo.errors import UserError, did_you_mean
+from attnzoo.config.load import Experiment
+from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, did_you_mean
 from attnzoo.schema.keys import flatten
 
 # Keys that apply to the whole sweep.
 NOT_SWEEPABLE = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed", "versions")
 NAME = re.compile(r"\w[\w.=,+-]*")
+BLOCKS = {"variants": "variant", "one_at_a_time": "key", "grid": "key", "zip": "key"}  # what each lists
 
 
-def check_sweep(sweep: SweepConfig, variants: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Raise UserError, naming file and key, if a sweep with these `variants` is invalid."""
+def check_block(experiment: Experiment, sweep: SweepConfig, variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError, with its key, if the sweep of an experiment, with these `variants`, is invalid."""
+    _check_empty(experiment)
     for kind in ("one_at_a_time", "zip", "grid"):
         for key, values in getattr(sweep, kind).items():
-            _check_key(key, f"{where}: sweep.{kind}")
+            _check_key(key, f"sweep.{kind}", f"sweep.{kind}.{key}")
             if not values:
-                raise UserError(f"{where}: sweep.{kind}.{key} = []: expected at least one value")
+                raise UserError(f"sweep.{kind}.{key} = []: expected at least one value", key=f"sweep.{kind}.{key}")
     for name in sweep.variants:
+        where = f"sweep.variants.{name}"
         if not NAME.fullmatch(name):
-            raise UserError(f"{where}: sweep.variants: {name!r}: expected the name of a folder, without '/' or spaces")
+            expected = "expected the name of a folder, without '/' or spaces"
+            raise UserError(f"sweep.variants: {name!r}: {expected}", key=where)
         for key in variants[name]:
-            _check_key(key, f"{where}: sweep.variants.{name}")
+            _check_key(key, where, f"{where}.{key}")
     if slurm := next((key for key in sweep.one_at_a_time if key.startswith("slurm.")), None):
-        raise UserError(f"{where}: sweep.one_at_a_time: {slurm!r} does not affect results")
-    _check_overlap(sweep, variants, where)
+        key = f"sweep.one_at_a_time.{slurm}"
+        raise UserError(f"sweep.one_at_a_time: {slurm!r} does not affect results", key=key)
+    _check_overlap(sweep, variants)
     lengths = {key: len(values) for key, values in sweep.zip.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise UserError(f"{where}: sweep.zip: expected lists of equal length, but {listed} values")
+        message = f"sweep.zip: expected lists of equal length, but {listed} values"
+        raise UserError(message, key=tuple(f"sweep.zip.{key}" for key in lengths))
     if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise UserError(f"{where}: sweep.seeds = {sweep.seeds}: duplicate seed")
-    _check_exclude(sweep, variants, where)
+        raise UserError(f"sweep.seeds = {sweep.seeds}: duplicate seed", key="sweep.seeds")
+    _check_exclude(sweep, variants)
 
 
-def _check_key(key: str, prefix: str) -> None:
+def _check_empty(experiment: Experiment) -> None:
+    """Refuse an empty block in a file, except one that clears the block of a base."""
+    filled = set[str]()
+    for layer in experiment.layers:
+        sweep = layer.values.get("sweep", {})
+        for kind in (kind for kind in BLOCKS if kind in sweep):
+            if sweep[kind]:
+                filled.add(kind)
+            elif kind not in filled and layer.source != COMMAND_LINE:
+                message = f"sweep.{kind} = {{}}: expected at least one {BLOCKS[kind]}"
+                raise UserError(message, key=f"sweep.{kind}")
+
+
+def _check_key(key: str, where: str, full_key: str) -> None:
     if key.split(".")[0] in NOT_SWEEPABLE:
         hint = "; list a sweep's seeds in sweep.seeds" if key == "seed" else ""
-        raise UserError(f"{prefix}: {key!r} cannot be swept{hint}")
+        raise UserError(f"{where}: {key!r} cannot be swept{hint}", key=full_key)
 
 
-def _check_overlap(sweep: SweepConfig, variants: Mapping[str, Mapping[str, Any]], where: str) -> None:
+def _check_overlap(sweep: SweepConfig, variants: Mapping[str, Mapping[str, Any]]) -> None:
     """No key is in both zip and grid, and neither overwrites what a variant sets: both are applied after it."""
     if both := sweep.grid.keys() & sweep.zip.keys():
-        raise UserError(f"{where}: sweep: {min(both)!r} is in both grid and zip")
+        key = min(both)
+        raise UserError(f"sweep: {key!r} is in both grid and zip", key=(f"sweep.grid.{key}", f"sweep.zip.{key}"))
     named = "one_at_a_time" if sweep.one_at_a_time else "variants"
     for kind in ("grid", "zip"):
         for key in getattr(sweep, kind):
-            for overrides in variants.values():
+            for name, overrides in variants.items():
                 if lost := [leaf for leaf, _ in flatten(overrides) if f"{leaf}.".startswith(f"{key}.")]:
-                    raise UserError(f"{where}: sweep: {lost[0]!r} of {named} is overwritten by {key!r} of {kind}")
+                    setter = f"sweep.variants.{name}" if named == "variants" else f"sweep.{named}"
+                    message = f"sweep: {lost[0]!r} of {named} is overwritten by {key!r} of {kind}"
+                    raise UserError(message, key=(setter, f"sweep.{kind}.{key}"))
 
 
-def _check_exclude(sweep: SweepConfig, variants: Mapping[str, Any], where: str) -> None:
+def _check_exclude(sweep: SweepConfig, variants: Mapping[str, Any]) -> None:
     swept = {"variant": [*variants]} if variants else {}
     swept |= sweep.zip | sweep.grid | {"seed": sweep.seeds}
     for index, rule in enumerate(sweep.exclude):
-        prefix = f"{where}: sweep.exclude[{index}]"
+        prefix = f"sweep.exclude[{index}]"
         for key, value in rule.items():
             if key not in swept:
-                raise UserError(f"{prefix}: {key!r} is not swept{did_you_mean(key, swept)} (swept: {', '.join(swept)})")
+                message = f"{prefix}: {key!r} is not swept{did_you_mean(key, swept)} (swept: {', '.join(swept)})"
+                raise UserError(message, key="sweep.exclude")
             if value not in swept[key]:
                 hint = did_you_mean(str(value), variants) if key == "variant" else ""
-                raise UserError(f"{prefix}: {key} = {value!r} is not among its values {swept[key]}{hint}")
+                message = f"{prefix}: {key} = {as_yaml(value)} is not among its values {as_yaml(swept[key])}{hint}"
+                raise UserError(message, key="sweep.exclude")
 
 
-def check_command_line(
+def check_overwritten(
     experiment: Experiment, base: ExperimentConfig, runs: Mapping[str, tuple[ExperimentConfig, Mapping[str, Any]]]
 ) -> None:
     """Raise UserError for a key on the command line that the sweep overwrites.
