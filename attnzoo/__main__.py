@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     cancel.set_defaults(command=_cancel)
     compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
+    compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
+    compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
+    formats = compare.add_mutually_exclusive_group()
+    for name in ("JSON", "CSV", "Markdown"):
+        formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and write nothing")
     compare.set_defaults(command=_compare)
     check = commands.add_parser(
         "check",
@@ -62,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run.report_errors(lambda: args.command(args))
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
 def _status(args: argparse.Namespace) -> int:
     from attnzoo.report.status_table import print_status
 
@@ -79,9 +91,14 @@ def _cancel(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report import hparams
     from attnzoo.report.compare import compare
-    from attnzoo.report.table import print_comparison, write_comparison
+    from attnzoo.report.table import markdown, print_comparison, to_csv, to_json, write_comparison
 
-    comparison = compare(args.folders)
+    comparison = compare(args.folders, args.baseline, args.margin)
+    printers = {"json": to_json, "csv": to_csv, "markdown": markdown}
+    chosen = next((printer for name, printer in printers.items() if getattr(args, name)), None)
+    if chosen is not None:
+        print(chosen(comparison).rstrip("\n"))
+        return 0
     print_comparison(comparison)
     if len(args.folders) == 1:
         write_comparison(comparison, args.folders[0])

@@ -1,5 +1,6 @@
 """Compares variants: mean and confidence interval over seeds, and cost."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,42 +8,49 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, identity, load_saved
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, plural, unknown
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
-from attnzoo.report.runs import find_runs
+from attnzoo.report.pairs import PairedTable, Scores, pair_variants
+from attnzoo.report.runs import RunEntry, SweepPlan, find_plan, find_runs
 from attnzoo.report.statistics import mean_ci95
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder, check_config
-from attnzoo.rundir.metrics import METRICS, final_values
+from attnzoo.rundir.metrics import METRICS, PRIMARY_METRICS, Metric, final_values
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
 Seeds = dict[int, RunFolder]  # the runs of a variant
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare all runs in `folders`. Raises UserError for a folder without runs, and for a duplicate run."""
-    variants: dict[tuple[str, str], tuple[ExperimentConfig, str | None, Seeds]] = {}
+def compare(folders: Sequence[Path], baseline: str | None = None, margin: float | None = None) -> Comparison:
+    """Compare all runs in `folders`.
+
+    `baseline`: the name of a variant, `margin`: see `compare_pairs`; by default those of the sweep, if it has any.
+    Raises UserError for a folder without runs, for a duplicate run, and for an unknown baseline.
+    """
+    variants: dict[tuple[str, str], tuple[ExperimentConfig, RunEntry, Seeds]] = {}
     finals: dict[RunFolder, dict[str, float]] = {}
+    rows_of: dict[RunFolder, list[dict[str, float]]] = {}
     states: dict[RunFolder, str] = {}
     left_out: list[str] = []
-    for run, variant in find_runs(folders).items():
+    for run, entry in find_runs(folders).items():
         try:
             check_config(run.config)
             config, status, metrics = load_saved(run.config), run.read_status(), run.read_metrics()
         except UserError as error:
             left_out.append(f"Left out: {error}")
             continue
-        finals[run], states[run] = final_values(status, metrics), str(status["state"])
-        _, _, seeds = variants.setdefault((config.name, digest(config)), (config, variant, {}))
+        finals[run], states[run], rows_of[run] = final_values(status, metrics), str(status["state"]), metrics
+        _, _, seeds = variants.setdefault((config.name, digest(config)), (config, entry, {}))
         if config.seed in seeds:
             raise UserError(f"{run.path}: duplicate run, the same config and seed as {seeds[config.seed].path}")
         seeds[config.seed] = run
     if not variants:
         raise UserError(left_out[0])
     configs = [config for config, _, _ in variants.values()]
-    options = _varying_options(configs, [variant for _, variant, _ in variants.values()])
+    entries = [entry for _, entry, _ in variants.values()]
+    options = _varying_options(configs, [entry.variant for entry in entries])
     trained = [
         TrainedRun(index, _name(labels), seed, attempts.environments(run))
         for index, ((_, _, seeds), labels) in enumerate(zip(variants.values(), options, strict=True))
@@ -54,11 +62,55 @@ def compare(folders: Sequence[Path]) -> Comparison:
         replace(_variant(seeds, finals, states, labels), footnotes=marks.get(index, {}))
         for index, ((_, _, seeds), labels) in enumerate(zip(variants.values(), options, strict=True))
     ]
+    plan = find_plan(folders)
+    given = baseline if baseline is not None else plan.baseline
+    if margin is not None:
+        plan = replace(plan, margin=margin)
+    paired = None
+    if len(variants) > 1 and len({config.task for config in configs}) == 1:
+        metric = PRIMARY_METRICS[configs[0].task]
+        named = [
+            _scores(_unique_name(entry, entries, labels), seeds, finals, rows_of, metric.key)
+            for (_, entry, seeds), labels in zip(variants.values(), options, strict=True)
+        ]
+        paired = _pair(named, given, plan, metric)
+    elif baseline is not None:
+        raise UserError(f"--baseline {baseline}: one variant, nothing to compare it with")
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
     notes = _notes(rows, configs, finals.values()) + footnotes + left_out
-    return Comparison(columns, rows, notes, frozenset(config.task for config in configs))
+    return Comparison(columns, rows, notes, frozenset(config.task for config in configs), paired)
+
+
+def _unique_name(entry: RunEntry, entries: Sequence[RunEntry], labels: Mapping[str, Any]) -> str:
+    """The name of a variant, or its options where several have the same name."""
+    unique = sum(other.variant_name == entry.variant_name for other in entries) == 1
+    return entry.variant_name if unique and entry.variant_name else _name(labels)
+
+
+def _scores(
+    name: str,
+    seeds: Seeds,
+    finals: Mapping[RunFolder, Mapping[str, float]],
+    rows: Mapping[RunFolder, Sequence[Mapping[str, float]]],
+    key: str,
+) -> Scores:
+    done = {seed: run for seed, run in seeds.items() if finals[run]}
+    curves = {seed: [(row["step"], row[key]) for row in rows[run] if key in row] for seed, run in done.items()}
+    return Scores(name, {seed: finals[run].get(key, math.nan) for seed, run in done.items()}, curves)
+
+
+def _pair(variants: Sequence[Scores], baseline: str | None, plan: SweepPlan, metric: Metric) -> PairedTable:
+    """All variants against the baseline, by default the first."""
+    by_name = {variant.name: variant for variant in variants}
+    if baseline is not None and baseline not in by_name:
+        raise unknown("variant", baseline, by_name).at("--baseline")
+    first = by_name[baseline] if baseline is not None else variants[0]
+    others = [variant for variant in variants if variant is not first]
+    return pair_variants(
+        others, first, metric, is_given=baseline is not None, aa=plan.aa, margin=plan.margin, looks=plan.looks
+    )
 
 
 def _variant(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnzoo.report.pairs import PairedTable
 from attnzoo.report.statistics import Estimate
 
 
@@ -22,9 +23,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns of options, one row per variant, footnotes, and the tasks of the runs."""
+    """Columns of options, one row per variant, footnotes, the tasks of the runs, and the variants against the baseline.
+
+    `paired` is None for one variant, and for runs of several tasks.
+    """
 
     columns: list[str]
     variants: list[Variant]
     notes: list[str]
     tasks: frozenset[str]
+    paired: PairedTable | None = None
