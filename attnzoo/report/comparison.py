@@ -18,6 +18,7 @@ class Variant:
     estimates: dict[str, Estimate | None]
     seeds: tuple[int, ...]
     unfinished: tuple[str, ...]  # "seed 2 failed"
+    hours: float | None = None  # of all finished runs, in all processes; None if not recorded
     footnotes: dict[str, int] = field(default_factory=dict)  # in what its runs' environments differ -> footnote
 
 

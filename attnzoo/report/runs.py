@@ -1,5 +1,6 @@
 """Finds run folders."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
+
+RESULTS = "results.json"  # see report.records
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,17 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """How the runs of a sweep are compared: see `SweepConfig`. `looks`: as in `sequential.planned_looks`, or None."""
+    """How the runs of a sweep are compared: see `SweepConfig`. `looks`: as in `sequential.planned_looks`, or None.
+
+    `include`: folders of results. `digests`: of the variants' configs, in the order of the experiment.
+    """
 
     baseline: str | None = None
     aa: str | None = None
     margin: float | None = None
     looks: tuple[int, ...] | None = None
+    include: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 def find_runs(folders: Iterable[Path]) -> dict[RunFolder, RunEntry]:
@@ -58,11 +66,20 @@ def find_runs(folders: Iterable[Path]) -> dict[RunFolder, RunEntry]:
 def find_plan(folders: Iterable[Path]) -> SweepPlan:
     """The plan of the first sweep in `folders`, each the folder of a run, of a sweep or of several, that has one."""
     for folder in folders:
+        if (folder / RESULTS).is_file():
+            comparison = json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("comparison")
+            if comparison:
+                return _plan(comparison)
+            continue
         for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
             if comparison := Ledger(sweep).read().get("comparison"):
-                looks = comparison.get("looks")
-                return SweepPlan(**(comparison | {"looks": tuple(looks) if looks else None}))
+                return _plan(comparison)
     return SweepPlan()
+
+
+def _plan(values: Mapping[str, Any]) -> SweepPlan:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return SweepPlan(**fields)
 
 
 def _entry(path: Path, entry: Mapping[str, Any]) -> RunEntry:

@@ -161,6 +161,7 @@ def to_json(comparison: Comparison) -> str:
                 metric.name: asdict(estimate) if (estimate := variant.estimates[metric.key]) else None
                 for metric in metrics
             },
+            "hours": variant.hours,
             "seeds": variant.seeds,
             "unfinished": variant.unfinished,
             "differs": sorted(variant.footnotes),
@@ -177,7 +178,7 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     metrics = _metric_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
-    writer.writerow([*comparison.columns, *names, "seeds", "unfinished", "differs"])
+    writer.writerow([*comparison.columns, *names, "hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
@@ -187,6 +188,7 @@ def to_csv(comparison: Comparison) -> str:
             [
                 *_options(comparison, variant),
                 *numbers,
+                variant.hours,
                 " ".join(map(str, variant.seeds)),
                 "; ".join(variant.unfinished),
                 " ".join(variant.footnotes),
@@ -207,13 +209,15 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     metrics = _metric_columns(comparison)
-    header = [*comparison.columns, *(metric.title for metric in metrics), "seeds"]
+    has_hours = any(variant.hours is not None for variant in comparison.variants)
+    header = [*comparison.columns, *(metric.title for metric in metrics), *(["hours"] if has_hours else []), "seeds"]
     rows = []
     for variant in comparison.variants:
         cells = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
         marks = "".join(f" [{number}]" for number in sorted(variant.footnotes.values()))
         seeds = ", ".join([f"{len(variant.seeds)}{marks}", *variant.unfinished])
-        rows.append([*_options(comparison, variant), *cells, seeds])
+        hours = [_number(variant.hours, ".3g")] if has_hours else []
+        rows.append([*_options(comparison, variant), *cells, *hours, seeds])
     return header, rows
 
 

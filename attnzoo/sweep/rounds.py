@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -9,6 +10,7 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.errors import UserError, plural
 from attnzoo.report.paired import LEVEL, paired_differences
 from attnzoo.report.power import pairs_for_difference, pairs_for_equivalence
+from attnzoo.report.records import read_records
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.metrics import PRIMARY_METRICS, final_values
 from attnzoo.sweep.expand import RunSpec, Sweep
@@ -23,7 +25,9 @@ class SeedRounds:
         self.sweep = sweep
         self._margin = config.sweep.margin
         self._given_baseline = config.sweep.baseline
+        self._include = [str(Path(folder).expanduser().resolve()) for folder in config.sweep.include]
         self._metric = PRIMARY_METRICS[config.task]
+        self._included = self._read_included()
 
     @property
     def comparison(self) -> dict[str, Any] | None:
@@ -36,20 +40,28 @@ class SeedRounds:
             "aa": self.sweep.aa,
             "margin": self._margin,
             "looks": looks,
+            "include": self._include,
+            "digests": list(dict.fromkeys(run.digest for run in self.sweep.runs)),
         }
 
     def wanted_runs(self) -> list[RunSpec]:
-        """The runs up to the first round that is not finished, or that decides every variant; all without a plan."""
+        """The runs up to the first round that is not finished, or that decides every variant; all without a plan.
+
+        Without those that sweep.include has.
+        """
+        runs = [run for run in self.sweep.runs if (run.digest, run.seed) not in self._included]
         if self.sweep.plan is None:
-            return self.sweep.runs
+            return runs
         wanted = self.sweep.plan.wanted(
             self.sweep.variants, self._scores(), self.sweep.baseline, self._margin, self.sweep.aa
         )
-        return [run for run in self.sweep.runs if run.seed in wanted[run.variant_name]]
+        return [run for run in runs if run.seed in wanted[run.variant_name]]
 
     def describe(self) -> list[str]:
         """The rounds, and the pairs that the margin needs, for the dry run."""
         lines = []
+        if num_included := sum((run.digest, run.seed) in self._included for run in self.sweep.runs):
+            lines.append(f"{plural(num_included, 'run')} finished in sweep.include")
         if plan := self.sweep.plan:
             lines.append(
                 f"seeds: {plan.at_least} to {plan.at_most} of each variant, {plan.per_round} more at a time while "
@@ -91,10 +103,21 @@ class SeedRounds:
     def _scores(self) -> dict[str, dict[int, float]]:
         scores: dict[str, dict[int, float]] = {}
         for run in self.sweep.runs:
-            score = final_score(run.folder, self._metric.key)
+            included = self._included.get((run.digest, run.seed))
+            score = final_score(run.folder, self._metric.key) if included is None else included
             if score is not None:
                 scores.setdefault(run.variant_name, {})[run.seed] = score
         return scores
+
+    def _read_included(self) -> dict[tuple[str, int], float]:
+        """The final score by config and seed of the finished runs in sweep.include."""
+        try:
+            records, _ = read_records(map(Path, self._include))
+        except UserError as error:
+            raise UserError(f"sweep.include: {error}", key="sweep.include") from None
+        return {
+            (run.digest, run.config.seed): run.final.get(self._metric.key, math.nan) for run in records if run.final
+        }
 
 
 def final_score(run: RunFolder, key: str) -> float | None:

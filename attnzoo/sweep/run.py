@@ -55,7 +55,10 @@ def run(
 
     folder, all_runs = _sweep_folder(experiment, check_runs(experiment, sweep.runs))
     config = experiment.config()
-    rounds = SeedRounds(replace(sweep, runs=all_runs), config)
+    try:
+        rounds = SeedRounds(replace(sweep, runs=all_runs), config)
+    except UserError as error:
+        raise experiment.locate(error) from None
     runs = rounds.wanted_runs()
     if _is_distributed_launch() and not dry_run:
         if sweep.plan is not None:
