@@ -39,11 +39,15 @@ class Attention(Recordable):
         raise NotImplementedError(f"{type(self).__name__} has no forward(queries, memory)")
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
-        """Multiply-accumulates of one forward pass for one image.
+        """Multiply-accumulates that the algorithm needs for one image, as its paper counts them.
 
         `queries` is the number of object queries, or the layout of queries on a grid.
         """
         raise NotImplementedError(f"{type(self).__name__} has no flops(queries, memory)")
+
+    def extra_flops(self, queries: int | Layout, memory: Layout) -> int:
+        """Multiply-accumulates that the implementation adds to `flops`, such as those of padding or of masked keys."""
+        return 0
 
     def check_levels(self, layout: Layout) -> None:
         """Raise ValueError unless the memory has the number of levels of the slot."""

@@ -59,3 +59,6 @@ class WindowAttention(QkvAttention):
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         return self.windows.flops(self.slot.dim, queries, memory)
+
+    def extra_flops(self, queries: int | Layout, memory: Layout) -> int:
+        return self.windows.extra_flops(self.slot.dim, memory)

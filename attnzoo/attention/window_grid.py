@@ -13,7 +13,8 @@ from attnzoo.geometry import Layout, Pyramid, Queries
 class GridWindows:
     """Windows of `window` x `window` pixels, shifted by `shift`, of every level; levels share the bias table.
 
-    Cost: 4SC² for projections and 2SNC for windows of N pixels.
+    Cost (eq. 2 of Swin): 4SC² for projections and 2SNC for windows of N pixels. Padding of the map to whole windows is
+    computed in addition.
     """
 
     def __init__(self, window: int, shift: int):
@@ -44,9 +45,15 @@ class GridWindows:
         return torch.cat(outputs, 1)
 
     def flops(self, dim: int, queries: int | Layout, memory: Layout) -> int:
+        pairs = sum(h * w * min(self.window, h) * min(self.window, w) for h, w in memory.spatial_shapes)
+        return 4 * memory.num_tokens * dim**2 + 2 * pairs * dim
+
+    def extra_flops(self, dim: int, memory: Layout) -> int:
+        """Multiply-accumulates that padding adds to `flops`: the output projection alone is without it."""
         windows = sum(-(-h // self.window) * -(-w // self.window) for h, w in memory.spatial_shapes)
-        padded_tokens = windows * self.window**2
-        return (3 * padded_tokens + memory.num_tokens) * dim**2 + 2 * padded_tokens * self.window**2 * dim
+        padded = windows * self.window**2
+        computed = (3 * padded + memory.num_tokens) * dim**2 + 2 * padded * self.window**2 * dim
+        return computed - self.flops(dim, memory, memory)
 
     def _bias(self, table: Tensor | None) -> Tensor | None:
         """The bias (M, N, N) between the pixels of a window: entry (Δy + w - 1)(2w - 1) + Δx + w - 1 of the table."""

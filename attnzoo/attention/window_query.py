@@ -38,6 +38,10 @@ class QueryWindows:
         q = num_queries(queries)
         return 2 * (q + memory.num_tokens) * dim**2 + 2 * q * memory.num_levels * self.window**2 * dim
 
+    def extra_flops(self, dim: int, memory: Layout) -> int:
+        """0: windows are not padded."""
+        return 0
+
     def _window_index(self, reference_points: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Token indices (B, Q, L·w²) of each query's windows, and a mask (B, Q, L·w²) of the valid ones."""
         start, indices, masks = 0, [], []

@@ -9,7 +9,9 @@ from attnzoo.geometry import Role
 
 
 def flops(case: Case) -> None:
-    """`flops()` equals the count of FlopCounterMode in a forward pass, which is two per multiply-accumulate.
+    """`flops()` + `extra_flops()` equal the count of FlopCounterMode in a forward pass, two per multiply-accumulate.
+
+    `flops()` is what the algorithm needs, `extra_flops()`, by default 0, what the implementation adds.
 
     It counts matrix products, convolutions, scaled_dot_product_attention, F.grid_sample (one multiply-accumulate for
     each pixel that a sample interpolates: 4 if bilinear) and the operators of `attnzoo.ops`; it does not count
@@ -21,9 +23,12 @@ def flops(case: Case) -> None:
     queries = case.queries(memory)
     with FlopCounterMode(display=False) as counter:
         attention(queries, memory)
-    declared = attention.flops(NUM_OBJECTS if case.role == Role.DECODER else memory.layout, memory.layout)
+    sizes = (NUM_OBJECTS if case.role == Role.DECODER else memory.layout, memory.layout)
+    needed, extra = attention.flops(*sizes), attention.extra_flops(*sizes)
     counted = counter.get_total_flops() / 2 / BATCH
     parts = counter.get_flop_counts().get("Global", {})
     terms = ", ".join(f"{str(op).rpartition('.')[2]} {count / 2 / BATCH:.15g}" for op, count in parts.items())
     expected = f"torch counts {counted:.15g} ({terms or 'nothing'})"
-    require(declared == counted, f"flops() = {declared} multiply-accumulates for one image, but {expected}")
+    declared = f"flops() = {needed}" + (f" and extra_flops() = {extra}" if extra else "")
+    require(needed + extra == counted, f"{declared} multiply-accumulates for one image, but {expected}")
+    require(extra >= 0, f"extra_flops() = {extra}: must not be negative")

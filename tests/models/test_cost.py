@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attnzoo.models.cost import count_macs, measure
+from attnzoo import models
+from attnzoo.attention import build
+from attnzoo.geometry import Layout, Pyramid, Role, Slot
+from attnzoo.models.cost import ModuleCost, count_macs, count_modules, measure
 
 
 class Small(nn.Module):
@@ -106,3 +109,88 @@ def test_number_of_timed_calls_depends_on_the_time_budget():
     slow = Sleeper([0.02] * 100)
     measure(slow, torch.rand(1, 3, 2, 2), seconds=0.3)
     assert 80 <= len(list(slow.waits)) <= 90
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 14), (3, 8), (7, 7)])
+def test_neighborhood_needs_kernel_squared_keys_per_query(height: int, width: int) -> None:
+    """Keys counted pixel by pixel: the kernel, clipped to maps that are smaller."""
+    kernel, dim = 5, 16
+    attention = build("neighborhood", Slot(dim, 2, 1, Role.STAGE), kernel=kernel)
+    layout = Layout.unpadded([(height, width)], 1)
+    pairs = 0
+    for y in range(height):
+        for x in range(width):
+            top, left = (
+                min(max(position - kernel // 2, 0), max(size - kernel, 0))
+                for position, size in ((y, height), (x, width))
+            )
+            pairs += sum(top <= row < top + kernel for row in range(height)) * sum(
+                left <= column < left + kernel for column in range(width)
+            )
+    assert attention.flops(layout, layout) == 4 * height * width * dim**2 + 2 * pairs * dim
+
+
+def test_windows_that_fit_need_no_padding() -> None:
+    attention = build("window", Slot(16, 2, 1, Role.STAGE), window=4, shift=2)
+    fits, padded = Layout.unpadded([(8, 12)], 1), Layout.unpadded([(7, 9)], 1)
+    assert attention.flops(fits, fits) == 4 * 96 * 16**2 + 2 * 96 * 16 * 16
+    assert attention.extra_flops(fits, fits) == 0
+    assert attention.flops(padded, padded) == 4 * 63 * 16**2 + 2 * 63 * 16 * 16
+    assert attention.extra_flops(padded, padded) == 3 * (96 - 63) * 16**2 + 2 * (96 - 63) * 16 * 16
+
+
+class Twice(nn.Module):
+    """A shared linear layer that runs twice, inside and outside of `inner`, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(4, 4, bias=False)
+        self.inner = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 4, bias=False), self.shared)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shared(self.inner(x)) @ torch.diag(self.scale)
+
+
+def test_modules_sum_to_the_model() -> None:
+    x = torch.rand(1, 3, 4)
+    counted = count_modules(Twice(), x, group=lambda path: path.split(".")[0])
+    assert counted == {
+        "": ModuleCost(4, 3 * 4 * 4, 0),
+        "shared": ModuleCost(16, 2 * 3 * 4 * 4, 0),
+        "inner": ModuleCost(64, 2 * 3 * 4 * 8, 0),
+    }
+    assert sum(cost.macs for cost in counted.values()) == count_macs(Twice(), x)
+
+
+def test_tiles_of_neighborhoods_are_counted_apart() -> None:
+    """In a model too, and without hooks left behind."""
+    with torch.device("meta"):
+        model = models.create("dat_pp_tiny").eval()
+        images = torch.empty(1, 3, 64, 96)
+        cost = count_modules(model, images)[""]
+        assert cost.macs + cost.extra_macs == count_macs(model, images)
+    tiles = 0
+    for stage, (size, reduction) in enumerate(zip(((64, 96),) * 4, (4, 8, 16, 32), strict=True)):
+        layout = Layout.unpadded([(size[0] // reduction, size[1] // reduction)], 1)
+        for block in model.trunk.stages[stage].blocks:
+            tiles += block.attention.extra_flops(layout, layout)
+    assert cost.extra_macs == tiles > 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_attention_inside_another_is_counted_once() -> None:
+    class Wrapper(type(build("dense", Slot(16, 2)))):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(Slot(16, 2, 1, Role.STAGE))
+            self.inside = build("neighborhood", self.slot, kernel=3)
+
+        def forward(self, queries, memory):
+            return self.inside(queries, memory)
+
+        def extra_flops(self, queries, memory):
+            return self.inside.extra_flops(queries, memory)
+
+    memory = Pyramid(torch.rand(1, 35, 16), Layout.unpadded([(5, 7)], 1))
+    cost = count_modules(Wrapper(), memory.as_queries(), memory)[""]
+    assert cost.macs == build("neighborhood", Slot(16, 2, 1, Role.STAGE), kernel=3).flops(memory.layout, memory.layout)

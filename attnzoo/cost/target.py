@@ -1,0 +1,118 @@
+"""What `attnzoo cost` is given: an experiment file, the folder of a run or a sweep, or a preset."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnzoo.attention import load_plugin
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.load import Experiment, load_saved
+from attnzoo.config.options import check_versions, resolve_options
+from attnzoo.cost.published import published
+from attnzoo.cost.subject import Size, Subject, subject_of
+from attnzoo.engine.config import TrainConfig
+from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.models import presets
+from attnzoo.models.config import ModelConfig
+from attnzoo.report.runs import find_runs
+from attnzoo.sweep.expand import expand
+
+NUM_CLASSES = {"detector": 91, "vit": 1000}  # of COCO's category ids, and of ImageNet
+
+
+@dataclass(frozen=True)
+class Target:
+    """The variants to be measured by name, and the device and threads of the first.
+
+    `sweep`: the folder in which costs.json belongs; None for an experiment file or a preset. `preset`: its name.
+    """
+
+    subjects: dict[str, Subject]
+    baseline: str
+    device: str = "auto"
+    threads: int | None = None
+    sweep: Path | None = None
+    preset: str | None = None
+
+
+def find_target(text: str, baseline: str | None = None) -> Target:
+    """The target of an argument; `baseline` names a variant, by default the first.
+
+    Loads the plugins of experiments. Raises UserError for what is none of the three, an invalid config, a missing data
+    set and an unknown baseline.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        target = _of_runs(path)
+    elif text in presets.names():
+        target = _of_preset(text)
+    elif path.suffix in (".yaml", ".yml") or path.exists():
+        target = _of_experiment(path)
+    else:
+        raise UserError(
+            f"{text}: no such experiment file, folder of runs or preset{did_you_mean(text, presets.names())}"
+        )
+    if baseline is None:
+        return target
+    if baseline not in target.subjects:
+        raise unknown("variant", baseline, target.subjects, "--baseline")
+    return dataclasses.replace(target, baseline=baseline)
+
+
+def variant_name(run: str) -> str:
+    """The variant of a run, from its name: without the seed, and without the digest of a run that was started anew."""
+    return re.sub(r"-?seed=\d+(-[0-9a-f]{8})?$", "", run) or "base"
+
+
+def _of_runs(folder: Path) -> Target:
+    """One subject for each variant of a run or a sweep, from the last of its runs with a config."""
+    runs = [run for run in find_runs([folder]) if run.config.exists()]
+    if not runs:
+        raise UserError(f"{folder}: no run in it has a config.yaml")
+    # Of several sweeps in the folder, each has variants of its own.
+    sweeps = dict.fromkeys(run.path.parent for run in runs)
+    chosen = {}  # of several runs the last: a run that was started anew comes after the old one
+    for run in runs:
+        prefix = f"{run.path.parent.name}/" if len(sweeps) > 1 else ""
+        chosen[prefix + variant_name(run.path.resolve().name)] = run
+    configs = {name: load_saved(run.config) for name, run in chosen.items()}
+    for config in configs.values():
+        for plugin in config.plugins:
+            load_plugin(plugin, where="plugins")
+        check_versions(config)
+    is_sweep = len(sweeps) == 1 and runs[0].path != folder
+    return _of_configs(configs, folder if is_sweep else None)
+
+
+def _of_experiment(path: Path) -> Target:
+    experiment = Experiment(path)
+    configs: dict[str, ExperimentConfig] = {}
+    for run in expand(experiment):
+        name = variant_name(run.name)
+        if name not in configs:
+            try:
+                configs[name] = resolve_options(run.config)
+            except UserError as error:
+                raise experiment.locate(error, run.changes, run.name) from None
+    return _of_configs(configs, None)
+
+
+def _of_configs(configs: dict[str, ExperimentConfig], sweep: Path | None) -> Target:
+    first = next(iter(configs.values()))
+    subjects = {name: subject_of(config) for name, config in configs.items()}
+    return Target(subjects, next(iter(subjects)), first.device, first.threads, sweep)
+
+
+def _of_preset(preset: str) -> Target:
+    figures = published(preset)
+    model: ModelConfig
+    size: Size
+    if preset in presets.names(family="vit"):
+        model, family = presets.classifier_config(preset, {}), "vit"
+        size = (model.image_size, model.image_size)
+    else:
+        model, family = presets.detector_config(preset, {}), "detector"
+        size = figures.size if figures else (800, 1120)
+    subject = Subject(model, NUM_CLASSES[family], size, train=TrainConfig())
+    return Target({preset: subject}, preset, preset=preset)
