@@ -1,5 +1,6 @@
 """Measures all variants in one process, interleaved: in every round each is timed once, in random order."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -39,7 +40,8 @@ def measure_costs(
 ) -> Costs:
     """The costs of variants by name, in about `seconds`; variants that cost the same are measured once.
 
-    In the fixed time run as many rounds as fit, at least three; what does not fit is not measured, and `notes` says so.
+    In the fixed time run as many rounds as fit, at least three; what does not fit is not measured, and `notes` says so,
+    but the latency always is.
     With 0 seconds only parameters and FLOPs are counted. Threads are those of torch. Raises UserError for a model that
     cannot be built.
     """
@@ -49,7 +51,7 @@ def measure_costs(
     notes: list[str] = []
     if seconds > 0:
         calls = {key: Calls(subject, device) for key, (_, subject) in distinct.items()}
-        measured = _Measurement(calls, device, start + seconds, notes).run()
+        measured = _Measurement(calls, device, start, seconds, notes).run()
         counted = {key: replace(costs, **measured[key]) for key, costs in counted.items()}
     variants = tuple(
         replace(counted[subject.cost_key], name=name, digest=subject.digest) for name, subject in subjects.items()
@@ -64,10 +66,11 @@ def measure_costs(
 
 
 class _Measurement:
-    """Times and peak memory of several models, until `deadline` on the clock of time.perf_counter."""
+    """Times and peak memory of several models, until `budget` seconds after `start` by time.perf_counter."""
 
-    def __init__(self, calls: Mapping[str, Calls], device: torch.device, deadline: float, notes: list[str]):
-        self.calls, self.device, self.deadline, self.notes = calls, device, deadline, notes
+    def __init__(self, calls: Mapping[str, Calls], device: torch.device, start: float, budget: float, notes: list[str]):
+        self.calls, self.device, self.budget, self.notes = calls, device, budget, notes
+        self.deadline = start + budget
         self.seconds: dict[str, float] = {}  # per call of all models together, by timing
         self.fields: dict[str, dict[str, Any]] = {key: {} for key in calls}
 
@@ -116,7 +119,10 @@ class _Measurement:
         rounds = sum(self.seconds.values()) * (WARMUP_CALLS + MIN_ROUNDS)
         left = max(self.deadline - time.perf_counter() - rounds, 0.0)
         if seconds > left:
-            self.notes.append(f"{title}: not measured; it takes about {seconds:.0f} s, and {left:.0f} s are left")
+            self.notes.append(
+                f"{title}: not measured; that takes about {math.ceil(seconds)} s, and of {self.budget:g} s only "
+                f"{left:.0f} s are left for it (--seconds)."
+            )
         return seconds <= left
 
     def _time(self, timing: str) -> None:

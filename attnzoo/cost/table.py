@@ -7,14 +7,10 @@ from attnzoo.cost.count import CONVENTION
 from attnzoo.cost.published import Published
 from attnzoo.rundir.costs import QUANTITIES, Costs, ModuleCosts, Quantity, Quartiles, VariantCosts
 
-COUNTED = 3  # of QUANTITIES; the others are measured
-
 
 def cost_tables(costs: Costs) -> list[TextTable]:
     """What every variant costs; with several variants also as ratios to the baseline."""
-    quantities = [
-        quantity for quantity in QUANTITIES if any(variant.values(quantity.key) for variant in costs.variants)
-    ]
+    quantities = [quantity for quantity in QUANTITIES if _is_shown(quantity, costs)]
     rows = [
         (variant.name, *(_median(quantity, costs.quartiles(variant.name, quantity.key)) for quantity in quantities))
         for variant in costs.variants
@@ -28,8 +24,8 @@ def cost_tables(costs: Costs) -> list[TextTable]:
             (variant.name, *(_ratio(costs, variant, quantity) for quantity in quantities)) for variant in costs.variants
         ]
         header = tuple(quantity.title.partition(",")[0] for quantity in quantities)
-        title = f"Ratios to {costs.baseline}: median (quartiles) over rounds"
-        tables.append(TextTable(title, ("variant", *header), ratios, 1))
+        over_rounds = ("Medians (quartiles) of the ratios in each round.",) if _rounds(costs) else ()
+        tables.append(TextTable(f"Ratios to {costs.baseline}", ("variant", *header), ratios, 1, over_rounds))
     return tables
 
 
@@ -46,22 +42,19 @@ def module_table(variant: VariantCosts) -> TextTable:
 
 def published_table(variant: VariantCosts, figures: Published) -> TextTable:
     """The counted parameters and GFLOPs beside the published ones."""
-    difference = f"{100 * figures.difference(variant):+.1f} %"
+    pairs = {"params, millions": (variant.params / 1e6, figures.params), "GFLOPs": (variant.gflops, figures.gflops)}
     rows = [
-        (
-            "params, millions",
-            f"{variant.params / 1e6:.1f}",
-            f"{figures.params:g}",
-            f"{_percent(variant, figures):+.1f} %",
-        ),
-        ("GFLOPs", f"{variant.gflops:.2f}", f"{figures.gflops:g}", difference),
+        (name, f"{counted:.4g}", f"{known:g}", f"{100 * (counted / known - 1):+.1f} %")
+        for name, (counted, known) in pairs.items()
     ]
     notes = (figures.source, *([f"GFLOPs: {figures.explanation}"] if figures.explanation else []))
     return TextTable(f"Published at {_size(variant)}", ("", "counted", "published", "difference"), rows, 1, notes)
 
 
-def _percent(variant: VariantCosts, figures: Published) -> float:
-    return 100 * (variant.params / 1e6 / figures.params - 1)
+def _is_shown(quantity: Quantity, costs: Costs) -> bool:
+    """Whether a quantity was measured, and for extra GFLOPs, whether there are any."""
+    values = [value for variant in costs.variants for value in variant.values(quantity.key)]
+    return any(values) if quantity.key == "extra_gflops" else bool(values)
 
 
 def _title(quantity: Quantity, costs: Costs) -> str:
@@ -72,7 +65,7 @@ def _title(quantity: Quantity, costs: Costs) -> str:
 
 
 def _median(quantity: Quantity, quartiles: Quartiles | None) -> str:
-    return DASH if quartiles is None else format(quartiles.median, quantity.format_spec)
+    return DASH if quartiles is None else quantity.format(quartiles.median)
 
 
 def _ratio(costs: Costs, variant: VariantCosts, quantity: Quantity) -> str:
@@ -85,24 +78,28 @@ def _ratio(costs: Costs, variant: VariantCosts, quantity: Quantity) -> str:
 
 
 def _notes(costs: Costs) -> Iterator[str]:
-    yield f"{CONVENTION}; extra: what the implementation adds to the algorithm."
+    extra = any(variant.extra_gflops for variant in costs.variants)
+    yield CONVENTION + ("; extra: what the implementation adds to the algorithm." if extra else ".")
     sizes = dict.fromkeys(map(_size, costs.variants))
     if len(costs.variants) > 1 and len(sizes) == 1:
         yield f"Images of {next(iter(sizes))} pixels."
-    rounds = [
-        len(samples)
-        for variant in costs.variants[:1]
-        for samples in (variant.latency, variant.throughput, variant.training)
-    ]
-    if any(rounds):
+    rounds = _rounds(costs)
+    if rounds:
         machine = costs.environment["machine"]
         device = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
         threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+        span = " to ".join(map(str, dict.fromkeys((min(rounds), max(rounds)))))
         yield (
-            f"Medians over {min(filter(None, rounds))} to {max(rounds)} rounds, in {costs.seconds:.0f} s, on {device} "
+            f"Medians over {span} rounds, in {costs.seconds:.0f} s, on {device} "
             f"({threads}, {costs.environment['operators']} kernels)."
         )
     yield from costs.notes
+
+
+def _rounds(costs: Costs) -> list[int]:
+    """The numbers of rounds of what was timed."""
+    first = costs.variants[0]
+    return [len(samples) for samples in (first.latency, first.throughput, first.training) if samples]
 
 
 def _size(variant: VariantCosts) -> str:

@@ -25,23 +25,28 @@ class Quartiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Quantity:
-    """A cost: its key in `VariantCosts.values`, and its title and format in tables."""
+    """A cost: its key in `VariantCosts.values`, and its title in tables."""
 
     key: str
     title: str
-    format_spec: str
+
+    def format(self, value: float) -> str:
+        """A value for tables, with three or four digits; parameters with all."""
+        if value >= 1000 or self.key == "params":
+            return f"{value:,.0f}"
+        return f"{value:.4g}" if self.key == "gflops" else f"{value:.3g}"
 
 
 # Those after the first three are measured: one value per round.
 QUANTITIES = (
-    Quantity("params", "params", ",.0f"),
-    Quantity("gflops", "GFLOPs", ".4g"),
-    Quantity("extra_gflops", "extra GFLOPs", ".3g"),
-    Quantity("latency", "ms, batch 1", ".3g"),
-    Quantity("throughput", "images / s", ".4g"),
-    Quantity("training", "ms / training step", ".4g"),
-    Quantity("inference_memory", "inference MiB", ",.0f"),
-    Quantity("training_memory", "training MiB", ",.0f"),
+    Quantity("params", "params"),
+    Quantity("gflops", "GFLOPs"),
+    Quantity("extra_gflops", "extra GFLOPs"),
+    Quantity("latency", "ms, batch 1"),
+    Quantity("throughput", "images / s"),
+    Quantity("training", "ms / training step"),
+    Quantity("inference_memory", "inference MiB"),
+    Quantity("training_memory", "training MiB"),
 )
 
 
