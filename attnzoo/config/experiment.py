@@ -35,6 +35,7 @@ class SweepConfig:
     # a copy of the baseline with the same data and initial weights but another order of the data and other augmentation
     # and dropout: what two equal variants differ by
     aa: bool = False
+    costs: bool = True  # measure the costs of all variants after the last training, one at a time: up to a minute
     include: list[str] = field(default_factory=list)  # folders of results, whose runs count as finished runs
 
 

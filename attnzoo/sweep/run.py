@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,8 @@ def run(
     if config.launcher == "slurm":
         return _submit_rounds(experiment, folder, rounds, only, follow)
     runs, result = _train_rounds(experiment, folder, rounds, to_start)
+    if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
+        _measure_costs(folder, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
     failures = _report_failures(runs, result) + _report_corrupt(runs)
     if result.interrupted:
@@ -125,6 +128,14 @@ def _train_rounds(
         to_start = [run for run in more if run not in runs]
         runs = more
         print(f"undecided: {plural(len(to_start), 'more run')}, up to seed {max(run.seed for run in runs)}")
+
+
+def _measure_costs(folder: SweepFolder, baseline: str) -> None:
+    """Measure the costs of all variants, now that nothing of the sweep trains; a failure is only reported."""
+    arguments = [sys.executable, "-m", "attnzoo.cost", str(folder.path), "--baseline", baseline]
+    sys.stdout.flush()
+    if code := subprocess.run(arguments, check=False).returncode:
+        print(f"the costs were not measured (exit code {code}): {shlex.join(arguments[1:])}", file=sys.stderr)
 
 
 def _submit_rounds(
