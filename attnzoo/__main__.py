@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cancel.set_defaults(command=_cancel)
     compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
+    compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
+    compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
+    compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
+    formats = compare.add_mutually_exclusive_group()
+    for name in ("JSON", "CSV", "Markdown"):
+        formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and write nothing")
     compare.set_defaults(command=_compare)
     check = commands.add_parser(
         "check",
@@ -65,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run.report_errors(lambda: args.command(args))
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
 def _status(args: argparse.Namespace) -> int:
     from attnzoo.report.status_table import print_status
 
@@ -82,11 +95,21 @@ def _cancel(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report import hparams
     from attnzoo.report.compare import compare
-    from attnzoo.report.table import print_comparison, write_comparison
+    from attnzoo.report.runs import RESULTS
+    from attnzoo.report.summary import save
+    from attnzoo.report.table import markdown, print_comparison, to_csv, to_json, write_comparison
 
-    comparison = compare(args.folders)
+    comparison = compare(args.folders, args.baseline, args.margin)
+    printers = {"json": to_json, "csv": to_csv, "markdown": markdown}
+    chosen = next((printer for name, printer in printers.items() if getattr(args, name)), None)
+    if chosen is not None:
+        print(chosen(comparison).rstrip("\n"))
+        return 0
     print_comparison(comparison)
-    if len(args.folders) == 1:
+    if args.save is not None:
+        for path in save(args.folders, comparison, args.save):
+            print(path)
+    elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
         write_comparison(comparison, args.folders[0])
         hparams.write_sweep(args.folders[0])
     return 0

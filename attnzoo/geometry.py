@@ -90,8 +90,9 @@ class Layout:
     ) -> "Layout":
         """The layout of maps of the given (h, w) without padding."""
         shapes = tuple((int(h), int(w)) for h, w in shapes)
-        ratios = torch.ones(batch_size, len(shapes), 2, device=device)
-        return cls(shapes, None, ratios, _centers(shapes, ratios), _sizes_wh(shapes, ratios.device))
+        ratios = torch.ones(1, len(shapes), 2, device=device)  # the same in all images
+        centers = _centers(shapes, ratios).expand(batch_size, -1, -1)
+        return cls(shapes, None, ratios.expand(batch_size, -1, -1), centers, _sizes_wh(shapes, ratios.device))
 
     @property
     def num_levels(self) -> int:

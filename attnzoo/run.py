@@ -17,6 +17,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their resources, and write nothing")
     parser.add_argument("--only", choices=("failed", "missing", "interrupted"), help="start only runs in this state")
+    parser.add_argument("--follow", action="store_true", help="with SLURM: wait, and submit further rounds of seeds")
     return parser
 
 
@@ -42,7 +43,7 @@ def report_errors(command: Callable[[], int]) -> int:
 def _start(args: argparse.Namespace) -> int:
     from attnzoo.sweep.run import run
 
-    return run(args.experiment, args.overrides, args.dry_run, args.only)
+    return run(args.experiment, args.overrides, args.dry_run, args.only, args.follow)
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m attnzoo.run") -> int:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,9 @@ def test_long_tests_are_logged_with_the_commit(tmp_path: Path, monkeypatch: pyte
 def test_long_tests_exist() -> None:
     for _, script, *_ in long_tests.commands(30, Path("out")).values():
         assert (ROOT / script).is_file()
+
+
+def test_log_of_long_tests_has_neither_steps_nor_temporary_paths() -> None:
+    assert long_tests.log_line("2026-11-28 01:57:24 INFO step 5/600: train/loss 7.7") is None
+    assert long_tests.log_line("2: time_over at step 5") == "2: time_over at step 5"
+    assert long_tests.log_line(f"submitted ({tempfile.gettempdir()}/soak/runs)") == "submitted (TMP/soak/runs)"

@@ -1,12 +1,15 @@
 """Run the tests that take over 10 minutes, outside CI, and log them: `make test-long [FAULTS=30]`.
 
-The log (test-long.txt) names the commit and the machine, and holds the output and exit code of every test.
+The log (test-long.txt) names the commit and the machine, and holds the output and exit code of every test, without what
+trainings log at each step.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +18,7 @@ from typing import TextIO
 
 from attnzoo.environment import cpu_name, git_state
 
+TRAINING_LOG = re.compile(r"\d{4}-\d\d-\d\d \S+ (INFO|WARNING) ")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -54,7 +58,13 @@ def run(name: str, command: list[str], log: TextIO) -> int:
 
 def write(line: str, log: TextIO) -> None:
     print(line, flush=True)
-    print(line, file=log, flush=True)
+    if (kept := log_line(line)) is not None:
+        print(kept, file=log, flush=True)
+
+
+def log_line(line: str) -> str | None:
+    """The line as it is logged, with TMP for the folder of temporary files; None if a training logs it."""
+    return None if TRAINING_LOG.match(line) else line.replace(tempfile.gettempdir(), "TMP")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

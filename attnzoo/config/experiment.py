@@ -1,7 +1,5 @@
 """The schema of experiment files, composed of the config dataclasses of data, models and engine."""
 
-# ruff: noqa: RUF009 — the functions called in defaults return dataclasses.field
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,14 +10,14 @@ from attnzoo.engine.config import TrainConfig
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.vit.config import ClassifierConfig
-from attnzoo.schema.fields import COUNT, NON_NEGATIVE, SEED, number, numbers
+from attnzoo.schema.fields import COUNT, NON_NEGATIVE, POSITIVE, SEED, number
 
 
 @dataclass
 class SweepConfig:
     """The runs of an experiment: all combinations of a variant, a row of `zip`, values of `grid`, and a seed.
 
-    Each block except `exclude` and `seeds` replaces the block of the base files.
+    `variants`, `one_at_a_time`, `grid` and `zip` replace the blocks of the base files.
     """
 
     # name -> overrides, their keys dotted or nested
@@ -29,7 +27,16 @@ class SweepConfig:
     grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})  # key -> values
     zip: dict[str, list[Any]] = field(default_factory=dict, metadata={"replace": True})  # lists of equal length
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of swept keys, `variant` and `seed`
-    seeds: list[int] = numbers([], SEED)  # empty: [seed]
+    # empty: [seed]. {until: decided, at_most: m, at_least: n, first: 0, per_round: 1}: first, first + 1, … in rounds,
+    # until every comparison with the baseline is decided
+    seeds: list[int] | dict[str, int | str] = field(default_factory=list, metadata={"range": SEED})
+    baseline: str | None = None  # the variant that others are compared with; null: the first
+    margin: float | None = number(None, POSITIVE)  # of the primary metric: smaller differences do not matter
+    # a copy of the baseline with the same data and initial weights but another order of the data and other augmentation
+    # and dropout: what two equal variants differ by
+    aa: bool = False
+    costs: bool = True  # measure the costs of all variants after the last training, one at a time: up to a minute
+    include: list[str] = field(default_factory=list)  # folders of results, whose runs count as finished runs
 
 
 @dataclass

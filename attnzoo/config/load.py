@@ -112,6 +112,20 @@ def load_saved(path: str | Path) -> ExperimentConfig:
     return Experiment(path).config()
 
 
+def from_values(values: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """The config with these values, all keys written out, as `dataclasses.asdict` gives them.
+
+    Raises UserError, naming `source`, if they do not fit the schema.
+    """
+    schema = SCHEMAS.get(str(values.get("task")))
+    if schema is None:
+        raise unknown("task", values.get("task"), SCHEMAS, "task").at(source)
+    builder = ConfigBuilder(schema)
+    builder.merge(ConfigLayer(source, yaml12.escape(values)))
+    config: ExperimentConfig = builder.build()
+    return config
+
+
 def save(config: ExperimentConfig, path: str | Path) -> None:
     """Write the whole config, so that `load` and `load_saved` give it back."""
     with atomic_write(Path(path)) as file:

@@ -111,6 +111,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     """Clip the total 2-norm of all gradients to `max_norm`; returns the norm before clipping, a scalar."""
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None], foreach=True)
-    if max_norm is not None:
+    if max_norm is not None and not (norm.device.type == "cpu" and norm <= max_norm):  # a GPU would synchronise
         nn.utils.clip_grads_with_norm_(with_grad, max_norm, norm, foreach=True)
     return norm

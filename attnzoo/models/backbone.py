@@ -1,12 +1,14 @@
 """Backbones: timm models as feature extractors, and the hierarchical ViTs of attnzoo."""
 
 import difflib
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
 from einops import rearrange
 from timm.layers import Format
+from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError
@@ -49,6 +51,8 @@ class Backbone(nn.Module):
             if config.weights is None:
                 reset_zero_batch_norms(self.body)
             self.body = freeze_and_fold_batch_norms(self.body)
+        if isinstance(self.body, FeatureListNet):
+            _pool_before_relu(self.body)
         _freeze(self.body, config)
         # timm models that return (B, h, w, C), such as Swin, declare it; others return (B, C, h, w).
         self.channels_last = Format(getattr(self.body, "output_fmt", "NCHW")) == Format.NHWC
@@ -61,6 +65,16 @@ class Backbone(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         feature_maps = self.body(images)
         return [rearrange(x, "b h w c -> b c h w") for x in feature_maps] if self.channels_last else list(feature_maps)
+
+
+def _pool_before_relu(body: FeatureListNet) -> None:
+    """Move max pooling of the stem before its ReLU. Both commute exactly; the ReLU then has a quarter of the pixels."""
+    layers = list(body.items())
+    for i, ((name, relu), (_, pool)) in enumerate(pairwise(layers)):
+        if isinstance(relu, nn.ReLU) and isinstance(pool, nn.MaxPool2d) and name not in body.return_layers:
+            layers[i : i + 2] = layers[i + 1], layers[i]
+    body.clear()
+    body.update(dict(layers))
 
 
 def _freeze(body: nn.Module, config: BackboneConfig) -> None:

@@ -56,14 +56,14 @@ class Neck(nn.Module):
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         batch, device = len(levels[0]), levels[0].device
         if mask is None:
-            masks = [torch.zeros(batch, *size, dtype=torch.bool, device=device) for size in sizes]
+            masks = [torch.zeros(1, *size, dtype=torch.bool, device=device) for size in sizes]  # the same in all images
             layout = Layout.unpadded(sizes, batch, device)
         else:
             masks = [resize_mask(mask, *size) for size in sizes]
             layout = Layout.from_masks(masks)
         tokens = [rearrange(level, "b c h w -> b (h w) c") for level in levels]
         pos = [self._pos_embed(level_mask, index) for index, level_mask in enumerate(masks)]
-        return Pyramid(torch.cat(tokens, 1), layout, torch.cat(pos, 1))
+        return Pyramid(torch.cat(tokens, 1), layout, torch.cat(pos, 1).expand(batch, -1, -1))
 
     def _pos_embed(self, mask: Tensor, level: int) -> Tensor:
         """Position and level embedding (B, h·w, dim) of a level with padding mask (B, h, w)."""

@@ -26,4 +26,4 @@ def sine_position_embedding(mask: Tensor, dim: int, convention: Literal["deforma
     y, x = valid.cumsum(1), valid.cumsum(2)
     y = (y - shift) / (y[:, -1:, :] + 1e-6)
     x = (x - shift) / (x[:, :, -1:] + 1e-6)
-    return torch.cat([sine_embedding(y, dim // 2), sine_embedding(x, dim // 2)], -1)
+    return sine_embedding(torch.stack([y, x], -1), dim // 2).flatten(-2)

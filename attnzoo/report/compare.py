@@ -1,78 +1,153 @@
 """Compares variants: mean and confidence interval over seeds, and cost."""
 
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import digest, identity, load_saved
-from attnzoo.errors import UserError, plural
+from attnzoo.config.load import identity
+from attnzoo.errors import UserError, plural, unknown
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
-from attnzoo.report.runs import find_runs
+from attnzoo.report.pairs import PairedTable, Scores, pair_variants
+from attnzoo.report.records import RunRecord, read_records
+from attnzoo.report.runs import RunEntry, SweepPlan, find_plan
 from attnzoo.report.statistics import mean_ci95
-from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, check_config
-from attnzoo.rundir.metrics import METRICS, final_values
+from attnzoo.rundir.metrics import METRICS, PRIMARY_METRICS
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
-Seeds = dict[int, RunFolder]  # the runs of a variant
+
+@dataclass(frozen=True)
+class _VariantRuns:
+    """The runs of a variant by seed, all with the same config but the seed; `labels` has the options that vary."""
+
+    config: ExperimentConfig
+    entry: RunEntry
+    seeds: dict[int, RunRecord]
+    labels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> dict[int, RunRecord]:
+        return {seed: run for seed, run in self.seeds.items() if run.final}
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare all runs in `folders`. Raises UserError for a folder without runs, and for a duplicate run."""
-    variants: dict[tuple[str, str], tuple[ExperimentConfig, str | None, Seeds]] = {}
-    finals: dict[RunFolder, dict[str, float]] = {}
-    states: dict[RunFolder, str] = {}
-    left_out: list[str] = []
-    for run, variant in find_runs(folders).items():
-        try:
-            check_config(run.config)
-            config, status, metrics = load_saved(run.config), run.read_status(), run.read_metrics()
-        except UserError as error:
-            left_out.append(f"Left out: {error}")
-            continue
-        finals[run], states[run] = final_values(status, metrics), str(status["state"])
-        _, _, seeds = variants.setdefault((config.name, digest(config)), (config, variant, {}))
-        if config.seed in seeds:
-            raise UserError(f"{run.path}: duplicate run, the same config and seed as {seeds[config.seed].path}")
-        seeds[config.seed] = run
-    if not variants:
+def compare(folders: Sequence[Path], baseline: str | None = None, margin: float | None = None) -> Comparison:
+    """Compare all runs in `folders`, of runs or with a results.json.
+
+    `baseline`: the name of a variant, `margin`: see `compare_pairs`; by default those of the sweep, if it has any.
+    Raises UserError for a folder without runs, for a duplicate run, and for an unknown baseline.
+    """
+    plan = find_plan(folders)
+    records, left_out = read_records(folders)
+    if not records and left_out:
         raise UserError(left_out[0])
-    configs = [config for config, _, _ in variants.values()]
-    options = _varying_options(configs, [variant for _, variant, _ in variants.values()])
+    variants, notes = _group(records, plan)
+    configs = [variant.config for variant in variants]
+    options = _varying_options(configs, [variant.entry.variant for variant in variants])
+    variants = [replace(variant, labels=labels) for variant, labels in zip(variants, options, strict=True)]
     trained = [
-        TrainedRun(index, _name(labels), seed, attempts.environments(run))
-        for index, ((_, _, seeds), labels) in enumerate(zip(variants.values(), options, strict=True))
-        for seed, run in seeds.items()
-        if finals[run]
+        TrainedRun(index, _name(variant.labels), seed, run.environments)
+        for index, variant in enumerate(variants)
+        for seed, run in variant.done.items()
     ]
     footnotes, marks = environments.footnotes(trained)
-    rows = [
-        replace(_variant(seeds, finals, states, labels), footnotes=marks.get(index, {}))
-        for index, ((_, _, seeds), labels) in enumerate(zip(variants.values(), options, strict=True))
-    ]
+    rows = [replace(_variant(variant), footnotes=marks.get(index, {})) for index, variant in enumerate(variants)]
+    if margin is not None:
+        plan = replace(plan, margin=margin)
+    if baseline is not None:
+        plan = replace(plan, baseline=baseline)
+    paired = None
+    if len(variants) > 1 and len({config.task for config in configs}) == 1:
+        paired = _pair(variants, plan)
+    elif baseline is not None:
+        raise UserError(f"--baseline {baseline}: expected several variants of one task to compare")
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
-    notes = _notes(rows, configs, finals.values()) + footnotes + left_out
-    return Comparison(columns, rows, notes, frozenset(config.task for config in configs))
+    finals = [run.final for variant in variants for run in variant.seeds.values()]
+    notes = _notes(rows, configs, finals) + notes + footnotes + left_out
+    return Comparison(columns, rows, notes, frozenset(config.task for config in configs), paired)
 
 
-def _variant(
-    seeds: Seeds,
-    finals: Mapping[RunFolder, Mapping[str, float]],
-    states: Mapping[RunFolder, str],
-    options: dict[str, Any],
-) -> Variant:
-    done = {seed: finals[run] for seed, run in seeds.items() if finals[run]}
-    unfinished = [f"seed {seed} {_reason(states[run])}" for seed, run in seeds.items() if seed not in done]
-    keys = [metric.key for metric in METRICS]
-    values = {key: [final[key] for final in done.values() if key in final] for key in keys}
-    estimates = {key: mean_ci95(numbers) for key, numbers in values.items()}
-    return Variant(options, estimates, tuple(sorted(done)), tuple(unfinished))
+def _group(records: Sequence[RunRecord], plan: SweepPlan) -> tuple[list[_VariantRuns], list[str]]:
+    """The runs by variant, with those of `plan.include` that have the config of one, and notes on the latter."""
+    variants: dict[tuple[str, str], _VariantRuns] = {}
+    for record in records:
+        key = (record.config.name, record.digest)
+        variant = variants.setdefault(key, _VariantRuns(record.config, record.entry, {}))
+        if record.config.seed in variant.seeds:
+            first = variant.seeds[record.config.seed]
+            raise UserError(f"{record.source}: duplicate run, the same config and seed as {first.source}")
+        variant.seeds[record.config.seed] = record
+    by_digest = {digest: variant for (_, digest), variant in variants.items()}
+    notes = []
+    for folder in plan.include:
+        included = [run for run in read_records([Path(folder)])[0] if run.final]
+        used = [run for run in included if run.digest in by_digest or run.digest in plan.digests]
+        for run in used:
+            variant = by_digest.setdefault(run.digest, _VariantRuns(run.config, run.entry, {}))
+            variant.seeds.setdefault(run.config.seed, run)
+        notes.append(f"Included: {len(used)} of {plural(len(included), 'run')} of {folder}; others have other configs.")
+    if not notes:
+        return list(variants.values()), []
+    order = {digest: index for index, digest in enumerate(plan.digests)}
+    ordered = sorted(by_digest, key=lambda digest: order.get(digest, len(order)))
+    return [by_digest[digest] for digest in ordered], notes
+
+
+def _pair(variants: Sequence[_VariantRuns], plan: SweepPlan) -> PairedTable:
+    """All variants against the baseline, by default the first."""
+    metric = PRIMARY_METRICS[variants[0].config.task]
+    scores = [_scores(name, variant, metric.key) for name, variant in zip(_names(variants), variants, strict=True)]
+    by_name = {variant.name: variant for variant in scores}
+    if plan.baseline is not None and plan.baseline not in by_name:
+        raise unknown("variant", plan.baseline, by_name).at("--baseline")
+    baseline = by_name[plan.baseline] if plan.baseline is not None else scores[0]
+    return pair_variants(
+        [variant for variant in scores if variant is not baseline],
+        baseline,
+        metric,
+        is_given=plan.baseline is not None,
+        aa=plan.aa,
+        margin=plan.margin,
+        looks=plan.looks,
+    )
+
+
+def _names(variants: Sequence[_VariantRuns]) -> list[str]:
+    """The name of each variant, or its options where several have the same name."""
+    counts = Counter(variant.entry.variant_name for variant in variants)
+    return [
+        variant.entry.variant_name if counts[variant.entry.variant_name] == 1 else _name(variant.labels)
+        for variant in variants
+    ]
+
+
+def _scores(name: str, variant: _VariantRuns, key: str) -> Scores:
+    final = {seed: run.final.get(key, math.nan) for seed, run in variant.done.items()}
+    curves = {
+        seed: [(row["step"], row[key]) for row in run.metrics if key in row] for seed, run in variant.done.items()
+    }
+    return Scores(name, final, curves)
+
+
+def _variant(variant: _VariantRuns) -> Variant:
+    done = variant.done
+    unfinished = [
+        f"seed {seed} {_reason(str(run.status['state']))}" for seed, run in variant.seeds.items() if seed not in done
+    ]
+    finals = [run.final for run in done.values()]
+    estimates = {
+        metric.key: mean_ci95([final[metric.key] for final in finals if metric.key in final]) for metric in METRICS
+    }
+    hours = [run.hours for run in done.values() if run.hours is not None]
+    return Variant(
+        variant.labels, estimates, tuple(sorted(done)), tuple(unfinished), hours=sum(hours) if hours else None
+    )
 
 
 def _name(options: Mapping[str, Any]) -> str:

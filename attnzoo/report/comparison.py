@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnzoo.report.pairs import PairedTable
 from attnzoo.report.statistics import Estimate
 
 
@@ -17,14 +18,19 @@ class Variant:
     estimates: dict[str, Estimate | None]
     seeds: tuple[int, ...]
     unfinished: tuple[str, ...]  # "seed 2 failed"
+    hours: float | None = None  # of all finished runs, in all processes; None if not recorded
     footnotes: dict[str, int] = field(default_factory=dict)  # in what its runs' environments differ -> footnote
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns of options, one row per variant, footnotes, and the tasks of the runs."""
+    """Columns of options, one row per variant, footnotes, the tasks of the runs, and the variants against the baseline.
+
+    `paired` is None for one variant, and for runs of several tasks.
+    """
 
     columns: list[str]
     variants: list[Variant]
     notes: list[str]
     tasks: frozenset[str]
+    paired: PairedTable | None = None

@@ -1,15 +1,49 @@
 """Finds run folders."""
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
+RESULTS = "results.json"  # see report.records
 
-def find_runs(folders: Iterable[Path]) -> dict[RunFolder, str | None]:
-    """The runs in `folders`, each the folder of a run, of a sweep or of several sweeps, with the variants' names.
+
+@dataclass(frozen=True)
+class RunEntry:
+    """What the ledger of its sweep says of a run.
+
+    `variant`: the name that sweep.variants or sweep.one_at_a_time gives it. `variant_name`: the name of the run without
+    its seed. `seed`: None for a run without a ledger.
+    """
+
+    variant: str | None
+    variant_name: str
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """How the runs of a sweep are compared: see `SweepConfig`. `looks`: as in `sequential.planned_looks`, or None.
+
+    `include`: folders of results. `digests`: of the variants' configs, in the order of the experiment.
+    """
+
+    baseline: str | None = None
+    aa: str | None = None
+    margin: float | None = None
+    looks: tuple[int, ...] | None = None
+    include: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+
+
+def find_runs(folders: Iterable[Path]) -> dict[RunFolder, RunEntry]:
+    """The runs in `folders`, each the folder of a run, of a sweep or of several sweeps.
 
     Runs of a sweep are in the order of its experiment file; those that were started are found without their config
     too. Raises UserError for a folder without runs.
@@ -26,7 +60,31 @@ def find_runs(folders: Iterable[Path]) -> dict[RunFolder, str | None]:
     entries = {sweep / name: entry for sweep in sweeps for name, entry in Ledger(sweep).read()["runs"].items()}
     order = {path: index for index, path in enumerate(entries)}
     ordered = sorted(runs, key=lambda path: order.get(path, len(order)))
-    return {runs[path]: entries.get(path, {}).get("variant") for path in ordered}
+    return {runs[path]: _entry(path, entries.get(path, {})) for path in ordered}
+
+
+def find_plan(folders: Iterable[Path]) -> SweepPlan:
+    """The plan of the first sweep in `folders`, each the folder of a run, of a sweep or of several, that has one."""
+    for folder in folders:
+        if (folder / RESULTS).is_file():
+            comparison = json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("comparison")
+            if comparison:
+                return _plan(comparison)
+            continue
+        for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
+            if comparison := Ledger(sweep).read().get("comparison"):
+                return _plan(comparison)
+    return SweepPlan()
+
+
+def _plan(values: Mapping[str, Any]) -> SweepPlan:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return SweepPlan(**fields)
+
+
+def _entry(path: Path, entry: Mapping[str, Any]) -> RunEntry:
+    name = re.sub(r"-?seed=\d+(-[0-9a-f]{8})?$", "", path.name)
+    return RunEntry(entry.get("variant"), entry.get("variant_name", name), entry.get("seed"))
 
 
 def _is_run(run: RunFolder) -> bool:

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ from rich.table import Table
 
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.console import console
+from attnzoo.report.paired import PairedResult
+from attnzoo.report.pairs import TARGET, PairedTable
 from attnzoo.report.statistics import Estimate
 from attnzoo.rundir.folder import atomic_write
 from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, TASK_METRICS, Metric
@@ -41,20 +46,130 @@ def rich_table(comparison: Comparison) -> Table:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table and its notes, without wrapping if not to a terminal."""
+    """Print the tables, their notes and the verdicts, without wrapping if not to a terminal."""
     terminal = console()
     terminal.print(rich_table(comparison))
     for note in comparison.notes:
         terminal.print(note, markup=False, soft_wrap=True)
+    if comparison.paired is not None:
+        terminal.print(_rich_paired_table(comparison.paired))
+        for line in [*_paired_notes(comparison.paired), *comparison.paired.sentences()]:
+            terminal.print(line, markup=False, soft_wrap=True)
+
+
+def _rich_paired_table(paired: PairedTable) -> Table:
+    header, rows = _paired_cells(paired)
+    table = Table(title=_paired_title(paired))
+    table.add_column(header[0], overflow="fold")
+    for title in header[1:]:
+        table.add_column(title, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table and its notes as Markdown."""
+    """The verdicts, the tables and their notes as Markdown."""
     header, rows = _cells(comparison)
-    separator = ["---"] * len(comparison.columns) + ["--:"] * (len(header) - len(comparison.columns))
-    table = (header, separator, *rows)
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
-    return "\n".join([*lines, "", *(f"{note}  " for note in comparison.notes)]) + "\n"
+    lines = [*_markdown_table(header, rows, len(comparison.columns)), "", *(f"{note}  " for note in comparison.notes)]
+    if comparison.paired is not None:
+        sentences = [f"- {sentence}" for sentence in comparison.paired.sentences()]
+        notes = [f"{note}  " for note in _paired_notes(comparison.paired)]
+        paired = _markdown_table(*_paired_cells(comparison.paired), 1)
+        lines = [*sentences, "", *lines, "", f"{_paired_title(comparison.paired)}:", "", *paired, "", *notes]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
+    separator = ["---"] * num_text_columns + ["--:"] * (len(header) - num_text_columns)
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (header, separator, *rows)]
+
+
+def _paired_title(paired: PairedTable) -> str:
+    return f"{paired.metric.title} compared with {paired.baseline}, by seed"
+
+
+def _paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
+    header = [
+        "variant", "pairs", "difference [95 %]", "p (Holm)", "p (sign flip)", "P(better)", "area under curve", "steps",
+        "correlation", "verdict",
+    ]  # fmt: skip
+    spec = f"+{paired.metric.format_spec}"
+    steps = _number(paired.steps_to_target[paired.baseline], ",.0f")
+    rows = [[paired.baseline, *[""] * 6, steps, "", "baseline"]]
+    for row in paired.rows:
+        final = row.final
+        holm = _p_value(final.holm_p) if final.holm_p is not None else ""
+        rows.append(
+            [
+                row.name,
+                str(final.pairs),
+                _difference(final, spec),
+                "" if row.is_aa else holm,
+                _p_value(final.sign_flip_p),
+                _number(final.probability_better, ".2f"),
+                _difference(row.area, spec),
+                _number(paired.steps_to_target[row.name], ",.0f"),
+                _number(row.correlation, "+.2f"),
+                "A/A copy" if row.is_aa else final.words,
+            ]
+        )
+    return header, rows
+
+
+def _paired_notes(paired: PairedTable) -> list[str]:
+    """What the columns of the paired table mean."""
+    metric, target = paired.metric, _number(paired.target, paired.metric.format_spec)
+    chosen = "" if paired.is_given else " (the first; choose another with --baseline or sweep.baseline)"
+    rounds = "the rounds of seeds and " if paired.is_sequential else ""
+    margin = f"± {paired.margin:g} {metric.title}" if paired.margin else "not set, so no variant can be equivalent"
+    return [
+        f"Baseline: {paired.baseline}{chosen}. Differences of runs with the same seed, with the 95 % interval of each "
+        f"variant by itself; verdicts: paired t-tests, corrected for {rounds}all variants (Holm). Margin: {margin}. "
+        "See docs/statistics.md.",
+        f"area under curve: difference of the mean {metric.title} over training; steps: median steps to {metric.title} "
+        f"{target}, {TARGET:.0%} of the baseline's mean; correlation: of both variants' {metric.title} over seeds.",
+    ]
+
+
+def _difference(result: PairedResult, spec: str) -> str:
+    if result.mean is None:
+        return NOT_AVAILABLE
+    if result.interval is None:
+        return f"{result.mean:{spec}} [{NOT_AVAILABLE}]"
+    low, high = result.interval
+    return f"{result.mean:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return NOT_AVAILABLE
+    return "<0.001" if value < 0.001 else format(value, ".3f")
+
+
+def _number(value: float | None, spec: str) -> str:
+    return NOT_AVAILABLE if value is None else format(value, spec)
+
+
+def to_json(comparison: Comparison) -> str:
+    """The variants with unrounded numbers, the paired differences and the notes."""
+    metrics = _metric_columns(comparison)
+    variants = [
+        {
+            "options": variant.options,
+            "metrics": {
+                metric.name: asdict(estimate) if (estimate := variant.estimates[metric.key]) else None
+                for metric in metrics
+            },
+            "hours": variant.hours,
+            "seeds": variant.seeds,
+            "unfinished": variant.unfinished,
+            "differs": sorted(variant.footnotes),
+        }
+        for variant in comparison.variants
+    ]
+    paired = None if comparison.paired is None else asdict(comparison.paired)
+    return json.dumps({"variants": variants, "paired": paired, "notes": comparison.notes}, indent=1)
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -63,7 +178,7 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     metrics = _metric_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
-    writer.writerow([*comparison.columns, *names, "seeds", "unfinished", "differs"])
+    writer.writerow([*comparison.columns, *names, "hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
@@ -73,6 +188,7 @@ def to_csv(comparison: Comparison) -> str:
             [
                 *_options(comparison, variant),
                 *numbers,
+                variant.hours,
                 " ".join(map(str, variant.seeds)),
                 "; ".join(variant.unfinished),
                 " ".join(variant.footnotes),
@@ -93,13 +209,15 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     metrics = _metric_columns(comparison)
-    header = [*comparison.columns, *(metric.title for metric in metrics), "seeds"]
+    has_hours = any(variant.hours is not None for variant in comparison.variants)
+    header = [*comparison.columns, *(metric.title for metric in metrics), *(["hours"] if has_hours else []), "seeds"]
     rows = []
     for variant in comparison.variants:
         cells = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
         marks = "".join(f" [{number}]" for number in sorted(variant.footnotes.values()))
         seeds = ", ".join([f"{len(variant.seeds)}{marks}", *variant.unfinished])
-        rows.append([*_options(comparison, variant), *cells, seeds])
+        hours = [_number(variant.hours, ".3g")] if has_hours else []
+        rows.append([*_options(comparison, variant), *cells, *hours, seeds])
     return header, rows
 
 

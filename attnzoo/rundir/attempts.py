@@ -18,8 +18,8 @@ from attnzoo.rundir.folder import RunFolder
 MACHINE = "machine failure"  # the outcome that is retried
 # Fields and types of the rows of each event.
 FIELDS: dict[str, dict[str, Any]] = {
-    "start": {"step": int, "steps_lost": int, "host": str, "job": str | None},
-    "end": {"step": int, "outcome": str, "reason": str, "job": str | None},
+    "start": {"time": float, "step": int, "steps_lost": int, "host": str, "job": str | None},
+    "end": {"time": float, "step": int, "outcome": str, "reason": str, "job": str | None},
 }
 
 
@@ -95,6 +95,17 @@ def environments(run: RunFolder) -> list[Mapping[str, str] | None]:
             found.append(attempt.environment)
             first_step = attempt.step
     return [None, *reversed(found)] if first_step != 0 else found[::-1]
+
+
+def hours(run: RunFolder) -> float | None:
+    """The time of all attempts whose start and end are recorded, in hours; None if there is none."""
+    total, start = 0.0, None
+    for row in _rows(run):
+        if row["event"] == "start":
+            start = row["time"]
+        elif start is not None:
+            total, start = total + row["time"] - start, None
+    return total / 3600 if total else None
 
 
 def retries_exhausted(run: RunFolder, retries: int) -> str | None:

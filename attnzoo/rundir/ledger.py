@@ -1,7 +1,8 @@
 """sweep.json, the ledger of a sweep: its runs, how often each was started, and their SLURM jobs.
 
     {"experiment": FILE,
-     "runs": {NAME: {"variant": NAME or null, "overrides", "labels", "seed", "digest", "attempts",
+     "comparison": {"baseline", "aa", "margin", "looks"},      how the runs are compared: report.runs.SweepPlan
+     "runs": {NAME: {"variant": NAME or null, "variant_name", "overrides", "labels", "seed", "digest", "attempts",
                      "submission": NUMBER, "task": INDEX,      once submitted
                      "cancelled": SECONDS}},                   when it was cancelled; removed by the next start
      "submissions": {NUMBER: {"job": ID or null, "runs": [NAME], "time": SECONDS}},

@@ -117,7 +117,7 @@ class ConfigBuilder:
             self._record_source(key, source)
             if dataclasses.is_dataclass(field.type):
                 self._merge(typing.cast(Schema, field.type), old, value, f"{key}.", source)
-            elif isinstance(old, dict):
+            elif isinstance(old, dict) and isinstance(value, dict):
                 for option in value:
                     self._record_source(f"{key}.{option}", source)
                 values[name] = _merge_mapping(field.metadata, old, value, key)

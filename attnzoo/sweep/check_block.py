@@ -13,6 +13,7 @@ from attnzoo.schema.keys import flatten
 
 # Keys that apply to the whole sweep.
 NOT_SWEEPABLE = ("name", "task", "description", "output", "launcher", "jobs", "retries", "sweep", "seed", "versions")
+AA_KEY, AA_STREAM = "train.stream", 1  # what sweep.aa changes
 NAME = re.compile(r"\w[\w.=,+-]*")
 BLOCKS = {"variants": "variant", "one_at_a_time": "key", "grid": "key", "zip": "key"}  # what each lists
 
@@ -36,12 +37,14 @@ def check_block(experiment: Experiment, sweep: SweepConfig, variants: Mapping[st
         key = f"sweep.one_at_a_time.{slurm}"
         raise UserError(f"sweep.one_at_a_time: {slurm!r} does not affect results", key=key)
     _check_overlap(sweep, variants)
+    if sweep.aa and AA_KEY in {*sweep.grid, *sweep.zip, *(key for block in variants.values() for key in block)}:
+        raise UserError(f"sweep.aa: {AA_KEY} is swept already", key="sweep.aa")
     lengths = {key: len(values) for key, values in sweep.zip.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         message = f"sweep.zip: expected lists of equal length, but {listed} values"
         raise UserError(message, key=tuple(f"sweep.zip.{key}" for key in lengths))
-    if len(set(sweep.seeds)) < len(sweep.seeds):
+    if isinstance(sweep.seeds, list) and len(set(sweep.seeds)) < len(sweep.seeds):
         raise UserError(f"sweep.seeds = {sweep.seeds}: duplicate seed", key="sweep.seeds")
     _check_exclude(sweep, variants)
 
@@ -82,7 +85,7 @@ def _check_overlap(sweep: SweepConfig, variants: Mapping[str, Mapping[str, Any]]
 
 def _check_exclude(sweep: SweepConfig, variants: Mapping[str, Any]) -> None:
     swept = {"variant": [*variants]} if variants else {}
-    swept |= sweep.zip | sweep.grid | {"seed": sweep.seeds}
+    swept |= sweep.zip | sweep.grid | ({"seed": sweep.seeds} if isinstance(sweep.seeds, list) else {})
     for index, rule in enumerate(sweep.exclude):
         prefix = f"sweep.exclude[{index}]"
         for key, value in rule.items():

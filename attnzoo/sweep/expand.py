@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Change, Experiment, digest, without_sweep
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, unknown
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
-from attnzoo.sweep.check_block import check_block, check_overwritten
+from attnzoo.sweep.check_block import AA_KEY, AA_STREAM, check_block, check_overwritten
+from attnzoo.sweep.seeds import SeedPlan, seed_plan
 from attnzoo.sweep.variants import BASE, named_variants
 
 
@@ -21,11 +22,13 @@ from attnzoo.sweep.variants import BASE, named_variants
 class RunSpec:
     """One run of a sweep: what to train, and where. `name` is unique in the sweep, `digest` identifies its config.
 
-    `changes` are all keys that the sweep sets; `variant` is the name of those from sweep.variants or
-    sweep.one_at_a_time, and `labels` has the others that affect results but the seed, by short keys.
+    `variant_name` is the name without the seed: runs that differ only in the seed share it. `changes` are all keys that
+    the sweep sets; `variant` is the name of those from sweep.variants or sweep.one_at_a_time, and `labels` has the
+    others that affect results but the seed, by short keys.
     """
 
     name: str
+    variant_name: str
     variant: str | None
     changes: tuple[Change, ...]
     labels: dict[str, Any]
@@ -43,8 +46,28 @@ class RunSpec:
         return {change.key: change.value for change in self.changes if change.key != "seed"}
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of an experiment, in the order of its file, and how they are compared.
+
+    `variants`: the names of the variants. `baseline`: that of the variant with which others are compared, `aa` that of
+    its copy. With a `plan`, `runs` has all runs that may be needed.
+    """
+
+    runs: list[RunSpec]
+    variants: tuple[str, ...]
+    baseline: str
+    aa: str | None
+    plan: SeedPlan | None
+
+
 def expand(experiment: Experiment) -> list[RunSpec]:
-    """All runs of an experiment, in the order of its file; one run if it has no sweep.
+    """All runs of an experiment, in the order of its file; see `expand_sweep`."""
+    return expand_sweep(experiment).runs
+
+
+def expand_sweep(experiment: Experiment) -> Sweep:
+    """The sweep of an experiment; one run if it has none.
 
     Raises UserError, naming its source, for an invalid sweep, for a run with an invalid config, with its name, and for
     a key on the command line that the sweep would overwrite.
@@ -54,24 +77,86 @@ def expand(experiment: Experiment) -> list[RunSpec]:
     try:
         variants = named_variants(sweep, experiment.schema)
         check_block(experiment, sweep, variants)
-        combinations = _combinations(sweep, variants)
+        products = _products(sweep)
+        plan = seed_plan(sweep, max(len(variants), 1) * len(products))
+        planned = _planned_runs(sweep, variants, products, plan, base.seed)
+        baseline = _baseline(sweep, list(dict.fromkeys(run.variant_name for run in planned)))
     except UserError as error:
         raise experiment.locate(error) from None
+    copies = [_aa_copy(run) for run in planned if run.variant_name == baseline] if sweep.aa else []
     source = functools.cache(experiment.source)
-    labels = shorten_keys([dict(flatten(_without_slurm(swept))) for _, swept, _ in combinations])
     runs = []
-    for (variant, swept, seed), short in zip(combinations, labels, strict=True):
-        name = _run_name(variant, short, base.seed if seed is None else seed)
-        suffix = f", run {name}" if len(combinations) > 1 else ""
-        changes = [
-            Change(key, value, f"{source(block)}: sweep{suffix}")
-            for key, value, block in _changes(sweep, variants, variant, swept, seed)
-        ]
+    for run in [*planned, *copies]:
+        name = f"{run.variant_name}-seed={run.seed}" if run.variant_name else f"seed={run.seed}"
+        suffix = f", run {name}" if len(planned) > 1 else ""
+        changes = tuple(Change(key, value, f"{source(block)}: sweep{suffix}") for key, value, block in run.changes)
         config = without_sweep(experiment.config(changes))
         folder = RunFolder(Path(config.output).expanduser() / config.name / name)
-        runs.append(RunSpec(name, variant, tuple(changes), short, config, digest(config), folder))
+        runs.append(RunSpec(name, run.variant_name, run.variant, changes, run.labels, config, digest(config), folder))
     check_overwritten(experiment, base, {run.name: (run.config, run.overrides) for run in runs})
-    return drop_repeats(runs, experiment)
+    runs = drop_repeats(runs, experiment)
+    names = tuple(dict.fromkeys(run.variant_name for run in runs))
+    return Sweep(runs, names, baseline, copies[0].variant_name if copies else None, plan)
+
+
+class _PlannedRun(NamedTuple):
+    """A run before its config is built. `changes`: keys, values and the keys of the sweep that set them."""
+
+    variant: str | None
+    labels: dict[str, Any]
+    seed: int
+    changes: list[tuple[str, Any, str]]
+
+    @property
+    def variant_name(self) -> str:
+        parts = [f"{key}={format_value(value)}" for key, value in self.labels.items()]
+        return (
+            "-".join([self.variant, *parts] if self.variant is not None else parts).replace("/", "_").replace(" ", "")
+        )
+
+
+def _planned_runs(
+    sweep: SweepConfig,
+    variants: Mapping[str, Mapping[str, Any]],
+    products: Sequence[dict[str, Any]],
+    plan: SeedPlan | None,
+    base_seed: int,
+) -> list[_PlannedRun]:
+    """All runs that are not excluded."""
+    listed: list[int] = sweep.seeds if isinstance(sweep.seeds, list) else []
+    seeds: list[int] | list[None] = (plan.seeds if plan else listed) or [None]
+    combinations: list[tuple[str | None, dict[str, Any], int | None]] = [
+        (variant, swept, seed)
+        for variant in variants or [None]
+        for swept in products
+        for seed in seeds
+        if not any(_excludes(rule, swept | {"variant": variant, "seed": seed}) for rule in sweep.exclude)
+    ]
+    if not combinations:
+        raise UserError("sweep.exclude removes all runs", key="sweep.exclude")
+    labels = shorten_keys([dict(flatten(_without_slurm(swept))) for _, swept, _ in combinations])
+    return [
+        _PlannedRun(
+            variant, short, base_seed if seed is None else seed, list(_changes(sweep, variants, variant, swept, seed))
+        )
+        for (variant, swept, seed), short in zip(combinations, labels, strict=True)
+    ]
+
+
+def _aa_copy(run: _PlannedRun) -> _PlannedRun:
+    """The run with another random stream: see sweep.aa."""
+    changes = [*run.changes, (AA_KEY, AA_STREAM, "sweep.aa")]
+    if run.variant is not None:
+        return run._replace(variant=f"{run.variant}-aa", changes=changes)
+    return run._replace(labels={**run.labels, "stream": AA_STREAM}, changes=changes)
+
+
+def _baseline(sweep: SweepConfig, names: Sequence[str]) -> str:
+    if sweep.baseline is None:
+        return names[0]
+    if sweep.baseline not in names:
+        raise unknown("variant", sweep.baseline, names, "sweep.baseline")
+    return sweep.baseline
 
 
 def drop_repeats(runs: Sequence[RunSpec], experiment: Experiment) -> list[RunSpec]:
@@ -100,28 +185,6 @@ def _swept_keys(experiment: Experiment) -> tuple[str, ...]:
     return tuple(f"sweep.{block}.{key}" for block in blocks for key in getattr(sweep, block))
 
 
-def _run_name(variant: str | None, labels: Mapping[str, Any], seed: int) -> str:
-    parts = [f"{key}={format_value(value)}" for key, value in {**labels, "seed": seed}.items()]
-    return "-".join([variant, *parts] if variant is not None else parts).replace("/", "_").replace(" ", "")
-
-
-def _combinations(
-    sweep: SweepConfig, variants: Mapping[str, Any]
-) -> list[tuple[str | None, dict[str, Any], int | None]]:
-    """Variant, swept keys and seed of every run that is not excluded; None for a sweep without variants or seeds."""
-    seeds: list[int] | list[None] = sweep.seeds or [None]
-    found: list[tuple[str | None, dict[str, Any], int | None]] = [
-        (variant, swept, seed)
-        for variant in variants or [None]
-        for swept in _products(sweep)
-        for seed in seeds
-        if not any(_excludes(rule, swept | {"variant": variant, "seed": seed}) for rule in sweep.exclude)
-    ]
-    if not found:
-        raise UserError("sweep.exclude removes all runs", key="sweep.exclude")
-    return found
-
-
 def _changes(
     sweep: SweepConfig,
     variants: Mapping[str, Mapping[str, Any]],
@@ -139,12 +202,11 @@ def _changes(
         yield "seed", seed, "sweep.seeds"
 
 
-def _products(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+def _products(sweep: SweepConfig) -> list[dict[str, Any]]:
     """The product of the grid with the rows of the zip."""
     rows = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
-    for row in rows:
-        for values in itertools.product(*sweep.grid.values()):
-            yield row | dict(zip(sweep.grid, values, strict=True))
+    values = list(itertools.product(*sweep.grid.values()))
+    return [row | dict(zip(sweep.grid, items, strict=True)) for row in rows for items in values]
 
 
 def _excludes(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:

@@ -34,11 +34,18 @@ class SweepFolder:
         taken = folder.path.exists() and not _belongs_to(folder, run, entries.get(name, {}))
         return RunFolder(self.path / f"{name}-{run.digest}") if taken else folder
 
-    def create(self, runs: Sequence[RunSpec], experiment: str, to_start: Sequence[RunSpec] = ()) -> None:
+    def create(
+        self,
+        runs: Sequence[RunSpec],
+        experiment: str,
+        to_start: Sequence[RunSpec] = (),
+        comparison: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the ledger, then the configs of new runs and of those in `to_start`, before anything trains.
 
         Configs are rewritten for runs that restart, because keys that do not affect results may have changed. Entries
-        of earlier sweeps in this folder stay if they were started. Raises UserError if the folder cannot be written.
+        of earlier sweeps in this folder stay if they were started. `comparison`: how the runs are compared, the fields
+        of a `SweepPlan`. Raises UserError if the folder cannot be written.
         """
         try:
             with self.ledger.update() as content:
@@ -46,6 +53,8 @@ class SweepFolder:
                 kept = {name: entry for name, entry in old.items() if self._was_started(name, entry)}
                 entries = {run.folder.path.name: _entry(run, old.get(run.folder.path.name, {})) for run in runs}
                 content |= {"experiment": experiment, "runs": kept | entries}
+                if comparison is not None:
+                    content["comparison"] = dict(comparison)
             rewritten = {run.folder.path for run in to_start}
             for run in runs:
                 if run.folder.path in rewritten or not (run.folder.config.exists() or run.folder.corruption()):
@@ -97,7 +106,12 @@ def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
 
 
 def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
-    swept = {"variant": run.variant, "overrides": run.overrides, "labels": run.labels}
+    swept = {
+        "variant": run.variant,
+        "variant_name": run.variant_name,
+        "overrides": run.overrides,
+        "labels": run.labels,
+    }
     if old and run.variant is None and not run.overrides:  # resumed by its own config.yaml, which has no sweep
         swept = {}
     return old | swept | {"seed": run.seed, "digest": run.digest, "attempts": old.get("attempts", 0)}

@@ -2,9 +2,13 @@
 
 import os
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 from rich.table import Table
 
@@ -21,10 +25,12 @@ from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.schema.keys import format_value
 from attnzoo.sweep import local
 from attnzoo.sweep.display import ProgressDisplay
-from attnzoo.sweep.expand import RunSpec, expand
+from attnzoo.sweep.expand import RunSpec, expand_sweep
 from attnzoo.sweep.folder import SweepFolder, describe_restarts
-from attnzoo.sweep.outcome import ExitKind
+from attnzoo.sweep.outcome import ExitKind, Outcome
+from attnzoo.sweep.rounds import SeedRounds
 
+FOLLOW_SECONDS = 5.0  # between looks at the jobs
 STATE_FILTERS = {
     "failed": lambda status: status.state == "failed",
     "missing": lambda status: status.missing,
@@ -32,36 +38,46 @@ STATE_FILTERS = {
 }
 
 
-def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | None = None) -> int:
+def run(
+    path: str, overrides: Sequence[str], dry_run: bool = False, only: str | None = None, follow: bool = False
+) -> int:
     """Train or submit the runs of the experiment file `path`, or list them; returns an ExitCode.
 
     `only`, a key of STATE_FILTERS, selects among the runs that are neither done nor active: failed, missing (never
-    started or submitted) or interrupted ones.
+    started or submitted) or interrupted ones. `follow`, with SLURM: wait for the jobs, and submit further rounds of
+    seeds until the sweep is decided.
 
     OK: all runs are done, submitted or active elsewhere. FAILED: a run failed or is corrupt; the others are done,
     submitted or active. Raises UserError, with nothing written, if any run's config is invalid.
     """
     experiment = Experiment(path, [*overrides, *_processes_override()])
-    runs = expand(experiment)
+    sweep = expand_sweep(experiment)
     from attnzoo.sweep.check_runs import check_runs  # imports torch; a misspelt key is reported before
 
-    folder, runs = _sweep_folder(experiment, check_runs(experiment, runs))
+    folder, all_runs = _sweep_folder(experiment, check_runs(experiment, sweep.runs))
     config = experiment.config()
+    try:
+        rounds = SeedRounds(replace(sweep, runs=all_runs), config)
+    except UserError as error:
+        raise experiment.locate(error) from None
+    runs = rounds.wanted_runs()
     if _is_distributed_launch() and not dry_run:
-        return _train_in_process_group(folder, runs, str(experiment.path), only)
+        if sweep.plan is not None:
+            message = "sweep.seeds: rounds of seeds cannot run under torchrun or srun; list the seeds, or set processes"
+            raise UserError(message, key="sweep.seeds")
+        return _train_in_process_group(folder, runs, str(experiment.path), only, rounds.comparison)
     if _rank() > 0:  # of a dry run, which the main process lists
         return ExitCode.OK
-    statuses = _statuses(folder)
-    to_start = [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+    if dry_run:
+        return _list(experiment, folder, rounds, only)
+    to_start = _to_start(folder, runs, only)
     _print_restarts(to_start)
     _print_other_sources(folder, runs)
     if config.launcher == "slurm":
-        return _submit(experiment, folder, runs, to_start, dry_run)
-    if dry_run:
-        _print_runs(runs, statuses)
-        return ExitCode.OK
-    folder.create(runs, str(experiment.path), to_start)
-    result = _train(folder, runs, to_start, config.jobs)
+        return _submit_rounds(experiment, folder, rounds, only, follow)
+    runs, result = _train_rounds(experiment, folder, rounds, to_start)
+    if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
+        _measure_costs(folder, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
     failures = _report_failures(runs, result) + _report_corrupt(runs)
     if result.interrupted:
@@ -69,6 +85,75 @@ def run(path: str, overrides: Sequence[str], dry_run: bool = False, only: str | 
         print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED if failures else ExitCode.OK
+
+
+def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
+    statuses = _statuses(folder)
+    return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+
+
+def _list(experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None) -> int:
+    """Print the runs of the current round, and the jobs that would be submitted."""
+    runs = rounds.wanted_runs()
+    to_start = _to_start(folder, runs, only)
+    _print_restarts(to_start)
+    _print_other_sources(folder, runs)
+    _print_runs(runs, _statuses(folder))
+    for line in rounds.describe():
+        print(line)
+    if experiment.config().launcher == "slurm":
+        from attnzoo.sweep import submit
+
+        groups = submit.group_by_resources(to_start)
+        if slurm.available():
+            submit.check(groups, folder)
+        print(submit.format_dry_run(groups, folder))
+        if not slurm.available():
+            print("SLURM is not installed here: the job scripts were not validated")
+    return ExitCode.OK
+
+
+def _train_rounds(
+    experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, to_start: Sequence[RunSpec]
+) -> tuple[list[RunSpec], local.SweepResult]:
+    """Train round after round; returns the runs of all rounds and their outcomes."""
+    runs, jobs, outcomes = rounds.wanted_runs(), experiment.config().jobs, dict[str, Outcome]()
+    while True:
+        folder.create(runs, str(experiment.path), to_start, rounds.comparison)
+        result = _train(folder, runs, to_start, jobs)
+        outcomes |= result.outcomes
+        more = rounds.wanted_runs()
+        if result.interrupted or len(more) == len(runs):
+            return runs, local.SweepResult(outcomes, result.interrupted)
+        to_start = [run for run in more if run not in runs]
+        runs = more
+        print(f"undecided: {plural(len(to_start), 'more run')}, up to seed {max(run.seed for run in runs)}")
+
+
+def _measure_costs(folder: SweepFolder, baseline: str) -> None:
+    """Measure the costs of all variants, now that nothing of the sweep trains; a failure is only reported."""
+    arguments = [sys.executable, "-m", "attnzoo.cost", str(folder.path), "--baseline", baseline]
+    sys.stdout.flush()
+    if code := subprocess.run(arguments, check=False).returncode:
+        print(f"the costs were not measured (exit code {code}): {shlex.join(arguments[1:])}", file=sys.stderr)
+
+
+def _submit_rounds(
+    experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None, follow: bool
+) -> int:
+    """Submit the current round; with `follow`, wait for its jobs and go on with the next, until there is none."""
+    while True:
+        runs = rounds.wanted_runs()
+        code = _submit(experiment, folder, runs, _to_start(folder, runs, only), rounds.comparison)
+        if not follow or code != ExitCode.OK:
+            return code
+        while any(status.active for status in sweep_status(folder.path)):
+            time.sleep(FOLLOW_SECONDS)
+        if len(rounds.wanted_runs()) == len(runs):
+            summarize(folder.path, [run.folder.path for run in runs])
+            states = [_recorded_state(run) for run in runs]
+            print(f"{states.count('done')} of {plural(len(runs), 'run')} done")
+            return ExitCode.OK if set(states) == {"done"} else ExitCode.FAILED
 
 
 def _is_distributed_launch() -> bool:
@@ -126,29 +211,32 @@ def _should_start(run: RunSpec, status: RunStatus | None, only: str | None) -> b
     return startable and (only is None or STATE_FILTERS[only](status))
 
 
+def _wait_for_end(folder: SweepFolder) -> None:
+    """Return when no run of the sweep is queued or running."""
+    while any(status.active for status in sweep_status(folder.path)):
+        time.sleep(FOLLOW_SECONDS)
+
+
 def _submit(
-    experiment: Experiment, folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], dry_run: bool
+    experiment: Experiment,
+    folder: SweepFolder,
+    runs: Sequence[RunSpec],
+    to_start: Sequence[RunSpec],
+    comparison: Mapping[str, Any] | None,
 ) -> int:
     from attnzoo.sweep import submit
 
     groups = submit.group_by_resources(to_start)
-    if slurm.available():
-        submit.check(groups, folder)
-    elif not dry_run:
+    if not slurm.available():
         message = "launcher = 'slurm': SLURM is not installed here (no squeue); run this on a login node"
         raise experiment.locate(UserError(message, key="launcher"))
-    if dry_run:
-        _print_runs(runs, _statuses(folder))
-        print(submit.format_dry_run(groups, folder))
-        if not slurm.available():
-            print("SLURM is not installed here: the job scripts were not validated")
-        return ExitCode.OK
+    submit.check(groups, folder)
     states = [_recorded_state(run) for run in runs]
     if set(states) <= {"done", "corrupt"}:
         print(_already_done(states.count("done"), len(runs)))
         summarize(folder.path, [run.folder.path for run in runs])
         return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
-    folder.create(runs, str(experiment.path), to_start)
+    folder.create(runs, str(experiment.path), to_start, comparison)
     for line in submit.submit(groups, folder):
         print(line)
     if skipped := len(runs) - len(to_start):
@@ -183,7 +271,13 @@ def _already_done(done: int, total: int) -> str:
     return f"{done} of {plural(total, 'run')} {'is' if total == 1 else 'are'} already done"
 
 
-def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experiment: str, only: str | None) -> int:
+def _train_in_process_group(
+    folder: SweepFolder,
+    runs: Sequence[RunSpec],
+    experiment: str,
+    only: str | None,
+    comparison: Mapping[str, Any] | None,
+) -> int:
     """Under torchrun or srun: train the runs one after another in this process group; stop at the first failure.
 
     Corrupt runs are left out and reported at the end, as by the local launcher.
@@ -198,7 +292,7 @@ def _train_in_process_group(folder: SweepFolder, runs: Sequence[RunSpec], experi
             to_start = _to_start_here(folder, runs, only)
             _print_restarts(to_start)
             _print_other_sources(folder, runs)
-            folder.create(runs, experiment)
+            folder.create(runs, experiment, comparison=comparison)
             num_corrupt = sum(_recorded_state(run) == "corrupt" for run in runs)
         except UserError as reason:
             error = str(reason)

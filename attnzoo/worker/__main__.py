@@ -2,14 +2,23 @@
 
 import sys
 
-from attnzoo.engine import distributed
-from attnzoo.errors import ExitCode
-from attnzoo.worker.train import train_run
+from attnzoo.worker.malloc import restart_with_tunables
+
+
+def main() -> int:
+    """The exit code of the run."""
+    from attnzoo.engine import distributed
+    from attnzoo.errors import ExitCode
+    from attnzoo.worker.train import train_run
+
+    exit_code = train_run(sys.argv[1])
+    if exit_code not in (ExitCode.FAILED, ExitCode.PEER_LOST):
+        distributed.shutdown()
+    return exit_code
+
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m attnzoo.worker RUN_DIR")
-    exit_code = train_run(sys.argv[1])
-    if exit_code not in (ExitCode.FAILED, ExitCode.PEER_LOST):
-        distributed.shutdown()
-    sys.exit(exit_code)
+    restart_with_tunables()
+    sys.exit(main())

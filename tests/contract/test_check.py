@@ -342,7 +342,7 @@ def test_list_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         (["my_attention.py", "scale=[1"], "command line: scale:1: not valid YAML"),
         (["my_attention.py", "=1"], "expected option=value, such as points=8, not '=1'"),
         (["my_attention.py", "mein"], "my_attention.py: unknown attention 'mein'; did you mean 'mine'?"),
-        (["my_attention.py", "mine", "mine"], "expected one NAME, found mine, mine"),
+        (["my_attention.py", "mine", "mine"], "expected one NAME, got mine, mine"),
         (["dat", "points"], "command line: 'points': expected option=value (options: stride, kernel, groups,"),
         (["dat", "stride"], "command line: 'stride': expected stride=value (options: stride, kernel, groups,"),
         (["my_attention.py", "scale"], "command line: 'scale': expected scale=value (options: scale)"),

@@ -68,7 +68,7 @@ def test_runs_by_other_sources_are_marked(folder: Path) -> None:
     record(folder, {"deform-seed=2": [(0, {"sources": "d4e5f6a7"})]})
     assert notes(folder) == ["[1] sources differ: 5 runs with a1b2c3d4; 1 run with d4e5f6a7: seed 2 of deform"]
     text = write_comparison(compare([folder]), folder)[0].read_text()
-    seeds = [row.split(" | ")[-1] for row in text.splitlines() if row.startswith("| de")]
+    seeds = [row.split(" | ")[-1] for row in text.partition("compared with")[0].splitlines() if row.startswith("| de")]
     assert seeds == ["3 [1] |", "3 |"]
     assert notes(folder)[0] in text
     assert [row["differs"] for row in csv.DictReader(to_csv(compare([folder])).splitlines())] == ["sources", ""]

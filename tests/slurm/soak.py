@@ -186,7 +186,7 @@ def write_report(
     lines = [
         "# Soak",
         "",
-        f"`make soak`: {len(injector.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
+        f"`make test-long`: {len(injector.faults)} random faults (seed {seed}) on one sweep of {len(states)} runs of "
         f"{injector.steps} steps on two nodes, in {seconds / 60:.0f} minutes. A step takes {SECONDS:g} s or more; "
         f"checkpoints are {60 * MINUTES:g} s apart, or a step longer.",
         "",

@@ -33,6 +33,7 @@ def test_ledger_and_configs_are_written_before_anything_trains(experiment: Path,
     entry = ledger["runs"]["dim=8-seed=0"]
     assert entry == {
         "variant": None,
+        "variant_name": "dim=8",
         "overrides": {"model.dim": 8},
         "labels": {"dim": 8},
         "seed": 0,

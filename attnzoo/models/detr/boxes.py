@@ -2,12 +2,13 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import box_convert
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Corners (x1, y1, x2, y2) of boxes (..., 4)."""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    centers, sizes = boxes.split(2, -1)
+    return torch.cat([centers - sizes / 2, centers + sizes / 2], -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
@@ -16,16 +17,27 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def pairwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) in [-1, 1] of boxes (..., N, 4) and (..., M, 4): (..., N, M).
-
-    Boxes without area are allowed; the GIoU of two identical points is NaN.
-    """
-    return generalized_box_iou(cxcywh_to_xyxy(boxes1), cxcywh_to_xyxy(boxes2))
+    """Generalised IoU of boxes (..., N, 4) and (..., M, 4): (..., N, M)."""
+    return elementwise_giou(boxes1[..., :, None, :], boxes2[..., None, :, :])
 
 
 def elementwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised IoU of corresponding boxes (..., 4): (...)."""
-    return pairwise_giou(boxes1[..., None, :], boxes2[..., None, :])[..., 0, 0]
+    """Generalised IoU (Rezatofighi et al. 2019) in [-1, 1] of corresponding boxes (..., 4), broadcast: (...).
+
+    Boxes without area are allowed; the GIoU of two identical points is NaN.
+    """
+    top_left1, bottom_right1 = cxcywh_to_xyxy(boxes1).split(2, -1)
+    top_left2, bottom_right2 = cxcywh_to_xyxy(boxes2).split(2, -1)
+    intersection = _area((torch.min(bottom_right1, bottom_right2) - torch.max(top_left1, top_left2)).clamp(min=0))
+    union = _area(bottom_right1 - top_left1) + _area(bottom_right2 - top_left2) - intersection
+    hull = _area(torch.max(bottom_right1, bottom_right2) - torch.min(top_left1, top_left2))
+    return intersection / union - (hull - union) / hull
+
+
+def _area(sizes: Tensor) -> Tensor:
+    """w · h of sizes (..., 2)."""
+    width, height = sizes.unbind(-1)
+    return width * height
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

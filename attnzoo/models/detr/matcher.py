@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from attnzoo.models.detr.boxes import pairwise_giou
 from attnzoo.models.detr.config import LossConfig
@@ -44,8 +43,11 @@ def hungarian_match(logits: Tensor, boxes: Tensor, targets: Sequence[Target], co
     layers = logits.shape[0]
     num_targets = [len(target["labels"]) for target in targets]
     offsets = np.cumsum([0, *num_targets])
-    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
-    target_boxes = pad_sequence([target["boxes"].to(boxes.dtype) for target in targets], batch_first=True)
+    # (B, N) indices into the concatenated targets; beyond an image's own they are of others, and are cut off below
+    padded = offsets[:-1, None] + np.arange(max(num_targets))
+    index = torch.from_numpy(padded.clip(max=max(offsets[-1] - 1, 0))).to(logits.device)
+    labels = torch.cat([target["labels"] for target in targets])[index]
+    target_boxes = torch.cat([target["boxes"] for target in targets]).to(boxes.dtype)[index]
 
     cost = config.match_class * class_cost(logits, labels, config)
     cost = cost + config.match_l1 * torch.cdist(boxes, target_boxes.expand(layers, -1, -1, -1), p=1)

@@ -1,0 +1,129 @@
+"""The runs of a comparison: read from their folders, or from results.json, in which raw results are kept.
+
+results.json holds what a comparison needs of each run: config, status, environments, hours, and the rows of
+metrics.jsonl with validation metrics or costs.
+
+    {"format": 1, "comparison": a SweepPlan or null, "configs": {DIGEST: config without its seed},
+     "runs": [{"variant", "variant_name", "seed", "config": DIGEST, "status", "environments", "hours", "metrics"}]}
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.load import digest, from_values, load_saved
+from attnzoo.errors import UserError
+from attnzoo.report.runs import RESULTS, RunEntry, find_runs
+from attnzoo.rundir import attempts
+from attnzoo.rundir.folder import RunFolder, atomic_write, check_config
+from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, final_values, is_validation
+
+FORMAT = 1
+KEPT = frozenset(metric.key for metric in (*COST_METRICS, *MEMORY_METRICS))
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run. `source`: its folder or results.json. `hours`: of all its attempts, None if not recorded."""
+
+    source: Path
+    entry: RunEntry
+    config: ExperimentConfig
+    digest: str
+    status: dict[str, Any]
+    metrics: list[dict[str, float]]
+    environments: Sequence[Any]
+    hours: float | None
+
+    @cached_property
+    def final(self) -> dict[str, float]:
+        """The last value of each metric; {} if the run is not finished."""
+        return final_values(self.status, self.metrics)
+
+
+def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs in `folders`, and why others were left out. Raises UserError for a folder without runs or results."""
+    records, left_out, run_folders = [], [], []
+    for folder in folders:
+        if (folder / RESULTS).is_file():
+            records += _read_results(folder / RESULTS)
+        else:
+            run_folders.append(folder)
+    for run, entry in find_runs(run_folders).items():
+        try:
+            records.append(_read_run(run, entry))
+        except UserError as error:
+            left_out.append(f"Left out: {error}")
+    return records, left_out
+
+
+def save_results(records: Sequence[RunRecord], comparison: dict[str, Any] | None, path: Path) -> None:
+    """Write the finished ones of `records` into the file `path`."""
+    configs: dict[str, dict[str, Any]] = {}
+    runs = []
+    for record in records:
+        if not record.final:
+            continue
+        values = dataclasses.asdict(record.config)
+        del values["seed"]
+        configs.setdefault(record.digest, values)
+        rows = [
+            {key: value for key, value in row.items() if key in KEPT or not key.startswith(("train/", "speed/"))}
+            for row in record.metrics
+            if is_validation(row) or KEPT & row.keys()
+        ]
+        runs.append(
+            {
+                "variant": record.entry.variant,
+                "variant_name": record.entry.variant_name,
+                "seed": record.config.seed,
+                "config": record.digest,
+                "status": {key: record.status[key] for key in ("state", "step", "steps") if key in record.status},
+                "environments": record.environments,
+                "hours": record.hours,
+                "metrics": rows,
+            }
+        )
+    content = {"format": FORMAT, "comparison": comparison, "configs": configs, "runs": runs}
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=None, separators=(",", ":"))
+        file.write("\n")
+
+
+def _read_run(run: RunFolder, entry: RunEntry) -> RunRecord:
+    check_config(run.config)
+    config, status, metrics = load_saved(run.config), run.read_status(), run.read_metrics()
+    environments, hours = attempts.environments(run), attempts.hours(run)
+    return RunRecord(run.path, entry, config, digest(config), status, metrics, environments, hours)
+
+
+def _read_results(path: Path) -> list[RunRecord]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: format {content['format']}, expected {FORMAT}")
+        configs = {
+            key: from_values(values | {"seed": 0}, f"{path}: configs.{key}")
+            for key, values in content["configs"].items()
+        }
+        digests = {key: digest(config) for key, config in configs.items()}
+        return [
+            RunRecord(
+                path,
+                RunEntry(run["variant"], run["variant_name"], run["seed"]),
+                dataclasses.replace(configs[run["config"]], seed=run["seed"]),
+                digests[run["config"]],
+                run["status"],
+                run["metrics"],
+                run["environments"],
+                run["hours"],
+            )
+            for run in content["runs"]
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: corrupt ({type(error).__name__}: {error})") from None
