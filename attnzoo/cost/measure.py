@@ -89,11 +89,14 @@ class _Measurement:
         return self.fields
 
     def _warm_up(self, timing: str) -> None:
-        """Run each model once, unless three rounds are not expected to fit."""
-        if self._fits(TITLES[timing], self._expected(timing) * (1 + WARMUP_CALLS + MIN_ROUNDS)):
-            self.seconds[timing] = self._run_once(timing)
-            if self.seconds[timing] < SHORT_SECONDS:  # the first call also selects algorithms
-                self.seconds[timing] = self._run_once(timing)
+        """Run each model once, unless three rounds are not expected to fit; those of the latency always run."""
+        if not self._fits(TITLES[timing], (1 + WARMUP_CALLS + MIN_ROUNDS) * self._expected(timing)):
+            return
+        seconds = self._run_once(timing)
+        if seconds < SHORT_SECONDS:  # the first call also selects algorithms
+            seconds = self._run_once(timing)
+        if timing == "latency" or self._fits(TITLES[timing], (WARMUP_CALLS + MIN_ROUNDS) * seconds):
+            self.seconds[timing] = seconds
 
     def _run_once(self, timing: str) -> float:
         start = time.perf_counter()
@@ -103,11 +106,13 @@ class _Measurement:
 
     def _expected(self, timing: str) -> float:
         """About how long a call of all models together takes."""
-        images = max(calls.subject.batch_size for calls in self.calls.values())
+        if timing == "latency":
+            return 0.0
         if timing == "training":
-            before = self.seconds.get("throughput", self._expected("throughput"))
-            return TRAINING_TO_INFERENCE * before
-        return images * self.seconds.get("latency", 0.0) if timing == "throughput" else 0.0
+            return TRAINING_TO_INFERENCE * self.seconds.get("throughput", self._expected("throughput"))
+        # A GPU takes little longer for a batch than for one image, unless the images are large.
+        batch = max(calls.subject.batch_size for calls in self.calls.values()) if self.device.type == "cpu" else 1
+        return batch * self.seconds["latency"]
 
     def _memory_seconds(self, timing: str) -> float:
         """About how long measuring peak memory takes: on the CPU in a process with a single thread."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from attnzoo.errors import UserError, did_you_mean, unknown
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.report.runs import find_runs
+from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import expand
 
 NUM_CLASSES = {"detector": 91, "vit": 1000}  # of COCO's category ids, and of ImageNet
@@ -62,27 +64,46 @@ def find_target(text: str, baseline: str | None = None) -> Target:
 
 def variant_name(run: str) -> str:
     """The variant of a run, from its name: without the seed, and without the digest of a run that was started anew."""
-    return re.sub(r"-?seed=\d+(-[0-9a-f]{8})?$", "", run) or "base"
+    return re.sub(r"(^|-)seed=\d+(-[0-9a-f]{8})?$", "", run) or "base"
 
 
 def _of_runs(folder: Path) -> Target:
-    """One subject for each variant of a run or a sweep, from the last of its runs with a config."""
+    """One subject for each variant of a run or a sweep.
+
+    A variant without a run that can be read, or whose plugins changed, is left out with a message. Raises UserError if
+    no variant remains.
+    """
     runs = [run for run in find_runs([folder]) if run.config.exists()]
     if not runs:
         raise UserError(f"{folder}: no run in it has a config.yaml")
-    # Of several sweeps in the folder, each has variants of its own.
     sweeps = dict.fromkeys(run.path.parent for run in runs)
-    chosen = {}  # of several runs the last: a run that was started anew comes after the old one
+    by_variant: dict[str, list[RunFolder]] = {}
     for run in runs:
-        prefix = f"{run.path.parent.name}/" if len(sweeps) > 1 else ""
-        chosen[prefix + variant_name(run.path.resolve().name)] = run
-    configs = {name: load_saved(run.config) for name, run in chosen.items()}
-    for config in configs.values():
-        for plugin in config.plugins:
-            load_plugin(plugin, where="plugins")
-        check_versions(config)
+        prefix = f"{run.path.parent.name}/" if len(sweeps) > 1 else ""  # each sweep has variants of its own
+        by_variant.setdefault(prefix + variant_name(run.path.resolve().name), []).append(run)
+    configs, errors = {}, {}
+    for name, candidates in by_variant.items():
+        for run in reversed(candidates):  # a run that was started anew comes after the old one
+            try:
+                configs[name] = _load_run(run)
+                break
+            except UserError as error:
+                errors[name] = error
+    if not configs:
+        raise next(iter(errors.values()))
+    for name in by_variant.keys() - configs.keys():
+        print(f"variant {name} is left out: {errors[name]}", file=sys.stderr)
     is_sweep = len(sweeps) == 1 and runs[0].path != folder
     return _of_configs(configs, folder if is_sweep else None)
+
+
+def _load_run(run: RunFolder) -> ExperimentConfig:
+    """The config of a run, with its plugins loaded."""
+    config = load_saved(run.config)
+    for plugin in config.plugins:
+        load_plugin(plugin, where="plugins")
+    check_versions(config)
+    return config
 
 
 def _of_experiment(path: Path) -> Target:

@@ -17,6 +17,7 @@ from attnzoo.cost.step import Calls
 from attnzoo.cost.subject import Subject
 from attnzoo.cost.target import find_target, variant_name
 from attnzoo.engine.config import OptimizerConfig, TrainConfig
+from attnzoo.errors import UserError
 from attnzoo.rundir.costs import FILENAME, QUANTITIES, read_costs
 
 CPU = torch.device("cpu")
@@ -128,6 +129,18 @@ def test_variants_of_a_sweep(sweep: Path) -> None:
     run = find_target(str(sweep / "slow-seed=1"))
     assert list(run.subjects) == ["slow"]
     assert run.sweep is None
+
+
+def test_a_corrupt_run_is_replaced_by_another_seed_or_left_out(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("few-seed=1", "many-seed=0", "many-seed=1"):
+        (sweep / name / "config.yaml").write_text("name: [")
+    assert list(find_target(str(sweep)).subjects) == ["few", "slow"]
+    captured = capsys.readouterr()
+    assert re.match(r"variant many is left out: \S+/many-seed=0/config.yaml:1: not valid YAML", captured.err)
+    for run in sweep.iterdir():
+        (run / "config.yaml").write_text("name: [")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        find_target(str(sweep))
 
 
 @pytest.mark.parametrize(
