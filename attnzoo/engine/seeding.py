@@ -1,4 +1,4 @@
-"""Seeds of training: one stream of random numbers per step, which the draws of an attention do not shift."""
+"""Seeds of training: each step has its own random numbers, independent of those that an attention draws."""
 
 import hashlib
 from typing import Any
@@ -28,10 +28,10 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def isolate_attention_draws(model: nn.Module, device: torch.device) -> None:
-    """Let what is drawn after an attention in training not depend on how much the attention draws.
+    """Make random numbers drawn after an attention, in training, independent of how many the attention draws.
 
-    So variants that differ in an attention share the dropout masks of everything else. Without effect in code that
-    torch.compile compiles, which has random numbers of its own.
+    Variants that differ in an attention then share the dropout masks of all other modules. No effect in code compiled
+    by torch.compile, which generates its own random numbers.
     """
     for module in model.modules():
         if isinstance(module, Attention):

@@ -1,4 +1,4 @@
-"""Initial values that depend on the name of a parameter alone, not on what was initialised before it."""
+"""Initialisation by the names of parameters, independent of what else a model contains."""
 
 import hashlib
 from collections import Counter
@@ -15,16 +15,14 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def init_by_name(construct: Callable[[], ModelT]) -> ModelT:
-    """The module that `construct()` returns, its parameters drawn from one random stream per qualified name.
+    """The module that `construct()` returns; each parameter is initialised from a random seed given by its name.
 
-    So two models share the initial values of all parameters that have the same name, shape and initialisation,
-    whatever else they are made of: their runs are paired by seed (Bouthillier et al., arXiv 2103.03098).
-    Distributions stay as they are.
+    Two models then have equal initial values in all parameters of equal name, shape and initialisation, so that runs
+    can be paired by seed (Bouthillier et al., arXiv 2103.03098). Distributions do not change.
 
-    The streams are seeded by the name and one number drawn from the default generator, which is left as if nothing else
-    had been drawn: models constructed one after the other differ, and what follows does not depend on the model. Covers
-    what is drawn in place, as by torch.nn.init; parameters made from `torch.randn` follow the stream of the parameter
-    before them.
+    The seeds also depend on one number drawn from the default generator, whose state afterwards does not depend on the
+    model: models constructed one after the other differ. This covers in-place initialisation, as by torch.nn.init. A
+    parameter made from `torch.randn` uses the random numbers that follow those of the parameter registered before it.
 
     On the CPU or a GPU, `construct` is called twice: on the meta device first, to learn the names.
     """

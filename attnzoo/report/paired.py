@@ -24,14 +24,14 @@ BCA_PAIRS = 20  # with fewer, the bootstrap's intervals are too narrow
 class PairedResult:
     """What the differences of one variant to the baseline say; positive differences are better.
 
-    Everything but `invalid` is of the finite differences. None stands for what these do not define.
+    All but `invalid` describe the finite differences; None where they are too few or all equal.
     """
 
     pairs: int  # finite differences
     invalid: int  # NaN or infinite ones; from the first on, nothing more is decided
     mean: float | None
     deviation: float | None  # standard deviation of a difference; from two pairs on
-    interval: Interval | None  # Student's t, widened for the looks of a sequential comparison; unless all are equal
+    interval: Interval | None  # Student's t, in a sequential comparison repeated; None if all are equal
     bca: Interval | None  # BCa bootstrap; from 20 pairs on
     p_value: float | None  # two-sided paired t-test, of this variant alone
     holm_p: float | None  # the same, adjusted for all variants; not in a sequential comparison
