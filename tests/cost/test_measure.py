@@ -63,7 +63,7 @@ def subject(train: TrainConfig | None = None, **changes: object) -> Subject:
 def test_everything_is_measured_in_the_same_rounds() -> None:
     subjects = {"one": subject(), "two": subject(decoder={"layers": 1}), "copy": subject()}
     costs = measure_costs(subjects, "one", CPU, 20.0)
-    assert costs.notes == ()
+    assert costs.notes == ("Equal in cost, measured once: one, copy.",)
     one, two, copy = costs.variants
     for quantity in QUANTITIES:
         assert one.values(quantity.key) == copy.values(quantity.key)  # the same model, measured once
