@@ -14,15 +14,16 @@ from pathlib import Path
 from types import ModuleType
 
 from attnzoo.attention.base import ATTENTIONS
+from attnzoo.attention.plugin_files import plugin_files
 from attnzoo.errors import UserError
 
 SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
 FILE_MODULE = "attnzoo_plugin_"  # begins the module name of a plugin that is a file
 
 
-def snapshot_filename(source: str) -> str:
-    """File name of a plugin inside a code snapshot."""
-    return f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
+def snapshot_folder(source: str) -> str:
+    """Name of the folder that holds a plugin, and the modules that it imports, inside a code snapshot."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def load_plugin(source: str | Path, where: str = "") -> list[str]:
@@ -45,7 +46,10 @@ def load_accepted(source: str | Path, where: str = "") -> tuple[list[str], list[
     Returns the names of those that are registered, and an error for each that is not.
     """
     prefix = f"{where}: " if where else ""
-    source = str(_snapshot_or(source))
+    copy = _snapshot_or(source)
+    if copy is not source and (folder := str(Path(copy).parent)) not in sys.path:
+        sys.path.insert(0, folder)  # modules that were copied with it; before the current folder with the originals
+    source = str(copy)
     before = set(ATTENTIONS.names())
     spec = _find(source, prefix)
     with ATTENTIONS.collect_refused() as refused:
@@ -70,25 +74,16 @@ def load_accepted(source: str | Path, where: str = "") -> tuple[list[str], list[
 
 
 def source_hash(source: str | Path) -> str:
-    """Hash, 16 hexadecimal digits, of the file that `load_plugin` imports, or of all Python files of a package."""
-    source = str(_snapshot_or(source))
-    if source.endswith(".py"):
-        files = [Path(source).expanduser()]
-    else:
-        spec = importlib.util.find_spec(source)
-        assert spec is not None  # load_plugin has found it
-        packages = [Path(folder) for folder in spec.submodule_search_locations or ()]
-        files = sorted(file for package in packages for file in package.rglob("*.py"))
-        files = files or [Path(spec.origin or "")]
+    """Hash, 16 hexadecimal digits, of the files of a plugin that is loaded: see `plugin_files`."""
     sha = hashlib.sha256()
-    for file in files:
+    for file in plugin_files(str(_snapshot_or(source))).values():
         sha.update(hashlib.sha256(file.read_bytes()).digest())
     return sha.hexdigest()[:16]
 
 
 def _snapshot_or(source: str | Path) -> str | Path:
     """The plugin's copy in this code snapshot, if there is one."""
-    copy = SNAPSHOT_DIR / snapshot_filename(str(source))
+    copy = SNAPSHOT_DIR / snapshot_folder(str(source)) / Path(source).name
     return copy if isfile(copy) else source
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attnzoo
-from attnzoo.attention.plugins import snapshot_filename
+from attnzoo.attention.plugin_files import plugin_files
+from attnzoo.attention.plugins import snapshot_folder
 from attnzoo.environment import GIT_STATE, git_state
 from attnzoo.errors import UserError
 
@@ -19,14 +20,14 @@ PACKAGE = Path(attnzoo.__file__).parent
 def create_snapshot(folder: Path, plugins: Iterable[str]) -> Path:
     """Copy attnzoo, its compiled library and the `plugins` that are files to a folder below `folder`.
 
-    The folder is named by a hash of its content, so that the same code is copied once. Raises UserError for a plugin
-    that cannot be read.
+    Plugins are copied with the modules of their folders that they import. The folder is named by a hash of its content,
+    so that the same code is copied once. Raises UserError for a plugin that cannot be read.
     """
     files = dict(_package_files())
-    for plugin in plugins:
-        if plugin.endswith(".py"):
-            files[Path("plugins") / snapshot_filename(plugin)] = Path(plugin)
     try:
+        for plugin in (plugin for plugin in plugins if plugin.endswith(".py")):
+            subfolder = Path("plugins", snapshot_folder(plugin))
+            files |= {subfolder / name: path for name, path in plugin_files(plugin).items()}
         target = folder / _content_hash(files)
     except OSError as error:
         raise UserError(f"plugins: {error.filename}: cannot be read ({error.strerror})", key="plugins") from None

@@ -126,6 +126,7 @@ def test_clipping_scales_to_the_maximum_and_returns_the_norm_before():
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(4))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
     assert clip_gradients(parameters, None).item() == pytest.approx(5)
+    assert clip_gradients(parameters, 5.1).item() == pytest.approx(5)
     assert parameters[1].grad.item() == 4
     assert clip_gradients(parameters, 0.5).item() == pytest.approx(5)
     assert torch.cat([parameters[0].grad, parameters[1].grad]).norm().item() == pytest.approx(0.5, rel=1e-4)

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from support import deform_kv
+from support import deform_kv_attn
 from support.ops import arguments, fused_arguments
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,8 +29,8 @@ def test_arguments_of_deformable_detr():
     output = ops.MSDeformAttnFunction.apply(value, *as_published(shapes), locations, weights, 64)
     expected = ops.ms_deform_attn(value, shapes, locations, weights)
     assert torch.equal(output, expected)
-    gradients, wanted = (torch.autograd.grad(out.square().sum(), leaves) for out in (output, expected))
-    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+    gradients, expected_gradients = (torch.autograd.grad(out.square().sum(), leaves) for out in (output, expected))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
 
 
 def test_levels_must_be_consecutive():
@@ -107,16 +107,16 @@ class KeyValueAttention(nn.Module):
 
     def __init__(self, kind: str, call: dict[str, Any]):
         super().__init__()
-        self.function, self.call = deform_kv.FUNCTIONS[kind], call
+        self.function, self.call = deform_kv_attn.FUNCTIONS[kind], call
 
     def forward(self, query: Tensor) -> Tensor:
         return self.function(**{**self.call, "query": query})
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["all keys", "masked keys"])
-@pytest.mark.parametrize("kind", deform_kv.KINDS)
+@pytest.mark.parametrize("kind", deform_kv_attn.KINDS)
 def test_attention_to_sampled_keys_in_onnx(tmp_path, kind, padded):
-    call = deform_kv.arguments(kind, padded=padded, dtype=torch.float32)
+    call = deform_kv_attn.arguments(kind, padded=padded, dtype=torch.float32)
     if padded:
         call["key_padding"][1] = True
         call["value"][call["key_padding"][:, None, :, None].expand_as(call["value"])] = torch.nan
@@ -130,10 +130,10 @@ def test_attention_to_sampled_keys_in_onnx(tmp_path, kind, padded):
         np.testing.assert_allclose(output, module(query).numpy(), atol=5e-6)
 
 
-@pytest.mark.parametrize("kind", deform_kv.KINDS)
+@pytest.mark.parametrize("kind", deform_kv_attn.KINDS)
 def test_decompositions_return_the_logsumexp(kind):
     """It is the second result of the operator, from which its backward pass recomputes the weights."""
-    call = deform_kv.arguments(kind)
+    call = deform_kv_attn.arguments(kind)
     call["key_padding"][1] = True
     recorded = []
 
@@ -145,7 +145,7 @@ def test_decompositions_return_the_logsumexp(kind):
             return result
 
     with Record():
-        deform_kv.FUNCTIONS[kind](**call)
+        deform_kv_attn.FUNCTIONS[kind](**call)
     ((results, decomposed),) = recorded
     for result, other in zip(results, decomposed, strict=True):
         torch.testing.assert_close(other, result)

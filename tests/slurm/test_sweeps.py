@@ -179,3 +179,23 @@ def test_settings_that_slurm_rejects_are_errors_before_anything_is_written(clust
     assert message.lower() in err.lower()
     assert err.count("\n") == 1
     assert not sweep.runs.exists()
+
+
+def test_rounds_of_seeds_are_one_array_each(cluster, sweep, monkeypatch):
+    """`run` adds the next round when the last is finished, `--follow` waits and adds all."""
+    monkeypatch.setattr("attnzoo.sweep.run.FOLLOW_SECONDS", 0.5)
+    rounds = ["train.steps=5", "sweep.variants={a: {}, b: {model.ffn: 24}}"]
+    rounds.append("sweep.seeds={until: decided, at_least: 2, at_most: 4}")
+    sweep.submit(*rounds)
+    sweep.submit(*rounds)  # the first round is not finished: nothing is added
+    sweep.wait_for_end()
+    sweep.submit(*rounds)
+    assert [submission["runs"] for submission in Ledger(sweep.runs).read()["submissions"].values()] == [
+        ["a-seed=0", "a-seed=1", "b-seed=0", "b-seed=1"],
+        ["a-seed=2", "b-seed=2"],
+    ]
+    assert sweep.start("launcher=slurm", *rounds, "--follow") == ExitCode.OK
+    submitted = [submission["runs"] for submission in Ledger(sweep.runs).read()["submissions"].values()]
+    assert submitted[2:] == [["a-seed=3", "b-seed=3"]]
+    assert {status.state for status in sweep.wait_for_end().values()} == {"done"}
+    assert "undecided" in (sweep.runs / "comparison.md").read_text()

@@ -126,6 +126,36 @@ def test_module_is_identified_by_its_source(plugin: Path, monkeypatch: pytest.Mo
     assert assigned("plugins=[my_attention]")[1][0].digest != first.digest
 
 
+@pytest.mark.parametrize("source", ["my_attention.py", "my_attention"])
+@pytest.mark.parametrize("edited", ["my_helper.py", "my_parts/inner.py", "my_parts/later.py", "my_parts/__init__.py"])
+def test_modules_that_a_plugin_imports_are_part_of_it(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch, source: str, edited: str
+) -> None:
+    """Those of its folder, also imported by each other, relatively or inside a function; installed ones are not."""
+    monkeypatch.syspath_prepend(plugin.parent)
+    monkeypatch.syspath_prepend(plugin.parent / ".venv" / "site-packages")
+    for name, text in {
+        "my_helper.py": "import my_installed\nfrom my_parts import inner\nSCALE = 1.0\n",
+        "my_parts/__init__.py": "",
+        "my_parts/inner.py": "def f():\n    from . import later\n",
+        "my_parts/later.py": "",
+        "my_parts/unused.py": "",
+        "unrelated.py": "",
+        ".venv/site-packages/my_installed.py": "",
+    }.items():
+        (plugin.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (plugin.parent / name).write_text(text)
+    plugin.write_text(f"from my_helper import SCALE\n{plugin.read_text()}")
+    create("done", f"plugins=[{source}]")
+    for other in ("unrelated.py", "my_parts/unused.py", ".venv/site-packages/my_installed.py"):
+        edit(plugin.parent / other)
+    assert assigned(f"plugins=[{source}]")[1][0].folder.path.name == "seed=0"
+    edit(plugin.parent / edited)
+    (run,) = assigned(f"plugins=[{source}]")[1]
+    assert run.folder.path.name == f"seed=0-{run.digest}"
+    assert "plugins (" in str(describe_restarts([run]))
+
+
 def test_package_is_identified_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "my_package"
