@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--at", metavar="HxW", nargs="+", default=[], help="image sizes (default: that of the data set)"
     )
     parser.add_argument("--by-module", action="store_true", help="also list the parts of the models")
-    parser.add_argument("--baseline", metavar="VARIANT", help="the variant of ratios (default: the first)")
+    parser.add_argument("--baseline", metavar="VARIANT", help="the variant of ratios (default: that of the sweep)")
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="time for measuring at each size; 0: only count (default: 60)"
     )

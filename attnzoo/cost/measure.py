@@ -59,7 +59,7 @@ def measure_costs(
     return Costs(
         baseline=baseline,
         variants=variants,
-        notes=(*notes, *_differences(variants)),
+        notes=(*notes, *_repeats(subjects), *_differences(variants)),
         seconds=round(time.perf_counter() - start, 1),
         environment=_environment(device),
     )
@@ -138,6 +138,14 @@ class _Measurement:
         bound = {key: partial(TIMINGS[timing][0], calls) for key, calls in self.calls.items()}
         for key, samples in time_interleaved(bound, self.device, seconds, MIN_ROUNDS).items():
             self.fields[key][timing] = tuple(samples)
+
+
+def _repeats(subjects: Mapping[str, Subject]) -> list[str]:
+    """Notes on variants that were measured once."""
+    groups: dict[str, list[str]] = {}
+    for name, subject in subjects.items():
+        groups.setdefault(subject.cost_key, []).append(name)
+    return [f"Equal in cost, measured once: {', '.join(names)}." for names in groups.values() if len(names) > 1]
 
 
 def _differences(variants: tuple[VariantCosts, ...]) -> list[str]:

@@ -1,7 +1,6 @@
 """What `attnzoo cost` is given: an experiment file, the folder of a run or a sweep, or a preset."""
 
 import dataclasses
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import UserError, did_you_mean, unknown
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
-from attnzoo.report.runs import find_runs
+from attnzoo.report.runs import find_plan, find_runs
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.sweep.expand import expand
+from attnzoo.sweep.expand import expand_sweep
 
 NUM_CLASSES = {"detector": 91, "vit": 1000}  # of COCO's category ids, and of ImageNet
 
@@ -39,7 +38,7 @@ class Target:
 
 
 def find_target(text: str, baseline: str | None = None) -> Target:
-    """The target of an argument; `baseline` names a variant, by default the first.
+    """The target of an argument; `baseline` names a variant, by default that of the sweep.
 
     Loads the plugins of experiments. Raises UserError for what is none of the three, an invalid config, a missing data
     set and an unknown baseline.
@@ -62,25 +61,20 @@ def find_target(text: str, baseline: str | None = None) -> Target:
     return dataclasses.replace(target, baseline=baseline)
 
 
-def variant_name(run: str) -> str:
-    """The variant of a run, from its name: without the seed, and without the digest of a run that was started anew."""
-    return re.sub(r"(^|-)seed=\d+(-[0-9a-f]{8})?$", "", run) or "base"
-
-
 def _of_runs(folder: Path) -> Target:
     """One subject for each variant of a run or a sweep.
 
     A variant without a run that can be read, or whose plugins changed, is left out with a message. Raises UserError if
     no variant remains.
     """
-    runs = [run for run in find_runs([folder]) if run.config.exists()]
+    runs = {run: entry for run, entry in find_runs([folder]).items() if run.config.exists()}
     if not runs:
         raise UserError(f"{folder}: no run in it has a config.yaml")
     sweeps = dict.fromkeys(run.path.parent for run in runs)
     by_variant: dict[str, list[RunFolder]] = {}
-    for run in runs:
+    for run, entry in runs.items():
         prefix = f"{run.path.parent.name}/" if len(sweeps) > 1 else ""  # each sweep has variants of its own
-        by_variant.setdefault(prefix + variant_name(run.path.resolve().name), []).append(run)
+        by_variant.setdefault(prefix + (entry.variant_name or run.path.resolve().name), []).append(run)
     configs, errors = {}, {}
     for name, candidates in by_variant.items():
         for run in reversed(candidates):  # a run that was started anew comes after the old one
@@ -93,8 +87,8 @@ def _of_runs(folder: Path) -> Target:
         raise next(iter(errors.values()))
     for name in by_variant.keys() - configs.keys():
         print(f"variant {name} is left out: {errors[name]}", file=sys.stderr)
-    is_sweep = len(sweeps) == 1 and runs[0].path != folder
-    return _of_configs(configs, folder if is_sweep else None)
+    is_sweep = len(sweeps) == 1 and next(iter(runs)).path != folder
+    return _of_configs(configs, find_plan([folder]).baseline, folder if is_sweep else None)
 
 
 def _load_run(run: RunFolder) -> ExperimentConfig:
@@ -108,21 +102,24 @@ def _load_run(run: RunFolder) -> ExperimentConfig:
 
 def _of_experiment(path: Path) -> Target:
     experiment = Experiment(path)
+    sweep = expand_sweep(experiment)
     configs: dict[str, ExperimentConfig] = {}
-    for run in expand(experiment):
-        name = variant_name(run.name)
+    for run in sweep.runs:
+        name = run.variant_name or run.config.name
         if name not in configs:
             try:
                 configs[name] = resolve_options(run.config)
             except UserError as error:
                 raise experiment.locate(error, run.changes, run.name) from None
-    return _of_configs(configs, None)
+    return _of_configs(configs, sweep.baseline, None)
 
 
-def _of_configs(configs: dict[str, ExperimentConfig], sweep: Path | None) -> Target:
+def _of_configs(configs: dict[str, ExperimentConfig], baseline: str | None, sweep: Path | None) -> Target:
     first = next(iter(configs.values()))
     subjects = {name: subject_of(config) for name, config in configs.items()}
-    return Target(subjects, next(iter(subjects)), first.device, first.threads, sweep)
+    if baseline is None or baseline not in subjects:
+        baseline = next(iter(subjects))
+    return Target(subjects, baseline, first.device, first.threads, sweep)
 
 
 def _of_preset(preset: str) -> Target:

@@ -15,7 +15,7 @@ from attnzoo.config import load as configs
 from attnzoo.cost.measure import TIMINGS, measure_costs
 from attnzoo.cost.step import Calls
 from attnzoo.cost.subject import Subject
-from attnzoo.cost.target import find_target, variant_name
+from attnzoo.cost.target import find_target
 from attnzoo.engine.config import OptimizerConfig, TrainConfig
 from attnzoo.errors import UserError
 from attnzoo.rundir.costs import FILENAME, QUANTITIES, read_costs
@@ -63,7 +63,7 @@ def subject(train: TrainConfig | None = None, **changes: object) -> Subject:
 def test_everything_is_measured_in_the_same_rounds() -> None:
     subjects = {"one": subject(), "two": subject(decoder={"layers": 1}), "copy": subject()}
     costs = measure_costs(subjects, "one", CPU, 20.0)
-    assert costs.notes == ()
+    assert costs.notes == ("Equal in cost, measured once: one, copy.",)
     one, two, copy = costs.variants
     for quantity in QUANTITIES:
         assert one.values(quantity.key) == copy.values(quantity.key)  # the same model, measured once
@@ -143,18 +143,18 @@ def test_a_corrupt_run_is_replaced_by_another_seed_or_left_out(sweep: Path, caps
         find_target(str(sweep))
 
 
-@pytest.mark.parametrize(
-    ("run", "variant"),
-    [
-        ("seed=0", "base"),
-        ("points=4-seed=12", "points=4"),
-        ("dense-seed=0-0a1b2c3d", "dense"),
-        ("seed=1-0a1b2c3d", "base"),
-        ("my_run", "my_run"),
-    ],
-)
-def test_variant_name(run: str, variant: str) -> None:
-    assert variant_name(run) == variant
+def test_the_baseline_is_that_of_the_sweep(experiment: Path) -> None:
+    experiment.write_text(TINY + "  baseline: many\n  aa: true\n")
+    target = find_target(str(experiment))
+    assert target.baseline == "many"
+    assert list(target.subjects) == ["few", "many", "slow", "many-aa"]
+    assert target.subjects["many"].cost_key == target.subjects["many-aa"].cost_key
+    assert find_target(str(experiment), "slow").baseline == "slow"
+
+
+def test_a_single_run_is_named_by_its_experiment(experiment: Path) -> None:
+    experiment.write_text(TINY.partition("sweep:")[0])
+    assert list(find_target(str(experiment)).subjects) == ["tiny"]
 
 
 def test_a_process_of_its_own_measures_a_sweep(sweep: Path) -> None:
