@@ -22,6 +22,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import attention, catalog, models
 from attnzoo import run as attnzoo_run
+from attnzoo.config.load import load
+from attnzoo.errors import UserError
+from attnzoo.sweep.run import _num_jobs
 
 TINY = """
 base: base/detr_scenes.yaml
@@ -538,3 +541,12 @@ def test_user_error_under_torchrun_is_reported_and_writes_nothing(tiny: Path) ->
     assert done.returncode != 0
     assert "did you mean 'train.steps'?" in done.stderr
     assert not (tiny.parent / "runs").exists()
+
+
+def test_automatic_number_of_jobs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
+    for overrides, jobs in (([], 1), (["jobs=3"], 3), (["jobs=auto"], 7), (["jobs=auto", "threads=2"], 3)):
+        assert _num_jobs(load(tiny, ["device=cpu", *overrides])) == jobs
+    assert _num_jobs(load(tiny, ["device=cpu", "jobs=auto", "threads=9"])) == 1
+    with pytest.raises(UserError, match=r"jobs = 'many': expected"):
+        load(tiny, ["jobs=many"])

@@ -82,7 +82,8 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     launcher: Literal["local", "slurm"] = "local"
-    jobs: int = number(1, COUNT)  # local: runs at a time
+    # local: runs at a time; auto: as many as the CPUs allow with their threads and processes, one on a GPU
+    jobs: int | Literal["auto"] = number(1, COUNT)
     retries: int = number(3, NON_NEGATIVE)  # consecutive, after machine failures without a new checkpoint
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from attnzoo import slurm
+from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
 from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode, UserError, plural
@@ -117,7 +118,7 @@ def _train_rounds(
     experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, to_start: Sequence[RunSpec]
 ) -> tuple[list[RunSpec], local.SweepResult]:
     """Train round after round; returns the runs of all rounds and their outcomes."""
-    runs, jobs, outcomes = rounds.wanted_runs(), experiment.config().jobs, dict[str, Outcome]()
+    runs, jobs, outcomes = rounds.wanted_runs(), _num_jobs(experiment.config()), dict[str, Outcome]()
     while True:
         folder.create(runs, str(experiment.path), to_start, rounds.comparison)
         result = _train(folder, runs, to_start, jobs)
@@ -128,6 +129,17 @@ def _train_rounds(
         to_start = [run for run in more if run not in runs]
         runs = more
         print(f"undecided: {plural(len(to_start), 'more run')}, up to seed {max(run.seed for run in runs)}")
+
+
+def _num_jobs(config: ExperimentConfig) -> int:
+    """The runs to train at a time."""
+    if config.jobs != "auto":
+        return config.jobs
+    import torch
+
+    if config.device != "cpu" and torch.cuda.is_available():
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // (config.threads * config.processes))
 
 
 def _measure_costs(folder: SweepFolder, baseline: str) -> None:
