@@ -95,16 +95,18 @@ def _cancel(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report import hparams
     from attnzoo.report.compare import compare
+    from attnzoo.report.records import LEFT_OUT
     from attnzoo.report.runs import RESULTS
     from attnzoo.report.summary import save
     from attnzoo.report.table import markdown, print_comparison, to_csv, to_json, write_comparison
 
     comparison = compare(args.folders, args.baseline, args.margin)
+    code = int(any(note.startswith(LEFT_OUT) for note in comparison.notes))
     printers = {"json": to_json, "csv": to_csv, "markdown": markdown}
     chosen = next((printer for name, printer in printers.items() if getattr(args, name)), None)
     if chosen is not None:
         print(chosen(comparison).rstrip("\n"))
-        return 0
+        return code
     print_comparison(comparison)
     if args.save is not None:
         for path in save(args.folders, comparison, args.save):
@@ -112,7 +114,7 @@ def _compare(args: argparse.Namespace) -> int:
     elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
         write_comparison(comparison, args.folders[0])
         hparams.write_sweep(args.folders[0])
-    return 0
+    return code
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
 from attnzoo.models.presets import preset_layers
-from attnzoo.rundir.folder import CONFIG_END, CONFIG_START, atomic_write, check_config, is_cut_short
+from attnzoo.rundir.folder import atomic_write, check_config, config_text, is_cut_short
 from attnzoo.schema import yaml12
 from attnzoo.schema.keys import flatten
 from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
@@ -133,14 +133,14 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 
 def to_yaml(config: ExperimentConfig) -> str:
-    """The whole config as YAML, with marks of its start and end: see `rundir.folder.check_config`.
+    """The whole config as YAML, with its hash and a mark of its end: see `rundir.folder.check_config`.
 
     Without a sweep if there is none: an empty block in a file is refused.
     """
     values = dataclasses.asdict(config)
     if config.sweep == SweepConfig():
         del values["sweep"]
-    return CONFIG_START + yaml12.dump(yaml12.escape(values)) + CONFIG_END
+    return config_text(yaml12.dump(yaml12.escape(values)))
 
 
 def digest(config: ExperimentConfig) -> str:

@@ -137,9 +137,7 @@ def _scores(name: str, variant: _VariantRuns, key: str) -> Scores:
 
 def _variant(variant: _VariantRuns) -> Variant:
     done = variant.done
-    unfinished = [
-        f"seed {seed} {_reason(str(run.status['state']))}" for seed, run in variant.seeds.items() if seed not in done
-    ]
+    unfinished = [f"seed {seed} {run.status['state']}" for seed, run in variant.seeds.items() if seed not in done]
     finals = [run.final for run in done.values()]
     estimates = {
         metric.key: mean_ci95([final[metric.key] for final in finals if metric.key in final]) for metric in METRICS
@@ -155,11 +153,6 @@ def _name(options: Mapping[str, Any]) -> str:
     values = {key: format_value(value) for key, value in options.items()}
     name = values.pop("variant", "")
     return ", ".join([*([name] if name else []), *(f"{key}={value}" for key, value in values.items())])
-
-
-def _reason(state: str) -> str:
-    """Why a run without final metrics is not finished."""
-    return "without its last evaluation" if state == "done" else state
 
 
 def _varying_options(configs: Sequence[ExperimentConfig], variants: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import summary_v2 as hp
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.config.load import load_saved
+from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.metrics import METRICS
@@ -46,15 +47,19 @@ def write_hparams(sweep: Path, options: Mapping[str, Mapping[str, object]], tria
 
 
 def write_sweep(sweep: Path) -> None:
-    """Write the HParams of all started runs. The columns are the keys that any sweep in this folder has swept."""
-    entries = {name: entry for name, entry in Ledger(sweep).read()["runs"].items() if _was_started(sweep / name)}
-    if not entries:
+    """Write the HParams of all started runs but those that are corrupt or whose configs cannot be read.
+
+    The columns are the keys that any sweep in this folder has swept.
+    """
+    ledger = Ledger(sweep).read()["runs"]
+    configs = {name: config for name in ledger if (config := _started_config(RunFolder(sweep / name))) is not None}
+    if not configs:
         return
-    swept = {key for entry in entries.values() for key, _ in flatten(entry["overrides"])}
+    entries = {name: ledger[name] for name in configs}
+    swept = {key for entry in entries.values() for key, _ in flatten(entry.get("overrides", {}))}
     swept = {key for key in swept if not key.startswith("slurm.")}
-    configs = [dict(flatten(dataclasses.asdict(load_saved(RunFolder(sweep / name).config)))) for name in entries]
     variants = [{"variant": e["variant"]} if e.get("variant") is not None else {} for e in entries.values()]
-    columns = [{key: config[key] for key in config if key in swept} for config in configs]
+    columns = [{key: config[key] for key in config if key in swept} for config in configs.values()]
     options = shorten_keys([variant | column for variant, column in zip(variants, columns, strict=True)])
     trial_ids = {name: _trial_id(name, entry) for name, entry in entries.items()}
     write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids)
@@ -62,12 +67,16 @@ def write_sweep(sweep: Path) -> None:
 
 def _trial_id(name: str, entry: dict[str, Any]) -> str:
     """The run's name without its seed: the runs of a variant share it."""
-    return f"-{name}".replace(f"-seed={entry['seed']}", "").strip("-") or str(entry["digest"])
+    return f"-{name}".replace(f"-seed={entry.get('seed')}", "").strip("-") or str(entry.get("digest"))
 
 
-def _was_started(path: Path) -> bool:
-    run = RunFolder(path)
-    return run.corruption() is None and run.config.exists() and run.read_status()["state"] != "pending"
+def _started_config(run: RunFolder) -> dict[str, Any] | None:
+    """The keys and values of the config of a run; None if it was not started, or cannot be read."""
+    try:
+        status, _ = run.read()
+        return None if status["state"] == "pending" else dict(flatten(dataclasses.asdict(load_saved(run.config))))
+    except UserError:
+        return None
 
 
 def _column_type(values: Iterable[Value]) -> type:

@@ -20,10 +20,11 @@ from attnzoo.config.load import digest, from_values, load_saved
 from attnzoo.errors import UserError
 from attnzoo.report.runs import RESULTS, RunEntry, find_runs
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, atomic_write, check_config
+from attnzoo.rundir.folder import RunFolder, atomic_write, is_row, is_status
 from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, final_values, is_validation
 
 FORMAT = 1
+LEFT_OUT = "Left out: "  # before the reason why a run is missing from a comparison
 KEPT = frozenset(metric.key for metric in (*COST_METRICS, *MEMORY_METRICS))
 
 
@@ -58,7 +59,7 @@ def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
         try:
             records.append(_read_run(run, entry))
         except UserError as error:
-            left_out.append(f"Left out: {error}")
+            left_out.append(f"{LEFT_OUT}{error}")
     return records, left_out
 
 
@@ -96,8 +97,8 @@ def save_results(records: Sequence[RunRecord], comparison: dict[str, Any] | None
 
 
 def _read_run(run: RunFolder, entry: RunEntry) -> RunRecord:
-    check_config(run.config)
-    config, status, metrics = load_saved(run.config), run.read_status(), run.read_metrics()
+    status, metrics = run.read()
+    config = load_saved(run.config)
     environments, hours = attempts.environments(run), attempts.hours(run)
     return RunRecord(run.path, entry, config, digest(config), status, metrics, environments, hours)
 
@@ -112,6 +113,9 @@ def _read_results(path: Path) -> list[RunRecord]:
             for key, values in content["configs"].items()
         }
         digests = {key: digest(config) for key, config in configs.items()}
+        for run in content["runs"]:
+            if not is_status(run["status"]) or not all(map(is_row, run["metrics"])):
+                raise ValueError(f"status or metrics of {run['variant_name']}, seed {run['seed']}")
         return [
             RunRecord(
                 path,

@@ -1,6 +1,5 @@
 """Finds run folders."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import Ledger
+from attnzoo.rundir.folder import RunFolder, parse_json
+from attnzoo.rundir.ledger import Ledger, is_comparison
 
 RESULTS = "results.json"  # see report.records
 
@@ -67,7 +66,10 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
     """The plan of the first sweep in `folders`, each the folder of a run, of a sweep or of several, that has one."""
     for folder in folders:
         if (folder / RESULTS).is_file():
-            comparison = json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("comparison")
+            content = parse_json((folder / RESULTS).read_bytes())
+            comparison = content.get("comparison") if isinstance(content, dict) else None
+            if comparison and not is_comparison(comparison):
+                raise UserError(f"{folder / RESULTS}: corrupt (comparison)")
             if comparison:
                 return _plan(comparison)
             continue
@@ -88,4 +90,4 @@ def _entry(path: Path, entry: Mapping[str, Any]) -> RunEntry:
 
 
 def _is_run(run: RunFolder) -> bool:
-    return any(path.is_file() for path in (run.config, run.status, run.metrics))
+    return any(path.exists() for path in (run.config, run.status, run.metrics))

@@ -77,6 +77,14 @@ def sweep_status(sweep: Path) -> list[RunStatus]:
     return statuses
 
 
+def run_status(run: RunFolder) -> RunStatus:
+    """The status of a run that is not in the ledger, from its folder alone."""
+    status, corruption = _read(run)
+    if corruption:
+        return RunStatus(run.path.name, "corrupt", corruption, active=_is_training(run, status, None))
+    return _run_status(run, status, {}, None, None, launched=False)
+
+
 def _read(run: RunFolder) -> tuple[dict[str, Any], str | None]:
     """The status of a run, "pending" if it cannot be read, and which file is corrupt."""
     corruption = run.corruption()

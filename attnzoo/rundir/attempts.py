@@ -9,17 +9,16 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.folder import RunFolder, has_types, parse_json
 
 MACHINE = "machine failure"  # the outcome that is retried
 # Fields and types of the rows of each event.
 FIELDS: dict[str, dict[str, Any]] = {
-    "start": {"time": float, "step": int, "steps_lost": int, "host": str, "job": str | None},
-    "end": {"time": float, "step": int, "outcome": str, "reason": str, "job": str | None},
+    "start": {"time": int | float, "step": int, "steps_lost": int, "host": str, "job": str | None},
+    "end": {"time": int | float, "step": int, "outcome": str, "reason": str, "job": str | None},
 }
 
 
@@ -73,7 +72,8 @@ def read(run: RunFolder) -> list[Attempt]:
     for row in _rows(run):
         if row["event"] == "start":
             environment = row.get("environment")
-            environment = environment if isinstance(environment, dict) else None
+            if not isinstance(environment, dict) or not all(isinstance(value, str) for value in environment.values()):
+                environment = None
             attempts.append(Attempt(row["step"], row["steps_lost"], row["host"], row["job"], environment))
             has_open_start = True
             continue
@@ -134,14 +134,13 @@ def _append(run: RunFolder, row: dict[str, object]) -> None:
 
 
 def _rows(run: RunFolder) -> list[dict[str, Any]]:
-    rows = []
-    if run.attempts.exists():
-        for line in run.attempts.read_bytes().split(b"\n"):
-            with suppress(ValueError):  # not JSON, or not text
-                rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and _is_valid(row)]
+    try:
+        lines = run.attempts.read_bytes().split(b"\n")
+    except OSError:  # none yet; a folder is reported by RunFolder.read
+        return []
+    return [row for line in lines if _is_valid(row := parse_json(line))]
 
 
-def _is_valid(row: dict[str, Any]) -> bool:
-    fields = FIELDS.get(str(row.get("event")))
-    return fields is not None and all(key in row and isinstance(row[key], kind) for key, kind in fields.items())
+def _is_valid(row: Any) -> bool:
+    fields = FIELDS.get(str(row.get("event"))) if isinstance(row, dict) else None
+    return fields is not None and has_types(row, fields, list(fields))

@@ -1,22 +1,43 @@
 """The files of one run: their names and formats. Imports neither torch nor omegaconf."""
 
 import errno
+import hashlib
 import json
+import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from attnzoo.errors import UserError
+from attnzoo.rundir.metrics import STATUS, is_final
 
 STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
+# Fields of status.json and their types; metrics are numbers. A state may require one.
+FIELDS: dict[str, Any] = dict.fromkeys(STATUS.values(), int | float) | {
+    "state": str,
+    "step": int,
+    "steps": int,
+    "evaluated": int,
+    "eta": int | float | None,
+    "heartbeat": int | float,
+    "error": str | None,
+    "signal": str | None,
+    "job": str | None,
+    "host": str,
+    "pid": int,
+    "started": str | None,
+}
+REQUIRED = {"failed": "error", "interrupted": "signal"}
 
 RESERVE_BYTES = 65536
 # The first and the last line of a config.yaml: without its last line the file was cut short.
 CONFIG_START, CONFIG_END = '# The last line is "...".\n', "...\n"
+CONFIG_HASH = "# sha256 of the lines below: "  # the second line
+MEND = "restore it, or delete the run's folder to train it again"
 
 
 @contextmanager
@@ -47,18 +68,45 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_config(path: Path) -> None:
-    """Raise UserError, with how to mend it, if the config of a run is missing or was cut short.
+def config_text(values: str) -> str:
+    """The content of a config.yaml with these `values`, in YAML; `check_config` notices any change to it."""
+    text = values + CONFIG_END
+    return f"{CONFIG_START}{CONFIG_HASH}{_sha256(text.encode())}\n{text}"
 
-    Configs of earlier versions have no mark of their end: of these, only the last line is checked.
+
+def check_config(path: Path) -> None:
+    """Raise UserError, with how to mend it, if the config of a run is missing, was cut short or has changed.
+
+    Of configs of earlier versions, which have no hash, only that they are text and end with a complete line.
     """
-    mend = "restore it, or delete the run's folder to train it again"
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {mend}") from None
+        raise UserError(f"{path}: {error.strerror}; {MEND}") from None
     if not content.endswith(b"\n") or is_cut_short(content):
-        raise UserError(f"{path}: corrupt, cut short; {mend}")
+        raise UserError(f"{path}: corrupt, cut short; {MEND}")
+    if not has_valid_hash(content):
+        reason = "changed since it was written"
+        raise UserError(f"{path}: corrupt, {reason}; {MEND}; if you changed it on purpose, delete its second line")
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        is_text = False
+    else:
+        is_text = b"\0" not in content
+    if not is_text:
+        raise UserError(f"{path}: corrupt, not a text file; {MEND}")
+
+
+def has_valid_hash(content: bytes) -> bool:
+    """Whether a config is as it was written; True for one without a hash."""
+    _, mark, rest = content.partition(CONFIG_HASH.encode())
+    expected, _, text = rest.partition(b"\n")
+    return not mark or expected.decode(errors="replace") == _sha256(text)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def is_cut_short(content: bytes) -> bool:
@@ -84,17 +132,18 @@ class RunFolder:
     def read_status(self) -> dict[str, Any]:
         """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started.
 
-        Raises UserError if the file is corrupt.
+        Raises UserError if the file is corrupt: cannot be read, or is not JSON of the right types.
         """
+        mend = "delete it to treat the run as unfinished"
         try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
+            status = parse_json(self.status.read_bytes())
         except FileNotFoundError:
             return {"state": "pending"}
-        except ValueError:  # not JSON, or not text
-            status = None
-        if not isinstance(status, dict) or status.get("state") not in STATES:
-            raise UserError(f"{self.status}: corrupt; delete it to treat the run as unfinished")
-        return status
+        except OSError as error:
+            raise UserError(f"{self.status}: {error.strerror}; {mend}") from None
+        if not is_status(status):
+            raise UserError(f"{self.status}: corrupt; {mend}")
+        return dict(status)
 
     def write_status(self, **fields: Any) -> None:
         """Merge `fields` into the status file, with the time as `heartbeat` (seconds since the epoch)."""
@@ -106,7 +155,7 @@ class RunFolder:
         """Time of the last heartbeat: when the status file was modified, by the clock of the file system."""
         try:
             return self.status.stat().st_mtime
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def update_heartbeat(self) -> None:
@@ -123,45 +172,97 @@ class RunFolder:
 
     def last_step(self) -> int:
         """The step of the latest checkpoint, unverified, from its name; 0 if there is none."""
-        names = (path.name.split(".")[0] for path in self.checkpoints.glob("step-*.pt"))
-        return max((int(name.removeprefix("step-")) for name in names), default=0)
+        steps = (path.name.split(".")[0].removeprefix("step-") for path in self.checkpoints.glob("step-*.pt"))
+        return max((int(step) for step in steps if step.isdecimal()), default=0)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl in order, each with its `step`, without a last line that a crash truncated.
 
-        Raises UserError, with the line number and how to mend it, for any other malformed line.
-        """
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
-
-    def corruption(self) -> str | None:
-        """Which file of a run that was started is missing or corrupt, and how to mend it; None if none is.
-
-        Of the config, only that it is complete; it is parsed where it is needed.
+        Raises UserError, with the line number and how to mend it, for any other malformed line, and if the file cannot
+        be read.
         """
         try:
-            if self.read_status()["state"] == "pending" and not self.metrics.exists():
-                return None
-            self.read_metrics()
-            check_config(self.config)
+            lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.metrics}: {error.strerror}; {MEND}") from None
+        return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
+
+    def read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The status and the rows of metrics.
+
+        Raises UserError, with how to mend it, if a file of a run that was started is missing or corrupt. Of the config
+        that it has not changed; it is parsed where it is needed.
+        """
+        status = self.read_status()  # first: metrics.jsonl is complete when the status is "done"
+        if status["state"] == "pending" and not self.metrics.exists():
+            return status, []
+        rows = self.read_metrics()
+        check_config(self.config)
+        if status["state"] == "done" and not is_final(rows, status.get("steps", 0)):
+            self._raise_incomplete(status.get("steps", 0), rows)
+        if self.attempts.is_dir():
+            raise UserError(f"{self.attempts}: {os.strerror(errno.EISDIR)}; delete it")
+        return status, rows
+
+    def corruption(self) -> str | None:
+        """Which file of a run that was started is missing or corrupt, and how to mend it; None if none is."""
+        try:
+            self.read()
         except UserError as error:
             return str(error)
         return None
 
+    def _raise_incomplete(self, steps: int, rows: Sequence[Mapping[str, float]]) -> None:
+        """Raise UserError for a finished run without its last rows."""
+        reason = f"{self.metrics}: corrupt, no validation metrics at step {steps}, the last of a finished run"
+        if rows and rows[-1]["step"] >= steps and self.last_step() >= steps:  # the checkpoint has no later rows
+            raise UserError(f"{reason}; restore it, or delete {self.status.name} next to it to evaluate the run again")
+        raise UserError(f"{reason}; {MEND}")
+
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
+        row = parse_json(line)
+        if not is_row(row):
             raise UserError(
                 f"{self.metrics}:{number}: corrupt row, without `step` or with values that are not numbers; restore "
                 "the file, or delete the run's folder to train it again; if the run is not done and was last saved "
                 "before this row, it is enough to delete this row and those below"
             )
-        return row
+        return dict(row)
+
+
+def parse_json(content: bytes) -> Any:
+    """The value in a JSON file; None if it is not JSON, or not text."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def has_types(values: Any, types: Mapping[str, Any], required: Sequence[str] = ()) -> bool:
+    """Whether `values` is an object with the `required` keys in which those of `types`, if present, have these types.
+
+    Numbers must be finite.
+    """
+    if not isinstance(values, dict) or any(key not in values for key in required):
+        return False
+    if not all(isinstance(values[key], kind) for key, kind in types.items() if key in values):
+        return False
+    return all(math.isfinite(values[key]) for key in types if isinstance(values.get(key), float))
+
+
+def is_status(values: Any) -> bool:
+    """Whether `values` are those of a status.json."""
+    if not has_types(values, FIELDS, ["state"]) or values["state"] not in STATES:
+        return False
+    required = REQUIRED.get(values["state"])
+    return required is None or isinstance(values.get(required), str)
+
+
+def is_row(values: Any) -> bool:
+    """Whether `values` are those of a row of metrics.jsonl: a `step`, and numbers."""
+    return isinstance(values, dict) and type(values.get("step")) is int and all(map(_is_number, values.values()))
 
 
 def _is_number(value: Any) -> bool:

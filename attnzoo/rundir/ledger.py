@@ -19,10 +19,33 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import atomic_write
+from attnzoo.rundir.folder import atomic_write, has_types, parse_json
 
 FILENAME = "sweep.json"
 JOB_COMMENT_PREFIX = "attnzoo "  # of the comment of a job; the folder of its submission follows
+# Fields and types of a run, of a submission, of the local launcher and of the comparison.
+RUN: dict[str, Any] = {
+    "variant": str | None,
+    "variant_name": str,
+    "overrides": dict,
+    "labels": dict,
+    "seed": int,
+    "digest": str,
+    "attempts": int,
+    "submission": str,
+    "task": int,
+    "cancelled": int | float,
+}
+SUBMISSION: dict[str, Any] = {"job": str | None, "runs": list, "time": int | float}
+LOCAL: dict[str, Any] = {"host": str, "pid": int, "started": str | None}
+COMPARISON: dict[str, Any] = {
+    "baseline": str | None,
+    "aa": str | None,
+    "margin": int | float | None,
+    "looks": list | None,
+    "include": list,
+    "digests": list,
+}
 
 
 class Ledger:
@@ -33,16 +56,21 @@ class Ledger:
         self.path = sweep / FILENAME
 
     def read(self) -> dict[str, Any]:
-        """The content; no runs if there is no ledger yet. Raises UserError if it is corrupt."""
+        """The content; no runs if there is no ledger yet. Raises UserError if it cannot be read or is corrupt."""
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
+        mend = (
+            "delete it, when none of its runs is in SLURM's queue, and run the experiment again, which keeps its runs "
+            "and recreates it"
+        )
         try:
-            content = empty | json.loads(self.path.read_text(encoding="utf-8"))
-            _ = {**content["runs"], **content["submissions"]}
+            content = parse_json(self.path.read_bytes())
         except FileNotFoundError:
             return empty
-        except (json.JSONDecodeError, TypeError):
-            raise UserError(f"{self.path}: corrupt; delete it to recreate it") from None
-        return content
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}; {mend}") from None
+        if not isinstance(content, dict) or not _is_valid(empty | content):
+            raise UserError(f"{self.path}: corrupt; {mend}")
+        return empty | content
 
     @contextmanager
     def update(self) -> Iterator[dict[str, Any]]:
@@ -58,6 +86,36 @@ class Ledger:
     def submission_folder(self, number: str) -> Path:
         """The folder with the job files of a submission."""
         return self.sweep / "slurm" / number
+
+
+def _is_valid(content: dict[str, Any]) -> bool:
+    if not has_types(content, {"experiment": str, "runs": dict, "submissions": dict}):
+        return False
+    runs, submissions = content["runs"], content["submissions"]
+    return (
+        all(_is_run(name, entry) for name, entry in runs.items())
+        and all(number.isdecimal() and _is_submission(values) for number, values in submissions.items())
+        and ("local" not in content or has_types(content["local"], LOCAL, ["host", "pid"]))
+        and is_comparison(content.get("comparison", {}))
+    )
+
+
+def _is_run(name: str, entry: Any) -> bool:
+    required = ["task"] if isinstance(entry, dict) and "submission" in entry else []
+    return has_types(entry, RUN, required) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _is_submission(values: Any) -> bool:
+    return has_types(values, SUBMISSION, ["job", "runs"]) and all(isinstance(name, str) for name in values["runs"])
+
+
+def is_comparison(values: Any) -> bool:
+    """Whether `values` are those of a comparison in the ledger, or in results.json."""
+    if not has_types(values, COMPARISON) or not values.keys() <= COMPARISON.keys():
+        return False
+    texts = [*values.get("include", []), *values.get("digests", [])]
+    looks = values.get("looks") or []
+    return all(isinstance(text, str) for text in texts) and all(isinstance(look, int) for look in looks)
 
 
 def job_id_of(content: dict[str, Any], name: str) -> str | None:

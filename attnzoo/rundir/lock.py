@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from attnzoo.errors import UserError
 from attnzoo.rundir.attempts import job_id, node_name
-from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.folder import RunFolder, has_types, parse_json
 
 STALE_SECONDS = 60  # an older heartbeat is stale
 LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -49,7 +49,7 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
                 _write_owner(file, "")
 
 
-def _try_acquire(file: IO[str], run: RunFolder) -> dict[str, Any] | None:
+def _try_acquire(file: TextIO, run: RunFolder) -> dict[str, Any] | None:
     """Try to acquire the lock; returns its owner, or None on success."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,15 +75,14 @@ def _is_stale(owner: dict[str, Any], run: RunFolder) -> bool:
     return heartbeat is None or time.time() - heartbeat > STALE_SECONDS
 
 
-def _read_owner(file: IO[str]) -> dict[str, Any] | None:
+def _read_owner(file: TextIO) -> dict[str, Any] | None:
     file.seek(0)
-    try:
-        return dict(json.loads(file.read()))
-    except json.JSONDecodeError:
-        return None  # unlocked, or the owner died while writing
+    owner = parse_json(file.buffer.read())
+    types = {"pid": int, "host": str, "job": str | None}
+    return owner if has_types(owner, types, list(types)) else None  # unlocked, or the owner died while writing
 
 
-def _write_owner(file: IO[str], content: str) -> None:
+def _write_owner(file: TextIO, content: str) -> None:
     file.seek(0)
     file.truncate()
     file.write(content)

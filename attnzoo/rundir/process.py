@@ -22,7 +22,7 @@ def is_running_here(process: Mapping[str, Any]) -> bool:
     """Whether the process with the identity `current()` runs on this machine now."""
     if process.get("host") != node_name() or process.get("started") is None:
         return False
-    return process["started"] == _start_time(process["pid"])
+    return process["started"] == _start_time(process.get("pid", 0))
 
 
 def _start_time(pid: int) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attnzoo.config.load import differences, digest, load_saved, save, to_yaml
 from attnzoo.errors import UserError, plural
+from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec
@@ -43,9 +44,10 @@ class SweepFolder:
     ) -> None:
         """Write the ledger, then the configs of new runs and of those in `to_start`, before anything trains.
 
-        Configs are rewritten for runs that restart, because keys that do not affect results may have changed. Entries
-        of earlier sweeps in this folder stay if they were started. `comparison`: how the runs are compared, the fields
-        of a `SweepPlan`. Raises UserError if the folder cannot be written.
+        Configs are rewritten for runs that restart, because keys that do not affect results may have changed, and for
+        those that were never started, because they may have been edited. Entries of earlier sweeps in this folder stay
+        if they were started. `comparison`: how the runs are compared, the fields of a `SweepPlan`. Raises UserError if
+        the folder cannot be written.
         """
         try:
             with self.ledger.update() as content:
@@ -57,7 +59,7 @@ class SweepFolder:
                     content["comparison"] = dict(comparison)
             rewritten = {run.folder.path for run in to_start}
             for run in runs:
-                if run.folder.path in rewritten or not (run.folder.config.exists() or run.folder.corruption()):
+                if run.folder.path in rewritten or _is_new(run.folder):
                     save(run.config, run.folder.config)
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})", key="output") from None
@@ -114,20 +116,40 @@ def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
     }
     if old and run.variant is None and not run.overrides:  # resumed by its own config.yaml, which has no sweep
         swept = {}
-    return old | swept | {"seed": run.seed, "digest": run.digest, "attempts": old.get("attempts", 0)}
+    starts = old.get("attempts")
+    if starts is None:  # the ledger was lost
+        starts = len(attempts.read(run.folder))
+    return old | swept | {"seed": run.seed, "digest": run.digest, "attempts": starts}
+
+
+def _is_new(folder: RunFolder) -> bool:
+    """Whether a run has no config of its own yet, or was never started."""
+    try:
+        status, rows = folder.read()
+    except UserError:
+        return False
+    return status["state"] == "pending" and not rows
 
 
 def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bool:
-    """Whether a folder is empty or has the run's config and seed; by its ledger `entry` if its config is corrupt."""
+    """Whether a folder is empty or has the run's config and seed.
+
+    By its ledger `entry` if the config cannot be read. If there is no entry either, a corrupt run has the folder that
+    its name says: it is reported, not trained again in another folder.
+    """
     recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
-    if not folder.config.exists():
-        return recorded or not any(folder.path.iterdir())
-    if folder.config.read_bytes() == to_yaml(run.config).encode():  # ten times as fast as loading it
+    try:
+        content = folder.config.read_bytes()
+    except OSError:
+        content = None
+    if content == to_yaml(run.config).encode():  # ten times as fast as loading it
         return True
     if folder.corruption():
-        return recorded
+        return recorded or not entry
+    if content is None:
+        return recorded or not any(folder.path.iterdir())
     try:
         config = load_saved(folder.config)
     except UserError:  # of another version of the schema, or edited by hand
-        return False
+        return recorded
     return (digest(config), config.seed) == (run.digest, run.seed)

@@ -18,7 +18,7 @@ from attnzoo.config.load import Experiment
 from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode, UserError, plural
 from attnzoo.report.console import console
-from attnzoo.report.status import RunStatus, sweep_status
+from attnzoo.report.status import RunStatus, run_status, sweep_status
 from attnzoo.report.summary import summarize
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
@@ -89,8 +89,10 @@ def run(
 
 
 def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
+    """The runs that are neither done nor active, and pass the filter; by their folders those not in the ledger."""
     statuses = _statuses(folder)
-    return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+    known = [statuses.get(run.folder.path.name) or run_status(run.folder) for run in runs]
+    return [run for run, status in zip(runs, known, strict=True) if _should_start(status, only)]
 
 
 def _list(experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None) -> int:
@@ -195,8 +197,6 @@ def _print_restarts(runs: Sequence[RunSpec]) -> None:
 
 def _print_other_sources(folder: SweepFolder, runs: Sequence[RunSpec]) -> None:
     """Say in one line which finished runs were trained by other sources: they are neither trained again nor refused."""
-    if not folder.ledger.path.exists():
-        return
     done = [run for run in runs if _recorded_state(run) == "done"]
     current = sources_hash()
     sources = [{(found or {}).get("sources", "unknown") for found in attempts.environments(run.folder)} for run in done]
@@ -216,9 +216,7 @@ def _recorded_state(run: RunSpec) -> str:
     return "corrupt" if run.folder.corruption() else str(run.folder.read_status()["state"])
 
 
-def _should_start(run: RunSpec, status: RunStatus | None, only: str | None) -> bool:
-    """Whether a run is neither done nor active, and passes the filter."""
-    status = status or RunStatus(run.folder.path.name, "pending", missing=True)
+def _should_start(status: RunStatus, only: str | None) -> bool:
     startable = status.state not in ("done", "corrupt") and not status.active
     return startable and (only is None or STATE_FILTERS[only](status))
 
@@ -244,11 +242,11 @@ def _submit(
         raise experiment.locate(UserError(message, key="launcher"))
     submit.check(groups, folder)
     states = [_recorded_state(run) for run in runs]
+    folder.create(runs, str(experiment.path), to_start, comparison)
     if set(states) <= {"done", "corrupt"}:
         print(_already_done(states.count("done"), len(runs)))
         summarize(folder.path, [run.folder.path for run in runs])
         return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
-    folder.create(runs, str(experiment.path), to_start, comparison)
     for line in submit.submit(groups, folder):
         print(line)
     if skipped := len(runs) - len(to_start):
@@ -331,8 +329,7 @@ def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | Non
     """The runs that are not done; with `only`, those that also pass the filter."""
     if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
         return [run for run in runs if _recorded_state(run) not in ("done", "corrupt")]
-    statuses = _statuses(folder)
-    return [run for run in runs if _should_start(run, statuses.get(run.folder.path.name), only)]
+    return _to_start(folder, runs, only)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.run_folder import finish
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo.errors import UserError
@@ -39,7 +40,7 @@ def states(folder: Path) -> dict[str, tuple[str, str]]:
 def test_every_state_of_a_run_without_a_job(tmp_path: Path) -> None:
     sweep(tmp_path, ["new", "done", "failed", "stopped", "running", "killed", "reused", "elsewhere", "silent"])
     here = attempts.node_name()
-    RunFolder(tmp_path / "done").write_status(state="done", step=9, steps=9, AP=0.5)
+    finish(RunFolder(tmp_path / "done"), steps=9)
     RunFolder(tmp_path / "failed").write_status(state="failed", error="it was me")
     RunFolder(tmp_path / "stopped").write_status(state="interrupted", signal="SIGINT")
     RunFolder(tmp_path / "running").write_status(state="running", **process.current(), step=3, steps=9, eta=60)
@@ -128,7 +129,7 @@ def test_json_holds_everything_and_failures_give_exit_code_1(
 
 def test_classifiers_show_their_own_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, ["a", "b"])
-    RunFolder(tmp_path / "a").write_status(state="done", step=9, steps=9, top1=0.75)
+    finish(RunFolder(tmp_path / "a"), metric="val/top1", value=0.75)
     assert attnzoo_main.main(["status", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "top-1" in out
@@ -147,7 +148,7 @@ def test_five_hundred_runs_take_less_than_a_second_and_no_torch(tmp_path: Path) 
     """A second of processor time, however busy the machine is."""
     sweep(tmp_path, [f"run-{number}" for number in range(500)])
     for number in range(500):
-        RunFolder(tmp_path / f"run-{number}").write_status(state="done", step=9, steps=9, AP=0.5)
+        finish(RunFolder(tmp_path / f"run-{number}"), steps=9)
     code = (
         "import sys, time; from attnzoo.__main__ import main; code = main(['status', sys.argv[1]]);"
         "assert not {'torch', 'omegaconf'} & set(sys.modules); assert time.process_time() < 1; sys.exit(code)"

@@ -109,7 +109,7 @@ def test_run_with_a_corrupt_config_keeps_its_folder(experiment: Path, tmp_path: 
     folder = SweepFolder(tmp_path / "runs" / "x")
     first = folder.assign(runs(experiment))
     folder.create(first, "x")
-    first[0].folder.write_status(state=state)
+    first[0].folder.write_status(state=state, signal="SIGTERM")
     corrupt(first[0].folder.config, how)
     again = folder.assign(runs(experiment))
     assert [run.folder.path for run in again] == [run.folder.path for run in first]
