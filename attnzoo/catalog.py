@@ -49,7 +49,8 @@ class Entry:
         lines = [f"{self.name} ({self.kind})", f"  {self.summary}"]
         lines += [f"  paper: {self.paper}"] if self.paper else []
         lines += [f"  roles: {', '.join(self.roles)}"] if self.roles else []
-        lines += ["  options:", *(f"    {name}: {value}" for name, value in self.options.items())]
+        heading = "options that the preset sets; the others have their defaults" if self.kind == "model" else "options"
+        lines += [f"  {heading}:", *(f"    {name}: {value}" for name, value in self.options.items())]
         return "\n".join(lines if self.options else [*lines[:-1], "  options: none"])
 
 

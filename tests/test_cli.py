@@ -267,6 +267,7 @@ def test_list_describes_one_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert attnzoo_main.main(["list", "dat_small"]) == 0
     out = capsys.readouterr().out
     assert "  paper: Xia et al., CVPR 2022\n" in out
+    assert "  options that the preset sets; the others have their defaults:\n" in out
     assert "    stage3.depth: 18\n" in out
 
 
@@ -302,6 +303,7 @@ def test_every_attention_has_a_summary_and_a_paper() -> None:
     for name in attention.names():
         (entry,) = (entry for entry in catalog.find(name) if entry.kind == "attention")
         assert entry.summary
+        assert not re.search(r"[a-z][A-Z]", entry.summary)  # no class names
         assert re.search(r"et al.* (19|20)\d\d", entry.paper)
 
 

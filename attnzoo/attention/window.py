@@ -15,7 +15,7 @@ from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 @register("window")
 class WindowAttention(QkvAttention):
-    """Window self-attention (`GridWindows`); in the decoder, attention to a window around each query (`QueryWindows`).
+    """Self-attention within windows of each map; in the decoder, each query attends to the window around it.
 
     - `window`: window size in pixels
     - `shift`: cyclic shift in pixels, less than `window`, not in the decoder; "alternate" shifts every second layer by

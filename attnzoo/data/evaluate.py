@@ -87,11 +87,12 @@ class CocoEvaluator:
 
     def _unique_names(self, categories: Sequence[int]) -> list[str]:
         names = [str(self.dataset.coco.cats[category]["name"]) for category in categories]
-        count = Counter(names)
-        return [
-            name if count[name] == 1 else f"{name} (id {category})"
-            for name, category in zip(names, categories, strict=True)
-        ]
+        while repeated := {name for name, count in Counter(names).items() if count > 1}:  # again if a name has "(id 3)"
+            names = [
+                f"{name} (id {category})" if name in repeated else name
+                for name, category in zip(names, categories, strict=True)
+            ]
+        return names
 
     def _check_complete(self, results: list[ImageDetections]) -> None:
         actual = Counter(result.image_id for result in results)

@@ -84,6 +84,19 @@ def test_classes_of_the_same_name_have_unique_keys(root):
     assert [summary[f"AP/bee (id {i})"] for i in (1, 3)] == pytest.approx([1, 0])
 
 
+def test_class_named_as_another_with_its_id_has_a_key_of_its_own(root):
+    names = {1: "a", 3: "a (id 1)", 7: "a"}
+    edit(root, lambda content: [category.update(name=names[category["id"]]) for category in content["categories"]])
+    dataset = build_dataset(coco_config(root), "val")
+    result = CocoEvaluator(dataset)
+    for i in range(5):
+        _, target = dataset.load_raw(i)
+        boxes = target["boxes"].as_subclass(torch.Tensor)
+        result.add([{"scores": torch.ones(len(boxes)), "labels": target["labels"], "boxes": boxes}], [dataset[i][1]])
+    keys = [key for key in result.summarize(per_class=True) if key.startswith("AP/")]
+    assert keys == ["AP/a (id 1) (id 1)", "AP/a (id 1) (id 3)", "AP/a (id 7)"]
+
+
 def test_one_of_two_objects_detected(root):
     dataset = build_dataset(coco_config(root), "val")
     result = CocoEvaluator(dataset)
