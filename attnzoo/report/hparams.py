@@ -5,7 +5,7 @@ Imports no torch.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from attnzoo.config.load import load_saved
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
-from attnzoo.rundir.metrics import METRICS
+from attnzoo.rundir.metrics import COST_METRICS, TASK_METRICS
 from attnzoo.schema.keys import flatten, shorten_keys
 
 SUFFIX = ".hparams"
@@ -26,12 +26,17 @@ SUFFIX = ".hparams"
 Value = bool | int | float | str
 
 
-def write_hparams(sweep: Path, options: Mapping[str, Mapping[str, object]], trial_ids: Mapping[str, str]) -> None:
+def write_hparams(
+    sweep: Path,
+    options: Mapping[str, Mapping[str, object]],
+    trial_ids: Mapping[str, str],
+    tasks: Collection[str] = tuple(TASK_METRICS),
+) -> None:
     """Write the columns, the union of all runs' options, to `sweep` and the values of each run to its folder.
 
     Both mappings are by run name; the seeds of a variant share a trial id. An option that a run does not have is left
-    out or None; values other than numbers, strings and booleans are written as text. Metrics are the scalars that the
-    runs log. Replaces what was written before.
+    out or None; values other than numbers, strings and booleans are written as text. Metrics are those of `tasks`, the
+    tasks of the runs: TensorBoard hides runs that do not have all of them. Replaces what was written before.
     """
     columns: dict[str, list[Value]] = {}
     for run in options.values():
@@ -40,7 +45,9 @@ def write_hparams(sweep: Path, options: Mapping[str, Mapping[str, object]], tria
                 columns.setdefault(name, []).append(value if isinstance(value, (bool, int, float, str)) else str(value))
     types = {name: _column_type(values) for name, values in columns.items()}
     hparams = [hp.HParam(name, hp.Discrete(sorted({types[name](v) for v in columns[name]}))) for name in columns]
-    _write_event_file(sweep, hp.hparams_config_pb(hparams, [hp.Metric(metric.key) for metric in METRICS]))
+    validation = [metric for task, metrics in TASK_METRICS.items() if task in tasks for metric in metrics]
+    metrics = [hp.Metric(metric.key) for metric in dict.fromkeys([*validation, *COST_METRICS])]
+    _write_event_file(sweep, hp.hparams_config_pb(hparams, metrics))
     for run_name, run in options.items():
         values = {name: types[name](value) for name, value in run.items() if value is not None}
         _write_event_file(sweep / run_name, hp.hparams_pb(values, trial_id=trial_ids[run_name]))
@@ -62,12 +69,14 @@ def write_sweep(sweep: Path) -> None:
     columns = [{key: config[key] for key in config if key in swept} for config in configs.values()]
     options = shorten_keys([variant | column for variant, column in zip(variants, columns, strict=True)])
     trial_ids = {name: _trial_id(name, entry) for name, entry in entries.items()}
-    write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids)
+    tasks = {str(config["task"]) for config in configs.values()}
+    write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids, tasks)
 
 
 def _trial_id(name: str, entry: dict[str, Any]) -> str:
     """The run's name without its seed: the runs of a variant share it."""
-    return f"-{name}".replace(f"-seed={entry.get('seed')}", "").strip("-") or str(entry.get("digest"))
+    without_seed = f"-{name}".replace(f"-seed={entry.get('seed')}", "").strip("-")
+    return str(entry.get("variant_name") or without_seed or entry.get("digest"))
 
 
 def _started_config(run: RunFolder) -> dict[str, Any] | None:
