@@ -237,7 +237,7 @@ def test_hparams_have_the_variant(folder: SweepFolder, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         hparams,
         "write_hparams",
-        lambda sweep, options, trial_ids: written.update({name: (trial_ids[name], options[name]) for name in options}),
+        lambda sweep, options, trial_ids, tasks: written.update({name: (trial_ids[name], options[name]) for name in options}),
     )
     hparams.write_sweep(folder.path)
     trials, options = zip(*written.values(), strict=True)
