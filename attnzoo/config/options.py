@@ -5,6 +5,8 @@ They are looked up in the registries, which import torch; this module imports th
 
 import copy
 import dataclasses
+from os.path import isfile
+from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
@@ -12,6 +14,7 @@ from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
 from attnzoo.models.detr.config import DetectorConfig
+from attnzoo.models.vit.config import ClassifierConfig
 from attnzoo.schema.merge import named_blocks
 
 
@@ -41,9 +44,12 @@ def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def check_versions(config: ExperimentConfig) -> None:
-    """Raise UserError if a plugin or the data set is not the one that the config has recorded."""
+    """Raise UserError if a plugin, the data set or the weights are not those that the config has recorded.
+
+    Not for files that are missing: what reads them says which.
+    """
     now = _versions(config)
-    for key in (key for key, version in config.versions.items() if now.get(key) != version):
+    for key in (key for key, version in config.versions.items() if now.get(key, version) != version):
         raise UserError(
             f"versions: {key} changed after this run was created; run the experiment again to create a new run",
             key="versions",
@@ -51,13 +57,23 @@ def check_versions(config: ExperimentConfig) -> None:
 
 
 def _versions(config: ExperimentConfig) -> dict[str, str]:
-    """The hash of the source of each plugin, and the version of a synthetic data set."""
+    """Hashes of the source of each plugin, of the data set and of the weights; without those that are not there."""
     from attnzoo.attention import source_hash
-    from attnzoo.data.build import registries
+    from attnzoo.data.build import dataset_fingerprint
 
-    versions = {plugin: source_hash(plugin) for plugin in config.plugins}
-    version = getattr(registries(config.data)[0].get(config.data.dataset["name"]), "version", None)
-    return versions if version is None else versions | {"data.dataset": str(version)}
+    versions: dict[str, str | None] = {plugin: source_hash(plugin) for plugin in config.plugins}
+    versions["data.dataset"] = dataset_fingerprint(config.data)
+    if isinstance(config.model, DetectorConfig):
+        versions["model.backbone.weights"] = _file_hash(config.model.backbone.weights)
+    elif isinstance(config.model, ClassifierConfig):
+        versions["model.weights"] = _file_hash(config.model.weights)
+    return {key: version for key, version in versions.items() if version is not None}
+
+
+def _file_hash(path: str | None) -> str | None:
+    from attnzoo.data.hashes import hash_file
+
+    return hash_file(Path(path)) if path is not None and isfile(path) else None
 
 
 def _resolve_backbone(backbone: BackboneConfig, attentions: Any) -> None:

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
+from attnzoo.data.hashes import FileVersion, file_version
 from attnzoo.errors import UserError
 
 
@@ -56,24 +59,47 @@ FIELDS = {
 }
 
 
-_CATEGORIES: dict[tuple[Path, int, int], dict[int, str]] = {}  # by path, modification time and size
+class Summary(NamedTuple):
+    """`categories`: names by id; `num_objects`: number of boxes at least partly inside their image, without crowds."""
+
+    categories: dict[int, str]
+    num_objects: int
 
 
-def read_categories(path: Path) -> dict[int, str]:
-    """Category names by id; a process reads an unchanged file once. Raises UserError as `read_annotations`."""
-    key = _version(path)
-    if key not in _CATEGORIES:
-        _CATEGORIES[key] = _categories(read_annotations(path))
-    return _CATEGORIES[key]
+class Objects(NamedTuple):
+    """Annotations without crowds, the image of each, and the shorter side (n,) in pixels of its box inside it."""
+
+    annotations: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    shorter_sides: NDArray[np.float32]
 
 
-def _version(path: Path) -> tuple[Path, int, int]:
-    stat = path.stat()
-    return path, stat.st_mtime_ns, stat.st_size
+_SUMMARIES: dict[FileVersion, Summary] = {}
 
 
-def _categories(content: dict[str, Any]) -> dict[int, str]:
-    return {category["id"]: str(category["name"]) for category in content["categories"]}
+def read_summary(path: Path) -> Summary:
+    """What an annotation file has; a process reads an unchanged file once. Raises UserError as `read_annotations`."""
+    version = file_version(path)
+    if version not in _SUMMARIES:
+        _SUMMARIES[version] = _summarize(read_annotations(path))
+    return _SUMMARIES[version]
+
+
+def _summarize(content: dict[str, Any]) -> Summary:
+    categories = {category["id"]: str(category["name"]) for category in content["categories"]}
+    return Summary(categories, int((find_objects(content).shorter_sides > 0).sum()))
+
+
+def find_objects(content: dict[str, Any]) -> Objects:
+    """The objects of validated annotations. A side that is not positive: the box is empty or outside its image."""
+    images = {image["id"]: image for image in content["images"]}
+    annotations = [annotation for annotation in content["annotations"] if not annotation["iscrowd"]]
+    owners = [images[annotation["image_id"]] for annotation in annotations]
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float32).reshape(-1, 4)
+    limits = np.array([(image["width"], image["height"]) for image in owners], dtype=np.float32).reshape(-1, 2)
+    start = np.minimum(np.maximum(boxes[:, :2], 0), limits)
+    end = np.minimum(np.maximum(boxes[:, :2] + boxes[:, 2:], 0), limits)
+    return Objects(annotations, owners, (end - start).min(1, initial=np.inf))
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
@@ -103,7 +129,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
         annotation["id"] = i
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    _CATEGORIES[_version(path)] = _categories(content)
+    _SUMMARIES[file_version(path)] = _summarize(content)
     return content
 
 

@@ -13,7 +13,7 @@ from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, CLASSIFICA
 from attnzoo.data.config import ClassificationDataConfig, DataConfig
 from attnzoo.data.pixels import PixelTransform
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS, SPLITS
-from attnzoo.errors import unknown
+from attnzoo.errors import UserError, unknown
 from attnzoo.registry import Registry
 
 DEFAULT_IMAGE_SHAPE = (480, 640)  # the most common size in COCO
@@ -67,6 +67,18 @@ def dataset_info(config: DataConfig) -> DatasetInfo:
         target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
         image, _ = transform(tv_tensors.Image(torch.zeros(3, h, w, dtype=torch.uint8)), target)
     return DatasetInfo(spec.num_classes, (image.shape[-2], image.shape[-1]), spec.train_length)
+
+
+def dataset_fingerprint(config: DataConfig) -> str | None:
+    """The version of a generated data set, or a hash of the files of another.
+
+    None for files that are missing, whose error `dataset_info` raises, or that cannot be hashed.
+    """
+    try:
+        fingerprint: str | None = _build_spec(config).fingerprint()
+        return fingerprint
+    except (OSError, UserError):
+        return None
 
 
 def registries(config: DataConfig) -> tuple[Registry[Any], Registry[Any]]:

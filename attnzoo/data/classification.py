@@ -1,7 +1,11 @@
 """Classification data: samples, batches, and data sets from folders and through timm."""
 
+import logging
+import os
 import random
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +23,11 @@ from torchvision.transforms.v2 import functional as F
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.checks import check_option
-from attnzoo.data.images import DECODER_ERRORS, ImageReader
+from attnzoo.data.folders import FolderContent, folder_content, folder_reader
+from attnzoo.data.hashes import combine_hashes
+from attnzoo.data.images import DECODER_ERRORS, ImageReader, header_error
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
-from attnzoo.data.registries import DatasetSpec, FileDatasetSpec, format_difference, transform_errors
+from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
 from attnzoo.errors import UserError, plural
 from attnzoo.registry import Registry
 
@@ -29,6 +35,9 @@ ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
 """Maps an RGB image to a normalised tensor (3, h, w), or changes the pixels of a batch.
 
 Randomness comes from the global generators of torch (CPU), NumPy and Python, which are seeded for every sample."""
+
+
+log = logging.getLogger(__name__)
 
 
 class ClassificationDataset(Dataset[tuple[Tensor, int]]):
@@ -79,14 +88,30 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
             image, label = self.source[index]
             image = self._reader.to_rgb(image, lambda: self._name(index))
         except DECODER_ERRORS as error:
-            name = self._name(index)
-            message = f"data.dataset: {name} is missing, damaged or unsupported ({error})"
-            raise UserError(message, key="data.dataset") from error
+            raise self._unreadable(index, error) from error
         if not 0 <= label < self.num_classes:
             classes = plural(self.num_classes, "class", "classes")
             message = f"data.dataset: {self._name(index)}: label {label} out of range for {classes}"
             raise UserError(message, key="data.dataset")
         return image, int(label)
+
+    def check_headers(self, skip_damaged: bool = False) -> None:
+        """Raise UserError if a header states a pixel format that cannot be read, or, by default, is damaged.
+
+        Only of images in class folders; pixels are not decoded.
+        """
+        reader = folder_reader(self.source)
+        if reader is None:
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            errors = list(pool.map(header_error, (path for path, _ in reader.samples)))
+        for index, error in enumerate(errors):
+            if error is not None and not (skip_damaged and error.damaged):
+                raise self._unreadable(index, error.reason)
+
+    def _unreadable(self, index: int, reason: Any) -> UserError:
+        message = f"data.dataset: {self._name(index)} is missing, damaged or unsupported ({reason})"
+        return UserError(message, key="data.dataset")
 
     def _name(self, index: int) -> str:
         """The image in messages: its index and, if known, its file."""
@@ -150,6 +175,11 @@ CLASSIFICATION_AUGMENTATIONS: Registry[Callable[..., ImageTransform]] = Registry
 """Constructors take the split positionally and keyword-only options; "val" gives the evaluation transform."""
 
 
+def open_folder(path: Path) -> ImageFolder:
+    """The images in the class folders of `path`."""
+    return ImageFolder(str(path), loader=Image.open, allow_empty=True)
+
+
 @CLASSIFICATION_DATASETS.register("folder")
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSpec(FileDatasetSpec):
@@ -163,6 +193,10 @@ class ImageFolderSpec(FileDatasetSpec):
     def num_classes(self) -> int:
         return len(self._classes("train"))
 
+    def fingerprint(self) -> str:
+        """Hash of the paths and sizes of all images; their pixels are not read."""
+        return combine_hashes(self._content(split).digest for split in SPLITS)
+
     def check(self) -> None:
         difference = format_difference(set(self._classes("train")), set(self._classes("val")))
         if difference:
@@ -170,11 +204,32 @@ class ImageFolderSpec(FileDatasetSpec):
                 f"data.dataset: {self._path('train')} and {self._path('val')} have different classes ({difference})"
             )
             raise UserError(message, key="data.dataset")
+        for split in SPLITS:
+            if not self._content(split).images:
+                key = f"data.dataset.{split}"
+                raise UserError(f"{key}: the class folders of {self._path(split)} have no images", key=key)
+        if untrained := self._empty_classes("train"):
+            names = reprlib.repr(untrained)
+            key = "data.dataset.train"
+            raise UserError(f"{key}: {self._path('train')} has no images of the classes {names}", key=key)
 
     def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         self.check()
-        source = ImageFolder(str(self._path(split)), loader=Image.open, allow_empty=True)
-        return ClassificationDataset(source, self.num_classes, transform)
+        dataset = ClassificationDataset(open_folder(self._path(split)), self.num_classes, transform)
+        if split == "val":  # read long after the start, so checked now
+            dataset.check_headers()
+            if empty := self._empty_classes("val"):
+                log.warning("%s: no images of the classes %s", self._path("val"), reprlib.repr(empty))
+        return dataset
+
+    def _empty_classes(self, split: str) -> list[str]:
+        content = self._content(split)
+        return content.names(set(content.classes.values()) - set(content.images))
+
+    def _content(self, split: str) -> FolderContent:
+        path = self._path(split)
+        self._classes(split)  # raises UserError without any
+        return folder_content(f"folder {path.absolute()}", lambda: open_folder(path))
 
     def _path(self, split: str) -> Path:
         return Path(self.root).expanduser() / (self.train if split == "train" else self.val)
@@ -206,7 +261,50 @@ class TimmSpec(FileDatasetSpec):
     def __post_init__(self) -> None:
         check_option("data.dataset.num_classes", self.num_classes, self.num_classes >= 1, "at least 1")
 
+    def fingerprint(self) -> str | None:
+        """Hash of the paths, sizes and labels of images in class folders; None for other sources."""
+        if not self._reads_folders:
+            return None
+        return combine_hashes(self._content(split).digest for split in SPLITS)
+
+    def check(self) -> None:
+        """Of class folders, which timm numbers for each split alone; other sources are opened when the run starts."""
+        if not self._reads_folders:
+            return
+        train, val = (self._content(split) for split in SPLITS)
+        difference = format_difference(set(train.classes), set(val.classes))
+        if difference:
+            message = f"data.dataset: {train.root} and {val.root} have different classes ({difference})"
+            raise UserError(message, key=("data.dataset.train", "data.dataset.val"))
+        if untrained := set(val.images) - set(train.images):  # with a class_map
+            names = reprlib.repr(val.names(untrained))
+            key = "data.dataset.train"
+            raise UserError(f"{key}: {train.root} has no images of the classes {names}, which {val.root} has", key=key)
+        if (highest := max(train.images)) >= self.num_classes:
+            key = "data.dataset.num_classes"
+            raise UserError(f"{key} = {self.num_classes}: {train.root} has labels up to {highest}", key=key)
+
     def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
+        self.check()
+        source = self._open(split)
+        self._keep_image_modes(source)
+        dataset = ClassificationDataset(source, self.num_classes, transform)
+        if split == "val":  # read long after the start, so checked now
+            dataset.check_headers(skip_damaged=isinstance(source, timm.data.ImageDataset))  # timm skips them
+        return dataset
+
+    @property
+    def _reads_folders(self) -> bool:
+        prefix, slash, name = self.source.lower().partition("/")
+        is_archive = str(self.root).endswith(".tar")
+        return not is_archive and (not slash or (prefix == "torch" and name in ("folder", "image_folder")))
+
+    def _content(self, split: str) -> FolderContent:
+        name = self.train if split == "train" else self.val
+        key = repr((self.source, str(Path(self.root or "").absolute()), name, self.options))
+        return folder_content(key, lambda: self._open(split))
+
+    def _open(self, split: str) -> Any:
         name = self.train if split == "train" else self.val
         try:
             dataset = timm.data.create_dataset(
@@ -222,8 +320,7 @@ class TimmSpec(FileDatasetSpec):
                 f"data.dataset.source = {self.source!r}: iterable data sets are not supported (runs could not resume)",
                 key="data.dataset.source",
             )
-        self._keep_image_modes(dataset)
-        return ClassificationDataset(dataset, self.num_classes, transform)
+        return dataset
 
     def _keep_image_modes(self, dataset: Any) -> None:
         """Leave the conversion to RGB to ImageReader: Pillow's clips 16-bit images and ignores EXIF orientation."""

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
-from attnzoo.data.annotations import read_annotations, read_categories, to_coco
+from attnzoo.data.annotations import find_objects, read_annotations, read_summary, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
+from attnzoo.data.hashes import combine_hashes, hash_file
 from attnzoo.data.images import ImageReader, check_image
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels, normalise
 from attnzoo.data.registries import (
@@ -177,17 +178,30 @@ class CocoSpec(FileDatasetSpec):
     def num_classes(self) -> int:
         return len(self._categories)
 
+    def fingerprint(self) -> str:
+        """Hash of the two annotation files; images are not read."""
+        return combine_hashes(hash_file(self._path(f"{split}_annotations")) for split in SPLITS)
+
     def check(self) -> None:
-        train, val = (read_categories(self._path(f"{split}_annotations")) for split in SPLITS)
+        train, val = (read_summary(self._path(f"{split}_annotations")) for split in SPLITS)
         files = f"{self.train_annotations} and {self.val_annotations}"
         keys = ("data.dataset.train_annotations", "data.dataset.val_annotations")
-        difference = format_difference(train.keys(), val.keys())
+        difference = format_difference(train.categories.keys(), val.categories.keys())
         if difference:
             raise UserError(f"data.dataset: {files} have different category ids ({difference})", key=keys)
-        for i, name in train.items():
-            if name != val[i]:
-                message = f"data.dataset: {files} have different names of category id {i}: {name!r} and {val[i]!r}"
+        for i, name in train.categories.items():
+            if name != val.categories[i]:
+                other = val.categories[i]
+                message = f"data.dataset: {files} have different names of category id {i}: {name!r} and {other!r}"
                 raise UserError(message, key=keys)
+        for split, summary in zip(SPLITS, (train, val), strict=True):
+            if not summary.num_objects:
+                raise self._no_objects(split)
+
+    def _no_objects(self, split: str) -> UserError:
+        key = f"data.dataset.{split}_annotations"
+        reason = "crowds, and boxes that are empty or outside their image, do not count"
+        return UserError(f"{key}: {self._path(f'{split}_annotations')} has no usable objects ({reason})", key=key)
 
     def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split's images in the order of their ids. Raises UserError for missing or invalid files."""
@@ -196,7 +210,7 @@ class CocoSpec(FileDatasetSpec):
         annotations = read_annotations(path)
         self.check()
         entries = sorted(annotations["images"], key=lambda entry: entry["id"])
-        ids_with_objects = _ids_with_objects(annotations, path)
+        ids_with_objects = _ids_with_objects(annotations, path, split)
         if split == "train" and not self.keep_empty_images:
             entries = [entry for entry in entries if entry["id"] in ids_with_objects]
         reader = ImageReader()
@@ -207,15 +221,13 @@ class CocoSpec(FileDatasetSpec):
         else:
             _check_exist(image_dir, entries)
         image_ids = [entry["id"] for entry in entries]
-        if not image_ids or (split == "train" and ids_with_objects.isdisjoint(image_ids)):
-            key = f"data.dataset.{split}_annotations"
-            missing = "images" if split == "val" else "objects (crowds and empty boxes are not used)"
-            raise UserError(f"{key}: {path} has no usable {missing}", key=key)
+        if ids_with_objects.isdisjoint(image_ids):
+            raise self._no_objects(split)
         return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
 
     @property
     def _categories(self) -> list[int | None]:
-        ids = sorted(read_categories(self._path("val_annotations")))
+        ids = sorted(read_summary(self._path("val_annotations")).categories)
         if self.labels == "contiguous":
             return [*ids]
         if ids[-1] >= MAX_CLASSES:
@@ -243,20 +255,17 @@ def _clipped_boxes(objects: Sequence[dict[str, Any]], sizes: Sequence[tuple[int,
     return box_convert(xywh, "xywh", "xyxy").clamp_(min=0).minimum(limits)
 
 
-def _ids_with_objects(annotations: dict[str, Any], path: Path) -> set[int]:
-    """Ids of images with boxes to train on; logs how many boxes are dropped or under a pixel, and the first."""
-    images = {image["id"]: image for image in annotations["images"]}
-    objects = [a for a in annotations["annotations"] if not a["iscrowd"]]
-    owners = [images[a["image_id"]] for a in objects]
-    boxes = _clipped_boxes(objects, [(image["width"], image["height"]) for image in owners])
-    shorter_side = (boxes[:, 2:] - boxes[:, :2]).amin(1)
-    empty, tiny = shorter_side <= 0, (shorter_side > 0) & (shorter_side < 1)
+def _ids_with_objects(annotations: dict[str, Any], path: Path, split: str) -> set[int]:
+    """Ids of images with usable boxes; logs how many boxes are not usable or under a pixel, and the first."""
+    objects, owners, shorter_sides = find_objects(annotations)
+    empty, tiny = shorter_sides <= 0, (shorter_sides > 0) & (shorter_sides < 1)
+    consequence = "not trained on" if split == "train" else "cannot be detected, but count as objects in AP and AR"
     for wrong, text in (
-        (empty, "boxes are empty or outside their image and not trained on"),
+        (empty, f"boxes are empty or outside their image and {consequence}"),
         (tiny, "boxes are under a pixel wide or high (COCO boxes are in pixels, not fractions)"),
     ):
         if wrong.any():
-            i = int(wrong.nonzero()[0])
+            i = int(wrong.argmax())
             first = f"{objects[i]['bbox']} of {owners[i]['file_name']}"
             log.warning("%s: %d of %d %s; the first: %s", path, wrong.sum(), len(objects), text, first)
     return {image["id"] for image, dropped in zip(owners, empty.tolist(), strict=True) if not dropped}

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from PIL import Image
 
-from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, ImageFolderSpec, ImageTransform
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, ImageTransform, open_folder
 from attnzoo.data.registries import SPLITS
 from attnzoo.data.rendering import NUM_CLASSES
 from attnzoo.data.synthetic import SyntheticSpec
@@ -33,12 +33,11 @@ class Digits(SyntheticSpec):
 
     def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         """The split from the cache; both splits are generated on first use."""
-        dataset = self._files.build(split, transform)
-        return ClassificationDataset(dataset.source, NUM_CLASSES, transform, cache_in_memory=True)
+        return ClassificationDataset(open_folder(self._folder / split), NUM_CLASSES, transform, cache_in_memory=True)
 
     @cached_property
-    def _files(self) -> ImageFolderSpec:
-        return ImageFolderSpec(root=str(self.folder()))
+    def _folder(self) -> Path:
+        return self.folder()
 
     def generate(self, folder: Path) -> None:
         """Write both splits as train/LABEL/ and val/LABEL/."""

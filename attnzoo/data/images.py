@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +44,7 @@ class ImageReader:
         outside 0…65535, whose range is unknown, and what Pillow's decoders raise.
         """
         image = ImageOps.exif_transpose(image) if transpose else image
-        if image.mode == "F":
-            raise ValueError("the value range of floating-point pixels is unknown")
+        check_mode(image.mode)
         if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
             values = np.asarray(image, dtype=np.int64)
             if values.min() < 0 or values.max() > 65535:
@@ -65,11 +66,41 @@ class ImageReader:
             )
 
 
+@cache
+def check_mode(mode: str) -> None:
+    """Raise ValueError for a pixel format that cannot be converted to RGB."""
+    if mode == "F":
+        raise ValueError("the value range of floating-point pixels is unknown")
+    Image.new(mode, (1, 1)).convert("RGB")
+
+
 def check_image(path: Path, height: int, width: int) -> None:
-    """Raise UserError unless the header of the file gives the annotated size; pixels are not decoded."""
+    """Raise UserError unless the header of the file gives the annotated size and a readable mode; reads no pixels."""
     with _open(path) as image:
+        check_mode(image.mode)
         if image.size != (width, height):
             _check_size(path, image, height, width)
+
+
+class HeaderError(NamedTuple):
+    """Why an image cannot be read; `damaged`: the file, not its pixel format."""
+
+    reason: str
+    damaged: bool
+
+
+def header_error(path: str) -> HeaderError | None:
+    """What the header of a file tells of an image that cannot be read; pixels are not decoded."""
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+    except DECODER_ERRORS as error:
+        return HeaderError(str(error), damaged=True)
+    try:
+        check_mode(mode)
+    except ValueError as error:
+        return HeaderError(str(error), damaged=False)
+    return None
 
 
 @contextmanager

@@ -42,8 +42,14 @@ class DatasetSpec(Protocol[TransformT, DatasetT]):
     def train_length(self) -> int | None:
         """Number of training images if known without reading files, else None."""
 
+    def fingerprint(self) -> str | None:
+        """The version of a generated data set, a hash of the files of another; None if they cannot be hashed.
+
+        Raises UserError or OSError for files that cannot be read.
+        """
+
     def check(self) -> None:
-        """Raise UserError if the classes of the splits differ."""
+        """Raise UserError if the classes of the splits differ, or a split has nothing to train on or to evaluate."""
 
     def build(self, split: str, transform: TransformT) -> DatasetT:
         """The "train" or "val" split with `transform` applied to its samples."""
@@ -59,9 +65,6 @@ class FileDatasetSpec:
     @property
     def train_length(self) -> None:
         return None
-
-    def check(self) -> None:
-        """For data sets that fix the classes by their options."""
 
 
 DETECTION_DATASETS: Registry[Callable[..., DatasetSpec[Transform, Any]]] = Registry("data set")

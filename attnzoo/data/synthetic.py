@@ -50,6 +50,9 @@ class SyntheticSpec(SceneOptions, ABC):
     def train_length(self) -> int:
         return self.train_images
 
+    def fingerprint(self) -> str:
+        return str(self.version)
+
     def check(self) -> None:
         """Both splits are generated with the same classes."""
 

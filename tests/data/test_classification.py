@@ -1,5 +1,6 @@
 """Classification data: digits, folders, timm, augmentation, reproducible samples."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from PIL import Image
 
 from attnzoo.data.batches import SampleIndex, make_loader
-from attnzoo.data.build import build_dataset, dataset_info
-from attnzoo.data.classification import CLASSIFICATION_DATASETS, collate_classification
+from attnzoo.data.build import build_dataset, dataset_fingerprint, dataset_info
+from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, collate_classification
 from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.data.rendering import digit_indices
 from attnzoo.errors import UserError
@@ -114,6 +115,77 @@ def test_timm_reads_the_same_folder(folder: Path) -> None:
         assert theirs[i][1] == ours[i][1]
 
 
+TIMM = {"name": "timm", "source": "", "num_classes": 2}
+
+
+def info(**source: Any) -> Any:
+    return dataset_info(ClassificationDataConfig(dataset=source))
+
+
+@pytest.mark.parametrize("source", ["", "folder", "torch/image_folder"])
+def test_class_folders_that_timm_numbers_differently_are_rejected(folder: Path, source: str) -> None:
+    options = TIMM | {"source": source, "root": str(folder)}
+    assert info(**options).num_classes == 2
+    (folder / "val" / "cat").rename(folder / "val" / "wolf")
+    message = r"different classes \(only in train: \['cat'\], only in val: \['wolf'\]\)"
+    with pytest.raises(UserError, match=message) as caught:
+        info(**options)
+    assert caught.value.keys == ("data.dataset.train", "data.dataset.val")
+    shutil.rmtree(folder / "val" / "wolf")
+    with pytest.raises(UserError, match=r"different classes \(only in train: \['cat'\]\)"):
+        dataset("val", **options)
+
+
+def test_labels_of_timm_are_checked_before_the_start(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.dataset\.num_classes = 1: .*train has labels up to 1"):
+        info(**TIMM | {"root": str(folder), "num_classes": 1})
+    options = TIMM | {"root": str(folder), "options": {"class_map": {"cat": 0, "dog": 1}}}
+    shutil.rmtree(folder / "train" / "dog")
+    with pytest.raises(UserError, match=r"data\.dataset\.train: .*train has no images of the classes \['dog'\]"):
+        info(**options)
+
+
+def test_empty_class_folders_are_rejected_or_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"name": "folder", "root": str(folder)}
+    empty(folder / "val" / "dog")
+    assert len(dataset("val", **options)) == 2
+    assert f"{folder}/val: no images of the classes ['dog']" in caplog.text
+    empty(folder / "val" / "cat")
+    with pytest.raises(UserError, match=r"^data\.dataset\.val: the class folders of .*/val have no images"):
+        info(**options)
+    empty(folder / "train" / "dog")
+    Image.new("RGB", (30, 20)).save(folder / "val" / "dog" / "0.png")
+    with pytest.raises(UserError, match=r"^data\.dataset\.train: .*/train has no images of the classes \['dog'\]"):
+        info(**options)
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("options", [{"name": "folder"}, TIMM], ids=lambda options: options["name"])
+def test_fingerprint_is_of_paths_and_sizes(folder: Path, options: dict[str, Any]) -> None:
+    def fingerprint(root: Path) -> str | None:
+        return dataset_fingerprint(ClassificationDataConfig(dataset=options | {"root": str(root)}))
+
+    first = fingerprint(folder)
+    assert first is not None
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    assert fingerprint(folder) == first
+    copy = folder / "copy"
+    for split in ("train", "val"):
+        shutil.copytree(folder / split, copy / split)
+    assert fingerprint(copy) == first
+    (copy / "val" / "dog" / "1.png").rename(copy / "val" / "dog" / "2.png")
+    changed = fingerprint(copy)
+    assert changed not in (first, None)
+    Image.new("RGB", (90, 90)).save(copy / "train" / "cat" / "1.png")
+    (copy / "train" / "cat" / "notes.txt").unlink()
+    assert fingerprint(copy) not in (first, changed, None)
+    assert fingerprint(folder / "nowhere") is None
+
+
 READERS: list[dict[str, Any]] = [
     {"name": "folder"},
     {"name": "timm", "source": "", "num_classes": 2},
@@ -148,6 +220,19 @@ def test_images_of_unknown_range_are_rejected(folder: Path, reader: dict[str, An
     Image.fromarray(pixels).save(folder / "val" / "cat" / "0.png", "TIFF")
     with pytest.raises(UserError, match=r"image 0 \(.*val/cat/0\.png\) is missing, damaged or unsupported"):
         readable(reader, folder)[0]
+
+
+def test_headers_of_validation_images_are_checked_before_training(folder: Path, reader: dict[str, Any]) -> None:
+    Image.fromarray(np.ones((20, 30), np.float32)).save(folder / "val" / "dog" / "1.png", "TIFF")
+    message = r"image 3 \(.*val/dog/1\.png\) is missing, damaged or unsupported \(the value range of floating-point"
+    with pytest.raises(UserError, match=message):
+        readable(reader, folder)
+    (folder / "val" / "dog" / "1.png").write_bytes(b"no image")
+    if reader.get("source") != "":  # timm's own reader skips it
+        with pytest.raises(UserError, match=r"image 3 .* is missing, damaged or unsupported"):
+            readable(reader, folder)
+    else:
+        readable(reader, folder)
 
 
 def test_exif_orientation_is_applied(folder: Path, reader: dict[str, Any]) -> None:
@@ -186,7 +271,7 @@ def test_invalid_timm_data_sets_are_rejected(folder: Path) -> None:
     with pytest.raises(UserError, match="num_classes = 0"):
         dataset(name="timm", source="", root=str(folder), num_classes=0)
     with pytest.raises(UserError, match="label 1 out of range for 1 class"):
-        dataset(name="timm", source="", root=str(folder), num_classes=1)[3]
+        ClassificationDataset([(Image.new("RGB", (2, 2)), 1)], 1, lambda image: torch.zeros(3, 2, 2))[0]
 
 
 AUGMENTATIONS = [{"name": "none"}, {"name": "photometric"}, {"name": "timm", "size": 24}]

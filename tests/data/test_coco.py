@@ -4,6 +4,7 @@ import json
 import re
 import traceback
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from support.data import SIZES, coco_config, edit, picture
 
 from attnzoo.data.batches import make_loader
-from attnzoo.data.build import build_dataset, dataset_info
+from attnzoo.data.build import build_dataset, dataset_fingerprint, dataset_info
 from attnzoo.data.pixels import MEAN, STD
 from attnzoo.errors import UserError
 
@@ -63,21 +64,37 @@ def _all_boxes(box, crowd=0):
     ],
     ids=["none", "crowds", "outside", "empty"],
 )
-@pytest.mark.parametrize("keep", [True, False])
-def test_training_needs_an_object(root, change, keep):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_split_needs_an_object(root, change, split):
+    (root / "annotations" / "usable.json").write_text((root / "annotations" / "all.json").read_text())
     edit(root, change)
-    assert len(build_dataset(coco_config(root, keep_empty_images=keep), "val")) == 5
-    with pytest.raises(
-        UserError, match=r"^data\.dataset\.train_annotations: .*all\.json has no usable objects"
-    ) as caught:
-        build_dataset(coco_config(root, keep_empty_images=keep), "train")
-    assert caught.value.keys == ("data.dataset.train_annotations",)
+    other = {"train": "val", "val": "train"}[split]
+    config = coco_config(root, **{f"{other}_annotations": "annotations/usable.json"})
+    for build in (lambda: dataset_info(config), lambda: build_dataset(config, split)):
+        with pytest.raises(
+            UserError, match=rf"^data\.dataset\.{split}_annotations: .*all\.json has no usable objects"
+        ) as caught:
+            build()
+        assert caught.value.keys == (f"data.dataset.{split}_annotations",)
+
+
+def test_objects_in_unreadable_images_are_not_usable(root):
+    for name in ("1.png", "2.png", "4.png", "5.png"):
+        (root / "pictures" / name).write_bytes(b"")
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=rf"^data\.dataset\.{split}_annotations: .* no usable objects"):
+            build_dataset(coco_config(root, on_error="skip"), split)
 
 
 def test_dropped_boxes_are_counted_and_the_first_is_named(root, caplog):
     build_dataset(coco_config(root), "train")
     assert re.search(r"all\.json: 1 of 6 boxes are empty .*; the first: \[8, 8, 0, 5\] of 1\.png", caplog.text)
+    assert "and not trained on; the first" in caplog.text
     assert "under a pixel" not in caplog.text
+    caplog.clear()
+    build_dataset(coco_config(root), "val")
+    assert "1 of 6 boxes are empty or outside their image and cannot be detected" in caplog.text
+    assert "trained" not in caplog.text
     edit(root, lambda content: content["annotations"][3].update(bbox=[60, 3, 4, 4]))
     build_dataset(coco_config(root, keep_empty_images=False), "train")
     assert re.search(r"all\.json: 2 of 6 boxes are empty or outside", caplog.text)
@@ -96,6 +113,13 @@ def test_labels_are_category_ids_or_contiguous(root):
     assert (dataset.num_classes, dataset.class_names) == (3, ["ant", "bee", "cat"])
     assert dataset[0][1]["labels"].tolist() == [1, 2]
     assert build_dataset(coco_config(root), "train").class_names == ["N/A", "ant", "N/A", "bee", *["N/A"] * 3, "cat"]
+
+
+def test_floating_point_validation_images_are_refused_before_training(root):
+    width, height = SIZES[2]
+    Image.fromarray(np.ones((height, width), np.float32)).save(root / "pictures" / "3.png", "TIFF")
+    with pytest.raises(UserError, match=r"3\.png: .* unsupported \(the value range of floating-point pixels"):
+        build_dataset(coco_config(root), "val")
 
 
 def test_sizes_of_validation_images_are_checked_before_training(root):
@@ -212,7 +236,7 @@ def test_exif_orientation_is_applied_where_the_annotation_agrees(root):
             r"annotations\[0\].category_id = 5 does not exist",
         ),
         (lambda c: c["images"].append(c["images"][0]), "duplicate id in images"),
-        (lambda c: c.update(images=[], annotations=[]), "no usable images"),
+        (lambda c: c.update(images=[], annotations=[]), "no usable objects"),
         (lambda c: c.update(images=[1]), r"images\[0\] = 1: expected a mapping"),
         (lambda c: c.update(annotations=[None]), r"annotations\[0\] = None: expected a mapping"),
         (lambda c: c.update(annotations=["bbox"]), r"annotations\[0\] = 'bbox': expected a mapping"),
@@ -290,6 +314,26 @@ def test_invalid_training_annotations_are_found_before_anything_is_built(root):
     edit(root, lambda content: content["annotations"][0].update(bbox=[1, 2, -3, 4]))
     with pytest.raises(UserError, match="negative width"):
         dataset_info(config)
+
+
+def test_fingerprint_is_of_the_content_of_both_annotation_files(root, tmp_path):
+    config = coco_config(root, **_split_annotations(root, lambda content: None))
+    first = dataset_fingerprint(config)
+    assert first == dataset_fingerprint(config)
+    (root / "annotations" / "all.json").touch()
+    moved = root.rename(tmp_path / "moved")
+    options = {key: value for key, value in config.dataset.items() if key not in ("name", "root")}
+    assert dataset_fingerprint(coco_config(moved, **options)) == first
+    edit(moved, lambda content: content["annotations"][0].update(bbox=[5, 4, 10, 11]))
+    assert dataset_fingerprint(coco_config(moved, **options)) not in (first, None)
+    assert dataset_fingerprint(config) is None
+
+
+def test_unchanged_file_is_hashed_once_by_a_process(root, monkeypatch):
+    config = coco_config(root)
+    first = dataset_fingerprint(config)
+    monkeypatch.setattr(Path, "open", None)  # would fail
+    assert dataset_fingerprint(config) == first
 
 
 def test_annotations_are_read_again_when_they_change(root):

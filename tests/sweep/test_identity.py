@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.data import coco_config, coco_folder
+from support.data import edit as edit_annotations
 
 from attnzoo import run as attnzoo_run
 from attnzoo.attention.plugins import source_hash
-from attnzoo.config.load import Experiment, digest, load_saved
+from attnzoo.config.load import Experiment, digest, load, load_saved
+from attnzoo.config.options import check_versions
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.environment import sources_hash
-from attnzoo.errors import ExitCode
+from attnzoo.errors import ExitCode, UserError, as_yaml
 from attnzoo.report.compare import compare
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
@@ -29,7 +32,9 @@ data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_image
 model: {dim: 16, heads: 2, ffn: 16, queries: 5, encoder: {attention: {name: low_rank}}}
 train: {steps: 5}
 """
-
+NO_PLUGIN = "\n".join(
+    line for line in EXPERIMENT.replace("low_rank", "dense").splitlines() if not line.startswith(("plugins", "data"))
+)
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -119,6 +124,45 @@ def test_version_of_a_synthetic_data_set_is_part_of_the_identity(plugin: Path, m
     assert "versions.data.dataset = '1', now '2'" in str(describe_restarts([run]))
 
 
+def test_annotations_are_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = coco_folder(tmp_path / "coco")
+    dataset = as_yaml(coco_config(root).dataset)
+    Path("x.yaml").write_text(f"{NO_PLUGIN}\ndata: {{dataset: {dataset}, batch_size: 4}}\n")
+    first = create("done")
+    assert list(load_saved(first.folder.config).versions) == ["data.dataset"]
+    assert assigned()[1][0].folder.path == first.folder.path
+    edit_annotations(root, lambda content: content["annotations"][0].update(bbox=[5, 4, 10, 11]))
+    _, (run,) = assigned()
+    assert run.folder.path != first.folder.path
+    assert "versions.data.dataset = " in str(describe_restarts([run]))
+    first.folder.write_status(state="interrupted", step=1, steps=5, signal="SIGINT")
+    assert train_run(first.folder.path) == ExitCode.USER_ERROR
+    assert "versions: data.dataset changed after this run was created" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "experiment"),
+    [("model.backbone.weights", ""), ("model.weights", "task: classification\nname: x\ntrain: {steps: 5}")],
+)
+def test_weights_are_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, experiment: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(experiment or NO_PLUGIN)
+    Path("weights.pt").write_bytes(b"1")
+    first, again = (load("x.yaml", [f"{key}=weights.pt"]) for _ in range(2))
+    assert (digest(first), list(first.versions)) == (digest(again), ["data.dataset", key])
+    Path("weights.pt").write_bytes(b"22")
+    assert digest(load("x.yaml", [f"{key}=weights.pt"])) != digest(first)
+    with pytest.raises(UserError, match=rf"versions: {key} changed"):
+        check_versions(first)
+    Path("weights.pt").unlink()
+    check_versions(first)  # building the model names the file
+
+
 def test_module_is_identified_by_its_source(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(plugin.parent)
     first = create("done", "plugins=[my_attention]")
@@ -127,9 +171,8 @@ def test_module_is_identified_by_its_source(plugin: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("source", ["my_attention.py", "my_attention"])
-@pytest.mark.parametrize("edited", ["my_helper.py", "my_parts/inner.py", "my_parts/later.py", "my_parts/__init__.py"])
 def test_modules_that_a_plugin_imports_are_part_of_it(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch, source: str, edited: str
+    plugin: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """Those of its folder, also imported by each other, relatively or inside a function; installed ones are not."""
     monkeypatch.syspath_prepend(plugin.parent)
@@ -150,7 +193,11 @@ def test_modules_that_a_plugin_imports_are_part_of_it(
     for other in ("unrelated.py", "my_parts/unused.py", ".venv/site-packages/my_installed.py"):
         edit(plugin.parent / other)
     assert assigned(f"plugins=[{source}]")[1][0].folder.path.name == "seed=0"
-    edit(plugin.parent / edited)
+    hashes = [source_hash(source)]
+    for edited in ("my_helper.py", "my_parts/inner.py", "my_parts/later.py", "my_parts/__init__.py"):
+        edit(plugin.parent / edited)
+        hashes.append(source_hash(source))
+    assert len(set(hashes)) == 5
     (run,) = assigned(f"plugins=[{source}]")[1]
     assert run.folder.path.name == f"seed=0-{run.digest}"
     assert "plugins (" in str(describe_restarts([run]))

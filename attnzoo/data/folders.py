@@ -1,0 +1,88 @@
+"""What image folders hold: their classes, the number of images of each, and a hash of the list of files."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm.data
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torchvision.datasets import DatasetFolder
+
+THREADS, CHUNK = 32, 256  # of listing files
+
+
+class FolderContent(NamedTuple):
+    """The images below `root`; `classes` maps names to labels, `images` labels to numbers of images.
+
+    `digest` is a hash of the sorted paths below `root`, sizes in bytes and labels of the images.
+    """
+
+    root: Path
+    classes: dict[str, int]
+    images: Counter[int]
+    digest: str
+
+    def names(self, labels: set[int]) -> list[str]:
+        """The class names of labels."""
+        return sorted(name for name, label in self.classes.items() if label in labels)
+
+
+_CONTENTS: dict[str, tuple[dict[str, int], FolderContent]] = {}  # with the modification times of the folders
+
+
+def folder_content(key: str, open_source: Callable[[], Any]) -> FolderContent:
+    """The content of the `DatasetFolder` or timm data set that `open_source` opens; `key` identifies it.
+
+    A process lists the files once, and again if files were added or removed.
+    """
+    if key in _CONTENTS:
+        times, content = _CONTENTS[key]
+        if times == _modification_times(times):
+            return content
+    reader = folder_reader(open_source())
+    assert reader is not None
+    samples = sorted(reader.samples)
+    sha = hashlib.blake2b(digest_size=8)
+    for (path, label), size in zip(samples, _sizes([path for path, _ in samples]), strict=True):
+        name = path.removeprefix(str(reader.root)).lstrip("/")
+        sha.update(f"{name}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+    images = Counter(label for _, label in samples)
+    content = FolderContent(Path(reader.root), dict(reader.class_to_idx), images, sha.hexdigest())
+    _CONTENTS[key] = _modification_times(_folders(reader)), content
+    return content
+
+
+def folder_reader(source: Any) -> Any:
+    """What reads images from class folders for a data set (`root`, `samples`, `class_to_idx`), or None."""
+    reader = source.reader if isinstance(source, timm.data.ImageDataset) else source
+    return reader if isinstance(reader, (DatasetFolder, ReaderImageFolder)) else None
+
+
+def _folders(reader: Any) -> set[str]:
+    """All folders in which the images of a class may be added."""
+    paths = {os.path.dirname(path) for path, _ in reader.samples}
+    return {str(reader.root), *paths, *(entry.path for entry in os.scandir(reader.root) if entry.is_dir())}
+
+
+def _modification_times(folders: Iterable[str]) -> dict[str, int]:
+    return {folder: os.stat(folder).st_mtime_ns if os.path.isdir(folder) else -1 for folder in folders}
+
+
+def _sizes(paths: list[str]) -> Iterator[int]:
+    """In bytes, by threads, since a network file system may take a millisecond for each."""
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from chain.from_iterable(pool.map(lambda chunk: [_size(path) for path in chunk], chunks))
+
+
+def _size(path: str) -> int:
+    """In bytes; -1 for a file that is gone, which is an error when it is read."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
