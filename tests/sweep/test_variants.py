@@ -234,11 +234,11 @@ def test_ledger_keeps_the_variant(folder: SweepFolder) -> None:
 
 def test_hparams_have_the_variant(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     written = {}
-    monkeypatch.setattr(
-        hparams,
-        "write_hparams",
-        lambda sweep, options, trial_ids, tasks: written.update({name: (trial_ids[name], options[name]) for name in options}),
-    )
+
+    def write(sweep: Path, options: dict, trial_ids: dict, tasks: set) -> None:
+        written.update({name: (trial_ids[name], options[name]) for name in options})
+
+    monkeypatch.setattr(hparams, "write_hparams", write)
     hparams.write_sweep(folder.path)
     trials, options = zip(*written.values(), strict=True)
     assert trials[:3] == ("dense-dim=16", "dense-dim=16", "dense-dim=8")
