@@ -7,7 +7,7 @@ VARIABLE = "GLIBC_TUNABLES"
 MIB = 2**20
 TUNABLES = {
     # Freed memory stays in the process. By default glibc returns it to the system and gets fresh pages for the next
-    # map, each with a page fault: 2000 per step of a small detector.
+    # map, each with a page fault: up to 2000 per step of a small detector.
     "glibc.malloc.mmap_threshold": 32 * MIB,
     "glibc.malloc.trim_threshold": 1024 * MIB,
     # huge pages, where the system leaves that choice to the process
