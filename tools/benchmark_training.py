@@ -8,6 +8,7 @@ files, is reported apart.
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -57,7 +58,7 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("{"):  # else a message, such as that data is generated
                 return dict(json.loads(line))
-        sys.exit(f"error: the worker has ended: {self._process.args}")
+        sys.exit(f"error: the worker has ended: {self._process.args!r}")
 
 
 def worker_main(overrides: Sequence[str]) -> None:
@@ -93,28 +94,26 @@ def build_trainer(overrides: Sequence[str]) -> tuple[Any, Any]:
     """The trainer of the demo's experiment and the function that counts MACs, of the attnzoo on the path."""
     import torch
 
-    device, folder = torch.device("cpu"), Path(tempfile.gettempdir())  # nothing is saved
-    try:
-        from attnzoo.config.load import load
-        from attnzoo.engine.checkpoint import CheckpointManager
-        from attnzoo.engine.distributed import DistContext
-        from attnzoo.engine.interrupt import GracefulStop
-        from attnzoo.engine.trainer import Trainer
-        from attnzoo.models.cost import count_macs
-        from attnzoo.worker.tasks import build_task
-    except ImportError:  # before these were renamed
-        from attnzoo.config import load
-        from attnzoo.engine.checkpoint import Checkpoints as CheckpointManager
-        from attnzoo.engine.distributed import Ranks as DistContext
-        from attnzoo.engine.interrupt import StopRequest as GracefulStop
-        from attnzoo.engine.loop import Trainer
-        from attnzoo.engine.tasks import build_task
-        from attnzoo.inspect.cost import count_macs
-    config, context = load(EXPERIMENT, [*DEFAULTS, *overrides]), DistContext(0, 1, device)
-    task = build_task(config, context)
-    return Trainer(
-        task, config.train, context, CheckpointManager(folder), None, GracefulStop(), config.seed
-    ), count_macs
+    load = first_import("attnzoo.config.load:load", "attnzoo.config:load")
+    checkpoints = first_import("attnzoo.engine.checkpoint:CheckpointManager", "attnzoo.engine.checkpoint:Checkpoints")
+    context = first_import("attnzoo.engine.distributed:DistContext", "attnzoo.engine.distributed:Ranks")
+    stop = first_import("attnzoo.engine.interrupt:GracefulStop", "attnzoo.engine.interrupt:StopRequest")
+    trainer = first_import("attnzoo.engine.trainer:Trainer", "attnzoo.engine.loop:Trainer")
+    build_task = first_import("attnzoo.worker.tasks:build_task", "attnzoo.engine.tasks:build_task")
+    count_macs = first_import("attnzoo.models.cost:count_macs", "attnzoo.inspect.cost:count_macs")
+    config, alone = load(EXPERIMENT, [*DEFAULTS, *overrides]), context(0, 1, torch.device("cpu"))
+    task = build_task(config, alone)
+    folder = checkpoints(Path(tempfile.gettempdir()))  # nothing is saved
+    return trainer(task, config.train, alone, folder, None, stop(), config.seed), count_macs
+
+
+def first_import(*places: str) -> Any:
+    """The first of `module:name` that exists: later commits have renamed it."""
+    for place in places:
+        module, name = place.split(":")
+        with suppress(ImportError, AttributeError):
+            return getattr(importlib.import_module(module), name)
+    raise SystemExit(f"none of {', '.join(places)} exists in this commit")
 
 
 def page_faults() -> int:
