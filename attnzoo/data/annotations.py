@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,10 +61,15 @@ FIELDS = {
 
 
 class Summary(NamedTuple):
-    """`categories`: names by id; `num_objects`: number of boxes at least partly inside their image, without crowds."""
+    """What data sets need to know before their images are read.
+
+    `categories`: names by id. `num_objects`: number of boxes at least partly inside their image, without crowds.
+    `image_size`: the most common (h, w) in pixels; None without images.
+    """
 
     categories: dict[int, str]
     num_objects: int
+    image_size: tuple[int, int] | None
 
 
 class Objects(NamedTuple):
@@ -87,7 +93,9 @@ def read_summary(path: Path) -> Summary:
 
 def _summarize(content: dict[str, Any]) -> Summary:
     categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    return Summary(categories, int((find_objects(content).shorter_sides > 0).sum()))
+    sizes = Counter((image["height"], image["width"]) for image in content["images"]).most_common(1)
+    num_objects = int((find_objects(content).shorter_sides > 0).sum())
+    return Summary(categories, num_objects, sizes[0][0] if sizes else None)
 
 
 def find_objects(content: dict[str, Any]) -> Objects:

@@ -178,6 +178,11 @@ class CocoSpec(FileDatasetSpec):
     def num_classes(self) -> int:
         return len(self._categories)
 
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """The most common size in the training annotations."""
+        return read_summary(self._path("train_annotations")).image_size
+
     def fingerprint(self) -> str:
         """Hash of the two annotation files; images are not read."""
         return combine_hashes(hash_file(self._path(f"{split}_annotations")) for split in SPLITS)

@@ -36,7 +36,7 @@ class DatasetSpec(Protocol[TransformT, DatasetT]):
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(h, w) in pixels if fixed and known in advance, else None."""
+        """(h, w) in pixels of all images, or of most if it varies; None if it is not known without reading images."""
 
     @property
     def train_length(self) -> int | None:
@@ -59,7 +59,7 @@ class FileDatasetSpec:
     """Base class for data sets whose length and image size are only known from files."""
 
     @property
-    def image_shape(self) -> None:
+    def image_shape(self) -> tuple[int, int] | None:
         return None
 
     @property

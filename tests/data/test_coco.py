@@ -316,6 +316,12 @@ def test_invalid_training_annotations_are_found_before_anything_is_built(root):
         dataset_info(config)
 
 
+def test_size_of_images_is_the_most_common_one_of_the_annotations(root):
+    assert dataset_info(coco_config(root)).size == (30, 40)  # each of another size: the first
+    edit(root, lambda content: [image.update(width=28, height=20) for image in content["images"][3:]])
+    assert dataset_info(coco_config(root)).size == (20, 28)
+
+
 def test_fingerprint_is_of_the_content_of_both_annotation_files(root, tmp_path):
     config = coco_config(root, **_split_annotations(root, lambda content: None))
     first = dataset_fingerprint(config)
