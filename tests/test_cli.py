@@ -371,7 +371,7 @@ def test_sweep_of_variants_end_to_end(tiny: Path) -> None:
     assert [ledger[f"{variant}-seed=0"]["variant"] for variant in ("dense", "points=1", "deform")] == [
         "dense", "points=1", "deform",
     ]  # fmt: skip
-    header, _, *rows = (folder / "comparison.md").read_text().split("\n\n")[0].splitlines()
+    header, _, *rows = (folder / "comparison.md").read_text().split("\n\n")[1].splitlines()
     assert header.startswith("| variant | AP | AP50 | params |")
     assert [row.split(" | ")[0] for row in rows] == ["| dense", "| points=1", "| deform"]
     assert "variant" in (folder / "comparison.csv").read_text().splitlines()[0]
