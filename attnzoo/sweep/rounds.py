@@ -44,7 +44,7 @@ class SeedRounds:
             "digests": list(dict.fromkeys(run.digest for run in self.sweep.runs)),
         }
 
-    def wanted_runs(self) -> list[RunSpec]:
+    def needed_runs(self) -> list[RunSpec]:
         """The runs up to the first round that is not finished, or that decides every variant; all without a plan.
 
         Without those that sweep.include has.
@@ -52,10 +52,10 @@ class SeedRounds:
         runs = [run for run in self.sweep.runs if (run.digest, run.seed) not in self._included]
         if self.sweep.plan is None:
             return runs
-        wanted = self.sweep.plan.wanted(
+        needed = self.sweep.plan.needed_seeds(
             self.sweep.variants, self._scores(), self.sweep.baseline, self._margin, self.sweep.aa
         )
-        return [run for run in runs if run.seed in wanted[run.variant_name]]
+        return [run for run in runs if run.seed in needed[run.variant_name]]
 
     def describe(self) -> list[str]:
         """The rounds, and the pairs that the margin needs, for the dry run."""

@@ -61,7 +61,7 @@ def run(
         rounds = SeedRounds(replace(sweep, runs=all_runs), config)
     except UserError as error:
         raise experiment.locate(error) from None
-    runs = rounds.wanted_runs()
+    runs = rounds.needed_runs()
     if _is_distributed_launch() and not dry_run:
         if sweep.plan is not None:
             message = "sweep.seeds: rounds of seeds cannot run under torchrun or srun; list the seeds, or set processes"
@@ -97,7 +97,7 @@ def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) ->
 
 def _list(experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None) -> int:
     """Print the runs of the current round, and the jobs that would be submitted."""
-    runs = rounds.wanted_runs()
+    runs = rounds.needed_runs()
     to_start = _to_start(folder, runs, only)
     _print_restarts(to_start)
     _print_other_sources(folder, runs)
@@ -120,12 +120,12 @@ def _train_rounds(
     experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, to_start: Sequence[RunSpec]
 ) -> tuple[list[RunSpec], local.SweepResult]:
     """Train round after round; returns the runs of all rounds and their outcomes."""
-    runs, jobs, outcomes = rounds.wanted_runs(), _num_jobs(experiment.config()), dict[str, Outcome]()
+    runs, jobs, outcomes = rounds.needed_runs(), _num_jobs(experiment.config()), dict[str, Outcome]()
     while True:
         folder.create(runs, str(experiment.path), to_start, rounds.comparison)
         result = _train(folder, runs, to_start, jobs)
         outcomes |= result.outcomes
-        more = rounds.wanted_runs()
+        more = rounds.needed_runs()
         if result.interrupted or len(more) == len(runs):
             return runs, local.SweepResult(outcomes, result.interrupted)
         to_start = [run for run in more if run not in runs]
@@ -157,13 +157,13 @@ def _submit_rounds(
 ) -> int:
     """Submit the current round; with `follow`, wait for its jobs and go on with the next, until there is none."""
     while True:
-        runs = rounds.wanted_runs()
+        runs = rounds.needed_runs()
         code = _submit(experiment, folder, runs, _to_start(folder, runs, only), rounds.comparison)
         if not follow or code != ExitCode.OK:
             return code
         while any(status.active for status in sweep_status(folder.path)):
             time.sleep(FOLLOW_SECONDS)
-        if len(rounds.wanted_runs()) == len(runs):
+        if len(rounds.needed_runs()) == len(runs):
             summarize(folder.path, [run.folder.path for run in runs])
             states = [_recorded_state(run) for run in runs]
             print(f"{states.count('done')} of {plural(len(runs), 'run')} done")

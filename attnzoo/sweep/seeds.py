@@ -32,7 +32,7 @@ class SeedPlan:
         """Numbers of pairs after which the variants are compared."""
         return planned_looks(self.at_least, self.at_most, self.per_round)
 
-    def wanted(
+    def needed_seeds(
         self,
         names: Sequence[str],
         scores: Mapping[str, Mapping[int, float]],
@@ -47,22 +47,22 @@ class SeedPlan:
         """
         others = [name for name in names if name not in (baseline, aa)]
         undecided = set(others)
-        wanted: dict[str, set[int]] = {name: set() for name in names}
+        needed: dict[str, set[int]] = {name: set() for name in names}
         for pairs in self.looks:
             for name in names:
                 if name not in others or name in undecided:
-                    wanted[name] |= set(self.seeds[:pairs])
-            if any(seed not in scores.get(name, {}) for name, seeds in wanted.items() for seed in seeds):
+                    needed[name] |= set(self.seeds[:pairs])
+            if any(seed not in scores.get(name, {}) for name, seeds in needed.items() for seed in seeds):
                 break
             differences = [
-                paired_differences({seed: scores[name][seed] for seed in sorted(wanted[name])}, scores[baseline])
+                paired_differences({seed: scores[name][seed] for seed in sorted(needed[name])}, scores[baseline])
                 for name in others
             ]
             results = compare_pairs(differences, margin, looks=self.looks)
             undecided = {name for name, result in zip(others, results, strict=True) if result.verdict == "undecided"}
             if not undecided:
                 break
-        return wanted
+        return needed
 
 
 def seed_plan(sweep: SweepConfig, num_variants: int) -> SeedPlan | None:

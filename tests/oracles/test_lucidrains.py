@@ -91,6 +91,6 @@ def test_outputs_and_gradients_agree(groups: int) -> None:
     assert_close(output, expected, atol=1e-12, rtol=0)
     # Both use the same modules as offset network and MLP.
     shared = [image, *theirs.to_offsets.parameters(), *theirs.rel_pos_bias.parameters()]
-    slope = torch.randn_like(expected)
-    for actual, right in zip(*(torch.autograd.grad(o, shared, slope) for o in (output, expected)), strict=True):
+    grad_output = torch.randn_like(expected)
+    for actual, right in zip(*(torch.autograd.grad(o, shared, grad_output) for o in (output, expected)), strict=True):
         assert_close(actual, right, atol=1e-10, rtol=0)

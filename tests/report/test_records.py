@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sweep.test_seeds import BASE, BETTER, ROUNDS, UNCLEAR, experiment, finish, rounds, wanted
+from sweep.test_seeds import BASE, BETTER, ROUNDS, UNCLEAR, experiment, finish, needed, rounds
 
 from attnzoo.__main__ import main
 from attnzoo.errors import UserError
@@ -48,7 +48,7 @@ def test_saved_results_compare_as_the_runs_did(saved, capsys):
 
 def test_included_results_count_as_finished_runs(saved, tmp_path):
     following = rounds(tmp_path, f"seeds: {ROUNDS}, margin: 0.02, include: ['{saved}']")
-    assert wanted(following) == {"dense": [14, 15], "deform": [], "other": [14, 15]}
+    assert needed(following) == {"dense": [14, 15], "deform": [], "other": [14, 15]}
     assert following.describe()[0] == "12 runs finished in sweep.include"
     finish(following, {"dense": BASE, "other": UNCLEAR})
     for run in following.sweep.runs:
@@ -65,7 +65,7 @@ def test_results_of_other_configs_are_not_used(saved, tmp_path):
     changed = experiment(tmp_path, sweep)
     longer = type(changed)(changed.path, ["train.steps=6"])
     other = SeedRounds(expand_sweep(longer), longer.config())
-    assert all(seeds == [10, 11, 12, 13] for seeds in wanted(other).values())
+    assert all(seeds == [10, 11, 12, 13] for seeds in needed(other).values())
 
 
 def test_own_runs_win_over_included_ones(saved, tmp_path):

@@ -1,4 +1,4 @@
-"""Rounds of seeds: which runs are wanted, given the scores of those that are finished."""
+"""Rounds of seeds: which runs are needed, given the scores of those that are finished."""
 
 import json
 from pathlib import Path
@@ -46,9 +46,9 @@ def finish(rounds: SeedRounds, scores: dict[str, list[float]], first: int = 10) 
         run.folder.write_status(state="done", step=5, steps=5)
 
 
-def wanted(rounds: SeedRounds) -> dict[str, list[int]]:
+def needed(rounds: SeedRounds) -> dict[str, list[int]]:
     names = dict.fromkeys(run.variant_name for run in rounds.sweep.runs)
-    return {name: [run.seed for run in rounds.wanted_runs() if run.variant_name == name] for name in names}
+    return {name: [run.seed for run in rounds.needed_runs() if run.variant_name == name] for name in names}
 
 
 BASE = [0.10, 0.12, 0.11, 0.13, 0.12, 0.10, 0.11, 0.12]
@@ -58,26 +58,26 @@ UNCLEAR = [score + (-1) ** i * 0.01 for i, score in enumerate(BASE)]
 
 def test_first_round_is_wanted_until_it_is_finished(tmp_path):
     first = rounds(tmp_path, f"seeds: {ROUNDS}")
-    assert all(seeds == [10, 11, 12, 13] for seeds in wanted(first).values())
+    assert all(seeds == [10, 11, 12, 13] for seeds in needed(first).values())
     finish(first, {"dense": BASE[:4], "deform": BETTER[:4], "other": UNCLEAR[:3]})
-    assert all(seeds == [10, 11, 12, 13] for seeds in wanted(first).values())
+    assert all(seeds == [10, 11, 12, 13] for seeds in needed(first).values())
 
 
 def test_only_undecided_variants_and_the_baseline_get_more_seeds(tmp_path):
     first = rounds(tmp_path, f"seeds: {ROUNDS}")
     finish(first, {"dense": BASE[:4], "deform": BETTER[:4], "other": UNCLEAR[:4]})
     six = [10, 11, 12, 13, 14, 15]
-    assert wanted(first) == {"dense": six, "deform": six[:4], "other": six}
+    assert needed(first) == {"dense": six, "deform": six[:4], "other": six}
     finish(first, {"dense": BASE, "deform": BETTER[:4], "other": UNCLEAR})
     eight = [*six, 16, 17]
-    assert wanted(first) == {"dense": eight, "deform": six[:4], "other": eight}
+    assert needed(first) == {"dense": eight, "deform": six[:4], "other": eight}
 
 
 def test_rounds_end_when_all_are_decided(tmp_path):
     first = rounds(tmp_path, f"seeds: {ROUNDS}, margin: 0.05")
     same = [score + 0.001 * (i % 2) for i, score in enumerate(BASE)]
     finish(first, {"dense": BASE[:4], "deform": BETTER[:4], "other": same[:4]})
-    assert all(seeds == [10, 11, 12, 13] for seeds in wanted(first).values())
+    assert all(seeds == [10, 11, 12, 13] for seeds in needed(first).values())
     comparison = compare([tmp_path / "runs"])
     assert [row.final.verdict for row in comparison.paired.rows] == ["better", "equivalent"]
 
@@ -89,7 +89,7 @@ def test_copy_of_the_baseline_runs_as_often_and_is_not_judged(tmp_path):
     assert {run.config.train.stream for run in copies} == {1}
     assert {run.config.train.stream for run in first.sweep.runs if run.variant_name == "deform"} == {0}
     finish(first, {"dense": BETTER[:4], "deform": BASE[:4], "other": UNCLEAR[:4], "deform-aa": UNCLEAR[:4]})
-    assert wanted(first)["deform-aa"] == wanted(first)["deform"] == [10, 11, 12, 13, 14, 15]
+    assert needed(first)["deform-aa"] == needed(first)["deform"] == [10, 11, 12, 13, 14, 15]
     paired = compare([tmp_path / "runs"]).paired
     assert (paired.baseline, paired.is_given, paired.is_sequential) == ("deform", True, True)
     assert [(row.name, row.is_aa) for row in paired.rows] == [("dense", False), ("other", False), ("deform-aa", True)]
@@ -107,7 +107,7 @@ def test_run_without_a_finite_score_keeps_its_variant_undecided(tmp_path):
     finish(first, {"dense": BASE[:4], "deform": BETTER[:4], "other": BETTER[:4]})
     (broken,) = [run for run in first.sweep.runs if run.name == "deform-seed=12"]
     broken.folder.metrics.write_text('{"step": 5, "val/AP50": 0.1}\n')
-    assert wanted(first) == {
+    assert needed(first) == {
         "dense": [10, 11, 12, 13, 14, 15],
         "deform": [10, 11, 12, 13, 14, 15],
         "other": [10, 11, 12, 13],
