@@ -83,11 +83,12 @@ def test_absolute_boxes_ignore_references() -> None:
     model = perturbed(tiny(head={"boxes": "absolute"}))
     assert model.queries.reference_points is not None, "deformable attention still needs reference points"
     delta, refs = torch.randn(2, 6, 4), torch.rand(2, 6, 2)
-    torch.testing.assert_close(model._decode_box(delta, refs), delta.sigmoid())
+    torch.testing.assert_close(model._decode_box(delta, model._reference_logits(refs)), delta.sigmoid())
     assert tiny("detr_r50").queries.reference_points is None
     relative = tiny("detr_r50", head={"boxes": "relative"})
     assert relative.queries.reference_points is not None
-    torch.testing.assert_close(relative._decode_box(torch.zeros(2, 6, 4), refs)[..., :2], refs, atol=2e-5, rtol=0)
+    boxes = relative._decode_box(torch.zeros(2, 6, 4), relative._reference_logits(refs))
+    torch.testing.assert_close(boxes[..., :2], refs, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
