@@ -63,9 +63,7 @@ def test_job_cancelled_before_it_starts(accounted, sweep, capsys):
     assert (sweep.state().state, sweep.state().active) == ("cancelled", False)
     capsys.readouterr()
     sweep.submit("--only", "missing")
-    assert capsys.readouterr().out.startswith(
-        "1 of 1 runs skipped (done, already submitted, corrupt or not selected)\n"
-    )
+    assert capsys.readouterr().out.startswith("1 of 1 run skipped (done, already submitted, corrupt or not selected)\n")
     sweep.submit("--only", "interrupted")
     state = sweep.wait_for_end()["seed=3"]
     assert state.state == "done"
