@@ -37,6 +37,7 @@ train: {steps: 3, log_every: 1, eval_every: null}
 sweep:
   zip: {model.encoder.attention.points: [1, 2], model.decoder.attention.points: [1, 2]}
   seeds: [0]
+  costs: false
 jobs: 2
 """
 
@@ -328,10 +329,11 @@ def _assert_hparams(folder: Path, columns: set[str], runs: int, optional: set[st
 
 @pytest.mark.slow
 def test_sweep_end_to_end(tiny: Path) -> None:
-    first = sweep()
+    first = sweep("sweep.costs=true")
     assert first.returncode == 0, first.stderr
     folder = tiny.parent / "runs" / "tiny"
     assert "points" in first.stdout
+    assert (folder / "costs.json").exists()
     assert "± n/a" in (folder / "comparison.md").read_text()
     assert len((folder / "comparison.csv").read_text().splitlines()) == 3
     ledger = json.loads((folder / "sweep.json").read_text())["runs"]
