@@ -10,25 +10,29 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from rich.table import Table
-
 from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
-from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode, UserError, plural
-from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus, run_status, sweep_status
 from attnzoo.report.summary import summarize
-from attnzoo.rundir import attempts, process
+from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME as LEDGER
-from attnzoo.schema.keys import format_value
 from attnzoo.sweep import local
 from attnzoo.sweep.display import ProgressDisplay
 from attnzoo.sweep.expand import RunSpec, expand_sweep
-from attnzoo.sweep.folder import SweepFolder, describe_restarts
-from attnzoo.sweep.outcome import ExitKind, Outcome
+from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.messages import (
+    already_done,
+    print_other_sources,
+    print_restarts,
+    print_runs,
+    recorded_state,
+    report_corrupt,
+    report_failures,
+)
+from attnzoo.sweep.outcome import Outcome
 from attnzoo.sweep.rounds import SeedRounds
 
 FOLLOW_SECONDS = 5.0  # between looks at the jobs
@@ -66,21 +70,21 @@ def run(
         if sweep.plan is not None:
             message = "sweep.seeds: rounds of seeds cannot run under torchrun or srun; list the seeds, or set processes"
             raise UserError(message, key="sweep.seeds")
-        return _train_in_process_group(folder, runs, str(experiment.path), only, rounds.comparison)
+        return _train_in_process_group(folder, runs, str(experiment.path), config.device, only, rounds.comparison)
     if _rank() > 0:  # of a dry run, which the main process lists
         return ExitCode.OK
     if dry_run:
         return _list(experiment, folder, rounds, only)
     to_start = _to_start(folder, runs, only)
-    _print_restarts(to_start)
-    _print_other_sources(folder, runs)
+    print_restarts(to_start)
+    print_other_sources(runs)
     if config.launcher == "slurm":
-        return _submit_rounds(experiment, folder, rounds, only, follow)
+        return _submit_rounds(experiment, folder, rounds, to_start, only, follow)
     runs, result = _train_rounds(experiment, folder, rounds, to_start)
     if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
         _measure_costs(folder, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
-    failures = _report_failures(runs, result) + _report_corrupt(runs)
+    failures = report_failures(runs, result) + report_corrupt(runs)
     if result.interrupted:
         command = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
         print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
@@ -99,9 +103,9 @@ def _list(experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only:
     """Print the runs of the current round, and the jobs that would be submitted."""
     runs = rounds.needed_runs()
     to_start = _to_start(folder, runs, only)
-    _print_restarts(to_start)
-    _print_other_sources(folder, runs)
-    _print_runs(runs, _statuses(folder))
+    print_restarts(to_start)
+    print_other_sources(runs)
+    print_runs(runs, _statuses(folder))
     for line in rounds.describe():
         print(line)
     if experiment.config().launcher == "slurm":
@@ -153,21 +157,29 @@ def _measure_costs(folder: SweepFolder, baseline: str) -> None:
 
 
 def _submit_rounds(
-    experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None, follow: bool
+    experiment: Experiment,
+    folder: SweepFolder,
+    rounds: SeedRounds,
+    to_start: Sequence[RunSpec],
+    only: str | None,
+    follow: bool,
 ) -> int:
     """Submit the current round; with `follow`, wait for its jobs and go on with the next, until there is none."""
+    runs = rounds.needed_runs()
     while True:
-        runs = rounds.needed_runs()
-        code = _submit(experiment, folder, runs, _to_start(folder, runs, only), rounds.comparison)
+        code = _submit(experiment, folder, runs, to_start, rounds.comparison)
         if not follow or code != ExitCode.OK:
             return code
         while any(status.active for status in sweep_status(folder.path)):
             time.sleep(FOLLOW_SECONDS)
-        if len(rounds.needed_runs()) == len(runs):
+        more = rounds.needed_runs()
+        if len(more) == len(runs):
             summarize(folder.path, [run.folder.path for run in runs])
-            states = [_recorded_state(run) for run in runs]
+            states = [recorded_state(run) for run in runs]
             print(f"{states.count('done')} of {plural(len(runs), 'run')} done")
             return ExitCode.OK if set(states) == {"done"} else ExitCode.FAILED
+        runs = more
+        to_start = _to_start(folder, runs, only)
 
 
 def _is_distributed_launch() -> bool:
@@ -190,41 +202,13 @@ def _processes_override() -> list[str]:
     return [f"processes={world_size}"]
 
 
-def _print_restarts(runs: Sequence[RunSpec]) -> None:
-    if reason := describe_restarts(runs):
-        print(reason)
-
-
-def _print_other_sources(folder: SweepFolder, runs: Sequence[RunSpec]) -> None:
-    """Say in one line which finished runs were trained by other sources: they are neither trained again nor refused."""
-    done = [run for run in runs if _recorded_state(run) == "done"]
-    current = sources_hash()
-    sources = [{(found or {}).get("sources", "unknown") for found in attempts.environments(run.folder)} for run in done]
-    if other := [found for found in sources if found != {current}]:
-        hashes = ", ".join(sorted(set.union(*other) - {current}))
-        print(
-            f"{len(other)} of {len(done)} finished runs were trained by other sources of attnzoo ({hashes}; now "
-            f"{current}); delete the folder of a run to train it again"
-        )
-
-
 def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
     return {status.name: status for status in sweep_status(folder.path)} if folder.ledger.path.exists() else {}
-
-
-def _recorded_state(run: RunSpec) -> str:
-    return "corrupt" if run.folder.corruption() else str(run.folder.read_status()["state"])
 
 
 def _should_start(status: RunStatus, only: str | None) -> bool:
     startable = status.state not in ("done", "corrupt") and not status.active
     return startable and (only is None or STATE_FILTERS[only](status))
-
-
-def _wait_for_end(folder: SweepFolder) -> None:
-    """Return when no run of the sweep is queued or running."""
-    while any(status.active for status in sweep_status(folder.path)):
-        time.sleep(FOLLOW_SECONDS)
 
 
 def _submit(
@@ -241,18 +225,18 @@ def _submit(
         message = "launcher = 'slurm': SLURM is not installed here (no squeue); run this on a login node"
         raise experiment.locate(UserError(message, key="launcher"))
     submit.check(groups, folder)
-    states = [_recorded_state(run) for run in runs]
+    states = [recorded_state(run) for run in runs]
     folder.create(runs, str(experiment.path), to_start, comparison)
     if set(states) <= {"done", "corrupt"}:
-        print(_already_done(states.count("done"), len(runs)))
+        print(already_done(states.count("done"), len(runs)))
         summarize(folder.path, [run.folder.path for run in runs])
-        return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
+        return ExitCode.FAILED if report_corrupt(runs) else ExitCode.OK
     for line in submit.submit(groups, folder):
         print(line)
     if skipped := len(runs) - len(to_start):
         print(f"{skipped} of {plural(len(runs), 'run')} skipped (done, already submitted, corrupt or not selected)")
     print(f"to monitor: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
-    return ExitCode.FAILED if _report_corrupt(runs) else ExitCode.OK
+    return ExitCode.FAILED if report_corrupt(runs) else ExitCode.OK
 
 
 def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[RunSpec]]:
@@ -266,9 +250,9 @@ def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFol
 
 
 def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], jobs: int) -> local.SweepResult:
-    done = sum(_recorded_state(run) == "done" for run in runs)
+    done = sum(recorded_state(run) == "done" for run in runs)
     if done:
-        print(_already_done(done, len(runs)))
+        print(already_done(done, len(runs)))
     if skipped := len(runs) - done - len(to_start):
         print(f"{skipped} of {plural(len(runs), 'run')} skipped (active elsewhere, corrupt or not selected)")
     with folder.ledger.update() as content:
@@ -277,14 +261,11 @@ def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunS
         return local.train(to_start, jobs, display)
 
 
-def _already_done(done: int, total: int) -> str:
-    return f"{done} of {plural(total, 'run')} {'is' if total == 1 else 'are'} already done"
-
-
 def _train_in_process_group(
     folder: SweepFolder,
     runs: Sequence[RunSpec],
     experiment: str,
+    device: str,
     only: str | None,
     comparison: Mapping[str, Any] | None,
 ) -> int:
@@ -295,15 +276,15 @@ def _train_in_process_group(
     from attnzoo.engine import distributed
     from attnzoo.worker.train import train_run
 
-    ctx = distributed.init(runs[0].config.device)
+    ctx = distributed.init(device)
     to_start, num_corrupt, error = list[RunSpec](), 0, None
     if ctx.is_main:
         try:
             to_start = _to_start_here(folder, runs, only)
-            _print_restarts(to_start)
-            _print_other_sources(folder, runs)
+            print_restarts(to_start)
+            print_other_sources(runs)
             folder.create(runs, experiment, comparison=comparison)
-            num_corrupt = sum(_recorded_state(run) == "corrupt" for run in runs)
+            num_corrupt = sum(recorded_state(run) == "corrupt" for run in runs)
         except UserError as reason:
             error = str(reason)
     error, to_start, num_corrupt = ctx.broadcast_object((error, to_start, num_corrupt))
@@ -321,14 +302,14 @@ def _train_in_process_group(
     if ctx.is_main and code == ExitCode.OK:
         summarize(folder.path, [run.folder.path for run in runs])
     if ctx.is_main:
-        _report_corrupt(runs)
+        report_corrupt(runs)
     return int(ExitCode.FAILED) if code == ExitCode.OK and num_corrupt else code
 
 
 def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
     """The runs that are not done; with `only`, those that also pass the filter."""
     if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
-        return [run for run in runs if _recorded_state(run) not in ("done", "corrupt")]
+        return [run for run in runs if recorded_state(run) not in ("done", "corrupt")]
     return _to_start(folder, runs, only)
 
 
@@ -341,34 +322,3 @@ def _display_run(run: RunSpec, display: ProgressDisplay | None) -> Iterator[None
         display.start(run)
         with display.live_updates(run):
             yield
-
-
-def _report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
-    """Print every run that ended in an error, with its log; returns how many."""
-    count = 0
-    for run in runs:
-        outcome = result.outcomes.get(run.folder.path.name)
-        if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED, ExitKind.CORRUPT):
-            print(f"{outcome.kind}: {run.name}: {outcome.reason} (log: {run.folder.log})", file=sys.stderr)
-            count += 1
-    return count
-
-
-def _report_corrupt(runs: Sequence[RunSpec]) -> int:
-    """Print every corrupt run and how to mend it; returns how many."""
-    messages = [message for run in runs if (message := run.folder.corruption())]
-    for message in messages:
-        print(f"corrupt: {message}", file=sys.stderr)
-    return len(messages)
-
-
-def _print_runs(runs: Sequence[RunSpec], statuses: Mapping[str, RunStatus]) -> None:
-    table = Table(title=plural(len(runs), "run"))
-    for heading in ("run", "state", "overrides", "folder"):
-        table.add_column(heading, overflow="fold")
-    for run in runs:
-        name = run.folder.path.name
-        overrides = ", ".join(f"{key}={format_value(value)}" for key, value in run.overrides.items())
-        state = statuses[name].state if name in statuses else _recorded_state(run)
-        table.add_row(run.name, state, overrides or "none", str(run.folder.path))
-    console().print(table)
