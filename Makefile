@@ -22,12 +22,12 @@ test: setup  ## run the fast tests
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup  ## run slow tests (full training, crash recovery, packaging, compilers)
-	$(PY) -m pytest -m "slow and not slurm" -n 2 --dist loadscope --durations=15
+	$(PY) -m pytest -m "slow and not slurm and not long" -n 2 --dist loadscope --durations=15
 
 test-slurm: setup  ## run SLURM integration tests on a local cluster
 	$(PY) -m pytest -m slurm -n 2 --dist loadfile --durations=15
 
-test-long: setup  ## run tests of over 10 minutes (fault-injection soak test); log in docs/results/test-long.txt
+test-long: setup  ## run the tests outside CI (long tests, soak test under faults); log in docs/results/test-long.txt
 	$(PY) tools/long_tests.py --faults $(FAULTS)
 
 bench: setup  ## benchmark the CPU operators (a few minutes)

@@ -461,6 +461,7 @@ def test_killed_run_is_retried(tiny: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_retries_end_if_every_start_is_killed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start is killed in its second step."""
     monkeypatch.setenv("ATTNZOO_TEST_KILL", "2")
@@ -479,6 +480,7 @@ def results(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_processes_with_launcher_and_torchrun(tiny: Path) -> None:
     ended = sweep("processes=2", "jobs=1", "output=launched")
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""Run the tests that take over 10 minutes, outside CI, and log them: `make test-long [FAULTS=30]`.
+"""Run the tests outside CI, and log them: `make test-long [FAULTS=30]`.
 
 The log (test-long.txt) names the commit and the machine, and holds the output and exit code of every test, without what
 trainings log at each step.
@@ -26,7 +26,7 @@ def commands(faults: int, out: Path) -> dict[str, list[str]]:
     """The tests by name; their results go into folders of `out`."""
     steps = max(100, 20 * faults)  # of each run: enough to outlast the faults
     soak = ["tests/slurm/soak.py", "--faults", str(faults), "--steps", str(steps), "--output", str(out / "soak")]
-    return {"soak": [sys.executable, *soak]}
+    return {"long": [sys.executable, "-m", "pytest", "-m", "long", "-n", "2"], "soak": [sys.executable, *soak]}
 
 
 def describe_run() -> str:

@@ -10,12 +10,14 @@ from attnzoo.geometry import Role
 FAST_ROLES = {case.name: case.role for case in cases()}
 
 
-def is_slow(clause: str, case: Case) -> bool:
-    return clause == "compile_static" or (clause == "compile_dynamic" and case.role != FAST_ROLES[case.name])
+def marks(clause: str, case: Case) -> tuple[pytest.MarkDecorator, ...]:
+    if clause == "compile_dynamic" and case.role != FAST_ROLES[case.name]:
+        return pytest.mark.slow, pytest.mark.long
+    return (pytest.mark.slow,) if clause == "compile_static" else ()
 
 
 PARAMETERS = [
-    pytest.param(clause, case, id=f"{clause}-{case}", marks=pytest.mark.slow if is_slow(clause, case) else ())
+    pytest.param(clause, case, id=f"{clause}-{case}", marks=marks(clause, case))
     for clause in CLAUSES
     for case in cases()
 ]
@@ -26,11 +28,14 @@ def test_contract(clause: str, case: Case) -> None:
     CLAUSES[clause](case)
 
 
-# Inductor takes half a minute per attention, so only one role is compiled.
-ONE_ROLE = list({case.name: case for case in cases() if case.role == Role.ENCODER}.values())
+# Inductor takes half a minute per attention, so only one role is compiled, and in CI one attention.
+ONE_ROLE = [
+    pytest.param(case, id=str(case), marks=() if case.name == "ms_deform" else pytest.mark.long)
+    for case in {case.name: case for case in cases() if case.role == Role.ENCODER}.values()
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ONE_ROLE, ids=str)
+@pytest.mark.parametrize("case", ONE_ROLE)
 def test_inductor(case: Case) -> None:
     compiles(case, dynamic=False, growths=(0,), backend="inductor")

@@ -21,6 +21,7 @@ jobs: 2
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rounds_end_at_the_most_seeds_and_costs_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
