@@ -195,7 +195,10 @@ def test_channels_last_does_not_change_logits() -> None:
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [*((name, "aot_eager") for name in ATTENTIONS), pytest.param("dat", "inductor", marks=(pytest.mark.slow, pytest.mark.long))],
+    [
+        *((name, "aot_eager") for name in ATTENTIONS),
+        pytest.param("dat", "inductor", marks=(pytest.mark.slow, pytest.mark.long)),
+    ],
 )
 def test_compiles_as_one_graph(name: str, backend: str) -> None:
     """In training, with all gradients."""
