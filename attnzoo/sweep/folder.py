@@ -27,7 +27,7 @@ class SweepFolder:
 
         If that folder belongs to another config, the digest is appended: two configs never share a folder.
         """
-        entries = self.entries() if self.ledger.path.exists() else {}
+        entries = self.entries()
         return [replace(run, folder=self._folder_of(run, name or run.name, entries)) for run in runs]
 
     def _folder_of(self, run: RunSpec, name: str, entries: Mapping[str, Any]) -> RunFolder:
@@ -67,8 +67,8 @@ class SweepFolder:
     def record_start(self, run: RunSpec) -> None:
         """Count one more start of a run."""
         with self.ledger.update() as content:
-            entry = content["runs"][run.folder.path.name]
-            entry["attempts"] += 1
+            entry = content["runs"].setdefault(run.folder.path.name, {})
+            entry["attempts"] = entry.get("attempts", 0) + 1
             entry.pop("cancelled", None)
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -145,7 +145,7 @@ def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bo
     if content == to_yaml(run.config).encode():  # ten times as fast as loading it
         return True
     if folder.corruption():
-        return recorded or not entry
+        return recorded or "digest" not in entry
     if content is None:
         return recorded or not any(folder.path.iterdir())
     try:

@@ -174,7 +174,7 @@ def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
 
 
 def down(folder: Path) -> None:
-    """Cancel all jobs, then stop the daemons, the last one first. Raises ClusterError for a folder of something else."""
+    """Cancel all jobs, then stop the daemons, the last one first. Raises ClusterError for any other folder."""
     _check_folder(folder)
     pids = _pids(folder)
     if any(name == "slurmctld" for _, name in pids):
