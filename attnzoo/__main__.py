@@ -112,8 +112,11 @@ def _compare(args: argparse.Namespace) -> int:
         for path in save(args.folders, comparison, args.save):
             print(path)
     elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
-        write_comparison(comparison, args.folders[0])
-        hparams.write_sweep(args.folders[0])
+        try:
+            write_comparison(comparison, args.folders[0])
+            hparams.write_sweep(args.folders[0])
+        except OSError as error:  # such as the runs of a colleague
+            print(f"{args.folders[0]}: the comparison was not written ({error.strerror})", file=sys.stderr)
     return code
 
 

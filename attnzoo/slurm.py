@@ -129,7 +129,7 @@ def rejection(script: str) -> str | None:
     if result.returncode == 0:
         return None
     message = _error_message(result).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
-    if "contact slurm controller" in message:
+    if "contact slurm controller" in message or "fatal:" in message:  # such as no slurm.conf
         raise SlurmUnavailable(f"SLURM does not answer: {message}")
     return message
 

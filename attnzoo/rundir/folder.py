@@ -72,6 +72,13 @@ def read_file(path: Path) -> bytes:
         os.close(handle)
 
 
+def _unreadable(path: Path, error: OSError, mend: str) -> UserError:
+    """The error for a file that cannot be read; one that may not be read needs no mending."""
+    return UserError(
+        f"{path}: {error.strerror}" if isinstance(error, PermissionError) else f"{path}: {error.strerror}; {mend}"
+    )
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -97,7 +104,7 @@ def check_config(path: Path) -> None:
     try:
         content = read_file(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {MEND}") from None
+        raise _unreadable(path, error, MEND) from None
     if not content.endswith(b"\n") or is_cut_short(content):
         raise UserError(f"{path}: corrupt, cut short; {MEND}")
     if not has_valid_hash(content):
@@ -155,7 +162,7 @@ class RunFolder:
         except FileNotFoundError:
             return {"state": "pending"}
         except OSError as error:
-            raise UserError(f"{self.status}: {error.strerror}; {mend}") from None
+            raise _unreadable(self.status, error, mend) from None
         if not is_status(status):
             raise UserError(f"{self.status}: corrupt; {mend}")
         return dict(status)
@@ -201,7 +208,7 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UserError(f"{self.metrics}: {error.strerror}; {MEND}") from None
+            raise _unreadable(self.metrics, error, MEND) from None
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
     def read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:

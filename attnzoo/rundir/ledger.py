@@ -14,7 +14,6 @@ damaged or deleted is rebuilt. Imports neither torch nor omegaconf.
 
 import fcntl
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +79,13 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether there is a ledger, or what is left of one after a submission."""
-        return os.path.lexists(self.path) or bool(submissions(self.sweep))
+        try:
+            self.path.lstat()
+        except PermissionError:  # `read` says so
+            return True
+        except OSError:
+            return bool(submissions(self.sweep))
+        return True
 
     def _rebuild(self, reason: str) -> dict[str, Any]:
         if self.path.resolve() not in _reported:

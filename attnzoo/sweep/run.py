@@ -14,7 +14,7 @@ from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
 from attnzoo.errors import ExitCode, UserError, plural
-from attnzoo.report.status import RunStatus, ledger_status, run_status, sweep_status
+from attnzoo.report.status import RunStatus, ledger_status, read_status, run_status, sweep_status
 from attnzoo.report.summary import summarize
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
@@ -92,9 +92,9 @@ def run(
     return ExitCode.FAILED if failures else ExitCode.OK
 
 
-def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
+def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None, required: bool = True) -> list[RunSpec]:
     """The runs that are neither done nor active, and pass the filter; by their folders those not in the ledger."""
-    statuses = _statuses(folder)
+    statuses = _statuses(folder, required)
     known = [statuses.get(run.folder.path.name) or run_status(run.folder) for run in runs]
     return [run for run, status in zip(runs, known, strict=True) if _should_start(status, only)]
 
@@ -102,21 +102,24 @@ def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) ->
 def _list(experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None) -> int:
     """Print the runs of the current round, and the jobs that would be submitted."""
     runs = rounds.needed_runs()
-    to_start = _to_start(folder, runs, only)
+    to_start = _to_start(folder, runs, only, required=False)
     print_restarts(to_start)
     print_other_sources(runs)
-    print_runs(runs, _statuses(folder))
+    print_runs(runs, _statuses(folder, required=False))
     for line in rounds.describe():
         print(line)
     if experiment.config().launcher == "slurm":
         from attnzoo.sweep import submit
 
         groups = submit.group_by_resources(to_start)
-        if slurm.available():
-            submit.check(groups, folder)
+        problem = "" if slurm.available() else "SLURM is not installed here"
+        try:
+            submit.check(groups, folder, validate=not problem)
+        except slurm.SlurmUnavailable as error:
+            problem = str(error)
         print(submit.format_dry_run(groups, folder))
-        if not slurm.available():
-            print("SLURM is not installed here: the job scripts were not validated")
+        if problem:
+            print(f"{problem}: the job scripts were not validated")
     return ExitCode.OK
 
 
@@ -202,8 +205,12 @@ def _processes_override() -> list[str]:
     return [f"processes={world_size}"]
 
 
-def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
-    return {status.name: status for status in sweep_status(folder.path)} if folder.ledger.exists() else {}
+def _statuses(folder: SweepFolder, required: bool = True) -> dict[str, RunStatus]:
+    """The runs in the ledger by name. Raises slurm.SlurmUnavailable if SLURM's answer is `required`."""
+    if not folder.ledger.exists():
+        return {}
+    runs = sweep_status(folder.path) if required else read_status(folder.path).runs
+    return {status.name: status for status in runs}
 
 
 def _still_to_start(

@@ -116,6 +116,7 @@ class _Supervisor:
 
         signal.signal(signal.SIGTERM, on_sigterm)
         signal.signal(signal.SIGCONT, lambda signum, frame: None)
+        signal.signal(signal.SIGUSR1, forward)
         signal.signal(signal.SIGUSR2, forward)
 
     def _end_time(self) -> float | None:
@@ -145,7 +146,7 @@ class _Supervisor:
         """Record the outcome and requeue the job if that can help; returns the exit code."""
         outcome.record(self.run, result)
         if result.kind is ExitKind.INTERRUPTED:
-            if result.reason in ("SIGUSR2", "timeout"):
+            if result.reason in ("SIGUSR1", "SIGUSR2", "timeout"):
                 return self._requeue()
             if slurm.was_cancelled(self.job):
                 self.run.write_status(state="cancelled")
