@@ -37,8 +37,8 @@ class CheckpointManager:
         buffer = io.BytesIO()
         try:
             torch.save(state, buffer)
-        except RuntimeError as error:
-            if "inline_container" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             raise MemoryError(f"not enough memory for the checkpoint of step {step}") from error
         content = buffer.getbuffer()

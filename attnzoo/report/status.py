@@ -257,6 +257,8 @@ def last_log_line(run: RunFolder, entry: Mapping[str, Any]) -> str:
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" if there is none."""
     try:
+        if not log.is_file():  # a pipe would never end
+            return ""
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
             text = file.read().decode(errors="replace")

@@ -88,8 +88,8 @@ class Ledger:
         return True
 
     def _rebuild(self, reason: str) -> dict[str, Any]:
-        if self.path.resolve() not in _reported:
-            _reported.add(self.path.resolve())
+        if self.path.absolute() not in _reported:
+            _reported.add(self.path.absolute())
             message = f"{self.path}: {reason}; rebuilt from the runs and their jobs"
             lost = "names of variants and the plan of their comparison come back when the experiment is run again"
             print(f"{message}; {lost}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 from attnzoo.config.load import differences, digest, load_saved, save, to_yaml
 from attnzoo.errors import UserError, plural
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.folder import RunFolder, read_file
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec
 
@@ -139,7 +139,7 @@ def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bo
     """
     recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
     try:
-        content = folder.config.read_bytes()
+        content = read_file(folder.config)
     except OSError:
         content = None
     if content == to_yaml(run.config).encode():  # ten times as fast as loading it

@@ -1,6 +1,7 @@
 """Every kind of damage to a file of a finished run or to the ledger, and what each command says of it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,16 @@ def delete(path: Path) -> None:
 def folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
 
 
 def zero_filled(path: Path) -> None:
@@ -139,6 +150,7 @@ CORRUPT = {
     },
     "attempts.jsonl": {"folder": folder},
 }
+CORRUPT = {name: kinds | {"pipe": pipe, "link to itself": link_to_itself} for name, kinds in CORRUPT.items()}
 START = {"event": "start", "time": 0.0, "step": 0, "steps_lost": 0, "host": "", "job": None}
 TOLERATED = {
     "attempts.jsonl": {
@@ -155,9 +167,13 @@ TOLERATED = {
 CORRUPT_LEDGER = {
     "emptied": content(""),
     "folder": folder,
+    "pipe": pipe,
+    "link to itself": link_to_itself,
     "cut": half,
     "zero-filled": zero_filled,
     "Latin-1": latin1,
+    "null": content("null"),
+    "number": content("5"),
     "list": content("[]"),
     "runs are a list": changed(runs=["seed=0"]),
     "run is text": changed(runs={"seed=0": "done"}),

@@ -246,3 +246,17 @@ def test_a_damaged_ledger_is_rebuilt_and_nothing_is_submitted_twice(
     content = json.loads(folder.ledger.path.read_text())
     assert content["submissions"]["001"]["job"] == "7"
     assert time.time() - content["submissions"]["001"]["time"] < 100
+
+
+def test_dry_run_where_slurm_is_not_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fatal = "sbatch: fatal: Could not establish a configuration source"
+    prepared(tmp_path, "0", monkeypatch, f"echo '{fatal}' >&2; exit 1")
+    assert run("--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"SLURM does not answer: {fatal}: the job scripts were not validated" in out
+    assert "#SBATCH --time=1\n" in out
+    assert run() == 2
+    assert not Path("runs").exists()
