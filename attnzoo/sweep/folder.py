@@ -12,6 +12,11 @@ from attnzoo.rundir.folder import RunFolder, read_file
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec
 
+# After the one difference that a user may take for a continuation.
+LENGTHENED = (
+    "; a run cannot be lengthened, because warm-up and decay of the learning rate depend on its length: stop this one "
+    "to keep to the old length, or sweep train.steps to compare lengths"
+)
 MAX_DIFFERENCES = 3  # named in a message
 
 
@@ -104,7 +109,12 @@ def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
         diffs = differences(load_saved(taken.config), run.config)
     except UserError:
         return "has a config that cannot be read"
-    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{' and more' if len(diffs) > MAX_DIFFERENCES else ''}"
+    more = " and more" if len(diffs) > MAX_DIFFERENCES else LENGTHENED if all(map(_is_length, diffs)) else ""
+    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{more}"
+
+
+def _is_length(difference: str) -> bool:
+    return difference.startswith(("train.steps = ", "train.epochs = "))
 
 
 def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:

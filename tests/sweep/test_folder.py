@@ -65,6 +65,9 @@ def test_restarts_from_scratch_are_explained_in_one_line(experiment: Path, tmp_p
     folder.create(changed, "x")
     assert describe_restarts(folder.assign(runs(experiment, "processes=2"))) is None
     assert describe_restarts(folder.assign(runs(experiment))) is None
+    longer = str(describe_restarts(folder.assign(runs(experiment, "train.steps=6"))))
+    assert "has train.steps = 5, now 6; a run cannot be lengthened, because " in longer
+    assert "sweep train.steps" in longer
     many = folder.assign(runs(experiment, "train={steps: 6, clip: 1, ema: 0.5}", "plugins=[a.py]", "threads=2"))
     assert str(describe_restarts(many)).endswith("has threads = 1, now 2; plugins; train.steps = 5, now 6 and more")
     (first[0].folder.config).write_text("name: [")
