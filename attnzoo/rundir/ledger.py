@@ -67,7 +67,7 @@ class Ledger:
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
         try:
             content = parse_json(read_file(self.path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return empty | self._rebuild("missing") if submissions(self.sweep) else empty
         except PermissionError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
