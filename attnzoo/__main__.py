@@ -9,6 +9,7 @@ from typing import Any
 from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
+from attnzoo.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
     compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
+    compare.add_argument("--html", metavar="FILE", type=Path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
     for name in ("JSON", "CSV", "Markdown"):
-        formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and write nothing")
+        formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and keep nothing")
     compare.set_defaults(command=_compare)
     check = commands.add_parser(
         "check",
@@ -93,15 +95,20 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from attnzoo.report import hparams
     from attnzoo.report.compare import compare
+    from attnzoo.report.page.write import write_page
     from attnzoo.report.records import LEFT_OUT
     from attnzoo.report.runs import RESULTS
-    from attnzoo.report.summary import save
-    from attnzoo.report.table import markdown, print_comparison, to_csv, to_json, write_comparison
+    from attnzoo.report.summary import save, write_outputs
+    from attnzoo.report.table import markdown, print_comparison, to_csv, to_json
 
     comparison = compare(args.folders, args.baseline, args.margin)
     code = int(any(note.startswith(LEFT_OUT) for note in comparison.notes))
+    if args.html is not None:
+        try:
+            write_page(comparison, args.html)
+        except OSError as error:
+            raise UserError(f"--html {args.html}: {error.strerror}") from None
     printers = {"json": to_json, "csv": to_csv, "markdown": markdown}
     chosen = next((printer for name, printer in printers.items() if getattr(args, name)), None)
     if chosen is not None:
@@ -112,8 +119,7 @@ def _compare(args: argparse.Namespace) -> int:
         for path in save(args.folders, comparison, args.save):
             print(path)
     elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
-        write_comparison(comparison, args.folders[0])
-        hparams.write_sweep(args.folders[0])
+        write_outputs(comparison, args.folders[0])
     return code
 
 

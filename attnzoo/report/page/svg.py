@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup, escape
 
-CHARACTER = 6.6  # about the width of a character of plots, in pixels
+CHARACTER = 7.3  # about the width of a character of plots, in pixels
 
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:
@@ -49,7 +49,7 @@ def plot(name: str, width: float, height: float, title: str, description: str, *
 
 def two_widths(draw: Callable[[int], Markup]) -> Markup:
     """A plot drawn for wide screens and print, and for phones; the style shows one of them."""
-    wide, narrow = (tag("div", draw(width), class_=name) for name, width in (("wide", 760), ("narrow", 340)))
+    wide, narrow = (tag("div", draw(width), class_=name) for name, width in (("wide", 900), ("narrow", 340)))
     return wide + narrow
 
 

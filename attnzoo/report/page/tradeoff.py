@@ -102,8 +102,8 @@ def _labels(places: Sequence[tuple[float, float, Series]], right: float) -> list
     for at, height, item in places:
         width = len(item.name) * CHARACTER
         for left, baseline in (
-            (at + 9, height + 4), (at - 9 - width, height + 4), (at + 7, height - 8), (at - 7 - width, height - 8),
-            (at + 7, height + 17), (at - 7 - width, height + 17),
+            (at + 7, height - 8), (at - 7 - width, height - 8), (at + 7, height + 17), (at - 7 - width, height + 17),
+            (at + 9, height + 4), (at - 9 - width, height + 4),
         ):  # fmt: skip
             box = (left, baseline - 10, left + width, baseline + 3)
             if box[0] < LEFT or box[2] > right + 10 or any(_overlap(box, other) for other in taken):
