@@ -62,6 +62,13 @@ def test_interval_uses_students_t_distribution() -> None:
     assert mean_ci95([]) is None
 
 
+def test_mean_of_values_that_are_not_finite_has_no_interval() -> None:
+    estimate = mean_ci95([0.1, math.nan, 0.3])
+    assert estimate is not None
+    assert math.isnan(estimate.mean)
+    assert estimate.ci95 is None
+
+
 def test_variants_are_averaged_over_their_seeds(folder: Path) -> None:
     comparison = compare([folder])
     assert comparison.columns == ["points"]

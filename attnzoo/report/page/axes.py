@@ -75,4 +75,4 @@ def y_axis(y: Scale, left: float, right: float, title: str) -> Markup:
 
 def _round_step(step: float) -> float:
     magnitude = 10 ** math.floor(math.log10(step))
-    return next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= step * (1 - 1e-9))
+    return next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= step * (1 - 1e-9))
