@@ -273,7 +273,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the table."""
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     has_hours = any(variant.hours is not None for variant in comparison.variants)
-    titles = [column.title for column in (*metrics, *costs)]
+    titles = [*(metric.title for metric in metrics), *(column.title for column in costs)]
     header = [*comparison.columns, *titles, *(["hours"] if has_hours else []), "seeds"]
     rows = []
     for variant in comparison.variants:

@@ -27,6 +27,10 @@ class Scale:
         """Round values, about `spacing` pixels apart."""
         count = max(2, int(abs(self.end - self.start) / spacing))
         step = _round_step((self.high - self.low) / count)
+        ticks = self._multiples(step)
+        return ticks if len(ticks) > 2 else self._multiples(_round_step(step / 2.5))
+
+    def _multiples(self, step: float) -> list[float]:
         first = math.ceil(self.low / step - 1e-9)
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

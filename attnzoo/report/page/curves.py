@@ -16,6 +16,8 @@ TOP, LEFT, AXIS = 28.0, 46.0, 44.0
 LABEL = 15.0  # height of a label
 MAX_LABELS = 14  # with more variants, the legend is enough
 
+MAX_BANDS = 7  # with more variants, bands are drawn fainter
+
 MeanCurve = list[tuple[int, Estimate]]
 
 
@@ -41,11 +43,12 @@ def curve_plot(curves: Sequence[tuple[Series, MeanCurve]], metric: Metric, width
     y = scale([bound for _, estimate in points for bound in _bounds(estimate)], bottom, TOP, floor=0.0)
     parts: list[object] = [y_axis(y, LEFT, right, metric.title), x_axis(x, TOP, bottom, "optimiser steps")]
     bands, lines = [], []
+    band = "band" if len(curves) <= MAX_BANDS else "band faint"
     for item, curve in reversed(curves):
         bounds = [(x(step), *map(y, _bounds(estimate))) for step, estimate in curve]
         if len(curve) > 1 and any(estimate.ci95 is not None for _, estimate in curve):
             outline = [(at, low) for at, low, _ in bounds] + [(at, high) for at, _, high in reversed(bounds)]
-            bands.append(item.group(tag("path", d=path_of(outline) + "Z", class_="band")))
+            bands.append(item.group(tag("path", d=path_of(outline) + "Z", class_=band)))
         middle = [(x(step), y(estimate.mean)) for step, estimate in curve]
         dots = [tag("circle", cx=at, cy=height, r=2.2, class_="point") for at, height in middle]
         lines.append(item.group(tag("path", d=path_of(middle), class_="curve"), *dots))

@@ -26,7 +26,7 @@ def forest_plot(paired: PairedTable, series: Sequence[Series], width: int) -> Ma
     left, right = 8.0, width - 8.0
     if is_wide:
         left = min(220.0, max(len(row.name) for row in paired.rows) * CHARACTER + 22)
-        right = width - 204.0
+        right = width - 248.0
     pairs = {row.name: _pairs(by_name[row.name], baseline, paired) for row in paired.rows}
     x = scale(_extent(paired, pairs), left, right)
     bottom = TOP + ROW[is_wide] * len(paired.rows)
@@ -76,11 +76,11 @@ def _row(
 
 def _pairs(item: Series, baseline: Series, paired: PairedTable) -> list[float]:
     """The finite differences, one per seed."""
-    scores = [
+    ours, theirs = (
         {run.config.seed: run.final.get(paired.metric.key, math.nan) for run in one.variant.finished}
         for one in (item, baseline)
-    ]
-    return [value for value in paired_differences(*scores) if math.isfinite(value)]
+    )
+    return [value for value in paired_differences(ours, theirs) if math.isfinite(value)]
 
 
 def _extent(paired: PairedTable, pairs: dict[str, list[float]]) -> list[float]:

@@ -133,7 +133,7 @@ def _curves(series: Sequence[Series], metric: Metric | None) -> dict[str, Any]:
 
 
 def _tradeoffs(comparison: Comparison, series: Sequence[Series], metric: Metric | None) -> dict[str, Any]:
-    plots = []
+    plots: list[Markup] = []
     for axis in COST_AXES if metric is not None else ():
         assert metric is not None
         points = points_of(comparison, series, metric, axis)
