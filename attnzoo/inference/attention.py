@@ -67,16 +67,14 @@ def _draw_grid(axes: Axes, record: AttentionRecord, weights: Array) -> None:
 
 def _draw_window(axes: Axes, record: AttentionRecord, query: int) -> None:
     assert record.locations is not None
-    locations, weights = record.locations[query], record.weights[query].mean(0)
-    if record.on_grid:
-        levels = [_level_of_token(query, record)]
-    else:
-        levels = list(range(len(record.map_sizes)))
-    chunks = zip(np.array_split(locations, len(levels)), np.array_split(weights, len(levels)), strict=True)
-    for level, (centers, of_level) in sorted(zip(levels, chunks, strict=True), key=lambda item: -item[0]):
-        height, width = record.map_sizes[level]
-        cell = np.array([1 / width, 1 / height])
-        draw.draw_window(axes, centers, of_level, cell, draw.level_color(level))
+    levels = [_level_of_token(query, record)] if record.on_grid else list(range(len(record.map_sizes)))
+    centers = np.array_split(record.locations[query], len(levels))
+    weights = np.array_split(record.weights[query].mean(0), len(levels))
+    sizes = [record.map_sizes[level] for level in levels]
+    draw.draw_attention_map(axes, draw.window_density(centers, weights, sizes))
+    for level, points, of_level, size in zip(levels, centers, weights, sizes, strict=True):
+        if (of_level > 0).any():
+            draw.draw_frame(axes, points[of_level > 0], size, draw.level_color(level))
 
 
 def _level_of_token(token: int, record: AttentionRecord) -> int:
@@ -92,7 +90,8 @@ def legend(record: AttentionRecord) -> list[Artist]:
     if record.kind in (Kind.POINTS, Kind.GRID):
         handles.append(Patch(color="none", label="area: weight"))
     else:
-        handles.append(Patch(color="#FDE725", label="bright: high weight"))
+        handles.append(Patch(color="#FDE725", label="most attention"))
+        handles.append(Patch(color="#440154", label="none"))
     if record.kind == Kind.GRID and record.grids is not None:
         handles.append(Patch(color="#BBBBBB", label="thin: without offsets"))
     if record.references is not None:

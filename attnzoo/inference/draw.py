@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -27,7 +27,7 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#00
 REFERENCE = "#FFFFFF"
 MAP = "viridis"
 MAX_POINT_AREA = 130.0  # square points, of the point with the highest weight
-PANEL, TITLE, LEGEND, GAP = 1.55, 0.24, 0.34, 0.07  # inches: width of a picture, height of titles and legend, between
+PANEL, TITLE, LEGEND, GAP = 1.55, 0.24, 0.15, 0.07  # inches: width of a picture, height of title and legend line, gap
 DPI = 110
 
 
@@ -35,9 +35,11 @@ def new_panels(
     rows: int, columns: int, aspect: float = 1.0, title: str = "", legend: Sequence[Artist] = ()
 ) -> tuple[Figure, Array]:
     """A figure and its (rows, columns) axes for pictures of `aspect` height / width; the legend stands below them."""
-    legend_rows = -(-len(legend) // max(2 * columns, 1))
-    top, bottom = (0.3 if title else 0.06), 0.06 + 0.24 * legend_rows + (0.05 if legend else 0)
     width = columns * (PANEL + GAP) + GAP
+    widest = max([0.5 + 0.055 * len(str(handle.get_label())) for handle in legend], default=width)
+    legend_columns = max(int(width / widest), 1)
+    legend_rows = -(-len(legend) // legend_columns)
+    top, bottom = (0.3 if title else 0.06), 0.08 + LEGEND * legend_rows
     height = rows * (PANEL * aspect + TITLE) + top + bottom
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -54,6 +56,8 @@ def new_panels(
             handles=list(legend),
             loc="lower center",
             ncols=-(-len(legend) // legend_rows),
+            borderpad=0.1,
+            labelspacing=0.35,
             fontsize=7,
             frameon=False,
             handlelength=1.2,
@@ -86,7 +90,9 @@ def draw_boxes(
     """Boxes (n, 4) as (x1, y1, x2, y2), with a name each, such as the class and its score."""
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         axes.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.4, linestyle=linestyle)
+            Rectangle(
+                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.4, linestyle=linestyle, zorder=3
+            )
         )
         if names:
             inside = y1 < 0.09  # above the box there is no room
@@ -107,12 +113,10 @@ def draw_reference(axes: Axes, reference: Array) -> None:
     x, y = reference[:2]
     if len(reference) == 4:
         width, height = reference[2:]
-        for color, linewidth in (("black", 1.8), (REFERENCE, 0.9)):
-            axes.add_patch(
-                Rectangle(
-                    (x - width / 2, y - height / 2), width, height, fill=False, edgecolor=color, linewidth=linewidth
-                )
-            )
+        corner = (x - width / 2, y - height / 2)
+        axes.add_patch(
+            Rectangle(corner, width, height, fill=False, edgecolor=REFERENCE, linewidth=1, linestyle=":", zorder=5)
+        )
     axes.plot(x, y, "x", color="black", markersize=7, markeredgewidth=2.4, zorder=5)
     axes.plot(x, y, "x", color=REFERENCE, markersize=6, markeredgewidth=1.2, zorder=5)
 
@@ -160,7 +164,7 @@ def _net(points: Array) -> list[Array]:
 
 
 def draw_attention_map(axes: Axes, density: Array, alpha: float = 0.65) -> None:
-    """A map (h, w) of attention over the picture, from no attention, dark, to the most, bright."""
+    """A map (h, w) of attention over the picture, from none, dark, to the most, bright; nothing where it is NaN."""
     axes.imshow(
         density,
         extent=(0, 1, 1, 0),
@@ -188,21 +192,30 @@ def attention_density(weights: Array, map_sizes: Sequence[tuple[int, int]]) -> A
     return total
 
 
-def draw_window(axes: Axes, centers: Array, weights: Array, sizes: Array, color: str = COLORS[0]) -> None:
-    """The tokens (K, 2) that a query attends to, as cells of `sizes` (w, h), filled by their weights (K,).
+def window_density(
+    centers: Sequence[Array], weights: Sequence[Array], map_sizes: Sequence[tuple[int, int]]
+) -> Array:
+    """As `attention_density`, of some tokens: their centres (K, 2) and weights (K,) for each of `map_sizes`.
 
-    A frame is around those of one window or neighbourhood; tokens without weight, which are masked, are left out.
+    NaN where there are none. Tokens without weight, which are masked, are left out.
     """
-    centers, weights = centers[weights > 0], weights[weights > 0]
-    if not len(centers):
-        return
-    corners = centers - sizes / 2
-    cells = PatchCollection([Rectangle(tuple(corner), *sizes) for corner in corners], cmap=MAP, alpha=0.65, zorder=2)
-    cells.set_array(weights)
-    cells.set_clim(0, float(weights.max()))
-    axes.add_collection(cells)
-    low, high = corners.min(0), corners.max(0) + sizes
-    axes.add_patch(Rectangle(tuple(low), *(high - low), fill=False, edgecolor=color, linewidth=1.4, zorder=3))
+    height, width = max(map_sizes)
+    total, covered = np.zeros((height, width)), np.zeros((height, width), dtype=bool)
+    for points, of_level, (h, w) in zip(centers, weights, map_sizes, strict=True):
+        column, row = (points[of_level > 0] * (w, h)).astype(int).clip(0, (w - 1, h - 1)).T
+        level = np.full((h, w), np.nan)
+        level[row, column] = of_level[of_level > 0] * (h * w)
+        enlarged = level[(np.arange(height) * h // height)[:, None], np.arange(width) * w // width]
+        total += np.nan_to_num(enlarged)
+        covered |= ~np.isnan(enlarged)
+    return np.where(covered, total, np.nan)
+
+
+def draw_frame(axes: Axes, centers: Array, size: tuple[int, int], color: str = COLORS[0]) -> None:
+    """A frame around tokens (K, 2) of a map of `size` (h, w): a window or neighbourhood."""
+    cell = np.array([1 / size[1], 1 / size[0]])
+    low, high = centers.min(0) - cell / 2, centers.max(0) + cell / 2
+    axes.add_patch(Rectangle(tuple(low), *(high - low), fill=False, edgecolor=color, linewidth=1.6, zorder=3))
 
 
 def level_color(level: int) -> str:
@@ -222,7 +235,7 @@ def level_handles(levels: int) -> list[Artist]:
 def reference_handle(boxes: bool) -> Artist:
     """Legend entry of what `draw_reference` draws."""
     label = "reference box" if boxes else "reference point"
-    return Line2D([], [], linestyle="", marker="x", markersize=5, color="black", label=label)
+    return Line2D([], [], linestyle=":" if boxes else "", marker="x", markersize=5, color="black", label=label)
 
 
 def box_handle(label: str, color: str) -> Artist:

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from attnzoo.inference import draw
 from attnzoo.inference.attention import TITLES, draw_attention, legend
@@ -68,23 +69,30 @@ def draw_decoder(
 def draw_tokens(results: Sequence[Result], records: Sequence[Sequence[AttentionRecord]]) -> Figure:
     """What one token attends to: of attentions whose queries are maps, a column each and a row per image.
 
+    Of one attention, a column per image.
+
     The token is at the centre of the best prediction; in classification at that of the image.
     """
-    handles = {handle.get_label(): handle for record in records[0] for handle in legend(record)}
-    figure, axes = draw.new_panels(
-        len(results), len(records[0]), _aspect(results), "One token's attention", list(handles.values())
-    )
+    handles = list({handle.get_label(): handle for record in records[0] for handle in legend(record)}.values())
+    alone = len(records[0]) == 1
+    rows, columns = (1, len(results)) if alone else (len(results), len(records[0]))
+    title = f"{_title(records[0][0])}: one token" if alone else "Attention of one token"
+    figure, axes = draw.new_panels(rows, columns, _aspect(results), title, handles)
     for (row, (example, predictions)), column in product(enumerate(results), range(len(records[0]))):
-        record = records[row][column]
+        record, panel = records[row][column], axes[0, row] if alone else axes[row, column]
         box = predictions.boxes[0] if len(predictions.boxes) else np.array([0.0, 0.0, 1.0, 1.0])
         query = record.nearest_query((box[:2] + box[2:]) / 2)
-        draw.draw_image(axes[row, column], example.picture, _title(record) if row == 0 else "", dim=0.35)
-        draw_attention(axes[row, column], record, query)
+        panel_title = f"image {row}" if alone else _title(record) if row == 0 else ""
+        draw.draw_image(panel, example.picture, panel_title, dim=0.35)
+        draw_attention(panel, record, query)
     return figure
 
 
 def draw_offsets(offsets: Array, initial: Array, name: str, unit: str) -> Figure:
-    """Offsets (N, M, P, 2) of sampling points by head and ring, beside the `initial` ones (M, P, 2)."""
+    """Offsets (N, M, P, 2) of sampling points by head and ring, beside the `initial` ones (M, P, 2), in `unit`.
+
+    Squares have half widths 1, 2, … P, as initial rings have.
+    """
     heads, rings = initial.shape[:2]
     columns = min(heads, 4)
     handles = [
@@ -100,14 +108,12 @@ def draw_offsets(offsets: Array, initial: Array, name: str, unit: str) -> Figure
     thinned = offsets[:: max(len(offsets) // MAX_DOTS, 1)]
     limit = 1.1 * max(float(np.quantile(np.abs(thinned), 0.98)), float(np.abs(initial).max()))
     for head, panel in zip(range(heads), axes.flat, strict=False):
-        panel.set_axis_on()
         panel.set_title(f"head {head}", fontsize=8, pad=3)
-        panel.axhline(0, color="#CCCCCC", linewidth=0.6, zorder=0)
-        panel.axvline(0, color="#CCCCCC", linewidth=0.6, zorder=0)
         panel.set_xlim(-limit, limit)
         panel.set_ylim(limit, -limit)
-        panel.tick_params(labelsize=5, length=2, pad=-9, direction="in")
-        panel.locator_params(nbins=4)
+        for k in range(rings + 1):
+            panel.add_patch(Rectangle((-k, -k), 2 * k, 2 * k, fill=False, edgecolor="#BBBBBB", linewidth=0.6, zorder=0))
+        panel.plot(0, 0, "x", color="#888888", markersize=4, zorder=0)
         for ring in range(rings):
             color = draw.level_color(ring)
             panel.plot(*thinned[:, head, ring].T, ".", color=color, markersize=2, alpha=0.35, zorder=1)

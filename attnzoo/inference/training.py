@@ -131,8 +131,9 @@ class TrainingPictures:
             yield str(of_decoder[0].kind), figures.draw_decoder(results[:ROWS], of_decoder, self._names)
         for prefix, on_map in (("encoder_", encoder), ("stages_", stages)):
             if on_map:
-                of_maps = [[of_image[name] for name in on_map] for of_image in records[:ROWS]]
-                figure = figures.draw_tokens(results[:ROWS], of_maps)
+                rows = ROWS if len(on_map) > 1 else IMAGES
+                of_maps = [[of_image[name] for name in on_map] for of_image in records[:rows]]
+                figure = figures.draw_tokens(results[:rows], of_maps)
                 yield f"{prefix if decoder else ''}{of_maps[0][-1].kind}", figure
         modules = {name: model.get_submodule(key) for key, name in attention_names(model).items()}
         for name in (decoder or encoder or stages)[-1:]:
