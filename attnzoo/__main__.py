@@ -113,7 +113,7 @@ def _compare(args: argparse.Namespace) -> int:
             print(path)
     elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
         write_comparison(comparison, args.folders[0])
-        hparams.write_sweep(args.folders[0])
+        hparams.write_sweep(args.folders[0], markdown(comparison))
     return code
 
 

@@ -16,7 +16,7 @@ from attnzoo.inference.records import Array, AttentionRecord
 MIN_SCORE = 0.3  # of predictions that are drawn
 MAX_BOXES = 20
 MAX_DOTS = 150  # of one ring of a head
-TRUTH, PREDICTION = draw.COLORS[1], draw.COLORS[0]
+TRUTH, PREDICTION = draw.COLORS[1], draw.COLORS[4]
 
 Result = tuple[Example, Predictions]
 

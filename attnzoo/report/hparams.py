@@ -1,27 +1,48 @@
-"""TensorBoard's HParams of a sweep: the columns in the sweep folder, the values of each run in its folder.
+"""What TensorBoard shows of a sweep as a whole: HParams, a layout of Custom Scalars, the comparison as text.
 
-Imports no torch.
+In the sweep's folder are the columns of HParams, the layout and the text, in the folder of each run its values. A folder
+of several sweeps gets the columns of all of them, which TensorBoard uses when it is started on that folder. Imports no
+torch.
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams import summary_v2 as hp
+from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.text import summary_v2 as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.config.load import load_saved
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
-from attnzoo.rundir.metrics import COST_METRICS, TASK_METRICS
+from attnzoo.rundir.metrics import TASK_METRICS
 from attnzoo.schema.keys import flatten, shorten_keys
 
 SUFFIX = ".hparams"
+OVERVIEW_SUFFIX = ".overview"  # layout and text
+# The charts of Custom Scalars: a title and the keys of metrics that get a chart each.
+CHARTS = {
+    "Score": r"val/(?!loss)",
+    "Loss": r"(train|val)/loss",
+    "Attention entropy": r"entropy/",
+    "Optimisation": r"train/(lr|grad_norm)$",
+}
 
 Value = bool | int | float | str
 
@@ -46,22 +67,24 @@ def write_hparams(
     types = {name: _column_type(values) for name, values in columns.items()}
     hparams = [hp.HParam(name, hp.Discrete(sorted({types[name](v) for v in columns[name]}))) for name in columns]
     validation = [metric for task, metrics in TASK_METRICS.items() if task in tasks for metric in metrics]
-    metrics = [hp.Metric(metric.key) for metric in dict.fromkeys([*validation, *COST_METRICS])]
-    _write_event_file(sweep, hp.hparams_config_pb(hparams, metrics))
+    metrics = [hp.Metric(metric.key, display_name=metric.title) for metric in validation]
+    _write_event_file(sweep, SUFFIX, hp.hparams_config_pb(hparams, metrics))
     for run_name, run in options.items():
         values = {name: types[name](value) for name, value in run.items() if value is not None}
-        _write_event_file(sweep / run_name, hp.hparams_pb(values, trial_id=trial_ids[run_name]))
+        _write_event_file(sweep / run_name, SUFFIX, hp.hparams_pb(values, trial_id=trial_ids[run_name]))
 
 
-def write_sweep(sweep: Path) -> None:
+def write_sweep(sweep: Path, comparison: str | None = None) -> None:
     """Write the HParams of all started runs but those that are corrupt or whose configs cannot be read.
 
-    The columns are the keys that any sweep in this folder has swept.
+    The columns are the keys that any sweep in this folder has swept. Also writes the layout of Custom Scalars and the
+    `comparison`, in Markdown.
     """
     ledger = Ledger(sweep).read()["runs"]
-    configs = {name: config for name in ledger if (config := _started_config(RunFolder(sweep / name))) is not None}
-    if not configs:
+    started = {name: run for name in ledger if (run := _read_started(RunFolder(sweep / name))) is not None}
+    if not started:
         return
+    configs = {name: config for name, (config, _) in started.items()}
     entries = {name: ledger[name] for name in configs}
     swept = {key for entry in entries.values() for key, _ in flatten(entry.get("overrides", {}))}
     swept = {key for key in swept if not key.startswith("slurm.")}
@@ -71,6 +94,66 @@ def write_sweep(sweep: Path) -> None:
     trial_ids = {name: _trial_id(name, entry) for name, entry in entries.items()}
     tasks = {str(config["task"]) for config in configs.values()}
     write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids, tasks)
+    overview = [_layout_summary({key: None for _, keys in started.values() for key in keys})]
+    if comparison is not None:
+        overview.append(text.text_pb("comparison", comparison))
+    _write_event_file(sweep, OVERVIEW_SUFFIX, *overview)
+    _write_columns_of_all(sweep.resolve().parent)
+
+
+def _layout_summary(keys: Iterable[str]) -> Summary:
+    """A layout of Custom Scalars with a chart for each metric, in which every run is a line."""
+    layout = layout_pb2.Layout()
+    keys = list(keys)
+    for title, pattern in CHARTS.items():
+        charts = [
+            layout_pb2.Chart(title=key, multiline=layout_pb2.MultilineChartContent(tag=[f"^{re.escape(key)}$"]))
+            for key in keys
+            if re.match(pattern, key)
+        ]
+        if charts:
+            closed = title not in ("Score", "Loss")
+            layout.category.append(layout_pb2.Category(title=title, chart=charts, closed=closed))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
+    metadata = custom_scalars.create_summary_metadata()
+    return Summary(value=[Summary.Value(tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=metadata)])
+
+
+def _write_columns_of_all(folder: Path) -> None:
+    """In a folder of several sweeps, write the union of their columns, and the metrics that all of them have.
+
+    TensorBoard uses the first columns that it finds, and `folder` comes before the folders in it.
+    """
+    found = [_read_columns(path) for path in sorted(folder.glob(f"*/events.out.tfevents.*{SUFFIX}"))]
+    experiments = [experiment for experiment in found if experiment is not None]
+    if len(experiments) < 2:
+        return
+    columns: dict[str, HParamInfo] = {}
+    for info in (info for experiment in experiments for info in experiment.hparam_infos):
+        column = columns.setdefault(info.name, HParamInfo(name=info.name, type=info.type))
+        values = [*column.domain_discrete.values, *info.domain_discrete.values]
+        del column.domain_discrete.values[:]
+        unique = {value.SerializeToString(deterministic=True): value for value in values}
+        column.domain_discrete.values.extend(unique[key] for key in sorted(unique))
+    metrics = [
+        info for info in experiments[0].metric_infos if all(info in experiment.metric_infos for experiment in experiments)
+    ]
+    union = Experiment(hparam_infos=columns.values(), metric_infos=metrics)
+    summary = hp.hparams_config_pb([], [])
+    (value,) = summary.value
+    value.metadata.plugin_data.content = HParamsPluginData(
+        version=hparams_metadata.PLUGIN_DATA_VERSION, experiment=union
+    ).SerializeToString()
+    _write_event_file(folder, SUFFIX, summary)
+
+
+def _read_columns(path: Path) -> Experiment | None:
+    """The columns of a sweep in its event file; None in the file of a run."""
+    for event in EventFileLoader(str(path)).Load():
+        for value in event.summary.value:
+            if value.tag == hparams_metadata.EXPERIMENT_TAG:
+                return HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment
+    return None
 
 
 def _trial_id(name: str, entry: dict[str, Any]) -> str:
@@ -79,13 +162,16 @@ def _trial_id(name: str, entry: dict[str, Any]) -> str:
     return str(entry.get("variant_name") or without_seed or entry.get("digest"))
 
 
-def _started_config(run: RunFolder) -> dict[str, Any] | None:
-    """The keys and values of the config of a run; None if it was not started, or cannot be read."""
+def _read_started(run: RunFolder) -> tuple[dict[str, Any], list[str]] | None:
+    """The config of a run by key, and the keys of its metrics; None if it was not started, or cannot be read."""
     try:
-        status, _ = run.read()
-        return None if status["state"] == "pending" else dict(flatten(dataclasses.asdict(load_saved(run.config))))
+        status, rows = run.read()
+        if status["state"] == "pending":
+            return None
+        config = dict(flatten(dataclasses.asdict(load_saved(run.config))))
     except UserError:
         return None
+    return config, list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _column_type(values: Iterable[Value]) -> type:
@@ -96,10 +182,11 @@ def _column_type(values: Iterable[Value]) -> type:
     return float if types == {int, float} else str
 
 
-def _write_event_file(folder: Path, summary: Summary) -> None:
-    """Write one summary to a separate event file, replacing the previous one."""
-    for old in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+def _write_event_file(folder: Path, suffix: str, *summaries: Summary) -> None:
+    """Write summaries to an event file of their own, replacing the previous one."""
+    for old in folder.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
-    writer = EventFileWriter(str(folder), filename_suffix=SUFFIX)
-    writer.add_event(Event(wall_time=time.time(), summary=summary))
+    writer = EventFileWriter(str(folder), filename_suffix=suffix)
+    for summary in summaries:
+        writer.add_event(Event(wall_time=time.time(), summary=summary))
     writer.close()

@@ -10,7 +10,7 @@ from attnzoo.report.compare import compare
 from attnzoo.report.comparison import Comparison
 from attnzoo.report.records import read_records, save_results
 from attnzoo.report.runs import RESULTS, find_plan
-from attnzoo.report.table import print_comparison, write_comparison
+from attnzoo.report.table import markdown, print_comparison, write_comparison
 from attnzoo.rundir.folder import RunFolder
 
 
@@ -30,4 +30,4 @@ def summarize(sweep: Path, runs: Sequence[Path]) -> None:
     print_comparison(comparison)
     for path in write_comparison(comparison, sweep):
         print(path)
-    hparams.write_sweep(sweep)
+    hparams.write_sweep(sweep, markdown(comparison))
