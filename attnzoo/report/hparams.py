@@ -36,13 +36,17 @@ from attnzoo.schema.keys import flatten, shorten_keys
 
 SUFFIX = ".hparams"
 OVERVIEW_SUFFIX = ".overview"  # layout and text
-# The charts of Custom Scalars: a title and the keys of metrics that get a chart each.
+SCORES = "|".join(re.escape(metric.name) for metrics in TASK_METRICS.values() for metric in metrics)
+# The charts of Custom Scalars: a title and the keys of metrics that get a chart each. Only the first two are open.
 CHARTS = {
-    "Score": r"val/(?!loss)",
-    "Loss": r"(train|val)/loss",
+    "Score": rf"val/({SCORES})$",
+    "Loss": r"(train|val)/loss$",
     "Attention entropy": r"entropy/",
+    "Other scores": rf"val/(?!({SCORES}|loss)$)",
+    "Parts of the loss": r"train/loss_",
     "Optimisation": r"train/(lr|grad_norm)$",
 }
+OPEN = ("Score", "Loss")
 
 Value = bool | int | float | str
 
@@ -112,8 +116,7 @@ def _layout_summary(keys: Iterable[str]) -> Summary:
             if re.match(pattern, key)
         ]
         if charts:
-            closed = title not in ("Score", "Loss")
-            layout.category.append(layout_pb2.Category(title=title, chart=charts, closed=closed))
+            layout.category.append(layout_pb2.Category(title=title, chart=charts, closed=title not in OPEN))
     tensor = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
     metadata = custom_scalars.create_summary_metadata()
     return Summary(value=[Summary.Value(tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=metadata)])
