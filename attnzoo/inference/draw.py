@@ -132,9 +132,7 @@ def draw_sampling_points(axes: Axes, locations: Array, weights: Array, reference
     for level in range(locations.shape[1]):
         x, y = locations[:, level].reshape(-1, 2).T
         areas = MAX_POINT_AREA * weights[:, level].reshape(-1) / highest
-        axes.scatter(
-            x, y, s=areas, color=level_color(level), edgecolors="black", linewidths=0.4, alpha=0.85, zorder=4
-        )
+        axes.scatter(x, y, s=areas, color=level_color(level), edgecolors="black", linewidths=0.4, alpha=0.85, zorder=4)
 
 
 def draw_deformed_grid(
@@ -192,9 +190,7 @@ def attention_density(weights: Array, map_sizes: Sequence[tuple[int, int]]) -> A
     return total
 
 
-def window_density(
-    centers: Sequence[Array], weights: Sequence[Array], map_sizes: Sequence[tuple[int, int]]
-) -> Array:
+def window_density(centers: Sequence[Array], weights: Sequence[Array], map_sizes: Sequence[tuple[int, int]]) -> Array:
     """As `attention_density`, of some tokens: their centres (K, 2) and weights (K,) for each of `map_sizes`.
 
     NaN where there are none. Tokens without weight, which are masked, are left out.

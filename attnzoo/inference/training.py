@@ -21,7 +21,6 @@ from attnzoo.inference.figures import Result
 from attnzoo.inference.records import (
     Array,
     AttentionRecord,
-
     attention_names,
     grid_offsets,
     initial_offsets,

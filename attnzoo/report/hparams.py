@@ -1,18 +1,16 @@
 """What TensorBoard shows of a sweep as a whole: HParams, a layout of Custom Scalars, the comparison as text.
 
-In the sweep's folder are the columns of HParams, the layout and the text, in the folder of each run its values. A folder
-of several sweeps gets the columns of all of them, which TensorBoard uses when it is started on that folder. Imports no
-torch.
+In the sweep's folder are the columns of HParams, the layout and the text, in the folder of each run its values. Of
+several sweeps TensorBoard shows all rows, but the columns of one of them. Imports no torch.
 """
 
 import dataclasses
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -20,10 +18,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
-from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams import summary_v2 as hp
-from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.text import summary_v2 as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -59,22 +54,19 @@ def write_hparams(
 ) -> None:
     """Write the columns, the union of all runs' options, to `sweep` and the values of each run to its folder.
 
-    Both mappings are by run name; the seeds of a variant share a trial id. An option that a run does not have is left
-    out or None; values other than numbers, strings and booleans are written as text. Metrics are those of `tasks`, the
-    tasks of the runs: TensorBoard hides runs that do not have all of them. Replaces what was written before.
+    Both mappings are by run name; the seeds of a variant share a trial id. Values other than numbers, strings and
+    booleans are written as text. An option that a run does not have, or None, is "n/a", and makes its column text:
+    parallel coordinates leave out runs that lack a value. Metrics are those of `tasks`, the tasks of the runs, for the
+    same reason. Replaces what was written before.
     """
-    columns: dict[str, list[Value]] = {}
-    for run in options.values():
-        for name, value in run.items():
-            if value is not None:
-                columns.setdefault(name, []).append(value if isinstance(value, (bool, int, float, str)) else str(value))
-    types = {name: _column_type(values) for name, values in columns.items()}
-    hparams = [hp.HParam(name, hp.Discrete(sorted({types[name](v) for v in columns[name]}))) for name in columns]
+    names = list(dict.fromkeys(name for run in options.values() for name, value in run.items() if value is not None))
+    columns = {name: _column([run.get(name) for run in options.values()]) for name in names}
+    hparams = [hp.HParam(name, hp.Discrete(sorted(set(columns[name])))) for name in names]
     validation = [metric for task, metrics in TASK_METRICS.items() if task in tasks for metric in metrics]
     metrics = [hp.Metric(metric.key, display_name=metric.title) for metric in validation]
     _write_event_file(sweep, SUFFIX, hp.hparams_config_pb(hparams, metrics))
-    for run_name, run in options.items():
-        values = {name: types[name](value) for name, value in run.items() if value is not None}
+    for index, run_name in enumerate(options):
+        values = {name: columns[name][index] for name in names}
         _write_event_file(sweep / run_name, SUFFIX, hp.hparams_pb(values, trial_id=trial_ids[run_name]))
 
 
@@ -95,14 +87,14 @@ def write_sweep(sweep: Path, comparison: str | None = None) -> None:
     variants = [{"variant": e["variant"]} if e.get("variant") is not None else {} for e in entries.values()]
     columns = [{key: config[key] for key in config if key in swept} for config in configs.values()]
     options = shorten_keys([variant | column for variant, column in zip(variants, columns, strict=True)])
-    trial_ids = {name: _trial_id(name, entry) for name, entry in entries.items()}
+    # with the name of the sweep: TensorBoard would average equal variants of several sweeps
+    trial_ids = {name: f"{sweep.resolve().name}/{_trial_id(name, entry)}" for name, entry in entries.items()}
     tasks = {str(config["task"]) for config in configs.values()}
     write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids, tasks)
     overview = [_layout_summary({key: None for _, keys in started.values() for key in keys})]
     if comparison is not None:
         overview.append(text.text_pb("comparison", comparison))
     _write_event_file(sweep, OVERVIEW_SUFFIX, *overview)
-    _write_columns_of_all(sweep.resolve().parent)
 
 
 def _layout_summary(keys: Iterable[str]) -> Summary:
@@ -120,43 +112,6 @@ def _layout_summary(keys: Iterable[str]) -> Summary:
     tensor = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
     metadata = custom_scalars.create_summary_metadata()
     return Summary(value=[Summary.Value(tag=custom_scalars.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=metadata)])
-
-
-def _write_columns_of_all(folder: Path) -> None:
-    """In a folder of several sweeps, write the union of their columns, and the metrics that all of them have.
-
-    TensorBoard uses the first columns that it finds, and `folder` comes before the folders in it.
-    """
-    found = [_read_columns(path) for path in sorted(folder.glob(f"*/events.out.tfevents.*{SUFFIX}"))]
-    experiments = [experiment for experiment in found if experiment is not None]
-    if len(experiments) < 2:
-        return
-    columns: dict[str, HParamInfo] = {}
-    for info in (info for experiment in experiments for info in experiment.hparam_infos):
-        column = columns.setdefault(info.name, HParamInfo(name=info.name, type=info.type))
-        values = [*column.domain_discrete.values, *info.domain_discrete.values]
-        del column.domain_discrete.values[:]
-        unique = {value.SerializeToString(deterministic=True): value for value in values}
-        column.domain_discrete.values.extend(unique[key] for key in sorted(unique))
-    metrics = [
-        info for info in experiments[0].metric_infos if all(info in experiment.metric_infos for experiment in experiments)
-    ]
-    union = Experiment(hparam_infos=columns.values(), metric_infos=metrics)
-    summary = hp.hparams_config_pb([], [])
-    (value,) = summary.value
-    value.metadata.plugin_data.content = HParamsPluginData(
-        version=hparams_metadata.PLUGIN_DATA_VERSION, experiment=union
-    ).SerializeToString()
-    _write_event_file(folder, SUFFIX, summary)
-
-
-def _read_columns(path: Path) -> Experiment | None:
-    """The columns of a sweep in its event file; None in the file of a run."""
-    for event in EventFileLoader(str(path)).Load():
-        for value in event.summary.value:
-            if value.tag == hparams_metadata.EXPERIMENT_TAG:
-                return HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment
-    return None
 
 
 def _trial_id(name: str, entry: dict[str, Any]) -> str:
@@ -177,12 +132,12 @@ def _read_started(run: RunFolder) -> tuple[dict[str, Any], list[str]] | None:
     return config, list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _column_type(values: Iterable[Value]) -> type:
-    """The common type of the values of a column: TensorBoard does not accept mixed types."""
+def _column(values: Sequence[object]) -> list[Value]:
+    """The values of a column as one type, which TensorBoard needs: numbers, booleans or text."""
     types = {type(value) for value in values}
-    if len(types) == 1:
-        return types.pop()
-    return float if types == {int, float} else str
+    if types <= {int, float}:
+        return [float(value) if float in types else value for value in values]  # type: ignore[arg-type, misc]
+    return list(values) if types == {bool} else ["n/a" if value is None else str(value) for value in values]  # type: ignore[arg-type]
 
 
 def _write_event_file(folder: Path, suffix: str, *summaries: Summary) -> None:
