@@ -43,7 +43,7 @@ def new_panels(
     height = rows * (PANEL * aspect + TITLE) + top + bottom
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = np.empty((rows, columns), dtype=object)
+    axes: Any = np.empty((rows, columns), dtype=object)
     for row, column in np.ndindex(rows, columns):
         left = GAP + column * (PANEL + GAP)
         base = height - top - (row + 1) * (PANEL * aspect + TITLE)
