@@ -24,6 +24,7 @@ from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 
 # Keys that do not affect results, and the seed.
 NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
+NOT_HASHED_OF_TRAIN = ("pictures",)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def digest(config: ExperimentConfig) -> str:
 def identity(config: ExperimentConfig) -> dict[str, Any]:
     """All keys that affect results but the seed; plugins by the recorded hashes of their source, not by their paths."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+    train = {key: value for key, value in values["train"].items() if key not in NOT_HASHED_OF_TRAIN}
     return values | {
+        "train": train,
         "plugins": [config.versions.get(plugin, plugin) for plugin in config.plugins],
         "versions": {key: version for key, version in config.versions.items() if key not in config.plugins},
     }

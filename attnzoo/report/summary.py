@@ -12,7 +12,7 @@ from attnzoo.report.comparison import Comparison
 from attnzoo.report.page.write import write_page
 from attnzoo.report.records import read_records, save_results
 from attnzoo.report.runs import RESULTS, find_plan
-from attnzoo.report.table import print_comparison, write_comparison
+from attnzoo.report.table import markdown, print_comparison, write_comparison
 from attnzoo.rundir.costs import write_costs
 from attnzoo.rundir.folder import RunFolder
 
@@ -40,7 +40,7 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
         written.append(page)
     except Exception as error:
         print(f"warning: {page} was not written ({type(error).__name__}: {error})", file=sys.stderr)
-    hparams.write_sweep(sweep)
+    hparams.write_sweep(sweep, markdown(comparison))
     return written
 
 

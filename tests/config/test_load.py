@@ -308,6 +308,7 @@ def test_digest_ignores_keys_that_do_not_affect_results(experiment: Path) -> Non
     config = load(experiment)
     same = replace(config, name="b", description="c", seed=3, output="d", jobs=4)
     assert digest(same) == digest(config)
+    assert digest(load(experiment, ["train.pictures=false"])) == digest(config)
     assert len(digest(config)) == 8
     assert digest(replace(config, threads=2)) != digest(config)
     assert digest(load(experiment, ["model.encoder.attention.points=8"])) != digest(config)
