@@ -118,6 +118,7 @@ def test_a_server_that_is_killed_is_started_anew(tmp_path):
         wait_for(lambda: first.folder.read_status().get("step"))
         assert children(server) == {first.folder.read_status()["pid"]}
         os.kill(server, signal.SIGKILL)
+        wait_for(lambda: server not in children(os.getpid()))
         assert worker.poll() is None
         starter.prepare(second)
         (anew,) = children(os.getpid()) - before - {server}
