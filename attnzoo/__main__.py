@@ -151,4 +151,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:
+        run.restart_under_torchrun()
     sys.exit(main())

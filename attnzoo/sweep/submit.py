@@ -21,9 +21,9 @@ from attnzoo.errors import UserError, plural
 from attnzoo.rundir.ledger import JOB_COMMENT_PREFIX
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.folder import SweepFolder
-from attnzoo.sweep.local import THREAD_VARIABLES
 from attnzoo.sweep.snapshot import create_snapshot
 from attnzoo.sweep.supervise import supervise
+from attnzoo.sweep.workers import THREAD_VARIABLES
 
 ARRAY_SIZE = 1000  # SLURM's default MaxArraySize allows one more
 DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run
