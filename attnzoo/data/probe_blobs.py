@@ -109,8 +109,8 @@ class Relation(ProbeSpec):
 class Region(ProbeSpec):
     """Says how many blobs of the kind that the query names lie within a radius of the reference: 0 to 3, or more.
 
-    Unlike in `count`, blobs lie anywhere in the region. Each of 25 cells of the map has a blob of one of four kinds with
-    probability 0.7. `radius`: in pixels.
+    Unlike in `count`, blobs lie anywhere in the region. Each of 25 cells of the map has a blob of one of four kinds
+    with probability 0.7. `radius`: in pixels.
     """
 
     capability: ClassVar[str] = "count in a region"

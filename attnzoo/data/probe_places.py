@@ -96,7 +96,7 @@ class Read(PlacesSpec):
     capability: ClassVar[str] = "read places, told apart"
     difficulty: ClassVar[str] = "places"
 
-    places: int = 4
+    places: int = 2
     distance: float = 3.0
 
     def _check(self) -> None:
@@ -136,7 +136,7 @@ class Reach(Read):
 @PROBES.register("count")
 @dataclass(frozen=True, kw_only=True)
 class Count(PlacesSpec):
-    """Says at how many of several places around the reference a field is positive.
+    """Says at how many of several places around the reference a map of patches is 1; elsewhere it is -1.
 
     `places`: 1, 2, 4 or 8, evenly spread from the direction that the query names; `distance`: in pixels.
     """
@@ -158,6 +158,9 @@ class Count(PlacesSpec):
     @property
     def offsets(self) -> Tensor:
         return ring(self.places, self.distance)
+
+    def draw_fields(self, maps: int, generator: torch.Generator) -> Tensor:
+        return (super().draw_fields(maps, generator) > 0) * 2.0 - 1
 
     def label(self, fields: Tensor, pixels: Tensor, places: Tensor) -> Tensor:
         return (read_pixels(fields, places) > 0).sum(-2)

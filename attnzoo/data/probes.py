@@ -83,6 +83,8 @@ class ProbeSpec(ABC):
     """What an attention must do, for tables."""
     difficulty: ClassVar[str]
     """The option that makes the probe harder."""
+    train_length: ClassVar[None] = None
+    """Training maps are endless."""
     ceiling: ClassVar[float] = 1.0
     """The accuracy of a model without errors: the map and the query determine every answer."""
 
@@ -94,6 +96,7 @@ class ProbeSpec(ABC):
         check("val_maps", self.val_maps, self.val_maps >= 1, "at least 1")
         self._check()
 
+    @abstractmethod
     def _check(self) -> None:
         """Raise UserError for options out of range."""
 
@@ -116,15 +119,12 @@ class ProbeSpec(ABC):
     def image_shape(self) -> tuple[int, int]:
         return self.size, self.size
 
-    @property
-    def train_length(self) -> None:
-        """Training maps are endless."""
-
     def fingerprint(self) -> str:
         return str(self.version)
 
     def check(self) -> None:
-        """Both splits have the same classes."""
+        """Raise UserError for options out of range."""
+        self._check()
 
     def build(self, split: str, transform: Any = None) -> "ProbeSplit":
         """The "train" or "val" split."""
