@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import ClassVar
 
@@ -35,14 +35,15 @@ class PlacesSpec(ProbeSpec):
     `smoothness`: standard deviation, in pixels, of the blur that makes the fields.
     """
 
-    fields: ClassVar[int] = LABELS
+    num_fields: ClassVar[int] = LABELS
 
     smoothness: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check("smoothness", self.smoothness, 0 < self.smoothness <= self.size, f"above 0, to size = {self.size}")
-        settings = ", ".join(f"{key} = {getattr(self, key)}" for key in ("size", self.difficulty))
+        keys = [key.name for key in fields(self) if key.name not in ("val_maps", "smoothness")]
+        settings = ", ".join(f"{key} = {getattr(self, key)}" for key in keys)
         enough_pixels(int(self.valid.any(1).sum()), settings)
 
     @property
@@ -70,7 +71,7 @@ class PlacesSpec(ProbeSpec):
 
     def draw_fields(self, maps: int, generator: torch.Generator) -> Tensor:
         """Random fields (B, C, size, size)."""
-        return smooth_fields(generator, maps, self.fields, self.size, self.smoothness)
+        return smooth_fields(generator, maps, self.num_fields, self.size, self.smoothness)
 
 
 def ring(places: int, distance: float) -> Tensor:
@@ -143,7 +144,7 @@ class Count(PlacesSpec):
 
     capability: ClassVar[str] = "sum over places"
     difficulty: ClassVar[str] = "places"
-    fields: ClassVar[int] = 1
+    num_fields: ClassVar[int] = 1
 
     places: int = 8
     distance: float = 4.0

@@ -49,10 +49,10 @@ def main(args: argparse.Namespace) -> int:
     elif args.words:
         raise UserError(f"{COMMAND_LINE}: {args.words[0]!r}: finished runs take no names and options")
     from attnzoo.probe.profile import read_profile
-    from attnzoo.report.console import make_console
+    from attnzoo.report.console import console
 
     profile = read_profile([folder])
-    profile_table(profile).print(make_console())
+    profile_table(profile).print(console())
     if args.plot is not None:
         from attnzoo.probe.plot import plot_profile
 

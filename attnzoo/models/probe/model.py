@@ -60,7 +60,7 @@ class ProbeModel(nn.Module):
 
     def _pyramid(self, maps: Tensor) -> Pyramid:
         levels = [F.avg_pool2d(maps, 2**level, ceil_mode=True) for level in range(self.config.levels)]
-        layout = Layout.unpadded([level.shape[-2:] for level in levels], len(maps), maps.device)
+        layout = Layout.unpadded([(level.shape[-2], level.shape[-1]) for level in levels], len(maps), maps.device)
         tokens = torch.cat([self.embedding(level.flatten(2).transpose(1, 2)) for level in levels], 1)
         counts = torch.tensor(layout.tokens_per_level, device=maps.device)
         of_level = self.level_embedding.repeat_interleave(counts, 0, output_size=layout.num_tokens)
