@@ -41,8 +41,10 @@ def main(args: argparse.Namespace) -> int:
         from attnzoo.probe.plot import check_path
 
         check_path(args.plot)
+    from attnzoo.attention import ATTENTIONS
+
     folder, code = Path(args.target), ExitCode.OK
-    if not folder.is_dir():
+    if args.target in ATTENTIONS.names() or not folder.is_dir():
         folder, code = _train(args)
         if code not in (ExitCode.OK, ExitCode.FAILED):
             return code
