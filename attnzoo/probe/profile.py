@@ -56,13 +56,13 @@ def read_profile(folders: Sequence[Path]) -> list[ProbeScore]:
     """
     records, _ = read_records(folders)
     digests = find_plan(folders).digests
-    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    groups: dict[tuple[str, str], dict[int, RunRecord]] = {}  # the runs by seed, of several the newest
     for record in records:
         if record.config.task == "probe" and record.final and (not digests or record.digest in digests):
-            groups.setdefault((_attention(record), _probe(record)), []).append(record)
+            groups.setdefault((_attention(record), _probe(record)), {})[record.config.seed] = record
     if not groups:
         raise UserError(f"{', '.join(map(str, folders))}: no finished run of task: probe")
-    return [_score(attention, probe, runs) for (attention, probe), runs in groups.items()]
+    return [_score(attention, probe, [*runs.values()]) for (attention, probe), runs in groups.items()]
 
 
 def _score(attention: str, probe: str, runs: Sequence[RunRecord]) -> ProbeScore:
