@@ -5,7 +5,7 @@ Importing this package or its configs does not import torch: model classes are i
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attnzoo.errors import UserError, plural, unknown
 from attnzoo.models import presets
@@ -32,9 +32,12 @@ def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> 
     """
     if preset not in names():
         raise unknown("preset", preset, names())
+    overrides = {**overrides, "num_classes": num_classes}
     if preset in names(family="vit"):
-        return build(presets.classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
-    return build(presets.detector_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
+        model = build(presets.classifier_config(preset, overrides), num_classes or 1000)
+    else:
+        model = build(presets.detector_config(preset, overrides), num_classes or 91)
+    return cast("Detector | Classifier", model)
 
 
 def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrides: Any) -> "Features":

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         check_path(args.plot)
     from attnzoo.attention import ATTENTIONS
 
-    folder, code = Path(args.target), ExitCode.OK
+    folder, code = Path(args.target), int(ExitCode.OK)
     if args.target in ATTENTIONS.names() or not folder.is_dir():
         folder, code = _train(args)
         if code not in (ExitCode.OK, ExitCode.FAILED):

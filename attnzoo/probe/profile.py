@@ -8,6 +8,7 @@ from pathlib import Path
 from attnzoo.data.build import PROBES
 from attnzoo.data.probes import ProbeSpec
 from attnzoo.errors import UserError
+from attnzoo.models.probe.config import ProbeConfig
 from attnzoo.report.curves import steps_to_score
 from attnzoo.report.records import RunRecord, read_records
 from attnzoo.report.runs import find_plan
@@ -88,7 +89,9 @@ def _score(attention: str, probe: str, runs: Sequence[RunRecord]) -> ProbeScore:
 
 def _attention(record: RunRecord) -> str:
     """The name of the variant, or of the attention."""
-    return record.entry.variant or str(record.config.model.attention["name"])
+    model = record.config.model
+    assert isinstance(model, ProbeConfig)
+    return record.entry.variant or str(model.attention["name"])
 
 
 def _probe(record: RunRecord) -> str:

@@ -26,7 +26,7 @@ class Variant:
 class Comparison:
     """Columns of options, one row per variant, footnotes, the tasks of the runs, and the variants against the baseline.
 
-    `paired` is None for one variant, and for runs of several tasks.
+    `paired` is None for one variant, and for runs of several tasks or data sets.
     """
 
     columns: list[str]
