@@ -120,7 +120,7 @@ def _train(args: argparse.Namespace) -> tuple[Path, int]:
         f"sweep.seeds={as_yaml(_seeds(args.seeds))}",
         *([f"model.heads={args.heads}"] if args.heads is not None else []),
         *([f"train.steps={args.steps}"] if args.steps is not None else []),
-        *(["data.batch_size=4"] if role != "decoder" else []),  # all 400 pixels are queries
+        *(["data.batch_size=2"] if role != "decoder" else []),  # all 400 pixels are queries
     ]
     return Path(output) / sweep, run(EXPERIMENT, overrides)
 

@@ -1,5 +1,6 @@
 """`attnzoo probe`: profiles from training and from finished runs, heat map, errors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,17 @@ def test_heat_map_with_gaps(suffix: str, tmp_path: Path) -> None:
     if suffix != "svg":
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
     assert (tmp_path / f"one.{suffix}").stat().st_size > 1000
+
+
+def test_the_documented_scores_are_those_of_the_raw_results() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    table = (docs / "probes.md").read_text(encoding="utf-8").partition("## One seed")[2]
+    lines = [line for line in table.splitlines() if re.match(r"\| [\w*-]+ \| [\d.]+ \| [\d.]+ \|", line)]
+    rows = [re.findall(r"[^|]+", line) for line in lines]
+    documented = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    expected: dict[str, list[str]] = {}
+    chances: dict[str, str] = {}
+    for cell in read_profile([docs / "results/probe_heads_points"]):
+        expected.setdefault(cell.attention, []).append(f"{cell.score:.3f}")
+        chances[cell.probe] = f"{cell.chance:.3f}"
+    assert documented == expected | {"*chance*": [*chances.values()]}
