@@ -1,4 +1,4 @@
-"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, check, cost, bench, list."""
+"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, check, probe, cost, bench, list."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
+from attnzoo.probe import cli as probe_cli
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check.add_argument("-v", "--verbose", action="store_true", help="show tracebacks, warnings and logs")
     check.set_defaults(command=_check)
+    probe = commands.add_parser("probe", help="show what an attention can do, on synthetic probes")
+    probe_cli.add_arguments(probe).set_defaults(command=probe_cli.main)
     cost = commands.add_parser("cost", help="count and measure what models cost, without training")
     cost_cli.add_arguments(cost).set_defaults(command=cost_cli.main)
     bench = bench_cli.add_arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))

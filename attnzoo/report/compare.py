@@ -65,10 +65,10 @@ def compare(folders: Sequence[Path], baseline: str | None = None, margin: float 
     if baseline is not None:
         plan = replace(plan, baseline=baseline)
     paired = None
-    if len(variants) > 1 and len({config.task for config in configs}) == 1:
+    if len(variants) > 1 and len({(config.task, config.data.dataset["name"]) for config in configs}) == 1:
         paired = _pair(variants, plan)
     elif baseline is not None:
-        raise UserError(f"--baseline {baseline}: expected several variants of one task to compare")
+        raise UserError(f"--baseline {baseline}: expected several variants of one task and data set to compare")
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])

@@ -154,7 +154,7 @@ BAD = [
     ("train.optimizer.lr_multipliers.backbone=x", "train.optimizer.lr_multipliers.backbone = 'x': expected float"),
     ("model.encoder.attention={1: 2}", "{1: 2}: expected a mapping"),
     ("model.backbone.strides=[]", "model.backbone.strides = []: expected at least one number"),
-    ("task=nosuch", "command line: task: unknown task 'nosuch' (allowed: classification, detection)"),
+    ("task=nosuch", "command line: task: unknown task 'nosuch' (allowed: classification, detection, probe)"),
     (
         "data.dataset={name: digit_scenes, sizes: {a: null, b: [x, true, '1']}}",
         "= {a: null, b: [x, true, '1']}: expected",
