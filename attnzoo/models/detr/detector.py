@@ -51,8 +51,8 @@ class Detector(nn.Module):
             _check_anchors(config, self.neck.num_levels)
             self.queries = TwoStageQueries(config.head, config.queries, config.dim, num_classes)
         else:
-            cls = attention.ATTENTIONS.get(config.decoder.attention["name"])
-            refs = Role.DECODER in cls.needs_reference_points or config.head.boxes == "relative"
+            needs = (layer.cross_attention.needs_reference_points for layer in self.decoder)
+            refs = any(Role.DECODER in roles for roles in needs) or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
