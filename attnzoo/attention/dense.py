@@ -120,7 +120,7 @@ class RelativeBias:
 
 @register("dense")
 class DenseAttention(Attention):
-    """Every query attends to all tokens of all levels. Cost is O(Q·S).
+    """Every query attends to all tokens of all levels (Vaswani et al., 2017). Cost is O(Q·S).
 
     - `dropout`: of the attention weights in training, in [0, 1)
     - `bias`: `none`, or `relative`, an MLP per level on log-spaced positions of the query relative to the key (Liu et
