@@ -41,7 +41,8 @@ def record(model: nn.Module) -> Iterator[Recording]:
     - `weights`: after softmax, before dropout. Dense (B, M, Q, S); deformable (B, Q, M, L, P); dat (B, M, Q, keys);
       window and neighborhood (B, Q, M, keys). dcn and conv (B, Q, 1, k²): the modulation of each tap, or 1.
     - `locations`: x, y in [0, 1] of the padded map of each level. Deformable (B, Q, M, L, P, 2); dat (B, keys, G, 2),
-      levels concatenated; window and neighborhood (B, Q, keys, 2); dcn and conv (B, Q, k², 2); dense with a bias (B, S, 2).
+      levels concatenated; window and neighborhood (B, Q, keys, 2); dcn and conv (B, Q, k², 2); dense with a bias
+      (B, S, 2).
     - `reference_points`: of the queries, (B, Q, 2 or 4), in [0, 1] of the valid image; if the attention uses them.
     - `bias`: dat with a table or MLP, dense with a bias, (B, M, Q, keys), as added to the scores.
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -241,20 +242,19 @@ CONTRACT = [
 ]
 
 
-def contract_cases() -> list[Any]:
-    """Compilers take seconds per case: the fast tests export only."""
-    return [
-        pytest.param(
-            Case(name, role, options), clause, id=f"{clause}-{Case(name, role, options)}",
-            marks=(pytest.mark.slow, pytest.mark.long) if clause.startswith("compile") else (),
-        )
-        for name, options in CONTRACT
-        for role in roles(name)
-        for clause in contract.CLAUSES
-    ]  # fmt: skip
+def marks(name: str, clause: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Compilers take seconds per case, as do all options of DAT; tests/contract runs both with the default options."""
+    long = clause.startswith("compile") or (name == "dat" and clause in ("options", "export"))
+    return (pytest.mark.slow, pytest.mark.long) if long else ()
 
 
-@pytest.mark.parametrize(("case", "clause"), contract_cases())
+def contract_cases() -> Iterator[Any]:
+    for (name, options), clause in itertools.product(CONTRACT, contract.CLAUSES):
+        for case in (Case(name, role, options) for role in roles(name)):
+            yield pytest.param(case, clause, id=f"{clause}-{case}", marks=marks(name, clause))
+
+
+@pytest.mark.parametrize(("case", "clause"), list(contract_cases()))
 def test_contract_with_options(case: Case, clause: str) -> None:
     try:
         case.build()
