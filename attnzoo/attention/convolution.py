@@ -95,7 +95,7 @@ class DeformableConvolution(_PerLevelConvolution):
 
     def __init__(self, slot: Slot, *, kernel: int = 3, modulation: bool = True):
         super().__init__(slot, kernel)
-        _load_operator()
+        self._deform_conv2d = _load_operator()
         self.modulation = modulation
         self.conv_offset = nn.Conv2d(slot.dim, (3 if modulation else 2) * kernel**2, kernel, padding=kernel // 2)
         nn.init.zeros_(self.conv_offset.weight)
@@ -108,7 +108,7 @@ class DeformableConvolution(_PerLevelConvolution):
             value = value.to(dtype)
             predicted = _conv2d(self.conv_offset, query.to(dtype))
             offsets, mask = predicted[:, : 2 * taps], predicted[:, 2 * taps :].sigmoid()
-            output = _load_operator()(
+            output: Tensor = self._deform_conv2d(
                 value, offsets, self.conv.weight.to(dtype), _bias(self.conv, dtype), padding=self.kernel // 2,
                 mask=mask if self.modulation else None,
             )  # fmt: skip
