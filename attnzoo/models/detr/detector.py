@@ -1,6 +1,7 @@
 """The DETR-style detector of all presets: backbone, neck, encoder, queries, decoder, heads."""
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,9 @@ class Detector(nn.Module):
             _check_anchors(config, self.neck.num_levels)
             self.queries = TwoStageQueries(config.head, config.queries, config.dim, num_classes)
         else:
-            cls = attention.ATTENTIONS.get(config.decoder.attention["name"])
-            refs = Role.DECODER in cls.needs_reference_points or config.head.boxes == "relative"
+            layers = [cast(DecoderLayer, layer).cross_attention for layer in self.decoder]
+            needed = any(Role.DECODER in layer.needs_reference_points for layer in layers)
+            refs = needed or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
