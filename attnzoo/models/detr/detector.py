@@ -17,6 +17,7 @@ from attnzoo.models.detr.output import DetectorOutput
 from attnzoo.models.detr.queries import MAX_PROPOSAL, LearnedQueries, TwoStageQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
+from attnzoo.models.weights import load_weights
 from attnzoo.schema.fields import NamedBlock
 
 
@@ -54,6 +55,8 @@ class Detector(nn.Module):
             cls = attention.ATTENTIONS.get(config.decoder.attention["name"])
             refs = Role.DECODER in cls.needs_reference_points or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
+        if config.weights is not None:
+            load_weights(self, config.weights, "model.weights")
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)
