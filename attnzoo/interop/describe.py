@@ -78,10 +78,22 @@ def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: in
         with torch.device("meta"):
             model = models.create(preset, num_classes=num_classes)
         try:
-            fits[preset] = fit(model, state, source)
+            result = fit(model, state, source)
         except UserError:  # nothing fits
             continue
+        if not _equal_heads(result.values) or _equal_heads(model.state_dict(keep_vars=True)):
+            fits[preset] = result
     return fits
+
+
+def _equal_heads(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the box heads of the first two decoder layers are the same; those of refined models differ."""
+    first, second = (tensors.get(f"heads.boxes.{layer}.layers.0.weight") for layer in (0, 1))
+    return first is second or (first is not None and second is not None and _equal(first, second))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return not a.is_meta and torch.equal(a, b)
 
 
 def _is_plausible(preset: str, family: str, state: Mapping[str, Tensor]) -> bool:

@@ -148,7 +148,11 @@ def test_every_published_tensor_has_a_place(preset: str, tmp_path: Path) -> None
     with torch.device("meta"):
         model = models.create(preset)
     source = named("detr" if preset.startswith("detr") else "deformable_detr")
-    state = {name: torch.empty(1).expand(tensor.shape) for name, tensor in source.export(model.state_dict()).items()}
+    heads_differ = model.config.head.refine
+    state = {
+        name: torch.full((1,), float(index if heads_differ else 1)).expand(tensor.shape)
+        for index, (name, tensor) in enumerate(source.export(model.state_dict()).items())
+    }
     assert len(state) == PUBLISHED[preset]
     description = describe(str(save_official(state, tmp_path / "weights.pth")))
     assert description.presets[0] == preset
