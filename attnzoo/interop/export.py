@@ -63,29 +63,26 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
     """
     import safetensors.torch
 
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     if isinstance(model, Detector):
-        config, processor, tensors = _detector(model, state)
+        config, processor = _detector(model)
     elif isinstance(model, Classifier):
         config, processor = _swin(model)
-        tensors = named("transformers_swin").export(state)
     else:
         raise UserError(f"cannot export a {type(model).__name__}: expected a detector or a classifier of attnzoo")
     names = [f"LABEL_{index}" for index in range(model.num_classes)] if class_names is None else list(class_names)
     if len(names) != model.num_classes:
         raise UserError(f"class_names has {len(names)} names, but the model has {model.num_classes} classes")
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    tensors = _tensors(model, f"transformers_{config['model_type']}")
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in (("config.json", config), ("preprocessor_config.json", processor)):
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unshared = {name: tensor.clone() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(unshared, folder / "model.safetensors", metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def _detector(model: Detector, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+def _detector(model: Detector) -> tuple[dict[str, Any], dict[str, Any]]:
     config = model.config
     dense = config.encoder.attention["name"] == "dense"
     _require(config, _DETR if dense else _DEFORMABLE, "DETR" if dense else "Deformable DETR")
@@ -116,8 +113,6 @@ def _detector(model: Detector, state: Mapping[str, Tensor]) -> tuple[dict[str, A
             "two_stage": config.head.two_stage,
             "two_stage_num_proposals": config.queries,
         }
-    body = {_TIMM + name.removeprefix(_BODY): tensor for name, tensor in state.items() if name.startswith(_BODY)}
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith(_BODY)}
     processor = {
         "image_processor_type": f"{family}ImageProcessor",
         "format": "coco_detection",
@@ -125,7 +120,15 @@ def _detector(model: Detector, state: Mapping[str, Tensor]) -> tuple[dict[str, A
         "do_pad": True,
         **_normalization(),
     }
-    return values, processor, body | named(f"transformers_{values['model_type']}").export(rest)
+    return values, processor
+
+
+def _tensors(model: nn.Module, source: str) -> dict[str, Tensor]:
+    """The state dict under the names of transformers, with a ResNet under those of timm; copies, on the CPU."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    tensors = {_TIMM + name.removeprefix(_BODY): tensor for name, tensor in state.items() if name.startswith(_BODY)}
+    tensors |= named(source).export({name: tensor for name, tensor in state.items() if not name.startswith(_BODY)})
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def _parts(config: DetectorConfig, key: str) -> dict[str, Any]:

@@ -23,22 +23,22 @@ except ImportError as error:
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name="attnzoo", tags=["attnzoo"]):
     """A detector or classifier, `model`, with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    `config` has the fields of DetectorConfig or ClassifierConfig; `family` is "detector" or "classifier".
+    `settings` has the fields of DetectorConfig or ClassifierConfig; `family` is "detector" or "classifier".
     """
 
-    def __init__(self, config: dict[str, Any], num_classes: int, family: str):
+    def __init__(self, settings: dict[str, Any], num_classes: int, family: str):
         super().__init__()
         build = presets.detector_config if family == "detector" else presets.classifier_config
-        self.model = models.build(build(None, config), num_classes)
+        self.model = models.build(build(None, settings), num_classes)
 
     @classmethod
     def of(cls, model: Detector | Classifier) -> "HubModel":
         """A copy of a model of attnzoo."""
-        config = dataclasses.asdict(model.config) | {"preset": None, "weights": None}
+        settings = dataclasses.asdict(model.config) | {"preset": None, "weights": None}
         if isinstance(model, Detector):
-            config["backbone"]["weights"] = None
+            settings["backbone"]["weights"] = None
         family = "detector" if isinstance(model, Detector) else "classifier"
-        hub_model = cls(config=config, num_classes=model.num_classes, family=family)
+        hub_model = cls(settings=settings, num_classes=model.num_classes, family=family)
         hub_model.model.load_state_dict(model.state_dict())
         return hub_model.train(model.training)
 
