@@ -40,7 +40,7 @@ def test_pairs_at_the_verdict() -> None:
     assert pairs.tolist() == [[6, 4]]
 
 
-@pytest.mark.parametrize("noise", ["normal", "exponential", "lognormal"])
+@pytest.mark.parametrize("noise", ["normal", "gamma", "exponential", "lognormal"])
 def test_noise_has_mean_zero_and_variance_one(noise: str) -> None:
     values = simulation.draw_noise(np.random.default_rng(0), noise, (2_000_000,))
     assert values.mean() == pytest.approx(0, abs=0.005)
