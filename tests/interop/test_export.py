@@ -88,7 +88,7 @@ def test_swin(tmp_path: Path) -> None:
             {"encoder": {"attention": {"name": "window"}}},
             r"model\.encoder\.attention\.name = 'window'",
         ),
-        ("dat_pico", {}, r"model\.downsample = 'conv': the Swin of transformers has 'merge'"),
+        ("dat_pico", {}, r"model\.patch_embed = 'overlap': the Swin of transformers has 'patch'"),
     ],
 )
 def test_models_that_transformers_does_not_have(
