@@ -1,4 +1,4 @@
-"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, check, probe, cost, bench, list."""
+"""`attnzoo COMMAND`, `python -m attnzoo COMMAND`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
 
 import argparse
 import sys
@@ -72,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     list_.add_argument("name", metavar="NAME", nargs="?", help="describe this one; a pattern such as 'dat*' lists")
     list_.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     list_.set_defaults(command=_list)
+    weights = commands.add_parser("weights", help="say what a file of weights is, which preset fits, what is loaded")
+    weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
+    weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
+    weights.set_defaults(command=_weights)
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 
@@ -130,6 +134,13 @@ def _check(args: argparse.Namespace) -> int:
     from attnzoo.contract.command import check_attentions
 
     return check_attentions(args.target, args.words, args.verbose)
+
+
+def _weights(args: argparse.Namespace) -> int:
+    from attnzoo.interop.describe import describe
+
+    print(describe(args.path, args.source))
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -36,8 +36,8 @@ class Variant:
 class Comparison:
     """Columns of options, one row per variant, footnotes, the tasks of the runs, and the variants against the baseline.
 
-    `paired` is None for one variant, and for runs of several tasks or data sets. `warnings`: those of the notes that say
-    what is missing or cannot be compared. `costs`: measured for these runs' folder; None if they were not.
+    `paired` is None for one variant, and for runs of several tasks or data sets. `warnings`: those of the notes that
+    say what is missing or cannot be compared. `costs`: measured for these runs' folder; None if they were not.
     """
 
     columns: list[str]

@@ -18,6 +18,7 @@ from attnzoo.models.detr.output import DetectorOutput
 from attnzoo.models.detr.queries import MAX_PROPOSAL, LearnedQueries, TwoStageQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
+from attnzoo.models.weights import load_weights
 from attnzoo.schema.fields import NamedBlock
 
 
@@ -56,6 +57,8 @@ class Detector(nn.Module):
             needed = any(Role.DECODER in layer.needs_reference_points for layer in layers)
             refs = needed or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
+        if config.weights is not None:
+            load_weights(self, config.weights, "model.weights")
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)
