@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +74,23 @@ def sources_hash() -> str:
     return sha.hexdigest()[:8]
 
 
+def is_distributed_launch() -> bool:
+    """Whether this is one of several processes that torchrun or srun started."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+@cache
+def loaded_sources() -> str:
+    """`sources_hash` at the first call of this process: modules stay as they were imported when files change."""
+    return sources_hash()
+
+
 def result_environment(device: "torch.device", operators: str) -> dict[str, str]:
     """What a run's results depend on besides its config; `operators` names the kernels that run on the device."""
     import torch
 
     return {
-        "sources": sources_hash(),
+        "sources": loaded_sources(),
         "torch": torch.__version__,
         "operators": operators,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),

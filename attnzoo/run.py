@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from attnzoo.environment import is_distributed_launch
 from attnzoo.errors import ExitCode, UserError
+from attnzoo.worker.malloc import restart_with_tunables
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -56,5 +58,12 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m attnzoo.ru
     return report_errors(lambda: _start(args))
 
 
+def restart_under_torchrun() -> None:
+    """Under torchrun or srun this process trains: with the settings of malloc that a worker has. Call it first."""
+    if is_distributed_launch():
+        restart_with_tunables()
+
+
 if __name__ == "__main__":
+    restart_under_torchrun()
     sys.exit(main())

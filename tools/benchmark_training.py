@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "experiments/ablate_points.yaml"
-DEFAULTS = ("model.encoder.attention.points=4", "model.decoder.attention.points=4")
+DEFAULTS = ("model.encoder.attention.points=4", "model.decoder.attention.points=4", "train.steps=4000")
 BLOCK, ROUND = 20, 200  # steps
 FIRST_EPOCH, LATER = "first epoch", "later epochs"
 BASE, NEW = "base", "this tree"

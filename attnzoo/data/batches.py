@@ -21,6 +21,11 @@ class SampleIndex:
     index: int
     seed: int
 
+    @classmethod
+    def of(cls, items: Sequence["int | SampleIndex"]) -> list["SampleIndex"]:
+        """Items of a data set's `__getitems__`; a plain index has the seed 0."""
+        return [item if isinstance(item, SampleIndex) else cls(item, seed=0) for item in items]
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -54,6 +54,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         cache_in_memory: bool = False,
     ):
         self.source, self.num_classes, self.transform = source, num_classes, transform
+        self.decoded: Tensor | None = None  # all images of a `DatasetFolder`, (N, 3, h, w) uint8, as they are stored
         self._reader = ImageReader()
         self._load = SampleCache(self.load_raw, enabled=cache_in_memory and not isinstance(transform, PixelTransform))
         self._pixels = SampleCache(self._load_pixels, enabled=cache_in_memory)
@@ -66,7 +67,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, items: Sequence[int | SampleIndex]) -> list[tuple[Tensor, int]]:
         """The samples of a batch; DataLoader calls this."""
-        samples = [item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0) for item in items]
+        samples = SampleIndex.of(items)
         if not isinstance(self.transform, PixelTransform):
             return [self._transformed(sample, self.transform) for sample in samples]
         images, labels = zip(*(self._pixels(sample.index) for sample in samples), strict=True)
@@ -79,6 +80,8 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
             return transform(image), label
 
     def _load_pixels(self, index: int) -> tuple[Tensor, int]:
+        if self.decoded is not None:
+            return self.decoded[index], int(self.source.targets[index])
         image, label = self.load_raw(index)
         return F.pil_to_tensor(image), label
 

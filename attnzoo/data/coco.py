@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +21,7 @@ from attnzoo.data.annotations import find_objects, read_annotations, read_summar
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.hashes import combine_hashes, hash_file
-from attnzoo.data.images import ImageReader, check_image
+from attnzoo.data.images import MAX_DECODED_BYTES, ImageReader, check_image
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels, normalise
 from attnzoo.data.registries import (
     DETECTION_DATASETS,
@@ -36,7 +37,7 @@ from attnzoo.errors import UserError
 
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
-MAX_CACHE_BYTES = 256 * 2**20  # data sets up to this size, decoded, are cached in memory
+TARGET_KEYS = ("labels", "boxes", "image_id", "size", "orig_size")
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -66,8 +67,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.transform = transform
         self._reader = reader or ImageReader()
         pixels = sum(self.coco.imgs[i]["width"] * self.coco.imgs[i]["height"] for i in self.image_ids)
-        self._load = SampleCache(self.load_raw, enabled=3 * pixels <= MAX_CACHE_BYTES)
-        self._untransformed = SampleCache(self._load_untransformed, enabled=3 * pixels <= MAX_CACHE_BYTES)
+        self._is_small = 3 * pixels <= MAX_DECODED_BYTES
+        self._load = SampleCache(self.load_raw, enabled=self._is_small)
+        self._untransformed = SampleCache(self._load_untransformed, enabled=self._is_small)
+        self.decoded: Tensor | None = None  # all images, (N, 3, h, w) uint8, to be used instead of their files
         self._labels = {category: label for label, category in enumerate(categories) if category is not None}
 
     @property
@@ -88,8 +91,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     @property
     def num_objects(self) -> list[int]:
         """Number of annotated objects per image, without crowds and empty boxes."""
-        objects = ((a for a in self.coco.imgToAnns.get(i, ()) if not a["iscrowd"]) for i in self.image_ids)
-        return [sum(min(a["bbox"][2:]) > 0 for a in of_image) for of_image in objects]
+        return [sum(min(a["bbox"][2:]) > 0 for a in self._objects(i)) for i in self.image_ids]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -99,7 +101,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitems__(self, items: Sequence[int | SampleIndex]) -> list[tuple[Tensor, Target]]:
         """The samples of a batch; DataLoader calls this."""
-        samples = [item if isinstance(item, SampleIndex) else SampleIndex(item, seed=0) for item in items]
+        samples = SampleIndex.of(items)
         if not isinstance(self.transform, PixelTransform):
             return [self._transformed(sample, self.transform) for sample in samples]
         images, targets = zip(*(self._untransformed(sample.index) for sample in samples), strict=True)
@@ -108,15 +110,40 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _transformed(self, sample: SampleIndex, transform: SampleTransform) -> tuple[Tensor, Target]:
         raw_image, raw_target = self._load(sample.index)
-        with transform_errors(lambda: str(self._path(sample.index))), torch.random.fork_rng(devices=[]):
+        with transform_errors(lambda: str(self.path(sample.index))), torch.random.fork_rng(devices=[]):
             # Only the default generator: torch.manual_seed would also reseed the GPU, which fork_rng([]) leaves out.
             torch.default_generator.manual_seed(sample.seed)
             image, target = transform(raw_image, raw_target)
         return normalise(image.as_subclass(Tensor)), self._relative(sample.index, image, target, raw_image)
 
     def _load_untransformed(self, index: int) -> tuple[Tensor, Target]:
+        if self._is_small:
+            return self._read(index).as_subclass(Tensor), self._untransformed_targets[index]
         image, target = self._load(index)
         return image.as_subclass(Tensor), self._relative(index, image, target, image)
+
+    @cached_property
+    def _untransformed_targets(self) -> list[Target]:
+        """The targets of all images: in one go, since one by one they take longer than decoding the images."""
+        entries = [self.coco.imgs[i] for i in self.image_ids]
+        owned = [(a, i) for i, entry in enumerate(entries) for a in self._objects(entry["id"])]
+        sizes = torch.tensor([[entry["height"], entry["width"]] for entry in entries])
+        owners = torch.tensor([i for _, i in owned], dtype=torch.int64)
+        boxes = _clipped_boxes([a for a, _ in owned], sizes[owners].flip(1).tolist())
+        labels = torch.tensor([self._labels[a["category_id"]] for a, _ in owned], dtype=torch.int64)
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes, labels, owners = boxes[kept], labels[kept], owners[kept]
+        relative = box_convert(boxes, "xyxy", "cxcywh") / sizes[owners].flip(1).repeat(1, 2)
+        counts = torch.bincount(owners, minlength=len(entries)).tolist()
+        columns = zip(
+            labels.split(counts),
+            relative.split(counts),
+            torch.tensor(self.image_ids),
+            sizes,
+            sizes.clone(),
+            strict=True,
+        )
+        return [dict(zip(TARGET_KEYS, values, strict=True)) for values in columns]
 
     def _relative(self, index: int, image: Tensor, target: Target, raw_image: Tensor) -> Target:
         """The target of a sample from that of the transform, with boxes in pixels of `image`."""
@@ -130,15 +157,16 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "orig_size": torch.tensor(raw_image.shape[-2:]),
         }
 
-    def _path(self, index: int) -> Path:
+    def path(self, index: int) -> Path:
+        """The file of an image."""
         return self.image_dir / str(self.coco.imgs[self.image_ids[index]]["file_name"])
 
     def load_raw(self, index: int) -> tuple[Tensor, Target]:
         """The original image, (3, h, w) uint8, with `boxes` (n, 4) xyxy in pixels and `labels` (n,)."""
         entry = self.coco.imgs[self.image_ids[index]]
         height, width = entry["height"], entry["width"]
-        image = self._reader.read(self._path(index), height, width)
-        objects = [a for a in self.coco.imgToAnns.get(entry["id"], ()) if not a["iscrowd"]]
+        image = self._read(index)
+        objects = self._objects(entry["id"])
         boxes = _clipped_boxes(objects, [(width, height)] * len(objects))
         non_empty = (boxes[:, 2:] > boxes[:, :2]).all(1)
         labels = torch.tensor([self._labels[a["category_id"]] for a in objects], dtype=torch.int64)
@@ -146,6 +174,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "boxes": tv_tensors.BoundingBoxes(boxes[non_empty], format="XYXY", canvas_size=(height, width)),
             "labels": labels[non_empty],
         }
+
+    def _read(self, index: int) -> Tensor:
+        if self.decoded is not None:
+            return tv_tensors.Image(self.decoded[index])
+        entry = self.coco.imgs[self.image_ids[index]]
+        return self._reader.read(self.path(index), entry["height"], entry["width"])
+
+    def _objects(self, image_id: int) -> list[dict[str, Any]]:
+        return [a for a in self.coco.imgToAnns.get(image_id, ()) if not a["iscrowd"]]
 
 
 @DETECTION_DATASETS.register("coco")

@@ -8,6 +8,7 @@ from typing import ClassVar
 from PIL import Image
 
 from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, ImageTransform, open_folder
+from attnzoo.data.images import decoded_images
 from attnzoo.data.registries import SPLITS
 from attnzoo.data.rendering import NUM_CLASSES
 from attnzoo.data.synthetic import SyntheticSpec
@@ -33,7 +34,11 @@ class Digits(SyntheticSpec):
 
     def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         """The split from the cache; both splits are generated on first use."""
-        return ClassificationDataset(open_folder(self._folder / split), NUM_CLASSES, transform, cache_in_memory=True)
+        source = open_folder(self._folder / split)
+        dataset = ClassificationDataset(source, NUM_CLASSES, transform, cache_in_memory=True)
+        files = [Path(path) for path, _ in source.samples]
+        dataset.decoded = decoded_images(self._folder / f"{split}.npy", files, self.image_size)
+        return dataset
 
     @cached_property
     def _folder(self) -> Path:

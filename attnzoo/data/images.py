@@ -1,8 +1,10 @@
 """Read images of any format as upright 8-bit RGB."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from attnzoo.errors import UserError
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+MAX_DECODED_BYTES = 256 * 2**20  # of data sets that are held in memory or in a file of decoded images
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,42 @@ def check_image(path: Path, height: int, width: int) -> None:
         check_mode(image.mode)
         if image.size != (width, height):
             _check_size(path, image, height, width)
+
+
+def decoded_images(path: Path, files: Sequence[Path], size: int) -> Tensor | None:
+    """The square images `files`, (N, 3, size, size) uint8, as they are stored in `path`, which is written on first use.
+
+    The file is mapped into memory, so that processes share it. None if it would be larger than MAX_DECODED_BYTES or
+    cannot be written. Raises UserError if an image is missing or damaged.
+    """
+    shape = (len(files), 3, size, size)
+    if math.prod(shape) > MAX_DECODED_BYTES:
+        return None
+    try:
+        return _map_images(path, shape)
+    except (OSError, ValueError):  # it does not exist, or is cut short
+        pass
+    reader = ImageReader()
+    images = np.stack([reader.read(file, size, size).numpy() for file in files])
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, images)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        return _map_images(path, shape)
+    except OSError:  # such as a cache that is shared and read-only
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        return None
+
+
+def _map_images(path: Path, shape: tuple[int, ...]) -> Tensor:
+    images = np.load(path, mmap_mode="c")  # copy on write: the file never changes
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"{path}: {images.dtype} of shape {images.shape}")
+    return torch.from_numpy(images)
 
 
 class HeaderError(NamedTuple):

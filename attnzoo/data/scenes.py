@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from attnzoo.data.coco import CocoSpec, DetectionDataset
+from attnzoo.data.images import decoded_images
 from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, Transform
 from attnzoo.data.rendering import NUM_CLASSES, Scene
 from attnzoo.data.synthetic import SyntheticSpec
@@ -31,7 +32,10 @@ class DigitScenes(SyntheticSpec):
 
     def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split from the cache; both splits are generated on first use."""
-        return self._files.build(split, transform)
+        dataset = self._files.build(split, transform)
+        files = [dataset.path(index) for index in range(len(dataset))]
+        dataset.decoded = decoded_images(self.folder() / f"{split}.npy", files, self.image_size)
+        return dataset
 
     @cached_property
     def _files(self) -> CocoSpec:

@@ -137,7 +137,7 @@ def is_cut_short(content: bytes) -> bool:
 
 
 class RunFolder:
-    """`runs/<experiment>/<run>/`: config, metrics, status, checkpoints, log."""
+    """`runs/<experiment>/<run>/`: config, metrics, status, checkpoints, pictures, log."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -145,6 +145,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.status = self.path / "status.json"
         self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
         self.log = self.path / "log.txt"
         self.environment = self.path / "environment.json"
         self.attempts = self.path / "attempts.jsonl"

@@ -14,8 +14,13 @@ STATE_FIELD, START_FIELD = 0, 19  # indices of the fields after the name in /pro
 
 
 def current() -> dict[str, Any]:
-    """The identity of the calling process: `host`, `pid`, and when it `started`."""
-    return {"host": node_name(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+    """The identity of the calling process."""
+    return identity(os.getpid())
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """The identity of a process of this machine: `host`, `pid`, and when it `started`, None if it has ended."""
+    return {"host": node_name(), "pid": pid, "started": _start_time(pid)}
 
 
 def is_running_here(process: Mapping[str, Any]) -> bool:

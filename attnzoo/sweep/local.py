@@ -1,24 +1,20 @@
 """The local launcher: trains runs in processes of this host, `jobs` at a time."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import IO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep import outcome
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.outcome import ExitKind, Outcome
+from attnzoo.sweep.workers import Worker, WorkerStarter
 
-WORKER_MODULE, LAUNCHER_MODULE = "attnzoo.worker", "attnzoo.worker.launch"
 POLL_SECONDS = 0.2
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass
@@ -30,10 +26,10 @@ class SweepResult:
 
 
 class RunProcess(NamedTuple):
-    """The process that trains a run, or torchrun with its processes; `start_time` is in seconds since the epoch."""
+    """The process that trains a run; `start_time` is in seconds since the epoch."""
 
     run: RunSpec
-    popen: subprocess.Popen[bytes]
+    worker: Worker
     start_time: float
 
 
@@ -57,18 +53,25 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
     finish its step and save; a second one kills them.
     """
     queue, running, result = list(runs), list[RunProcess](), SweepResult()
-    with _SignalForwarder(running) as signals:
+    with WorkerStarter() as starter, _SignalForwarder(running, starter) as signals:
         while running or (queue and not signals.count):
             while queue and len(running) < jobs and not signals.count:
+                starter.prepare(queue[0])
+                if signals.count:
+                    break
                 callbacks.start(queue[0])
-                running.append(_start(queue.pop(0)))
+                start_time = time.time()
+                running.append(RunProcess(queue[0], starter.start(queue.pop(0)), start_time))
                 if signals.count:  # while it was being started
                     signals.forward(running[-1])
             time.sleep(POLL_SECONDS)
             callbacks.update([process.run for process in running])
-            for ended in [process for process in running if process.popen.poll() is not None]:
+            for ended in list(running):
+                returncode = ended.worker.poll()
+                if returncode is None:
+                    continue
                 running.remove(ended)
-                run_outcome = _finish(ended, signals.count > 0)
+                run_outcome = _finish(ended, returncode, signals.count > 0)
                 will_retry = run_outcome.kind is ExitKind.MACHINE_FAILURE and not signals.count
                 result.outcomes[ended.run.folder.path.name] = run_outcome
                 callbacks.finish(ended.run, run_outcome, will_retry)
@@ -78,35 +81,13 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
     return result
 
 
-def command(run: RunFolder, processes: int) -> list[str]:
-    """The command that trains a run: the worker, or torchrun with several."""
-    module = [LAUNCHER_MODULE, str(processes)] if processes > 1 else [WORKER_MODULE]
-    return [sys.executable, "-m", *module, str(run.path)]
-
-
-def _start(run: RunSpec) -> RunProcess:
-    start_time = time.time()
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(run.config.threads))
-    # The worker writes log.txt itself; stderr goes there too, for crashes and torchrun's messages.
-    with open_crash_log(run.folder) as stderr, _sigint_blocked():
-        popen = subprocess.Popen(
-            command(run.folder, run.config.processes),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,  # so that Ctrl-C reaches the worker only through this process
-        )
-    return RunProcess(run, popen, start_time)
-
-
-def _finish(ended: RunProcess, interrupted: bool) -> Outcome:
+def _finish(ended: RunProcess, returncode: int, interrupted: bool) -> Outcome:
     """Classify and record how a run ended.
 
     A machine failure beyond `retries` becomes a failure; a kill by this process counts as an interrupt.
     """
     folder = ended.run.folder
-    result = outcome.classify(folder, ended.popen.returncode, ended.start_time)
+    result = outcome.classify(folder, returncode, ended.start_time)
     failed_machine = result.kind is ExitKind.MACHINE_FAILURE
     if failed_machine and interrupted:
         failed_machine, result = False, Outcome(ExitKind.INTERRUPTED, "SIGKILL")
@@ -118,38 +99,15 @@ def _finish(ended: RunProcess, interrupted: bool) -> Outcome:
     return result if reason is None else Outcome(ExitKind.FAILED, reason)
 
 
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Start processes with SIGINT blocked; the worker unblocks it when it can save, not during its imports."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-@contextmanager
-def open_crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
-    """The run's log, opened for appending; None, which inherits our stderr, if it cannot be written."""
-    try:
-        file = run.log.open("ab")
-    except OSError as error:
-        print(f"{run.log}: cannot be written ({error.strerror})", file=sys.stderr)
-        yield None
-    else:
-        with file:
-            yield file
-
-
 class _SignalForwarder:
     """Counts SIGINT, SIGTERM and SIGHUP, and forwards them to the running processes. A context manager.
 
     SIGHUP, of a terminal that was closed, is left ignored if it is, as under nohup.
     """
 
-    def __init__(self, running: Sequence[RunProcess]):
+    def __init__(self, running: Sequence[RunProcess], starter: WorkerStarter):
         self.count = 0
-        self._running = running
+        self._running, self._starter = running, starter
 
     def __enter__(self) -> "_SignalForwarder":
         signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -169,12 +127,12 @@ class _SignalForwarder:
                 print("\nstopping: runs finish their step and save (Ctrl-C again kills them)", file=sys.stderr)
         for process in self._running:
             self.forward(process)
+        if self.count > 1:
+            self._starter.kill_servers()
 
     def forward(self, process: RunProcess) -> None:
         """Send SIGINT; after a second signal, SIGKILL to all processes of the run."""
-        if process.popen.poll() is not None:
-            return
         if self.count == 1:
-            process.popen.send_signal(signal.SIGINT)  # to the worker, or to torchrun, which forwards it
+            process.worker.interrupt()
         else:
-            os.killpg(process.popen.pid, signal.SIGKILL)
+            process.worker.kill()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from attnzoo.environment import sources_hash
-from attnzoo.errors import plural
+from attnzoo.errors import UserError, plural
 from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus
 from attnzoo.rundir import attempts
@@ -19,7 +19,11 @@ from attnzoo.sweep.outcome import ExitKind
 
 def recorded_state(run: RunSpec) -> str:
     """The state of a run by its own files: one of `rundir.folder.STATES`, or corrupt."""
-    return "corrupt" if run.folder.corruption() else str(run.folder.read_status()["state"])
+    try:
+        status, _ = run.folder.read()
+    except UserError:
+        return "corrupt"
+    return str(status["state"])
 
 
 def print_restarts(runs: Sequence[RunSpec]) -> None:

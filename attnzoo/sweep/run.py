@@ -13,6 +13,7 @@ from typing import Any
 from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
+from attnzoo.environment import is_distributed_launch
 from attnzoo.errors import ExitCode, UserError, plural
 from attnzoo.report.status import RunStatus, ledger_status, read_status, run_status, sweep_status
 from attnzoo.report.summary import summarize
@@ -66,7 +67,7 @@ def run(
     except UserError as error:
         raise experiment.locate(error) from None
     runs = rounds.needed_runs()
-    if _is_distributed_launch() and not dry_run:
+    if is_distributed_launch() and not dry_run:
         if sweep.plan is not None:
             message = "sweep.seeds: rounds of seeds cannot run under torchrun or srun; list the seeds, or set processes"
             raise UserError(message, key="sweep.seeds")
@@ -185,19 +186,14 @@ def _submit_rounds(
         to_start = _to_start(folder, runs, only)
 
 
-def _is_distributed_launch() -> bool:
-    """Whether this is one of several processes that torchrun or srun started."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-
-
 def _rank() -> int:
     """The rank that torchrun or srun gave this process."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if _is_distributed_launch() else 0
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if is_distributed_launch() else 0
 
 
 def _processes_override() -> list[str]:
     """The override of `processes` with the world size of torchrun or srun."""
-    if not _is_distributed_launch():
+    if not is_distributed_launch():
         return []
     world_size = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else os.environ["SLURM_STEP_NUM_TASKS"]
     if world_size is None:

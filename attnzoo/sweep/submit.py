@@ -21,8 +21,8 @@ from attnzoo.rundir.ledger import job_comment
 from attnzoo.rundir.rebuild import JOB, JOBS
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.folder import SweepFolder
-from attnzoo.sweep.local import THREAD_VARIABLES
 from attnzoo.sweep.snapshot import create_snapshot
+from attnzoo.sweep.workers import THREAD_VARIABLES
 
 ARRAY_SIZE = 1000  # SLURM's default MaxArraySize allows one more
 DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run

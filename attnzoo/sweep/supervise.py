@@ -23,8 +23,8 @@ from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.rebuild import JOBS, read_jobs
 from attnzoo.sweep import outcome
-from attnzoo.sweep.local import WORKER_MODULE, open_crash_log
 from attnzoo.sweep.outcome import ExitKind, Outcome
+from attnzoo.sweep.workers import WORKER_MODULE, open_crash_log
 
 POLL_SECONDS = 0.2
 REQUEUE_MARGIN_SECONDS = 15  # before the time limit: requeue then even if the run has not saved

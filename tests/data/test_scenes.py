@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from attnzoo.data.build import build_dataset, dataset_info
-from attnzoo.data.config import DataConfig
+from attnzoo.data.config import ClassificationDataConfig, DataConfig
 from attnzoo.data.rendering import digit_indices, overlap, split_region
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.errors import UserError
@@ -191,3 +191,42 @@ def test_training_images_can_follow_the_seed_of_the_run():
     other = build_dataset(config(seed="run", val_seed=5), "val", run_seed=3)
     assert (other.load_raw(4)[0] == build_dataset(config(seed=5), "val").load_raw(4)[0]).all()
     assert dataset_info(following) == dataset_info(fixed)
+
+
+@pytest.mark.parametrize("task", ["detection", "classification"])
+def test_decoded_images_equal_their_files(task, cache):
+    """On first use, mapped, after damage to their file, and where it cannot be read."""
+    made = DataConfig(dataset=SMALL)
+    if task == "classification":
+        made = ClassificationDataConfig(dataset=SMALL | {"name": "digits", "clutter": [0, 0]})
+
+    def samples(decoded=True):
+        dataset = build_dataset(made, "val")
+        if not decoded:
+            dataset.decoded = None
+        assert decoded == (dataset.decoded is not None)
+        return dataset.__getitems__(list(range(len(dataset))))
+
+    first, files = samples(), samples(decoded=False)
+    (path,) = cache.glob("*/*/val.npy")
+    written = path.stat().st_ino
+    mapped = samples()
+    assert path.stat().st_ino == written
+    path.write_bytes(path.read_bytes()[:1000])
+    after_damage = samples()
+    assert path.stat().st_size > 1000
+    for found in (first, mapped, after_damage):
+        torch.testing.assert_close(found, files, rtol=0, atol=0)
+    path.unlink()
+    path.mkdir()
+    build_dataset(made, "val")
+    assert build_dataset(made, "val").decoded is None
+
+
+def test_targets_of_all_images_equal_those_of_single_images():
+    dataset = build_dataset(config(objects=[0, 3]), "train")
+    together = [target for _, target in dataset.__getitems__(list(range(len(dataset))))]
+    dataset._is_small = False
+    alone = [dataset._load_untransformed(index)[1] for index in range(len(dataset))]
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    assert {len(target["labels"]) for target in together} >= {0, 3}

@@ -1,4 +1,4 @@
-"""The command that the launchers start a run with."""
+"""Signals to the local launcher."""
 
 import signal
 import subprocess
@@ -6,30 +6,24 @@ import sys
 
 import pytest
 
-from attnzoo.errors import ExitCode
-from attnzoo.rundir.folder import RunFolder
-from attnzoo.sweep.local import command
-
 LAUNCHER = """
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from attnzoo.sweep import local
+
+class Worker(subprocess.Popen):
+    def interrupt(self):
+        self.send_signal(signal.SIGINT)
+
 if sys.argv[1] == "nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-run = subprocess.Popen(["sleep", "60"], start_new_session=True)
+run = Worker(["sleep", "60"], start_new_session=True)
 running = [local.RunProcess(None, run, time.time())]
-with local._SignalForwarder(running) as signals:
+with local.WorkerStarter() as starter, local._SignalForwarder(running, starter) as signals:
     print("ready", flush=True)
     sys.stdin.readline()
     print(signals.count, run.wait() if signals.count else None, flush=True)
 run.kill()
 """
-
-
-def test_worker_command_is_valid(tmp_path):
-    """Without a config it fails with an error message."""
-    ended = subprocess.run(command(RunFolder(tmp_path), 1), capture_output=True, text=True, timeout=120)
-    assert ended.returncode == ExitCode.USER_ERROR
-    assert "config.yaml" in ended.stderr
 
 
 @pytest.mark.parametrize(("how", "printed"), [("terminal", f"1 {-signal.SIGINT}"), ("nohup", "0 None")])

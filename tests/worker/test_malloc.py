@@ -55,3 +55,20 @@ def test_settings_of_the_user_are_kept():
     with_own = page_faults("set", {VARIABLE: "glibc.malloc.mmap_threshold=1000000"})
     assert with_own == pytest.approx(page_faults("none", {VARIABLE: "glibc.malloc.mmap_threshold=1000000"}), abs=50)
     assert with_own > 8 * 2**20 / os.sysconf("SC_PAGESIZE")
+
+
+@linux_only
+@pytest.mark.parametrize("module", [["attnzoo.run"], ["attnzoo", "run"]])
+@pytest.mark.parametrize("launch", [{"RANK": "0", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}, {}])
+def test_processes_of_torchrun_and_srun_have_the_settings(tmp_path, module, launch):
+    """Others, such as one that starts workers, have not."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os\nwith open({str(tmp_path / 'starts')!r}, 'a') as file: print({VARIABLE!r} in os.environ, file=file)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | launch
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, "-m", *module, "missing.yaml"], cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
+    assert "missing.yaml: no such experiment file" in done.stderr
+    assert (tmp_path / "starts").read_text().split() == (["False", "True"] if launch else ["False"])
