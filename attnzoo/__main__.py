@@ -1,4 +1,4 @@
-"""`attnzoo COMMAND`, `python -m attnzoo COMMAND`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
 
 import argparse
 import sys
@@ -126,7 +126,10 @@ def _compare(args: argparse.Namespace) -> int:
         for path in save(args.folders, comparison, args.save):
             print(path)
     elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
-        write_outputs(comparison, args.folders[0])
+        try:
+            write_outputs(comparison, args.folders[0])
+        except OSError as error:  # such as the runs of a colleague
+            print(f"{args.folders[0]}: the comparison was not written ({error.strerror})", file=sys.stderr)
     return code
 
 

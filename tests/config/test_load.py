@@ -338,3 +338,9 @@ def test_model_config_accepts_nested_and_dotted_keys() -> None:
         presets.detector_config(None, {"dimm": 64})
     with pytest.raises(UserError, match="unknown preset 'detr'"):
         presets.detector_config("detr", {})
+
+
+def test_absolute_base_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("base: /nowhere/x.yaml\nname: x\n")
+    with pytest.raises(UserError, match=r"base: no such file ./nowhere/x\.yaml."):
+        load(tmp_path / "x.yaml")
