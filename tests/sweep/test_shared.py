@@ -1,6 +1,7 @@
 """Sweeps that several users share: the modes of files, and what a user who may not read or write is told."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,13 +49,18 @@ def another_user() -> Iterator[None]:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sweep of two finished runs, in a folder that everybody may read."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    monkeypatch.chdir(tmp_path)
+def sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A sweep of two finished runs, in a folder that everybody may read, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:
+        Path(root).chmod(0o755)
+        yield _finished_sweep(Path(root).resolve(), monkeypatch)
+        monkeypatch.undo()  # leave the folder
+
+
+def _finished_sweep(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root)
     Path("x.yaml").write_text(EXPERIMENT)
-    sweep = SweepFolder(tmp_path / "runs" / "x")
+    sweep = SweepFolder(root / "runs" / "x")
     with umask(0o022):
         runs = sweep.assign(expand(Experiment("x.yaml")))
         sweep.create(runs, "x.yaml")
