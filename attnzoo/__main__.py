@@ -1,4 +1,4 @@
-"""`attnzoo COMMAND`, `python -m attnzoo COMMAND`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
 
 import argparse
 import sys
