@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from attnzoo.errors import UserError
 
@@ -43,10 +42,6 @@ class Job:
 
 class SlurmUnavailable(UserError):
     """SLURM is not installed, does not answer, or rejects the request."""
-
-
-class SlurmTimeout(SlurmUnavailable):
-    """A command of SLURM took too long."""
 
 
 class SubmissionUncertain(SlurmUnavailable):
@@ -134,21 +129,11 @@ def rejection(script: str) -> str | None:
     return message
 
 
-def submit(script: Path) -> str:
-    """Submit a batch script; returns the id of the job or of its array.
-
-    Raises SlurmUnavailable with sbatch's message if it was rejected, SubmissionUncertain if that is not known.
-    """
-    try:
-        result = _run(["sbatch", "--parsable", str(script)])
-    except SlurmTimeout as error:
-        raise SubmissionUncertain(str(error)) from None
-    job = result.stdout.strip().partition(";")[0]  # with the cluster's name in a federation
-    if result.returncode == 0 and job.isdecimal():
-        return job
-    message = _error_message(result).removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
-    is_uncertain = result.returncode <= 0 or any(text in result.stderr.lower() for text in UNCERTAIN)
-    raise (SubmissionUncertain if is_uncertain else SlurmUnavailable)(f"sbatch: {message}")
+def submission_error(error: subprocess.CalledProcessError) -> SlurmUnavailable:
+    """Why sbatch failed: SubmissionUncertain if SLURM may have accepted the job, else SlurmUnavailable."""
+    message = _error_message(error).removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    is_uncertain = error.returncode <= 0 or any(text in error.stderr.lower() for text in UNCERTAIN)
+    return (SubmissionUncertain if is_uncertain else SlurmUnavailable)(f"sbatch: {message}")
 
 
 def job_with_comment(comment: str) -> str | None:
@@ -198,9 +183,9 @@ def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.Comple
     except FileNotFoundError:
         raise SlurmUnavailable(f"{command[0]} is missing: is this a login node of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:
-        raise SlurmTimeout(f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT} s") from None
+        raise SlurmUnavailable(f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT} s") from None
 
 
-def _error_message(result: "subprocess.CompletedProcess[str]") -> str:
+def _error_message(result: "subprocess.CompletedProcess[str] | subprocess.CalledProcessError") -> str:
     lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     return lines[-1].strip() if lines else f"exit code {result.returncode}"

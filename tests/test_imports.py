@@ -13,7 +13,7 @@ import attnzoo
 
 PACKAGE = Path(attnzoo.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
-HEAVY = ["torchvision", "timm", "omegaconf", "pycocotools", "tensorboard", "rich", "matplotlib", "scipy"]
+HEAVY = ["torchvision", "timm", "omegaconf", "submitit", "pycocotools", "tensorboard", "rich", "matplotlib", "scipy"]
 
 
 def read_table() -> dict[str, set[str] | None]:

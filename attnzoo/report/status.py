@@ -249,8 +249,8 @@ def last_log_line(run: RunFolder, entry: Mapping[str, Any]) -> str:
     """The last line of the run's log, else of its job's log."""
     logs = [run.log]
     if "submission" in entry:
-        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob(f"*_{entry['task']}_log.out"))
-        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob("[0-9]*_log.out"))[:1]
+        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob(f"*_{entry['task']}_0_log.out"))
+        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob("[0-9]*_0_log.out"))[:1]
     return next(filter(None, map(last_line, logs)), "no log output")
 
 

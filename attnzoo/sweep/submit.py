@@ -1,15 +1,20 @@
 """Submits a sweep to SLURM: one job array for each group of runs that need the same resources."""
 
+import io
 import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
 
 from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
@@ -21,66 +26,54 @@ from attnzoo.rundir.ledger import job_comment
 from attnzoo.rundir.rebuild import JOB, JOBS
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.pickles import job_function
 from attnzoo.sweep.snapshot import create_snapshot
 from attnzoo.sweep.workers import THREAD_VARIABLES
 
 ARRAY_SIZE = 1000  # SLURM's default MaxArraySize allows one more
 DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run
-SCRIPT = "job.sh"
 # In the name of a log sbatch replaces %j and the like; PYTHONPATH cannot hold a colon.
 FORBIDDEN = {"%": "a percent sign", "\\": "a backslash", ":": "a colon", "\n": "a line break"}
 
 
 @dataclass(frozen=True)
 class JobGroup:
-    """Runs that need the same resources; `options` are those of sbatch, `setup` the lines of shell before the run."""
+    """Runs that need the same resources; `options` are passed to submitit's SlurmExecutor."""
 
     runs: list[RunSpec]
     options: dict[str, Any]
-    setup: list[str]
-    parallelism: int | None
 
     @property
     def resources(self) -> str:
         """The requested resources, for messages."""
-        hidden = ("job-name", "signal", *self.runs[0].config.slurm.options)
+        hidden = ("job_name", "setup", "additional_parameters", "use_srun", "stderr_to_stdout", "signal_delay_s")
         return ", ".join(f"{key}={value}" for key, value in self.options.items() if key not in hidden)
 
+    def executor_options(self, folder: Path, code: Path) -> dict[str, Any]:
+        """The options of one submission, with its folder and the snapshot of the code."""
+        pickle = shlex.join([sys.executable, "-m", "attnzoo.sweep.pickles", str(folder)])
+        setup = [*self.options["setup"], *_environment(self.runs[0].config, code), f"{pickle} || exit"]
+        no_limit = {"array_parallelism": ARRAY_SIZE}  # submitit's default is 256
+        return no_limit | self.options | {"comment": job_comment(folder), "setup": setup}
+
     def script(self, folder: Path, code: Path) -> str:
-        """The batch script to be submitted, with the folder of its submission and the snapshot of the code."""
-        is_array, last = len(self.runs) > 1, len(self.runs) - 1
-        options = self.options | {
-            "comment": job_comment(folder),
-            "open-mode": "append",
-            "output": f"{folder}/{'%A_%a' if is_array else '%j'}_log.out",
-            "requeue": True,
-        }
-        if is_array:
-            limit = f"%{min(self.parallelism, len(self.runs))}" if self.parallelism else ""
-            options["array"] = f"0-{last}{limit}"
-        flags = [_flag(name, value) for name, value in sorted(options.items()) if value is not False]
-        command = shlex.join([sys.executable, "-u", "-m", "attnzoo.sweep.supervise", str(folder)])
-        setup = [*self.setup, *_environment(self.runs[0].config, code)]
-        return "\n".join(["#!/bin/bash", *flags, "", *setup, "", command, ""])
+        """The batch script to be submitted."""
+        # private: submitit has no public way to a script without submitting it, and its executor needs srun to be made
+        from submitit.slurm.slurm import _make_sbatch_string
 
-
-def _flag(name: str, value: bool | int | str) -> str:
-    """A line of a batch script for an option of sbatch; `True` is a flag without a value."""
-    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+        command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        num_jobs = len(self.runs) if len(self.runs) > 1 else None
+        return str(_make_sbatch_string(command, folder, map_count=num_jobs, **self.executor_options(folder, code)))
 
 
 def group_by_resources(runs: Sequence[RunSpec]) -> list[JobGroup]:
     """Groups of runs that need the same resources and fit into one job array, in the order of their first runs."""
     groups: dict[str, list[RunSpec]] = {}
     for run in runs:
-        key = json.dumps([_options(run.config), run.config.slurm.setup, run.config.threads, run.config.processes])
+        key = json.dumps([_options(run.config), run.config.threads, run.config.processes])
         groups.setdefault(key, []).append(run)
     arrays = [group[i : i + ARRAY_SIZE] for group in groups.values() for i in range(0, len(group), ARRAY_SIZE)]
-    configs = [array[0].config for array in arrays]
-    return [
-        JobGroup(array, _options(config), config.slurm.setup, config.slurm.parallelism)
-        for array, config in zip(arrays, configs, strict=True)
-    ]
+    return [JobGroup(array, _options(array[0].config)) for array in arrays]
 
 
 def check(groups: Sequence[JobGroup], folder: SweepFolder, validate: bool = True) -> None:
@@ -115,6 +108,7 @@ class Submission:
 
     number: str
     group: JobGroup
+    code: Path
     previous: Mapping[str, Mapping[str, Any]]
 
 
@@ -134,15 +128,13 @@ def reserve(groups: Sequence[JobGroup], folder: SweepFolder, content: dict[str, 
     for group in groups:
         number, now = _create_folder(folder), time.time()
         names = [run.folder.path.name for run in group.runs]
-        submissions.append(Submission(number, group, {name: dict(content["runs"][name]) for name in names}))
+        submissions.append(Submission(number, group, code, {name: dict(content["runs"][name]) for name in names}))
         content["submissions"][number] = {"job": None, "runs": names, "time": now}
         for task, name in enumerate(names):
             entry = content["runs"][name]
             entry |= {"attempts": entry.get("attempts", 0) + 1, "submission": number, "task": task}
             entry.pop("cancelled", None)
         path = folder.ledger.submission_folder(number).resolve()
-        with atomic_write(path / SCRIPT) as file:
-            file.write(group.script(path, code))
         with atomic_write(path / JOBS) as file:
             json.dump({"code": str(code), "time": now, "jobs": [_job(run) for run in group.runs]}, file, indent=1)
     return submissions
@@ -183,7 +175,7 @@ def submit(submissions: Sequence[Submission], folder: SweepFolder) -> list[str]:
 def _submit(submission: Submission, folder: SweepFolder) -> str:
     path = folder.ledger.submission_folder(submission.number).resolve()
     try:
-        job = slurm.submit(path / SCRIPT)
+        job = _sbatch(submission, path)
     except slurm.SlurmUnavailable as error:
         job = ""
         with suppress(slurm.SlurmUnavailable):
@@ -197,6 +189,28 @@ def _submit(submission: Submission, folder: SweepFolder) -> str:
     return f"submitted {plural(len(submission.group.runs), 'run')} as job {job} ({path})"
 
 
+def _sbatch(submission: Submission, path: Path) -> str:
+    """Submit through submitit; returns the id of the job or of its array.
+
+    Raises SlurmUnavailable with sbatch's message if it was rejected, SubmissionUncertain if that is not known.
+    """
+    try:
+        executor = submitit.SlurmExecutor(path)
+    except RuntimeError as error:  # without srun
+        raise slurm.SlurmUnavailable(f"submitit: {error}") from None
+    group = submission.group
+    executor.update_parameters(**group.executor_options(path, submission.code))
+    try:
+        with redirect_stderr(io.StringIO()):  # sbatch's message, which submitit also raises
+            job = executor.submit_array([job_function(path) for _ in group.runs])[0]
+    except Exception as error:
+        # without an exit code of sbatch: its answer cannot be read, or the pickles cannot be renamed
+        if isinstance(error, FailedJobError) and isinstance(error.__cause__, CalledProcessError):
+            raise slurm.submission_error(error.__cause__) from None
+        raise slurm.SubmissionUncertain(f"submitit: {' '.join(str(error).split())}") from None
+    return slurm.array_job_id(job.job_id)
+
+
 def _release(submissions: Sequence[Submission], folder: SweepFolder) -> None:
     """Take submissions that SLURM does not have out of the ledger."""
     with folder.ledger.update() as content:
@@ -205,7 +219,9 @@ def _release(submissions: Sequence[Submission], folder: SweepFolder) -> None:
             for name, entry in submission.previous.items():
                 if content["runs"].get(name, {}).get("submission") == submission.number:
                     content["runs"][name] = dict(entry)
-            (folder.ledger.submission_folder(submission.number) / JOBS).unlink(missing_ok=True)
+            path = folder.ledger.submission_folder(submission.number)
+            for file in [path / JOBS, *path.glob("*.pkl")]:
+                file.unlink(missing_ok=True)
 
 
 def _job(run: RunSpec) -> dict[str, str | int]:
@@ -219,21 +235,30 @@ def _job(run: RunSpec) -> dict[str, str | int]:
 def _options(config: ExperimentConfig) -> dict[str, Any]:
     slurm = config.slurm
     options = {
-        "job-name": config.name,
+        "job_name": config.name,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "nodes": slurm.nodes,
-        "ntasks-per-node": tasks_per_node(slurm, config.processes),
-        "cpus-per-task": slurm.cpus_per_task,
-        "gpus-per-node": slurm.gpus_per_node or None,
+        "ntasks_per_node": tasks_per_node(slurm, config.processes),
+        "cpus_per_task": slurm.cpus_per_task,
+        "gpus_per_node": slurm.gpus_per_node or None,
         "mem": slurm.memory,
         "time": parse_minutes(slurm.time),
-        "signal": f"USR2@{slurm.signal_seconds}",
-        **slurm.options,
+        "signal_delay_s": slurm.signal_seconds,
+        "array_parallelism": slurm.parallelism,
+        "setup": slurm.setup,
+        "additional_parameters": {"requeue": True, **_enabled(slurm.options)},
+        "use_srun": False,  # the supervisor calls it
+        "stderr_to_stdout": True,
     }
     return {key: value for key, value in options.items() if value is not None}
+
+
+def _enabled(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
+    """Drop options set to false; true is a flag without a value."""
+    return {name: value for name, value in options.items() if value is not False}
 
 
 def _environment(config: ExperimentConfig, code: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """What a SLURM job runs on its first node: starts the workers with srun, classifies how they end, requeues the job.
 
-`python -m attnzoo.sweep.supervise FOLDER`, with the folder of a submission. It runs outside the workers, so it also
-detects crashes and lost nodes. Imports no torch.
+submitit calls it. It runs outside the workers, so it also detects crashes and lost nodes. Imports no torch.
 """
 
 import logging
@@ -37,12 +36,16 @@ SIGNAL_EXIT_CODES = {signal.strsignal(signum): 128 + signum for signum in signal
 log = logging.getLogger(__name__)
 
 
-def supervise(submission: Path) -> int:
-    """Train the run that the submission has for this task of its array; returns the worker's exit code.
+def supervise(submission: str) -> None:
+    """Train the run that a submission's folder has for this task of its array; exits with the worker's exit code.
 
     After a machine failure the job is requeued, unless the run's retries are used up.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    sys.exit(_supervise(Path(submission)))
+
+
+def _supervise(submission: Path) -> int:
     content = read_jobs(submission)
     task = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if content is not None and len(content["jobs"]) > 1 else 0
     if content is None or task >= len(content["jobs"]):
@@ -186,7 +189,3 @@ class _Supervisor:
             return match["lost"], ExitCode.PEER_LOST
         code = int(match["code"]) if match["code"] else SIGNAL_EXIT_CODES.get(match["signal"].strip())
         return match["node"], code
-
-
-if __name__ == "__main__":
-    sys.exit(supervise(Path(sys.argv[1])))

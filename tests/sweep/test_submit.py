@@ -1,21 +1,24 @@
-"""Submissions to programs that stand for SLURM's."""
+"""Submissions through submitit to programs that stand for SLURM's."""
 
 import json
+import pickle
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 from attnzoo import run as attnzoo_run
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.report.status import UNCERTAIN_SECONDS, sweep_status
 from attnzoo.rundir.ledger import Ledger, job_comment, job_id_of
-from attnzoo.sweep import submit
+from attnzoo.sweep import pickles, submit
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.supervise import supervise
 
 EXPERIMENT = """
 name: x
@@ -36,12 +39,18 @@ def stand_in(name: str, text: str) -> None:
     program.chmod(0o755)
 
 
+def accepted(job: int) -> str:
+    """What sbatch answers."""
+    return f"echo 'Submitted batch job {job}'"
+
+
 def prepared(folder: Path, seeds: str, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> SweepFolder:
     """A sweep's folder, with its runs; `sbatch` is the shell script that stands for it."""
     monkeypatch.chdir(folder)
     (folder / "bin").mkdir()
     stand_in("sbatch", sbatch)
     stand_in("squeue", "")
+    stand_in("srun", "")  # submitit asks whether it is there
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
     (folder / "x.yaml").write_text(EXPERIMENT % seeds)
     return SweepFolder(folder / "runs" / "x")
@@ -59,7 +68,7 @@ def submit_runs(folder: SweepFolder, runs: list[RunSpec]) -> list[str]:
 def test_the_script_of_a_dry_run_is_the_submitted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: str
 ) -> None:
-    folder = prepared(tmp_path, seeds, monkeypatch, f"cp $2 {tmp_path}/submitted; echo 7")
+    folder = prepared(tmp_path, seeds, monkeypatch, f"cp $1 {tmp_path}/submitted; {accepted(7)}")
     runs = folder.assign(expand(Experiment("x.yaml")))
     (group,) = submit.group_by_resources(runs)
     (line,) = submit_runs(folder, runs)
@@ -69,7 +78,7 @@ def test_the_script_of_a_dry_run_is_the_submitted_one(
     assert submitted == group.script(folder.ledger.submission_folder("001").resolve(), code.resolve())
     assert ("#SBATCH --array=0-3%3" in submitted) == (len(runs) == 4)
     assert "#SBATCH --nice=10" in submitted
-    assert f"{sys.executable} -u -m attnzoo.sweep.supervise" in submitted
+    assert f"{sys.executable} -u -m submitit.core._submit" in submitted
     assert folder.ledger.read()["submissions"]["001"]["job"] == "7"
     assert f"group 1: {'1 run' if len(runs) == 1 else '4 runs'} with " in submit.format_dry_run([group], folder)
 
@@ -81,7 +90,7 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_no_submission(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run keeps what it had before, and the number is not used again."""
-    folder = prepared(tmp_path, "0", monkeypatch, "echo 7")
+    folder = prepared(tmp_path, "0", monkeypatch, accepted(7))
     runs = folder.assign(expand(Experiment("x.yaml")))
     submit_runs(folder, runs)
     before = folder.ledger.read()
@@ -90,7 +99,8 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_no_submission(
         submit_runs(folder, runs)
     assert caught.value.keys == ("slurm",)
     assert folder.ledger.read() == before
-    stand_in("sbatch", "echo 8")
+    assert not list(folder.ledger.submission_folder("002").glob("*.pkl"))
+    stand_in("sbatch", accepted(8))
     submit_runs(folder, runs)
     assert {number: values["job"] for number, values in folder.ledger.read()["submissions"].items()} == {
         "001": "7",
@@ -99,7 +109,7 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_no_submission(
 
 
 def test_groups_after_a_refused_one_leave_no_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepared(tmp_path, "0", monkeypatch, f"[ -e {tmp_path}/first ] && {{ {REFUSED}; }}; >first; echo 7")
+    folder = prepared(tmp_path, "0", monkeypatch, f"[ -e {tmp_path}/first ] && {{ {REFUSED}; }}; >first; {accepted(7)}")
     sweep = "sweep.zip={model.ffn: [16, 32, 64], slurm.cpus_per_task: [1, 2, 3]}"
     runs = folder.assign(expand(Experiment("x.yaml", [sweep])))
     with pytest.raises(UserError, match="invalid partition"):
@@ -163,7 +173,7 @@ def test_job_that_slurm_took_although_sbatch_timed_out_is_not_submitted_twice(
 def test_job_that_never_appears_is_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepared(tmp_path, "0", monkeypatch, f"{TEST_ONLY}{UNCERTAIN}")
     assert run() == 2
-    stand_in("sbatch", f"{TEST_ONLY}echo 8")
+    stand_in("sbatch", f"{TEST_ONLY}{accepted(8)}")
     with folder.ledger.update() as content:
         content["submissions"]["001"]["time"] -= UNCERTAIN_SECONDS
     (status,) = sweep_status(folder.path)
@@ -175,7 +185,7 @@ def test_job_that_never_appears_is_submitted_again(tmp_path: Path, monkeypatch: 
 
 def test_two_submissions_at_once_submit_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have decided what is missing before either has written it."""
-    folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; echo 7")
+    folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; {accepted(7)}")
     comment = job_comment(folder.ledger.submission_folder("001"))
     stand_in("squeue", f"[ -e calls ] && printf '7_%s|PENDING||1:00|Priority|{comment}\\n' 0 1")
     both = threading.Barrier(2, timeout=60)
@@ -203,7 +213,7 @@ def test_paths_that_slurm_reads_otherwise_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, where: str
 ) -> None:
     (tmp_path / name).mkdir()
-    prepared(tmp_path / name if where == "current" else tmp_path, "0", monkeypatch, f"{TEST_ONLY}echo 7")
+    prepared(tmp_path / name if where == "current" else tmp_path, "0", monkeypatch, f"{TEST_ONLY}{accepted(7)}")
     for options in ([], ["--dry-run"]):
         assert run(f"output={tmp_path / (name if where == 'output' else 'runs')}", *options) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -220,7 +230,7 @@ def test_a_damaged_ledger_is_rebuilt_and_nothing_is_submitted_twice(
     damage: bytes | None,
 ) -> None:
     """None: deleted."""
-    folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; echo 7")
+    folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; {accepted(7)}")
     assert run() == 0
     comment = job_comment(folder.ledger.submission_folder("001"))
     stand_in("squeue", "\n".join(f"echo '7_{task}|PENDING||1:00|Priority|{comment}'" for task in (0, 1)))
@@ -260,3 +270,38 @@ def test_dry_run_where_slurm_is_not_configured(
     assert "#SBATCH --time=1\n" in out
     assert run() == 2
     assert not Path("runs").exists()
+
+
+def test_answer_that_cannot_be_read_is_looked_up_by_the_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepared(tmp_path, "0", monkeypatch, f"{TEST_ONLY}echo done")
+    stand_in("squeue", in_queue(folder, "7"))
+    assert run() == 0
+    assert capsys.readouterr().err == ""
+    assert folder.ledger.read()["submissions"]["001"]["job"] == "7"
+
+
+@pytest.mark.parametrize("seeds", ["0", "0, 1"])
+def test_job_writes_the_pickle_that_a_killed_submitter_did_not_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: str
+) -> None:
+    """The same that submitit writes."""
+    folder = prepared(tmp_path, seeds, monkeypatch, accepted(7))
+    submit_runs(folder, folder.assign(expand(Experiment("x.yaml"))))
+    submission = folder.ledger.submission_folder("001").resolve()
+    monkeypatch.setattr(pickles, "WAIT_SECONDS", 0.0)
+    for job in ["7"] if seeds == "0" else ["7_0", "7_1"]:
+        path = submission / f"{job}_submitted.pkl"
+        named = path.read_bytes()
+        assert pickles.ensure_pickle(submission, job) == ""
+        assert path.read_bytes() == named
+        path.unlink()
+        assert pickles.ensure_pickle(submission, job) == ""
+        written, expected = DelayedSubmission.load(path).function, pickle.loads(named).function
+        assert (written.func, written.args) == (expected.func, expected.args) == (supervise, (str(submission),))
+        assert not list(submission.glob(f".{job}_*"))
+    path.unlink()
+    (submission / "jobs.json").unlink()
+    assert pickles.ensure_pickle(submission, job).endswith("jobs.json: missing or corrupt; submit the run again")
+    assert not path.exists()
