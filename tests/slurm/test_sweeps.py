@@ -22,7 +22,7 @@ from attnzoo.rundir.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 MACHINE_DEPENDENT = ("hours", "peak_mib")
-SIX = ("sweep.grid={model.ffn: [16, 24, 32]}", "sweep.seeds=[0, 1]", "train.steps=12")
+SIX = ("sweep.grid={model.ffn: [16, 24, 32]}", "sweep.seeds=[0, 1]", "sweep.costs=false", "train.steps=12")
 
 
 def submit_elsewhere(sweep, *arguments: str, program: tuple[str, ...] = ("-m", "attnzoo.run")) -> int:
@@ -136,19 +136,20 @@ def test_cancel_also_ends_the_job_of_a_corrupt_run(cluster, sweep):
 
 
 def test_killed_submission_is_neither_lost_nor_repeated(cluster, sweep):
-    """Killed after SLURM has the job, before its id is in the ledger."""
-    code = submit_elsewhere(sweep, "train.steps=5", program=(slurm_submit.__file__,))
-    assert code == -signal.SIGKILL
-    (submission,) = Ledger(sweep.runs).read()["submissions"].values()
+    """Killed after SLURM has the array, before submitit has named its pickles."""
+    two = ("train.steps=5", "sweep.seeds=[0, 1]")
+    assert submit_elsewhere(sweep, *two, program=(slurm_submit.__file__,)) == -signal.SIGKILL
+    ((number, submission),) = Ledger(sweep.runs).read()["submissions"].items()
     assert submission["job"] is None
-    listed = ("squeue", "--noheader", "--states=all", "--format=%k")
-    assert cluster.ask(*listed).count(str(sweep.runs)) == 1
-    assert sweep.state().active
-    sweep.submit("train.steps=5")
-    state = sweep.wait_for_end()["seed=3"]
-    assert state.state == "done"
-    assert cluster.ask(*listed).count(str(sweep.runs)) == 1
-    report("submitting process killed", 1, state.steps_lost, allowed=0)
+    listed = ("squeue", "--noheader", "--array", "--states=all", "--format=%k")
+    assert cluster.ask(*listed).count(str(sweep.runs)) == 2
+    assert all(status.active for status in sweep.states().values())
+    sweep.submit(*two)
+    states = sweep.wait_for_end()
+    assert {name: status.state for name, status in states.items()} == {"seed=0": "done", "seed=1": "done"}
+    assert cluster.ask(*listed).count(str(sweep.runs)) == 2
+    assert len(list(Ledger(sweep.runs).submission_folder(number).glob("*_submitted.pkl"))) == 2
+    report("submitting process killed", 1, max(status.steps_lost for status in states.values()), allowed=0)
 
 
 def test_editing_the_source_does_not_affect_queued_jobs(cluster, sweep):
