@@ -1,4 +1,4 @@
-"""`attnzoo COMMAND` or `python -m attnzoo COMMAND`: run, status, cancel, compare, check, cost, bench, list."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
 
 import argparse
 import sys
@@ -9,6 +9,8 @@ from typing import Any
 from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
+from attnzoo.errors import UserError
+from attnzoo.probe import cli as probe_cli
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
     compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
+    compare.add_argument("--html", metavar="FILE", type=Path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
     for name in ("JSON", "CSV", "Markdown"):
-        formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and write nothing")
+        formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and keep nothing")
     compare.set_defaults(command=_compare)
     check = commands.add_parser(
         "check",
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check.add_argument("-v", "--verbose", action="store_true", help="show tracebacks, warnings and logs")
     check.set_defaults(command=_check)
+    probe = commands.add_parser("probe", help="show what an attention can do, on synthetic probes")
+    probe_cli.add_arguments(probe).set_defaults(command=probe_cli.main)
     cost = commands.add_parser("cost", help="count and measure what models cost, without training")
     cost_cli.add_arguments(cost).set_defaults(command=cost_cli.main)
     bench = bench_cli.add_arguments(commands.add_parser("bench", help="benchmark operators, attentions and models"))
@@ -67,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     list_.add_argument("name", metavar="NAME", nargs="?", help="describe this one; a pattern such as 'dat*' lists")
     list_.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     list_.set_defaults(command=_list)
+    weights = commands.add_parser("weights", help="say what a file of weights is, which preset fits, what is loaded")
+    weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
+    weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
+    weights.set_defaults(command=_weights)
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 
@@ -93,15 +102,20 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from attnzoo.report import hparams
     from attnzoo.report.compare import compare
+    from attnzoo.report.page.write import write_page
     from attnzoo.report.records import LEFT_OUT
     from attnzoo.report.runs import RESULTS
-    from attnzoo.report.summary import save
-    from attnzoo.report.table import markdown, print_comparison, to_csv, to_json, write_comparison
+    from attnzoo.report.summary import save, write_outputs
+    from attnzoo.report.table import markdown, print_comparison, to_csv, to_json
 
     comparison = compare(args.folders, args.baseline, args.margin)
     code = int(any(note.startswith(LEFT_OUT) for note in comparison.notes))
+    if args.html is not None:
+        try:
+            write_page(comparison, args.html)
+        except OSError as error:
+            raise UserError(f"--html {args.html}: {error.strerror}") from None
     printers = {"json": to_json, "csv": to_csv, "markdown": markdown}
     chosen = next((printer for name, printer in printers.items() if getattr(args, name)), None)
     if chosen is not None:
@@ -112,8 +126,10 @@ def _compare(args: argparse.Namespace) -> int:
         for path in save(args.folders, comparison, args.save):
             print(path)
     elif len(args.folders) == 1 and not (args.folders[0] / RESULTS).exists():
-        write_comparison(comparison, args.folders[0])
-        hparams.write_sweep(args.folders[0])
+        try:
+            write_outputs(comparison, args.folders[0])
+        except OSError as error:  # such as the runs of a colleague
+            print(f"{args.folders[0]}: the comparison was not written ({error.strerror})", file=sys.stderr)
     return code
 
 
@@ -121,6 +137,13 @@ def _check(args: argparse.Namespace) -> int:
     from attnzoo.contract.command import check_attentions
 
     return check_attentions(args.target, args.words, args.verbose)
+
+
+def _weights(args: argparse.Namespace) -> int:
+    from attnzoo.interop.describe import describe
+
+    print(describe(args.path, args.source))
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:

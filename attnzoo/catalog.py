@@ -14,6 +14,7 @@ from attnzoo.data.build import (
     CLASSIFICATION_DATASETS,
     DETECTION_AUGMENTATIONS,
     DETECTION_DATASETS,
+    PROBES,
 )
 from attnzoo.errors import UserError, as_yaml, did_you_mean
 from attnzoo.models import presets
@@ -27,6 +28,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "detection augmentation": DETECTION_AUGMENTATIONS,
     "classification data set": CLASSIFICATION_DATASETS,
     "classification augmentation": CLASSIFICATION_AUGMENTATIONS,
+    "probe": PROBES,
 }
 CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # (Zhu et al., ICLR 2021)
 

@@ -24,7 +24,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def report_errors(command: Callable[[], int]) -> int:
-    """The exit code of `command`; a UserError prints one line and gives ExitCode.USER_ERROR."""
+    """The exit code of `command`; a UserError or an OSError prints one line and gives ExitCode.USER_ERROR."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the C locale cannot encode `±`
     try:
@@ -40,6 +40,10 @@ def report_errors(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # as in `attnzoo list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return ExitCode.BROKEN_PIPE
+    except OSError as error:  # permission, a full disk, a path that is too long
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return ExitCode.USER_ERROR
 
 
 def _start(args: argparse.Namespace) -> int:

@@ -5,11 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from attnzoo.errors import UserError
 
 COMMAND_TIMEOUT = 30  # seconds
-QUEUE_FIELDS = "%i|%T|%N|%L|%k|%r"
+QUEUE_FIELDS = "%i|%T|%N|%L|%r|%k"
+# Of sbatch, where the job may have reached SLURM all the same.
+UNCERTAIN = ("timed out", "zero bytes", "unexpected message", "communication", "connection reset", "send/recv")
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED")
 RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
 
@@ -22,8 +25,8 @@ class Job:
     state: str
     nodes: str = ""
     time_left: str = ""
-    comment: str = ""
     reason: str = ""
+    comment: str = ""  # last: it may contain any character
 
     @property
     def waiting(self) -> bool:
@@ -40,6 +43,14 @@ class Job:
 
 class SlurmUnavailable(UserError):
     """SLURM is not installed, does not answer, or rejects the request."""
+
+
+class SlurmTimeout(SlurmUnavailable):
+    """A command of SLURM took too long."""
+
+
+class SubmissionUncertain(SlurmUnavailable):
+    """sbatch failed, but SLURM may have accepted the job."""
 
 
 def available() -> bool:
@@ -118,9 +129,31 @@ def rejection(script: str) -> str | None:
     if result.returncode == 0:
         return None
     message = _error_message(result).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
-    if "contact slurm controller" in message:
+    if "contact slurm controller" in message or "fatal:" in message:  # such as no slurm.conf
         raise SlurmUnavailable(f"SLURM does not answer: {message}")
     return message
+
+
+def submit(script: Path) -> str:
+    """Submit a batch script; returns the id of the job or of its array.
+
+    Raises SlurmUnavailable with sbatch's message if it was rejected, SubmissionUncertain if that is not known.
+    """
+    try:
+        result = _run(["sbatch", "--parsable", str(script)])
+    except SlurmTimeout as error:
+        raise SubmissionUncertain(str(error)) from None
+    job = result.stdout.strip().partition(";")[0]  # with the cluster's name in a federation
+    if result.returncode == 0 and job.isdecimal():
+        return job
+    message = _error_message(result).removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    is_uncertain = result.returncode <= 0 or any(text in result.stderr.lower() for text in UNCERTAIN)
+    raise (SubmissionUncertain if is_uncertain else SlurmUnavailable)(f"sbatch: {message}")
+
+
+def job_with_comment(comment: str) -> str | None:
+    """The id of this user's job or array with the comment; None without one. Raises SlurmUnavailable."""
+    return next((array_job_id(job.id) for job in user_jobs() if job.comment == comment), None)
 
 
 def array_job_id(job: str) -> str:
@@ -165,7 +198,7 @@ def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.Comple
     except FileNotFoundError:
         raise SlurmUnavailable(f"{command[0]} is missing: is this a login node of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:
-        raise SlurmUnavailable(f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT} s") from None
+        raise SlurmTimeout(f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT} s") from None
 
 
 def _error_message(result: "subprocess.CompletedProcess[str]") -> str:

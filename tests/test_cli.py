@@ -313,8 +313,8 @@ def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, capture_output=True, timeout=300)
 
 
-def _assert_hparams(folder: Path, columns: set[str], runs: int, optional: set[str] = frozenset()) -> None:
-    """Every one of the folder's runs has a value for every column but the `optional` ones."""
+def _assert_hparams(folder: Path, columns: set[str], runs: int) -> None:
+    """Every one of the folder's runs has a value for every column."""
 
     def content(path: Path) -> HParamsPluginData:
         events = EventAccumulator(str(path)).Reload()
@@ -324,7 +324,7 @@ def _assert_hparams(folder: Path, columns: set[str], runs: int, optional: set[st
     assert {info.name for info in content(folder).experiment.hparam_infos} == columns
     sessions = [content(path.parent).session_start_info for path in folder.glob("*/*.hparams")]
     assert len(sessions) == runs
-    assert all(columns - optional <= set(session.hparams) <= columns for session in sessions)
+    assert all(set(session.hparams) == columns for session in sessions)
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ def test_sweep_of_variants_end_to_end(tiny: Path) -> None:
     assert header.startswith("| variant | AP | AP50 | params |")
     assert [row.split(" | ")[0] for row in rows] == ["| dense", "| points=1", "| deform"]
     assert "variant" in (folder / "comparison.csv").read_text().splitlines()[0]
-    _assert_hparams(folder, {"variant", "attention", "points", "level"}, runs=6, optional={"points", "level"})
+    _assert_hparams(folder, {"variant", "attention", "points", "level"}, runs=6)
     again = sweep()
     assert "6 of 6 runs are already done" in again.stdout
 

@@ -352,8 +352,8 @@ def markdown(raw: dict[str, Any]) -> str:
         "baseline has none, so that differences are as skewed as the noise. Gamma noise has the skewness of this "
         f"project's own runs, {OWN_SKEWNESS} (the paired differences of "
         "[ablate_attention](ablate_attention/results.json) have −1.1 to 1.2, 10 pairs each); exponential noise 2, "
-        "lognormal noise 6.2: without a baseline's noise, worst cases of which nothing is demanded. Effects and margins "
-        "are in standard deviations of a difference.",
+        "lognormal noise 6.2: without a baseline's noise, worst cases of which nothing is demanded. Effects and "
+        "margins are in standard deviations of a difference.",
         "",
         "## Coverage of the 95 % interval",
         "",

@@ -22,13 +22,14 @@ class Attention(Recordable):
     Queries are projected from `queries`, keys and values from `memory`, in every role. In self-attention,
     `attn(memory.as_queries(), memory)`, they have the same tokens.
 
-    A subclass takes its `Slot` and keyword-only options, and declares the roles it supports and those in which its
-    queries need reference points. Residual, norm and drop path belong to the block. Constructors raise `UserError` for
-    invalid options.
+    A subclass takes its `Slot` and keyword-only options. It declares the roles it supports, those in which its queries
+    need reference points, and whether the tokens of the queries have an effect. Residual, norm and drop path belong to
+    the block. Constructors raise `UserError` for invalid options.
     """
 
     roles: ClassVar[frozenset[Role]] = frozenset(Role)
-    needs_reference_points: ClassVar[frozenset[Role]] = frozenset()
+    needs_reference_points: frozenset[Role] = frozenset()  # of an instance, if it depends on options
+    depends_on_queries: bool = True  # whether query tokens have an effect; False for a convolution, say
 
     def __init__(self, slot: Slot):
         super().__init__()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,8 @@ class DeformableKeyValueAttention(Attention):
       its stride has no padding.
     - `groups`: number of offset groups, of channels and heads
     - `offsets`: false disables the offset network
+    - `offset_conv`: the k × k convolution of the offset network on the channels of a group: `depthwise`, as published,
+      `grouped` in two groups, or `full`
     - `offset_range`, `range_factor`: `tanh` bounds offsets to `range_factor` half grid cells, `clamp` clamps positions
       to the map, `none` is unbounded
     - `bias`: `table`, interpolated bilinearly at the relative position; `mlp`, with `mlp_dim` hidden units, on
@@ -65,7 +67,7 @@ class DeformableKeyValueAttention(Attention):
     Raises UserError for values out of range and unsupported combinations.
     """
 
-    needs_reference_points: ClassVar[frozenset[Role]] = frozenset(Role)
+    needs_reference_points = frozenset(Role)
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class DeformableKeyValueAttention(Attention):
         kernel: int | tuple[int, ...] | None = None,
         groups: int = 1,
         offsets: bool = True,
+        offset_conv: Literal["depthwise", "grouped", "full"] = "depthwise",
         offset_range: Literal["tanh", "clamp", "none"] = "tanh",
         range_factor: float = 2.0,
         bias: Literal["table", "mlp", "depthwise", "none"] = "table",
@@ -102,7 +105,12 @@ class DeformableKeyValueAttention(Attention):
         self.grids = _make_grids(slot.levels, stride, kernel, self.avg_pool)
         self.proj_q, self.proj_k, self.proj_v, self.proj_out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
         channels = slot.dim // groups
-        self.conv_offset = nn.ModuleList(OffsetNetwork(channels, grid) for grid in self.grids) if offsets else None
+        if offsets and offset_conv == "grouped" and channels % 2:
+            raise UserError(f"offset_conv = 'grouped': two groups must divide dim / groups = {channels}")
+        conv_groups = {"depthwise": channels, "grouped": 2, "full": 1}[offset_conv]
+        networks = (OffsetNetwork(channels, grid, conv_groups) for grid in self.grids)
+        self.conv_offset = nn.ModuleList(networks) if offsets else None
+        self.conv_inputs = channels // conv_groups  # input channels per output channel of the offset convolution
         self.rpe_table: TableBias | MlpBias | DepthwiseBias | None = None
         if bias == "table":
             self.rpe_table = TableBias(slot.heads, _table_sizes(slot, table_size), self.convention)
@@ -225,7 +233,10 @@ class DeformableKeyValueAttention(Attention):
         total = 2 * (q + keys) * dim**2 + 2 * q * keys * dim
         if self.conv_offset is not None:
             total += memory.num_tokens * dim**2 if self.slot.role == Role.DECODER else 0
-            total += sum(n * dim * (grid.kernel**2 + 2) for n, grid in zip(keys_per_level, self.grids, strict=True))
+            total += sum(
+                n * dim * (self.conv_inputs * grid.kernel**2 + 2)
+                for n, grid in zip(keys_per_level, self.grids, strict=True)
+            )
         if not self.avg_pool:
             total += 2 * 4 * keys * dim  # sampled with and without position embedding
         if self.rpe_table is not None:

@@ -111,14 +111,15 @@ class ChannelNorm(nn.Module):
 
 
 class OffsetNetwork(nn.Sequential):
-    """Depthwise convolution, norm, GELU and a 1×1 convolution to (y, x); in float32 or higher, as it predicts offsets.
+    """A convolution, norm, GELU and a 1×1 convolution to (y, x); in float32 or higher, as it predicts offsets.
 
-    Parameters and their initialisation follow the published models.
+    The convolution has `conv_groups` groups of channels. Parameters and their initialisation follow the published
+    models, whose convolution is depthwise.
     """
 
-    def __init__(self, channels: int, grid: GridSpec):
+    def __init__(self, channels: int, grid: GridSpec, conv_groups: int):
         super().__init__(
-            nn.Conv2d(channels, channels, grid.kernel, grid.stride, grid.padding, groups=channels),
+            nn.Conv2d(channels, channels, grid.kernel, grid.stride, grid.padding, groups=conv_groups),
             ChannelNorm(channels),
             nn.GELU(),
             nn.Conv2d(channels, 2, 1, bias=False),
@@ -128,11 +129,11 @@ class OffsetNetwork(nn.Sequential):
     def forward(self, maps: Tensor) -> Tensor:
         """Unbounded offsets (N, Nk, 2), x before y, from maps (N, C, h, w); raises ValueError if they are too small."""
         self.grid.output_shape((maps.shape[2], maps.shape[3]))
-        depthwise, norm, pointwise = cast(nn.Conv2d, self[0]), cast(ChannelNorm, self[1]).norm, cast(nn.Conv2d, self[3])
+        conv, norm, pointwise = cast(nn.Conv2d, self[0]), cast(ChannelNorm, self[1]).norm, cast(nn.Conv2d, self[3])
         dtype = torch.promote_types(maps.dtype, torch.float32)
         with autocast_disabled(maps):
-            weight, bias, scale, shift = (p.to(dtype) for p in (*depthwise.parameters(), *norm.parameters()))
-            x = F.conv2d(maps.to(dtype), weight, bias, depthwise.stride, depthwise.padding, groups=depthwise.groups)
+            weight, bias, scale, shift = (p.to(dtype) for p in (*conv.parameters(), *norm.parameters()))
+            x = F.conv2d(maps.to(dtype), weight, bias, conv.stride, conv.padding, groups=conv.groups)
             x = F.layer_norm(x.flatten(2).transpose(1, 2), norm.normalized_shape, scale, shift, norm.eps)
             return F.linear(F.gelu(x), pointwise.weight.to(dtype).flatten(1)).flip(-1)
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from attnzoo import ops
 from attnzoo.attention.base import Attention, linear_fp32, num_queries, register
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, as_yaml, plural
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 from attnzoo.ops.ms_deform_attn import reference
+
+BORDER_TOLERANCE = 2**-10  # pixels
 
 
 @register("ms_deform")
@@ -21,55 +23,108 @@ class MultiScaleDeformableAttention(Attention):
 
     Offsets and attention weights are linear projections of the query; there are no keys. Cost is linear in the number
     of tokens. Parameters are named as in the published checkpoints.
+
+    - `points`: per head and level
+    - `offsets`: `learned`; `frozen`, the initial offsets as a buffer; `zero`, all points at the reference
+    - `weights`: `learned`, or `uniform` over the points of all levels
+    - `sampling`: `bilinear`, or `nearest`, which reads the pixel that contains the location, or zero outside the map.
+      Nearest sampling passes no gradient to offsets and reference points, so it refuses learned offsets. To sample
+      trained offsets so (RT-DETRv2, arXiv:2407.17140), set the attribute `sampling` of a trained attention.
+
+    Fixed points that read one value per head need uniform weights: others would have no effect.
     """
 
-    needs_reference_points: ClassVar[frozenset[Role]] = frozenset(Role)
+    needs_reference_points = frozenset(Role)
 
-    def __init__(self, slot: Slot, *, points: int = 4):
+    def __init__(
+        self,
+        slot: Slot,
+        *,
+        points: int = 4,
+        offsets: Literal["learned", "frozen", "zero"] = "learned",
+        weights: Literal["learned", "uniform"] = "learned",
+        sampling: Literal["bilinear", "nearest"] = "bilinear",
+    ):
         super().__init__(slot)
         if points < 1:
             raise UserError(f"points = {points}: must be at least 1")
-        self.points = points
+        if sampling == "nearest" and offsets == "learned":
+            raise UserError(
+                "sampling = 'nearest' passes no gradient to offsets, so they cannot be learned: "
+                "set offsets to frozen or zero, or sampling to bilinear"
+            )
+        if weights == "learned" and slot.levels == 1 and (offsets == "zero" or (offsets == "frozen" and points == 1)):
+            raise UserError(
+                f"offsets = {as_yaml(offsets)} with points = {points} on one level reads one value per head, "
+                "so weights have no effect: set weights to uniform"
+            )
+        self.points, self.sampling = points, sampling
         samples = slot.heads * slot.levels * points
-        self.sampling_offsets = nn.Linear(slot.dim, samples * 2)
-        self.attention_weights = nn.Linear(slot.dim, samples)
+        self.sampling_offsets = nn.Linear(slot.dim, samples * 2) if offsets == "learned" else None
+        self.attention_weights = nn.Linear(slot.dim, samples) if weights == "learned" else None
         self.value_proj = nn.Linear(slot.dim, slot.dim)
         self.output_proj = nn.Linear(slot.dim, slot.dim)
+        self.frozen_offsets: Tensor | None
+        self.register_buffer("frozen_offsets", self._initial_offsets() if offsets == "frozen" else None)
+        self.depends_on_queries = self.sampling_offsets is not None or self.attention_weights is not None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initial offsets: head m points in direction 2πm/M, point k at k + 1 pixels (max-norm); uniform weights."""
+        if self.sampling_offsets is not None:
+            with torch.no_grad():
+                self.sampling_offsets.bias.copy_(self._initial_offsets().flatten())
+            nn.init.zeros_(self.sampling_offsets.weight)
+        if self.attention_weights is not None:
+            nn.init.zeros_(self.attention_weights.weight)
+            nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def _initial_offsets(self) -> Tensor:
+        """(M, L, P, 2), x then y."""
         angles = torch.arange(self.slot.heads, dtype=torch.float32) * (2 * math.pi / self.slot.heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
         radii = torch.arange(1, self.points + 1, dtype=torch.float32)
         offsets = directions[:, None, None] * radii[:, None]
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.slot.levels, -1, -1).flatten())
-        nn.init.zeros_(self.sampling_offsets.weight)
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        return offsets.repeat(1, self.slot.levels, 1, 1)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         self.check_levels(memory.layout)
         query, shapes = queries.with_pos_embed(), memory.layout.spatial_shapes
-        sizes = {"m": self.slot.heads, "l": self.slot.levels, "p": self.points}
         value = memory.layout.zero_padding(self.value_proj(memory.tokens))
         value = rearrange(value, "b s (m d) -> b s m d", m=self.slot.heads)
-        # Half precision shifts sampling points by up to a quarter of a pixel.
-        offsets = linear_fp32(self.sampling_offsets, query)
-        offsets = rearrange(offsets, "b q (m l p xy) -> b q m l p xy", **sizes)
+        offsets, logits = self._offsets(query), self._logits(query)
         reference_points = self._reference_points_per_level(queries, memory.layout, offsets.dtype)
-        logits = rearrange(self.attention_weights(query), "b q (m l p) -> b q m l p", **sizes)
-        if not self.recording:
+        if self.sampling == "bilinear" and not self.recording:
             return self.output_proj(ops.ms_deform_attn_fused(value, shapes, reference_points, offsets, logits))
         weights = logits.flatten(-2).softmax(-1).view(logits.shape)
         locations = reference.sampling_locations(shapes, reference_points, offsets)
-        self.record(weights=weights, locations=locations, reference_points=self.require_reference_points(queries))
+        if self.sampling == "nearest":
+            locations = _to_pixel_centers(locations.detach(), memory.layout)
+        if self.recording:
+            self.record(weights=weights, locations=locations, reference_points=self.require_reference_points(queries))
         return self.output_proj(ops.ms_deform_attn(value, shapes, locations, weights))
+
+    def _offsets(self, query: Tensor) -> Tensor:
+        """(B, Q, M, L, P, 2), in float32 or higher: half precision shifts points by up to a quarter of a pixel."""
+        sizes = {"m": self.slot.heads, "l": self.slot.levels, "p": self.points}
+        if self.sampling_offsets is not None:
+            offsets = linear_fp32(self.sampling_offsets, query)
+            return rearrange(offsets, "b q (m l p xy) -> b q m l p xy", **sizes)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        if self.frozen_offsets is None:
+            return query.new_zeros(*query.shape[:2], *sizes.values(), 2, dtype=dtype)
+        return self.frozen_offsets.to(dtype).expand(*query.shape[:2], -1, -1, -1, -1)
+
+    def _logits(self, query: Tensor) -> Tensor:
+        """Logits of the attention weights, (B, Q, M, L, P)."""
+        sizes = {"m": self.slot.heads, "l": self.slot.levels, "p": self.points}
+        if self.attention_weights is None:
+            return query.new_zeros(*query.shape[:2], *sizes.values())
+        return rearrange(self.attention_weights(query), "b q (m l p) -> b q m l p", **sizes)
 
     def _reference_points_per_level(self, queries: Queries, layout: Layout, dtype: torch.dtype) -> Tensor:
         """Reference points (B, Q, L, 2 or 4), normalised to the padded map of each level."""
@@ -78,24 +133,54 @@ class MultiScaleDeformableAttention(Attention):
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         q, dim = num_queries(queries), self.slot.dim
-        samples = self.slot.heads * self.slot.levels * self.points
-        projections = (q + memory.num_tokens) * dim**2 + q * dim * samples * 3
+        predicted = sum(p.out_features for p in (self.sampling_offsets, self.attention_weights) if p is not None)
+        projections = (q + memory.num_tokens) * dim**2 + q * dim * predicted
         # 4 multiply-accumulates per bilinear sample: the attention weight is folded into the coefficients
-        return projections + q * self.slot.levels * self.points * dim * 4
+        needed = 1 if self.sampling == "nearest" else 4
+        return projections + q * self.slot.levels * self.points * dim * needed
+
+    def extra_flops(self, queries: int | Layout, memory: Layout) -> int:
+        """Nearest sampling reads pixel centres bilinearly: 3 of the 4 pixels have the coefficient 0."""
+        extra = 3 if self.sampling == "nearest" else 0
+        return num_queries(queries) * self.slot.levels * self.points * self.slot.dim * extra
+
+
+def _to_pixel_centers(locations: Tensor, layout: Layout) -> Tensor:
+    """Locations (B, Q, M, L, P, 2) moved to the centre of the pixel that contains them, also outside the map.
+
+    A bilinear sample at the centre of a pixel is its value, and zero from the first pixel outside the map on. Locations
+    on the border of two pixels belong to the right or lower one, as do those within BORDER_TOLERANCE of it: rounding
+    errors do not decide, though centres of a coarse level often lie on borders of a finer one.
+    """
+    sizes = layout.sizes_wh[:, None].to(locations.dtype)
+    return ((locations * sizes + BORDER_TOLERANCE).floor() + 0.5) / sizes
 
 
 @register("deform")
 class DeformableAttention(MultiScaleDeformableAttention):
-    """Single-scale deformable attention on `level`, which must be given if the memory has several."""
+    """Single-scale deformable attention on `level`, which must be given if the memory has several.
 
-    def __init__(self, slot: Slot, *, points: int = 4, level: int | None = None):
+    The other options are those of `ms_deform`.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        *,
+        points: int = 4,
+        level: int | None = None,
+        offsets: Literal["learned", "frozen", "zero"] = "learned",
+        weights: Literal["learned", "uniform"] = "learned",
+        sampling: Literal["bilinear", "nearest"] = "bilinear",
+    ):
         if level is None and slot.levels > 1:
             raise UserError(f"deform uses one of {plural(slot.levels, 'level')}: set level to 0 … {slot.levels - 1}")
         if level is not None and not 0 <= level < slot.levels:
             raise UserError(f"level = {level}: must be in 0 … {slot.levels - 1}")
         level = level or 0
         sizes = slot.map_sizes and (slot.map_sizes[level],)
-        super().__init__(replace(slot, levels=1, map_sizes=sizes), points=points)
+        slot = replace(slot, levels=1, map_sizes=sizes)
+        super().__init__(slot, points=points, offsets=offsets, weights=weights, sampling=sampling)
         self.level = level
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
@@ -103,3 +188,6 @@ class DeformableAttention(MultiScaleDeformableAttention):
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         return super().flops(queries, memory.level(self.level))
+
+    def extra_flops(self, queries: int | Layout, memory: Layout) -> int:
+        return super().extra_flops(queries, memory.level(self.level))

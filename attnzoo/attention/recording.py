@@ -39,11 +39,12 @@ def record(model: nn.Module) -> Iterator[Recording]:
     in order. An entry holds detached tensors by name:
 
     - `weights`: after softmax, before dropout. Dense (B, M, Q, S); deformable (B, Q, M, L, P); dat (B, M, Q, keys);
-      window and neighborhood (B, Q, M, keys).
+      window and neighborhood (B, Q, M, keys). dcn and conv (B, Q, 1, k²): the modulation of each tap, or 1.
     - `locations`: x, y in [0, 1] of the padded map of each level. Deformable (B, Q, M, L, P, 2); dat (B, keys, G, 2),
-      levels concatenated; window and neighborhood (B, Q, keys, 2).
+      levels concatenated; window and neighborhood (B, Q, keys, 2); dcn and conv (B, Q, k², 2); dense with a bias
+      (B, S, 2).
     - `reference_points`: of the queries, (B, Q, 2 or 4), in [0, 1] of the valid image; if the attention uses them.
-    - `bias`: dat with a table or MLP, (B, M, Q, keys), as added to the scores.
+    - `bias`: dat with a table or MLP, dense with a bias, (B, M, Q, keys), as added to the scores.
 
     Recording uses the unfused path, which is slower and needs more memory. There is no overhead otherwise.
     Raises RuntimeError for a compiled model, and if a graph is compiled or exported inside the block. After

@@ -1,6 +1,6 @@
 """Window attention (Liu et al., Swin Transformer, ICCV 2021, section 3.2)."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class WindowAttention(QkvAttention):
     If all keys are masked, the output is the output bias. Parameters are named as in the published checkpoints.
     """
 
-    needs_reference_points: ClassVar[frozenset[Role]] = frozenset({Role.DECODER})
+    needs_reference_points = frozenset({Role.DECODER})
 
     def __init__(
         self,

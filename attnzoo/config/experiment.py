@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from attnzoo.data.config import ClassificationDataConfig, DataConfig
+from attnzoo.data.config import ClassificationDataConfig, DataConfig, ProbeDataConfig
 from attnzoo.engine.config import TrainConfig
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
+from attnzoo.models.probe.config import ProbeConfig
 from attnzoo.models.vit.config import ClassifierConfig
 from attnzoo.schema.fields import COUNT, NON_NEGATIVE, POSITIVE, SEED, number
 
@@ -68,7 +69,7 @@ class ExperimentConfig:
 
     name: str = MISSING
     description: str = ""
-    task: Literal["detection", "classification"] = "detection"
+    task: Literal["detection", "classification", "probe"] = "detection"
     output: str = "runs"
     seed: int = number(0, SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -101,5 +102,11 @@ class ClassificationExperiment(ExperimentConfig):
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
-SCHEMAS = {"detection": DetectionExperiment, "classification": ClassificationExperiment}
-PRESET_FAMILY = {"detection": "detector", "classification": "vit"}
+@dataclass
+class ProbeExperiment(ExperimentConfig):
+    data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    model: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+SCHEMAS = {"detection": DetectionExperiment, "classification": ClassificationExperiment, "probe": ProbeExperiment}
+PRESET_FAMILY = {"detection": "detector", "classification": "vit", "probe": None}  # None: there are no presets

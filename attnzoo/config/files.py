@@ -79,7 +79,9 @@ def _find_base(base: str, child: Path) -> Path:
     for folder in folders:
         if isfile(path := folder / base):
             return path
-    known = {str(p.relative_to(folder)) for folder in folders for p in folder.glob(f"{Path(base).parent}/*.yaml")}
+    parents = [folder / Path(base).parent for folder in folders]
+    found = [(folder, path) for folder, parent in zip(folders, parents, strict=True) for path in parent.glob("*.yaml")]
+    known = {str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path) for folder, path in found}
     close = difflib.get_close_matches(base, sorted(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     searched = f"looked in {child.parent} and {PACKAGED}"

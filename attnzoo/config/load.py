@@ -24,6 +24,7 @@ from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 
 # Keys that do not affect results, and the seed.
 NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
+NOT_HASHED_OF_TRAIN = ("pictures",)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def digest(config: ExperimentConfig) -> str:
 def identity(config: ExperimentConfig) -> dict[str, Any]:
     """All keys that affect results but the seed; plugins by the recorded hashes of their source, not by their paths."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_HASHED}
+    train = {key: value for key, value in values["train"].items() if key not in NOT_HASHED_OF_TRAIN}
     return values | {
+        "train": train,
         "plugins": [config.versions.get(plugin, plugin) for plugin in config.plugins],
         "versions": {key: version for key, version in config.versions.items() if key not in config.plugins},
     }
@@ -201,11 +204,13 @@ def parse_override(text: str, schema: Schema) -> ConfigLayer:
         raise UserError(str(error), key=key) from None
 
 
-def _preset_layers(layers: Iterable[ConfigLayer], family: str) -> list[ConfigLayer]:
+def _preset_layers(layers: Iterable[ConfigLayer], family: str | None) -> list[ConfigLayer]:
     """The layers of the preset in use; they go below all of `layers`."""
     preset, source = _last_value(layers, "model", "preset")
     if preset is None:
         return []
+    if family is None:
+        raise UserError(f"{source}: model.preset: this task has no presets", key="model.preset")
     try:
         layers = preset_layers(preset, family)
     except UserError as error:
@@ -252,6 +257,9 @@ def _check_experiment(config: ExperimentConfig) -> None:
             f"data.batch_size = {config.data.batch_size}: expected a multiple of processes = {config.processes}",
             key=("data.batch_size", "processes"),
         )
+    if config.task == "probe" and config.data.workers:
+        message = f"data.workers = {config.data.workers}: probes are generated in the training process (allowed: 0)"
+        raise UserError(message, key="data.workers")
     _check_fsdp(config.train)
     check_slurm(config.slurm, config.processes)
 

@@ -5,8 +5,6 @@ They are looked up in the registries, which import torch; this module imports th
 
 import copy
 import dataclasses
-from os.path import isfile
-from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
@@ -14,7 +12,6 @@ from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.models.vit.config import ClassifierConfig
 from attnzoo.schema.merge import named_blocks
 
 
@@ -64,16 +61,19 @@ def _versions(config: ExperimentConfig) -> dict[str, str]:
     versions: dict[str, str | None] = {plugin: source_hash(plugin) for plugin in config.plugins}
     versions["data.dataset"] = dataset_fingerprint(config.data)
     if isinstance(config.model, DetectorConfig):
-        versions["model.backbone.weights"] = _file_hash(config.model.backbone.weights)
-    elif isinstance(config.model, ClassifierConfig):
-        versions["model.weights"] = _file_hash(config.model.weights)
+        versions["model.backbone.weights"] = _weights_hash(config.model.backbone.weights)
+    versions["model.weights"] = _weights_hash(config.model.weights)
     return {key: version for key, version in versions.items() if version is not None}
 
 
-def _file_hash(path: str | None) -> str | None:
+def _weights_hash(path: str | None) -> str | None:
     from attnzoo.data.hashes import hash_file
+    from attnzoo.models.weights.files import find
 
-    return hash_file(Path(path)) if path is not None and isfile(path) else None
+    try:
+        return None if path is None else hash_file(find(path))
+    except (UserError, OSError):
+        return None
 
 
 def _resolve_backbone(backbone: BackboneConfig, attentions: Any) -> None:

@@ -24,7 +24,10 @@ OPTION_KEYS = {
     "time": "time",
     "signal": "signal_seconds",
 }
-RESERVED_OPTIONS = ("array", "comment", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "wrap")
+RESERVED_OPTIONS = (
+    *("array", "comment", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "wrap"),
+    *("parsable", "test-only", "wait", "quiet", "help", "usage", "version"),  # change what sbatch does or answers
+)
 
 
 def parse_minutes(time: int | str) -> int:

@@ -14,7 +14,7 @@ NUM_SAMPLES = 3  # random output gradients, to distinguish a gradient that cance
 
 
 def gradients(case: Case) -> None:
-    """A gradient reaches the memory, the queries and most elements of every parameter.
+    """A gradient reaches the memory, the queries if the output depends on them, and most elements of every parameter.
 
     Parameters whose exact gradient is zero pass, such as the bias of a key projection, which cancels in the softmax:
     the gradient is zero up to rounding, and other values do not change the output.
@@ -30,7 +30,8 @@ def gradients(case: Case) -> None:
         require(parameter.requires_grad, f"{name} has requires_grad = False: keep constants with register_buffer")
     inputs = [memory_tokens, query_tokens, *parameters.values()]
     samples = [_gradients(output, inputs, seed) for seed in range(2, 2 + NUM_SAMPLES)]
-    for name, gradient in zip(("memory.tokens", "queries.tokens"), samples[0], strict=False):
+    used_inputs = ("memory.tokens", "queries.tokens") if attention.depends_on_queries else ("memory.tokens",)
+    for name, gradient in zip(used_inputs, samples[0], strict=False):
         require(
             gradient is not None and gradient.abs().max() > 1e-3,
             f"no gradient reaches {name}: forward does not use them, or something detaches it",

@@ -10,12 +10,17 @@ from attnzoo.geometry import Layout, Pyramid
 
 
 def depends_on_queries(case: Case) -> None:
-    """Changing the query tokens alone changes most outputs."""
+    """Changing the query tokens alone changes most outputs, or none if it declares `depends_on_queries` False."""
     attention, memory = case.build(), pyramid(case.maps)
     queries = case.queries(memory)
     generator = torch.Generator().manual_seed(6)
     other = replace(queries, tokens=torch.randn(queries.tokens.shape, generator=generator))
     fraction = changes(attention(other, memory), attention(queries, memory)).float().mean()
+    if not attention.depends_on_queries:
+        require(
+            fraction == 0, f"depends_on_queries is False, but other query tokens change {fraction:.0%} of the outputs"
+        )
+        return
     require(
         fraction > 0.5,
         f"other query tokens change {fraction:.0%} of the outputs: compute queries from `queries`, not from `memory`",

@@ -7,6 +7,7 @@ import torch
 from attnzoo.cost.subject import Subject
 from attnzoo.errors import UserError
 from attnzoo.models.cost import count_modules
+from attnzoo.models.inputs import random_inputs
 from attnzoo.rundir.costs import ModuleCosts, VariantCosts
 
 CONVENTION = "1 GFLOP = 10⁹ multiply-accumulates, as in the papers' tables"
@@ -23,6 +24,7 @@ _PARTS = (
     (r"trunk\.stages\.(\d)\.blocks\.\d+\.mlp", r"stage \1 MLP"),
     (r"trunk\.stages\.(\d)\.blocks\.\d+\.local", r"stage \1 local perception"),
     (r"trunk\.stages\.(\d)", r"stage \1 norms"),
+    (r"embedding|content|level_embedding", "embedding"),
     (r"norm|head", "head"),
 )
 
@@ -43,7 +45,7 @@ def count(name: str, subject: Subject) -> VariantCosts:
     with torch.device("meta"):
         model = subject.build().eval()
         try:
-            counted = count_modules(model, torch.empty(1, 3, *subject.size), group=part_of)
+            counted = count_modules(model, *random_inputs(model, 1, subject.size, "meta"), group=part_of)
         except UserError:
             raise
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:

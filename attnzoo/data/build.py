@@ -8,10 +8,19 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from attnzoo.data import augment_classification, augment_detection, coco, digits, scenes  # noqa: F401 - registers them
+from attnzoo.data import (  # noqa: F401 - registers them
+    augment_classification,
+    augment_detection,
+    coco,
+    digits,
+    probe_blobs,
+    probe_places,
+    scenes,
+)
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, CLASSIFICATION_DATASETS
-from attnzoo.data.config import ClassificationDataConfig, DataConfig
+from attnzoo.data.config import ClassificationDataConfig, DataConfig, ProbeDataConfig
 from attnzoo.data.pixels import PixelTransform
+from attnzoo.data.probes import PROBE_AUGMENTATIONS, PROBES
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS, SPLITS
 from attnzoo.errors import UserError, unknown
 from attnzoo.registry import Registry
@@ -20,7 +29,7 @@ DEFAULT_IMAGE_SHAPE = (480, 640)  # the most common size in COCO
 
 
 def build_dataset(config: DataConfig, split: str, run_seed: int = 0) -> Any:
-    """The "train" or "val" split with its transform: a DetectionDataset or ClassificationDataset.
+    """The "train" or "val" split with its transform: a DetectionDataset, ClassificationDataset or ProbeSplit.
 
     `run_seed`: the seed of the run, for a generated data set with `seed: run`. Raises UserError for unknown names and
     options, and for missing or damaged files.
@@ -85,6 +94,8 @@ def registries(config: DataConfig) -> tuple[Registry[Any], Registry[Any]]:
     """The registries of data sets and of augmentations for a task's data."""
     if isinstance(config, ClassificationDataConfig):
         return CLASSIFICATION_DATASETS, CLASSIFICATION_AUGMENTATIONS
+    if isinstance(config, ProbeDataConfig):
+        return PROBES, PROBE_AUGMENTATIONS
     return DETECTION_DATASETS, DETECTION_AUGMENTATIONS
 
 

@@ -17,6 +17,12 @@ class DataConfig:
 
 
 @dataclass
+class ProbeDataConfig(DataConfig):
+    dataset: NamedBlock = named("read")
+    batch_size: int = number(16, COUNT)  # maps
+
+
+@dataclass
 class ClassificationDataConfig(DataConfig):
     dataset: NamedBlock = named("digits")
     # alpha of mixup and of CutMix, Beta(alpha, alpha); 0: off

@@ -145,6 +145,8 @@ def header_error(path: str) -> HeaderError | None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file")  # a pipe would never end
     try:
         with Image.open(path) as image:
             yield image

@@ -35,7 +35,12 @@ class CheckpointManager:
     def save(self, state: dict[str, Any], step: int) -> Path:
         """Write `state` (tensors, numbers, strings, lists and dicts of them); keep the `KEEP_LAST` latest files."""
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        try:
+            torch.save(state, buffer)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            raise MemoryError(f"not enough memory for the checkpoint of step {step}") from error
         content = buffer.getbuffer()
         path = self.folder / f"step-{step:08d}.{_checksum(content)}.pt"
         with atomic_write(path, "wb") as file:

@@ -50,3 +50,5 @@ class TrainConfig:
     eval_every: int | None = number(None, COUNT)  # steps; null: once, at the end
     checkpoint_every: int | None = number(None, COUNT)  # steps; null: by time only
     checkpoint_minutes: float = number(10.0, POSITIVE)
+    # draw predictions and attention of a few validation images for TensorBoard and pictures/; does not affect results
+    pictures: bool = True

@@ -4,7 +4,8 @@ import signal
 import time
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, end of a SLURM job, SLURM's warning signal
+# Ctrl-C, the end of a SLURM job, SLURM's warning signal, and one that users send with `scancel --signal`.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 DUPLICATE_SIGINT_SECONDS = 1.0  # torchrun forwards a Ctrl-C that the terminal has sent to its workers already
 
 

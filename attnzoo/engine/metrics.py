@@ -1,18 +1,33 @@
 """Writes metrics to metrics.jsonl, the source of truth, and to TensorBoard, a view of it."""
 
 import json
+import logging
 import math
 import os
+import struct
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram import summary_v2 as histogram
+from tensorboard.plugins.text import summary_v2 as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder, atomic_write
+from attnzoo.rundir.metrics import is_validation
+
+log = logging.getLogger(__name__)
+
+BUCKETS = 24  # of a histogram
+COSTS = "cost/"  # keys of what does not change in training: text in TensorBoard
+KEPT_PLUGINS = ("images", "histograms")  # what is not in metrics.jsonl
 
 
 class MetricsLogger:
@@ -20,7 +35,8 @@ class MetricsLogger:
 
     `step` counts optimiser steps done. None and values that are not finite (AP of small objects if there are none) are
     omitted. On resume, the `num_rows` rows of the checkpoint are kept and the others dropped: those steps run again.
-    Raises UserError if there are fewer. A new event file for TensorBoard, with all rows, replaces the older ones.
+    Raises UserError if there are fewer. A new event file for TensorBoard, with all rows, the config and the costs as
+    text, and the pictures and histograms of the evaluations that are kept, replaces the older ones.
     """
 
     def __init__(self, run: RunFolder, num_rows: int = 0):
@@ -33,12 +49,18 @@ class MetricsLogger:
         with atomic_write(run.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self._file = run.metrics.open("a", buffering=1, encoding="utf-8")
+        evaluated = {row["step"] for row in self.rows if is_validation(row)}
+        kept = _read_pictures(run.tensorboard, evaluated) if evaluated else []
         _wait_for_newer_event_file_name(run)
         self._tensorboard = EventFileWriter(str(run.tensorboard))
         start = SessionLog(status=SessionLog.START)  # makes TensorBoard drop the events of older files
         self._tensorboard.add_event(Event(wall_time=time.time(), session_log=start))
+        if run.config.exists():
+            self._add_text("config", f"```yaml\n{run.config.read_text(encoding='utf-8')}```", 0)
         for row in self.rows:
-            self._add_scalars(row)
+            self._add_row(row)
+        for event in kept:
+            self._tensorboard.add_event(event)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> dict[str, Any]:
         """Append one row; returns it as written."""
@@ -46,8 +68,22 @@ class MetricsLogger:
         row = {"step": step, **finite}
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
-        self._add_scalars(row)
+        self._add_row(row)
         return row
+
+    def add_image(self, tag: str, png: bytes, step: int) -> None:
+        """Add a PNG image to TensorBoard."""
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+        self._add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def add_histogram(self, tag: str, values: npt.NDArray[Any], step: int) -> None:
+        """Add a histogram of finite values to TensorBoard."""
+        self._add_summary(histogram.histogram_pb(tag, np.asarray(values), buckets=BUCKETS), step)
+
+    def flush(self) -> None:
+        """Write what was added to TensorBoard to its file."""
+        self._tensorboard.flush()
 
     def latest(self, key: str) -> float | None:
         """The latest value of `key`; None if there is none."""
@@ -64,9 +100,36 @@ class MetricsLogger:
         self._file.close()
         self._tensorboard.close()
 
-    def _add_scalars(self, row: dict[str, Any]) -> None:
-        values = [Summary.Value(tag=key, simple_value=value) for key, value in row.items() if key != "step"]
-        self._tensorboard.add_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+    def _add_row(self, row: dict[str, Any]) -> None:
+        if costs := {key.removeprefix(COSTS): value for key, value in row.items() if key.startswith(COSTS)}:
+            lines = [f"| {name} | {value:,.4g} |" for name, value in costs.items()]
+            self._add_text("cost", "\n".join(["| cost | of one image |", "| --- | --- |", *lines]), row["step"])
+        scalars = {key: value for key, value in row.items() if key != "step" and not key.startswith(COSTS)}
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in scalars.items()]
+        if values:
+            self._add_summary(Summary(value=values), row["step"])
+
+    def _add_text(self, tag: str, markdown: str, step: int) -> None:
+        self._add_summary(text.text_pb(tag, markdown), step)
+
+    def _add_summary(self, summary: Summary, step: int) -> None:
+        self._tensorboard.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _read_pictures(folder: Path, steps: set[int]) -> list[Event]:
+    """The images and histograms at `steps` in the event files of a run, by step; of two, the later one."""
+    events: dict[tuple[int, str], Event] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        try:
+            for event in EventFileLoader(str(path)).Load():
+                for value in event.summary.value:
+                    if event.step in steps and value.metadata.plugin_data.plugin_name in KEPT_PLUGINS:
+                        summary = Summary(value=[value])
+                        kept = Event(wall_time=event.wall_time, step=event.step, summary=summary)
+                        events[event.step, value.tag] = kept
+        except Exception:  # a file that a crash cut short: what could be read of it is kept
+            log.warning("%s: cannot be read to its end", path)
+    return [events[key] for key in sorted(events)]
 
 
 def _wait_for_newer_event_file_name(run: RunFolder) -> None:

@@ -1,6 +1,6 @@
 """The interface between the trainer and a task: a model with data, loss and evaluation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -13,6 +13,16 @@ class StepLoss(NamedTuple):
 
     total: Tensor
     parts: dict[str, Tensor]
+
+
+class Observer(Protocol):
+    """Looks at the model at each evaluation, on rank 0."""
+
+    def __call__(self, model: nn.Module, forward: Forward, step: int, last: bool) -> Mapping[str, float]:
+        """Further metrics of the evaluation after `step`, the `last` or not.
+
+        `model` is in evaluation mode, not compiled, and whole; `forward` calls it. Neither may be changed.
+        """
 
 
 class Task(Protocol):

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,7 @@ from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.engine.optim import build_optimizer, build_schedule, clip_gradients
 from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.seeding import isolate_attention_draws, mix_seed, seed_generators
-from attnzoo.engine.task import Forward, StepLoss, Task
+from attnzoo.engine.task import Forward, Observer, StepLoss, Task
 from attnzoo.engine.throughput import ThroughputMeter
 from attnzoo.errors import UserError
 from attnzoo.rundir.metrics import PRIMARY_METRICS
@@ -81,17 +82,18 @@ class Trainer:
         train_model = self.strategy.train_model
         self.forward = self._autocast(torch.compile(train_model) if config.compile else train_model)
         self._metrics: MetricsLogger | None = None
+        self._observer: Observer | None = None
         self._metric_names: list[str] = []  # of the columns of the next two
         self._pending_losses: list[Tensor] = []  # local losses that were not checked for NaN yet
         self._loss_window: list[list[float]] = []  # losses since the last log, averaged over ranks
         self._last_save: tuple[int, float] = (-1, time.monotonic())  # step and time
 
-    def run(self, metrics: MetricsLogger | None) -> None:
-        """Train and evaluate to the end. `metrics` is None except on rank 0.
+    def run(self, metrics: MetricsLogger | None, observer: Observer | None = None) -> None:
+        """Train and evaluate to the end. `metrics` and `observer` are None except on rank 0.
 
         Raises TrainingDiverged or TrainingInterrupted.
         """
-        self._metrics = metrics
+        self._metrics, self._observer = metrics, observer
         if self._should_evaluate():
             self._evaluate()
         accumulate = self.config.accumulate
@@ -167,8 +169,8 @@ class Trainer:
         lr = max(group["lr"] / group["lr_scale"] for group in self.optimizer.param_groups)
         return {f"train/{name}": mean for name, mean in zip(self._metric_names, means, strict=True)} | {"train/lr": lr}
 
-    def _log_metrics(self, values: dict[str, float]) -> None:
-        if self._metrics is not None:
+    def _log_metrics(self, values: Mapping[str, float]) -> None:
+        if self._metrics is not None and values:
             self.progress.log_metrics(self._metrics.write(self.step, values))
 
     def _should_evaluate(self) -> bool:
@@ -181,8 +183,12 @@ class Trainer:
         model.eval()
         # BatchNorm statistics differ between ranks: use those of rank 0, as the checkpoint does
         self.ctx.broadcast_tensors(model.buffers())
+        model = self.strategy.unsharded_model(model)
+        forward = self._autocast(model)
         with torch.no_grad():
-            values = self.task.evaluate(self._autocast(self.strategy.unsharded_model(model)), self._heartbeat)
+            values = self.task.evaluate(forward, self._heartbeat)
+        if self._observer is not None:
+            self._log_metrics(self._observer(model, forward, self.step, self.step == self.steps))
         self._log_metrics({f"val/{name}": value for name, value in values.items()})
         value = values[PRIMARY_METRICS[self.task.name].name]
         if math.isfinite(value) and (self.best is None or value > self.best):

@@ -5,16 +5,18 @@ Importing this package or its configs does not import torch: model classes are i
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attnzoo.errors import UserError, plural, unknown
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
+from attnzoo.models.probe.config import ProbeConfig
 from attnzoo.models.vit.config import VitConfig
 
 if TYPE_CHECKING:
     from attnzoo.models.detr.detector import Detector
+    from attnzoo.models.probe.model import ProbeModel
     from attnzoo.models.vit.classifier import Classifier
     from attnzoo.models.vit.features import Features
 
@@ -30,9 +32,12 @@ def create(preset: str, *, num_classes: int | None = None, **overrides: Any) -> 
     """
     if preset not in names():
         raise unknown("preset", preset, names())
+    overrides = {**overrides, "num_classes": num_classes}
     if preset in names(family="vit"):
-        return build(presets.classifier_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 1000)
-    return build(presets.detector_config(preset, {**overrides, "num_classes": num_classes}), num_classes or 91)
+        model = build(presets.classifier_config(preset, overrides), num_classes or 1000)
+    else:
+        model = build(presets.detector_config(preset, overrides), num_classes or 91)
+    return cast("Detector | Classifier", model)
 
 
 def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrides: Any) -> "Features":
@@ -48,7 +53,7 @@ def features(preset: str, *, out_indices: Sequence[int] | None = None, **overrid
     return Features(presets.vit_config(preset, overrides), out_indices)
 
 
-def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":
+def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier | ProbeModel":
     """The model described by `config`, for `num_classes` classes ("no object" not included).
 
     Initial values depend on torch's seed and the name of the parameter alone: after the same `torch.manual_seed`, two
@@ -59,11 +64,15 @@ def build(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Clas
     return init_by_name(partial(_construct, config, num_classes))
 
 
-def _construct(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier":
+def _construct(config: ModelConfig | VitConfig, num_classes: int) -> "Detector | Classifier | ProbeModel":
     if isinstance(config, DetectorConfig):
         from attnzoo.models.detr.detector import Detector
 
         return Detector(config, num_classes)
+    if isinstance(config, ProbeConfig):
+        from attnzoo.models.probe.model import ProbeModel
+
+        return ProbeModel(config, num_classes)
     from attnzoo.models.vit.classifier import Classifier
 
     assert isinstance(config, VitConfig)

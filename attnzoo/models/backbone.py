@@ -45,8 +45,7 @@ class Backbone(nn.Module):
         self.body = _create(config, out_indices=tuple(stage_of_stride[stride] for stride in config.strides))
         self.channels: list[int] = self.body.feature_info.channels()
         if config.weights is not None:
-            # Checkpoints are of classifiers, which have no norm per stage.
-            load_weights(self.body, config.weights, f"{KEY}.weights", optional_prefix="norms.", allow_unexpected=True)
+            load_weights(self.body, config.weights, f"{KEY}.weights")
         if config.norm == "frozen":
             if config.weights is None:
                 reset_zero_batch_norms(self.body)

@@ -14,6 +14,9 @@ class ModelConfig:
 
     preset: str | None = None  # published model; the other keys override its values
     num_classes: int | None = number(None, COUNT)  # null: number of classes of the data set
+    # file, run folder or Hugging Face folder with weights of the whole model, of any known source (`attnzoo weights`);
+    # null: random initialisation
+    weights: str | None = None
 
 
 @dataclass
@@ -29,7 +32,8 @@ class BackboneConfig:
     norm: Literal["frozen", "trained"] = "frozen"
     # prefixes of parameters that are not trained; null: conv1 and layer1 of ResNets as published, otherwise none
     freeze: list[str] | None = None
-    weights: str | None = None  # path of a state dict; null: random initialisation
+    # file, run folder or Hugging Face folder, of a backbone, classifier or detector; null: random initialisation
+    weights: str | None = None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,22 +48,24 @@ class ModuleCost:
     extra_macs: int
 
 
-def measure(model: nn.Module, images: Tensor, mask: Tensor | None = None, *, seconds: float = 2.0) -> Cost:
-    """The cost of `model(images, mask)` for images (B, 3, H, W) and their padding mask (B, H, W).
+def measure(model: nn.Module, *inputs: Tensor | None, seconds: float = 2.0) -> Cost:
+    """The cost of `model(*inputs)` for a batch: images (B, 3, H, W) and their padding mask (B, H, W) or None, say.
 
     MACs are counted for the first image. Latency is the time of the whole batch divided by B, the median of 10 to 100
     calls, as many as fit into `seconds`. The model runs in evaluation mode without gradients; the training modes of
     its modules are restored.
     """
+    batch = inputs[0]
+    assert batch is not None
     parameters = list(model.parameters())
     with _eval_mode(model), torch.no_grad():
-        counted = count_modules(model, images[:1], None if mask is None else mask[:1])
-        times = _time_calls(model, images, mask, seconds)
+        counted = count_modules(model, *(None if tensor is None else tensor[:1] for tensor in inputs))
+        times = _time_calls(model, inputs, seconds)
     return Cost(
         params=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         gflops=sum(cost.macs for cost in counted.values()) / 1e9,
-        ms=1000 * statistics.median(times) / len(images),
+        ms=1000 * statistics.median(times) / len(batch),
     )
 
 
@@ -161,20 +163,21 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _time_calls(model: nn.Module, images: Tensor, mask: Tensor | None, seconds: float) -> list[float]:
+def _time_calls(model: nn.Module, inputs: Sequence[Tensor | None], seconds: float) -> list[float]:
     for _ in range(WARMUP_CALLS):
-        _time_call(model, images, mask)
+        _time_call(model, inputs)
     times: list[float] = []
     while len(times) < MIN_CALLS or (len(times) < MAX_CALLS and sum(times) < seconds):
-        times.append(_time_call(model, images, mask))
+        times.append(_time_call(model, inputs))
     return times
 
 
-def _time_call(model: nn.Module, images: Tensor, mask: Tensor | None) -> float:
-    _synchronize(images.device)
+def _time_call(model: nn.Module, inputs: Sequence[Tensor | None]) -> float:
+    device = next(tensor.device for tensor in inputs if tensor is not None)
+    _synchronize(device)
     start = time.perf_counter()
-    model(images, mask)
-    _synchronize(images.device)
+    model(*inputs)
+    _synchronize(device)
     return time.perf_counter() - start
 
 

@@ -12,6 +12,7 @@ from attnzoo.errors import UserError
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.losses import sum_of_loss_inputs
+from attnzoo.models.inputs import random_inputs
 
 ONE_VALUE = "Expected more than 1 value per channel"  # in the error of F.batch_norm in training
 
@@ -53,7 +54,7 @@ def copy_with_meta_parameters(model: nn.Module) -> nn.Module:
 def _forward(model: nn.Module, size: tuple[int, int], batch_size: int) -> Any:
     """The output in training mode."""
     try:
-        return model.train()(torch.empty(batch_size, 3, *size, device="meta"))
+        return model.train()(*random_inputs(model, batch_size, size, "meta"))
     except UserError:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:

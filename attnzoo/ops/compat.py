@@ -37,14 +37,22 @@ class MSDeformAttnFunction:
 
         Raises TypeError or ValueError if one of the first two is invalid, and the errors of `ms_deform_attn`.
         """
-        shapes = [(h, w) for h, w in _int_list("value_spatial_shapes", value_spatial_shapes, "(L, 2)", (2,))]
-        starts = _int_list("value_level_start_index", value_level_start_index, "(L,)", ())
-        expected = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
-        if starts != expected:
-            raise ValueError(
-                f"value_level_start_index: expected {expected} for value_spatial_shapes {shapes}, got {starts}"
-            )
+        shapes = level_shapes("value_spatial_shapes", value_spatial_shapes)
+        check_level_starts("value_level_start_index", value_level_start_index, shapes)
         return ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+
+
+def level_shapes(name: str, tensor: Tensor) -> list[tuple[int, int]]:
+    """(h, w) of each level, from a tensor (L, 2) of integers. Raises TypeError or ValueError naming the argument."""
+    return [(h, w) for h, w in _int_list(name, tensor, "(L, 2)", (2,))]
+
+
+def check_level_starts(name: str, tensor: Tensor, shapes: list[tuple[int, int]]) -> None:
+    """Raise TypeError or ValueError unless `tensor` (L,) is the first token of each of consecutive levels."""
+    starts = _int_list(name, tensor, "(L,)", ())
+    expected = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+    if starts != expected:
+        raise ValueError(f"{name}: expected {expected} for spatial shapes {shapes}, got {starts}")
 
 
 def _int_list(name: str, tensor: Tensor, axes: str, level_shape: tuple[int, ...]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
 from attnzoo.report.pairs import PairedTable, Scores, pair_variants
-from attnzoo.report.records import RunRecord, read_records
+from attnzoo.report.records import LEFT_OUT, RunRecord, read_records
 from attnzoo.report.runs import RunEntry, SweepPlan, find_plan
 from attnzoo.report.statistics import mean_ci95
+from attnzoo.rundir.costs import Costs, read_costs
 from attnzoo.rundir.metrics import METRICS, PRIMARY_METRICS
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
@@ -47,7 +48,7 @@ def compare(folders: Sequence[Path], baseline: str | None = None, margin: float 
         raise UserError(left_out[0])
     variants, notes = _group(records, plan)
     configs = [variant.config for variant in variants]
-    options = _varying_options(configs, [variant.entry.variant for variant in variants])
+    options = varying_options(configs, [variant.entry.variant for variant in variants])
     variants = [replace(variant, labels=labels) for variant, labels in zip(variants, options, strict=True)]
     trained = [
         TrainedRun(index, _name(variant.labels), seed, run.environments)
@@ -55,22 +56,40 @@ def compare(folders: Sequence[Path], baseline: str | None = None, margin: float 
         for seed, run in variant.done.items()
     ]
     footnotes, marks = environments.footnotes(trained)
-    rows = [replace(_variant(variant), footnotes=marks.get(index, {})) for index, variant in enumerate(variants)]
+    rows = [
+        replace(_variant(variant), name=name, footnotes=marks.get(index, {}))
+        for index, (name, variant) in enumerate(zip(_names(variants), variants, strict=True))
+    ]
     if margin is not None:
         plan = replace(plan, margin=margin)
     if baseline is not None:
         plan = replace(plan, baseline=baseline)
     paired = None
-    if len(variants) > 1 and len({config.task for config in configs}) == 1:
+    if len(variants) > 1 and len({(config.task, config.data.dataset["name"]) for config in configs}) == 1:
         paired = _pair(variants, plan)
     elif baseline is not None:
-        raise UserError(f"--baseline {baseline}: expected several variants of one task to compare")
+        raise UserError(f"--baseline {baseline}: expected several variants of one task and data set to compare")
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
     finals = [run.final for variant in variants for run in variant.seeds.values()]
-    notes = _notes(rows, configs, finals) + notes + footnotes + left_out
-    return Comparison(columns, rows, notes, frozenset(config.task for config in configs), paired)
+    costs, unreadable = _find_costs(folders)
+    warnings = _warnings(rows, configs, finals) + footnotes + left_out + unreadable
+    notes = _notes(rows, finals) + notes + warnings
+    tasks = frozenset(config.task for config in configs)
+    return Comparison(columns, rows, notes, tasks, paired, tuple(warnings), costs)
+
+
+def _find_costs(folders: Iterable[Path]) -> tuple[Costs | None, list[str]]:
+    """The costs of the first sweep in `folders` that has any, and why they cannot be read."""
+    for folder in folders:
+        for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
+            try:
+                if costs := read_costs(sweep):
+                    return costs, []
+            except UserError as error:
+                return None, [f"{LEFT_OUT}{error}"]
+    return None, []
 
 
 def _group(records: Sequence[RunRecord], plan: SweepPlan) -> tuple[list[_VariantRuns], list[str]]:
@@ -144,7 +163,13 @@ def _variant(variant: _VariantRuns) -> Variant:
     }
     hours = [run.hours for run in done.values() if run.hours is not None]
     return Variant(
-        variant.labels, estimates, tuple(sorted(done)), tuple(unfinished), hours=sum(hours) if hours else None
+        variant.labels,
+        estimates,
+        tuple(sorted(done)),
+        tuple(unfinished),
+        hours=sum(hours) if hours else None,
+        digest=next(iter(variant.seeds.values())).digest,
+        runs=tuple(variant.seeds[seed] for seed in sorted(variant.seeds)),
     )
 
 
@@ -155,7 +180,7 @@ def _name(options: Mapping[str, Any]) -> str:
     return ", ".join([*([name] if name else []), *(f"{key}={value}" for key, value in values.items())])
 
 
-def _varying_options(configs: Sequence[ExperimentConfig], variants: Sequence[str | None]) -> list[dict[str, Any]]:
+def varying_options(configs: Sequence[ExperimentConfig], variants: Sequence[str | None]) -> list[dict[str, Any]]:
     """The options of each config that are not equal in all, by short key; "experiment" if there are several.
 
     The name of the variant comes first, if any has one; it replaces the options that it determines.
@@ -195,10 +220,7 @@ def _is_implied_by(name: str, key: str, configs: Sequence[dict[str, Any]]) -> bo
     return 1 < len(types) == len(values) and 1 < len(names) == len(triples)
 
 
-def _notes(
-    variants: Sequence[Variant], configs: Sequence[ExperimentConfig], finals: Collection[Mapping[str, float]]
-) -> list[str]:
-    notes = []
+def _notes(variants: Sequence[Variant], finals: Collection[Mapping[str, float]]) -> list[str]:
     counts = sorted({len(variant.seeds) for variant in variants})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     if counts[-1] > 1:
@@ -208,19 +230,32 @@ def _notes(
         )
     else:
         ci_note = "intervals n/a: one seed cannot tell a difference from noise."
-    notes.append(f"Finished seeds per variant: {seeds}; {ci_note}")
-    step_counts = sorted({int(final["step"]) for final in finals if final})
-    if len(step_counts) == 1:
+    notes = [f"Finished seeds per variant: {seeds}; {ci_note}"]
+    if len(step_counts := _step_counts(finals)) == 1:
         notes.append(f"Equal budgets: {step_counts[0]} optimiser steps each.")
-    elif step_counts:
-        notes.append(f"Warning: budgets differ ({', '.join(map(str, step_counts))} optimiser steps).")
+    return notes
+
+
+def _warnings(
+    variants: Sequence[Variant], configs: Sequence[ExperimentConfig], finals: Collection[Mapping[str, float]]
+) -> list[str]:
+    """What is not equal in all runs, or missing."""
+    warnings = []
+    if len(step_counts := _step_counts(finals)) > 1:
+        warnings.append(f"Warning: budgets differ ({', '.join(map(str, step_counts))} optimiser steps).")
     batches = sorted({config.data.batch_size * config.train.accumulate for config in configs})
     if len(batches) > 1:
-        notes.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
+        warnings.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
     if num_unfinished := sum(len(variant.unfinished) for variant in variants):
         verb = "is" if len(finals) == 1 else "are"
-        notes.append(f"{num_unfinished} of {plural(len(finals), 'run')} {verb} not finished, excluded from the means.")
-    return notes
+        warnings.append(
+            f"{num_unfinished} of {plural(len(finals), 'run')} {verb} not finished, excluded from the means."
+        )
+    return warnings
+
+
+def _step_counts(finals: Collection[Mapping[str, float]]) -> list[int]:
+    return sorted({int(final["step"]) for final in finals if final})
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:

@@ -74,7 +74,13 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
                 return _plan(comparison)
             continue
         for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
-            if comparison := Ledger(sweep).read().get("comparison"):
+            try:
+                comparison = Ledger(sweep).read().get("comparison")
+            except UserError:  # it may not be read
+                if sweep == folder:
+                    raise
+                continue
+            if comparison:
                 return _plan(comparison)
     return SweepPlan()
 
@@ -90,4 +96,7 @@ def _entry(path: Path, entry: Mapping[str, Any]) -> RunEntry:
 
 
 def _is_run(run: RunFolder) -> bool:
-    return any(path.exists() for path in (run.config, run.status, run.metrics))
+    try:
+        return any(path.exists() for path in (run.config, run.status, run.metrics))
+    except PermissionError:  # it is reported when it is read
+        return True

@@ -14,11 +14,14 @@ from attnzoo import slurm
 from attnzoo.errors import UserError
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import FILENAME, JOB_COMMENT_PREFIX, Ledger, job_id_of
+from attnzoo.rundir.ledger import FILENAME, Ledger, job_comment, job_id_of, submission_of
 from attnzoo.rundir.metrics import STATUS
+from attnzoo.rundir.rebuild import read_job
 from attnzoo.slurm import Job
 
 DEAD_SECONDS = 300  # a running job without a heartbeat for this long counts as dead
+UNCERTAIN_SECONDS = 120  # so long a job that sbatch did not confirm may still appear in SLURM's queue
+UNCONFIRMED = "submitted, not yet confirmed by SLURM"
 INTERRUPT_REASONS = {"TIMEOUT": "time limit", "PREEMPTED": "preempted", "NODE_FAIL": "node failure"}
 TAIL_BYTES = 65536
 
@@ -49,32 +52,73 @@ class RunStatus:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class SweepStatus:
+    """The runs of a sweep; `problem`: why SLURM says nothing of their jobs, "" if it does."""
+
+    runs: list[RunStatus]
+    problem: str = ""
+
+
+def read_status(sweep: Path) -> SweepStatus:
+    """The runs of the sweep in `sweep`, by their folders alone if SLURM does not answer. Raises UserError as below."""
+    ledger = _ledger(sweep)
+    try:
+        return SweepStatus(ledger_status(ledger, ledger.read()))
+    except slurm.SlurmUnavailable as error:
+        return SweepStatus(ledger_status(ledger, ledger.read(), ask_slurm=False), str(error))
+
+
 def sweep_status(sweep: Path) -> list[RunStatus]:
     """The runs of the sweep in `sweep`, in the order of its ledger.
 
     Raises UserError without a ledger, and slurm.SlurmUnavailable if runs were submitted and SLURM does not answer.
     """
+    ledger = _ledger(sweep)
+    return ledger_status(ledger, ledger.read())
+
+
+def _ledger(sweep: Path) -> Ledger:
     ledger = Ledger(sweep)
-    if not ledger.path.exists():
+    if not ledger.exists():
         reason = f"no {FILENAME} in it" if sweep.is_dir() else "no such folder"
         raise UserError(f"{sweep}: {reason}; expected the folder of a sweep, such as runs/ablate_points")
-    content = ledger.read()
-    resolve_job_ids(ledger, content)
+    return ledger
+
+
+def ledger_status(ledger: Ledger, content: dict[str, Any], ask_slurm: bool = True) -> list[RunStatus]:
+    """The runs in the `content` of a ledger, whose missing job ids are filled in. Raises slurm.SlurmUnavailable."""
+    if ask_slurm:
+        resolve_job_ids(ledger, content)
     job_ids = {name: job_id_of(content, name) for name in content["runs"]}
-    read = {name: _read(RunFolder(sweep / name)) for name in content["runs"]}
+    read = {name: _read(RunFolder(ledger.sweep / name)) for name in content["runs"]}
     unfinished = {name for name, (status, corruption) in read.items() if corruption or status["state"] != "done"}
-    jobs = slurm.jobs({job for name, job in job_ids.items() if job and name in unfinished})
-    launched = _launcher_is_alive(content.get("local"))
+    asked = {job for name, job in job_ids.items() if job and name in unfinished and ask_slurm}
+    jobs = slurm.jobs(asked)
+    launched = "queued" if _launcher_is_alive(content.get("local")) else ""
     statuses = []
     for name, entry in content["runs"].items():
-        run, job_id = RunFolder(sweep / name), job_ids[name]
+        run, job_id = RunFolder(ledger.sweep / name), job_ids[name]
         status, corruption = read[name]
         job = jobs.get(job_id or "")
         if corruption:
             statuses.append(RunStatus(name, "corrupt", corruption, active=_is_training(run, status, job), job=job_id))
         else:
-            statuses.append(_run_status(run, status, entry, job_id, job, launched))
+            expected = launched or _is_expected(content, name, ask_slurm)
+            statuses.append(_run_status(run, status, entry, job_id, job, expected))
     return statuses
+
+
+def _is_expected(content: dict[str, Any], name: str, ask_slurm: bool) -> str:
+    """Why a job of the run may be in SLURM's queue although nothing was found there; "" if none can be."""
+    submission = submission_of(content, name)
+    if submission is None:
+        return ""
+    if not ask_slurm:
+        return f"job {job_id_of(content, name) or 'unknown'}: SLURM does not answer"
+    if submission["job"] is None and time.time() - submission.get("time", 0) < UNCERTAIN_SECONDS:
+        return UNCONFIRMED
+    return ""
 
 
 def run_status(run: RunFolder) -> RunStatus:
@@ -82,7 +126,7 @@ def run_status(run: RunFolder) -> RunStatus:
     status, corruption = _read(run)
     if corruption:
         return RunStatus(run.path.name, "corrupt", corruption, active=_is_training(run, status, None))
-    return _run_status(run, status, {}, None, None, launched=False)
+    return _run_status(run, status, {}, None, None, expected="")
 
 
 def _read(run: RunFolder) -> tuple[dict[str, Any], str | None]:
@@ -100,14 +144,19 @@ def _is_training(run: RunFolder, status: Mapping[str, Any], job: Job | None) -> 
 
 
 def resolve_job_ids(ledger: Ledger, content: dict[str, Any]) -> None:
-    """Fill in the job ids of submissions whose process died before recording them. Raises SlurmUnavailable."""
+    """Fill in the job ids of submissions that SLURM did not confirm. Raises SlurmUnavailable.
+
+    They are found by their comments; `SubmissionUncertain` and a submitter that was killed leave such submissions.
+    """
+    for number, submission in content["submissions"].items():
+        if submission["job"] is None:
+            submission["job"] = read_job(ledger.submission_folder(number))
     unknown = [number for number, submission in content["submissions"].items() if submission["job"] is None]
     if not unknown:
         return
     by_comment = {job.comment: slurm.array_job_id(job.id) for job in slurm.user_jobs()}
     for number in unknown:
-        comment = f"{JOB_COMMENT_PREFIX}{ledger.submission_folder(number).resolve()}"
-        content["submissions"][number]["job"] = by_comment.get(comment)
+        content["submissions"][number]["job"] = by_comment.get(job_comment(ledger.submission_folder(number)))
 
 
 def _run_status(
@@ -116,11 +165,11 @@ def _run_status(
     entry: Mapping[str, Any],
     job_id: str | None,
     job: Job | None,
-    launched: bool,
+    expected: str,
 ) -> RunStatus:
-    """`launched`: a local launcher is running the sweep."""
+    """`expected`: why the run is about to start, such as a local launcher that runs the sweep; "" if it is not."""
     starts, heartbeat = attempts.read(run), run.heartbeat()
-    state, note = _resolve_state(run, status, entry, job, launched)
+    state, note = _resolve_state(run, status, entry, job, expected)
     recorded_running = status["state"] == "running"
     # the end of the last attempt is recorded a moment after "done", and not yet while it runs
     ended = starts[:-1] if recorded_running or state == "done" else starts
@@ -128,8 +177,8 @@ def _run_status(
         run.path.name,
         state,
         note,
-        active=state == "running" or (state == "pending" and (job is not None or launched)),
-        missing=state == "pending" and job is None and not launched,
+        active=state == "running" or (state == "pending" and (job is not None or bool(expected))),
+        missing=state == "pending" and job is None and not expected,
         step=status.get("step"),
         steps=status.get("steps"),
         eta=status.get("eta") if recorded_running and state == "running" else None,
@@ -144,7 +193,7 @@ def _run_status(
 
 
 def _resolve_state(
-    run: RunFolder, status: Mapping[str, Any], entry: Mapping[str, Any], job: Job | None, launched: bool
+    run: RunFolder, status: Mapping[str, Any], entry: Mapping[str, Any], job: Job | None, expected: str
 ) -> tuple[str, str]:
     """(state, note). Precedence: recorded "done", then SLURM for active jobs, then the run's own status."""
     recorded = status["state"]
@@ -152,6 +201,8 @@ def _resolve_state(
         return "done", ""
     if job is not None and job.active:
         return _active_state(run, status, job)
+    if expected == UNCONFIRMED and recorded != "running":
+        return "pending", expected
     if recorded == "failed":
         return "failed", str(status["error"])
     if "cancelled" in entry or recorded == "cancelled" or (job is not None and job.state == "CANCELLED"):
@@ -164,7 +215,7 @@ def _resolve_state(
         return "failed", f"{job.state.lower()}: {last_log_line(run, entry)}"
     if recorded == "running":
         return ("running", "") if _is_alive(run, status) else ("dead", _heartbeat_age(run))
-    return "pending", "queued" if launched else "not submitted"
+    return "pending", expected or "not submitted"
 
 
 def _active_state(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
@@ -198,14 +249,16 @@ def last_log_line(run: RunFolder, entry: Mapping[str, Any]) -> str:
     """The last line of the run's log, else of its job's log."""
     logs = [run.log]
     if "submission" in entry:
-        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob(f"*_{entry['task']}_0_log.out"))
-        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob("[0-9]*_0_log.out"))[:1]
+        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob(f"*_{entry['task']}_log.out"))
+        logs += sorted((run.path.parent / "slurm" / entry["submission"]).glob("[0-9]*_log.out"))[:1]
     return next(filter(None, map(last_line, logs)), "no log output")
 
 
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" if there is none."""
     try:
+        if not log.is_file():  # a pipe would never end
+            return ""
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
             text = file.read().decode(errors="replace")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from attnzoo.report.console import console
-from attnzoo.report.status import RunStatus, counts, sweep_status
+from attnzoo.report.status import RunStatus, counts, read_status
 from attnzoo.rundir import duration
 from attnzoo.rundir.metrics import PRIMARY_METRICS
 
@@ -19,7 +20,10 @@ WATCH_SECONDS = 2.0
 
 def print_status(sweep: Path, watch: bool, as_json: bool) -> int:
     """Print the status of a sweep, with `watch` until none is active; 1 for a failed, dead or corrupt run."""
-    statuses = sweep_status(sweep)
+    status = read_status(sweep)
+    statuses = status.runs
+    if status.problem:
+        print(f"{status.problem}; the states are those of the run folders", file=sys.stderr)
     if as_json:
         print(json.dumps([dataclasses.asdict(status) for status in statuses], indent=1))
     elif watch:
@@ -62,6 +66,6 @@ def _watch(sweep: Path, statuses: list[RunStatus]) -> list[RunStatus]:
     with Live(status_table(sweep, statuses), console=console(), auto_refresh=False) as live:
         while any(status.active for status in statuses):
             time.sleep(WATCH_SECONDS)
-            statuses = sweep_status(sweep)
+            statuses = read_status(sweep).runs
             live.update(status_table(sweep, statuses), refresh=True)
     return statuses

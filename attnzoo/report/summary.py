@@ -1,6 +1,7 @@
-"""The final outputs of a sweep: its comparison and TensorBoard's HParams."""
+"""The final outputs of a sweep: its comparison, as text and as a page, and TensorBoard's HParams."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,14 @@ from pathlib import Path
 from attnzoo.report import hparams
 from attnzoo.report.compare import compare
 from attnzoo.report.comparison import Comparison
+from attnzoo.report.page.write import write_page
 from attnzoo.report.records import read_records, save_results
 from attnzoo.report.runs import RESULTS, find_plan
-from attnzoo.report.table import print_comparison, write_comparison
+from attnzoo.report.table import markdown, print_comparison, write_comparison
+from attnzoo.rundir.costs import write_costs
 from attnzoo.rundir.folder import RunFolder
+
+PAGE = "comparison.html"
 
 
 def save(folders: Sequence[Path], comparison: Comparison, path: Path) -> list[Path]:
@@ -19,15 +24,31 @@ def save(folders: Sequence[Path], comparison: Comparison, path: Path) -> list[Pa
     plan = find_plan(folders)
     records, _ = read_records([*folders, *map(Path, plan.include)])
     save_results(records, dataclasses.asdict(replace(plan, include=())), path / RESULTS)
-    return [path / RESULTS, *write_comparison(comparison, path)]
+    costs = [write_costs(comparison.costs, path)] if comparison.costs else []
+    return [path / RESULTS, *costs, *write_comparison(comparison, path)]
+
+
+def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
+    """Write the comparison into the folder of its sweep as text, page and HParams; returns the first two's files.
+
+    A page that cannot be written is a warning: the rest is complete without it.
+    """
+    written = write_comparison(comparison, sweep)
+    page = sweep / PAGE
+    try:
+        write_page(comparison, page)
+        written.append(page)
+    except Exception as error:
+        print(f"warning: {page} was not written ({type(error).__name__}: {error})", file=sys.stderr)
+    hparams.write_sweep(sweep, markdown(comparison))
+    return written
 
 
 def summarize(sweep: Path, runs: Sequence[Path]) -> None:
-    """Print and write the comparison of `runs`, unless all are corrupt; write the HParams of all runs of `sweep`."""
+    """Print and write the comparison of `runs`, unless all are corrupt; HParams: of all runs of `sweep`."""
     if runs and all(RunFolder(run).corruption() for run in runs):
         return
     comparison = compare(runs or [Path(folder) for folder in find_plan([sweep]).include])
     print_comparison(comparison)
-    for path in write_comparison(comparison, sweep):
+    for path in write_outputs(comparison, sweep):
         print(path)
-    hparams.write_sweep(sweep)

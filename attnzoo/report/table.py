@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -27,12 +27,64 @@ def _metric_columns(comparison: Comparison) -> list[Metric]:
     validation = [metric for task, metrics in TASK_METRICS.items() if task in comparison.tasks for metric in metrics]
     measured = {key for variant in comparison.variants for key, estimate in variant.estimates.items() if estimate}
     memory = [metric for metric in MEMORY_METRICS if metric.key in measured]
+    if any(column.quantity == "training_memory" for column in _cost_columns(comparison)):
+        memory = []  # of whole processes, which may have trained other runs before
     return list(dict.fromkeys([*validation, *COST_METRICS, *memory]))
+
+
+class CostColumn(NamedTuple):
+    """A measured cost in the table: a ratio to the baseline of costs.json, or the quantity itself."""
+
+    quantity: str  # its key in costs.json
+    title: str
+    name: str  # in CSV and JSON
+    is_ratio: bool
+    meaning: str
+
+    def value(self, comparison: Comparison, variant: Variant) -> float | None:
+        """The median; None if not measured."""
+        get = comparison.cost_ratio if self.is_ratio else comparison.cost
+        quartiles = get(variant, self.quantity)
+        return None if quartiles is None else quartiles.median
+
+    def cell(self, comparison: Comparison, variant: Variant) -> str:
+        """The value for tables."""
+        value = self.value(comparison, variant)
+        return NOT_AVAILABLE if value is None else f"{value:.2f}×" if self.is_ratio else f"{value:,.0f}"
+
+
+COST_COLUMNS = (
+    CostColumn("latency", "latency", "latency_ratio", True, "of inference on one image"),
+    CostColumn("training", "train step", "training_step_ratio", True, "one step on one batch"),
+    CostColumn("training_memory", "train MiB", "training_mib", False, "peak memory of that step above weights"),
+)
+
+
+def _cost_columns(comparison: Comparison) -> list[CostColumn]:
+    """Those that were measured for any variant."""
+    return [
+        column
+        for column in COST_COLUMNS
+        if any(column.value(comparison, variant) is not None for variant in comparison.variants)
+    ]
+
+
+def table_notes(comparison: Comparison) -> list[str]:
+    """The notes of the table: what its columns mean, and what the runs do not share."""
+    notes = list(comparison.notes)
+    if comparison.costs is not None and (columns := _cost_columns(comparison)):
+        cpu = (comparison.costs.environment.get("machine") or {}).get("cpu")
+        meanings = ", ".join(f"{column.title}: {column.meaning}" for column in columns)
+        notes.append(
+            f"Costs, measured together{f' on {cpu}' if cpu else ''} (× is the ratio to {comparison.costs.baseline}): "
+            f"{meanings}. See docs/costs.md."
+        )
+    return notes
 
 
 def rich_table(comparison: Comparison) -> Table:
     """The table for the terminal."""
-    header, rows = _cells(comparison)
+    header, rows = cells(comparison)
     table = Table()
     for index, title in enumerate(header):
         max_width = max(len(row[index]) for row in (header, *rows))
@@ -49,17 +101,17 @@ def print_comparison(comparison: Comparison) -> None:
     """Print the tables, their notes and the verdicts, without wrapping if not to a terminal."""
     terminal = console()
     terminal.print(rich_table(comparison))
-    for note in comparison.notes:
+    for note in table_notes(comparison):
         terminal.print(note, markup=False, soft_wrap=True)
     if comparison.paired is not None:
         terminal.print(_rich_paired_table(comparison.paired))
-        for line in [*_paired_notes(comparison.paired), *comparison.paired.sentences()]:
+        for line in [*paired_notes(comparison.paired), *comparison.paired.sentences()]:
             terminal.print(line, markup=False, soft_wrap=True)
 
 
 def _rich_paired_table(paired: PairedTable) -> Table:
-    header, rows = _paired_cells(paired)
-    table = Table(title=_paired_title(paired))
+    header, rows = paired_cells(paired)
+    table = Table(title=paired_title(paired))
     table.add_column(header[0], overflow="fold")
     for title in header[1:]:
         table.add_column(title, justify="right", overflow="fold")
@@ -70,13 +122,17 @@ def _rich_paired_table(paired: PairedTable) -> Table:
 
 def markdown(comparison: Comparison) -> str:
     """The verdicts, the tables and their notes as Markdown."""
-    header, rows = _cells(comparison)
-    lines = [*_markdown_table(header, rows, len(comparison.columns)), "", *(f"{note}  " for note in comparison.notes)]
+    header, rows = cells(comparison)
+    lines = [
+        *_markdown_table(header, rows, len(comparison.columns)),
+        "",
+        *(f"{note}  " for note in table_notes(comparison)),
+    ]
     if comparison.paired is not None:
         sentences = [f"- {sentence}" for sentence in comparison.paired.sentences()]
-        notes = [f"{note}  " for note in _paired_notes(comparison.paired)]
-        paired = _markdown_table(*_paired_cells(comparison.paired), 1)
-        lines = [*sentences, "", *lines, "", f"{_paired_title(comparison.paired)}:", "", *paired, "", *notes]
+        notes = [f"{note}  " for note in paired_notes(comparison.paired)]
+        paired = _markdown_table(*paired_cells(comparison.paired), 1)
+        lines = [*sentences, "", *lines, "", f"{paired_title(comparison.paired)}:", "", *paired, "", *notes]
     return "\n".join(lines) + "\n"
 
 
@@ -85,11 +141,13 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_te
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (header, separator, *rows)]
 
 
-def _paired_title(paired: PairedTable) -> str:
+def paired_title(paired: PairedTable) -> str:
+    """The title of the paired table."""
     return f"{paired.metric.title} compared with {paired.baseline}, by seed"
 
 
-def _paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
+def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the paired table."""
     header = [
         "variant", "pairs", "difference [95 %]", "p (Holm)", "p (sign flip)", "P(better)", "area under curve", "steps",
         "correlation", "verdict",
@@ -104,11 +162,11 @@ def _paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
             [
                 row.name,
                 str(final.pairs),
-                _difference(final, spec),
+                difference(final, spec),
                 "" if row.is_aa else holm,
                 _p_value(final.sign_flip_p),
                 _number(final.probability_better, ".2f"),
-                _difference(row.area, spec),
+                difference(row.area, spec),
                 _number(paired.steps_to_target[row.name], ",.0f"),
                 _number(row.correlation, "+.2f"),
                 "A/A copy" if row.is_aa else final.words,
@@ -117,7 +175,7 @@ def _paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _paired_notes(paired: PairedTable) -> list[str]:
+def paired_notes(paired: PairedTable) -> list[str]:
     """What the columns of the paired table mean."""
     metric, target = paired.metric, _number(paired.target, paired.metric.format_spec)
     chosen = "" if paired.is_given else " (the first; choose another with --baseline or sweep.baseline)"
@@ -132,7 +190,8 @@ def _paired_notes(paired: PairedTable) -> list[str]:
     ]
 
 
-def _difference(result: PairedResult, spec: str) -> str:
+def difference(result: PairedResult, spec: str) -> str:
+    """A mean difference and its interval."""
     if result.mean is None:
         return NOT_AVAILABLE
     if result.interval is None:
@@ -153,7 +212,7 @@ def _number(value: float | None, spec: str) -> str:
 
 def to_json(comparison: Comparison) -> str:
     """The variants with unrounded numbers, the paired differences and the notes."""
-    metrics = _metric_columns(comparison)
+    metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     variants = [
         {
             "options": variant.options,
@@ -161,6 +220,7 @@ def to_json(comparison: Comparison) -> str:
                 metric.name: asdict(estimate) if (estimate := variant.estimates[metric.key]) else None
                 for metric in metrics
             },
+            "costs": {column.name: column.value(comparison, variant) for column in costs},
             "hours": variant.hours,
             "seeds": variant.seeds,
             "unfinished": variant.unfinished,
@@ -169,21 +229,23 @@ def to_json(comparison: Comparison) -> str:
         for variant in comparison.variants
     ]
     paired = None if comparison.paired is None else asdict(comparison.paired)
-    return json.dumps({"variants": variants, "paired": paired, "notes": comparison.notes}, indent=1)
+    return json.dumps({"variants": variants, "paired": paired, "notes": table_notes(comparison)}, indent=1)
 
 
 def to_csv(comparison: Comparison) -> str:
     """One row per variant with unrounded numbers; mean and ci95 are separate columns, empty if missing."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    metrics = _metric_columns(comparison)
+    metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
+    names += [column.name for column in costs]
     writer.writerow([*comparison.columns, *names, "hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
             estimate = variant.estimates[metric.key]
             numbers += [estimate.mean, estimate.ci95] if estimate else [None, None]
+        numbers += [column.value(comparison, variant) for column in costs]
         writer.writerow(
             [
                 *_options(comparison, variant),
@@ -207,17 +269,20 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     return written
 
 
-def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    metrics = _metric_columns(comparison)
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table."""
+    metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     has_hours = any(variant.hours is not None for variant in comparison.variants)
-    header = [*comparison.columns, *(metric.title for metric in metrics), *(["hours"] if has_hours else []), "seeds"]
+    titles = [*(metric.title for metric in metrics), *(column.title for column in costs)]
+    header = [*comparison.columns, *titles, *(["hours"] if has_hours else []), "seeds"]
     rows = []
     for variant in comparison.variants:
-        cells = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
+        numbers = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
+        numbers += [column.cell(comparison, variant) for column in costs]
         marks = "".join(f" [{number}]" for number in sorted(variant.footnotes.values()))
         seeds = ", ".join([f"{len(variant.seeds)}{marks}", *variant.unfinished])
         hours = [_number(variant.hours, ".3g")] if has_hours else []
-        rows.append([*_options(comparison, variant), *cells, *hours, seeds])
+        rows.append([*_options(comparison, variant), *numbers, *hours, seeds])
     return header, rows
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attnzoo.rundir.folder import RunFolder, has_types, parse_json
+from attnzoo.rundir.folder import RunFolder, has_types, parse_json, read_file
 
 MACHINE = "machine failure"  # the outcome that is retried
 # Fields and types of the rows of each event.
@@ -135,7 +135,7 @@ def _append(run: RunFolder, row: dict[str, object]) -> None:
 
 def _rows(run: RunFolder) -> list[dict[str, Any]]:
     try:
-        lines = run.attempts.read_bytes().split(b"\n")
+        lines = read_file(run.attempts).split(b"\n")
     except OSError:  # none yet; a folder is reported by RunFolder.read
         return []
     return [row for line in lines if _is_valid(row := parse_json(line))]

@@ -5,7 +5,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,9 @@ MEND = "restore it, or delete the run's folder to train it again"
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Write a file atomically: readers see the old or the new content, also after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # not by tempfile, whose files nobody else may read: the mode is that of the umask
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -53,8 +56,27 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file. Raises OSError, also for what is no file: a pipe, which would never end, a device."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def _unreadable(path: Path, error: OSError, mend: str) -> UserError:
+    """The error for a file that cannot be read; one that may not be read needs no mending."""
+    return UserError(
+        f"{path}: {error.strerror}" if isinstance(error, PermissionError) else f"{path}: {error.strerror}; {mend}"
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -80,9 +102,9 @@ def check_config(path: Path) -> None:
     Of configs of earlier versions, which have no hash, only that they are text and end with a complete line.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {MEND}") from None
+        raise _unreadable(path, error, MEND) from None
     if not content.endswith(b"\n") or is_cut_short(content):
         raise UserError(f"{path}: corrupt, cut short; {MEND}")
     if not has_valid_hash(content):
@@ -115,7 +137,7 @@ def is_cut_short(content: bytes) -> bool:
 
 
 class RunFolder:
-    """`runs/<experiment>/<run>/`: config, metrics, status, checkpoints, log."""
+    """`runs/<experiment>/<run>/`: config, metrics, status, checkpoints, pictures, log."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -123,6 +145,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.status = self.path / "status.json"
         self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
         self.log = self.path / "log.txt"
         self.environment = self.path / "environment.json"
         self.attempts = self.path / "attempts.jsonl"
@@ -136,11 +159,11 @@ class RunFolder:
         """
         mend = "delete it to treat the run as unfinished"
         try:
-            status = parse_json(self.status.read_bytes())
+            status = parse_json(read_file(self.status))
         except FileNotFoundError:
             return {"state": "pending"}
         except OSError as error:
-            raise UserError(f"{self.status}: {error.strerror}; {mend}") from None
+            raise _unreadable(self.status, error, mend) from None
         if not is_status(status):
             raise UserError(f"{self.status}: corrupt; {mend}")
         return dict(status)
@@ -182,11 +205,11 @@ class RunFolder:
         be read.
         """
         try:
-            lines = self.metrics.read_bytes().split(b"\n")[:-1]
+            lines = read_file(self.metrics).split(b"\n")[:-1]
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UserError(f"{self.metrics}: {error.strerror}; {MEND}") from None
+            raise _unreadable(self.metrics, error, MEND) from None
         return [self._row(line, number) for number, line in enumerate(lines, start=1) if line]
 
     def read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -202,8 +225,8 @@ class RunFolder:
         check_config(self.config)
         if status["state"] == "done" and not is_final(rows, status.get("steps", 0)):
             self._raise_incomplete(status.get("steps", 0), rows)
-        if self.attempts.is_dir():
-            raise UserError(f"{self.attempts}: {os.strerror(errno.EISDIR)}; delete it")
+        if os.path.lexists(self.attempts) and not self.attempts.is_file():
+            raise UserError(f"{self.attempts}: not a regular file; delete it")
         return status, rows
 
     def corruption(self) -> str | None:

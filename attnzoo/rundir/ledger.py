@@ -8,21 +8,24 @@
      "submissions": {NUMBER: {"job": ID or null, "runs": [NAME], "time": SECONDS}},
      "local": {"host", "pid"}}                                 the local launcher, running or last
 
-Imports neither torch nor omegaconf.
+A submission's folder, slurm/NUMBER, has its runs and its job too: from these and the run folders a ledger that was
+damaged or deleted is rebuilt. Imports neither torch nor omegaconf.
 """
 
 import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import atomic_write, has_types, parse_json
+from attnzoo.rundir.folder import atomic_write, has_types, parse_json, read_file
+from attnzoo.rundir.rebuild import rebuild, submissions
 
 FILENAME = "sweep.json"
-JOB_COMMENT_PREFIX = "attnzoo "  # of the comment of a job; the folder of its submission follows
+_reported: set[Path] = set()  # ledgers whose damage was reported
 # Fields and types of a run, of a submission, of the local launcher and of the comparison.
 RUN: dict[str, Any] = {
     "variant": str | None,
@@ -56,21 +59,41 @@ class Ledger:
         self.path = sweep / FILENAME
 
     def read(self) -> dict[str, Any]:
-        """The content; no runs if there is no ledger yet. Raises UserError if it cannot be read or is corrupt."""
+        """The content; no runs if there is no ledger yet.
+
+        Rebuilt, which is said once on stderr, if it is corrupt, or missing after a submission. Raises UserError if it
+        may not be read.
+        """
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
-        mend = (
-            "delete it, when none of its runs is in SLURM's queue, and run the experiment again, which keeps its runs "
-            "and recreates it"
-        )
         try:
-            content = parse_json(self.path.read_bytes())
-        except FileNotFoundError:
-            return empty
+            content = parse_json(read_file(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return empty | self._rebuild("missing") if submissions(self.sweep) else empty
+        except PermissionError as error:
+            raise UserError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror}; {mend}") from None
+            return empty | self._rebuild(str(error.strerror))
         if not isinstance(content, dict) or not _is_valid(empty | content):
-            raise UserError(f"{self.path}: corrupt; {mend}")
+            return empty | self._rebuild("corrupt")
         return empty | content
+
+    def exists(self) -> bool:
+        """Whether there is a ledger, or what is left of one after a submission."""
+        try:
+            self.path.lstat()
+        except PermissionError:  # `read` says so
+            return True
+        except OSError:
+            return bool(submissions(self.sweep))
+        return True
+
+    def _rebuild(self, reason: str) -> dict[str, Any]:
+        if self.path.absolute() not in _reported:
+            _reported.add(self.path.absolute())
+            message = f"{self.path}: {reason}; rebuilt from the runs and their jobs"
+            lost = "names of variants and the plan of their comparison come back when the experiment is run again"
+            print(f"{message}; {lost}", file=sys.stderr)
+        return rebuild(self.sweep)
 
     @contextmanager
     def update(self) -> Iterator[dict[str, Any]]:
@@ -80,6 +103,8 @@ class Ledger:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content
+            if self.path.is_dir():  # damaged; a file is replaced
+                self.path.rename(self.path.with_name(f"{FILENAME}.corrupt"))
             with atomic_write(self.path) as file:
                 json.dump(content, file, indent=1)
 
@@ -118,10 +143,24 @@ def is_comparison(values: Any) -> bool:
     return all(isinstance(text, str) for text in texts) and all(isinstance(look, int) for look in looks)
 
 
+def job_comment(submission: Path) -> str:
+    """The comment of the job of a submission, by its folder: the job is found by it."""
+    return f"attnzoo {submission.resolve()}"
+
+
 def job_id_of(content: dict[str, Any], name: str) -> str | None:
     """The SLURM job of a run: `12_3` in an array, else `12`; None if never submitted or not known."""
-    entry = content["runs"][name]
-    submission = content["submissions"].get(entry.get("submission"))
+    submission = submission_of(content, name)
     if submission is None or submission["job"] is None:
         return None
+    entry = content["runs"][name]
     return f"{submission['job']}_{entry['task']}" if len(submission["runs"]) > 1 else str(submission["job"])
+
+
+def submission_of(content: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The last submission of a run; None if it was never submitted, or the submission's list says otherwise."""
+    entry = content["runs"][name]
+    submission: dict[str, Any] | None = content["submissions"].get(entry.get("submission"))
+    if submission is None or submission["runs"][entry["task"] : entry["task"] + 1] != [name]:
+        return None
+    return submission

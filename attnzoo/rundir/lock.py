@@ -32,8 +32,11 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
     Raises UserError if another process holds the lock, with its name, and if the folder cannot be written.
     """
     end = time.monotonic() + wait
+    path = folder / ".lock"
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; delete it")
     try:
-        file = (folder / ".lock").open("a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     with file:

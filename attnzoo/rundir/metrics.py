@@ -29,6 +29,7 @@ class Metric:
 TASK_METRICS = {
     "detection": (Metric("val/AP", "AP"), Metric("val/AP50", "AP50")),
     "classification": (Metric("val/top1", "top-1"), Metric("val/top5", "top-5")),
+    "probe": (Metric("val/accuracy", "accuracy"), Metric("val/chance", "chance")),
 }
 # Without the times of metrics.jsonl, which depend on what else the machine does and cannot be compared between runs.
 COST_METRICS = (

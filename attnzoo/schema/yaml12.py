@@ -22,6 +22,9 @@ _CORE = {
 }
 
 
+MAX_VALUES = 100_000  # in a file: some bytes of aliases may stand for gigabytes
+
+
 class _CoreSchema:
     """The implicit types of YAML 1.2's core schema, for a loader or a dumper."""
 
@@ -46,6 +49,15 @@ class _Loader(_CoreSchema, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ty
                 raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As the base class, but a scalar that its tag does not fit, such as `!!int abc`, is an error of YAML."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{str(node.value)[:40]!r} is not of type {kind}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -104,9 +116,35 @@ def dump(content: dict[str, Any]) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """The nodes in a node, with those of its aliases; raises MarkedYAMLError for an alias of what contains it."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = -1
+        children = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
+    if sizes[id(node)] < 0:
+        raise yaml.MarkedYAMLError(problem="an alias of what contains it", problem_mark=node.start_mark)
+    return sizes[id(node)]
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if _size(node, {}) > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES:,} values, with those of aliases")
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _load(text)
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: nested too deep") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         # libyaml counts the end of a text without a newline as another line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attnzoo import slurm
 from attnzoo.errors import plural, unknown
-from attnzoo.report.status import RunStatus, resolve_job_ids, sweep_status
+from attnzoo.report.status import UNCONFIRMED, RunStatus, resolve_job_ids, sweep_status
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
@@ -36,6 +36,7 @@ def cancel(sweep: Path, names: Sequence[str]) -> list[str]:
     remote = [run.name for run in training if run not in local]
     where = f"{plural(len(jobs), 'SLURM job')}, {len(local)} local"
     lines = [f"cancelled: {len(selected)} of {plural(len(runs), 'run')} ({where})"]
+    lines += [f"{run.name}: {run.note}; cancel it again then" for run in selected if run.note == UNCONFIRMED]
     return lines + [f"{name} is running on another host; cancel it there" for name in remote]
 
 

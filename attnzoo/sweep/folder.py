@@ -8,10 +8,15 @@ from typing import Any
 from attnzoo.config.load import differences, digest, load_saved, save, to_yaml
 from attnzoo.errors import UserError, plural
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.folder import RunFolder, read_file
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec
 
+# After the one difference that a user may take for a continuation.
+LENGTHENED = (
+    "; a run cannot be lengthened, because warm-up and decay of the learning rate depend on its length: stop this one "
+    "to keep to the old length, or sweep train.steps to compare lengths"
+)
 MAX_DIFFERENCES = 3  # named in a message
 
 
@@ -27,7 +32,7 @@ class SweepFolder:
 
         If that folder belongs to another config, the digest is appended: two configs never share a folder.
         """
-        entries = self.entries() if self.ledger.path.exists() else {}
+        entries = self.entries()
         return [replace(run, folder=self._folder_of(run, name or run.name, entries)) for run in runs]
 
     def _folder_of(self, run: RunSpec, name: str, entries: Mapping[str, Any]) -> RunFolder:
@@ -67,8 +72,8 @@ class SweepFolder:
     def record_start(self, run: RunSpec) -> None:
         """Count one more start of a run."""
         with self.ledger.update() as content:
-            entry = content["runs"][run.folder.path.name]
-            entry["attempts"] += 1
+            entry = content["runs"].setdefault(run.folder.path.name, {})
+            entry["attempts"] = entry.get("attempts", 0) + 1
             entry.pop("cancelled", None)
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -104,7 +109,12 @@ def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
         diffs = differences(load_saved(taken.config), run.config)
     except UserError:
         return "has a config that cannot be read"
-    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{' and more' if len(diffs) > MAX_DIFFERENCES else ''}"
+    more = " and more" if len(diffs) > MAX_DIFFERENCES else LENGTHENED if all(map(_is_length, diffs)) else ""
+    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{more}"
+
+
+def _is_length(difference: str) -> bool:
+    return difference.startswith(("train.steps = ", "train.epochs = "))
 
 
 def _entry(run: RunSpec, old: dict[str, Any]) -> dict[str, Any]:
@@ -139,13 +149,13 @@ def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bo
     """
     recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
     try:
-        content = folder.config.read_bytes()
+        content = read_file(folder.config)
     except OSError:
         content = None
     if content == to_yaml(run.config).encode():  # ten times as fast as loading it
         return True
     if folder.corruption():
-        return recorded or not entry
+        return recorded or "digest" not in entry
     if content is None:
         return recorded or not any(folder.path.iterdir())
     try:

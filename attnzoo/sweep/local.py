@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import NamedTuple, Protocol
@@ -99,14 +100,20 @@ def _finish(ended: RunProcess, returncode: int, interrupted: bool) -> Outcome:
 
 
 class _SignalForwarder:
-    """Counts SIGINT and SIGTERM, and forwards them to the running processes. A context manager."""
+    """Counts SIGINT, SIGTERM and SIGHUP, and forwards them to the running processes. A context manager.
+
+    SIGHUP, of a terminal that was closed, is left ignored if it is, as under nohup.
+    """
 
     def __init__(self, running: Sequence[RunProcess], starter: WorkerStarter):
         self.count = 0
         self._running, self._starter = running, starter
 
     def __enter__(self) -> "_SignalForwarder":
-        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
+        signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            signals.remove(signal.SIGHUP)
+        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in signals}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -116,7 +123,8 @@ class _SignalForwarder:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1:
-            print("\nstopping: runs finish their step and save (Ctrl-C again kills them)", file=sys.stderr)
+            with suppress(OSError):  # the terminal may be gone
+                print("\nstopping: runs finish their step and save (Ctrl-C again kills them)", file=sys.stderr)
         for process in self._running:
             self.forward(process)
         if self.count > 1:

@@ -15,7 +15,7 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
 from attnzoo.environment import is_distributed_launch
 from attnzoo.errors import ExitCode, UserError, plural
-from attnzoo.report.status import RunStatus, run_status, sweep_status
+from attnzoo.report.status import RunStatus, ledger_status, read_status, run_status, sweep_status
 from attnzoo.report.summary import summarize
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
@@ -81,7 +81,7 @@ def run(
     print_other_sources(runs)
     if config.launcher == "slurm":
         return _submit_rounds(experiment, folder, rounds, to_start, only, follow)
-    runs, result = _train_rounds(experiment, folder, rounds, to_start)
+    runs, result = _train_rounds(experiment, folder, rounds, to_start, only)
     if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
         _measure_costs(folder, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
@@ -93,9 +93,9 @@ def run(
     return ExitCode.FAILED if failures else ExitCode.OK
 
 
-def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
+def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None, required: bool = True) -> list[RunSpec]:
     """The runs that are neither done nor active, and pass the filter; by their folders those not in the ledger."""
-    statuses = _statuses(folder)
+    statuses = _statuses(folder, required)
     known = [statuses.get(run.folder.path.name) or run_status(run.folder) for run in runs]
     return [run for run, status in zip(runs, known, strict=True) if _should_start(status, only)]
 
@@ -103,32 +103,35 @@ def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) ->
 def _list(experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, only: str | None) -> int:
     """Print the runs of the current round, and the jobs that would be submitted."""
     runs = rounds.needed_runs()
-    to_start = _to_start(folder, runs, only)
+    to_start = _to_start(folder, runs, only, required=False)
     print_restarts(to_start)
     print_other_sources(runs)
-    print_runs(runs, _statuses(folder))
+    print_runs(runs, _statuses(folder, required=False))
     for line in rounds.describe():
         print(line)
     if experiment.config().launcher == "slurm":
         from attnzoo.sweep import submit
 
         groups = submit.group_by_resources(to_start)
-        if slurm.available():
-            submit.check(groups, folder)
+        problem = "" if slurm.available() else "SLURM is not installed here"
+        try:
+            submit.check(groups, folder, validate=not problem)
+        except slurm.SlurmUnavailable as error:
+            problem = str(error)
         print(submit.format_dry_run(groups, folder))
-        if not slurm.available():
-            print("SLURM is not installed here: the job scripts were not validated")
+        if problem:
+            print(f"{problem}: the job scripts were not validated")
     return ExitCode.OK
 
 
 def _train_rounds(
-    experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, to_start: Sequence[RunSpec]
+    experiment: Experiment, folder: SweepFolder, rounds: SeedRounds, to_start: Sequence[RunSpec], only: str | None
 ) -> tuple[list[RunSpec], local.SweepResult]:
     """Train round after round; returns the runs of all rounds and their outcomes."""
     runs, jobs, outcomes = rounds.needed_runs(), _num_jobs(experiment.config()), dict[str, Outcome]()
     while True:
         folder.create(runs, str(experiment.path), to_start, rounds.comparison)
-        result = _train(folder, runs, to_start, jobs)
+        result = _train(folder, runs, to_start, jobs, only)
         outcomes |= result.outcomes
         more = rounds.needed_runs()
         if result.interrupted or len(more) == len(runs):
@@ -168,7 +171,7 @@ def _submit_rounds(
     """Submit the current round; with `follow`, wait for its jobs and go on with the next, until there is none."""
     runs = rounds.needed_runs()
     while True:
-        code = _submit(experiment, folder, runs, to_start, rounds.comparison)
+        code = _submit(experiment, folder, runs, to_start, rounds.comparison, only)
         if not follow or code != ExitCode.OK:
             return code
         while any(status.active for status in sweep_status(folder.path)):
@@ -198,8 +201,20 @@ def _processes_override() -> list[str]:
     return [f"processes={world_size}"]
 
 
-def _statuses(folder: SweepFolder) -> dict[str, RunStatus]:
-    return {status.name: status for status in sweep_status(folder.path)} if folder.ledger.path.exists() else {}
+def _statuses(folder: SweepFolder, required: bool = True) -> dict[str, RunStatus]:
+    """The runs in the ledger by name. Raises slurm.SlurmUnavailable if SLURM's answer is `required`."""
+    if not folder.ledger.exists():
+        return {}
+    runs = sweep_status(folder.path) if required else read_status(folder.path).runs
+    return {status.name: status for status in runs}
+
+
+def _still_to_start(
+    folder: SweepFolder, content: dict[str, Any], to_start: Sequence[RunSpec], only: str | None
+) -> list[RunSpec]:
+    """Those of `to_start` that no other process has started or submitted meanwhile, by the locked ledger."""
+    statuses = {status.name: status for status in ledger_status(folder.ledger, content)}
+    return [run for run in to_start if _should_start(statuses[run.folder.path.name], only)]
 
 
 def _should_start(status: RunStatus, only: str | None) -> bool:
@@ -213,6 +228,7 @@ def _submit(
     runs: Sequence[RunSpec],
     to_start: Sequence[RunSpec],
     comparison: Mapping[str, Any] | None,
+    only: str | None,
 ) -> int:
     from attnzoo.sweep import submit
 
@@ -227,7 +243,11 @@ def _submit(
         print(already_done(states.count("done"), len(runs)))
         summarize(folder.path, [run.folder.path for run in runs])
         return ExitCode.FAILED if report_corrupt(runs) else ExitCode.OK
-    for line in submit.submit(groups, folder):
+    code = submit.snapshot(to_start, folder)
+    with folder.ledger.update() as content:  # what is missing is decided and written under one lock
+        to_start = _still_to_start(folder, content, to_start, only)
+        submissions = submit.reserve(submit.group_by_resources(to_start), folder, content, code)
+    for line in submit.submit(submissions, folder):
         print(line)
     if skipped := len(runs) - len(to_start):
         print(f"{skipped} of {plural(len(runs), 'run')} skipped (done, already submitted, corrupt or not selected)")
@@ -245,14 +265,18 @@ def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFol
     return folder, folder.assign(runs)
 
 
-def _train(folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], jobs: int) -> local.SweepResult:
+def _train(
+    folder: SweepFolder, runs: Sequence[RunSpec], to_start: Sequence[RunSpec], jobs: int, only: str | None
+) -> local.SweepResult:
+    with folder.ledger.update() as content:  # what is missing is decided and written under one lock
+        to_start = _still_to_start(folder, content, to_start, only)
+        if to_start:
+            content["local"] = process.current()
     done = sum(recorded_state(run) == "done" for run in runs)
     if done:
         print(already_done(done, len(runs)))
     if skipped := len(runs) - done - len(to_start):
         print(f"{skipped} of {plural(len(runs), 'run')} skipped (active elsewhere, corrupt or not selected)")
-    with folder.ledger.update() as content:
-        content["local"] = process.current()
     with ProgressDisplay(len(to_start), folder.record_start) as display:
         return local.train(to_start, jobs, display)
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -55,13 +55,13 @@ def _content_hash(files: dict[Path, Path]) -> str:
 
 def _copy(files: dict[Path, Path], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
     for target, path in files.items():
         (partial / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial / target)
     state = git_state() or {"commit": "unknown: not a git checkout", "diff": ""}
     (partial / GIT_STATE).write_text(json.dumps(state), encoding="utf-8")
-    partial.chmod(0o755)
     try:
         partial.rename(folder)
     except OSError:  # another submission created it meanwhile

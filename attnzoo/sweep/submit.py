@@ -6,76 +6,93 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import submitit
-from submitit.core.utils import FailedJobError
 
 from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.slurm import parse_minutes, tasks_per_node
 from attnzoo.errors import UserError, plural
-from attnzoo.rundir.ledger import JOB_COMMENT_PREFIX
+from attnzoo.report.status import UNCERTAIN_SECONDS
+from attnzoo.rundir.folder import atomic_write
+from attnzoo.rundir.ledger import job_comment
+from attnzoo.rundir.rebuild import JOB, JOBS
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.folder import SweepFolder
 from attnzoo.sweep.snapshot import create_snapshot
-from attnzoo.sweep.supervise import supervise
 from attnzoo.sweep.workers import THREAD_VARIABLES
 
 ARRAY_SIZE = 1000  # SLURM's default MaxArraySize allows one more
 DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run
+SCRIPT = "job.sh"
+# In the name of a log sbatch replaces %j and the like; PYTHONPATH cannot hold a colon.
+FORBIDDEN = {"%": "a percent sign", "\\": "a backslash", ":": "a colon", "\n": "a line break"}
 
 
 @dataclass(frozen=True)
 class JobGroup:
-    """Runs that need the same resources; `options` are passed to submitit's SlurmExecutor."""
+    """Runs that need the same resources; `options` are those of sbatch, `setup` the lines of shell before the run."""
 
     runs: list[RunSpec]
     options: dict[str, Any]
+    setup: list[str]
+    parallelism: int | None
 
     @property
     def resources(self) -> str:
         """The requested resources, for messages."""
-        hidden = ("job_name", "setup", "additional_parameters", "use_srun", "stderr_to_stdout", "signal_delay_s")
+        hidden = ("job-name", "signal", *self.runs[0].config.slurm.options)
         return ", ".join(f"{key}={value}" for key, value in self.options.items() if key not in hidden)
 
-    def executor_options(self, folder: Path, code: Path) -> dict[str, Any]:
-        """The options of one submission, with its folder and the snapshot of the code."""
-        return self.options | {
-            "comment": f"{JOB_COMMENT_PREFIX}{folder}",
-            "setup": [*self.options["setup"], *_environment(self.runs[0].config, code)],
-        }
-
     def script(self, folder: Path, code: Path) -> str:
-        """The batch script to be submitted."""
-        return _batch_script(folder, self.executor_options(folder, code), len(self.runs))
+        """The batch script to be submitted, with the folder of its submission and the snapshot of the code."""
+        is_array, last = len(self.runs) > 1, len(self.runs) - 1
+        options = self.options | {
+            "comment": job_comment(folder),
+            "open-mode": "append",
+            "output": f"{folder}/{'%A_%a' if is_array else '%j'}_log.out",
+            "requeue": True,
+        }
+        if is_array:
+            limit = f"%{min(self.parallelism, len(self.runs))}" if self.parallelism else ""
+            options["array"] = f"0-{last}{limit}"
+        flags = [_flag(name, value) for name, value in sorted(options.items()) if value is not False]
+        command = shlex.join([sys.executable, "-u", "-m", "attnzoo.sweep.supervise", str(folder)])
+        setup = [*self.setup, *_environment(self.runs[0].config, code)]
+        return "\n".join(["#!/bin/bash", *flags, "", *setup, "", command, ""])
 
 
-def _batch_script(folder: Path, options: Mapping[str, Any], num_jobs: int) -> str:
-    """The script that `SlurmExecutor(folder)`, with these options, submits for `num_jobs` jobs."""
-    # private: submitit has no public way to a script without submitting it, and its executor needs srun even to be made
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(_make_sbatch_string(command, folder, map_count=num_jobs if num_jobs > 1 else None, **options))
+def _flag(name: str, value: bool | int | str) -> str:
+    """A line of a batch script for an option of sbatch; `True` is a flag without a value."""
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
 def group_by_resources(runs: Sequence[RunSpec]) -> list[JobGroup]:
     """Groups of runs that need the same resources and fit into one job array, in the order of their first runs."""
     groups: dict[str, list[RunSpec]] = {}
     for run in runs:
-        key = json.dumps([_options(run.config), run.config.threads, run.config.processes])
+        key = json.dumps([_options(run.config), run.config.slurm.setup, run.config.threads, run.config.processes])
         groups.setdefault(key, []).append(run)
     arrays = [group[i : i + ARRAY_SIZE] for group in groups.values() for i in range(0, len(group), ARRAY_SIZE)]
-    return [JobGroup(array, _options(array[0].config)) for array in arrays]
+    configs = [array[0].config for array in arrays]
+    return [
+        JobGroup(array, _options(config), config.slurm.setup, config.slurm.parallelism)
+        for array, config in zip(arrays, configs, strict=True)
+    ]
 
 
-def check(groups: Sequence[JobGroup], folder: SweepFolder) -> None:
-    """Validate the batch scripts with `sbatch --test-only`. Raises UserError with SLURM's message."""
-    for group in groups:
+def check(groups: Sequence[JobGroup], folder: SweepFolder, validate: bool = True) -> None:
+    """Check the paths, and `validate` the batch scripts with `sbatch --test-only`.
+
+    Raises UserError with SLURM's message, and for folders whose names SLURM or the shell would read otherwise.
+    """
+    for key, path in (("output", folder.path.resolve()), ("", Path.cwd())):
+        if found := next((text for character, text in FORBIDDEN.items() if character in str(path)), None):
+            where = "output folder" if key else "current folder"
+            raise UserError(f"{where} {path}: with SLURM its path may not contain {found}", key=key or ())
+    for group in groups if validate else ():
         submission = folder.ledger.submission_folder(DRY_RUN_ID).resolve()
         if error := slurm.rejection(group.script(submission, submission.parent / "code")):
             raise UserError(f"sbatch rejects {group.runs[0].name}: {error} (requested: {group.resources})", key="slurm")
@@ -92,82 +109,131 @@ def format_dry_run(groups: Sequence[JobGroup], folder: SweepFolder) -> str:
     return "\n".join(lines)
 
 
-def submit(groups: Sequence[JobGroup], folder: SweepFolder) -> list[str]:
-    """Submit each group; returns a line for each. Raises UserError with sbatch's message if it rejects one.
+@dataclass(frozen=True)
+class Submission:
+    """A submission that is in the ledger; `previous` has the entries that its runs had before."""
+
+    number: str
+    group: JobGroup
+    previous: Mapping[str, Mapping[str, Any]]
+
+
+def snapshot(runs: Sequence[RunSpec], folder: SweepFolder) -> Path:
+    """The snapshot of the code for the jobs of these runs."""
+    plugins = {plugin for run in runs for plugin in run.config.plugins}
+    return create_snapshot((folder.path / "slurm" / "code").resolve(), sorted(plugins))
+
+
+def reserve(groups: Sequence[JobGroup], folder: SweepFolder, content: dict[str, Any], code: Path) -> list[Submission]:
+    """Write submissions of `groups` into the `content` of the ledger, and their folders, which sbatch needs.
 
     A submission is in the ledger before sbatch runs, and its job is found by its comment: a crash of this process
-    neither loses a run nor submits it twice.
+    neither loses a run nor submits it twice. Call it within the `update` of the ledger that decides what is missing.
     """
-    plugins = {plugin for group in groups for run in group.runs for plugin in run.config.plugins}
-    code = create_snapshot((folder.path / "slurm" / "code").resolve(), sorted(plugins))
-    return [_submit(group, folder, code) for group in groups]
-
-
-def _submit(group: JobGroup, folder: SweepFolder, code: Path) -> str:
-    names = [run.folder.path.name for run in group.runs]
-    with folder.ledger.update() as content:
-        number = f"{1 + max(map(int, content['submissions']), default=0):03d}"
-        content["submissions"][number] = {"job": None, "runs": names, "time": time.time()}
+    submissions = []
+    for group in groups:
+        number, now = _create_folder(folder), time.time()
+        names = [run.folder.path.name for run in group.runs]
+        submissions.append(Submission(number, group, {name: dict(content["runs"][name]) for name in names}))
+        content["submissions"][number] = {"job": None, "runs": names, "time": now}
         for task, name in enumerate(names):
             entry = content["runs"][name]
-            entry |= {"attempts": entry["attempts"] + 1, "submission": number, "task": task}
+            entry |= {"attempts": entry.get("attempts", 0) + 1, "submission": number, "task": task}
             entry.pop("cancelled", None)
-    submission = folder.ledger.submission_folder(number).resolve()
-    executor = submitit.SlurmExecutor(submission)
-    executor.update_parameters(**group.executor_options(submission, code))
+        path = folder.ledger.submission_folder(number).resolve()
+        with atomic_write(path / SCRIPT) as file:
+            file.write(group.script(path, code))
+        with atomic_write(path / JOBS) as file:
+            json.dump({"code": str(code), "time": now, "jobs": [_job(run) for run in group.runs]}, file, indent=1)
+    return submissions
+
+
+def _create_folder(folder: SweepFolder) -> str:
+    """Create the folder of the next submission; returns its number. No number is used twice."""
+    parent = folder.ledger.submission_folder("")
+    parent.mkdir(parents=True, exist_ok=True)
+    numbers = [int(name) for name in [*os.listdir(parent), *folder.ledger.read()["submissions"]] if name.isdecimal()]
+    number = f"{1 + max(numbers, default=0):03d}"
+    folder.ledger.submission_folder(number).mkdir()
+    return number
+
+
+def submit(submissions: Sequence[Submission], folder: SweepFolder) -> list[str]:
+    """Submit to SLURM; returns a line for each submission.
+
+    Raises UserError with sbatch's message if it rejects one; that and the later ones are taken out of the ledger. If
+    SLURM may have accepted it all the same, it stays there.
+    """
+    lines = []
+    for index, submission in enumerate(submissions):
+        try:
+            lines.append(_submit(submission, folder))
+        except slurm.SubmissionUncertain as error:
+            _release(submissions[index + 1 :], folder)
+            number = plural(len(submission.group.runs), "run")
+            hint = f"SLURM may have accepted the job of {number} all the same: `status` shows it if so; if not, "
+            message = f"{error}; {hint}submit again after {UNCERTAIN_SECONDS // 60} minutes"
+            raise UserError(message, key="slurm") from None
+        except UserError as error:
+            _release(submissions[index:], folder)
+            raise UserError(str(error), key="slurm") from None
+    return lines
+
+
+def _submit(submission: Submission, folder: SweepFolder) -> str:
+    path = folder.ledger.submission_folder(submission.number).resolve()
     try:
-        job = executor.submit_array([_job(run, code) for run in group.runs])[0]
-    except FailedJobError as error:  # its base class also covers jobs that sbatch has accepted
-        with folder.ledger.update() as content:
-            del content["submissions"][number]
-        raise UserError(f"sbatch: {str(error).strip()}", key="slurm") from None
-    job_id = slurm.array_job_id(job.job_id)
+        job = slurm.submit(path / SCRIPT)
+    except slurm.SlurmUnavailable as error:
+        job = ""
+        with suppress(slurm.SlurmUnavailable):
+            job = slurm.job_with_comment(job_comment(path)) or ""
+        if not job:
+            raise error
+    with atomic_write(path / JOB) as file:
+        file.write(f"{job}\n")
     with folder.ledger.update() as content:
-        content["submissions"][number]["job"] = job_id
-    return f"submitted {plural(len(names), 'run')} as job {job_id} ({submission})"
+        content["submissions"][submission.number]["job"] = job
+    return f"submitted {plural(len(submission.group.runs), 'run')} as job {job} ({path})"
 
 
-def _job(run: RunSpec, code: Path) -> "partial[None]":
-    """What submitit pickles and calls on the first node."""
+def _release(submissions: Sequence[Submission], folder: SweepFolder) -> None:
+    """Take submissions that SLURM does not have out of the ledger."""
+    with folder.ledger.update() as content:
+        for submission in submissions:
+            content["submissions"].pop(submission.number, None)
+            for name, entry in submission.previous.items():
+                if content["runs"].get(name, {}).get("submission") == submission.number:
+                    content["runs"][name] = dict(entry)
+            (folder.ledger.submission_folder(submission.number) / JOBS).unlink(missing_ok=True)
+
+
+def _job(run: RunSpec) -> dict[str, str | int]:
+    """What the supervisor of a run needs to know."""
     config = run.config
     retries = config.retries if config.slurm.retries is None else config.slurm.retries
-    return partial(
-        supervise,
-        str(run.folder.path.resolve()),
-        nodes=config.slurm.nodes,
-        processes=config.processes,
-        retries=retries,
-        code=str(code),
-    )
+    folder = str(run.folder.path.resolve())
+    return {"run": folder, "nodes": config.slurm.nodes, "processes": config.processes, "retries": retries}
 
 
 def _options(config: ExperimentConfig) -> dict[str, Any]:
     slurm = config.slurm
     options = {
-        "job_name": config.name,
+        "job-name": config.name,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "nodes": slurm.nodes,
-        "ntasks_per_node": tasks_per_node(slurm, config.processes),
-        "cpus_per_task": slurm.cpus_per_task,
-        "gpus_per_node": slurm.gpus_per_node or None,
+        "ntasks-per-node": tasks_per_node(slurm, config.processes),
+        "cpus-per-task": slurm.cpus_per_task,
+        "gpus-per-node": slurm.gpus_per_node or None,
         "mem": slurm.memory,
         "time": parse_minutes(slurm.time),
-        "signal_delay_s": slurm.signal_seconds,
-        "array_parallelism": slurm.parallelism,
-        "setup": slurm.setup,
-        "additional_parameters": {"requeue": True, **_enabled(slurm.options)},
-        "use_srun": False,  # the supervisor calls it
-        "stderr_to_stdout": True,
+        "signal": f"USR2@{slurm.signal_seconds}",
+        **slurm.options,
     }
     return {key: value for key, value in options.items() if value is not None}
-
-
-def _enabled(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
-    """Drop options set to false; true is a flag without a value."""
-    return {name: value for name, value in options.items() if value is not False}
 
 
 def _environment(config: ExperimentConfig, code: Path) -> list[str]:

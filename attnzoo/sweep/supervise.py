@@ -1,6 +1,7 @@
 """What a SLURM job runs on its first node: starts the workers with srun, classifies how they end, requeues the job.
 
-It runs outside the workers, so it also detects crashes and lost nodes. Imports no torch.
+`python -m attnzoo.sweep.supervise FOLDER`, with the folder of a submission. It runs outside the workers, so it also
+detects crashes and lost nodes. Imports no torch.
 """
 
 import logging
@@ -20,6 +21,7 @@ from attnzoo import slurm
 from attnzoo.errors import ExitCode
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.rebuild import JOBS, read_jobs
 from attnzoo.sweep import outcome
 from attnzoo.sweep.outcome import ExitKind, Outcome
 from attnzoo.sweep.workers import WORKER_MODULE, open_crash_log
@@ -35,17 +37,22 @@ SIGNAL_EXIT_CODES = {signal.strsignal(signum): 128 + signum for signum in signal
 log = logging.getLogger(__name__)
 
 
-def supervise(run: str, *, nodes: int, processes: int, retries: int, code: str) -> None:
-    """Train the run in the folder `run` with `processes` on `nodes`; exits with the worker's exit code.
+def supervise(submission: Path) -> int:
+    """Train the run that the submission has for this task of its array; returns the worker's exit code.
 
-    `code` is the snapshot that attnzoo must be imported from. After a machine failure the job is requeued, unless
-    `retries` are used up.
+    After a machine failure the job is requeued, unless the run's retries are used up.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if not Path(attnzoo.__file__).is_relative_to(code):
-        log.error("attnzoo was imported from %s instead of the snapshot %s", attnzoo.__file__, code)
-        sys.exit(ExitCode.USER_ERROR)
-    sys.exit(_Supervisor(RunFolder(run), nodes, processes, retries).supervise())
+    content = read_jobs(submission)
+    task = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if content is not None and len(content["jobs"]) > 1 else 0
+    if content is None or task >= len(content["jobs"]):
+        log.error("%s: missing, corrupt, or without task %d; submit the run again", submission / JOBS, task)
+        return ExitCode.USER_ERROR
+    if not Path(attnzoo.__file__).is_relative_to(content["code"]):
+        log.error("attnzoo was imported from %s instead of the snapshot %s", attnzoo.__file__, content["code"])
+        return ExitCode.USER_ERROR
+    job = content["jobs"][task]
+    return _Supervisor(RunFolder(job["run"]), job["nodes"], job["processes"], job["retries"]).supervise()
 
 
 class _Supervisor:
@@ -109,6 +116,7 @@ class _Supervisor:
 
         signal.signal(signal.SIGTERM, on_sigterm)
         signal.signal(signal.SIGCONT, lambda signum, frame: None)
+        signal.signal(signal.SIGUSR1, forward)
         signal.signal(signal.SIGUSR2, forward)
 
     def _end_time(self) -> float | None:
@@ -138,7 +146,7 @@ class _Supervisor:
         """Record the outcome and requeue the job if that can help; returns the exit code."""
         outcome.record(self.run, result)
         if result.kind is ExitKind.INTERRUPTED:
-            if result.reason in ("SIGUSR2", "timeout"):
+            if result.reason in ("SIGUSR1", "SIGUSR2", "timeout"):
                 return self._requeue()
             if slurm.was_cancelled(self.job):
                 self.run.write_status(state="cancelled")
@@ -178,3 +186,7 @@ class _Supervisor:
             return match["lost"], ExitCode.PEER_LOST
         code = int(match["code"]) if match["code"] else SIGNAL_EXIT_CODES.get(match["signal"].strip())
         return match["node"], code
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(Path(sys.argv[1])))

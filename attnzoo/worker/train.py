@@ -24,6 +24,7 @@ from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.seeding import stream_seed
 from attnzoo.engine.trainer import Trainer, TrainingDiverged, count_steps
 from attnzoo.errors import ExitCode, UserError
+from attnzoo.inference.training import TrainingPictures
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.heartbeat import heartbeat_thread
@@ -158,8 +159,12 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         row = {"cost/params": cost.params, "cost/gflops": cost.gflops, "cost/ms": cost.ms}
         progress.log_metrics(metrics.write(trainer.step, row))
     del model
+    pictures = None
+    if metrics is not None and config.train.pictures:
+        eval_every = config.train.eval_every
+        pictures = TrainingPictures(task.val, task.num_classes, metrics, run.pictures, ctx.device, eval_every)
     try:
-        trainer.run(metrics)
+        trainer.run(metrics, pictures)
     except (TrainingDiverged, TrainingInterrupted):
         progress.update(force=True)  # the last step
         raise

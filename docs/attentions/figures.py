@@ -21,6 +21,8 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "dat": {"stride": 2, "kernel": 5, "groups": 2},
     "window": {"window": 7, "shift": 3},
     "neighborhood": {"kernel": 7},
+    "dcn": {},
+    "conv": {},
 }
 
 

@@ -1,7 +1,8 @@
 """A real SLURM cluster on this machine, to try out sweeps and for tests: `cluster.py up DIR`, `cluster.py down DIR`.
 
 A controller and two nodes, n1 and n2, run as this user; neither systemd nor root is needed. All files are in DIR: /etc,
-/run and /var are neither read nor written. `up` writes DIR/env for the shell to source.
+/run and /var are neither read nor written. `up` writes DIR/env for the shell to source. DIR is created, or is empty, or
+has an earlier cluster, which is deleted; `up` and `down` refuse any other folder. All ports listen on 127.0.0.1 alone.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ ACCOUNTING_PROGRAMS = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
 }
+MARKER = ".attnzoo-cluster"  # in the folder of a cluster, and in no other
 SOCKET_LENGTH = 90
 START_SECONDS = 60
 STOP_SECONDS = 10
@@ -45,6 +48,7 @@ SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -129,14 +133,15 @@ def main() -> int:
     parser.add_argument("--cpus", type=int, default=4, help="CPUs per node")
     parser.add_argument("--accounting", action="store_true", help="enable accounting (sacct)")
     args = parser.parse_args()
-    folder = args.folder.resolve()
-    if args.action == "down":
-        down(folder)
-        print(f"the cluster in {folder} is down")
-        return 0
     try:
+        _check_folder(args.folder)  # before links are followed
+        folder = args.folder.resolve()
+        if args.action == "down":
+            down(folder)
+            print(f"the cluster in {folder} is down")
+            return 0
         up(folder, args.cpus, args.accounting)
-    except ClusterError as error:
+    except (ClusterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"two nodes are up; in this shell: . {folder / 'env'}")
@@ -144,16 +149,22 @@ def main() -> int:
 
 
 def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
-    """Start the cluster and wait until both nodes are idle. Raises ClusterError."""
+    """Start the cluster and wait until both nodes are idle.
+
+    Raises ClusterError, also for a folder that is neither empty nor one of an earlier cluster of this user.
+    """
+    _check_folder(folder)
     _check_programs(REQUIRED_PROGRAMS | ACCOUNTING_PROGRAMS if accounting else REQUIRED_PROGRAMS)
     if _pids(folder):
         raise ClusterError(f"a cluster is already running in {folder}; in this shell: . {folder / 'env'}")
     if len(str(folder)) > SOCKET_LENGTH:
         raise ClusterError(f"{folder}: the path is too long for a socket; name a folder in /tmp")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / MARKER).touch()
     for name in ("state", "log", "spool/n1", "spool/n2"):
         (folder / name).mkdir(parents=True)
-    folder.chmod(0o755)
     _configure(folder, cpus, accounting)
     try:
         _start(folder)
@@ -163,7 +174,8 @@ def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
 
 
 def down(folder: Path) -> None:
-    """Cancel all jobs, then stop the daemons, the last one first."""
+    """Cancel all jobs, then stop the daemons, the last one first. Raises ClusterError for any other folder."""
+    _check_folder(folder)
     pids = _pids(folder)
     if any(name == "slurmctld" for _, name in pids):
         _run(folder, "scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
@@ -180,6 +192,20 @@ def down(folder: Path) -> None:
 def start_node(folder: Path, name: str) -> int:
     """Start the daemon of a node; returns its process id."""
     return _start_daemon(folder, f"slurmd-{name}", "slurmd", "-D", "-N", name, "-f", str(folder / "slurm.conf"))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ClusterError unless the folder is missing, empty, or of a cluster of this user, and not a link."""
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise ClusterError(f"{folder}: is {'a link' if folder.is_symlink() else 'a file'}; name a new or empty folder")
+    if status.st_uid != os.geteuid():
+        raise ClusterError(f"{folder}: belongs to another user; name a new or empty folder")
+    if not (folder / MARKER).is_file() and any(folder.iterdir()):
+        raise ClusterError(f"{folder}: holds other files, which would be deleted; name a new or empty folder")
 
 
 def _check_programs(required: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ def test_builds_in_every_role(name: str, role: Role) -> None:
     [
         ("ms_defrom", {}, "model.encoder.name: unknown attention 'ms_defrom'; did you mean 'ms_deform'?"),
         ("dense", {"droput": 0.1}, "model.encoder: attention 'dense' has no option 'droput'; did you mean 'dropout'?"),
-        ("dense", {"points": 4}, r"model.encoder: attention 'dense' has no option 'points' \(options: dropout\)"),
+        ("dense", {"points": 4}, r"model.encoder: attention 'dense' has no option 'points' \(options: dropout, bias\)"),
         ("ms_deform", {"points": "4"}, "model.encoder.points = '4': expected int"),
         ("ms_deform", {"points": True}, "model.encoder.points = true: expected int"),
         ("ms_deform", {"points": -1}, "model.encoder: points = -1: must be at least 1"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.dat import PublishedAttention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from attnzoo import contract
@@ -59,6 +59,8 @@ PUBLISHED = [
     ("v1", {"stride": 1, "kernel": 3, "groups": 2, "bias": "none"}),
     ("v1", {"stride": 1, "kernel": 3, "groups": 2, "bias": "depthwise"}),
     ("v1", {"stride": 2, "kernel": 3, "groups": 2, "offsets": False}),
+    ("v1", {"stride": 2, "kernel": 3, "groups": 2, "offset_conv": "full"}),
+    ("v1", {"stride": 2, "kernel": 3, "groups": 2, "offset_conv": "grouped"}),
     ("v2", {"stride": 1, "kernel": 3, "groups": 2, "offset_range": "clamp"}),
     ("v2", {"stride": 2, "kernel": 5, "groups": 2, "offset_range": "clamp"}),
     ("v2", {"stride": 2, "kernel": 2, "groups": 1, "offset_range": "tanh"}),
@@ -204,6 +206,35 @@ def test_parameters_have_the_published_names() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("offset_conv", "groups", "weights"),
+    [
+        ("depthwise", 1, 16 * 9),
+        ("grouped", 1, 2 * 8 * 8 * 9),
+        ("full", 1, 16 * 16 * 9),
+        ("depthwise", 2, 8 * 9),
+        ("grouped", 2, 2 * 4 * 4 * 9),
+        ("full", 2, 8 * 8 * 9),
+    ],
+)
+def test_weights_of_the_offset_convolution(offset_conv: str, groups: int, weights: int) -> None:
+    """The network of a group has dim / groups channels; all groups share it."""
+    attention = stage(groups=groups, kernel=3, offset_conv=offset_conv)
+    assert attention.conv_offset[0][0].weight.numel() == weights
+    assert attention.conv_offset[0][3].weight.numel() == 2 * 16 // groups
+
+
+def test_weights_of_three_convolutions_from_16_to_32_channels() -> None:
+    """3 × 3: depthwise and 1 × 1 needs a seventh of a full convolution, two groups need half."""
+
+    def count(*convs: nn.Conv2d) -> int:
+        return sum(conv.weight.numel() for conv in convs)
+
+    assert count(nn.Conv2d(16, 32, 3)) == 4608
+    assert count(nn.Conv2d(16, 32, 3, groups=2)) == 2304
+    assert count(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 1)) == 656
+
+
 OPTIONS = (
     (("bias", "mlp"), ("groups", 2)),
     (("bias", "none"), ("offset_range", "none")),
@@ -268,6 +299,11 @@ def test_pooled_keys_ignore_padding() -> None:
 def test_rejects_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build("dat", Slot(16, 4, 2, Role.DECODER), **options)
+
+
+def test_two_groups_need_an_even_number_of_channels() -> None:
+    with pytest.raises(UserError, match=r"offset_conv = 'grouped': two groups must divide dim / groups = 3"):
+        build("dat", Slot(6, 2), groups=2, offset_conv="grouped")
 
 
 def test_rejects_a_map_smaller_than_a_kernel_without_padding() -> None:

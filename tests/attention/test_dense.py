@@ -1,11 +1,16 @@
 """Dense attention against torch's module, and its numerics for large logits."""
 
+import itertools
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from attnzoo.attention import build
+from attnzoo import models
+from attnzoo.attention import build, record
 from attnzoo.attention.dense import MultiheadAttention
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
@@ -103,3 +108,71 @@ def test_dropout_is_applied_to_weights_in_training_only() -> None:
 def test_rejects_dropout_out_of_range(dropout: float) -> None:
     with pytest.raises(UserError, match=r"dropout = .*must be in \[0, 1\)"):
         build("dense", Slot(16, 2), dropout=dropout)
+
+
+def relative_bias(attention: Any, displacement: Tensor, level: int) -> Tensor:
+    """Per head, the MLP of a level on the log-spaced displacement (x, y), as a fraction of half the image."""
+    first, last = attention.relative_bias[level][0], attention.relative_bias[level][2]
+    spaced = displacement.sign() * torch.log2(1 + 4 * displacement.abs()) / math.log2(8)
+    return last.weight @ (first.weight @ spaced + first.bias).clamp(min=0)
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("path", ["fused", "recorded", "with dropout"])
+def test_relative_bias_equals_a_loop(role: Role, path: str) -> None:
+    torch.manual_seed(0)
+    levels = 1 if role == Role.STAGE else 2
+    masks = [torch.zeros(2, h, w, dtype=torch.bool) for h, w in ((3, 4), (2, 2))[:levels]]
+    masks[0][1, :, 3:] = True
+    layout = Layout.from_masks(masks)
+    memory = Pyramid(torch.randn(2, layout.num_tokens, 8).double(), layout)
+    queries = memory.as_queries()
+    if role == Role.DECODER:
+        queries = Queries(torch.randn(2, 5, 8).double(), torch.rand(2, 5, 4))
+    attention: Any = build("dense", Slot(8, 2, levels, role), bias="relative", dropout=1e-12 * (path == "with dropout"))
+    attention = attention.double()
+    weights, biases = attention.mha.in_proj_weight.chunk(3), attention.mha.in_proj_bias.chunk(3)
+    inputs = (queries.tokens, memory.tokens, memory.tokens)
+    q, k, v = (x @ w.T + b for x, w, b in zip(inputs, weights, biases, strict=True))
+    expected = torch.zeros_like(queries.tokens)
+    level_of = [level for level, n in enumerate(layout.tokens_per_level) for _ in range(n)]
+    assert layout.padding_mask is not None
+    assert queries.reference_points is not None
+    for b, i in itertools.product(range(2), range(queries.tokens.shape[1])):
+        for head in (slice(0, 4), slice(4, 8)):
+            keys = [j for j in range(layout.num_tokens) if not layout.padding_mask[b, j]]
+            scores = []
+            for j in keys:
+                displacement = 2 * (queries.reference_points[b, i, :2].double() - layout.centers[b, j].double())
+                bias = relative_bias(attention, displacement, level_of[j])[head.start // 4]
+                scores.append(q[b, i, head] @ k[b, j, head] / 2 + bias)
+            expected[b, i, head] = torch.stack(scores).softmax(0) @ v[b, keys][:, head]
+    expected = attention.mha.out_proj(expected)
+    if path == "recorded":
+        with record(attention) as recording:
+            actual = attention(queries, memory)
+        assert recording[""][0]["bias"].std() > 0.01
+    else:
+        actual = attention(queries, memory)
+    assert_close(actual, expected, atol=1e-10, rtol=0)
+
+
+def test_without_bias_nothing_changes() -> None:
+    torch.manual_seed(0)
+    plain = build("dense", Slot(16, 2)).state_dict()
+    torch.manual_seed(0)
+    biased = build("dense", Slot(16, 2), bias="relative").state_dict()
+    assert [name for name in biased if name not in plain] == [
+        f"relative_bias.0.{part}" for part in ("0.weight", "0.bias", "2.weight")
+    ]
+    assert all(torch.equal(plain[name], biased[name]) for name in plain)
+
+
+def test_relative_bias_gives_detr_reference_points() -> None:
+    config = {"dim": 16, "heads": 2, "ffn": 16, "queries": 3, "encoder": {"layers": 1}}
+    backbone = {"name": "swin_pico", "norm": "trained", "freeze": []}
+    for bias, needed in (("none", False), ("relative", True)):
+        decoder = {"layers": 2, "attention": {"name": "dense", "bias": bias}}
+        model: Any = models.create("detr_r50", num_classes=2, **config, backbone=backbone, decoder=decoder)
+        assert (model.queries.reference_points is not None) == needed
+        assert model(torch.randn(1, 3, 64, 64)).boxes.isfinite().all()

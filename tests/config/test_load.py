@@ -154,7 +154,7 @@ BAD = [
     ("train.optimizer.lr_multipliers.backbone=x", "train.optimizer.lr_multipliers.backbone = 'x': expected float"),
     ("model.encoder.attention={1: 2}", "{1: 2}: expected a mapping"),
     ("model.backbone.strides=[]", "model.backbone.strides = []: expected at least one number"),
-    ("task=nosuch", "command line: task: unknown task 'nosuch' (allowed: classification, detection)"),
+    ("task=nosuch", "command line: task: unknown task 'nosuch' (allowed: classification, detection, probe)"),
     (
         "data.dataset={name: digit_scenes, sizes: {a: null, b: [x, true, '1']}}",
         "= {a: null, b: [x, true, '1']}: expected",
@@ -308,6 +308,7 @@ def test_digest_ignores_keys_that_do_not_affect_results(experiment: Path) -> Non
     config = load(experiment)
     same = replace(config, name="b", description="c", seed=3, output="d", jobs=4)
     assert digest(same) == digest(config)
+    assert digest(load(experiment, ["train.pictures=false"])) == digest(config)
     assert len(digest(config)) == 8
     assert digest(replace(config, threads=2)) != digest(config)
     assert digest(load(experiment, ["model.encoder.attention.points=8"])) != digest(config)
@@ -337,3 +338,9 @@ def test_model_config_accepts_nested_and_dotted_keys() -> None:
         presets.detector_config(None, {"dimm": 64})
     with pytest.raises(UserError, match="unknown preset 'detr'"):
         presets.detector_config("detr", {})
+
+
+def test_absolute_base_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("base: /nowhere/x.yaml\nname: x\n")
+    with pytest.raises(UserError, match=r"base: no such file ./nowhere/x\.yaml."):
+        load(tmp_path / "x.yaml")

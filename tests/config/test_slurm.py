@@ -70,6 +70,7 @@ def test_times_are_parsed_as_in_slurm(time: int | str, expected: int) -> None:
         ("slurm.nodes=0", "slurm.nodes = 0: expected a number at least 1"),
         ("slurm.options={mem: 3G}", "slurm.options.mem: set slurm.memory instead"),
         ("slurm.options={array: 3}", "slurm.options.array: reserved, the sweep sets it"),
+        ("slurm.options={parsable: true}", "slurm.options.parsable: reserved, the sweep sets it"),
         ("slurm.options={begin: [now]}", "slurm.options.begin = [now]: expected bool | int | str"),
         ("slurm.options={cpus_per_task: x}", "without leading dashes; did you mean 'cpus-per-task'?"),
     ],

@@ -1,5 +1,6 @@
 """Checkpoint files: rotation, corruption, interrupted writes."""
 
+import io
 import logging
 import pickle
 import re
@@ -112,3 +113,18 @@ def test_pickle_that_runs_code_is_not_loaded(tmp_path, capsys):
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(tmp_path / "foreign.pt")
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("written", [-1, 100])
+def test_out_of_memory_is_named_and_leaves_the_earlier_checkpoints(checkpoints, monkeypatch, written):
+    class Full(io.BytesIO):
+        def write(self, content):
+            if self.tell() > written:
+                raise MemoryError
+            return super().write(content)
+
+    before = sorted(checkpoints.folder.iterdir())
+    monkeypatch.setattr(io, "BytesIO", Full)
+    with pytest.raises(MemoryError, match="not enough memory for the checkpoint of step 20"):
+        checkpoints.save(state(20), 20)
+    assert sorted(checkpoints.folder.iterdir()) == before

@@ -1,8 +1,10 @@
 """metrics.jsonl and its view in TensorBoard, read back with TensorBoard's own readers."""
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
@@ -30,9 +32,9 @@ def test_rows_and_events_agree_and_missing_values_are_omitted(tmp_path):
         {"step": 5, "train/loss": 1.5, "train/lr": 0.25},
         {"step": 5, "val/AP": 0.5},
     ]
-    assert scalars(tmp_path) == {
-        "cost/params": [(0, 12)], "train/loss": [(5, 1.5)], "train/lr": [(5, 0.25)], "val/AP": [(5, 0.5)],
-    }  # fmt: skip
+    assert scalars(tmp_path) == {"train/loss": [(5, 1.5)], "train/lr": [(5, 0.25)], "val/AP": [(5, 0.5)]}
+    (cost,) = EventAccumulator(str(tmp_path)).Reload().Tensors("cost")  # a single point is no curve
+    assert b"| params | 12 |" in cost.tensor_proto.string_val[0]
     assert metrics.latest("train/lr") == 0.25
     assert metrics.latest("train/grad_norm") is None
 
@@ -63,6 +65,31 @@ def test_resuming_rewinds_to_the_checkpoint_without_duplicates(tmp_path, resume)
     assert scalars(tmp_path) == {
         "train/loss": [(step, step) for step in range(8)], "val/AP": [(0, 0), (5, 5)],
     }  # fmt: skip
+
+
+def test_pictures_of_kept_evaluations_stay_and_others_do_not(tmp_path):
+    run = RunFolder(tmp_path)
+    run.config.write_text("a: 1\n")
+    png = b"\x89PNG\r\n\x1a\n" + bytes(8) + (3).to_bytes(4, "big") + (2).to_bytes(4, "big")
+
+    def evaluate(metrics: MetricsLogger, step: int, content: bytes) -> None:
+        metrics.add_image("pictures/a", png + content, step)
+        metrics.add_histogram("offsets/a", np.array([1.0, step]), step)
+        metrics.write(step, {"val/AP": 0.5})
+
+    metrics = MetricsLogger(run)
+    for step in (2, 4, 6):
+        evaluate(metrics, step, b"first")
+    metrics.close()
+    for resumed in (b"second", b"third"):  # from the checkpoint of step 4, before its evaluation
+        metrics = MetricsLogger(run, 1)
+        evaluate(metrics, 4, resumed)
+        metrics.close()
+        events = PluginEventAccumulator(str(tmp_path)).Reload()  # what TensorBoard reads files with
+        images = {event.step: event.tensor_proto.string_val[2] for event in events.Tensors("pictures/a")}
+        assert images == {2: png + b"first", 4: png + resumed}
+        assert [event.step for event in events.Tensors("offsets/a")] == [2, 4]
+        assert b"a: 1" in events.Tensors("config")[0].tensor_proto.string_val[0]
 
 
 def test_error_names_the_lost_rows(tmp_path):
@@ -103,8 +130,8 @@ def test_sweep_in_hparams(tmp_path):
         for info in experiment.hparam_infos
     }
     assert columns == {
-        "name": ["string_value"] * 2, "dropout": ["number_value"], "points": ["number_value"] * 2,
-        "refine": ["bool_value"] * 2, "strides": ["string_value"] * 2,
+        "name": ["string_value"] * 2, "dropout": ["string_value"] * 2, "points": ["string_value"] * 3,
+        "refine": ["string_value"] * 3, "strides": ["string_value"] * 3,
     }  # fmt: skip
 
     request = api_pb2.ListSessionGroupsRequest(
@@ -120,8 +147,9 @@ def test_sweep_in_hparams(tmp_path):
     averages = {group.name: m.value for group in groups for m in group.metric_values if m.name.tag == "val/AP"}
     assert averages == {"dense": 0.25, "points=2": 1.25, "points=4": 2.25}
     values = dict(groups[1].hparams)
-    assert values["points"].number_value == 2
-    assert values["refine"].bool_value is True
+    assert values["points"].string_value == "2"
+    assert values["refine"].string_value == "True"
     assert values["strides"].string_value == "[8, 16]"
-    assert "dropout" not in values
-    assert "points" not in dict(groups[0].hparams)
+    # without a value for each column, parallel coordinates leave a run out
+    assert values["dropout"].string_value == "n/a"
+    assert dict(groups[0].hparams)["points"].string_value == "n/a"

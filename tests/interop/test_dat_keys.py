@@ -4,9 +4,9 @@ import pytest
 import torch
 from support.dat_state import DAT, DAT_PLUS, published, published_plus
 
-from attnzoo import models
+from attnzoo import interop, models
 from attnzoo.errors import UserError
-from attnzoo.interop import vit
+from attnzoo.models.weights import fit
 
 # Number of tensors in the published checkpoints; for DAT++ without index and mask buffers, which depend on natten.
 COUNTS = {
@@ -26,7 +26,10 @@ def test_every_key_is_converted(preset: str) -> None:
     assert len(state) == COUNTS[preset]
     with torch.device("meta"):
         model = models.create(preset)
-    model.load_state_dict(vit.dat_from_official(state), assign=True)
+    result = fit(model, state)
+    assert not result.problems
+    assert not result.report.missing
+    model.load_state_dict(result.values, assign=True)
     block = model.trunk.stages[2].blocks[1]
     assert torch.equal(block.attention.proj_k.weight, state["stages.2.attns.1.proj_k.weight"][:, :, 0, 0])
     assert torch.equal(block.norm2.weight, state["stages.2.layer_norms.3.norm.weight"])
@@ -41,5 +44,7 @@ def test_every_key_is_converted(preset: str) -> None:
 
 
 def test_unexpected_key_raises() -> None:
-    with pytest.raises(UserError, match=r"unexpected key 'aux_head\.weight'"):
-        vit.dat_from_official({**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})
+    with torch.device("meta"):
+        model = models.create("dat_tiny")
+    with pytest.raises(UserError, match=r"1 unexpected key, such as 'aux_head\.weight'"):
+        interop.load(model, {**published(DAT["dat_tiny"]), "aux_head.weight": torch.zeros(1)})

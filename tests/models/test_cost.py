@@ -24,7 +24,7 @@ class Small(nn.Module):
         self.register_buffer("table", torch.zeros(1000))
         self.calls: list[tuple[bool, bool, int]] = []
 
-    def forward(self, images, mask):
+    def forward(self, images, mask=None):
         self.calls.append((self.training, torch.is_grad_enabled(), len(images)))
         tokens = self.frozen(self.norm(self.conv(images)).flatten(2).transpose(1, 2))
         heads = tokens.unflatten(-1, (2, 4)).transpose(1, 2)
@@ -53,7 +53,7 @@ def test_known_model():
             super().__init__()
             self.body = resnet18()
 
-        def forward(self, images, mask):
+        def forward(self, images, mask=None):
             return self.body(images)
 
     cost = measure(Detector(), torch.rand(1, 3, 224, 224), seconds=0)
@@ -92,7 +92,7 @@ class Sleeper(nn.Module):
         super().__init__()
         self.waits = iter([0.0, 0.3, 0.3, 0.3, *timed])
 
-    def forward(self, images, mask):
+    def forward(self, images, mask=None):
         time.sleep(next(self.waits))
 
 

@@ -12,7 +12,7 @@ from attnzoo.models import presets
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.config import BackboneConfig
 from attnzoo.models.vit.classifier import Classifier
-from attnzoo.models.weights import resize_position_bias
+from attnzoo.models.weights.resize import resize_position_bias
 
 STAGES: dict[str, Any] = {
     "stage1": {"dim": 8, "depth": 2, "heads": 2},

@@ -7,8 +7,7 @@ import torch
 from support.dat_model import PublishedModel
 from support.dat_state import RandomState, Sizes, published, published_plus
 
-from attnzoo import models
-from attnzoo.interop import vit
+from attnzoo import interop, models
 from attnzoo.models.vit.classifier import Classifier
 
 WIDTHS: dict[str, Any] = {"dims": (8, 16, 24, 32), "head_dim": 4, "side": 16, "classes": 5}
@@ -32,7 +31,7 @@ def converted(preset: str, sizes: Sizes, state: RandomState) -> Classifier:
         if stage < 3 or "window" in local:
             changes[f"stage{stage + 1}"]["first"] = local
     model = models.create(preset, num_classes=sizes.classes, **changes)
-    model.load_state_dict(vit.dat_from_official(state))
+    interop.load(model, state)
     return model.double().eval()
 
 

@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support.oracles import perturb
+from support.oracles import converted_state, perturb
 from torch import Tensor, nn
 
-from attnzoo import models
+from attnzoo import interop, models
 from attnzoo.errors import UserError
-from attnzoo.interop import vit
 from attnzoo.models.vit.classifier import Classifier
 
 CLASSES = 5
@@ -25,7 +24,7 @@ def converted(state: dict[str, Tensor]) -> Classifier:
     for stage in stages.values():
         stage["second"] = {"window": 4, "shift": 2}
     model = models.create("swin_tiny", num_classes=CLASSES, **stages)
-    model.load_state_dict(state)
+    interop.load(model, state)
     return model.eval()
 
 
@@ -55,7 +54,7 @@ def images(size: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_timm(size: tuple[int, int]) -> None:
     reference = timm_model(size)
-    model = converted(vit.swin_from_timm(reference.state_dict()))
+    model = converted(reference.state_dict())
     x = images(size)
     torch.testing.assert_close(model(x), reference(x), atol=1e-5, rtol=0)
     maps = reference.forward_intermediates(x, intermediates_only=True)
@@ -67,18 +66,18 @@ def test_timm(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(128, 128), (256, 384)], ids=str)
 def test_transformers(size: tuple[int, int]) -> None:
     reference = transformers_model()
-    model = converted(vit.swin_from_transformers(reference.state_dict()))
+    model = converted(reference.state_dict())
     x = images(size)
     torch.testing.assert_close(model(x), reference(x, interpolate_pos_encoding=True).logits, atol=1e-5, rtol=0)
 
 
 def test_gradients() -> None:
     reference = timm_model(SIZES[1])
-    model = converted(vit.swin_from_timm(reference.state_dict()))
+    model = converted(reference.state_dict())
     x, weights = images(SIZES[1]), torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(2))
     for each in (reference, model):
         (each(x) * weights).sum().backward()
-    expected = vit.swin_from_timm({name: p.grad for name, p in reference.named_parameters()})
+    expected = converted_state({name: p.grad for name, p in reference.named_parameters()}, model)
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -98,12 +97,12 @@ def test_official_keys() -> None:
             layer, rest = int(name.split(".")[1]), name.split(".", 2)[2]
             name = f"layers.{layer - 1}.{rest}"
         official[name.replace("head.fc.", "head.")] = tensor
-    actual, expected = vit.swin_from_official(official), vit.swin_from_timm(state)
+    actual, expected = converted(official).state_dict(), converted(state).state_dict()
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_unexpected_key_raises() -> None:
     state = timm_model(SIZES[0]).state_dict()
-    with pytest.raises(UserError, match=r"unexpected key 'absolute_pos_embed'"):
-        vit.swin_from_timm({**state, "absolute_pos_embed": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"1 unexpected key, such as 'absolute_pos_embed'"):
+        converted({**state, "absolute_pos_embed": torch.zeros(1)})

@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 import torch
 from support.losses import CLASSES, loss_config, transformers_loss
-from support.oracles import CASES, LAYERS, Case, converted_model, padded_batch, transformers_model
+from support.oracles import (
+    CASES,
+    LAYERS,
+    Case,
+    converted_model,
+    converted_state,
+    padded_batch,
+    transformers_model,
+)
 from torch import Tensor
 
+from attnzoo import interop
 from attnzoo.errors import UserError
-from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.output import DetectorOutput
@@ -106,7 +114,7 @@ def test_gradients(pair: Pair) -> None:
         named = model.named_parameters(remove_duplicate=False)
         gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named})
     expected, actual = gradients
-    expected = huggingface.convert(expected, pair.detector.config)
+    expected = converted_state(expected, pair.detector)
     assert expected.keys() == actual.keys()
     for name, gradient in expected.items():
         # Content is zero in DETR's first self-attention, so in exact arithmetic its projection weights get no gradient.
@@ -118,9 +126,11 @@ def test_gradients(pair: Pair) -> None:
 def test_unexpected_and_missing_keys_raise() -> None:
     case = CASES["detr"]
     state = transformers_model(case).state_dict()
-    config = converted_model(case, state).config
-    with pytest.raises(UserError, match=r"unexpected key 'model\.encoder\.extra'"):
-        huggingface.convert({**state, "model.encoder.extra": torch.zeros(1)}, config)
+    model = converted_model(case, state)
+    with pytest.raises(UserError, match=r"1 unexpected key, such as 'model\.encoder\.extra'"):
+        interop.load(model, {**state, "model.encoder.extra": torch.zeros(1)})
     del state["model.encoder.layers.0.self_attn.k_proj.bias"]
-    with pytest.raises(UserError, match=r"missing key encoder\.0\.attention\.mha\.k_proj\.bias"):
-        huggingface.convert(state, config)
+    with pytest.raises(
+        UserError, match=r"only 2 of the 3 tensors that make up encoder\.0\.attention\.mha\.in_proj_bias"
+    ):
+        interop.load(model, state)

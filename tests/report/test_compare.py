@@ -62,6 +62,13 @@ def test_interval_uses_students_t_distribution() -> None:
     assert mean_ci95([]) is None
 
 
+def test_mean_of_values_that_are_not_finite_has_no_interval() -> None:
+    estimate = mean_ci95([0.1, math.nan, 0.3])
+    assert estimate is not None
+    assert math.isnan(estimate.mean)
+    assert estimate.ci95 is None
+
+
 def test_variants_are_averaged_over_their_seeds(folder: Path) -> None:
     comparison = compare([folder])
     assert comparison.columns == ["points"]
@@ -244,6 +251,22 @@ def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     assert "AP" not in rows[0]
     assert "| top-1 | top-5 | params | GFLOPs | peak MiB | seeds |" in (tmp_path / "comparison.md").read_text()
     assert not {"ms", "images_per_second"} & set(rows[0])  # times beside another run's training order nothing
+
+
+@pytest.mark.parametrize(("datasets", "paired"), [("{name: read}, {name: find}", False), ("{name: find}", True)])
+def test_different_probes_are_not_paired(datasets: str, paired: bool, tmp_path: Path) -> None:
+    sweep = f"{{grid: {{data.dataset: [{datasets}], model.heads: [1, 4]}}}}"
+    (tmp_path / "x.yaml").write_text(f"name: x\ntask: probe\ntrain: {{steps: 5}}\nsweep: {sweep}\n")
+    for run in expand(Experiment(tmp_path / "x.yaml")):
+        target = RunFolder(tmp_path / "runs" / run.name)
+        save(run.config, target.config)
+        target.metrics.write_text('{"step": 5, "val/accuracy": 0.5, "val/chance": 0.2}\n')
+        target.write_status(state="done", step=5, steps=5)
+    comparison = compare([tmp_path / "runs"])
+    assert (comparison.paired is not None) == paired
+    if not paired:
+        with pytest.raises(UserError, match="expected several variants of one task and data set"):
+            compare([tmp_path / "runs"], baseline="heads=1")
 
 
 def test_options_implied_by_a_name_are_not_columns(tmp_path: Path) -> None:

@@ -154,3 +154,32 @@ def test_five_hundred_runs_take_less_than_a_second_and_no_torch(tmp_path: Path) 
         "assert not {'torch', 'omegaconf'} & set(sys.modules); assert time.process_time() < 1; sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60, capture_output=True)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_without_an_answer_of_slurm_the_run_folders_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:/usr/bin:/bin")
+    folder = tmp_path / "x"
+    folder.mkdir()
+    sweep(folder, ["done", "waiting", "failed"])
+    finish(RunFolder(folder / "done"))
+    RunFolder(folder / "failed").write_status(state="failed", error="it was me")
+    with Ledger(folder).update() as content:
+        for task, entry in enumerate(content["runs"].values()):
+            entry |= {"submission": "001", "task": task}
+        content["submissions"]["001"] = {"job": "7", "runs": [*content["runs"]], "time": 0.0}
+    assert attnzoo_main.main(["status", str(folder), *["--json"][: int(as_json)]]) == 1  # one failed
+    out, err = capsys.readouterr()
+    assert err == (
+        "squeue: slurm_load_jobs error: Unable to contact slurm controller; the states are those of the run folders\n"
+    )
+    for text in ("done", "it was me", "7_1"):
+        assert text in out
+    assert attnzoo_main.main(["cancel", str(folder)]) == 2  # nothing is cancelled
+    assert capsys.readouterr().err.startswith("error: squeue: ")

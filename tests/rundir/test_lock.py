@@ -51,3 +51,18 @@ def test_waiting_until_the_heartbeat_is_stale(run):
 def test_missing_folder_error_names_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"missing: cannot be written \(No such file"), run_lock(tmp_path / "missing"):
         pass
+
+
+@pytest.mark.parametrize("content", [b"", b"5", b"null", b"[]", b"{}", b'{"pid": "1"}', b"\xff\xfe\x00", b"[" * 10_000])
+def test_what_is_no_owner_does_not_hold_the_lock(run, content):
+    (run.path / ".lock").write_bytes(content)
+    with run_lock(run.path):
+        pass
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_lock_that_is_no_file_is_one_line(run, make):
+    (run.path / ".lock").unlink()
+    make(run.path / ".lock")
+    with pytest.raises(UserError, match=r"/\.lock: not a regular file; delete it$"), run_lock(run.path):
+        pass

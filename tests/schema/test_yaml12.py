@@ -80,3 +80,37 @@ def test_file_without_keys_is_rejected(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match="expected a mapping"):
         yaml12.read(path)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: !!int abc\n", ":1: not valid YAML: 'abc' is not of type int"),
+        ("a: 1\nb: !!float x\n", ":2: not valid YAML: 'x' is not of type float"),
+        ("a: !!bool x\n", ":1: not valid YAML: 'x' is not of type bool"),
+        ("a: !!timestamp x\n", ":1: not valid YAML: 'x' is not of type timestamp"),
+        (f"a: {'9' * 5000}\n", f":1: not valid YAML: '{'9' * 40}' is not of type int"),
+        ("a: &a [*a]\n", ":1: not valid YAML: an alias of what contains it"),
+        ("a: &a {b: [*a]}\n", ":1: not valid YAML: an alias of what contains it"),
+        (f"a: {'[' * 1500}{']' * 1500}\n", ": not valid YAML: nested too deep"),
+        (f"a: {'{a: ' * 1500}1{'}' * 1500}\n", ": not valid YAML: nested too deep"),
+        (BOMB, ": not valid YAML: more than 100,000 values, with those of aliases"),
+    ],
+)
+def test_hostile_files_are_one_line(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        yaml12.read(path)
+    assert str(caught.value) == f"{path}{problem}"
+
+
+def test_aliases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a [1, {b: 2}]\nc: [*a, *a]\n")
+    assert yaml12.read(path) == {"a": [1, {"b": 2}], "c": [[1, {"b": 2}]] * 2}

@@ -31,7 +31,7 @@ from attnzoo.rundir.attempts import Attempt
 
 SECONDS = 1.0  # that each step sleeps
 MINUTES = 0.1  # between checkpoints
-SUPERVISOR = b"submitit.core._submit"
+SUPERVISOR = b"attnzoo.sweep.supervise"
 # Two arrays: the jobs of one get a signal before preemption, those of the other do not.
 SWEEP = (
     "sweep.zip={model.ffn: [16, 32], slurm.partition: [preemptible, killable]}",

@@ -108,3 +108,11 @@ def assert_cancelled(cluster, sweep: Sweep, restarts: int) -> None:
     assert cluster.restarts(sweep.job()) == restarts
     assert sweep.state().state == "cancelled"
     assert not sweep.state().active
+
+
+def test_a_signal_that_a_user_sends_saves_and_requeues(cluster, sweep, undisturbed):
+    sweep.submit()
+    assert sweep.wait_for_step(20) < STEPS
+    cluster.ask("scancel", "--signal=USR1", sweep.job())
+    assert_survived(sweep, undisturbed, "scancel --signal=USR1", allowed=0)
+    assert cluster.restarts(sweep.job()) == 1

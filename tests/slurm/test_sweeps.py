@@ -86,7 +86,7 @@ def test_dry_run_prints_runs_resources_and_scripts_and_writes_nothing(cluster, s
     options = "slurm.options={nice: 10, exclusive: true, overcommit: false}"
     assert sweep.start("launcher=slurm", groups, "sweep.seeds=[0, 1]", "slurm.parallelism=3", options, "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "group 1: 2 runs with nodes=1, ntasks_per_node=1, cpus_per_task=1, time=60, array_parallelism=3\n" in out
+    assert "group 1: 2 runs with nodes=1, ntasks-per-node=1, cpus-per-task=1, time=60\n" in out
     assert "group 2: 4 runs with" in out
     assert "  3: ffn=32-seed=1\n" in out
     assert "#SBATCH --array=0-3%3\n" in out

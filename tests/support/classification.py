@@ -30,6 +30,7 @@ train:
   eval_every: 6
   checkpoint_every: 5
   ema: 0.9
+  pictures: false
   optimizer: {lr: 1e-3}
 """
 

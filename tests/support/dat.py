@@ -90,7 +90,7 @@ class PublishedAttention:
             self.weights["conv_offset.0.bias"],
             stride=self.stride,
             padding=padding,
-            groups=channels,
+            groups=channels // self.weights["conv_offset.0.weight"].shape[1],
         ).permute(0, 2, 3, 1)
         norm = (self.weights["conv_offset.1.norm.weight"], self.weights["conv_offset.1.norm.bias"])
         hidden = F.gelu(F.layer_norm(hidden, (channels,), *norm))

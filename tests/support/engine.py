@@ -122,6 +122,7 @@ train:
   eval_every: 8
   checkpoint_every: 5
   ema: 0.9
+  pictures: false
   optimizer: {lr: 1e-3}
 """
 

@@ -1,14 +1,15 @@
 """Tiny detectors of transformers and attnzoo with the same random weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnzoo import models
-from attnzoo.interop import huggingface
+from attnzoo import interop, models
 from attnzoo.models.detr.detector import Detector
+from attnzoo.models.weights.sources import detect
 from support.losses import CLASSES, random_targets
 
 DIM, LAYERS, QUERIES = 64, 3, 20
@@ -87,7 +88,15 @@ def transformers_model(case: Case) -> nn.Module:
 
 def converted_model(case: Case, state: dict[str, Tensor]) -> Detector:
     """The preset with converted weights of transformers."""
-    model = models.create(
+    model = small_model(case)
+    interop.load(model, state)
+    return model
+
+
+def small_model(case: Case) -> Detector:
+    """The preset with the sizes of `transformers_model`, in evaluation mode."""
+    torch.manual_seed(1)
+    return models.create(
         case.preset,
         num_classes=CLASSES,
         dim=DIM,
@@ -98,9 +107,14 @@ def converted_model(case: Case, state: dict[str, Tensor]) -> Detector:
         backbone={"options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}, "freeze": []},
         encoder={"layers": 2},
         decoder={"layers": LAYERS},
-    )
-    model.load_state_dict(huggingface.convert(state, model.config))
-    return model.eval()
+    ).eval()
+
+
+def converted_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of another implementation, such as gradients, under the names of our model."""
+    source, state, _ = detect(state)
+    assert source is not None
+    return source.convert(state, model.state_dict()).tensors
 
 
 def perturb(model: nn.Module, seed: int = 0) -> None:

@@ -44,7 +44,7 @@ model:
   neck: {c6: false}
   encoder: {layers: 1, attention: {name: slow, points: 1}}
   decoder: {layers: 1}
-train: {steps: 60, log_every: 1, checkpoint_minutes: {minutes}}
+train: {steps: 60, log_every: 1, checkpoint_minutes: {minutes}, pictures: false}
 slurm:
   signal_seconds: 20
   setup: [export MASTER_ADDR=127.0.0.1]

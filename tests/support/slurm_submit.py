@@ -1,19 +1,17 @@
-"""Runs attnzoo.run and kills the process after sbatch returns, before the job id is in the ledger."""
+"""Runs attnzoo.run and kills the process after sbatch returns, before it has written anything of its answer."""
 
 import os
 import signal
 import sys
 
-import submitit
-
-from attnzoo import run
+from attnzoo import run, slurm
 
 if __name__ == "__main__":
-    inner = submitit.SlurmExecutor.submit_array
+    inner = slurm.submit
 
-    def submit_and_die(self, functions):
-        inner(self, functions)
+    def submit_and_die(script):
+        inner(script)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    submitit.SlurmExecutor.submit_array = submit_and_die
+    slurm.submit = submit_and_die
     sys.exit(run.main(sys.argv[1:]))

@@ -26,7 +26,7 @@ base: base/detr_scenes.yaml
 name: x
 data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
 model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 2, log_every: 1, eval_every: null}
+train: {steps: 2, log_every: 1, eval_every: null, pictures: false}
 sweep: {seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]}
 """
 KINDS = [  # of the first runs; the last but one is intact, and the last not trained yet

@@ -65,6 +65,9 @@ def test_restarts_from_scratch_are_explained_in_one_line(experiment: Path, tmp_p
     folder.create(changed, "x")
     assert describe_restarts(folder.assign(runs(experiment, "processes=2"))) is None
     assert describe_restarts(folder.assign(runs(experiment))) is None
+    longer = str(describe_restarts(folder.assign(runs(experiment, "train.steps=6"))))
+    assert "has train.steps = 5, now 6; a run cannot be lengthened, because " in longer
+    assert "sweep train.steps" in longer
     many = folder.assign(runs(experiment, "train={steps: 6, clip: 1, ema: 0.5}", "plugins=[a.py]", "threads=2"))
     assert str(describe_restarts(many)).endswith("has threads = 1, now 2; plugins; train.steps = 5, now 6 and more")
     (first[0].folder.config).write_text("name: [")
@@ -80,12 +83,6 @@ def test_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_path:
     first[0].folder.write_status(state="done")
     folder.create(folder.assign(runs(experiment, "sweep.grid={model.dim: [24]}")), "x")
     assert list(folder.entries()) == ["dim=8-seed=0", "dim=24-seed=0"]
-
-
-def test_corrupt_ledger_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match=r"sweep\.json: corrupt"):
-        SweepFolder(tmp_path).entries()
 
 
 def test_unwritable_output_folder_is_an_error(experiment: Path, tmp_path: Path) -> None:

@@ -145,7 +145,11 @@ def test_annotations_are_part_of_the_identity(
 
 @pytest.mark.parametrize(
     ("key", "experiment"),
-    [("model.backbone.weights", ""), ("model.weights", "task: classification\nname: x\ntrain: {steps: 5}")],
+    [
+        ("model.backbone.weights", ""),
+        ("model.weights", ""),
+        ("model.weights", "task: classification\nname: x\ntrain: {steps: 5}"),
+    ],
 )
 def test_weights_are_part_of_the_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, experiment: str

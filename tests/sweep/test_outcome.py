@@ -31,6 +31,7 @@ def run(tmp_path) -> RunFolder:
         (1, Outcome(ExitKind.FAILED, "exit code 1: last words")),
         (ExitCode.USER_ERROR, Outcome(ExitKind.NOT_STARTED, "last words")),
         (-signal.SIGTERM, Outcome(ExitKind.INTERRUPTED, "SIGTERM")),
+        (128 + signal.SIGUSR1, Outcome(ExitKind.INTERRUPTED, "SIGUSR1")),
         (128 + signal.SIGUSR2, Outcome(ExitKind.INTERRUPTED, "SIGUSR2")),
     ],
 )

@@ -1,64 +1,262 @@
-"""Submissions through the real submitit to programs that stand for sbatch and srun."""
+"""Submissions to programs that stand for SLURM's."""
 
+import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from attnzoo import run as attnzoo_run
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
+from attnzoo.report.status import UNCERTAIN_SECONDS, sweep_status
+from attnzoo.rundir.ledger import Ledger, job_comment, job_id_of
 from attnzoo.sweep import submit
-from attnzoo.sweep.expand import expand
+from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder
 
 EXPERIMENT = """
 name: x
 launcher: slurm
-train: {steps: 5}
+base: base/detr_scenes.yaml
+data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
+model: {dim: 16, heads: 2, ffn: 16, queries: 5}
+train: {steps: 5, eval_every: null}
 sweep: {seeds: [%s]}
 slurm: {partition: small, time: 1, signal_seconds: 30, memory: 2G, parallelism: 3, options: {nice: 10}}
 """
+
+
+def stand_in(name: str, text: str) -> None:
+    """A shell script in ./bin for a program of SLURM."""
+    program = Path("bin", name)
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
 
 
 def prepared(folder: Path, seeds: str, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> SweepFolder:
     """A sweep's folder, with its runs; `sbatch` is the shell script that stands for it."""
     monkeypatch.chdir(folder)
     (folder / "bin").mkdir()
-    for name, text in (("sbatch", sbatch), ("srun", "")):
-        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / "bin" / name).chmod(0o755)
+    stand_in("sbatch", sbatch)
+    stand_in("squeue", "")
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
     (folder / "x.yaml").write_text(EXPERIMENT % seeds)
     return SweepFolder(folder / "runs" / "x")
+
+
+def submit_runs(folder: SweepFolder, runs: list[RunSpec]) -> list[str]:
+    folder.create(runs, "x.yaml")
+    code = submit.snapshot(runs, folder)
+    with folder.ledger.update() as content:
+        submissions = submit.reserve(submit.group_by_resources(runs), folder, content, code)
+    return submit.submit(submissions, folder)
 
 
 @pytest.mark.parametrize("seeds", ["0", "0, 1, 2, 3"])
 def test_the_script_of_a_dry_run_is_the_submitted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: str
 ) -> None:
-    folder = prepared(tmp_path, seeds, monkeypatch, f"cp $1 {tmp_path}/submitted; echo Submitted batch job 7")
+    folder = prepared(tmp_path, seeds, monkeypatch, f"cp $2 {tmp_path}/submitted; echo 7")
     runs = folder.assign(expand(Experiment("x.yaml")))
     (group,) = submit.group_by_resources(runs)
-    folder.create(runs, "x.yaml")
-    (line,) = submit.submit([group], folder)
+    (line,) = submit_runs(folder, runs)
     assert line.startswith(f"submitted {'1 run' if len(runs) == 1 else '4 runs'} as job 7 ")
     (code,) = (folder.path / "slurm" / "code").iterdir()
     submitted = (tmp_path / "submitted").read_text()
-    assert submitted == group.script(folder.ledger.submission_folder("001"), code)
+    assert submitted == group.script(folder.ledger.submission_folder("001").resolve(), code.resolve())
     assert ("#SBATCH --array=0-3%3" in submitted) == (len(runs) == 4)
     assert "#SBATCH --nice=10" in submitted
-    assert f"{sys.executable} -u -m submitit" in submitted
+    assert f"{sys.executable} -u -m attnzoo.sweep.supervise" in submitted
     assert folder.ledger.read()["submissions"]["001"]["job"] == "7"
     assert f"group 1: {'1 run' if len(runs) == 1 else '4 runs'} with " in submit.format_dry_run([group], folder)
+
+
+REFUSED = "echo 'sbatch: error: Batch job submission failed: invalid partition' >&2; exit 1"
 
 
 def test_what_sbatch_refuses_is_one_line_and_leaves_no_submission(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = prepared(tmp_path, "0", monkeypatch, "echo 'sbatch: error: invalid partition' >&2; exit 1")
+    """The run keeps what it had before, and the number is not used again."""
+    folder = prepared(tmp_path, "0", monkeypatch, "echo 7")
     runs = folder.assign(expand(Experiment("x.yaml")))
-    folder.create(runs, "x.yaml")
-    with pytest.raises(UserError, match="invalid partition") as caught:
-        submit.submit(submit.group_by_resources(runs), folder)
+    submit_runs(folder, runs)
+    before = folder.ledger.read()
+    stand_in("sbatch", REFUSED)
+    with pytest.raises(UserError, match=r"^sbatch: invalid partition$") as caught:
+        submit_runs(folder, runs)
     assert caught.value.keys == ("slurm",)
-    assert folder.ledger.read()["submissions"] == {}
+    assert folder.ledger.read() == before
+    stand_in("sbatch", "echo 8")
+    submit_runs(folder, runs)
+    assert {number: values["job"] for number, values in folder.ledger.read()["submissions"].items()} == {
+        "001": "7",
+        "003": "8",
+    }
+
+
+def test_groups_after_a_refused_one_leave_no_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(tmp_path, "0", monkeypatch, f"[ -e {tmp_path}/first ] && {{ {REFUSED}; }}; >first; echo 7")
+    sweep = "sweep.zip={model.ffn: [16, 32, 64], slurm.cpus_per_task: [1, 2, 3]}"
+    runs = folder.assign(expand(Experiment("x.yaml", [sweep])))
+    with pytest.raises(UserError, match="invalid partition"):
+        submit_runs(folder, runs)
+    content = folder.ledger.read()
+    assert [values["runs"] for values in content["submissions"].values()] == [["ffn=16-seed=0"]]
+    assert ["submission" in entry for entry in content["runs"].values()] == [True, False, False]
+
+
+def test_a_run_that_the_list_of_a_job_does_not_have_has_no_job(tmp_path: Path) -> None:
+    """As after a submission whose number was used again."""
+    with Ledger(tmp_path).update() as content:
+        content["runs"] = {name: {"submission": "001", "task": task} for task, name in enumerate("abc")}
+        content["submissions"]["001"] = {"job": "7", "runs": ["a", "c"], "time": 0.0}
+    content = Ledger(tmp_path).read()
+    assert [job_id_of(content, name) for name in "abc"] == ["7_0", None, None]
+
+
+def run(*options: str) -> int:
+    """Submit as a user does; the model's check is not the subject here."""
+    return attnzoo_run.main(["x.yaml", *options])
+
+
+UNCERTAIN = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+TEST_ONLY = '[ "$1" = --test-only ] && exit 0; '
+
+
+def in_queue(folder: SweepFolder, job: str, number: str = "001") -> str:
+    """A squeue that knows a pending job with the comment of a submission."""
+    return f"echo '{job}|PENDING||1:00|Priority|{job_comment(folder.ledger.submission_folder(number))}'"
+
+
+@pytest.mark.parametrize("seconds_until_known", ["at once", "later"])
+def test_job_that_slurm_took_although_sbatch_timed_out_is_not_submitted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds_until_known: str
+) -> None:
+    folder = prepared(tmp_path, "0", monkeypatch, f"{TEST_ONLY}echo >>calls; {UNCERTAIN}")
+    if seconds_until_known == "at once":
+        stand_in("squeue", in_queue(folder, "7"))
+        assert run() == 0
+    else:
+        assert run() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(
+            "error: sbatch: Socket timed out on send/recv operation; SLURM may have accepted the job"
+        )
+        (status,) = sweep_status(folder.path)
+        assert (status.state, status.note, status.active) == (
+            "pending",
+            "submitted, not yet confirmed by SLURM",
+            True,
+        )
+        assert run() == 0  # nothing to submit
+        stand_in("squeue", in_queue(folder, "7"))
+    (status,) = sweep_status(folder.path)
+    assert (status.state, status.note, status.job) == ("pending", "Priority", "7")
+    assert run() == 0
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_job_that_never_appears_is_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(tmp_path, "0", monkeypatch, f"{TEST_ONLY}{UNCERTAIN}")
+    assert run() == 2
+    stand_in("sbatch", f"{TEST_ONLY}echo 8")
+    with folder.ledger.update() as content:
+        content["submissions"]["001"]["time"] -= UNCERTAIN_SECONDS
+    (status,) = sweep_status(folder.path)
+    assert (status.active, status.missing) == (False, True)
+    assert run() == 0
+    stand_in("squeue", in_queue(folder, "8", "002"))
+    assert sweep_status(folder.path)[0].job == "8"
+
+
+def test_two_submissions_at_once_submit_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have decided what is missing before either has written it."""
+    folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; echo 7")
+    comment = job_comment(folder.ledger.submission_folder("001"))
+    stand_in("squeue", f"[ -e calls ] && printf '7_%s|PENDING||1:00|Priority|{comment}\\n' 0 1")
+    both = threading.Barrier(2, timeout=60)
+    inner = submit.check
+
+    def check(*arguments: object) -> None:
+        inner(*arguments)
+        both.wait()
+
+    monkeypatch.setattr(submit, "check", check)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    submissions = folder.ledger.read()["submissions"]
+    assert [values["runs"] for values in submissions.values()] == [["seed=0", "seed=1"]]
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [("output", "a:b"), ("current", "a:b"), ("output", "a\\b"), ("current", "100%j")]
+)
+def test_paths_that_slurm_reads_otherwise_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, where: str
+) -> None:
+    (tmp_path / name).mkdir()
+    prepared(tmp_path / name if where == "current" else tmp_path, "0", monkeypatch, f"{TEST_ONLY}echo 7")
+    for options in ([], ["--dry-run"]):
+        assert run(f"output={tmp_path / (name if where == 'output' else 'runs')}", *options) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{where} folder " in line
+        assert "with SLURM its path may not contain a" in line
+    assert not list(tmp_path.glob("**/sweep.json"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"null", b"[]", b"{", None])
+def test_a_damaged_ledger_is_rebuilt_and_nothing_is_submitted_twice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: bytes | None,
+) -> None:
+    """None: deleted."""
+    folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; echo 7")
+    assert run() == 0
+    comment = job_comment(folder.ledger.submission_folder("001"))
+    stand_in("squeue", "\n".join(f"echo '7_{task}|PENDING||1:00|Priority|{comment}'" for task in (0, 1)))
+    before = sweep_status(folder.path)
+    entries = folder.entries()
+    if damage is None:
+        folder.ledger.path.unlink()
+    else:
+        folder.ledger.path.write_bytes(damage)
+    capsys.readouterr()
+    assert sweep_status(folder.path) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{folder.path / 'sweep.json'}: ")
+    assert "rebuilt from the runs and their jobs" in line
+    assert run() == 0
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+    assert sweep_status(folder.path) == before
+    kept = ("seed", "digest", "attempts", "submission", "task")
+    rebuilt = folder.entries()
+    assert [[rebuilt[name][key] for key in kept] for name in entries] == [
+        [entry[key] for key in kept] for entry in entries.values()
+    ]
+    content = json.loads(folder.ledger.path.read_text())
+    assert content["submissions"]["001"]["job"] == "7"
+    assert time.time() - content["submissions"]["001"]["time"] < 100
+
+
+def test_dry_run_where_slurm_is_not_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fatal = "sbatch: fatal: Could not establish a configuration source"
+    prepared(tmp_path, "0", monkeypatch, f"echo '{fatal}' >&2; exit 1")
+    assert run("--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"SLURM does not answer: {fatal}: the job scripts were not validated" in out
+    assert "#SBATCH --time=1\n" in out
+    assert run() == 2
+    assert not Path("runs").exists()

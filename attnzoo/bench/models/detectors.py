@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnzoo import models
+from attnzoo import interop, models
 from attnzoo.bench.models.base import BenchModel, BenchTask, Outputs
 from attnzoo.bench.operators.base import OURS
 from attnzoo.environment import version
-from attnzoo.interop import huggingface
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.losses import SetCriterion
 from attnzoo.models.detr.matcher import Target
@@ -83,7 +82,7 @@ def build_models(name: str, tiny: bool, device: torch.device) -> tuple[dict[str,
     theirs = _build_transformers(name, size)
     _perturb(theirs)
     _freeze_as_published(theirs)
-    ours.load_state_dict(huggingface.convert(theirs.state_dict(), ours.config))
+    interop.load(ours, theirs.state_dict())
     return {OURS: AttnzooDetector(ours.to(device)), TRANSFORMERS: TransformersDetector(theirs.to(device))}, None
 
 

@@ -1,6 +1,7 @@
 """The DETR-style detector of all presets: backbone, neck, encoder, queries, decoder, heads."""
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from attnzoo.models.detr.output import DetectorOutput
 from attnzoo.models.detr.queries import MAX_PROPOSAL, LearnedQueries, TwoStageQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
+from attnzoo.models.weights import load_weights
 from attnzoo.schema.fields import NamedBlock
 
 
@@ -51,9 +53,12 @@ class Detector(nn.Module):
             _check_anchors(config, self.neck.num_levels)
             self.queries = TwoStageQueries(config.head, config.queries, config.dim, num_classes)
         else:
-            cls = attention.ATTENTIONS.get(config.decoder.attention["name"])
-            refs = Role.DECODER in cls.needs_reference_points or config.head.boxes == "relative"
+            layers = [cast(DecoderLayer, layer).cross_attention for layer in self.decoder]
+            needed = any(Role.DECODER in layer.needs_reference_points for layer in layers)
+            refs = needed or config.head.boxes == "relative"
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
+        if config.weights is not None:
+            load_weights(self, config.weights, "model.weights")
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)

@@ -26,7 +26,7 @@ class Classifier(nn.Module):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
         if isinstance(config, ClassifierConfig) and config.weights is not None:
-            load_weights(self, config.weights, "model.weights", optional_prefix="head.")
+            load_weights(self, config.weights, "model.weights")
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (B, H, W) is True where images are padded; pooling leaves padding out."""

@@ -54,5 +54,4 @@ class VitConfig:
 class ClassifierConfig(VitConfig, ModelConfig):
     """Image classifier: hierarchical ViT with a linear head."""
 
-    weights: str | None = None  # path of a state dict, position bias tables are resized; null: random initialisation
     label_smoothing: float = number(0.0, BELOW_ONE)  # fraction of each target spread over all classes

@@ -1,0 +1,127 @@
+"""What a file of weights is: its source, the presets that it fits, and what would be loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnzoo import models
+from attnzoo.errors import UserError, plural
+from attnzoo.models import presets
+from attnzoo.models.weights import Fit, files, fit, sources
+
+SAME_SHAPES = "told apart by their dilation alone, which weights do not show"
+
+
+@dataclass(frozen=True)
+class Description:
+    """A file of weights. `presets` fit it exactly, except for the number of classes; `fits` has the reports of all."""
+
+    path: str
+    source: str  # title of the source
+    num_tensors: int
+    num_values: int
+    num_classes: int | None  # None for a backbone
+    presets: list[str]
+    nearest: str | None  # the preset that fits best
+    report: str  # of loading into the nearest preset
+
+    def __str__(self) -> str:
+        classes = "" if self.num_classes is None else f", {plural(self.num_classes, 'class', 'classes')}"
+        lines = [
+            f"{self.path}: {self.source}",
+            f"{plural(self.num_tensors, 'tensor')}, {self.num_values / 1e6:.1f} M values{classes}",
+        ]
+        if self.nearest is None:
+            return "\n".join([*lines, "preset: none; for model.backbone.weights", self.report])
+        if self.presets:
+            note = f" ({SAME_SHAPES})" if len(self.presets) > 1 else ""
+            lines.append(f"preset: {', '.join(self.presets)}{note}")
+            lines.append(f"load it: model.preset={self.presets[0]} model.weights={self.path}")
+        else:
+            lines.append(f"preset: none fits; the nearest is {self.nearest}")
+        return "\n".join([*lines, self.report])
+
+
+def describe(path: str, source: str = sources.AUTO) -> Description:
+    """Say what a file, run folder or Hugging Face folder holds; builds the presets on the meta device.
+
+    Raises UserError if it is not a file of weights, or of no known source.
+    """
+    state = files.read(path)
+    found, unwrapped, _ = sources.detect(state, source)
+    if found is None:
+        raise UserError(f"{path}: weights of no known source; {sources.nearest(state)}")
+    sizes = (len(state), sum(tensor.numel() for tensor in state.values()))
+    if found.model == "backbone":
+        depths = _depths(unwrapped)
+        report = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
+        return Description(path, found.title, *sizes, None, [], None, report)
+    family = "detector" if found.model == "detector" else "vit"
+    num_classes = _num_classes(found.convert(unwrapped, ()).tensors)
+    fits = _fits(state, source, family, num_classes)
+    exact = [name for name, result in fits.items() if _exact(result)]
+    if not fits:
+        return Description(path, found.title, *sizes, num_classes, [], None, "fits no preset")
+    nearest = exact[0] if exact else min(fits, key=lambda name: _distance(fits[name]))
+    problems = [] if exact else [f"  does not fit: {problem}" for problem in fits[nearest].problems[:3]]
+    report = "\n".join([str(fits[nearest].report), *problems])
+    return Description(path, found.title, *sizes, num_classes, exact, nearest, report)
+
+
+def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: int | None) -> dict[str, Fit]:
+    fits = {}
+    names = models.names(family=family)
+    for preset in [name for name in names if _is_plausible(name, family, state)] or names:
+        with torch.device("meta"):
+            model = models.create(preset, num_classes=num_classes)
+        try:
+            result = fit(model, state, source)
+        except UserError:  # nothing fits
+            continue
+        if not _equal_heads(result.values) or _equal_heads(model.state_dict(keep_vars=True)):
+            fits[preset] = result
+    return fits
+
+
+def _equal_heads(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the box heads of the first two decoder layers are the same; those of refined models differ."""
+    first, second = (tensors.get(f"heads.boxes.{layer}.layers.0.weight") for layer in (0, 1))
+    return first is second or (first is not None and second is not None and _equal(first, second))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return not a.is_meta and torch.equal(a, b)
+
+
+def _is_plausible(preset: str, family: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether preset and file have the same kind of attention: a model takes a second to build."""
+    if family == "detector":
+        deformable = any("sampling_offsets" in name for name in state)
+        return deformable == (presets.detector_config(preset, {}).encoder.attention["name"] == "ms_deform")
+    dat = any("conv_offset" in name for name in state)
+    return dat == (presets.vit_config(preset, {}).stage4.second["name"] == "dat")
+
+
+def _exact(result: Fit) -> bool:
+    return not (result.problems or result.report.missing or result.report.reshaped)
+
+
+def _distance(result: Fit) -> tuple[int, int]:
+    return len(result.problems) + len(result.report.missing), len(result.report.skipped)
+
+
+def _num_classes(tensors: Mapping[str, Tensor]) -> int | None:
+    """Of our names: a head with cross-entropy has one more logit, for "no object"."""
+    head: Any = tensors.get("heads.classes.0.weight", tensors.get("head.weight"))
+    if head is None:
+        return None
+    dense = "neck.projections.0.1.weight" not in tensors and "heads.classes.0.weight" in tensors
+    return max(len(head) - dense, 1)
+
+
+def _depths(state: Mapping[str, Tensor]) -> list[int]:
+    names = [name.split(".") for name in state]
+    return [len({parts[1] for parts in names if parts[0] == f"layer{stage}"}) for stage in range(1, 5)]

@@ -1,0 +1,47 @@
+"""Models on the Hugging Face Hub, or in a folder of its layout. Needs `pip install 'attnzoo[hub]'`.
+
+HubModel.of(detector).save_pretrained("folder")  # or .push_to_hub("user/name")
+detector = HubModel.from_pretrained("folder").model
+"""
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from attnzoo import models
+from attnzoo.models import presets
+from attnzoo.models.detr.detector import Detector
+from attnzoo.models.vit.classifier import Classifier
+
+try:
+    from huggingface_hub import PyTorchModelHubMixin
+except ImportError as error:
+    raise ImportError("attnzoo.interop.hub needs huggingface_hub: pip install 'attnzoo[hub]'") from error
+
+
+class HubModel(nn.Module, PyTorchModelHubMixin, library_name="attnzoo", tags=["attnzoo"]):
+    """A detector or classifier, `model`, with `save_pretrained`, `from_pretrained` and `push_to_hub`.
+
+    `settings` has the fields of DetectorConfig or ClassifierConfig; `family` is "detector" or "classifier".
+    """
+
+    def __init__(self, settings: dict[str, Any], num_classes: int, family: str):
+        super().__init__()
+        build = presets.detector_config if family == "detector" else presets.classifier_config
+        self.model = models.build(build(None, settings), num_classes)
+
+    @classmethod
+    def of(cls, model: Detector | Classifier) -> "HubModel":
+        """A copy of a model of attnzoo."""
+        settings = dataclasses.asdict(model.config) | {"preset": None, "weights": None}
+        if isinstance(model, Detector):
+            settings["backbone"]["weights"] = None
+        family = "detector" if isinstance(model, Detector) else "classifier"
+        hub_model = cls(settings=settings, num_classes=model.num_classes, family=family)
+        hub_model.model.load_state_dict(model.state_dict())
+        return hub_model.train(model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As `model`."""
+        return self.model(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""The model of probes: one attention between an embedding and a head."""

@@ -1,0 +1,106 @@
+"""Reading files of weights: PyTorch's and safetensors', run folders, folders of Hugging Face."""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from os.path import exists, expanduser, isdir, isfile
+from pathlib import Path
+from typing import Any
+
+from attnzoo.errors import UserError, as_yaml
+
+# Files of a folder, by preference; those of an index hold parts.
+FOLDER_FILES = (
+    "checkpoints/best-*.pt",
+    "checkpoints/step-*.pt",
+    "best-*.pt",
+    "step-*.pt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Of wrappers around a state dict; exponential moving averages are what is evaluated.
+WRAPPERS = ("ema", "model_ema", "model", "state_dict", "model_state_dict", "module", "net")
+_CHECKSUM = re.compile(r"\.([0-9a-f]{16})\.pt\Z")
+
+
+def find(path: str, where: str = "") -> Path:
+    """The file of a path, `~` expanded; in a folder, the best checkpoint of a run or the file of Hugging Face.
+
+    Raises UserError if there is none; `where` is the config key of the path.
+    """
+    full, prefix = expanduser(path), f"{where}: " if where else ""
+    if isfile(full):
+        return Path(full)
+    if not isdir(full):
+        kind = "not a file" if exists(full) else "file not found"
+        raise UserError(f"{prefix}{kind}: {path}", key=where)
+    for pattern in FOLDER_FILES:
+        if files := sorted(Path(full).glob(pattern)):
+            return files[-1]
+    wanted = "a run folder has checkpoints/*.pt, a Hugging Face folder model.safetensors or pytorch_model.bin"
+    raise UserError(f"{prefix}{path}: no weights in this folder; {wanted}", key=where)
+
+
+def read(path: str, where: str = "") -> dict[str, Any]:
+    """The state dict in a file or folder, on the CPU, without the wrappers around it.
+
+    Raises UserError if it is missing, not a state dict, corrupt, or needs more than tensors and plain values.
+    """
+    file, prefix = find(path, where), f"{where}: " if where else ""
+    try:
+        content = _read_file(file, prefix, where)
+    except UserError:
+        raise
+    except Exception as error:  # torch.load and safetensors raise many types for an invalid file
+        raise UserError(f"{prefix}{file} is not a state dict ({type(error).__name__})", key=where) from error
+    state = unwrap(content)
+    if state is None:
+        keys = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{prefix}{file} is not a state dict (it holds {as_yaml(keys)})", key=where)
+    return state
+
+
+def _read_file(file: Path, prefix: str, where: str) -> Any:
+    import safetensors.torch
+    import torch
+
+    if file.suffix == ".json":
+        parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        state: dict[str, Any] = {}
+        for part in parts:
+            state |= _read_file(find(str(file.with_name(part)), where), prefix, where)
+        return state
+    if file.suffix == ".safetensors":
+        return safetensors.torch.load_file(file)
+    checksum = _CHECKSUM.search(file.name)
+    if checksum and hashlib.sha256(file.read_bytes()).hexdigest()[:16] != checksum[1]:
+        raise UserError(f"{prefix}{file}: corrupt checkpoint, checksum mismatch", key=where)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the options of facebook's and SenseTime's code
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            unsafe = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+            if unsafe is None:
+                raise
+            raise UserError(
+                f"{prefix}{file} holds a {unsafe[1]}, and loading it could run code; if you trust the file, keep its "
+                f'tensors alone: torch.save(torch.load({str(file)!r}, weights_only=False)["model"], "weights.pt")',
+                key=where,
+            ) from None
+
+
+def unwrap(content: Any) -> dict[str, Any] | None:
+    """The innermost mapping of names to tensors, or None if there is none."""
+    import torch
+
+    if not isinstance(content, Mapping):
+        return None
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping) and (state := unwrap(content[wrapper])):
+            return state
+    tensors = {name: each for name, each in content.items() if isinstance(name, str) and isinstance(each, torch.Tensor)}
+    return {name: tensor.detach() for name, tensor in tensors.items()} or None

@@ -1,0 +1,271 @@
+"""Fit tensors into a model: what is loaded, resized, left at its initial values, or refused."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnzoo.errors import UserError, plural
+from attnzoo.models.weights.resize import (
+    align_levels,
+    is_resizable_bias,
+    projection_names,
+    resize_position_bias,
+    rows_of_levels,
+)
+from attnzoo.models.weights.sources import Converted
+
+_BODY = "backbone.body."  # where a detector has the modules of a backbone
+_CLASSES = re.compile(r"(heads\.(classes\.\d+|encoder_class)|head)\.(weight|bias)\Z")
+_QUERIES = "queries.embedding.weight"
+_NECK = re.compile(r"neck\.(projections\.\d+\.|c6\.|level_embedding\Z)")
+_PER_LEVEL = re.compile(r"(.*attention)\.(sampling_offsets|attention_weights)\.(weight|bias)\Z")
+_ATTENTION = re.compile(r"(encoder\.\d+\.attention|decoder\.\d+\.cross_attention|.*blocks\.\d+\.attention)\.")
+_NORMS = "norms."  # of a backbone, which classifiers do not have
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass
+class LoadReport:
+    """What loading weights did. Names are those of the model, except `skipped`, which are those of the file.
+
+    - `loaded`: parameters and buffers that have the values of the file, resized ones included
+    - `reshaped`: how tensors of another size were made to fit
+    - `missing`: what keeps its initial values, in whole or in part, and why
+    - `skipped`: what the file has and the model has not
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    reshaped: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """One line with the numbers of tensors."""
+        return (
+            f"{self.source}: {len(self.loaded)} loaded, {len(self.reshaped)} of them reshaped; "
+            f"{len(self.missing)} missing; {len(self.skipped)} skipped"
+        )
+
+    def __str__(self) -> str:
+        """The summary, and a line for each group of tensors that differ in their numbers alone."""
+        lines = [self.summary]
+        lines += [f"  reshaped {line}" for line in _grouped(self.reshaped)]
+        lines += [f"  missing  {line}" for line in _grouped(self.missing)]
+        lines += [f"  skipped  {line}" for line in _grouped(dict.fromkeys(self.skipped, ""))]
+        return "\n".join(lines)
+
+
+def _grouped(reasons: Mapping[str, str]) -> list[str]:
+    groups: dict[tuple[str, str], int] = {}
+    for name, reason in reasons.items():
+        pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", re.sub(r"\.(weight|bias|running_mean|running_var)\Z", "", name))
+        groups[pattern, reason] = groups.get((pattern, reason), 0) + 1
+    return [
+        f"{pattern} ({plural(count, 'tensor')}){f': {reason}' if reason else ''}"
+        for (pattern, reason), count in groups.items()
+    ]
+
+
+class Fit:
+    """The tensors of a file beside those of a model. Constructing it changes nothing; `apply` loads them.
+
+    `problems` lists what does not fit, in words: a strict load refuses them.
+    """
+
+    def __init__(self, model: nn.Module, converted: Converted):
+        self._model = model
+        self._current = model.state_dict(keep_vars=True)
+        self._tensors, unknown = _with_names_of(self._current, converted)
+        self.report = LoadReport(converted.source, skipped=[*converted.skipped])
+        self.problems: list[str] = []
+        self.values: dict[str, Tensor] = {}
+        self._num_levels = len(projection_names(self._tensors))
+        self._levels = align_levels(self._tensors, self._current)
+        self._other_levels = self._num_levels not in (0, len(projection_names(self._current)))
+        self._other_attentions = self._attentions_without_weights()
+        self._is_body = not any(name.startswith(("heads.", "head.")) for name in self._current)
+        for name, parameter in self._current.items():
+            if name.endswith(_COUNTER):
+                continue
+            if name in self._tensors:
+                self._place(name, self._tensors[name], parameter)
+        self._fill_shared()
+        self._report_missing()
+        self._report_skipped(unknown, converted)
+
+    def apply(self) -> None:
+        """Load what fits; nothing on the meta device."""
+        if self.values and not any(parameter.is_meta for parameter in self._current.values()):
+            self._model.load_state_dict(self.values, strict=False)
+
+    def _place(self, name: str, tensor: Tensor, parameter: Tensor) -> None:
+        """Load a tensor, resized where that is known, or say why not."""
+        shape, current = parameter.shape, parameter.detach()
+        sizes = f"{tuple(tensor.shape)} in the file, {tuple(shape)} in the model"
+        if self._other_levels and _NECK.match(name):
+            self._place_level(name, current)
+        elif tensor.shape == shape:
+            self._load(name, tensor)
+        elif tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and tensor.shape[:2] == shape:
+            self._load(name, tensor.flatten(1))  # a 1x1 convolution that is a linear layer here
+        elif is_resizable_bias(name, tensor, shape):
+            self._load(name, resize_position_bias(tensor, shape), f"bicubic, {sizes}")
+        elif _CLASSES.match(name) and tensor.shape[1:] == shape[1:]:
+            self.report.missing[name] = f"other classes, {sizes}"
+        elif name == _QUERIES and tensor.shape[1:] == shape[1:]:
+            self._load_rows(name, tensor, current)
+        elif match := _PER_LEVEL.match(name):
+            self._place_per_level(name, tensor, current, self._model.get_submodule(match[1]), sizes)
+        else:
+            self.report.missing[name] = f"another size, {sizes}"
+            self.problems.append(f"size mismatch for {name}: {sizes}")
+
+    def _load(self, name: str, tensor: Tensor, how: str = "") -> None:
+        self.values[name] = tensor
+        self.report.loaded.append(name)
+        if how:
+            self.report.reshaped[name] = how
+
+    def _load_rows(self, name: str, tensor: Tensor, current: Tensor) -> None:
+        """Queries are a set: as many as both have are loaded."""
+        rows, total = min(len(tensor), len(current)), len(current)
+        self._load(name, torch.cat([tensor[:rows], _initial(current)[rows:].to(tensor)]))
+        self.report.reshaped[name] = f"the first {rows} of {len(tensor)} queries"
+        if rows < total:
+            self.report.missing[name] = f"{total - rows} of {total} queries are not in the file"
+
+    def _place_level(self, name: str, current: Tensor) -> None:
+        """Part of the neck of a model with other levels: that of the level whose projection has the same shape."""
+        if name == "neck.level_embedding":
+            rows = _initial(current)
+            for level, other in self._levels.items():
+                rows[level] = self._tensors[name][other]
+            self._load_levels(name, rows)
+            return
+        names = projection_names(self._current)
+        level = next(index for index, module in enumerate(names) if name.startswith(f"{module}."))
+        if level not in self._levels:
+            self.report.missing[name] = "another feature level"
+            return
+        theirs = projection_names(self._tensors)[self._levels[level]]
+        self._load(name, self._tensors[theirs + name.removeprefix(names[level])])
+
+    def _load_levels(self, name: str, tensor: Tensor) -> None:
+        pairs = ", ".join(f"{other} as {level}" for level, other in self._levels.items())
+        if not self._levels:
+            self.report.missing[name] = "other feature levels"
+            return
+        self._load(name, tensor, f"other feature levels: {pairs}")
+        if len(self._levels) < len(projection_names(self._current)):
+            self.report.missing[name] = "feature levels that are not in the file"
+
+    def _place_per_level(self, name: str, tensor: Tensor, current: Tensor, attention: Any, sizes: str) -> None:
+        """Offsets or weights of deformable attention for each level."""
+        level = getattr(attention, "level", None)  # of deformable attention on one of several levels
+        levels = self._levels if level is None else {0: self._levels[level]} if level in self._levels else {}
+        if self._other_levels and levels:
+            rows = rows_of_levels(tensor, _initial(current), attention.slot.heads, levels, self._num_levels)
+            if rows is not None:
+                self._load_levels(name, rows)
+                return
+        self.report.missing[name] = f"other levels or points, {sizes}"
+
+    def _attentions_without_weights(self) -> set[str]:
+        """Attention modules none of whose parameters are in the file: the model has another attention."""
+        modules: dict[str, bool] = {}
+        for name in self._current:
+            if match := _ATTENTION.match(name):
+                modules[match[1]] = modules.get(match[1], False) or name in self._tensors
+        if not any(_ATTENTION.match(name) for name in self._tensors):
+            return set()
+        return {module for module, found in modules.items() if not found}
+
+    def _fill_shared(self) -> None:
+        """Parameters under several names: files may hold one of them. Their values must agree."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self._current.items():
+            names.setdefault(id(parameter), []).append(name)
+        for shared in (each for each in names.values() if len(each) > 1):
+            given = [name for name in shared if name in self.values]
+            if any(not _equal(self.values[given[0]], self.values[name]) for name in given[1:]):
+                self.problems.append(
+                    f"{given[0]} and {given[1]} differ in the file, but the model shares them "
+                    "(model.head.shared = false, or refine = true, does not)"
+                )
+            if given:
+                self.report.loaded += [name for name in shared if name not in self.values]
+                self.values |= dict.fromkeys(shared, self.values[given[0]])
+
+    def _report_missing(self) -> None:
+        missing = []
+        for name in self._current:
+            if name in self.values or name in self.report.missing or name.endswith(_COUNTER):
+                continue
+            attention = _ATTENTION.match(name)
+            if attention and attention[1] in self._other_attentions:
+                self.report.missing[name] = "another attention"
+            elif name.startswith((_NORMS, "head.")) or (self._other_levels and _NECK.match(name)):
+                self.report.missing[name] = "another feature level" if _NECK.match(name) else "not in the file"
+            else:
+                missing.append(name)
+                self.report.missing[name] = "not in the file"
+        if missing and not self._is_body and all(name.startswith(_BODY) for name in self.values):
+            self.problems.insert(0, "holds a backbone alone: load it as model.backbone.weights")
+        elif missing:
+            self.problems.insert(0, f"has {plural(len(missing), 'missing key')}, e.g. {missing[0]!r}")
+
+    def _report_skipped(self, unknown: list[str], converted: Converted) -> None:
+        self.report.skipped += [converted.origin[name] for name in unknown]
+        if self._is_body:
+            return  # backbones are cut after the last stage that is used, and have no head
+        stray = [name for name in converted.skipped if not name.endswith(_COUNTER)]
+        stray += [
+            name
+            for name in unknown
+            if not _ATTENTION.match(name) and not name.endswith(_COUNTER) and not self._level_only(name)
+        ]
+        if stray:
+            self.problems.insert(0, f"has {plural(len(stray), 'unexpected key')}, such as {min(stray)!r}")
+
+    def _level_only(self, name: str) -> bool:
+        return self._other_levels and _NECK.match(name) is not None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and (a.is_meta or torch.equal(a, b)))
+
+
+def _initial(current: Tensor) -> Tensor:
+    """A copy of initial values, or zeros for those that do not exist on the meta device."""
+    return torch.zeros(current.shape) if current.is_meta else current.detach().cpu().clone()
+
+
+def _with_names_of(current: Mapping[str, Tensor], converted: Converted) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the names of the model, and the names that it does not have.
+
+    A backbone alone has other prefixes than the backbone of a detector.
+    """
+    options = [
+        {name: name for name in converted.tensors},
+        {name.removeprefix(_BODY): name for name in converted.tensors},
+        {name.removeprefix("backbone."): name for name in converted.tensors},
+        {_BODY + name: name for name in converted.tensors},
+    ]
+    names = max(options, key=lambda option: len(option.keys() & current.keys()))
+    return (
+        {new: converted.tensors[old] for new, old in names.items()},
+        [old for new, old in names.items() if new not in current],
+    )
+
+
+def refuse(problems: list[str], path: str, where: str) -> UserError:
+    """The error for weights that do not fit."""
+    prefix = f"{where}: " if where else ""
+    separator = ": " if problems[0].startswith("size") or " differ " in problems[0] else " "
+    return UserError(f"{prefix}{path}{separator}{problems[0]}", key=where)

@@ -1,0 +1,1 @@
+"""Profiles: what attentions can do, from runs of `task: probe`."""

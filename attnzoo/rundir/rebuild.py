@@ -1,0 +1,74 @@
+"""What the folders of a sweep say of its runs and submissions, for a ledger that was damaged or deleted.
+
+Each submission has a folder, slurm/NUMBER, with
+
+    jobs.json    {"code": FOLDER, "time": SECONDS, "jobs": [{"run": FOLDER, ...}]}: what its jobs run, by array index
+    job          the id of the job, or of the array, once sbatch has answered
+
+Imports neither torch nor omegaconf.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from attnzoo.rundir import attempts
+from attnzoo.rundir.folder import RunFolder, has_types, parse_json, read_file
+
+FOLDER, JOBS, JOB = "slurm", "jobs.json", "job"
+
+
+def submissions(sweep: Path) -> dict[str, dict[str, Any]]:
+    """The submissions of a sweep by number, as in its ledger, by their folders; none without any."""
+    found = {}
+    for number in sorted(_names(sweep / FOLDER)):
+        content = read_jobs(sweep / FOLDER / number) if number.isdecimal() else None
+        if content is not None:
+            names = [Path(job["run"]).name for job in content["jobs"]]
+            found[number] = {"job": read_job(sweep / FOLDER / number), "runs": names, "time": content["time"]}
+    return found
+
+
+def read_jobs(submission: Path) -> dict[str, Any] | None:
+    """The content of jobs.json; None if it cannot be read."""
+    try:
+        content = parse_json(read_file(submission / JOBS))
+    except OSError:
+        return None
+    if not has_types(content, {"code": str, "time": int | float, "jobs": list}, ["code", "time", "jobs"]):
+        return None
+    types = {"run": str, "nodes": int, "processes": int, "retries": int}
+    return dict(content) if all(has_types(job, types, list(types)) for job in content["jobs"]) else None
+
+
+def read_job(submission: Path) -> str | None:
+    """The id of the job of a submission; None if it is not known."""
+    try:
+        job = read_file(submission / JOB).decode(errors="replace").strip()
+    except OSError:
+        return None
+    return job if job.isdecimal() else None
+
+
+def rebuild(sweep: Path) -> dict[str, Any]:
+    """The runs and the submissions of a ledger, from the folders of a sweep."""
+    found = submissions(sweep)
+    folders = [run for name in sorted(_names(sweep)) if _is_run(run := RunFolder(sweep / name))]
+    runs: dict[str, dict[str, Any]] = {run.path.name: {"attempts": len(attempts.read(run))} for run in folders}
+    for number, submission in found.items():  # in order: the last one of a run counts
+        for task, name in enumerate(submission["runs"]):
+            entry = runs.setdefault(name, {"attempts": 0})
+            submitted = 1 + sum(name in other["runs"] for before, other in found.items() if before < number)
+            entry |= {"submission": number, "task": task, "attempts": max(entry["attempts"], submitted)}
+    return {"runs": runs, "submissions": found}
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _is_run(run: RunFolder) -> bool:
+    return any(os.path.lexists(path) for path in (run.config, run.status, run.metrics))

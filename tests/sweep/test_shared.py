@@ -1,0 +1,141 @@
+"""Sweeps that several users share: the modes of files, and what a user who may not read or write is told."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.run_folder import finish
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo.config.load import Experiment
+from attnzoo.errors import ExitCode
+from attnzoo.rundir.folder import RunFolder, atomic_write
+from attnzoo.rundir.ledger import Ledger
+from attnzoo.sweep import snapshot
+from attnzoo.sweep.expand import expand
+from attnzoo.sweep.folder import SweepFolder
+
+EXPERIMENT = """
+base: base/detr_scenes.yaml
+name: x
+data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
+model: {dim: 16, heads: 2, ffn: 16, queries: 5}
+train: {steps: 2, log_every: 1, eval_every: null}
+sweep: {seeds: [0, 1]}
+"""
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED HERE: changing the user needs root")
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    previous = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(previous)
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A sweep of two finished runs, in a folder that everybody may read, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:
+        Path(root).chmod(0o755)
+        yield _finished_sweep(Path(root).resolve(), monkeypatch)
+        monkeypatch.undo()  # leave the folder
+
+
+def _finished_sweep(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root)
+    Path("x.yaml").write_text(EXPERIMENT)
+    sweep = SweepFolder(root / "runs" / "x")
+    with umask(0o022):
+        runs = sweep.assign(expand(Experiment("x.yaml")))
+        sweep.create(runs, "x.yaml")
+        for run in runs:
+            finish(run.folder)
+    return sweep.path
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
+    package = tmp_path / "attnzoo"
+    package.mkdir()
+    (package / "errors.py").write_text("")
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
+    with umask(mask):
+        with atomic_write(tmp_path / "a" / "text") as file:
+            file.write("x")
+        with Ledger(tmp_path / "b").update():
+            pass
+        code = snapshot.create_snapshot(tmp_path / "code", [])
+    for path in (tmp_path / "a" / "text", tmp_path / "b" / "sweep.json", code / "attnzoo" / "errors.py"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert code.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+@needs_root
+def test_comparison_of_a_colleagues_runs_is_printed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert attnzoo_main.main(["compare", str(sweep), "--csv"]) == ExitCode.OK  # imports everything first
+    capsys.readouterr()
+    with another_user():
+        assert attnzoo_main.main(["compare", str(sweep)]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    assert "Finished seeds per variant: 2" in out
+    assert err == f"{sweep}: the comparison was not written (Permission denied)\n"
+    assert not (sweep / "comparison.md").exists()
+
+
+@needs_root
+def test_cancel_of_a_colleagues_runs_is_one_line(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with another_user():
+        assert attnzoo_main.main(["cancel", str(sweep)]) == ExitCode.USER_ERROR
+    assert capsys.readouterr().err == f"error: {sweep / '.sweep.lock'}: Permission denied\n"
+
+
+@needs_root
+@pytest.mark.parametrize("private", ["folder", "status.json", "metrics.jsonl", "config.yaml"])
+def test_a_run_that_may_not_be_read_is_named_and_the_others_count(
+    sweep: Path, capsys: pytest.CaptureFixture[str], private: str
+) -> None:
+    path = sweep / "seed=0" if private == "folder" else sweep / "seed=0" / private
+    path.chmod(0o700 if private == "folder" else 0o600)
+    assert attnzoo_main.main(["compare", str(sweep), "--csv"]) == ExitCode.OK
+    capsys.readouterr()
+    with another_user():
+        statuses = attnzoo_main.main(["status", str(sweep), "--json"])
+        out, err = capsys.readouterr()
+        assert (statuses, err) == (ExitCode.FAILED, "")
+        assert out.count('"state": "done"') == 1
+        assert "Permission denied" in out
+        assert "delete" not in out
+        compared = attnzoo_main.main(["compare", str(sweep), "--markdown"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert (compared, "Permission denied" in out) == (ExitCode.FAILED, True)
+
+
+@needs_root
+@pytest.mark.parametrize("command", ["status", "compare", "cancel"])
+def test_a_sweep_that_may_not_be_read_is_one_line(
+    sweep: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    sweep.chmod(0o700)
+    with another_user():
+        assert attnzoo_main.main([command, str(sweep)]) == ExitCode.USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {sweep}")
+    assert "Permission denied" in line
+    assert RunFolder(sweep / "seed=0").read_status()["state"] == "done"
