@@ -111,10 +111,11 @@ def measure(sweep: Path) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
-    runs = len(list(sweep.glob("*/events.out.tfevents.*")))
+    written = {path.parent for path in sweep.glob("*/events.out.tfevents.*")}
+    without = {path.parent for path in sweep.glob("*/config.yaml")} - written
     missing = [pattern for pattern in OUTPUTS if not list(sweep.glob(pattern))]
-    if process.returncode or missing or runs != len(POINTS) * SEEDS:
-        sys.exit(f"error: exit code {process.returncode}, not written: {missing}, event files of {runs} runs")
+    if process.returncode or missing or without:
+        sys.exit(f"error: exit code {process.returncode}, not written: {missing}, event files of {len(without)} runs")
     cpu = usage.ru_utime + usage.ru_stime
     return {"seconds": seconds, "cpu_seconds": cpu, "user": usage.ru_utime, "system": usage.ru_stime}
 
