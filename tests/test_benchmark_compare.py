@@ -1,4 +1,4 @@
-"""`tools/benchmark_compare.py`: the runs it makes are compared as those of a sweep, and the command imports no torch."""
+"""`tools/benchmark_compare.py`: its runs are compared as those of a sweep, and the command imports no torch."""
 
 import importlib.util
 from pathlib import Path

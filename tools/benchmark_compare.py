@@ -2,9 +2,9 @@
 
 python tools/benchmark_compare.py [--repetitions N] [--json FILE] [--keep FOLDER]
 
-The sweep is that of the demo with 5 variants and 40 seeds, evaluated every 100 of 800 steps. Configs, ledger, status and
-attempts are written by the code of a sweep; the metrics have the keys of a training, and random values. The command must
-not import torch.
+The sweep is that of the demo with 5 variants and 40 seeds, evaluated every 100 of 800 steps. Configs, ledger, status
+and attempts are written by the code of a sweep; the metrics have the keys of a training, and random values. The command
+must not import torch.
 """
 
 import argparse
