@@ -1,10 +1,11 @@
 """Loads experiment files, presets and overrides into a typed config, and saves it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from attnzoo.config.experiment import PRESET_FAMILY, SCHEMAS, ExperimentConfig, SweepConfig
 from attnzoo.config.files import display_path, find_experiment, find_profile, load_layers
-from attnzoo.config.options import resolve_options
+from attnzoo.config.options import resolve_options, with_added_options
 from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
@@ -25,6 +26,7 @@ from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 # Keys that do not affect results, and the seed.
 NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
 NOT_HASHED_OF_TRAIN = ("pictures",)
+MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,27 @@ def to_yaml(config: ExperimentConfig) -> str:
 
 
 def digest(config: ExperimentConfig) -> str:
-    """Hash, 8 hexadecimal digits, of `identity`."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Hash, 8 hexadecimal digits, of `identity` without what has its schema's default.
+
+    So a config keeps its digest when the schema gains a key. Of options, which the schema does not know, see
+    `with_added_options`.
+    """
+    defaults = _default_identity(type(config))
+    values = {key: value for key, value in flatten(identity(config)) if defaults.get(key, MISSING) != value}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _default_identity(schema: type[ExperimentConfig]) -> dict[str, Any]:
+    return dict(flatten(identity(schema())))
+
+
+def find_digest(saved: ExperimentConfig, digests: Collection[str]) -> str | None:
+    """The one of `digests` that a saved config has, also if attentions or data sets have gained options since."""
+    if (recorded := digest(saved)) in digests:
+        return recorded
+    completed = digest(with_added_options(saved))
+    return completed if completed in digests else None
 
 
 def identity(config: ExperimentConfig) -> dict[str, Any]:

@@ -21,6 +21,23 @@ def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
     Loads the plugins. Raises UserError, with its key, for an unknown name or option, a value of the wrong type and a
     missing option.
     """
+    config = _with_options(config)
+    config.versions = _versions(config)
+    return config
+
+
+def with_added_options(config: ExperimentConfig) -> ExperimentConfig:
+    """A saved config with the defaults of options that its attentions and data set have gained since it was saved.
+
+    The config itself if it no longer fits, or its plugins cannot be loaded.
+    """
+    try:
+        return _with_options(config)
+    except UserError:
+        return config
+
+
+def _with_options(config: ExperimentConfig) -> ExperimentConfig:
     from attnzoo.attention import ATTENTIONS, load_plugin
     from attnzoo.data.build import registries
 
@@ -36,7 +53,6 @@ def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
         setattr(owner, field, registry.with_defaults(getattr(owner, field), key))
     if isinstance(config.model, DetectorConfig):
         _resolve_backbone(config.model.backbone, ATTENTIONS)
-    config.versions = _versions(config)
     return config
 
 

@@ -14,7 +14,7 @@ from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
 from attnzoo.report.pairs import PairedTable, Scores, pair_variants
-from attnzoo.report.records import LEFT_OUT, RunRecord, read_records
+from attnzoo.report.records import LEFT_OUT, RunRecord, read_records, with_digests
 from attnzoo.report.runs import RunEntry, SweepPlan, find_plan
 from attnzoo.report.statistics import mean_ci95
 from attnzoo.rundir.costs import Costs, read_costs
@@ -106,7 +106,7 @@ def _group(records: Sequence[RunRecord], plan: SweepPlan) -> tuple[list[_Variant
     notes = []
     for folder in plan.include:
         included = [run for run in read_records([Path(folder)])[0] if run.final]
-        used = [run for run in included if run.digest in by_digest or run.digest in plan.digests]
+        used = with_digests(included, {*by_digest, *plan.digests})
         for run in used:
             variant = by_digest.setdefault(run.digest, _VariantRuns(run.config, run.entry, {}))
             variant.seeds.setdefault(run.config.seed, run)

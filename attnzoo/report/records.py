@@ -9,14 +9,14 @@ metrics.jsonl with validation metrics or costs.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import digest, from_values, load_saved
+from attnzoo.config.load import digest, find_digest, from_values, load_saved
 from attnzoo.errors import UserError
 from attnzoo.report.runs import RESULTS, RunEntry, find_runs
 from attnzoo.rundir import attempts
@@ -61,6 +61,15 @@ def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
         except UserError as error:
             left_out.append(f"{LEFT_OUT}{error}")
     return records, left_out
+
+
+def with_digests(records: Sequence[RunRecord], digests: Collection[str]) -> list[RunRecord]:
+    """Those of `records` whose config has one of `digests`, with it; options may have been added since."""
+    found: dict[str, str | None] = {}
+    for record in records:
+        if record.digest not in found:
+            found[record.digest] = find_digest(record.config, digests)
+    return [dataclasses.replace(record, digest=new) for record in records if (new := found[record.digest]) is not None]
 
 
 def save_results(records: Sequence[RunRecord], comparison: dict[str, Any] | None, path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from attnzoo.config.load import digest, from_values
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder, parse_json
 from attnzoo.rundir.ledger import Ledger, is_comparison
@@ -71,7 +72,7 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
             if comparison and not is_comparison(comparison):
                 raise UserError(f"{folder / RESULTS}: corrupt (comparison)")
             if comparison:
-                return _plan(comparison)
+                return _current(_plan(comparison), content.get("configs"), folder / RESULTS)
             continue
         for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
             try:
@@ -83,6 +84,13 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
             if comparison:
                 return _plan(comparison)
     return SweepPlan()
+
+
+def _current(plan: SweepPlan, configs: Any, source: Path) -> SweepPlan:
+    """With the digests that the configs have now: the schema may have gained keys."""
+    saved = {key: configs[key] for key in plan.digests if key in configs} if isinstance(configs, dict) else {}
+    new = {key: digest(from_values(values | {"seed": 0}, f"{source}: configs.{key}")) for key, values in saved.items()}
+    return replace(plan, digests=tuple(new.get(key, key) for key in plan.digests))
 
 
 def _plan(values: Mapping[str, Any]) -> SweepPlan:

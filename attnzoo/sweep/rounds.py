@@ -10,7 +10,7 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.errors import UserError, plural
 from attnzoo.report.paired import LEVEL, paired_differences
 from attnzoo.report.power import pairs_for_difference, pairs_for_equivalence
-from attnzoo.report.records import read_records
+from attnzoo.report.records import read_records, with_digests
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.metrics import PRIMARY_METRICS, final_values
 from attnzoo.sweep.expand import RunSpec, Sweep
@@ -115,9 +115,8 @@ class SeedRounds:
             records, _ = read_records(map(Path, self._include))
         except UserError as error:
             raise UserError(f"sweep.include: {error}", key="sweep.include") from None
-        return {
-            (run.digest, run.config.seed): run.final.get(self._metric.key, math.nan) for run in records if run.final
-        }
+        finished = with_digests([run for run in records if run.final], {run.digest for run in self.sweep.runs})
+        return {(run.digest, run.config.seed): run.final.get(self._metric.key, math.nan) for run in finished}
 
 
 def final_score(run: RunFolder, key: str) -> float | None:

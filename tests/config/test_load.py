@@ -240,8 +240,14 @@ def test_saved_config_needs_neither_torch_nor_its_plugins(experiment: Path, tmp_
 
 OPTIONS = [
     ("encoder: {attention: {points: four}}", "model.encoder.attention.points = 'four': expected int"),
-    ("encoder: {attention: {pionts: 4}}", "has no option 'pionts'; did you mean 'points'? (options: points)"),
-    ("encoder: {attention: {where: 4}}", "attention 'ms_deform' has no option 'where' (options: points)"),
+    (
+        "encoder: {attention: {pionts: 4}}",
+        "has no option 'pionts'; did you mean 'points'? (options: points, offsets, weights, sampling)",
+    ),
+    (
+        "encoder: {attention: {where: 4}}",
+        "attention 'ms_deform' has no option 'where' (options: points, offsets, weights, sampling)",
+    ),
     ("decoder: {attention: {name: dens}}", "attention.name: unknown attention 'dens'; did you mean 'dense'?"),
     ("backbone: {name: dat_pico, options: {stage2: {second: {groups: x}}}}", "options.stage2.second.groups = 'x'"),
     ("backbone: {name: dat_pico, options: {stage2: {second: {name: x}}}}", "stage2.second.name: unknown attention 'x'"),
@@ -300,7 +306,8 @@ def test_options_of_plugins_are_checked(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_options_are_written_out(experiment: Path) -> None:
     config = load(experiment)
-    assert config.model.decoder.attention == {"name": "ms_deform", "points": 4}
+    arms = {"offsets": "learned", "sampling": "bilinear", "weights": "learned"}
+    assert config.model.decoder.attention == {"name": "ms_deform", "points": 4} | arms
     assert config.data.dataset["train_images"] == 8000
 
 

@@ -273,7 +273,7 @@ def test_options_implied_by_a_name_are_not_columns(tmp_path: Path) -> None:
     """Options that not all attentions take; those that differ where they do remain."""
     (tmp_path / "x.yaml").write_text(
         "name: x\ntrain: {steps: 5}\nsweep:\n  zip:\n    model.encoder.attention:\n"
-        "    - {name: window, window: 4}\n    - {name: window, window: 8}\n    - {name: dat}\n    - {name: dense}\n"
+        "    - {name: window, window: 4}\n    - {name: window, window: 8}\n    - {name: dat}\n    - {name: ms_deform}\n"
     )
     experiment = Experiment(tmp_path / "x.yaml")
     for run in check_runs(experiment, expand(experiment)):  # which fills in all defaults: a `bias` of two types too
@@ -284,7 +284,7 @@ def test_options_implied_by_a_name_are_not_columns(tmp_path: Path) -> None:
     comparison = compare([tmp_path / "runs"])
     assert comparison.columns == ["attention", "window"]
     found = [(v.options["attention"], v.options.get("window")) for v in comparison.variants]
-    assert sorted(found, key=str) == [("dat", None), ("dense", None), ("window", 4), ("window", 8)]
+    assert sorted(found, key=str) == [("dat", None), ("ms_deform", None), ("window", 4), ("window", 8)]
 
 
 def test_options_implied_by_a_backbone_are_not_columns(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A run is identified by its config, the source of its plugins and the version of its data, as recorded when made."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from support.data import edit as edit_annotations
 
 from attnzoo import run as attnzoo_run
 from attnzoo.attention.plugins import source_hash
-from attnzoo.config.load import Experiment, digest, load, load_saved
+from attnzoo.config import load as config_load
+from attnzoo.config.load import Experiment, digest, find_digest, identity, load, load_saved
 from attnzoo.config.options import check_versions
 from attnzoo.data.scenes import DigitScenes
 from attnzoo.environment import sources_hash
@@ -246,3 +249,22 @@ def test_ledger_has_the_recorded_digest(plugin: Path) -> None:
     entries = json.loads(Path("runs/x/sweep.json").read_text())["runs"]
     assert len({entry["digest"] for entry in entries.values()}) == 2
     assert entries["seed=0"]["digest"] == first.digest
+
+
+def test_runs_keep_their_config_when_an_option_is_added(plugin: Path) -> None:
+    """With its default; the saved config does not have it."""
+    old = load_saved(create("done").folder.config)
+    new = dataclasses.replace(old, model=copy.deepcopy(old.model))
+    assert old.model.decoder.attention.pop("points") == 4
+    assert digest(old) != digest(new)
+    assert find_digest(old, ["00000000", digest(new)]) == digest(new)
+    new.model.decoder.attention["points"] = 8
+    assert find_digest(old, [digest(new)]) is None
+
+
+def test_runs_keep_their_digest_when_a_key_is_added(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create("done")
+    monkeypatch.setattr(
+        config_load, "identity", lambda config: {key: v for key, v in identity(config).items() if key != "threads"}
+    )
+    assert digest(load_saved(run.folder.config)) == run.digest
