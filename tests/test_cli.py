@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from support.engine import without_speed
+from support.engine import TINY_SCENES, without_speed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -26,20 +26,14 @@ from attnzoo.config.load import load
 from attnzoo.errors import UserError
 from attnzoo.sweep.run import _num_jobs
 
-TINY = """
-base: base/detr_scenes.yaml
-name: tiny
-data:
-  dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}
-  batch_size: 4
-model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 3, log_every: 1, eval_every: null}
+SWEEP = """\
 sweep:
   zip: {model.encoder.attention.points: [1, 2], model.decoder.attention.points: [1, 2]}
   seeds: [0]
   costs: false
 jobs: 2
 """
+TINY = TINY_SCENES + SWEEP
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.config.load import load_saved
 from attnzoo.errors import UserError
+from attnzoo.report.records import RunRecord
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.metrics import TASK_METRICS
@@ -70,14 +71,17 @@ def write_hparams(
         _write_event_file(sweep / run_name, SUFFIX, hp.hparams_pb(values, trial_id=trial_ids[run_name]))
 
 
-def write_sweep(sweep: Path, comparison: str | None = None) -> None:
+def write_sweep(sweep: Path, comparison: str | None = None, records: Iterable[RunRecord] = ()) -> None:
     """Write the HParams of all started runs but those that are corrupt or whose configs cannot be read.
 
     The columns are the keys that any sweep in this folder has swept. Also writes the layout of Custom Scalars and the
-    `comparison`, in Markdown.
+    `comparison`, in Markdown. `records`: runs that have been read already; the others are read.
     """
     ledger = Ledger(sweep).read()["runs"]
-    started = {name: run for name in ledger if (run := _read_started(RunFolder(sweep / name))) is not None}
+    by_folder = {record.source.resolve(): record for record in records}
+    folder = sweep.resolve()
+    runs = {name: _read_started(RunFolder(sweep / name), by_folder.get(folder / name)) for name in ledger}
+    started = {name: run for name, run in runs.items() if run is not None}
     if not started:
         return
     configs = {name: config for name, (config, _) in started.items()}
@@ -120,16 +124,16 @@ def _trial_id(name: str, entry: dict[str, Any]) -> str:
     return str(entry.get("variant_name") or without_seed or entry.get("digest"))
 
 
-def _read_started(run: RunFolder) -> tuple[dict[str, Any], list[str]] | None:
+def _read_started(run: RunFolder, record: RunRecord | None) -> tuple[dict[str, Any], list[str]] | None:
     """The config of a run by key, and the keys of its metrics; None if it was not started, or cannot be read."""
     try:
-        status, rows = run.read()
+        status, rows = run.read() if record is None else (record.status, record.metrics)
         if status["state"] == "pending":
             return None
-        config = dict(flatten(dataclasses.asdict(load_saved(run.config))))
+        config = load_saved(run.config) if record is None else record.config
     except UserError:
         return None
-    return config, list(dict.fromkeys(key for row in rows for key in row))
+    return dict(flatten(dataclasses.asdict(config))), list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _column(values: Sequence[object]) -> list[Value]:

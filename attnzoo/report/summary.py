@@ -40,7 +40,8 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
         written.append(page)
     except Exception as error:
         print(f"warning: {page} was not written ({type(error).__name__}: {error})", file=sys.stderr)
-    hparams.write_sweep(sweep, markdown(comparison))
+    records = [run for variant in comparison.variants for run in variant.runs]
+    hparams.write_sweep(sweep, markdown(comparison), records)
     return written
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.engine import TINY_SCENES
 from support.models import CLASSES, tiny
 
 from attnzoo import __main__ as attnzoo_main
@@ -21,14 +22,7 @@ from attnzoo.errors import UserError
 from attnzoo.rundir.costs import FILENAME, QUANTITIES, read_costs
 
 CPU = torch.device("cpu")
-TINY = """
-base: base/detr_scenes.yaml
-name: tiny
-data:
-  dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}
-  batch_size: 4
-model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 3, log_every: 1, eval_every: null}
+SWEEP = """\
 sweep:
   variants:
     few: {model.encoder.attention.points: 1}
@@ -36,6 +30,7 @@ sweep:
     slow: {train.optimizer.lr: 1e-5}
   seeds: [0, 1]
 """
+TINY = TINY_SCENES + SWEEP
 
 
 @pytest.fixture

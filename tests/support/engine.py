@@ -126,6 +126,16 @@ train:
   optimizer: {lr: 1e-3}
 """
 
+TINY_SCENES = """
+base: base/detr_scenes.yaml
+name: tiny
+data:
+  dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}
+  batch_size: 4
+model: {dim: 16, heads: 2, ffn: 16, queries: 5}
+train: {steps: 3, log_every: 1, eval_every: null}
+"""
+
 
 def tiny_run(folder: Path, experiment: str = TINY, **changes: str) -> RunFolder:
     """A run folder with a config that trains in about a second; `changes` are overrides, `.` spelt `__`."""

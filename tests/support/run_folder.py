@@ -1,8 +1,32 @@
-"""What a finished run has written, without training it."""
+"""A sweep whose runs are prepared as by its launcher, and what a finished run has written, without training it."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
+from attnzoo.config.load import Experiment
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.sweep.check_runs import check_runs
+from attnzoo.sweep.expand import RunSpec, expand
+from attnzoo.sweep.folder import SweepFolder
+
+EXPERIMENT = """
+base: base/detr_scenes.yaml
+name: x
+data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
+model: {dim: 16, heads: 2, ffn: 16, queries: 5}
+train: {steps: 2, log_every: 1, eval_every: null, pictures: false}
+"""
+
+
+def create_sweep(seeds: Iterable[int]) -> list[RunSpec]:
+    """Write x.yaml, an experiment that trains in a second, and the sweep runs/x of it; returns the runs, untrained."""
+    Path("x.yaml").write_text(f"{EXPERIMENT}sweep: {{seeds: {list(seeds)}}}\n")
+    experiment = Experiment("x.yaml")
+    sweep = SweepFolder(Path("runs/x"))
+    runs = sweep.assign(check_runs(experiment, expand(experiment)))
+    sweep.create(runs, "x.yaml")
+    return runs
 
 
 def finish(run: RunFolder, steps: int = 2, metric: str = "val/AP", value: float = 0.5) -> None:

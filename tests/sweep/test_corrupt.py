@@ -9,26 +9,16 @@ from pathlib import Path
 
 import pytest
 from support.corrupt import corrupt
+from support.run_folder import create_sweep, finish
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import run as attnzoo_run
-from attnzoo.config.load import Experiment
 from attnzoo.errors import ExitCode
 from attnzoo.report.compare import compare
 from attnzoo.report.status import sweep_status
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.sweep.check_runs import check_runs
-from attnzoo.sweep.expand import RunSpec, expand
-from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.expand import RunSpec
 
-EXPERIMENT = """
-base: base/detr_scenes.yaml
-name: x
-data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
-model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 2, log_every: 1, eval_every: null, pictures: false}
-sweep: {seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]}
-"""
 KINDS = [  # of the first runs; the last but one is intact, and the last not trained yet
     ("status.json", "emptied"),
     ("status.json", "cut"),
@@ -40,24 +30,13 @@ KINDS = [  # of the first runs; the last but one is intact, and the last not tra
 ]
 
 
-def finish(run: RunSpec) -> None:
-    """Write what a finished run has written."""
-    rows = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 0.5}, {"step": 2, "val/AP": 0.5, "val/AP50": 0.5}]
-    run.folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run.folder.write_status(state="done", step=2, steps=2)
-
-
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """The runs of the sweep: one corrupt run of each kind, a finished one, and one that is not trained yet."""
     monkeypatch.chdir(tmp_path)
-    Path("x.yaml").write_text(EXPERIMENT)
-    experiment = Experiment("x.yaml")
-    folder = SweepFolder(Path("runs/x"))
-    runs = folder.assign(check_runs(experiment, expand(experiment)))
-    folder.create(runs, "x.yaml")
+    runs = create_sweep(range(9))
     for run in runs[:-1]:
-        finish(run)
+        finish(run.folder)
     for run, (name, how) in zip(runs, KINDS, strict=False):
         corrupt(run.folder.path / name, how)
     return runs

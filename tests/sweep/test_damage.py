@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.run_folder import finish
+from support.run_folder import create_sweep, finish
 
 from attnzoo import __main__ as attnzoo_main
 from attnzoo import run as attnzoo_run
@@ -20,14 +20,6 @@ from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.folder import SweepFolder
 
-EXPERIMENT = """
-base: base/detr_scenes.yaml
-name: x
-data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
-model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 2, log_every: 1, eval_every: null, pictures: false}
-sweep: {seeds: [0, 1, 2]}
-"""
 COMMANDS = ("run", "status", "compare", "cancel")
 
 Damage = Callable[[Path], object]
@@ -202,12 +194,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
-        Path("x.yaml").write_text(EXPERIMENT)
-        experiment = Experiment("x.yaml")
-        sweep = SweepFolder(Path("runs/x"))
-        runs = sweep.assign(check_runs(experiment, expand(experiment)))
-        sweep.create(runs, "x.yaml")
-        for run in runs:
+        for run in create_sweep(range(3)):
             attempts.record_start(run.folder, 0, 0, {"sources": "1"})
             finish(run.folder)
             attempts.record_end(run.folder, "done")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from attnzoo.config.load import Experiment, save
 from attnzoo.errors import UserError
@@ -244,3 +246,24 @@ def test_hparams_have_the_variant(folder: SweepFolder, monkeypatch: pytest.Monke
     assert [trial.partition("/")[2] for trial in trials[:3]] == ["dense-dim=16", "dense-dim=16", "dense-dim=8"]
     assert options[0] == {"attention": "dense", "dim": 16, "variant": "dense"}
     assert options[-1] == {"attention": "deform", "level": 0, "dim": 8, "variant": "deform"}
+
+
+def test_hparams_of_runs_that_were_compared_need_no_other_reading(folder: SweepFolder) -> None:
+    records = [run for variant in compare([folder.path]).variants for run in variant.runs]
+    hparams.write_sweep(folder.path)
+    expected = _sessions(folder.path)
+    for record in records:
+        (record.source / "config.yaml").unlink()
+    hparams.write_sweep(folder.path, records=records)
+    assert _sessions(folder.path) == expected
+    assert len(expected) == len(records)
+
+
+def _sessions(sweep: Path) -> dict[str, tuple[str, dict[str, str]]]:
+    """The trial and the hyperparameters of each run, from its event file."""
+    found = {}
+    for path in sweep.glob("*/*.hparams"):
+        (value,) = [value for event in EventFileLoader(str(path)).Load() for value in event.summary.value]
+        session = HParamsPluginData.FromString(value.metadata.plugin_data.content).session_start_info
+        found[path.parent.name] = (session.group_name, {key: str(item) for key, item in session.hparams.items()})
+    return found

@@ -48,7 +48,7 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     facts = {
         "Experiment": _all_of(config.name for config in configs),
         "Task": _all_of(config.task for config in configs),
-        "Data": _all_of(dict(flatten(identity(config))).get("data.dataset.name", "") for config in configs),
+        "Data": _all_of(config.data.dataset.get("name", "") for config in configs),
         "Budget": _all_of(f"{int(run.final['step']):,} optimiser steps" for run in finished),
         "Images per step": _all_of(config.data.batch_size * config.train.accumulate for config in configs),
         "Runs": plural(len(finished), "finished run") + (f" of {num_runs}" if num_runs > len(finished) else ""),
