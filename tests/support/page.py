@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attnzoo.report.compare import compare
 from attnzoo.rundir.costs import Costs, VariantCosts, write_costs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "ablate_attention" / "results.json"
@@ -30,7 +31,7 @@ def rename(content: dict[str, Any], old: str, new: str) -> None:
 
 def add_costs(folder: Path) -> None:
     """Costs of both variants: deform has twice the latency, and 1.5 times the training step."""
-    digests = {"dense": "baec4767", "deform": "dab364d3"}
+    digests = {variant.name: variant.digest for variant in compare([folder]).variants}
     variants = [
         VariantCosts(
             name, digest, (64, 64), 12, 250_000, 250_000, 0.02, 0.0,
