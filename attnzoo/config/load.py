@@ -152,14 +152,14 @@ def digest(config: ExperimentConfig) -> str:
     So a config keeps its digest when the schema gains a key. Of options, which the schema does not know, see
     `with_added_options`.
     """
-    defaults = _default_identity(type(config))
+    defaults = _default_identity(config.task)
     values = {key: value for key, value in flatten(identity(config)) if defaults.get(key, MISSING) != value}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @functools.cache
-def _default_identity(schema: type[ExperimentConfig]) -> dict[str, Any]:
-    return dict(flatten(identity(schema())))
+def _default_identity(task: str) -> dict[str, Any]:
+    return dict(flatten(identity(SCHEMAS[task]())))
 
 
 def find_digest(saved: ExperimentConfig, digests: Collection[str]) -> str | None:
