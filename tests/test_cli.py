@@ -91,7 +91,7 @@ def test_help_takes_less_than_a_second(module: list[str]) -> None:
         (["tiny.yaml", "sweep.zip={}", "data.dataset.noise=loud"], "error: command line: data.dataset.noise = 'loud'"),
         (["tiny.yaml", "sweep.zip={}", "sweep.variants={a: {}, b: {model.preset: detr_r50}}"], "run b-seed=0: preset"),
         (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "does not exist"),
-        (["tiny.yaml", "model.encoder.attention.slot=3"], "has no option 'slot' (options: points)"),
+        (["tiny.yaml", "model.encoder.attention.slot=3"], "has no option 'slot' (options: points,"),
         (["tiny.yaml", "model.encoder.attention.where=3"], "has no option 'where' (options: points)"),
         (["tiny.yaml", "model.encoder.attention.self=3"], "has no option 'self' (options: points)"),
         (["tiny.yaml", "data.dataset.sizes=[6]"], "sizes = [6]: expected list of 2 float"),
