@@ -20,6 +20,7 @@ class _PerLevelConvolution(Attention):
     """A convolution of every level. Subclasses implement `_convolve`."""
 
     roles: ClassVar[frozenset[Role]] = frozenset({Role.ENCODER, Role.STAGE})
+    depends_on_memory_pos = False
 
     def __init__(self, slot: Slot, kernel: int):
         super().__init__(slot)
@@ -60,7 +61,7 @@ class _PerLevelConvolution(Attention):
 
 @register("conv")
 class Convolution(_PerLevelConvolution):
-    """A `kernel` × `kernel` convolution of all channels per level, with shared weights (LeCun et al., 1989).
+    """A convolution of all channels, `kernel` × `kernel`, per level, with shared weights (LeCun et al., 1989).
 
     Its weights depend neither on queries nor on positions. Zeros outside the map. `kernel`: odd, in pixels.
     """

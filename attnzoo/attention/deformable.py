@@ -35,6 +35,7 @@ class MultiScaleDeformableAttention(Attention):
     """
 
     needs_reference_points = frozenset(Role)
+    depends_on_memory_pos = False
 
     def __init__(
         self,

@@ -60,10 +60,11 @@ class AttentionRecord:
 
     @property
     def weights_per_query(self) -> Array:
-        """The weights as (Q, M, K)."""
+        """The weights as (Q, M, K), with a sum of 1 over K: a convolution weighs each of its samples with up to 1."""
         if self.kind in (Kind.GRID, Kind.MAP):
             return self.weights.swapaxes(0, 1)
-        return self.weights.reshape(*self.weights.shape[:2], -1)
+        weights = self.weights.reshape(*self.weights.shape[:2], -1)
+        return weights / weights.sum(-1, keepdims=True).clip(min=1e-12)
 
     def entropy(self) -> float:
         """Entropy of the attention weights, divided by the logarithm of the number of keys: `normalised_entropy`."""

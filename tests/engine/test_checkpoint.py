@@ -92,7 +92,9 @@ def test_leftovers_of_an_interrupted_write_are_ignored_and_deleted(checkpoints):
 
 def test_documented_snippet_loads_the_evaluated_weights(uninterrupted):
     page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
-    snippet = textwrap.dedent("".join(re.findall(r"^    .*\n", page.read_text(), re.MULTILINE)))
+    snippet = textwrap.dedent(
+        "".join(re.findall(r"^    .*\n", page.read_text().partition("## Weights of other")[0], re.MULTILINE))
+    )
     example = "runs/ablate_points/points=4-seed=0"
     assert example in snippet
     names = {}
