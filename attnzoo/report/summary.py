@@ -20,12 +20,19 @@ PAGE = "comparison.html"
 
 
 def save(folders: Sequence[Path], comparison: Comparison, path: Path) -> list[Path]:
-    """Write the comparison of the runs in `folders`, and its raw results, into the folder `path`; returns the files."""
+    """Write the comparison of the runs in `folders`, as text and as a page, and its raw results into the folder `path`.
+
+    Returns the files. They keep the baseline and the margin that the comparison was made with.
+    """
     plan = find_plan(folders)
     records, _ = read_records([*folders, *map(Path, plan.include)])
+    if paired := comparison.paired:
+        plan = replace(plan, baseline=paired.baseline if paired.is_given else None, margin=paired.margin)
     save_results(records, dataclasses.asdict(replace(plan, include=())), path / RESULTS)
     costs = [write_costs(comparison.costs, path)] if comparison.costs else []
-    return [path / RESULTS, *costs, *write_comparison(comparison, path)]
+    written = [path / RESULTS, *costs, *write_comparison(comparison, path), path / PAGE]
+    write_page(comparison, path / PAGE)
+    return written
 
 
 def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:

@@ -40,10 +40,18 @@ def test_saved_results_compare_as_the_runs_did(saved, capsys):
     assert record.environments == [{"sources": "a1b2c3d4", "torch": "2"}]
     assert record.config.seed == 10
     files = sorted(path.name for path in saved.iterdir())
-    assert files == ["comparison.csv", "comparison.md", "results.json"]
+    assert files == ["comparison.csv", "comparison.html", "comparison.md", "results.json"]
     assert main(["compare", str(saved)]) == 0
     assert "deform is better than dense" in capsys.readouterr().out
     assert sorted(path.name for path in saved.iterdir()) == files
+
+
+def test_saved_results_keep_the_baseline_and_margin_they_were_compared_with(saved, tmp_path):
+    given = ["--baseline", "other", "--margin", "0.5", "--save", str(tmp_path / "again")]
+    assert main(["compare", str(saved), *given]) == 0
+    paired = compare([tmp_path / "again"]).paired
+    assert paired is not None
+    assert (paired.baseline, paired.margin, paired.is_given) == ("other", 0.5, True)
 
 
 def test_included_results_count_as_finished_runs(saved, tmp_path):
