@@ -143,8 +143,14 @@ def _bias(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
 
 @cache
 def _load_operator() -> Any:
-    """torchvision's `deform_conv2d`, imported when it is first needed, with its FLOP formula."""
-    from torchvision.ops import deform_conv2d
+    """torchvision's `deform_conv2d`, imported when it is first needed, with its FLOP formula.
+
+    Raises UserError without torchvision, which the attentions do not need otherwise.
+    """
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError:
+        raise UserError("attention dcn needs torchvision: pip install torchvision") from None
 
     operators = torch.ops.torchvision
     if operators.deform_conv2d not in flop_registry:

@@ -85,9 +85,14 @@ def test_a_one_stage_detector(tmp_path: Path) -> None:
     check_in_onnx(trained(model), images(masked=True), tmp_path / "detector.onnx")
 
 
+LONG = ("refine", "single_scale", "single_scale_dc5")  # of the others' parts
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True], ids=["unpadded", "padded"])
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in DETECTORS]
+)
 def test_detectors(name: str, masked: bool, tmp_path: Path) -> None:
     preset, overrides = DETECTORS[name]
     model = tiny(preset, encoder={"layers": 2}, decoder={"layers": 3}, **overrides)
