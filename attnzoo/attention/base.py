@@ -23,15 +23,13 @@ class Attention(Recordable):
     `attn(memory.as_queries(), memory)`, they have the same tokens.
 
     A subclass takes its `Slot` and keyword-only options. It declares the roles it supports, those in which its queries
-    need reference points, and whether the tokens of the queries and
-    the position embedding of the memory have an effect. Residual, norm and drop path belong to
+    need reference points, and whether the tokens of the queries have an effect. Residual, norm and drop path belong to
     the block. Constructors raise `UserError` for invalid options.
     """
 
     roles: ClassVar[frozenset[Role]] = frozenset(Role)
     needs_reference_points: frozenset[Role] = frozenset()  # of an instance, if it depends on options
     depends_on_queries: bool = True  # whether query tokens have an effect; False for a convolution, say
-    depends_on_memory_pos: bool = True  # whether memory.pos has an effect; False if there are no keys
 
     def __init__(self, slot: Slot):
         super().__init__()

@@ -20,7 +20,6 @@ class _PerLevelConvolution(Attention):
     """A convolution of every level. Subclasses implement `_convolve`."""
 
     roles: ClassVar[frozenset[Role]] = frozenset({Role.ENCODER, Role.STAGE})
-    depends_on_memory_pos = False
 
     def __init__(self, slot: Slot, kernel: int):
         super().__init__(slot)

@@ -35,7 +35,6 @@ class MultiScaleDeformableAttention(Attention):
     """
 
     needs_reference_points = frozenset(Role)
-    depends_on_memory_pos = False
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class MultiScaleDeformableAttention(Attention):
         self.value_proj = nn.Linear(slot.dim, slot.dim)
         self.output_proj = nn.Linear(slot.dim, slot.dim)
         self.frozen_offsets: Tensor | None
-        self.register_buffer("frozen_offsets", self._initial_offsets() if offsets == "frozen" else None)
+        self.register_buffer("frozen_offsets", self.initial_offsets() if offsets == "frozen" else None)
         self.depends_on_queries = self.sampling_offsets is not None or self.attention_weights is not None
         self.reset_parameters()
 
@@ -74,7 +73,7 @@ class MultiScaleDeformableAttention(Attention):
         """Initial offsets: head m points in direction 2πm/M, point k at k + 1 pixels (max-norm); uniform weights."""
         if self.sampling_offsets is not None:
             with torch.no_grad():
-                self.sampling_offsets.bias.copy_(self._initial_offsets().flatten())
+                self.sampling_offsets.bias.copy_(self.initial_offsets().flatten())
             nn.init.zeros_(self.sampling_offsets.weight)
         if self.attention_weights is not None:
             nn.init.zeros_(self.attention_weights.weight)
@@ -83,8 +82,8 @@ class MultiScaleDeformableAttention(Attention):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def _initial_offsets(self) -> Tensor:
-        """(M, L, P, 2), x then y."""
+    def initial_offsets(self) -> Tensor:
+        """Offsets before training in pixels, (M, L, P, 2), x before y: see `reset_parameters`."""
         angles = torch.arange(self.slot.heads, dtype=torch.float32) * (2 * math.pi / self.slot.heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)

@@ -21,6 +21,13 @@ def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
     Loads the plugins. Raises UserError, with its key, for an unknown name or option, a value of the wrong type and a
     missing option.
     """
+    from attnzoo.attention import load_plugin
+
+    for plugin in config.plugins:
+        try:
+            load_plugin(plugin)
+        except UserError as error:
+            raise UserError(f"plugins: {error}", key="plugins") from None
     config = _with_options(config)
     config.versions = _versions(config)
     return config
@@ -29,7 +36,8 @@ def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
 def with_added_options(config: ExperimentConfig) -> ExperimentConfig:
     """A saved config with the defaults of options that its attentions and data set have gained since it was saved.
 
-    The config itself if it no longer fits, or its plugins cannot be loaded.
+    The config itself if it no longer fits. Plugins are not loaded, since reading results runs no code: the config
+    itself, too, if it names an attention that is not registered.
     """
     try:
         return _with_options(config)
@@ -38,14 +46,9 @@ def with_added_options(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _with_options(config: ExperimentConfig) -> ExperimentConfig:
-    from attnzoo.attention import ATTENTIONS, load_plugin
+    from attnzoo.attention import ATTENTIONS
     from attnzoo.data.build import registries
 
-    for plugin in config.plugins:
-        try:
-            load_plugin(plugin)
-        except UserError as error:
-            raise UserError(f"plugins: {error}", key="plugins") from None
     config = copy.deepcopy(config)
     datasets, augmentations = registries(config.data)
     for owner, field, key in named_blocks(config):

@@ -45,7 +45,6 @@ _CLAUSES = (
     Clause(basics.state_dict),
     Clause(basics.meta_device),
     Clause(inputs.depends_on_queries),
-    Clause(inputs.depends_on_memory_pos),
     Clause(inputs.other_image, frozenset({Role.DECODER})),
     Clause(inputs.batch_independence),
     Clause(padding.padding_is_ignored),

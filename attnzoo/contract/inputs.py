@@ -27,19 +27,6 @@ def depends_on_queries(case: Case) -> None:
     )
 
 
-def depends_on_memory_pos(case: Case) -> None:
-    """Another position embedding of the memory alone changes nothing if it declares `depends_on_memory_pos` False."""
-    attention, memory = case.build(), pyramid(case.maps)
-    queries = case.queries(memory)
-    if attention.depends_on_memory_pos or memory.pos is None:
-        return
-    other = replace(memory, pos=memory.pos + torch.randn_like(memory.pos))
-    fraction = changes(attention(queries, other), attention(queries, memory)).float().mean()
-    require(
-        fraction == 0, f"depends_on_memory_pos is False, but another memory.pos changes {fraction:.0%} of the outputs"
-    )
-
-
 def other_image(case: Case) -> None:
     """Object queries of one image can attend to the memory of another image, of another size."""
     attention = case.build()

@@ -74,21 +74,30 @@ class PlacesSpec(ProbeSpec):
         return smooth_fields(generator, maps, self.num_fields, self.size, self.smoothness)
 
 
-def ring(places: int, distance: float) -> Tensor:
-    """Offsets (8, places, 2): places at `distance`, evenly spread, the first in the direction of the content."""
-    steps = torch.arange(places) * (DIRECTIONS // places)
-    angles = (torch.arange(DIRECTIONS)[:, None] + steps) % DIRECTIONS * (2 * math.pi / DIRECTIONS)
-    return (distance * torch.stack([angles.cos(), angles.sin()], -1)).round().long()
+@dataclass(frozen=True, kw_only=True)
+class RingSpec(PlacesSpec):
+    """Several places around the reference.
 
+    `places`: 1, 2, 4 or 8, evenly spread from the direction that the query names; `distance`: in pixels.
+    """
 
-def _check_ring(spec: ProbeSpec, places: int, distance: float) -> None:
-    check("places", places, places in (1, 2, 4, 8), "1, 2, 4 or 8")
-    check("distance", distance, 1 <= distance < spec.size, f"from 1 to below size = {spec.size}")
+    places: int
+    distance: float
+
+    def _check(self) -> None:
+        check("places", self.places, self.places in (1, 2, 4, 8), "1, 2, 4 or 8")
+        check("distance", self.distance, 1 <= self.distance < self.size, f"from 1 to below size = {self.size}")
+
+    @property
+    def offsets(self) -> Tensor:
+        steps = torch.arange(self.places) * (DIRECTIONS // self.places)
+        angles = (torch.arange(DIRECTIONS)[:, None] + steps) % DIRECTIONS * (2 * math.pi / DIRECTIONS)
+        return (self.distance * torch.stack([angles.cos(), angles.sin()], -1)).round().long()
 
 
 @PROBES.register("read")
 @dataclass(frozen=True, kw_only=True)
-class Read(PlacesSpec):
+class Read(RingSpec):
     """Says the label of each of several places around the reference, told apart.
 
     `places`: 1, 2, 4 or 8, evenly spread from the direction that the query names; `distance`: in pixels.
@@ -100,9 +109,6 @@ class Read(PlacesSpec):
     places: int = 2
     distance: float = 3.0
 
-    def _check(self) -> None:
-        _check_ring(self, self.places, self.distance)
-
     @property
     def answers(self) -> int:
         return self.places
@@ -110,10 +116,6 @@ class Read(PlacesSpec):
     @property
     def classes(self) -> int:
         return LABELS
-
-    @property
-    def offsets(self) -> Tensor:
-        return ring(self.places, self.distance)
 
     def label(self, fields: Tensor, pixels: Tensor, places: Tensor) -> Tensor:
         return read_pixels(fields, places).argmax(-1)
@@ -136,7 +138,7 @@ class Reach(Read):
 
 @PROBES.register("count")
 @dataclass(frozen=True, kw_only=True)
-class Count(PlacesSpec):
+class Count(RingSpec):
     """Says at how many of several places around the reference a map of patches is 1; elsewhere it is -1.
 
     `places`: 1, 2, 4 or 8, evenly spread from the direction that the query names; `distance`: in pixels.
@@ -149,16 +151,9 @@ class Count(PlacesSpec):
     places: int = 8
     distance: float = 4.0
 
-    def _check(self) -> None:
-        _check_ring(self, self.places, self.distance)
-
     @property
     def classes(self) -> int:
         return self.places + 1
-
-    @property
-    def offsets(self) -> Tensor:
-        return ring(self.places, self.distance)
 
     def draw_fields(self, maps: int, generator: torch.Generator) -> Tensor:
         return (super().draw_fields(maps, generator) > 0) * 2.0 - 1

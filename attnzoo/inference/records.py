@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attnzoo.attention import Attention, record
 from attnzoo.attention.dat import DeformableKeyValueAttention
-from attnzoo.attention.deformable import DeformableAttention, MultiScaleDeformableAttention
+from attnzoo.attention.deformable import DeformableAttention
 from attnzoo.geometry import Layout, Pyramid, Queries, Role
 
 Array = npt.NDArray[Any]
@@ -216,14 +216,6 @@ def predicted_offsets(record: AttentionRecord) -> Array | None:
         points = record.locations.shape[3]
         return moved * 2 * points / np.maximum(references[..., 2:], 1e-6)
     return moved * np.array([(w, h) for h, w in record.map_sizes])[:, None]
-
-
-def initial_offsets(module: MultiScaleDeformableAttention) -> Array:
-    """Offsets (M, P, 2) of `ms_deform` before training: head m in direction 2πm / M, point k at k + 1 (max-norm)."""
-    angles = np.arange(module.slot.heads) * (2 * math.pi / module.slot.heads)
-    directions = np.stack([np.cos(angles), np.sin(angles)], -1)
-    directions /= np.abs(directions).max(-1, keepdims=True)
-    return directions[:, None] * np.arange(1, module.points + 1)[:, None]
 
 
 def grid_offsets(record: AttentionRecord) -> list[Array] | None:

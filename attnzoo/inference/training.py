@@ -1,7 +1,6 @@
 """Pictures, histograms of offsets and attention entropy of a model while it trains, for TensorBoard and as files."""
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +22,10 @@ from attnzoo.inference.records import (
     AttentionRecord,
     attention_names,
     grid_offsets,
-    initial_offsets,
     predicted_offsets,
     record_attentions,
 )
+from attnzoo.rundir.folder import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +106,8 @@ class TrainingPictures:
             for name, figure in self._figures(model, results, records):
                 png = to_png(figure)
                 self._sink.add_image(f"pictures/{name}", png, step)
-                _replace(self._folder / f"{name}.png", png)
+                with atomic_write(self._folder / f"{name}.png", "wb") as file:
+                    file.write(png)
         self._sink.flush()
         return {f"entropy/{name}": float(np.mean(values)) for name, values in entropies.items()}
 
@@ -142,7 +142,7 @@ class TrainingPictures:
                 references = records[0][name].references
                 boxes = references is not None and references.shape[-1] == 4
                 unit = "1 / 2P of the box" if boxes else "pixels"
-                yield "offsets", figures.draw_offsets(by_ring, initial_offsets(module), name, unit)
+                yield "offsets", figures.draw_offsets(by_ring, module.initial_offsets()[:, 0].cpu().numpy(), name, unit)
 
 
 def last_of_each_slot(names: Sequence[str] | Any) -> set[str]:
@@ -170,11 +170,3 @@ def offset_histograms(records: Sequence[Mapping[str, AttentionRecord]]) -> Itera
 def _by_ring(offsets: Array) -> Array:
     """Offsets (Q, M, L, P, 2) of all queries and levels as (Q · L, M, P, 2)."""
     return offsets.swapaxes(1, 2).reshape(-1, offsets.shape[1], *offsets.shape[3:])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old or the new one."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.attention import padded_memory, perturbed
 from torch import Tensor
 from torch.testing import assert_close
 
 from attnzoo import contract, models
-from attnzoo.attention import Attention, build, record
+from attnzoo.attention import build, record
 from attnzoo.attention.deformable import BORDER_TOLERANCE, MultiScaleDeformableAttention
 from attnzoo.contract import Case
 from attnzoo.contract.cases import roles
@@ -21,22 +22,6 @@ from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 MAPS = ((4, 6), (3, 2))
 DIM, HEADS, POINTS = 8, 4, 3
-
-
-def perturbed(attention: Attention, scale: float = 0.5) -> Attention:
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=scale)
-    return attention.double().eval()
-
-
-def padded_memory() -> Pyramid:
-    """Two images in float64; the second fills 3 x 4 and 2 x 1 pixels of the maps."""
-    masks = [torch.zeros(2, h, w, dtype=torch.bool) for h, w in MAPS]
-    masks[0][1, 3:] = masks[0][1, :, 4:] = masks[1][1, 2:] = masks[1][1, :, 1:] = True
-    layout = Layout.from_masks(masks)
-    tokens, pos = torch.randn(2, 2, layout.num_tokens, DIM, dtype=torch.float64)
-    return Pyramid(tokens, layout, pos)
 
 
 def object_queries(boxes: bool) -> Queries:
@@ -112,8 +97,8 @@ ARMS = [
 def test_deformable_equals_a_loop(offsets: str, weights: str, sampling: str, boxes: bool) -> None:
     torch.manual_seed(0)
     options = {"points": POINTS, "offsets": offsets, "weights": weights, "sampling": sampling}
-    attention = perturbed(build("ms_deform", Slot(DIM, HEADS, 2, Role.DECODER), **options))
-    memory, queries = padded_memory(), object_queries(boxes)
+    attention = perturbed(build("ms_deform", Slot(DIM, HEADS, 2, Role.DECODER), **options), 0.5)
+    memory, queries = padded_memory(MAPS, DIM), object_queries(boxes)
     expected = loop(attention, queries, memory, offsets, weights, sampling)
     assert_close(attention(queries, memory), expected, atol=1e-11, rtol=0)
 
@@ -127,8 +112,8 @@ def test_single_scale_equals_a_loop(offsets: str, weights: str, sampling: str) -
         with pytest.raises(UserError, match="weights have no effect: set weights to uniform"):
             build("deform", slot, level=1, **options)
         return
-    attention = perturbed(build("deform", slot, level=1, **options))
-    memory, queries = padded_memory(), object_queries(boxes=False)
+    attention = perturbed(build("deform", slot, level=1, **options), 0.5)
+    memory, queries = padded_memory(MAPS, DIM), object_queries(boxes=False)
     expected = loop(attention, queries, memory.level(1), offsets, weights, sampling)
     assert_close(attention(queries, memory), expected, atol=1e-11, rtol=0)
 
@@ -148,7 +133,7 @@ def test_frozen_offsets_are_the_initial_ones() -> None:
     torch.manual_seed(0)
     learned, frozen = (build("ms_deform", Slot(DIM, HEADS, 2), offsets=offsets) for offsets in ("learned", "frozen"))
     assert torch.equal(learned.sampling_offsets.bias, frozen.frozen_offsets.flatten())
-    memory = padded_memory()
+    memory = padded_memory(MAPS, DIM)
     memory = replace(memory, tokens=memory.tokens.float(), pos=memory.pos.float())
     frozen.load_state_dict({k: v for k, v in learned.state_dict().items() if "sampling" not in k}, strict=False)
     assert_close(frozen(memory.as_queries(), memory), learned(memory.as_queries(), memory))
@@ -194,8 +179,8 @@ def test_rounding_does_not_decide_between_pixels(side: int) -> None:
 
 def test_nearest_sampling_of_trained_offsets_gives_them_no_gradient() -> None:
     torch.manual_seed(0)
-    attention: Any = perturbed(MultiScaleDeformableAttention(Slot(DIM, HEADS, 2, Role.DECODER), points=POINTS))
-    memory, queries = padded_memory(), object_queries(boxes=False)
+    attention: Any = perturbed(MultiScaleDeformableAttention(Slot(DIM, HEADS, 2, Role.DECODER), points=POINTS), 0.5)
+    memory, queries = padded_memory(MAPS, DIM), object_queries(boxes=False)
     attention.sampling = "nearest"
     output = attention(queries, memory)
     assert_close(output, loop(attention, queries, memory, "learned", "learned", "nearest"), atol=1e-11, rtol=0)

@@ -6,31 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.attention import padded_memory, perturbed
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnzoo.attention import Attention, build, record
+from attnzoo.attention import build, record
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 DIM, MAPS = 4, ((4, 5), (3, 2))
-
-
-def perturbed(attention: Attention) -> Any:
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return attention.double()
-
-
-def padded_memory() -> Pyramid:
-    """Two images in float64; the second fills 3 x 4 and 2 x 1 pixels of the maps."""
-    masks = [torch.zeros(2, h, w, dtype=torch.bool) for h, w in MAPS]
-    masks[0][1, 3:] = masks[0][1, :, 4:] = masks[1][1, 2:] = masks[1][1, :, 1:] = True
-    layout = Layout.from_masks(masks)
-    tokens, pos = torch.randn(2, 2, layout.num_tokens, DIM, dtype=torch.float64)
-    return Pyramid(tokens, layout, pos)
 
 
 def pixel(maps: Tensor, row: int, column: int) -> Tensor:
@@ -91,7 +76,7 @@ def loop(attention: Any, memory: Pyramid) -> Tensor:
 )  # fmt: skip
 def test_equals_a_loop(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    attention, memory = perturbed(build(name, Slot(DIM, 2, 2), **options)), padded_memory()
+    attention, memory = perturbed(build(name, Slot(DIM, 2, 2), **options), 0.3), padded_memory(MAPS, DIM)
     expected = loop(attention, memory)
     assert_close(attention(memory.as_queries(), memory), expected, atol=1e-12, rtol=0)
 
@@ -103,7 +88,7 @@ def test_deformable_convolution_starts_as_a_convolution(modulation: bool, factor
     plain = build("conv", Slot(DIM, 2, 2)).double()
     deformable = build("dcn", Slot(DIM, 2, 2), modulation=modulation).double()
     deformable.load_state_dict(plain.state_dict(), strict=False)
-    memory = padded_memory()
+    memory = padded_memory(MAPS, DIM)
     bias = plain.conv.bias
     expected = factor * (plain(memory.as_queries(), memory) - bias) + bias
     assert_close(deformable(memory.as_queries(), memory), expected, atol=1e-12, rtol=0)
@@ -111,7 +96,7 @@ def test_deformable_convolution_starts_as_a_convolution(modulation: bool, factor
 
 def test_offsets_learn_from_their_initialisation() -> None:
     torch.manual_seed(0)
-    attention, memory = build("dcn", Slot(DIM, 2, 2)).double(), padded_memory()
+    attention, memory = build("dcn", Slot(DIM, 2, 2)).double(), padded_memory(MAPS, DIM)
     attention(memory.as_queries(), memory).square().sum().backward()
     gradient = attention.conv_offset.weight.grad
     assert gradient is not None
@@ -156,6 +141,6 @@ def test_rejects_options_roles_and_queries_without_a_grid(name: str) -> None:
             build(name, Slot(DIM, 2), kernel=kernel)
     with pytest.raises(UserError, match=f"attention '{name}' does not support role decoder"):
         build(name, Slot(DIM, 2, 1, Role.DECODER))
-    memory = padded_memory().level(0)
+    memory = padded_memory(MAPS, DIM).level(0)
     with pytest.raises(ValueError, match="needs one query per token of the memory: expected 20, got 3"):
         build(name, Slot(DIM, 2)).double()(Queries(memory.tokens[:, :3]), memory)

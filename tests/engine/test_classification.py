@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 from support.classification import tiny_classifier
-from support.engine import ALONE, results
+from support.engine import ALONE, check_resume
 from torch import Tensor
 
 from attnzoo.config import load as configs
 from attnzoo.data.classification import ClassificationBatch
-from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.engine.classification import ClassificationTask, count_topk_correct
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir.folder import RunFolder
@@ -39,16 +38,7 @@ def test_metrics(uninterrupted: RunFolder) -> None:
 
 def test_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, tmp_path: Path) -> None:
     """Mixup, cutmix, stochastic depth and augmentation included."""
-    run = tiny_classifier(tmp_path / "run")
-    checkpoint = sorted(uninterrupted.checkpoints.glob("step-00000010*"))
-    assert checkpoint, "the whole run keeps a checkpoint to resume from"
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    (run.checkpoints / checkpoint[0].name).write_bytes(checkpoint[0].read_bytes())
-    run.metrics.write_bytes(uninterrupted.metrics.read_bytes())
-    assert train_run(run.path) == ExitCode.OK
-    assert results(run) == results(uninterrupted)
-    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, uninterrupted))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(tiny_classifier(tmp_path / "run"), uninterrupted, 10)
 
 
 def test_saved_config_equals_the_config(uninterrupted: RunFolder) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.engine import ALONE, results
+from support.engine import ALONE, check_resume
 from support.probe import tiny_probe
 from torch import Tensor
 
 from attnzoo import attention
 from attnzoo.config import load as configs
 from attnzoo.data.build import PROBES
-from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.engine.distributed import DistContext
 from attnzoo.engine.probe import ProbeTask
 from attnzoo.errors import ExitCode, UserError
@@ -47,15 +46,7 @@ def test_metrics(uninterrupted: RunFolder) -> None:
 
 
 def test_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, tmp_path: Path) -> None:
-    run = tiny_probe(tmp_path / "run")
-    (checkpoint,) = uninterrupted.checkpoints.glob("step-00000006*")
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    (run.checkpoints / checkpoint.name).write_bytes(checkpoint.read_bytes())
-    run.metrics.write_bytes(uninterrupted.metrics.read_bytes())
-    assert train_run(run.path) == ExitCode.OK
-    assert results(run) == results(uninterrupted)
-    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, uninterrupted))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(tiny_probe(tmp_path / "run"), uninterrupted, 6)
 
 
 def test_saved_config_equals_the_config(uninterrupted: RunFolder) -> None:

@@ -76,7 +76,7 @@ def test_references_and_boxes_stay_in_float32(autocast: bool) -> None:
 
 def test_level_embedding_is_standard_normal() -> None:
     torch.manual_seed(0)
-    neck = models.create("deformable_detr_r50", encoder={"layers": 1}, decoder={"layers": 1}).neck
+    neck = models.create("deformable_detr_r50", encoder={"layers": 0}, decoder={"layers": 1}).neck
     assert abs(neck.level_embedding.std().item() - 1) < 0.1
     assert abs(neck.level_embedding.mean().item()) < 0.1
 
@@ -109,8 +109,9 @@ def test_combinations_train(encoder: str, decoder: str, levels: int, stages: tup
     loss = SetCriterion(model.config.loss, CLASSES)(output, detection_targets()).total
     loss.backward()
     assert loss.isfinite()
-    assert without_gradient(model) == []
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    reads_positions = encoder != "conv" or decoder not in ("deform", "ms_deform")
+    assert without_gradient(model) == ([] if reads_positions else ["neck.level_embedding"])
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from attnzoo.report.paired import compare_pairs
+from attnzoo.report.records import read_records
 from attnzoo.report.sequential import planned_looks
 
 ROOT = Path(__file__).parents[2]
@@ -47,9 +49,24 @@ def test_noise_has_mean_zero_and_variance_one(noise: str) -> None:
     assert values.std() == pytest.approx(1, abs=0.03)
 
 
-def test_mixture_levels_have_the_bayes_factor_of_the_definition() -> None:
-    from scipy import stats
+def test_deviations_and_skewness_of_own_runs() -> None:
+    """The numbers of docs/statistics.md."""
+    scores: dict[str, dict[int, float]] = {}
+    for run in read_records([ROOT / "docs/results/ablate_attention"])[0]:
+        scores.setdefault(run.entry.variant_name, {})[run.config.seed] = run.final["val/AP"]
+    values = {name: np.array([by_seed[seed] for seed in range(10)]) for name, by_seed in scores.items()}
+    skewness = [stats.skew(values[name] - values["dense"], bias=False) for name in values if name != "dense"]
+    assert (round(min(skewness), 1), round(max(skewness), 1)) == (-1.1, 1.1)
+    assert np.abs(skewness).max() < simulation.OWN_SKEWNESS
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    for one, other in (("deform", "ms_deform"), ("dense", "deform"), ("dense", "ms_deform")):
+        paired = np.std(values[one] - values[other], ddof=1)
+        independent = np.hypot(np.std(values[one], ddof=1), np.std(values[other], ddof=1))
+        correlation = f"{np.corrcoef(values[one], values[other])[0, 1]:+.2f}".replace("-", "−")
+        assert f"| `{one}`, `{other}` | {correlation} | {paired:.3f} AP | {independent:.3f} AP |" in page
 
+
+def test_mixture_levels_have_the_bayes_factor_of_the_definition() -> None:
     looks, level = (8, 20), 0.025
     for n, p_value in zip(looks, simulation.mixture_levels(looks, level), strict=True):
         squared = stats.t.isf(p_value, n - 1) ** 2

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attnzoo.config import load as configs
-from attnzoo.engine.checkpoint import CheckpointManager
+from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.engine.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from attnzoo.engine.distributed import DistContext
 from attnzoo.engine.interrupt import GracefulStop
@@ -20,6 +20,7 @@ from attnzoo.engine.trainer import Trainer
 from attnzoo.errors import ExitCode
 from attnzoo.models.cost import Cost
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.worker.train import train_run
 
 ALONE = DistContext(0, 1, torch.device("cpu"))
 BATCHES = 10
@@ -152,6 +153,18 @@ def results(run: RunFolder) -> list[dict]:
     return [without_speed(row) for row in run.read_metrics()]
 
 
+def check_resume(run: RunFolder, uninterrupted: RunFolder, step: int) -> None:
+    """A new run from the checkpoint of a finished one after `step` ends as that did."""
+    (checkpoint,) = uninterrupted.checkpoints.glob(f"step-{step:08d}*")
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    (run.checkpoints / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    run.metrics.write_bytes(uninterrupted.metrics.read_bytes())
+    assert train_run(run.path) == ExitCode.OK
+    assert results(run) == results(uninterrupted)
+    ours, theirs = (load_checkpoint(CheckpointManager(r.checkpoints).latest())["model"] for r in (run, uninterrupted))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def without_speed(row: dict) -> dict:
     """A row without what differs between any two runs."""
     return {key: value for key, value in row.items() if key != "cost/ms" and not key.startswith("speed/")}
@@ -160,8 +173,6 @@ def without_speed(row: dict) -> dict:
 @pytest.fixture(scope="session")
 def uninterrupted(cache, tmp_path_factory) -> RunFolder:
     """The tiny run, trained without interruption."""
-    from attnzoo.worker.train import train_run
-
     run = tiny_run(tmp_path_factory.mktemp("whole") / "run")
     assert train_run(run.path) == ExitCode.OK
     return run

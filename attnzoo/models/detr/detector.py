@@ -45,8 +45,6 @@ class Detector(nn.Module):
             )
             for layer in range(config.decoder.layers)
         )
-        if not self._reads_positions():
-            self.neck.level_embedding = None  # a parameter without a gradient
         self.decoder_norm = nn.LayerNorm(config.dim) if config.decoder.norm else None
         num_logits = num_classes + (config.loss.classification == "cross_entropy")
         self.heads = PredictionHeads(config.head, config.dim, num_logits, config.decoder.layers)
@@ -61,14 +59,6 @@ class Detector(nn.Module):
             self.queries = LearnedQueries(config.queries, config.dim, config.decoder.learned_content, refs)
         if config.weights is not None:
             load_weights(self, config.weights, "model.weights")
-
-    def _reads_positions(self) -> bool:
-        """Whether any attention depends on the position embedding of the pyramid."""
-        encoder = [cast(EncoderLayer, layer).attention for layer in self.encoder]
-        decoder = [cast(DecoderLayer, layer).cross_attention for layer in self.decoder]
-        return any(layer.depends_on_queries for layer in encoder) or any(
-            layer.depends_on_memory_pos for layer in [*encoder, *decoder]
-        )
 
     def _attention(self, role: Role, block: NamedBlock, layer: int) -> Attention:
         slot = Slot(self.config.dim, self.config.heads, self.neck.num_levels, role, layer)

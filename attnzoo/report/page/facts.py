@@ -16,7 +16,6 @@ from attnzoo.report.records import RunRecord
 from attnzoo.rundir.folder import RunFolder, parse_json
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
-PICTURES = "pictures"  # of a run: its PNG files, drawn from the last checkpoint
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_BYTES = 24 * 2**20  # of all pictures of a page
 ABSENT = "–"
@@ -112,7 +111,7 @@ def pictures(item: Series, budget: int) -> list[Picture]:
     """The pictures of the variant's first finished run that has any, of at most `budget` bytes together."""
     for run in item.variant.finished:
         found = []
-        for path in sorted((run.source / PICTURES).glob("*.png")):
+        for path in sorted(RunFolder(run.source).pictures.glob("*.png")):
             content = _read(path)
             if content.startswith(PNG) and len(content) <= budget:
                 budget -= len(content)

@@ -15,12 +15,13 @@ from attnzoo.report.table import difference
 TOP = 26
 AXIS = 44
 ROW = {True: 46, False: 70}  # height of a row, by whether the plot is wide
+WIDE = 500  # pixels: there is space beside the plot
 MAX_DOTS = 60  # pairs shown one by one
 
 
 def forest_plot(paired: PairedTable, series: Sequence[Series], width: int) -> Markup:
     """One row per variant: its mean difference, interval, single pairs, and verdict."""
-    is_wide = width > 500
+    is_wide = width > WIDE
     by_name = {item.name: item for item in series}
     baseline = by_name[paired.baseline]
     left, right = 8.0, width - 8.0
@@ -40,15 +41,15 @@ def forest_plot(paired: PairedTable, series: Sequence[Series], width: int) -> Ma
     parts.append(line(x(0), TOP - 4, x(0), bottom, "zero"))
     for number, row in enumerate(paired.rows):
         top = TOP + ROW[is_wide] * number
-        parts.append(_row(row, by_name[row.name], pairs[row.name], paired, x, top, width if is_wide else -width))
+        parts.append(_row(row, by_name[row.name], pairs[row.name], paired, x, top, width))
     return plot("forest", width, bottom + AXIS, title, " ".join(paired.sentences()), *parts)
 
 
 def _row(
     row: PairedRow, item: Series, pairs: Sequence[float], paired: PairedTable, x: Scale, top: float, width: int
 ) -> Markup:
-    """`width` is negative in a narrow plot, where the texts are above and below the interval."""
-    is_wide, width = width > 0, abs(width)
+    """In a narrow plot the texts are above and below the interval."""
+    is_wide = width > WIDE
     y = top + (ROW[True] / 2 if is_wide else 36)
     spec = f"+{paired.metric.format_spec}"
     numbers, words = difference(row.final, spec), "A/A copy" if row.is_aa else row.final.words
