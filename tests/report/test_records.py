@@ -17,11 +17,6 @@ from attnzoo.sweep.expand import expand_sweep
 from attnzoo.sweep.rounds import SeedRounds
 
 ATTENTION = {"step": 1, "entropy/decoder.0": 0.9, "inside_box/decoder.0": 0.2, "level_share/decoder.0/large/level0": 1}
-    "step": 1,
-    "entropy/decoder.0": 0.9,
-    "inside_box/decoder.0": 0.2,
-    "level_share/decoder.0/small/level0": 0.4,
-}
 SCORES = {"dense": BASE[:4], "deform": BETTER[:4], "other": UNCLEAR[:4]}
 
 
