@@ -63,7 +63,7 @@ class RunRecord:
     @property
     def _is_on_gpu(self) -> bool:
         known = [environment for environment in self.environments if environment]
-        return any(environment["operators"] == "cuda" or "NVIDIA" in environment["device"] for environment in known)
+        return any(e.get("operators") == "cuda" or "NVIDIA" in e.get("device", "") for e in known)
 
 
 def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
