@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PICTURE)
     out: Path = parser.parse_args().out
     figure = plt.figure(figsize=(1.35 * COLUMNS, 1.62 * len(SCENES)), layout="constrained")
-    rows = np.atleast_1d(figure.subfigures(len(SCENES), 1))
+    rows: Any = figure.subfigures(len(SCENES), 1)
     for row, (title, options) in zip(rows, SCENES.items(), strict=True):
         spec = DigitScenes(**options)
         row.suptitle(f"{title}:  {caption(options)}", fontsize=8, x=0.01, ha="left")
