@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-slurm test-long bench gpu lint format wheel slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow test-slurm test-long bench results gpu lint format wheel slurm-up slurm-down clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ test-long: setup  ## run the tests outside CI (long tests, soak test under fault
 
 bench: setup  ## benchmark the CPU operators (a few minutes)
 	$(PY) -m attnzoo bench ops --json runs/bench/ops.json
+
+results: setup  ## regenerate the tables and figures of docs/results from their raw files
+	$(PY) tools/results.py
 
 gpu:  ## build, test and benchmark on a GPU: make gpu OUT=folder [WHEELS=folder]
 	@test -n "$(OUT)" || { echo "OUT is not set: make gpu OUT=folder [WHEELS=folder]"; exit 1; }
