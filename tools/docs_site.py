@@ -62,7 +62,9 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
             path = f"{path}/README.md"
         if ":" in target or not (ROOT / path).is_file():
             return match[0]  # mkdocs warns of broken links
-        linked = PAGES.get(path) or _renamed(path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}")
+        linked = PAGES.get(path) or _renamed(
+            path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}"
+        )
         if linked not in files.src_uris:
             files.append(File.generated(config, linked, abs_src_path=str(ROOT / path)))
         return f"{before}{posixpath.relpath(linked, posixpath.dirname(uri) or '.')}{anchor or ''}"
