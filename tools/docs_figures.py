@@ -133,15 +133,17 @@ def scenes(runs: Path) -> None:
             continue  # the page has ms_deform's
         example, _, records, names = max(read_scenes(folder), key=lambda scene: len(scene[0].labels))
         record = [record for record in records if record.role == Role.ENCODER][-1]
-        figure, axes = draw.new_panels(1, 3, legend=legend(record))
+        taps = folder.name.startswith("dcn")  # they lie between pixels
+        keys = [*draw.level_handles(1), draw.reference_handle(boxes=False)] if taps else legend(record)
+        figure, axes = draw.new_panels(1, 3, legend=keys)
         draw.draw_image(axes[0, 0], example.picture, "a scene")
         for panel, box, label in zip(axes[0, 1:], example.boxes, example.labels, strict=False):
             draw.draw_image(panel, example.picture, f'a token on "{class_name(names, label)}"', dim=0.35)
             token = record.nearest_query((box[:2] + box[2:]) / 2)
-            if folder.name.startswith("dcn"):  # its taps lie between pixels
-                taps, weights = record.locations, record.weights
-                assert taps is not None
-                draw.draw_sampling_points(panel, taps[token][None, None], weights[token].mean(0)[None, None])
+            if taps:
+                assert record.locations is not None
+                weights = record.weights[token].mean(0)
+                draw.draw_sampling_points(panel, record.locations[token][None, None], weights[None, None])
                 draw.draw_reference(panel, (box[:2] + box[2:]) / 2)
             else:
                 draw_attention(panel, record, token)
