@@ -31,7 +31,8 @@ def table(text: str, heading: str) -> dict[str, list[str]]:
 def test_links_name_existing_files(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
-        assert ":" in target or (path.parent / target).is_file(), target
+        file = path.parent / target / "README.md" if (path.parent / target).is_dir() else path.parent / target
+        assert ":" in target or file.is_file(), target
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
