@@ -1,5 +1,6 @@
 """README and guide against the raw results, links, and Markdown that the site renders otherwise than GitHub."""
 
+import importlib.util
 import json
 import re
 import statistics
@@ -7,12 +8,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")
+spec = importlib.util.spec_from_file_location("docs_figures", ROOT / "tools" / "docs_figures.py")
+docs_figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(docs_figures)
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -76,18 +81,30 @@ def test_differences_are_those_of_the_verdicts(text: str, experiment: str, varia
     assert all(number in text for number in shown)
 
 
+def training_of_encoders(row: dict) -> bool:
+    return row["pass"] == "forward+backward" and row.get("role", "encoder") == "encoder"
+
+
+def test_overview_draws_the_means_of_the_table() -> None:
+    axes = Figure().subplots()
+    docs_figures.draw_convergence(axes)
+    last = {line.get_label(): f"{line.get_ydata()[-1]:.3f}" for line in axes.lines}
+    saved = (DOCS / "results/ablate_attention/comparison.md").read_text(encoding="utf-8")
+    assert last == dict(re.findall(r"^\| (\w+) \| ([\d.]+) ±", saved, re.MULTILINE))
+
+
 def test_guide_shows_the_measured_times() -> None:
     measured: dict[str, dict[int, float]] = defaultdict(dict)
     scaling = json.loads((DOCS / "results/operators/scaling.json").read_text())
-    for row in scaling["rows"]:
-        if row["axis"] == "tokens" and row["pass"] == "forward+backward":
+    for row in filter(training_of_encoders, scaling["rows"]):
+        if row["axis"] == "tokens":
             measured[row["attention"]][row["x"]] = 1e3 * statistics.median(row["seconds"])
     rows = table(GUIDE, "By image size")
     names = [name.strip("`") for name in rows.pop("image")[1:]]
     assert set(names) == set(measured)
     exponents = rows.pop("grows with tokens to the power of")[1:]
     for fit in scaling["fits"]:
-        if fit["axis"] == "tokens" and fit["pass"] == "forward+backward":
+        if fit["axis"] == "tokens" and training_of_encoders(fit):
             assert exponents[names.index(fit["attention"])] == f"{fit['time']['exponent']:.2f}"
     rows = {size: cells for size, cells in rows.items() if " x " in size}
     assert len(rows) == 5

@@ -40,6 +40,8 @@ COLORS = {
     "dat": draw.COLORS[4],
     "dense": draw.COLORS[5],
     "neighborhood": draw.COLORS[0],
+    "dcn": "#888888",
+    "conv": "#000000",
 }
 IMAGES = 40  # of the validation set, among which a scene is chosen
 Scene = tuple[Example, Predictions, list[AttentionRecord], Sequence[str]]
@@ -88,7 +90,8 @@ def draw_times(axes: Axes) -> None:
     """Time against tokens of docs/results/operators/scaling.json."""
     times: dict[str, dict[int, float]] = defaultdict(dict)
     for row in json.loads((DOCS / "results/operators/scaling.json").read_text())["rows"]:
-        if row["axis"] == "tokens" and row["pass"] == "forward+backward":
+        in_encoder = row.get("role", "encoder") == "encoder"
+        if in_encoder and row["axis"] == "tokens" and row["pass"] == "forward+backward":
             times[row["attention"]][row["x"]] = float(np.median(row["seconds"]))
     for name, by_tokens in times.items():
         tokens, seconds = list(by_tokens), list(by_tokens.values())
