@@ -64,6 +64,8 @@ def load_model(
     index; by default those of the run's data set if it is there, of a Hugging Face folder, of COCO for detectors with
     91 classes, of ImageNet for classifiers with 1,000. Class names that are not known are the indices.
 
+    `device` may be "auto": a GPU if there is one.
+
     Raises UserError, in one line, for a path without weights, weights that do not fit or are incomplete, and an unknown
     preset, source or device.
     """
@@ -91,15 +93,17 @@ def load_model(
         names = _published_names(content, model.num_classes, settings.task)
     names = [*names, *(str(index) for index in range(len(names), model.num_classes))][: model.num_classes]
     if settings.train.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return LoadedModel(model.to(target).eval(), settings, names, weights)
 
 
 def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
     except RuntimeError:
-        raise UserError(f"device = {as_yaml(str(device))}: expected cpu, cuda or cuda:N") from None
+        raise UserError(f"device = {as_yaml(str(device))}: expected auto, cpu, cuda or cuda:N") from None
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device = {as_yaml(str(device))}: there is no GPU that PyTorch can use")
     return target
