@@ -53,11 +53,16 @@ def load_examples(dataset: Any, count: int) -> list[Example]:
 
 
 def _example(image: Tensor, target: Any) -> Example:
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-    picture = ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = to_picture(image)
     if isinstance(target, dict):
         return Example(image[None], picture, cxcywh_to_xyxy(target["boxes"]).numpy(), tuple(target["labels"].tolist()))
     return Example(image[None], picture, NO_BOXES, (int(target),))
+
+
+def to_picture(image: Tensor) -> Array:
+    """A normalised image (3, h, w) as a picture (h, w, 3) of 8-bit values."""
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return ((image.cpu().float() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def read_predictions(output: DetectorOutput | Tensor, num_classes: int) -> Predictions:
