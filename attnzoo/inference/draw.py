@@ -173,7 +173,7 @@ def draw_deformed_grid(
     axes.add_collection(LineCollection(_net(locations), colors=color, linewidths=width, alpha=alpha))
     areas: Any = 7.0
     if weights is not None:
-        areas = 3 + MAX_POINT_AREA * weights.reshape(-1) / max(highest or float(weights.max()), 1e-12)
+        areas = 3 + MAX_POINT_AREA / 2 * weights.reshape(-1) / max(highest or float(weights.max()), 1e-12)
     x, y = locations.reshape(-1, 2).T
     limit = max(limit, 1e-12)
     colors: Any = {"color": color}
