@@ -1,0 +1,29 @@
+"""HTML pages that need no other file: their template, style and script in one, and the style that they share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from attnzoo import __version__
+
+
+def render_page(package: str, content: Mapping[str, Any]) -> str:
+    """`page.html` of the templates of a package, with `content`, the `version`, and its `style` and `script`.
+
+    `style` is the style of all pages followed by the package's style.css, `script` its page.js.
+    """
+    environment = Environment(
+        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shared = Environment(loader=PackageLoader("attnzoo.page"))
+    style = Markup(_source(shared, "base.css") + _source(environment, "style.css"))
+    script = Markup(_source(environment, "page.js"))
+    template = environment.get_template("page.html")
+    return template.render(content, version=__version__, style=style, script=script) + "\n"
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
