@@ -1,7 +1,8 @@
 """What a model predicts for one image and what its attentions look at; layers and queries of it by name and place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,24 +67,29 @@ class Observation:
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, inputs: Tensor, class_names: Sequence[str] = (), keep: Callable[[str], bool] = lambda name: True
+    model: nn.Module,
+    inputs: Tensor,
+    class_names: Sequence[str] = (),
+    keep: Collection[str] | None = None,
+    forward: Callable[[Tensor], Any] | None = None,
 ) -> Observation:
     """Run a detector or classifier on one image (1, 3, h, w), normalised and without padding.
 
-    `keep`: which attentions to record, by their names (`attention_names`). The model is called in eval mode and left
-    as it was. An attention whose weights cannot be drawn has no record.
+    `keep`: names of the attentions to record (`attention_names`), by default all. `forward` is the model as it is
+    called, such as under autocast. It is called in eval mode, and left as it was. An attention whose weights cannot be
+    drawn has no record.
     """
     records: dict[str, AttentionRecord] = {}
 
     def receive(record: AttentionRecord) -> None:
-        if keep(record.name) and record.kind is not None:
+        if (keep is None or record.name in keep) and record.kind is not None:
             records[record.name] = record
 
     training = model.training
     model.eval()
     try:
         with record_attentions(model, receive):
-            output = model(inputs)
+            output = (forward or model)(inputs)
     finally:
         model.train(training)
     boxes = NO_BOXES[None][:0]

@@ -1,7 +1,7 @@
 """Records of attentions as compact JSON for the script of the page.
 
-Arrays are 16-bit integers, compressed and in base64: weights in 1 / 65535 of their maximum, locations from -1 to 2 of the
-picture, biases from minus to plus their maximum.
+Arrays are 16-bit integers, compressed and in base64: weights in 1 / 65535 of their maximum, locations from -1 to 2 of
+the picture, biases from minus to plus their maximum.
 """
 
 import base64
