@@ -64,7 +64,8 @@ def draw_attention(
 
 def token_center(record: AttentionRecord, query: int) -> Array:
     """The centre (x, y) in [0, 1] of a token of the maps."""
-    for height, width in record.map_sizes:
+    assert record.query_sizes is not None
+    for height, width in record.query_sizes:
         if query < height * width:
             return np.array([(query % width + 0.5) / width, (query // width + 0.5) / height])
         query -= height * width
@@ -140,7 +141,8 @@ def at_centers(record: AttentionRecord, query: int, level: int) -> bool:
 
 def level_of_token(token: int, record: AttentionRecord) -> int:
     """The level that a token of the maps is on."""
-    ends = np.cumsum([height * width for height, width in record.map_sizes])
+    assert record.query_sizes is not None
+    ends = np.cumsum([height * width for height, width in record.query_sizes])
     return int(np.searchsorted(ends, token, side="right"))
 
 

@@ -26,7 +26,7 @@ from attnzoo.inference.records import AttentionRecord, Kind
 COLUMNS = 4  # panels in a row
 PANELS = {1: 4.4, 2: 3.4}  # inches: the width of one of so many panels in a row
 PANEL, GAP, MARGIN = 2.7, 0.12, 0.16  # inches: of more panels; between them; around all
-HEADER, CAPTION, LEGEND = 0.26, 0.22, 0.21  # inches: lines above a row, above a panel, of the legend
+HEADER, CAPTION, LEGEND = 0.19, 0.22, 0.21  # inches: lines above a row, above a panel, of the legend
 BETWEEN = 0.1  # inches, rows
 DPI = 160
 DIM = 0.35

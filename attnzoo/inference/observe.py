@@ -212,7 +212,8 @@ def describe(observed: Observation, record: AttentionRecord, query: int) -> str:
         return f"{observed.label(query)} · query {query}" if observed.is_detector else f"query {query}"
     height, width = observed.picture.shape[:2]
     x, y = token_center(record, query) * (width, height)
-    level = f" of level {level_of_token(query, record)}" if len(record.map_sizes) > 1 else ""
+    several = record.query_sizes is not None and len(record.query_sizes) > 1
+    level = f" of level {level_of_token(query, record)}" if several else ""
     return f"token{level} at ({x:.0f}, {y:.0f})"
 
 

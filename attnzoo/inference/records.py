@@ -41,7 +41,7 @@ class AttentionRecord:
     - `references`: (Q, 2) points or (Q, 4) boxes (cx, cy, w, h) in [0, 1] of the image; None if there are none
     - `map_sizes`: (h, w) of the levels attended
     - `grids`: of each level, the (h, w, 2) locations of the keys of a grid before they are moved; else None
-    - `on_grid`: whether the queries are the tokens of the maps
+    - `query_sizes`: (h, w) of the levels whose tokens are the queries; None of object queries
     - `bias`: (M, Q, K), what a position bias added to the scores of a grid or map; else None
     - `initial_offsets`: (M, L, P, 2), those of sampling points before training, in pixels of each level; else None
     """
@@ -53,7 +53,7 @@ class AttentionRecord:
     references: Array | None
     map_sizes: tuple[tuple[int, int], ...]
     grids: tuple[Array, ...] | None = None
-    on_grid: bool = False
+    query_sizes: tuple[tuple[int, int], ...] | None = None
     bias: Array | None = None
     initial_offsets: Array | None = None
 
@@ -61,6 +61,11 @@ class AttentionRecord:
     def kind(self) -> Kind | None:
         """How to draw it, from the shapes of weights and locations; None if they are none that are known."""
         return kind_of(self.weights, self.locations, sum(h * w for h, w in self.map_sizes))
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the queries are tokens of maps."""
+        return self.query_sizes is not None
 
     @property
     def num_queries(self) -> int:
@@ -84,7 +89,8 @@ class AttentionRecord:
 
     def nearest_query(self, point: Array | tuple[float, float]) -> int:
         """The token of the first map whose centre is nearest to `point` (x, y) in [0, 1]; queries on a grid only."""
-        (height, width), (x, y) = self.map_sizes[0], point
+        assert self.query_sizes is not None
+        (height, width), (x, y) = self.query_sizes[0], point
         column, row = (min(max(int(v * n), 0), n - 1) for v, n in ((x, width), (y, height)))
         return row * width + column
 
@@ -188,7 +194,7 @@ def _to_record(
         references,
         layout.spatial_shapes,
         grids,
-        on_grid=queries.layout is not None,
+        query_sizes=None if queries.layout is None else queries.layout.spatial_shapes,
         bias=array("bias"),
         initial_offsets=_initial_offsets(module),
     )

@@ -81,6 +81,7 @@ def encode_record(record: AttentionRecord, observed: Observation, budget: int) -
         "keys": weights.shape[2],
         "queries": queries,
         "onGrid": record.on_grid,
+        "queryLevels": None if record.query_sizes is None else [list(size) for size in record.query_sizes],
         "levels": [list(size) for size in record.map_sizes],
         "points": record.weights.shape[3] if kind == Kind.POINTS else 0,
         "kept": None if len(kept) == queries else kept.tolist(),
@@ -105,17 +106,17 @@ def _kept_queries(
     Of tokens also, for each level: its first row and column that are kept, the step, and how many rows and columns.
     """
     queries = record.num_queries
-    if not record.on_grid:
+    if record.query_sizes is None:
         if count >= queries:
             return np.arange(queries), None
         ranked = observed.predictions.queries if observed.is_detector else np.arange(queries)
         return np.sort(ranked[:count]), None
-    step = 1
-    while sum(-(-h // step) * -(-w // step) for h, w in record.map_sizes) > count and step < max(max(record.map_sizes)):
+    sizes, step = record.query_sizes, 1
+    while sum(-(-h // step) * -(-w // step) for h, w in sizes) > count and step < max(map(max, sizes)):
         step += 1
     kept: list[Array] = []
     tokens, start = [], 0
-    for height, width in record.map_sizes:
+    for height, width in sizes:
         first_row, first_column = (min((step - 1) // 2, (side - 1) // 2) for side in (height, width))
         rows, columns = np.arange(first_row, height, step), np.arange(first_column, width, step)
         kept.append((start + rows[:, None] * width + columns).reshape(-1))

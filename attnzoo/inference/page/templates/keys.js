@@ -43,17 +43,18 @@ const decode = (of) => (of.decoded ??= Promise.all([of.weights, of.locations, of
 })));
 
 // Tokens: queries that are pixels of the levels.
-const tokenOf = (of, query) => {
+const tokenIn = (levels, index) => {
   let level = 0, start = 0;
-  while (query >= start + of.levels[level][0] * of.levels[level][1]) start += of.levels[level][0] * of.levels[level++][1];
-  const [height, width] = of.levels[level], index = query - start, row = Math.floor(index / width), column = index % width;
+  while (index >= start + levels[level][0] * levels[level][1]) start += levels[level][0] * levels[level++][1];
+  const [height, width] = levels[level], row = Math.floor((index - start) / width), column = (index - start) % width;
   return { level, row, column, x: (column + 0.5) / width, y: (row + 0.5) / height };
 };
+const tokenOf = (of, query) => tokenIn(of.queryLevels, query);
 const tokenAt = (of, level, x, y) => {
-  const [height, width] = of.levels[level], { row, column, step, rows, columns } = of.tokens[level];
+  const [height, width] = of.queryLevels[level], { row, column, step, rows, columns } = of.tokens[level];
   const snap = (place, side, first, count) =>
     first + step * Math.min(Math.max(Math.round((Math.floor(place * side) - first) / step), 0), count - 1);
-  const start = of.levels.slice(0, level).reduce((sum, [h, w]) => sum + h * w, 0);
+  const start = of.queryLevels.slice(0, level).reduce((sum, [h, w]) => sum + h * w, 0);
   return start + snap(y, height, row, rows) * width + snap(x, width, column, columns);
 };
 const referenceOf = (of, query) => {
@@ -85,7 +86,7 @@ const keysOf = (of, arrays, slot, heads) => {
       if (of.kind === POINTS) place = arrays.location((slot * of.heads + members[0]) * of.keys + key);
       else if (of.kind === GRID) place = arrays.location(key * of.groups + group);
       else if (of.kind === WINDOW) place = arrays.location(slot * of.keys + key);
-      else { const token = tokenOf(of, key); place = [token.x, token.y]; }
+      else { const token = tokenIn(of.levels, key); place = [token.x, token.y]; }
       keys.push({
         x: place[0], y: place[1], weight: mean(arrays.weight), bias: arrays.bias ? mean(arrays.bias) : null, level, key, group,
         head: members.length === 1 ? members[0] : null, tint: of.kind === GRID && of.levels.length === 1 ? group : level,

@@ -21,7 +21,7 @@ const describe = (of) => {
   const image = picture();
   if (!of.onGrid) return `${image.labels[state.query]} ${image.scores[state.query].toFixed(2)} · query ${state.query}`;
   const { level, x, y } = tokenOf(of, state.query);
-  return `token${of.levels.length > 1 ? ` of level ${level}` : ""} at (${Math.round(x * image.width)}, ${Math.round(y * image.height)})`;
+  return `token${of.queryLevels.length > 1 ? ` of level ${level}` : ""} at (${Math.round(x * image.width)}, ${Math.round(y * image.height)})`;
 };
 const viewBox = (of, image) => {
   if (!state.zoom) return [0, 0, image.width, image.height];
@@ -40,7 +40,7 @@ const render = async () => {
   const slot = arrays.slots === null ? state.query : arrays.slots.get(state.query) ?? arrays.slots.values().next().value;
   if (arrays.slots !== null) state.query = of.kept[slot];
   const { width: W, height: H } = image, view = $("view"), box = viewBox(of, image), keys = keysOf(of, arrays, slot, headsShown(of));
-  view.style.setProperty("--aspect", W / H);
+  document.documentElement.style.setProperty("--aspect", W / H);
   view.setAttribute("viewBox", box.join(" "));
   const unit = box[2] / (view.clientWidth || 600), radius = Math.min(Math.max(view.clientWidth / 48, 7), 14) * unit;
   const shapes = [element("image", { href: image.source, width: W, height: H, preserveAspectRatio: "none", ...(W < 400 && { style: "image-rendering: pixelated" }) }),
@@ -74,10 +74,6 @@ const render = async () => {
     shapes.push(rectangle([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], { class: "reference", stroke: "#fff", "stroke-width": 1.2, "stroke-dasharray": "2 3" }));
   }
   if (reference && of.kind === POINTS && state.head !== null) for (const { x, y } of keys) shapes.push(line(reference, [x, y], { opacity: 0.6 }));
-  if (reference) {
-    const [x, y] = [reference[0] * W, reference[1] * H], arm = 5 * unit, path = `M${x - arm} ${y - arm}L${x + arm} ${y + arm}M${x - arm} ${y + arm}L${x + arm} ${y - arm}`;
-    for (const [stroke, width] of [["#000", 4], ["#fff", 2]]) shapes.push(element("path", { d: path, stroke, "stroke-width": width, "vector-effect": "non-scaling-stroke", fill: "none" }));
-  }
   if (!isMap) {
     const highest = keys.reduce((most, { weight }) => Math.max(most, weight), 1e-12), limit = of.maxBias || 1;
     const scale = of.kind === GRID ? 0.7 : 1;
@@ -86,6 +82,10 @@ const render = async () => {
       shapes.push(element("circle", { class: "key", cx: key.x * W, cy: key.y * H, r: Math.max(scale * radius * Math.sqrt(key.weight / highest), 0.9 * unit),
         fill, "fill-opacity": 0.88, stroke: "#000", "stroke-width": 0.7, "vector-effect": "non-scaling-stroke" }));
     }
+  }
+  if (reference) {
+    const [x, y] = [reference[0] * W, reference[1] * H], arm = 5 * unit, path = `M${x - arm} ${y - arm}L${x + arm} ${y + arm}M${x - arm} ${y + arm}L${x + arm} ${y - arm}`;
+    for (const [stroke, width] of [["#000", 4], ["#fff", 2]]) shapes.push(element("path", { d: path, stroke, "stroke-width": width, "vector-effect": "non-scaling-stroke", fill: "none" }));
   }
   if (state.initial && of.initial && reference) for (const key of keys) {
     const [dx, dy] = of.initial[key.head][key.level][key.key % of.points], [h, w] = of.levels[key.level];
@@ -136,7 +136,7 @@ const renderControls = (of, arrays, slot) => {
       made.setAttribute("aria-label", each.name);
       return made;
     })))));
-  fill("tokens", ".choices", of.onGrid && of.levels.length > 1, of.levels.map(([h, w], level) => button(`${level}: ${w} × ${h}`, level === state.level, () => {
+  fill("tokens", ".choices", of.onGrid && of.queryLevels.length > 1, (of.queryLevels ?? []).map(([h, w], level) => button(`${level}: ${w} × ${h}`, level === state.level, () => {
     const { x, y } = tokenOf(of, state.query);
     Object.assign(state, { level, query: tokenAt(of, level, x, y) });
   })));
@@ -201,11 +201,11 @@ const go = (change) => {
   if (state.head !== null && state.head >= of.heads) state.head = null;
   if ("picture" in change) {
     const known = image.boxes.length ? byScore()[0] : 0;
-    state.query = of.onGrid ? tokenAt(of, (state.level = Math.min(state.level, of.levels.length - 1)), 0.5, 0.5) : known;
+    state.query = of.onGrid ? tokenAt(of, (state.level = Math.min(state.level, of.queryLevels.length - 1)), 0.5, 0.5) : known;
     setThreshold();
   } else if (of.onGrid) {
     const [x, y] = place ? [place.x, place.y] : box ? [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2] : [0.5, 0.5];
-    state.level = Math.min(state.level, of.levels.length - 1);
+    state.level = Math.min(state.level, of.queryLevels.length - 1);
     state.query = tokenAt(of, state.level, x, y);
   } else if (box && image !== old && !(image.sameQueries && old.sameQueries)) {
     state.query = byScore().reduce((best, query) => (overlap(boxOf(query), box) > overlap(boxOf(best), box) ? query : best));
@@ -231,7 +231,7 @@ $("view").addEventListener("keydown", (event) => {
   if (!step) return;
   event.preventDefault();
   if (of.onGrid) {
-    const { level, x, y } = tokenOf(of, state.query), [height, width] = of.levels[level], stride = of.tokens[level].step;
+    const { level, x, y } = tokenOf(of, state.query), [height, width] = of.queryLevels[level], stride = of.tokens[level].step;
     state.query = tokenAt(of, level, x + (step[0] * stride) / width, y + (step[1] * stride) / height);
   } else {
     const order = byScore().filter((query) => of.kept === null || of.kept.includes(query));
@@ -265,7 +265,11 @@ addEventListener("resize", () => void render());
 const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1))), read = { ...data.start };
 for (const [key, value] of Object.entries(given)) if (key in state) read[key] = key === "layer" ? value : value === "true" ? true : Number(value);
 const { query, ...rest } = read;
-try { go({ picture: 0, ...rest }); if (query !== undefined) state.query = query; } catch { go({ picture: 0, model: 0, layer: "" }); }
+try { go({ picture: 0, ...rest }); } catch {  // a place that is not in this page
+  Object.assign(state, { model: 0, picture: 0, layer: "", head: null, level: 0 });
+  go({ picture: 0 });
+}
 const first = layer();
+if (Number.isInteger(query) && query >= 0 && query < first.queries) state.query = query;
 if (first.onGrid) state.level = tokenOf(first, state.query).level;
 void render();
