@@ -44,7 +44,8 @@ def draw_attentions(
 
     - `query`: the number of an object query, or of a token
     - `xy`: pixels (x, y) of the original image; in decoders the object query with the best box around the point
-    - `best`: that many object queries with the highest scores (default: four; a classifier: the central token)
+    - `best`: that many object queries with the highest scores, of different objects first (default: four; a classifier:
+      the central token)
 
     `layer`: a name such as "decoder.1" or "stage3.0", or "encoder" for all of its layers; by default the last of the
     decoder, or of each stage. `head`: one head, by default all. `compare`: beside each picture the initial offsets

@@ -18,6 +18,7 @@ from attnzoo.models.detr.output import DetectorOutput
 
 INITIAL = "initial"  # in place of weights to compare with
 BEST = 4  # object queries, by default
+DUPLICATE = 0.5  # intersection over union of boxes of the same object
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,8 @@ class Aim:
 
 
 def aims(observed: Observation, query: int | None, xy: tuple[float, float] | None, best: int | None) -> list[Aim]:
-    """What to look at: one query, one point (x, y) in [0, 1], the `best` object queries, or by default the best four.
+    """What to look at: one query, one point (x, y) in [0, 1], the `best` object queries, or by default four, of different
+    objects first.
 
     In classification the default is the centre of the picture. Raises UserError for `best` of a classifier.
     """
@@ -176,10 +178,20 @@ def aims(observed: Observation, query: int | None, xy: tuple[float, float] | Non
             raise UserError("--best: a classifier has no object queries: choose a token by --query or --xy")
         return [Aim(point=(0.5, 0.5))]
     found = []
-    for number in observed.predictions.queries[: BEST if best is None else best]:
-        x1, y1, x2, y2 = observed.box(int(number)).tolist()
-        found.append(Aim(int(number), ((x1 + x2) / 2, (y1 + y2) / 2)))
+    for number in best_queries(observed)[: BEST if best is None else best]:
+        x1, y1, x2, y2 = observed.box(number).tolist()
+        found.append(Aim(number, ((x1 + x2) / 2, (y1 + y2) / 2)))
     return found
+
+
+def best_queries(observed: Observation) -> list[int]:
+    """Object queries by descending score; those whose box overlaps one before (IoU above a half) come last."""
+    distinct: list[int] = []
+    others: list[int] = []
+    for number in observed.predictions.queries.tolist():
+        repeats = distinct and _overlaps(observed.box(number), observed.boxes[-1, distinct]).max() > DUPLICATE
+        (others if repeats else distinct).append(number)
+    return [*distinct, *others]
 
 
 def counterpart(observed: Observation, other: Observation, record: AttentionRecord, query: int) -> Aim:

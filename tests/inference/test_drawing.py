@@ -1,5 +1,6 @@
 """`attnzoo draw` and its function: what is chosen, what is drawn, and one clear line for what is not there."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from attnzoo.inference import draw
 from attnzoo.inference.attention import draw_attention, group_of, token_center
 from attnzoo.inference.drawing import draw_attentions, locate
 from attnzoo.inference.loaded import LoadedModel
-from attnzoo.inference.observe import Aim, aims, counterpart, find_layers, initial, observe
+from attnzoo.inference.observe import Aim, aims, best_queries, counterpart, find_layers, initial, observe
 from attnzoo.inference.page.encode import encode_record
 from attnzoo.inference.records import AttentionRecord, Kind, initial_record, predicted_offsets, record_attentions
 
@@ -46,7 +47,7 @@ def test_best_queries_of_a_detector(detector: LoadedModel, image: Path, tmp_path
     assert (tmp_path / f"a.{suffix}").stat().st_size > 4000
     assert len(figure.axes) == 3
     observed = observe(detector.model, detector.preprocess(image)[None], detector.class_names)
-    for axes, query in zip(figure.axes, observed.predictions.queries, strict=False):
+    for axes, query in zip(figure.axes, best_queries(observed), strict=False):
         assert axes.get_title(loc="left").startswith(f"{observed.label(query)} · query {query}")
 
 
@@ -70,7 +71,7 @@ def test_layers_of_a_classifier_side_by_side(classifier: LoadedModel, image: Pat
     assert figure is not None
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[1].startswith("stage2.1 · deformed grid")
-    assert len(titles) == 4
+    assert len(titles) == 3
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "position bias: negative … positive" in labels
 
@@ -108,7 +109,18 @@ def test_two_stage_queries_are_compared_by_their_boxes(detector: LoadedModel, im
 def test_default_layers(detector: LoadedModel, classifier: LoadedModel) -> None:
     assert find_layers(detector.model, None) == ["decoder.1"]
     assert find_layers(detector.model, "decoder") == ["decoder.0", "decoder.1"]
-    assert find_layers(classifier.model, None) == ["stage1.1", "stage2.1", "stage3.1", "stage4.1"]
+    assert find_layers(classifier.model, None) == ["stage1.1", "stage2.1", "stage3.1"]
+
+
+def test_best_queries_are_of_different_objects_first(detector: LoadedModel, image: Path) -> None:
+    observed = observe(detector.model, detector.preprocess(image)[None])
+    first, second, third = observed.predictions.queries[:3]
+    boxes = np.zeros((1, 20, 4))
+    boxes[0, :, 2:] = 0.5
+    boxes[0, third] = (0.6, 0.6, 0.9, 0.9)
+    order = best_queries(replace(observed, boxes=boxes))
+    assert order[:3] == [first, third, second]
+    assert sorted(order) == list(range(20))
 
 
 def test_a_point_finds_its_query_and_its_token(detector: LoadedModel, image: Path) -> None:
@@ -129,9 +141,9 @@ def test_heads_of_a_grid_have_the_keys_of_their_group() -> None:
 
 def test_pixels_are_followed_through_resize_and_crop(tmp_path: Path) -> None:
     wide = picture(tmp_path / "wide.png", width=300, height=200)
-    squashed = drawable("dat_digits.yaml", "data.augment={name: imagenet, size: 64, crop_pct: 1.0, crop_mode: squash}")
+    squashed = drawable("dat_digits.yaml", "data.augment={name: timm, size: 64, crop_pct: 1.0, crop_mode: squash}")
     assert locate(squashed, wide, (75, 150)) == pytest.approx((0.25, 0.75), abs=0.02)
-    central = drawable("dat_digits.yaml", "data.augment={name: imagenet, size: 64, crop_pct: 1.0}")
+    central = drawable("dat_digits.yaml", "data.augment={name: timm, size: 64, crop_pct: 1.0}")
     assert locate(central, wide, (100, 150)) == pytest.approx((0.25, 0.75), abs=0.02)
     with pytest.raises(UserError, match="--xy 10,150: outside of the central part of the image that the model sees"):
         locate(central, wide, (10, 150))
@@ -205,6 +217,15 @@ def test_a_plugin_is_drawn_from_locations_and_weights() -> None:
     _, axes = draw.new_panels(1, 1)
     draw_attention(axes[0, 0], record, 5, head=1)
     assert [len(drawn.get_offsets()) for drawn in axes[0, 0].collections if isinstance(drawn, PathCollection)] == [4]
+
+
+def test_tokens_of_one_level_may_attend_to_another() -> None:
+    record, _ = recorded("deform", level=1)
+    assert (record.map_sizes, record.query_sizes) == (((3, 4),), ((6, 8), (3, 4)))
+    assert record.references is not None
+    for query in (0, 47, 48, 59):
+        np.testing.assert_allclose(token_center(record, query), record.references[query], atol=1e-6)
+    assert record.nearest_query((0.99, 0.99)) == 47
 
 
 def test_dense_attention_with_a_position_bias_is_a_map() -> None:
