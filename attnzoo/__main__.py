@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, draw, eval."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, and use of models."""
 
 import argparse
 import sys

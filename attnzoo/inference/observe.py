@@ -166,7 +166,8 @@ class Aim:
 def aims(observed: Observation, query: int | None, xy: tuple[float, float] | None, best: int | None) -> list[Aim]:
     """What to look at: one query, one point (x, y) in [0, 1], or the `best` object queries, of different objects first.
 
-    The default is the best four, in classification the centre of the picture. Raises UserError for `best` of a classifier.
+    The default is the best four, in classification the centre of the picture. Raises UserError for `best` of a
+    classifier.
     """
     if query is not None:
         return [Aim(query)]
