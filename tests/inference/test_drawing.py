@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 from support.drawn import drawable, picture
+from support.engine import uninterrupted  # noqa: F401
 from support.records import recorded
 from torch import nn
 
@@ -23,6 +24,7 @@ from attnzoo.inference.loaded import LoadedModel
 from attnzoo.inference.observe import Aim, aims, best_queries, counterpart, find_layers, initial, observe
 from attnzoo.inference.page.encode import encode_record
 from attnzoo.inference.records import AttentionRecord, Kind, initial_record, predicted_offsets, record_attentions
+from attnzoo.rundir.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,22 @@ def test_errors_of_the_output(detector: LoadedModel, image: Path, tmp_path: Path
 def test_command_refuses_a_page_of_another_suffix(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["draw", "run", str(image), "-o", "a.png", "--html"]) == 2
     assert "-o a.png: expected a name that ends in .html with --html" in capsys.readouterr().err
+
+
+def test_command_draws_a_run(
+    uninterrupted: RunFolder,  # noqa: F811
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, output = str(uninterrupted.path), tmp_path / "a.svg"
+    assert main(["draw", run, "--layer", "encoder", str(image), "-o", str(output), "--xy", "10,20"]) == 0
+    assert capsys.readouterr().out == f"1 image: {output}\n"
+    assert output.read_text().count("<image") == 1
+    assert main(["draw", run, str(image), "-o", str(tmp_path / "a.html"), "--compare", run]) == 0
+    assert 'id="data">{"pictures":["noise.png"]' in (tmp_path / "a.html").read_text()
+    assert main(["draw", run, str(image), "-o", str(output), "--head", "99"]) == 2
+    assert "--head 99: decoder." in capsys.readouterr().err
 
 
 class Ring(Attention):
