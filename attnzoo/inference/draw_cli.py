@@ -80,8 +80,8 @@ def _point(text: str) -> tuple[float, float]:
 
 
 def _name(weights: str) -> str:
-    """A short name of weights: of a run its experiment too."""
+    """A short name of weights: of a run with its experiment, of a checkpoint with its run."""
     path = Path(weights).expanduser()
     if path.parent.name == "checkpoints":
-        path = path.parent.parent
+        return f"{path.parent.parent.name}, {path.name.partition('.')[0]}"
     return f"{path.parent.name}/{path.name}" if path.is_dir() and path.parent.name else path.stem

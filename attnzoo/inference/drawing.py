@@ -70,13 +70,13 @@ def draw_attentions(
     for index, (one, image) in enumerate(zip(observed, listed, strict=True)):
         chosen = aims(one, query, None if xy is None else locate(model, image, xy), best)
         title = labels[index] if len(listed) > 1 else ""
-        rows += make_rows(one, chosen, layers, head, others and others[index], name, title)
+        rows += make_rows(one, chosen, layers, head, None if others is None else others[index], name, title)
     if suffix == PAGE:
-        first = rows[-1 if len(listed) == 1 and len(layers) > 1 and len(rows) > 1 else 0].panels[0]
+        first = rows[0].panels[0]
         shown = {"layer": first.record.name, "query": first.query, "head": head, "bias": bias, "zoom": zoom}
         pictures = {names[0]: observed}
         if others is not None and compare != INITIAL:
-            pictures[names[1]] = others
+            pictures[names[1] if names[1] != names[0] else f"{names[1]} (compared)"] = others
         write_page(target, pictures, labels, names[0], shown | {"initial": compare == INITIAL})
         return None
     figure = draw_gallery(rows, head, bias, zoom)

@@ -23,6 +23,7 @@ from attnzoo.inference.drawing import draw_attentions, locate
 from attnzoo.inference.loaded import LoadedModel
 from attnzoo.inference.observe import Aim, aims, best_queries, counterpart, find_layers, initial, observe
 from attnzoo.inference.page.encode import encode_record
+from attnzoo.inference.page.write import render
 from attnzoo.inference.records import AttentionRecord, Kind, initial_record, predicted_offsets, record_attentions
 from attnzoo.rundir.folder import RunFolder
 
@@ -203,7 +204,9 @@ def test_command_draws_a_run(
     assert capsys.readouterr().out == f"1 image: {output}\n"
     assert output.read_text().count("<image") == 1
     assert main(["draw", run, str(image), "-o", str(tmp_path / "a.html"), "--compare", run]) == 0
-    assert 'id="data">{"pictures":["noise.png"]' in (tmp_path / "a.html").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert 'id="data">{"pictures":["noise.png"]' in page
+    assert page.count('"sameQueries"') == 2
     assert main(["draw", run, str(image), "-o", str(output), "--head", "99"]) == 2
     assert "--head 99: decoder." in capsys.readouterr().err
 
@@ -262,3 +265,12 @@ def test_every_attention_is_in_the_page(detector: LoadedModel) -> None:
         some = encode_record(record, observed, 1000)
         assert len(some["kept"]) < record.num_queries
         assert len(some["weights"]) < len(whole["weights"])
+
+
+def test_names_in_the_page_are_text(detector: LoadedModel) -> None:
+    hostile = '</script><script>alert("1")</script>'
+    observed = observe(detector.model, torch.randn(1, 3, 64, 64), [hostile] * 10)
+    page = render({hostile: [observed]}, [hostile], hostile)
+    assert page.count("<script") == 2
+    assert "alert(" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
