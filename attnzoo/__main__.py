@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, schema, weights."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
 from attnzoo.probe import cli as probe_cli
+from attnzoo.reference import cli as schema_cli
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     list_.add_argument("name", metavar="NAME", nargs="?", help="describe this one; a pattern such as 'dat*' lists")
     list_.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     list_.set_defaults(command=_list)
+    schema = commands.add_parser("schema", help="print the JSON Schema of experiment files, for editors")
+    schema_cli.add_arguments(schema).set_defaults(command=schema_cli.main)
     weights = commands.add_parser("weights", help="say what a file of weights is, which preset fits, what is loaded")
     weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
