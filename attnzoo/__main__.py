@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, schema, weights."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, schema, weights, data, new."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
 from attnzoo.probe import cli as probe_cli
 from attnzoo.reference import cli as schema_cli
+from attnzoo.userdata import cli as data_cli
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
     weights.set_defaults(command=_weights)
+    data = commands.add_parser("data", help="say what is in a data set before training, or convert it")
+    data_cli.add_data_arguments(data).set_defaults(command=data_cli.data)
+    new = commands.add_parser("new", help="write an experiment file for a data set of your own")
+    data_cli.add_new_arguments(new).set_defaults(command=data_cli.new)
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 

@@ -165,6 +165,12 @@ def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None
         raise UserError(f"{path}: image size {actual} does not match the annotation ({width}x{height})")
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file after EXIF orientation, from its header. Raises one of DECODER_ERRORS."""
+    with Image.open(path) as image:
+        return _upright_size(image)
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after EXIF orientation; orientations 5 to 8 swap the sides."""
     width, height = image.size
