@@ -16,11 +16,10 @@ SAMPLE = 20  # file names that are looked for in a folder of images
 def find_annotations(root: Path) -> dict[str, Path]:
     """The COCO instances file of each split, at most two folders below `root`; empty without any.
 
+    Those of deeper folders only if there are none above: a converted data set links to the folder of the original.
     A file of unknown split is "train" if it is the only one. Raises UserError for two files of a split.
     """
-    files = [path for folder in subfolders(root, 2) for path in sorted(folder.glob("*.json"))]
-    files = [path for path in files if path.name.startswith("instances")] or files
-    files = [path for path in files if _is_coco(path)]
+    files = _coco_files(root, 1) or _coco_files(root, 2)
     found: dict[str, Path] = {}
     for path in files:
         split = split_of(path.with_suffix("")) or split_of(path.parent) or "train"
@@ -45,6 +44,12 @@ def read_coco(root: Path, annotations: dict[str, Path]) -> Content:
     label_of = {category: label for label, category in enumerate(names)}
     splits = {split: _split(root, annotations[split], content, label_of, split) for split, content in contents.items()}
     return Content(root, "coco", list(names.values()), splits, notes, tuple(names))
+
+
+def _coco_files(root: Path, depth: int) -> list[Path]:
+    files = [path for folder in subfolders(root, depth) for path in sorted(folder.glob("*.json"))]
+    files = [path for path in files if path.name.startswith("instances")] or files
+    return [path for path in files if _is_coco(path)]
 
 
 def _is_coco(path: Path) -> bool:

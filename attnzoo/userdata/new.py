@@ -153,5 +153,6 @@ def _facts(content: Content) -> Facts:
         boxes=int(kept.sum()),
         most_boxes=max(int(split.boxes_per_image.max(initial=0)) for split in content.splits.values()),
         shorter_side=int(np.median(known.min(1))),
+        smallest_side=int(known.min()),
         relative_sides=train.boxes[kept, 2:].min(1) / shorter,
     )

@@ -44,6 +44,7 @@ class Facts:
     boxes: int
     most_boxes: int  # in one image of either split
     shorter_side: int  # median of the training images, in pixels
+    smallest_side: int
     relative_sides: Array
 
 
@@ -72,7 +73,8 @@ def detection_recipe(facts: Facts, start: Start) -> Recipe:
     else:
         model |= {key: (value, "") for key, value in start.model.items()}
         model["weights"] = (start.weights, "class heads of other classes start anew")
-    queries = _queries(facts, model.get("queries", (300, ""))[0], facts.shorter_side if start.run else scale)
+    smallest = facts.smallest_side if start.run else int(0.6 * scale)
+    queries = _queries(facts, model.get("queries", (300, ""))[0], smallest)
     model["queries"] = (queries, f"the fullest image has {facts.most_boxes} boxes; fewer queries are faster")
     if not start.is_random and start.run is None:
         model["backbone"] = ({"freeze": ["conv1", "layer1"]}, "not trained; add layer2, layer3 for very few images")
@@ -119,12 +121,11 @@ def classification_recipe(facts: Facts, start: Start) -> Recipe:
     return Recipe("classification", {"data": data, "model": model, "train": train})
 
 
-def _queries(facts: Facts, most: int, scale: int) -> int:
+def _queries(facts: Facts, most: int, side: int) -> int:
     """Twice the boxes of the fullest image, in steps of 50; at most those of the model, if they suffice.
 
-    Not more than the tokens of the smallest training images, among which two-stage models choose.
+    Not more than the tokens of the smallest training images, of `side` pixels, among which two-stage models choose.
     """
-    side = int(0.6 * scale)
     tokens = (side // FINEST) ** 2 + (side // (2 * FINEST)) ** 2
     wanted = max(50 * math.ceil(2 * facts.most_boxes / 50), 50)
     return min(max(min(wanted, most), facts.most_boxes), tokens)
