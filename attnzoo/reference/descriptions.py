@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import functools
 import inspect
 import io
 import re
@@ -14,7 +13,6 @@ from typing import Any
 MAX_SENTENCE = 150  # characters: a longer one is about several options
 
 
-@functools.cache
 def field_comments(schema: type[Any]) -> dict[str, str]:
     """The comment of each field of a dataclass and of those that it inherits: in the lines above it, or after it.
 

@@ -18,7 +18,7 @@ from attnzoo.registry import Registry, to_plain
 from attnzoo.schema.fields import FINITE
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-DOTTED = {r"\.": {}}  # pattern of keys that stand for nested ones
+DOTTED: Json = {r"\.": {}}  # pattern of keys that stand for nested ones
 SWEPT = ("grid", "zip", "one_at_a_time")  # keys of `sweep` that map config keys to lists of values
 
 

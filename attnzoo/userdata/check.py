@@ -80,7 +80,7 @@ def check_content(content: Content, done: Callable[[], object] = lambda: None) -
 
 def _report(content: Content, split: Split, states: Sequence[FileState]) -> SplitReport:
     actual = np.array([state.size for state in states], dtype=np.int64).reshape(-1, 2)
-    sizes = np.where((split.sizes > 0).all(1)[:, None], split.sizes, actual)
+    sizes = np.where((split.sizes > 0).all(axis=1, keepdims=True), split.sizes, actual)
     common = Counter(map(tuple, sizes[(sizes > 0).all(1)].tolist())).most_common()
     boxed = content.is_detection
     counts = split.class_counts(len(content.classes)).tolist()
@@ -160,8 +160,8 @@ def _image_problems(split: Split, states: Sequence[FileState]) -> Iterator[Probl
 
 
 def _box_problems(split: Split, sizes: Array) -> Iterator[Problem]:
-    boxes, known = split.boxes, (sizes[split.owners] > 0).all(1)
-    limits = np.where(known[:, None], sizes[split.owners], np.inf)
+    boxes, known = split.boxes, (sizes[split.owners] > 0).all(axis=1, keepdims=True)
+    limits = np.where(known, sizes[split.owners], np.inf)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     inside = np.minimum(end, limits) - np.maximum(start, 0)
     empty = (inside <= 0).any(1)
@@ -179,7 +179,7 @@ def _box_problems(split: Split, sizes: Array) -> Iterator[Problem]:
         ),
         (~empty & (boxes[:, 2:] < 1).any(1), "boxes under a pixel wide or high (fractions instead of pixels?)"),
         (repeated, "boxes annotated twice"),
-        (~empty & known & (area >= 0.99 * limits.prod(1)), "boxes that cover their whole image"),
+        (~empty & np.ravel(known) & (area >= 0.99 * limits.prod(1)), "boxes that cover their whole image"),
         (~empty & (aspect > MAX_ASPECT), f"boxes over {MAX_ASPECT:.0f} times as long as wide"),
     ):
         wrong = wrong & ~split.crowds

@@ -126,7 +126,7 @@ def _split(source: Path, paths: list[Path], names: list[str]) -> Split:
                 invalid.append(f"{file}:{number}: class {label}, but there are {len(names)} names")
                 continue
             rows.append((owner, label, box, False))
-    problems = [Problem("invalid lines of label files, left out", len(invalid), *invalid[:1])] if invalid else []
+    problems = [Problem("invalid lines of label files, left out", len(invalid), invalid[0])] if invalid else []
     if unlabelled:
         problems.append(Problem("images without a label file", len(unlabelled), str(unlabelled[0])))
     return make_split(source, paths[0].parent, paths, sizes, rows, problems=tuple(problems))

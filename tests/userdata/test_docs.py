@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     torch.save({"model": weights}, tmp_path / "deformable_detr_refine.pth")
     run = tmp_path / "runs" / "ablate_points" / "points=4-seed=0"
-    config: Any = Experiment("experiments/ablate_points.yaml", ["sweep.zip={}"]).config()
+    config: Any = Experiment("experiments/ablate_points.yaml").config()
     (run / "checkpoints").mkdir(parents=True)
     save(config, run / "config.yaml")
     CheckpointManager(run / "checkpoints").save({"model": models.build(config.model, 10).state_dict(), "ema": None}, 5)
