@@ -53,6 +53,8 @@ def data(args: argparse.Namespace) -> int:
     from attnzoo.userdata.sheet import draw_sheet
     from attnzoo.userdata.text import report_text
 
+    if args.sheet is not None and args.sheet.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--sheet {args.sheet}: expected a file name that ends in .png, .svg or .pdf")
     if args.convert is not None and args.convert.exists():
         raise UserError(f"--convert {args.convert}: exists already; name another folder, or remove it")
     content = read_folder(args.folder)

@@ -65,7 +65,7 @@ def _image_sets(root: Path) -> dict[str, str]:
     for folder in (path for path in subfolders(root, 4) if path.parts[-2:] == ("ImageSets", "Main")):
         for name, split in (("test", "test"), ("trainval", "train"), ("train", "train"), ("val", "val")):
             if (file := folder / f"{name}.txt").is_file():
-                splits |= dict.fromkeys(file.read_text(encoding="utf-8").split(), split)
+                splits |= dict.fromkeys(file.read_text(encoding="utf-8", errors="replace").split(), split)
     return splits
 
 

@@ -41,7 +41,7 @@ def read_yolo(root: Path, source: Path) -> Content:
     nothing to train on.
     """
     folders, names, notes = _from_yaml(source) if source.is_file() else _from_folders(root)
-    folders, more = use_test_as_val(folders)
+    folders, more = use_test_as_val({split: paths for split, paths in folders.items() if paths})
     if not folders.get("train"):
         raise UserError(f"{source}: no images of a training split")
     splits = {split: _split(source, paths, names) for split, paths in folders.items()}
@@ -83,7 +83,7 @@ def _listed(path: Path, base: Path, value: Any) -> list[Path]:
         raise UserError(f"{path}: there is no {candidates[0]}")
     if found.is_dir():
         return [image for folder in subfolders(found, 3) for image in images_in(folder)]
-    lines = found.read_text(encoding="utf-8").split("\n")
+    lines = found.read_text(encoding="utf-8", errors="replace").split("\n")
     return [found.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -98,7 +98,7 @@ def _from_folders(root: Path) -> tuple[dict[str, list[Path]], list[str], tuple[s
     names: list[str] = []
     for file in (folder / name for folder in subfolders(root, 1) for name in NAME_FILES):
         if file.is_file():
-            names = file.read_text(encoding="utf-8").split("\n")
+            names = file.read_text(encoding="utf-8", errors="replace").split("\n")
             names = [name.strip() for name in names if name.strip()]
             break
     return folders, names, ()
@@ -114,7 +114,7 @@ def _split(source: Path, paths: list[Path], names: list[str]) -> Split:
         if not file.is_file():
             unlabelled.append(path)
             continue
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
             if not line.strip():
                 continue
             try:

@@ -12,6 +12,7 @@ from support.userdata import class_folders, coco, yolo
 from attnzoo.__main__ import main
 from attnzoo.userdata.check import DataReport, check_content
 from attnzoo.userdata.read import read_folder
+from attnzoo.userdata.text import report_text
 
 
 def edit(root: Path, split: str, change: Any) -> None:
@@ -109,6 +110,16 @@ def test_the_same_file_in_both_splits(tmp_path: Path) -> None:
     assert "train0.png" in found.first
 
 
+def test_data_without_boxes_or_validation_images(tmp_path: Path) -> None:
+    root = coco(tmp_path / "data")
+    edit(root, "train", lambda content: content["annotations"].clear())
+    edit(root, "val", lambda content: [content[key].clear() for key in ("images", "annotations")])
+    report = check(root)
+    assert (report.splits["train"].boxes, report.splits["train"].box_sizes, report.splits["val"].images) == (0, [], 0)
+    assert problems(report) == {"classes without training boxes": 2}
+    assert "training boxes, square root" not in report_text(report)
+
+
 def test_class_folders(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "data", count=12)
     shutil.copy(root / "train" / "ant" / "ant0.png", root / "train" / "bee" / "copy.png")
@@ -135,6 +146,8 @@ def test_command_prints_text_json_and_a_sheet(tmp_path: Path, capsys: pytest.Cap
     assert report["splits"]["train"]["images"] + report["splits"]["val"]["images"] == 5
     assert main(["data", str(root), "--convert", str(tmp_path / "coco")]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["data", str(root), "--sheet", "sheet"]) == 2
+    assert "ends in .png, .svg or .pdf" in capsys.readouterr().err
     (root / "images" / "train" / "train0.png").unlink()
     (root / "labels" / "train" / "train0.txt").unlink()
     (root / "images" / "train" / "train1.png").write_bytes(b"no image")

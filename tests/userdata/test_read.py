@@ -84,11 +84,12 @@ def test_yolo_without_yaml_polygons_and_invalid_lines(tmp_path: Path) -> None:
     labels = root / "labels" / "train"
     (labels / "train0.txt").write_text("1 0.25 0.5 0.75 0.5 0.5 0.9\n5 0.5 0.5 0.1 0.1\nx\n1 0.5\n0 20 10 5 5\n")
     (labels / "train2.txt").unlink()
+    (labels / "train3.txt").write_bytes(b"\xff\xfe\n")
     content = read_folder(root)
     assert content.classes == NAMES
     assert boxes_of(content, "train")["train0.png"] == [("bee", [10.0, 15.0, 20.0, 12.0])]  # of 40 x 30 pixels
     problems = {problem.text: problem.count for problem in content.splits["train"].problems}
-    assert problems == {"invalid lines of label files, left out": 4, "images without a label file": 1}
+    assert problems == {"invalid lines of label files, left out": 5, "images without a label file": 1}
 
 
 def test_yolo_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
