@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, schema, weights, data, new."""
+"""The command `attnzoo`: training, comparison, costs, data, weights and use of models."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
+from attnzoo.inference import draw_cli, eval_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
 from attnzoo.reference import cli as schema_cli
 from attnzoo.userdata import cli as data_cli
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = "attnzoo" if Path(sys.argv[0]).stem == "attnzoo" else "python -m attnzoo"
     if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands
         return run.main(argv[1:], f"{program} run")
+    if argv[:1] in (["predict"], ["draw"], ["eval"]):
+        command = {"predict": predict_cli, "draw": draw_cli, "eval": eval_cli}[argv[0]]
+        args = command.add_arguments(argparse.ArgumentParser(f"{program} {argv[0]}")).parse_intermixed_args(argv[1:])
+        return run.report_errors(lambda: command.main(args))
     parser = _Parser(program, description="Which attention should this vision model use?")
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train what an experiment file describes")
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
+    compare.add_argument("--target", metavar="SCORE", type=float, help="the score whose steps are compared")
     compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
     compare.add_argument("--html", metavar="FILE", type=Path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
@@ -84,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_cli.add_data_arguments(data).set_defaults(command=data_cli.data)
     new = commands.add_parser("new", help="write an experiment file for a data set of your own")
     data_cli.add_new_arguments(new).set_defaults(command=data_cli.new)
+    commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
+    commands.add_parser("eval", help="COCO metrics of a detector, or the accuracy of a classifier")
+    commands.add_parser("draw", help="what queries of a trained model attend to: a figure or an interactive page")
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 
@@ -117,7 +126,7 @@ def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report.summary import save, write_outputs
     from attnzoo.report.table import markdown, print_comparison, to_csv, to_json
 
-    comparison = compare(args.folders, args.baseline, args.margin)
+    comparison = compare(args.folders, args.baseline, args.margin, args.target)
     code = int(any(note.startswith(LEFT_OUT) for note in comparison.notes))
     if args.html is not None:
         try:

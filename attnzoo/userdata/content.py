@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from attnzoo.data.images import DECODER_ERRORS, upright_size
+from attnzoo.data.images import upright_size
+from attnzoo.errors import UserError
 
 Array = npt.NDArray[Any]
 Layout = Literal["coco", "class folders", "yolo", "voc"]
@@ -113,7 +114,7 @@ def read_sizes(paths: Iterable[Path]) -> Array:
     for path in paths:
         try:
             sizes.append(upright_size(path))
-        except DECODER_ERRORS:
+        except UserError:
             sizes.append((0, 0))
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
