@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, and use of models."""
+"""The command `attnzoo`: training, comparison, costs, data, weights and use of models."""
 
 import argparse
 import sys
@@ -12,6 +12,8 @@ from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
 from attnzoo.inference import draw_cli, eval_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
+from attnzoo.reference import cli as schema_cli
+from attnzoo.userdata import cli as data_cli
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,10 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     list_.add_argument("name", metavar="NAME", nargs="?", help="describe this one; a pattern such as 'dat*' lists")
     list_.add_argument("--ops", action="store_true", help="list the operators' backends instead")
     list_.set_defaults(command=_list)
+    schema = commands.add_parser("schema", help="print the JSON Schema of experiment files, for editors")
+    schema_cli.add_arguments(schema).set_defaults(command=schema_cli.main)
     weights = commands.add_parser("weights", help="say what a file of weights is, which preset fits, what is loaded")
     weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
     weights.set_defaults(command=_weights)
+    data = commands.add_parser("data", help="say what is in a data set before training, or convert it")
+    data_cli.add_data_arguments(data).set_defaults(command=data_cli.data)
+    new = commands.add_parser("new", help="write an experiment file for a data set of your own")
+    data_cli.add_new_arguments(new).set_defaults(command=data_cli.new)
     commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
     commands.add_parser("eval", help="COCO metrics of a detector, or the accuracy of a classifier")
     commands.add_parser("draw", help="what queries of a trained model attend to: a figure or an interactive page")

@@ -67,12 +67,12 @@ class SlurmConfig:
 class ExperimentConfig:
     """The keys of all tasks; `task` selects the schema of `data` and `model`."""
 
-    name: str = MISSING
-    description: str = ""
-    task: Literal["detection", "classification", "probe"] = "detection"
-    output: str = "runs"
-    seed: int = number(0, SEED)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    name: str = MISSING  # of the folder of its runs
+    description: str = ""  # shown on the page of the comparison
+    task: Literal["detection", "classification", "probe"] = "detection"  # selects the keys of `data` and `model`
+    output: str = "runs"  # folder of the experiment's folder
+    seed: int = number(0, SEED)  # of the run, unless the sweep lists seeds
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: int = number(1, COUNT)  # CPU threads per process; affects results, independent of `jobs`
     processes: int = number(1, COUNT)  # of one run, through torch.distributed
     plugins: list[str] = field(default_factory=list)  # Python files or modules that register attentions

@@ -25,7 +25,7 @@ class ProbeDataConfig(DataConfig):
 @dataclass
 class ClassificationDataConfig(DataConfig):
     dataset: NamedBlock = named("digits")
-    # alpha of mixup and of CutMix, Beta(alpha, alpha); 0: off
+    # alpha of Beta(alpha, alpha), for mixup and for CutMix; 0: off
     mixup: float = number(0.0, NON_NEGATIVE)
-    cutmix: float = number(0.0, NON_NEGATIVE)
+    cutmix: float = number(0.0, NON_NEGATIVE)  # likewise
     mix_switch: float = number(0.5, FRACTION)  # fraction of batches with CutMix if both are on

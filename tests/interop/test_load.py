@@ -53,6 +53,15 @@ def test_other_number_of_queries(trained: Detector, queries: int, rows: int) -> 
     assert list(report.missing) == (["queries.embedding.weight"] if queries > 6 else [])
 
 
+@pytest.mark.parametrize("changes", [{"queries": 4}, {"queries": 9}, {"backbone": {"strides": [16, 32]}}])
+def test_dry_runs_load_nothing(trained: Detector, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """On the meta device, where a model of other queries or levels has no initial values to keep."""
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    with torch.device("meta"):
+        model = tiny(**LEVELS | changes, weights=str(tmp_path / "weights.pt"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
 def test_fewer_levels_take_those_of_the_same_maps(trained: Detector) -> None:
     """The file has strides 8, 16, 32 and 64; of a model with 16 and 32 alone, nothing keeps its initial values."""
     model = tiny(backbone={"strides": [16, 32]}, neck={"c6": False})

@@ -11,7 +11,7 @@ from attnzoo.schema.fields import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, OPEN
 
 @dataclass
 class EncoderConfig:
-    layers: int = number(6, NON_NEGATIVE)
+    layers: int = number(6, NON_NEGATIVE)  # 0: no encoder
     attention: NamedBlock = named("ms_deform")
 
 
@@ -45,12 +45,10 @@ class HeadConfig:
 @dataclass
 class LossConfig:
     classification: Literal["focal", "cross_entropy"] = "focal"
-    # weights of the losses
-    class_weight: float = number(2.0, NON_NEGATIVE)
-    l1_weight: float = number(5.0, NON_NEGATIVE)
-    giou_weight: float = number(2.0, NON_NEGATIVE)
-    # weights of the matching costs
-    match_class: float = number(2.0, NON_NEGATIVE)
+    class_weight: float = number(2.0, NON_NEGATIVE)  # weight of the classification loss
+    l1_weight: float = number(5.0, NON_NEGATIVE)  # weight of the L1 loss of boxes
+    giou_weight: float = number(2.0, NON_NEGATIVE)  # weight of the generalised IoU loss of boxes
+    match_class: float = number(2.0, NON_NEGATIVE)  # weights of the same three in matching
     match_l1: float = number(5.0, NON_NEGATIVE)
     match_giou: float = number(2.0, NON_NEGATIVE)
     no_object_weight: float = number(0.1, NON_NEGATIVE)  # cross_entropy: weight of the "no object" class

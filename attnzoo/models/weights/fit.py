@@ -265,7 +265,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def _initial(current: Tensor) -> Tensor:
     """A copy of initial values, or zeros for those that do not exist on the meta device."""
-    return torch.zeros(current.shape) if current.is_meta else current.detach().cpu().clone()
+    return torch.zeros(current.shape, device="cpu") if current.is_meta else current.detach().cpu().clone()
 
 
 def _with_names_of(current: Mapping[str, Tensor], converted: Converted) -> tuple[dict[str, Tensor], list[str]]:

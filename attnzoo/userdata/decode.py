@@ -1,0 +1,53 @@
+"""Reads the images of a split: which cannot be used, and which are the same."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import ExifTags, Image
+
+from attnzoo.data.images import DECODER_ERRORS, check_mode
+
+
+class FileState(NamedTuple):
+    """An image file. `digest`: a hash of its bytes, "" if it is missing; `error`: why it cannot be used, or ""."""
+
+    size: tuple[int, int]  # upright (width, height), zeros if unreadable
+    raw_size: tuple[int, int]  # as stored, before EXIF orientation
+    digest: str
+    error: str
+
+
+def read_files(paths: Sequence[Path], done: Callable[[], object] = lambda: None) -> list[FileState]:
+    """The state of each image, all decoded, by as many threads as there are CPUs; `done` is called after each."""
+
+    def read(path: Path) -> FileState:
+        state = _read(path)
+        done()
+        return state
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(read, paths))
+
+
+def _read(path: Path) -> FileState:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return FileState((0, 0), (0, 0), "", "missing")
+    except OSError as error:
+        return FileState((0, 0), (0, 0), "", str(error.strerror))
+    digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            check_mode(image.mode)
+            image.load()
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except DECODER_ERRORS as error:
+        return FileState((0, 0), (0, 0), digest, str(error))
+    return FileState((height, width) if turned else (width, height), (width, height), digest, "")

@@ -1,0 +1,69 @@
+"""Reads a data set in any of the known layouts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from attnzoo.errors import UserError
+from attnzoo.userdata.coco import find_annotations, read_coco
+from attnzoo.userdata.content import Content, Split, images_in, make_split, split_of, subfolders, use_test_as_val
+from attnzoo.userdata.voc import find_voc, read_voc
+from attnzoo.userdata.yolo import find_yolo, read_yolo
+
+KNOWN = (
+    "COCO annotation files (*.json), class folders (train/CLASS/*.jpg or CLASS/*.jpg), YOLO (data.yaml, or images/ and "
+    "labels/) or Pascal VOC (*.xml)"
+)
+
+
+def read_folder(folder: str | Path) -> Content:
+    """The data set in a folder; its layout is told from its files. Images are not decoded.
+
+    Raises UserError if there is none, or if its annotations cannot be read.
+    """
+    root = Path(folder).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    if annotations := find_annotations(root):
+        return read_coco(root, annotations)
+    if files := find_voc(root):
+        return read_voc(root, files)
+    if (source := find_yolo(root)) is not None:
+        return read_yolo(root, source)
+    if splits := _class_folders(root):
+        return _read_class_folders(root, splits)
+    raise UserError(f"{root}: no data set found; expected {KNOWN}")
+
+
+def _class_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that has class folders with images."""
+    folders = [path for path in subfolders(root, 1) if path != root]
+    splits = {split: path for path in folders if (split := split_of(path)) and _classes(path)}
+    if "train" in splits:
+        return splits
+    return {"train": root} if _classes(root) else {}
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the folders in it that have images."""
+    return [path.name for path in subfolders(folder, 1) if path != folder and next(iter(_images(path)), None)]
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for below in subfolders(folder, 3) for path in images_in(below)]
+
+
+def _read_class_folders(root: Path, splits: dict[str, Path]) -> Content:
+    used, notes = use_test_as_val(splits)
+    names = sorted({name for folder in used.values() for name in _classes(folder)})
+    content = {split: _class_split(folder, names) for split, folder in used.items()}
+    return Content(root, "class folders", names, content, notes)
+
+
+def _class_split(folder: Path, names: list[str]) -> Split:
+    labelled = [
+        (path, label) for label, name in enumerate(names) if (folder / name).is_dir() for path in _images(folder / name)
+    ]
+    labels = np.array([label for _, label in labelled], dtype=np.int64)
+    sizes = np.zeros((len(labelled), 2), dtype=np.int64)  # known when the images are read
+    return make_split(folder, folder, [path for path, _ in labelled], sizes, [], image_labels=labels)
