@@ -28,7 +28,7 @@ from attnzoo.data.hashes import combine_hashes
 from attnzoo.data.images import DECODER_ERRORS, ImageReader, header_error
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, describe, plural
 from attnzoo.registry import Registry
 
 ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
@@ -313,10 +313,9 @@ class TimmSpec(FileDatasetSpec):
             dataset = timm.data.create_dataset(
                 self.source, root=self.root, split=name, download=self.download, **(self.options or {})
             )
-        except (AssertionError, RuntimeError, TypeError, ValueError, OSError, ImportError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # whatever a data set does with options that are not for it
             raise UserError(
-                f"data.dataset: timm cannot open {self.source!r}, split {name!r}: {reason}", key="data.dataset"
+                f"data.dataset: timm cannot open {self.source!r}, split {name!r}: {describe(error)}", key="data.dataset"
             ) from error
         if isinstance(dataset, IterableDataset):
             raise UserError(

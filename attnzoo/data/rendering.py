@@ -50,6 +50,7 @@ class SceneOptions:
         check("image_size", self.image_size, 16 <= self.image_size <= 4096, "from 16 to 4096 pixels")
         for name, least in (("objects", 0), ("clutter", 0), ("sizes", 4), ("aspect", 0.1), ("contrast", 0)):
             low, high = getattr(self, name)
+            check(name, [low, high], high <= 4096, "at most 4096")
             check(name, [low, high], least <= low <= high, f"two ascending numbers of at least {least}")
         check("sizes", list(self.sizes), self.sizes[1] <= self.image_size, f"at most image_size = {self.image_size}")
         check("contrast", list(self.contrast), self.contrast[1] <= 255, "at most 255")

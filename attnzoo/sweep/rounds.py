@@ -24,7 +24,7 @@ class SeedRounds:
     def __init__(self, sweep: Sweep, config: ExperimentConfig):
         self.sweep = sweep
         self._margin = config.sweep.margin
-        self._given_baseline = config.sweep.baseline
+        self._given_baseline = None if config.sweep.baseline is None else sweep.baseline
         self._include = [str(Path(folder).expanduser().resolve()) for folder in config.sweep.include]
         self._metric = PRIMARY_METRICS[config.task]
         self._included = self._read_included()
