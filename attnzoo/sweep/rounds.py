@@ -122,7 +122,7 @@ class SeedRounds:
 def final_score(run: RunFolder, key: str) -> float | None:
     """The metric `key` at the end of a finished run, NaN if it was not finite; None if it is unfinished or corrupt."""
     try:
-        values = final_values(run.read_status(), run.read_metrics())
+        values = final_values(*run.read())
     except UserError:
         return None
     return values.get(key, math.nan) if values else None
