@@ -154,6 +154,15 @@ class RunFolder:
         self._reserved_file = self.path / ".reserve"
         self.tensorboard = self.path  # event files are in the run folder, so that it is one run in TensorBoard
 
+    def check_kinds(self) -> None:
+        """Raise UserError if something else lies where the run writes a file or a folder: opening a pipe never ends."""
+        for path in (self.log, self.environment, self.attempts, self._reserved_file, self.metrics, self.status):
+            if os.path.lexists(path) and not path.is_file():
+                raise UserError(f"{path}: not a regular file; delete it")
+        for path in (self.checkpoints, self.pictures):
+            if os.path.lexists(path) and not path.is_dir():
+                raise UserError(f"{path}: not a folder; delete it")
+
     def read_status(self) -> dict[str, Any]:
         """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started.
 

@@ -15,8 +15,8 @@ from attnzoo.sweep.expand import RunSpec
 
 # After the one difference that a user may take for a continuation.
 LENGTHENED = (
-    "; a run cannot be lengthened, because warm-up and decay of the learning rate depend on its length: stop this one "
-    "to keep to the old length, or sweep train.steps to compare lengths"
+    "; a run cannot be lengthened, because its learning rate and its comparison depend on its length: stop this one to "
+    "keep to the old length, or sweep train.steps to compare lengths"
 )
 LONGEST_FILE = "pictures/" + "0" * 60  # below a run's folder, or longer
 MAX_DIFFERENCES = 3  # named in a message
