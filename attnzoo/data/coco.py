@@ -193,8 +193,8 @@ class CocoSpec(FileDatasetSpec):
     `labels`: "category_id" uses category ids as class indices, so there are (highest id + 1) classes, 91 for COCO, as
     in published checkpoints; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether to train on
     images without objects, as the published detectors do; evaluation always includes them. `on_error`: "fail" stops at
-    the first missing or damaged image; "skip" checks every image on load and skips unreadable ones, with a warning. `outside`:
-    "refuse" stops at file names that lead out of the image folder, "warn" says how many there are.
+    the first missing or damaged image; "skip" checks every image on load and skips unreadable ones, with a warning.
+    `outside`: "refuse" stops at file names that lead out of the image folder, "warn" says how many there are.
     """
 
     root: str

@@ -112,8 +112,9 @@ def print_comparison(comparison: Comparison) -> None:
 def _rich_paired_table(paired: PairedTable) -> Table:
     header, rows = paired_cells(paired)
     table = Table(title=paired_title(paired))
-    table.add_column(header[0], overflow="fold")
-    for title in header[1:]:
+    for title in header[:2]:
+        table.add_column(title, overflow="fold")
+    for title in header[2:]:
         table.add_column(title, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -131,7 +132,7 @@ def markdown(comparison: Comparison) -> str:
     if comparison.paired is not None:
         sentences = [f"- {sentence}" for sentence in comparison.paired.sentences()]
         notes = [f"{note}  " for note in paired_notes(comparison.paired)]
-        paired = _markdown_table(*paired_cells(comparison.paired), 1)
+        paired = _markdown_table(*paired_cells(comparison.paired), 2)
         lines = [*sentences, "", *lines, "", f"{paired_title(comparison.paired)}:", "", *paired, "", *notes]
     return "\n".join(lines) + "\n"
 
@@ -149,27 +150,27 @@ def paired_title(paired: PairedTable) -> str:
 def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the paired table."""
     header = [
-        "variant", "pairs", "difference [95 %]", "p (Holm)", "p (sign flip)", "P(better)", "area under curve", "steps",
-        "correlation", "verdict",
+        "variant", "verdict", "difference [95 %]", "pairs", "p (Holm)", "p (sign flip)", "P(better)",
+        "area under curve", "steps", "correlation",
     ]  # fmt: skip
     spec = f"+{paired.metric.format_spec}"
     steps = _number(paired.steps_to_target[paired.baseline], ",.0f")
-    rows = [[paired.baseline, *[""] * 6, steps, "", "baseline"]]
+    rows = [[paired.baseline, "baseline", *[""] * 6, steps, ""]]
     for row in paired.rows:
         final = row.final
         holm = _p_value(final.holm_p) if final.holm_p is not None else ""
         rows.append(
             [
                 row.name,
-                str(final.pairs),
+                "A/A copy" if row.is_aa else final.words,
                 difference(final, spec),
+                str(final.pairs),
                 "" if row.is_aa else holm,
                 _p_value(final.sign_flip_p),
                 _number(final.probability_better, ".2f"),
                 difference(row.area, spec),
                 _number(paired.steps_to_target[row.name], ",.0f"),
                 _number(row.correlation, "+.2f"),
-                "A/A copy" if row.is_aa else final.words,
             ]
         )
     return header, rows
@@ -221,7 +222,8 @@ def to_json(comparison: Comparison) -> str:
                 for metric in metrics
             },
             "costs": {column.name: column.value(comparison, variant) for column in costs},
-            "hours": variant.hours,
+            "cpu_hours": variant.cpu_hours,
+            "gpu_hours": variant.gpu_hours,
             "seeds": variant.seeds,
             "unfinished": variant.unfinished,
             "differs": sorted(variant.footnotes),
@@ -239,7 +241,7 @@ def to_csv(comparison: Comparison) -> str:
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
     names += [column.name for column in costs]
-    writer.writerow([*comparison.columns, *names, "hours", "seeds", "unfinished", "differs"])
+    writer.writerow([*comparison.columns, *names, "cpu_hours", "gpu_hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
@@ -250,7 +252,8 @@ def to_csv(comparison: Comparison) -> str:
             [
                 *_options(comparison, variant),
                 *numbers,
-                variant.hours,
+                variant.cpu_hours,
+                variant.gpu_hours,
                 " ".join(map(str, variant.seeds)),
                 "; ".join(variant.unfinished),
                 " ".join(variant.footnotes),
@@ -272,16 +275,20 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the table."""
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
-    has_hours = any(variant.hours is not None for variant in comparison.variants)
+    all_hours = {
+        "CPU hours": [variant.cpu_hours for variant in comparison.variants],
+        "GPU hours": [variant.gpu_hours for variant in comparison.variants],
+    }
+    all_hours = {title: hours for title, hours in all_hours.items() if any(value is not None for value in hours)}
     titles = [*(metric.title for metric in metrics), *(column.title for column in costs)]
-    header = [*comparison.columns, *titles, *(["hours"] if has_hours else []), "seeds"]
+    header = [*comparison.columns, *titles, *all_hours, "seeds"]
     rows = []
-    for variant in comparison.variants:
+    for index, variant in enumerate(comparison.variants):
         numbers = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
         numbers += [column.cell(comparison, variant) for column in costs]
         marks = "".join(f" [{number}]" for number in sorted(variant.footnotes.values()))
         seeds = ", ".join([f"{len(variant.seeds)}{marks}", *variant.unfinished])
-        hours = [_number(variant.hours, ".3g")] if has_hours else []
+        hours = [_number(column[index], ".3g") for column in all_hours.values()]
         rows.append([*_options(comparison, variant), *numbers, *hours, seeds])
     return header, rows
 
