@@ -18,6 +18,8 @@ from attnzoo.sweep.expand import expand
 
 BASE: dict[str, Any] = {
     "name": "hostile",
+    "output": "runs",
+    "threads": 1,
     "data": {"dataset": {"name": "digit_scenes", "train_images": 8, "val_images": 4, "image_size": 64}},
     "model": {
         "dim": 16,
@@ -28,7 +30,7 @@ BASE: dict[str, Any] = {
     },
     "train": {"steps": 4, "optimizer": {"name": "adamw", "lr": 1e-4}},
     "slurm": {"time": "01:00:00", "options": {"nice": 10}},
-    "sweep": {"variants": {"a": {"train.stream": 1}, "b": {}}, "grid": {"train.clip": [0.1, 0.2]}, "seeds": [0, 1]},
+    "sweep": {"variants": {"a": {"train.stream": 1}, "b": {}}, "grid": {"train.clip": [0.1, 0.2]}, "seeds": [0]},
 }
 
 words = st.one_of(
@@ -98,6 +100,22 @@ def test_mutated_configs_are_listed_or_refused(
     path = tmp_path_factory.getbasetemp() / "hostile.yaml"
     path.write_text(yaml12.dump(config), encoding="utf-8")
     dry_run(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [10**30, -1, "a\x00b", "a" * 300, [1, 1, 1], {}], ids=lambda value: repr(value)[:9])
+def test_every_key_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """With one value without sense at a time."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.yaml"
+    for *parents, key in keys(BASE):
+        config = copy.deepcopy(BASE)
+        block: Any = config
+        for parent in parents:
+            block = block[parent]
+        block[key] = value
+        path.write_text(yaml12.dump(config), encoding="utf-8")
+        dry_run(path)
 
 
 def dry_run(path: Path, *overrides: str) -> str:

@@ -1,6 +1,5 @@
 """Classification data: digits, folders, timm, augmentation, reproducible samples."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,34 +97,6 @@ def test_error_names_the_damaged_image(folder: Path) -> None:
     (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"image 0 \(.*train/cat/0\.png\) is missing, damaged or unsupported"):
         dataset(name="folder", root=str(folder))[0]
-
-
-def test_damaged_images_are_skipped_with_a_count(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = (folder / "train" / "cat" / "1.png").read_bytes()
-    (folder / "train" / "cat" / "1.png").write_bytes(whole[:200])  # its header is right
-    os.mkfifo(folder / "train" / "dog" / "2.png")
-    train = dataset(name="folder", root=str(folder), on_error="skip")
-    assert [train[i][1] for i in range(len(train))] == [0, 1, 1]
-    assert "2 of 5 images are skipped; the first: data.dataset: image 1" in caplog.text
-    with pytest.raises(UserError, match=r"dog/2\.png.* not a regular file"):
-        dataset(name="folder", root=str(folder))[4]
-    for path in (folder / "val").rglob("*.png"):
-        path.write_bytes(b"")
-    with pytest.raises(UserError, match="no image can be read"):
-        dataset("val", name="folder", root=str(folder), on_error="skip")
-
-
-def test_names_that_begin_with_a_dot_are_ignored(folder: Path) -> None:
-    """As those that macOS and notebooks leave."""
-    options = ClassificationDataConfig(dataset={"name": "folder", "root": str(folder)})
-    before = dataset_fingerprint(options)
-    for split in ("train", "val"):
-        shutil.copytree(folder / "train" / "cat", folder / split / ".ipynb_checkpoints")
-        (folder / split / "cat" / "._0.png").write_bytes(b"resource fork")
-    train = dataset(name="folder", root=str(folder))
-    assert train.num_classes == 2
-    assert len(train) == 4
-    assert dataset_fingerprint(options) == before
 
 
 def test_errors_of_transforms_name_the_file(folder: Path) -> None:
