@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, eval."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
+from attnzoo.inference import eval_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
 
 
@@ -29,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = "attnzoo" if Path(sys.argv[0]).stem == "attnzoo" else "python -m attnzoo"
     if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands
         return run.main(argv[1:], f"{program} run")
+    if argv[:1] in (["predict"], ["eval"]):
+        command = {"predict": predict_cli, "eval": eval_cli}[argv[0]]
+        args = command.add_arguments(argparse.ArgumentParser(f"{program} {argv[0]}")).parse_intermixed_args(argv[1:])
+        return run.report_errors(lambda: command.main(args))
     parser = _Parser(program, description="Which attention should this vision model use?")
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train what an experiment file describes")
@@ -45,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
+    compare.add_argument("--target", metavar="SCORE", type=float, help="the score whose steps are compared")
     compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
     compare.add_argument("--html", metavar="FILE", type=Path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
@@ -76,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
     weights.set_defaults(command=_weights)
+    commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
+    commands.add_parser("eval", help="COCO metrics of a detector, or the accuracy of a classifier")
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 
@@ -109,7 +117,7 @@ def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report.summary import save, write_outputs
     from attnzoo.report.table import markdown, print_comparison, to_csv, to_json
 
-    comparison = compare(args.folders, args.baseline, args.margin)
+    comparison = compare(args.folders, args.baseline, args.margin, args.target)
     code = int(any(note.startswith(LEFT_OUT) for note in comparison.notes))
     if args.html is not None:
         try:
