@@ -107,7 +107,8 @@ class ClassFolders(ImageFolder):
 
     def keep(self, kept: Sequence[bool]) -> None:
         """Drop the images that are not `kept`."""
-        self.samples = self.imgs = [sample for sample, keep in zip(self.samples, kept, strict=True) if keep]
+        samples: list[tuple[str, int]] = self.samples  # type: ignore[has-type]
+        self.samples = self.imgs = [sample for sample, keep in zip(samples, kept, strict=True) if keep]
         self.targets = [label for _, label in self.samples]
 
 
