@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, eval."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, and use of models."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
-from attnzoo.inference import eval_cli, predict_cli
+from attnzoo.inference import draw_cli, eval_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
 
 
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = "attnzoo" if Path(sys.argv[0]).stem == "attnzoo" else "python -m attnzoo"
     if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands
         return run.main(argv[1:], f"{program} run")
-    if argv[:1] in (["predict"], ["eval"]):
-        command = {"predict": predict_cli, "eval": eval_cli}[argv[0]]
+    if argv[:1] in (["predict"], ["draw"], ["eval"]):
+        command = {"predict": predict_cli, "draw": draw_cli, "eval": eval_cli}[argv[0]]
         args = command.add_arguments(argparse.ArgumentParser(f"{program} {argv[0]}")).parse_intermixed_args(argv[1:])
         return run.report_errors(lambda: command.main(args))
     parser = _Parser(program, description="Which attention should this vision model use?")
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights.set_defaults(command=_weights)
     commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
     commands.add_parser("eval", help="COCO metrics of a detector, or the accuracy of a classifier")
+    commands.add_parser("draw", help="what queries of a trained model attend to: a figure or an interactive page")
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 

@@ -1,7 +1,8 @@
 """Regenerate the tables and figures of docs/results from their raw files: python tools/results.py [--out FOLDER].
 
 `FOLDER/comparison.*` come from `FOLDER/results.json`, `profile.png` of probes too; operators/tables.md and
-operators/scaling.png from the records next to them, statistics.md from statistics/simulation.json. The pages of
+operators/scaling.png from the records next to them, statistics.md from statistics/simulation.json, scoreboard.md from
+scoreboard.yaml and the results it names. The pages of
 cuda-kernels, faults and soak are written by the commands that they name, together with their raw files; operators.md
 and training_speed.md are written by hand.
 """
@@ -9,6 +10,7 @@ and training_speed.md are written by hand.
 import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -46,7 +48,8 @@ def regenerate(source: Path, out: Path) -> list[Path]:
         if (raw.parent / PROFILE).exists():
             plot_profile(read_profile([raw.parent]), folder / PROFILE)
             written.append(folder / PROFILE)
-    return [*written, *_operators(source / "operators", out / "operators"), *_statistics(source, out)]
+    operators = _operators(source / "operators", out / "operators")
+    return [*written, *operators, *_statistics(source, out), _scoreboard(source, out)]
 
 
 def _operators(source: Path, out: Path) -> list[Path]:
@@ -65,11 +68,19 @@ def _statistics(source: Path, out: Path) -> list[Path]:
     return [page]
 
 
+def _scoreboard(source: Path, out: Path) -> Path:
+    tool = _tool("scoreboard")
+    page = out / "scoreboard.md"
+    page.write_text(tool.scoreboard(tool.read_contrasts(source / "scoreboard.yaml"), source), encoding="utf-8")
+    return page
+
+
 def _tool(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # for its dataclasses
     spec.loader.exec_module(module)
     return module
 

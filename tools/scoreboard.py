@@ -1,15 +1,15 @@
-"""Writes docs/scoreboard.md: published contrasts of docs/scoreboard.yaml beside the verdicts of docs/results."""
+"""Published contrasts of docs/results/scoreboard.yaml beside the verdicts of docs/results; for tools/results.py."""
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from attnzoo.report.compare import compare
 from attnzoo.report.pairs import PairedRow
 
-ROOT = Path(__file__).parents[1]
 AGREEMENT = {
     "better": {"better": "agrees", "worse": "disagrees", "equivalent": "disagrees"},
     "equivalent": {"better": "disagrees", "worse": "disagrees", "equivalent": "agrees"},
@@ -32,7 +32,7 @@ class Contrast:
     source: str
     expected: str
     results: str | None = None
-    compare: tuple[str, str] | None = None
+    compare: Sequence[str] | None = None  # two names
     note: str = ""
     reason: str = ""
 
@@ -66,21 +66,21 @@ def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
     lines = [
         "# Published contrasts, asked again",
         "",
-        f"**Of {len(rows)} published contrasts {counts['agrees']} come out with the published sign here, "
-        f"{counts['disagrees']} do not, {counts['undecided']} are undecided; the others were not asked.**",
+        f"**Of {len(rows)} published contrasts, asked here: {counts['agrees'] + counts['disagrees']} decided, "
+        f"{counts['agrees']} of them with the published sign; {counts['undecided']} undecided.**",
         "",
         "Published effects are of COCO or ImageNet, ours of small detectors trained from scratch on generated scenes:",
         "the question is whether the sign carries over. Differences are of the first over the second, with 95 %",
-        "intervals over pairs of equal seed; verdicts follow [statistics.md](statistics.md), corrected for all",
-        "variants of the table they are from. Configs, margins and expected signs were committed before the seeds",
-        "from 1000 on were run. Made by `python tools/scoreboard.py` from [scoreboard.yaml](scoreboard.yaml) and",
-        "[results](results).",
+        "intervals over pairs of equal seed; verdicts follow [How a comparison decides](../statistics.md),",
+        "corrected for all variants of the table they are from. Results of `ablate_detector` are of seeds from 1000",
+        "on, run after config, margin and expected signs were committed; the others are of exploratory seeds. Made by",
+        "`make results` from [scoreboard.yaml](scoreboard.yaml) and [results](README.md).",
         "",
         "| contrast | published | here | verdict | results | source |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for contrast, here, verdict in rows:
-        link = f"[{contrast.results}](results/{contrast.results}/comparison.md)" if here[:1] in "+−" else "–"
+        link = f"[{contrast.results}]({contrast.results}/comparison.md)" if here[:1] in "+−" else "–"
         lines.append(f"| {contrast.contrast} | {contrast.effect} | {here} | {verdict} | {link} | {contrast.source} |")
     lines += [
         "",
@@ -95,18 +95,6 @@ def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
 
 
 def read_contrasts(path: Path) -> list[Contrast]:
-    """All contrasts of a file like docs/scoreboard.yaml."""
-    return [
-        Contrast(**{key: tuple(value) if key == "compare" else value for key, value in entry.items()})
-        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))
-    ]
-
-
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    text = scoreboard(read_contrasts(ROOT / "docs" / "scoreboard.yaml"), ROOT / "docs" / "results")
-    (ROOT / "docs" / "scoreboard.md").write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    """All contrasts of a file like docs/results/scoreboard.yaml."""
+    entries: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [Contrast(**entry) for entry in entries]

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
@@ -26,6 +28,7 @@ Array = npt.NDArray[Any]
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 REFERENCE = "#FFFFFF"
 MAP = "viridis"
+DIVERGING = "PuOr"
 MAX_POINT_AREA = 130.0  # square points, of the point with the highest weight
 PANEL, TITLE, LEGEND, GAP = 1.55, 0.24, 0.15, 0.07  # inches: width of a picture, height of title and legend line, gap
 DPI = 110
@@ -54,6 +57,7 @@ def new_panels(
     if legend:
         figure.legend(
             handles=list(legend),
+            handler_map=LEGEND_HANDLERS,
             loc="lower center",
             ncols=-(-len(legend) // legend_rows),
             borderpad=0.1,
@@ -121,18 +125,29 @@ def draw_reference(axes: Axes, reference: Array) -> None:
     axes.plot(x, y, "x", color=REFERENCE, markersize=6, markeredgewidth=1.2, zorder=5)
 
 
-def draw_sampling_points(axes: Axes, locations: Array, weights: Array, reference: Array | None = None) -> None:
+def draw_offsets_from(axes: Axes, reference: Array, locations: Array) -> None:
+    """Thin lines from a reference point or the centre of a box to sampling points (..., 2)."""
+    ends = locations.reshape(-1, 2)
+    lines = np.stack([np.broadcast_to(reference[:2], ends.shape), ends], 1)
+    axes.add_collection(LineCollection(list(lines), colors="white", linewidths=0.7, alpha=0.75, zorder=3.5))
+
+
+def draw_sampling_points(
+    axes: Axes, locations: Array, weights: Array, reference: Array | None = None, highest: float | None = None
+) -> None:
     """Sampling points (M, L, P, 2), coloured by level, with areas in proportion to their weights (M, L, P).
 
-    With the reference point (x, y) or box (cx, cy, w, h). Points outside of the picture are not shown.
+    With the reference point (x, y) or box (cx, cy, w, h). `highest`: the weight of the largest area, by default the
+    highest. Small points lie over large ones; points outside of the picture are not shown.
     """
     if reference is not None:
         draw_reference(axes, reference)
-    highest = max(float(weights.max()), 1e-12)
-    for level in range(locations.shape[1]):
-        x, y = locations[:, level].reshape(-1, 2).T
-        areas = MAX_POINT_AREA * weights[:, level].reshape(-1) / highest
-        axes.scatter(x, y, s=areas, color=level_color(level), edgecolors="black", linewidths=0.4, alpha=0.85, zorder=4)
+    levels = np.broadcast_to(np.arange(weights.shape[1])[:, None], weights.shape).reshape(-1)
+    order = np.argsort(-weights.reshape(-1), kind="stable")
+    x, y = locations.reshape(-1, 2)[order].T
+    areas = MAX_POINT_AREA * weights.reshape(-1)[order] / max(highest or float(weights.max()), 1e-12)
+    colors = [level_color(int(level)) for level in levels[order]]
+    axes.scatter(x, y, s=areas, color=colors, edgecolors="black", linewidths=0.4, alpha=0.85, zorder=4)
 
 
 def draw_deformed_grid(
@@ -141,19 +156,30 @@ def draw_deformed_grid(
     weights: Array | None = None,
     grid: Array | None = None,
     color: str = COLORS[0],
+    *,
+    values: Array | None = None,
+    limit: float = 0.0,
+    highest: float | None = None,
+    net: bool = True,
 ) -> None:
     """Sampled keys (h, w, 2) as a net, with areas in proportion to their weights (h, w) of one query, if given.
 
-    `grid` (h, w, 2): where they would be without offsets, drawn as thin lines.
+    `grid` (h, w, 2): where they would be without offsets, drawn as thin lines. `values` (h, w): colours the keys, from
+    -`limit` to `limit`. `highest`: the weight of the largest area. `net`: false draws faint lines, for several nets.
     """
     if grid is not None:
         axes.add_collection(LineCollection(_net(grid), colors="white", linewidths=0.5, alpha=0.6))
-    axes.add_collection(LineCollection(_net(locations), colors=color, linewidths=1.0, alpha=0.9))
+    width, alpha = (1.0, 0.9) if net else (0.6, 0.45)
+    axes.add_collection(LineCollection(_net(locations), colors=color, linewidths=width, alpha=alpha))
     areas: Any = 7.0
     if weights is not None:
-        areas = 2 + MAX_POINT_AREA * weights.reshape(-1) / max(float(weights.max()), 1e-12)
+        areas = 3 + MAX_POINT_AREA / 2 * weights.reshape(-1) / max(highest or float(weights.max()), 1e-12)
     x, y = locations.reshape(-1, 2).T
-    axes.scatter(x, y, s=areas, color=color, edgecolors="black", linewidths=0.4, zorder=4)
+    limit = max(limit, 1e-12)
+    colors: Any = {"color": color}
+    if values is not None:
+        colors = {"c": values.reshape(-1), "cmap": DIVERGING, "vmin": -limit, "vmax": limit}
+    axes.scatter(x, y, s=areas, edgecolors="black", linewidths=0.4, zorder=4, **colors)
 
 
 def _net(points: Array) -> list[Array]:
@@ -219,19 +245,48 @@ def level_color(level: int) -> str:
     return COLORS[level % len(COLORS)]
 
 
-def level_handles(levels: int) -> list[Artist]:
+def level_handles(levels: int, noun: str = "level") -> list[Artist]:
     """Legend entries of `levels` levels."""
     return [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=level_color(level), markeredgecolor="black",
-               markeredgewidth=0.4, label=f"level {level}")
+               markeredgewidth=0.4, label=f"{noun} {level}")
         for level in range(levels)
     ]  # fmt: skip
 
 
-def reference_handle(boxes: bool) -> Artist:
+def area_handle() -> Artist:
+    """Legend entry of areas in proportion to weights."""
+    return Line2D([], [], linestyle="", marker="o", markersize=6, color="none", markeredgecolor="black",
+                  markeredgewidth=0.7, label="area: weight")  # fmt: skip
+
+
+def reference_handle(boxes: bool, label: str = "") -> Artist:
     """Legend entry of what `draw_reference` draws."""
-    label = "reference box" if boxes else "reference point"
+    label = label or ("reference box" if boxes else "reference point")
     return Line2D([], [], linestyle=":" if boxes else "", marker="x", markersize=5, color="black", label=label)
+
+
+class Gradient(Patch):
+    """Legend entry of a colour map, from its low to its high end."""
+
+    def __init__(self, label: str, cmap: str):
+        super().__init__(label=label)
+        self.colors = colormaps[cmap](np.linspace(0, 1, 24))
+
+
+class _GradientHandler(HandlerBase):
+    def create_artists(self, legend: Any, orig_handle: Any, *args: Any) -> list[Artist]:
+        left, bottom, width, height, _, transform = args
+        step = width / len(orig_handle.colors)
+        return [
+            Rectangle(
+                (left + index * step, bottom), step * 1.1, height, facecolor=color, linewidth=0, transform=transform
+            )
+            for index, color in enumerate(orig_handle.colors)
+        ]
+
+
+LEGEND_HANDLERS: dict[Any, Any] = {Gradient: _GradientHandler()}  # of figure.legend
 
 
 def box_handle(label: str, color: str) -> Artist:

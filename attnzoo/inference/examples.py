@@ -60,13 +60,18 @@ def iterate_examples(dataset: Any, count: int) -> Iterator[Example]:
 
 
 def _example(image: Tensor, target: Any) -> Example:
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-    picture = ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = to_picture(image)
     if isinstance(target, dict):
         boxes, labels = cxcywh_to_xyxy(target["boxes"]).numpy(), tuple(target["labels"].tolist())
         height, width = target["orig_size"].tolist()
         return Example(image[None], picture, boxes, labels, (height, width))
     return Example(image[None], picture, NO_BOXES, (int(target),))
+
+
+def to_picture(image: Tensor) -> Array:
+    """A normalised image (3, h, w) as a picture (h, w, 3) of 8-bit values."""
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return ((image.cpu().float() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def read_predictions(output: DetectorOutput | Tensor, num_classes: int) -> Predictions:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attnzoo.attention import Attention, record
 from attnzoo.attention.dat import DeformableKeyValueAttention
-from attnzoo.attention.deformable import DeformableAttention
+from attnzoo.attention.deformable import DeformableAttention, MultiScaleDeformableAttention
 from attnzoo.geometry import Layout, Pyramid, Queries, Role
 
 Array = npt.NDArray[Any]
@@ -41,7 +41,9 @@ class AttentionRecord:
     - `references`: (Q, 2) points or (Q, 4) boxes (cx, cy, w, h) in [0, 1] of the image; None if there are none
     - `map_sizes`: (h, w) of the levels attended
     - `grids`: of each level, the (h, w, 2) locations of the keys of a grid before they are moved; else None
-    - `on_grid`: whether the queries are the tokens of the maps
+    - `query_sizes`: (h, w) of the levels whose tokens are the queries; None of object queries
+    - `bias`: (M, Q, K), what a position bias added to the scores of a grid or map; else None
+    - `initial_offsets`: (M, L, P, 2), those of sampling points before training, in pixels of each level; else None
     """
 
     name: str
@@ -51,12 +53,27 @@ class AttentionRecord:
     references: Array | None
     map_sizes: tuple[tuple[int, int], ...]
     grids: tuple[Array, ...] | None = None
-    on_grid: bool = False
+    query_sizes: tuple[tuple[int, int], ...] | None = None
+    bias: Array | None = None
+    initial_offsets: Array | None = None
 
     @property
     def kind(self) -> Kind | None:
         """How to draw it, from the shapes of weights and locations; None if they are none that are known."""
         return kind_of(self.weights, self.locations, sum(h * w for h, w in self.map_sizes))
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the queries are tokens of maps."""
+        return self.query_sizes is not None
+
+    @property
+    def num_queries(self) -> int:
+        return self.weights.shape[1 if self.kind in (Kind.GRID, Kind.MAP) else 0]
+
+    @property
+    def num_heads(self) -> int:
+        return self.weights.shape[0 if self.kind in (Kind.GRID, Kind.MAP) else 1]
 
     @property
     def weights_per_query(self) -> Array:
@@ -70,16 +87,17 @@ class AttentionRecord:
         """Entropy of the attention weights, divided by the logarithm of the number of keys: `normalised_entropy`."""
         return normalised_entropy(self.weights_per_query)
 
-    def nearest_query(self, point: Array) -> int:
+    def nearest_query(self, point: Array | tuple[float, float]) -> int:
         """The token of the first map whose centre is nearest to `point` (x, y) in [0, 1]; queries on a grid only."""
-        (height, width), (x, y) = self.map_sizes[0], point
+        assert self.query_sizes is not None
+        (height, width), (x, y) = self.query_sizes[0], point
         column, row = (min(max(int(v * n), 0), n - 1) for v, n in ((x, width), (y, height)))
         return row * width + column
 
 
 def kind_of(weights: Array, locations: Array | None, num_tokens: int) -> Kind | None:
     """How to draw weights and locations of one image, of any attention, from their shapes; None if they do not fit."""
-    if locations is None:
+    if locations is None or locations.shape == (num_tokens, 2):  # of a dense attention with a position bias
         return Kind.MAP if weights.ndim == 3 and weights.shape[2] == num_tokens else None
     if weights.ndim == 4 and locations.shape == (*weights.shape, 2):
         return Kind.POINTS
@@ -180,8 +198,16 @@ def _to_record(
         references,
         layout.spatial_shapes,
         grids,
-        on_grid=queries.layout is not None,
+        query_sizes=None if queries.layout is None else queries.layout.spatial_shapes,
+        bias=array("bias"),
+        initial_offsets=_initial_offsets(module),
     )
+
+
+def _initial_offsets(module: Attention) -> Array | None:
+    if not isinstance(module, MultiScaleDeformableAttention):
+        return None
+    return module.initial_offsets().detach().cpu().numpy()
 
 
 def _regular_grid(module: DeformableKeyValueAttention, level: int, layout: Layout) -> Array:
@@ -220,6 +246,20 @@ def predicted_offsets(record: AttentionRecord) -> Array | None:
         points = record.locations.shape[3]
         return moved * 2 * points / np.maximum(references[..., 2:], 1e-6)
     return moved * np.array([(w, h) for h, w in record.map_sizes])[:, None]
+
+
+def initial_record(record: AttentionRecord) -> AttentionRecord | None:
+    """The same queries as a new layer would look: initial offsets and equal weights; None without initial offsets."""
+    if record.initial_offsets is None or record.references is None or record.kind != Kind.POINTS:
+        return None
+    references = record.references[:, None, None, None]
+    if references.shape[-1] == 4:
+        moved = record.initial_offsets * references[..., 2:] / (2 * record.weights.shape[3])
+    else:
+        moved = record.initial_offsets / np.array([(w, h) for h, w in record.map_sizes])[:, None]
+    locations = np.broadcast_to(references[..., :2] + moved, (*record.weights.shape, 2))
+    equal = np.full_like(record.weights, 1 / math.prod(record.weights.shape[2:]))
+    return replace(record, weights=equal, locations=locations)
 
 
 def grid_offsets(record: AttentionRecord) -> list[Array] | None:

@@ -188,8 +188,8 @@ def paired_notes(paired: PairedTable) -> list[str]:
     repeated = "repeated " if paired.is_sequential else ""
     margin = f"± {paired.margin:g} {metric.title}" if paired.margin else "not set, so no variant can be equivalent"
     return [
-        f"Baseline: {paired.baseline}{chosen}. Differences of runs with the same seed, with the {repeated}95 % interval "
-        f"of each variant by itself; verdicts: paired t-tests, corrected for {rounds}all variants (Holm). "
+        f"Baseline: {paired.baseline}{chosen}. Differences of runs with the same seed, with the {repeated}95 % "
+        f"interval of each variant by itself; verdicts: paired t-tests, corrected for {rounds}all variants (Holm). "
         f"Margin: {margin}. See docs/statistics.md.",
         f"area under curve: difference of the mean {metric.title} over training; steps: median steps to "
         f"{metric.title} {target}{share}; correlation: of both variants' {metric.title} over seeds.",

@@ -2,11 +2,14 @@
 
 import csv
 import itertools
+import json
 import math
 import re
 from pathlib import Path
 
 import pytest
+
+from attnzoo.report.paired import compare_pairs
 
 DOCS = Path(__file__).parents[2] / "docs"
 IMAGES = 1000  # of the validation set of digits
@@ -61,3 +64,14 @@ def test_tables_show_the_raw_scores(title: str, experiment: str, metric: str) ->
     column = [cell.strip() for cell in rows[0].split("|")].index("AP" if metric == "AP" else "top-1")
     shown = [row.split("|")[column].strip() for row in rows[2:]]
     assert sorted(shown) == sorted(f"{score:.3f}" for score in scores(experiment, metric))
+
+
+def test_scores_before_and_after_the_changes_of_training_speed() -> None:
+    folder = DOCS / "results"
+    runs = json.loads((folder / "training_speed" / "scores.json").read_text())["runs"]
+    (result,) = compare_pairs([[run["b88f638"] - run["30419c1"] for run in runs]], margin=0.03)
+    assert (result.verdict, result.pairs) == ("equivalent", 10)
+    assert result.interval is not None
+    low, high = result.interval
+    sentence = f"{result.mean:+.3f} AP, 95 % interval {low:+.3f} to {high:+.3f}, 10 pairs".replace("-", "−")
+    assert sentence in (folder / "training_speed.md").read_text()

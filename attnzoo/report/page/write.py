@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from attnzoo import __version__
+from attnzoo.page import render_page
 from attnzoo.report.comparison import Comparison
 from attnzoo.report.page import facts
 from attnzoo.report.page.curves import MeanCurve, curve_plot, has_direct_labels, mean_curve
@@ -35,17 +34,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 def render(comparison: Comparison) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("attnzoo.report.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    loader = environment.loader
-    assert loader is not None
-    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "page.js"))
-    return environment.get_template("page.html").render(_content(comparison), style=style, script=script) + "\n"
+    return render_page("attnzoo.report.page", _content(comparison))
 
 
 def _content(comparison: Comparison) -> dict[str, Any]:
@@ -55,7 +44,6 @@ def _content(comparison: Comparison) -> dict[str, Any]:
     paired = comparison.paired
     header, rows = cells(comparison)
     return {
-        "version": __version__,
         "name": ", ".join(dict.fromkeys(config.name for config in configs)),
         "description": next((config.description for config in configs if config.description), ""),
         "paired": paired,

@@ -1,0 +1,159 @@
+"""Draw what trained models attend to: a figure, or an interactive page."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from attnzoo.errors import UserError, as_yaml, unknown
+from attnzoo.inference.examples import to_picture
+from attnzoo.inference.gallery import draw_gallery, make_rows
+from attnzoo.inference.loaded import LoadedModel
+from attnzoo.inference.observe import INITIAL, Observation, aims, find_layers, find_record, initial, observe
+from attnzoo.inference.page.write import write_page
+from attnzoo.inference.pictures import ImageLike, as_list, size_of
+from attnzoo.inference.records import initial_record
+from attnzoo.rundir.folder import atomic_write
+
+FORMATS, PAGE = ("png", "svg", "pdf"), "html"
+RAMP_TOLERANCE = 3 / 255  # of the ramps that follow a point through the preprocessing
+
+
+def draw_attentions(
+    model: LoadedModel,
+    images: ImageLike | Sequence[ImageLike],
+    output: str | Path,
+    *,
+    query: int | None = None,
+    xy: tuple[float, float] | None = None,
+    best: int | None = None,
+    layer: str | None = None,
+    head: int | None = None,
+    compare: LoadedModel | str | None = None,
+    bias: bool = False,
+    zoom: bool = False,
+    names: tuple[str, str] = ("model", "other"),
+) -> Figure | None:
+    """Write a figure (PNG, SVG, PDF) or an interactive page (HTML), by the suffix of `output`.
+
+    What is drawn follows from the attention: sampling points coloured by level, with areas in proportion to weights,
+    reference and box; deformed grids; maps; windows. Queries are chosen by one of
+
+    - `query`: the number of an object query, or of a token
+    - `xy`: pixels (x, y) of the original image; in decoders the object query with the best box around the point
+    - `best`: that many object queries with the highest scores, of different objects first (default: four; a classifier:
+      the central token)
+
+    `layer`: a name such as "decoder.1" or "stage3.0", or "encoder" for all of its layers; by default the last of the
+    decoder, or of each stage. `head`: one head, by default all. `compare`: beside each picture the initial offsets
+    ("initial") or another model with the same layers. `bias`: colours the keys of a deformed grid by their position
+    bias. `zoom`: shows the surroundings of the query. `names`: of both models.
+
+    A page holds all layers, heads and queries; the choice is what it shows first. Returns the figure, or None for a
+    page. Raises UserError for a layer, head, query or pixel that is not there, and for an unknown suffix; then nothing
+    is written.
+    """
+    target = Path(output).expanduser()
+    suffix = _suffix(target)
+    _check_choice(query, xy, best, compare)
+    layers = find_layers(model.model, layer)
+    listed = as_list(images)
+    keep = None if suffix == PAGE else layers
+    observed = [_observe(model, image, keep) for image in listed]
+    others = _others(observed, listed, layers, keep, compare)
+    labels = [_label(image, index) for index, image in enumerate(listed)]
+    name = INITIAL if compare == INITIAL else names[1]
+    rows = []
+    for index, (one, image) in enumerate(zip(observed, listed, strict=True)):
+        chosen = aims(one, query, None if xy is None else locate(model, image, xy), best)
+        title = labels[index] if len(listed) > 1 else ""
+        rows += make_rows(one, chosen, layers, head, None if others is None else others[index], name, title)
+    if suffix == PAGE:
+        first = rows[0].panels[0]
+        shown = {"layer": first.record.name, "query": first.query, "head": head, "bias": bias, "zoom": zoom}
+        pictures = {names[0]: observed}
+        if others is not None and compare != INITIAL:
+            pictures[names[1] if names[1] != names[0] else f"{names[1]} (compared)"] = others
+        write_page(target, pictures, labels, names[0], shown | {"initial": compare == INITIAL})
+        return None
+    figure = draw_gallery(rows, head, bias, zoom)
+    with atomic_write(target, "wb") as file:
+        figure.savefig(file, format=suffix)
+    return figure
+
+
+def locate(model: LoadedModel, image: ImageLike, xy: tuple[float, float]) -> tuple[float, float]:
+    """Where pixel (x, y) of the original image is in what the model sees, in [0, 1].
+
+    Ramps of brightness go through the same preprocessing, whatever it is. Raises UserError for a pixel outside of the
+    image or of the part that the model sees.
+    """
+    (height, width), (x, y) = size_of(image), xy
+    if not (0 <= x < width and 0 <= y < height):
+        raise UserError(f"--xy {x:g},{y:g}: outside of the image of {width} × {height} pixels")
+    ramps = np.zeros((height, width, 3), dtype=np.uint8)
+    ramps[..., 0] = ((np.arange(width) + 0.5) / width * 255).round()
+    ramps[..., 1] = ((np.arange(height)[:, None] + 0.5) / height * 255).round()
+    seen = to_picture(model.preprocess(Image.fromarray(ramps))).astype(float) / 255
+    place = np.array([(x + 0.5) / width, (y + 0.5) / height])
+    rows, columns = seen.shape[:2]
+    distances = np.abs(seen[..., :2] - place)
+    column, row = distances[..., 0].mean(0).argmin(), distances[..., 1].mean(1).argmin()
+    steps = np.array([seen[0, -1, 0] - seen[0, 0, 0], seen[-1, 0, 1] - seen[0, 0, 1]]) / np.maximum((columns, rows), 1)
+    if (distances[row, column] > RAMP_TOLERANCE + np.abs(steps)).any():
+        raise UserError(f"--xy {x:g},{y:g}: outside of the central part of the image that the model sees")
+    return float((column + 0.5) / columns), float((row + 0.5) / rows)
+
+
+def _suffix(target: Path) -> str:
+    suffix = target.suffix[1:].lower()
+    if suffix not in (*FORMATS, PAGE):
+        raise unknown("format", suffix, (*FORMATS, PAGE), f"-o {target}")
+    if not target.parent.is_dir():
+        raise UserError(f"-o {target}: there is no folder {target.parent}")
+    return suffix
+
+
+def _check_choice(
+    query: int | None, xy: tuple[float, float] | None, best: int | None, compare: LoadedModel | str | None
+) -> None:
+    given = [name for name, value in (("--query", query), ("--xy", xy), ("--best", best)) if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: give one of them")
+    if best is not None and best < 1:
+        raise UserError(f"--best {best}: expected at least 1")
+    if isinstance(compare, str) and compare != INITIAL:
+        raise UserError(f"compare = {as_yaml(compare)}: expected {INITIAL!r} or a model")
+
+
+def _observe(model: LoadedModel, image: ImageLike, keep: Sequence[str] | None) -> Observation:
+    inputs = model.preprocess(image)[None]
+    return observe(model.model, inputs, model.class_names, keep, model.forward)
+
+
+def _others(
+    observed: Sequence[Observation],
+    images: Sequence[ImageLike],
+    layers: Sequence[str],
+    keep: Sequence[str] | None,
+    compare: LoadedModel | str | None,
+) -> list[Observation] | None:
+    """What is drawn beside each picture. Raises UserError for layers without initial offsets, and other layers."""
+    if compare is None:
+        return None
+    if isinstance(compare, LoadedModel):
+        for name in layers:
+            find_layers(compare.model, name)
+        return [_observe(compare, image, keep) for image in images]
+    for name in layers:
+        if initial_record(find_record(observed[0], name)) is None:
+            raise UserError(f"--compare {INITIAL}: {name} has no initial offsets: it is not deformable attention")
+    return [initial(one) for one in observed]
+
+
+def _label(image: ImageLike, index: int) -> str:
+    """The name of a file, else a number."""
+    return Path(image).name if isinstance(image, (str, PathLike)) else f"image {index + 1}"
