@@ -159,9 +159,8 @@ class RunFolder:
         for path in (self.log, self.environment, self.attempts, self._reserved_file, self.metrics, self.status):
             if os.path.lexists(path) and not path.is_file():
                 raise UserError(f"{path}: not a regular file; delete it")
-        for path in (self.checkpoints, self.pictures):
-            if os.path.lexists(path) and not path.is_dir():
-                raise UserError(f"{path}: not a folder; delete it")
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            raise UserError(f"{self.checkpoints}: not a folder; delete it")
 
     def read_status(self) -> dict[str, Any]:
         """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started.

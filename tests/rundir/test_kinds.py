@@ -22,12 +22,11 @@ def test_run_does_not_wait_for_what_is_no_file(
     assert f"{run.path / name}: not a regular file; delete it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "pictures"])
-def test_file_in_place_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_file_in_place_of_the_folder_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_run(tmp_path / "run")
-    (run.path / name).write_text("")
+    run.checkpoints.write_text("")
     assert train_run(run.path) == ExitCode.USER_ERROR
-    assert f"{run.path / name}: not a folder; delete it" in capsys.readouterr().err
+    assert f"{run.checkpoints}: not a folder; delete it" in capsys.readouterr().err
 
 
 def test_launcher_does_not_wait_for_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
