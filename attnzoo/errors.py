@@ -42,10 +42,10 @@ class UserError(ValueError):
         return UserError(f"{source}: {self}", key=self.keys) if source else self
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     """`"; did you mean 'x'?"` for the closest allowed name, whatever the case, or an empty string."""
     by_lower = {other.lower(): other for other in reversed(list(allowed))}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
@@ -78,6 +78,21 @@ def as_yaml(value: Any) -> str:
 def _nested(value: Any) -> str:
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w./+-]*", value)
     return value if plain and value.lower() not in ("null", "true", "false") else as_yaml(value)
+
+
+def describe(error: BaseException) -> str:
+    """The first line of an error for a message, with its type where that is needed to understand it."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    telling = isinstance(error, (RuntimeError, ValueError, TypeError, AssertionError, OSError))
+    return lines[0] if telling and not isinstance(error, RecursionError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def one_line(message: str, limit: int = 1000) -> str:
+    """A message on one line; the middle of one that quotes more than fits in `limit` characters is left out."""
+    line = " ".join(message.split())
+    return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 2 :]}"
 
 
 def plural(number: int, noun: str, many: str = "") -> str:

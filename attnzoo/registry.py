@@ -26,8 +26,9 @@ class Registry(Generic[T]):
     Positional arguments of constructors come from the program, keyword-only ones from the user.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, base: type | None = None):
         self.kind = kind
+        self._base = base  # of which all constructors are subclasses
         self._constructors: dict[str, T] = {}
         self._refused: list[tuple[str, Exception]] | None = None  # where and why; None: raise
 
@@ -35,7 +36,7 @@ class Registry(Generic[T]):
         """Decorator that registers a class or function as `name`.
 
         Raises TypeError for a constructor with `*args`, `**kwargs`, an option without annotation or one named `name` or
-        `where`, and UserError for a name that is taken.
+        `where`, and for one that is no subclass of `base`; UserError for a name that is taken.
         """
 
         def decorator(constructor: T) -> T:
@@ -51,6 +52,11 @@ class Registry(Generic[T]):
         return decorator
 
     def _add(self, name: str, constructor: T) -> None:
+        if self._base is not None and not (inspect.isclass(constructor) and issubclass(constructor, self._base)):
+            kind = "class" if inspect.isclass(constructor) else "function"
+            found = getattr(constructor, "__name__", repr(constructor))
+            expected = f"expected a subclass of {self._base.__module__.rpartition('.')[0]}.{self._base.__name__}"
+            raise TypeError(f"{self.kind} {name!r} is the {kind} {found}: {expected}")
         for option in _parameters(constructor):
             if option.kind in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
                 raise TypeError(f"{self.kind} {name!r}: *args and **kwargs would accept misspelt options")

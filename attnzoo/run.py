@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attnzoo.environment import is_distributed_launch
-from attnzoo.errors import ExitCode, UserError
+from attnzoo.errors import ExitCode, UserError, one_line
 from attnzoo.worker.malloc import restart_with_tunables
 
 
@@ -32,7 +32,7 @@ def report_errors(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -42,7 +42,7 @@ def report_errors(command: Callable[[], int]) -> int:
         return ExitCode.BROKEN_PIPE
     except OSError as error:  # permission, a full disk, a path that is too long
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return ExitCode.USER_ERROR
 
 

@@ -99,5 +99,5 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
 
 
-ATTENTIONS: Registry[type[Attention]] = Registry("attention")
+ATTENTIONS: Registry[type[Attention]] = Registry("attention", base=Attention)
 register = ATTENTIONS.register

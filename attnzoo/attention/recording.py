@@ -52,7 +52,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         with record(model) as recording:
             model(images, mask)
 
-    `recording["encoder.layers.0.attention"][0]["weights"]` are the weights of the first encoder layer.
+    `recording["encoder.0.attention"][0]["weights"]` are the weights of the first encoder layer.
     """
     for module in model.modules():
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:

@@ -11,7 +11,7 @@ from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.probe.config import ProbeConfig
 from attnzoo.models.vit.config import ClassifierConfig
-from attnzoo.schema.fields import COUNT, NON_NEGATIVE, POSITIVE, SEED, number
+from attnzoo.schema.fields import COUNT, NON_NEGATIVE, POSITIVE, SEED, THREADS, number
 
 
 @dataclass
@@ -73,7 +73,7 @@ class ExperimentConfig:
     output: str = "runs"  # folder of the experiment's folder
     seed: int = number(0, SEED)  # of the run, unless the sweep lists seeds
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
-    threads: int = number(1, COUNT)  # CPU threads per process; affects results, independent of `jobs`
+    threads: int = number(1, THREADS)  # CPU threads per process; affects results, independent of `jobs`
     processes: int = number(1, COUNT)  # of one run, through torch.distributed
     plugins: list[str] = field(default_factory=list)  # Python files or modules that register attentions
     # recorded when a run is made: the source hash of each plugin, and the version of a synthetic data set
@@ -84,7 +84,7 @@ class ExperimentConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     launcher: Literal["local", "slurm"] = "local"
     # local: runs at a time; auto: as many as the CPUs allow with their threads and processes, one on a GPU
-    jobs: int | Literal["auto"] = number(1, COUNT)
+    jobs: int | Literal["auto"] = number(1, THREADS)
     retries: int = number(3, NON_NEGATIVE)  # consecutive, after machine failures without a new checkpoint
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 

@@ -9,6 +9,7 @@ from attnzoo.schema import yaml12
 from attnzoo.schema.merge import ConfigLayer
 
 PACKAGED = Path(__file__).resolve().parent.parent / "experiments"
+MAX_BASES = 100  # files below one, and how deep
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"  # in a checkout
 
 
@@ -24,6 +25,8 @@ def find_experiment(path: str | Path) -> Path:
         return packaged
     if isdir(path):
         raise UserError(f"{path}: expected an experiment file, not a folder")
+    if "=" in path.name and path.suffix != ".yaml":
+        raise UserError(f"{path}: expected an experiment file before overrides, as in EXPERIMENT.yaml key=value")
     siblings = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if isdir(path.parent) else []
     names = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
     raise UserError(f"{path}: no such experiment file{did_you_mean(str(path), dict.fromkeys(siblings + names))}")
@@ -39,6 +42,8 @@ def load_layers(path: Path, parents: tuple[Path, ...] = ()) -> list[ConfigLayer]
     if path in parents:
         chain = " -> ".join(str(p) for p in (*parents[parents.index(path) :], path))
         raise UserError(f"{parents[-1]}: circular base: {chain}", key="base")
+    if len(parents) >= MAX_BASES:
+        raise UserError(f"{display_path(path)}: base: more than {MAX_BASES} files deep", key="base")
     values = yaml12.read(path)
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -46,7 +51,11 @@ def load_layers(path: Path, parents: tuple[Path, ...] = ()) -> list[ConfigLayer]
         raise UserError(
             f"{display_path(path)}: base = {as_yaml(bases)}: expected a file name or a list of them", key="base"
         )
-    base_layers = [layer for base in bases for layer in load_layers(_find_base(base, path), (*parents, path))]
+    base_layers: list[ConfigLayer] = []
+    for base in bases:
+        base_layers += load_layers(_find_base(base, path), (*parents, path))
+        if len(base_layers) > MAX_BASES:
+            raise UserError(f"{display_path(path)}: base: more than {MAX_BASES} files", key="base")
     return [*base_layers, ConfigLayer(display_path(path), values)]
 
 

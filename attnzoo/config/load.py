@@ -27,6 +27,7 @@ from attnzoo.schema.merge import ConfigBuilder, ConfigLayer, Schema, nest_key
 NOT_HASHED = ("name", "description", "seed", "output", "launcher", "jobs", "retries", "slurm", "sweep")
 NOT_HASHED_OF_TRAIN = ("pictures",)
 MISSING = object()
+MAX_NAME = 200  # bytes; file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -269,8 +270,11 @@ def _check_experiment(config: ExperimentConfig) -> None:
     """Check what depends on several keys, and the form of the name."""
     if not re.fullmatch(r"\w[\w.=,+-]*", config.name):
         raise UserError(f"name = {as_yaml(config.name)}: expected the name of a folder, without '/'", key="name")
+    if (length := len(config.name.encode())) > MAX_NAME:
+        raise UserError(f"name: {length} bytes long: expected at most {MAX_NAME}", key="name")
     if (config.train.steps is None) == (config.train.epochs is None):
-        state = "both are set" if config.train.steps is not None else "neither is set"
+        both = "both are set; set train.steps = null to train for epochs, or train.epochs = null"
+        state = both if config.train.steps is not None else "neither is set"
         keys = ("train.steps", "train.epochs")
         raise UserError(f"train: exactly one of train.steps and train.epochs, but {state}", key=keys)
     if config.data.batch_size % config.processes:

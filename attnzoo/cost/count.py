@@ -5,7 +5,7 @@ import re
 import torch
 
 from attnzoo.cost.subject import Subject
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, describe
 from attnzoo.models.cost import count_modules
 from attnzoo.models.inputs import random_inputs
 from attnzoo.rundir.costs import ModuleCosts, VariantCosts
@@ -48,8 +48,8 @@ def count(name: str, subject: Subject) -> VariantCosts:
             counted = count_modules(model, *random_inputs(model, 1, subject.size, "meta"), group=part_of)
         except UserError:
             raise
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (Exception, SystemExit) as error:
+            reason = describe(error)
             size = " x ".join(map(str, subject.size))
             raise UserError(f"{name}: does not run on images of {size} pixels: {reason}", key="model") from error
     modules = tuple(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable
@@ -118,10 +119,12 @@ def read_annotations(path: Path) -> dict[str, Any]:
     file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte-order mark
     except FileNotFoundError:
         raise UserError(f"{path}: the annotation file is missing") from None
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a COCO instances file (images, annotations, categories)")
@@ -181,6 +184,12 @@ def _check_boxes(path: Path, annotations: list[dict[str, Any]]) -> None:
         if min(annotation["bbox"][2:]) < 0:
             prefix = f"{path}: annotations[{i}] with id {annotation.get('id')!r}"
             raise UserError(f"{prefix}: bbox = {annotation['bbox']}: negative width or height")
+
+
+def names_outside(content: dict[str, Any]) -> list[str]:
+    """The file names that lead out of the image folder, `/etc/x` or `../x`; links are not followed."""
+    paths = {name: os.path.normpath(name) for name in (image["file_name"] for image in content["images"])}
+    return [name for name, path in paths.items() if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir]
 
 
 def to_coco(content: dict[str, Any]) -> COCO:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm.data
@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-from torchvision.datasets import DatasetFolder, ImageFolder
+from torchvision.datasets import DatasetFolder
 from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.checks import check_option
-from attnzoo.data.folders import FolderContent, folder_content, folder_reader
+from attnzoo.data.folders import FolderContent, folder_content, folder_reader, is_class, open_folder, skip_unreadable
 from attnzoo.data.hashes import combine_hashes
-from attnzoo.data.images import DECODER_ERRORS, ImageReader, header_error
+from attnzoo.data.images import ImageReader, header_error
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, describe, plural
 from attnzoo.registry import Registry
 
 ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
@@ -90,8 +90,8 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         try:
             image, label = self.source[index]
             image = self._reader.to_rgb(image, lambda: self._name(index))
-        except DECODER_ERRORS as error:
-            raise self._unreadable(index, error) from error
+        except Exception as error:  # Pillow raises anything
+            raise self._unreadable(index, describe(error)) from error
         if not 0 <= label < self.num_classes:
             classes = plural(self.num_classes, "class", "classes")
             message = f"data.dataset: {self._name(index)}: label {label} out of range for {classes}"
@@ -178,19 +178,19 @@ CLASSIFICATION_AUGMENTATIONS: Registry[Callable[..., ImageTransform]] = Registry
 """Constructors take the split positionally and keyword-only options; "val" gives the evaluation transform."""
 
 
-def open_folder(path: Path) -> ImageFolder:
-    """The images in the class folders of `path`."""
-    return ImageFolder(str(path), loader=Image.open, allow_empty=True)
-
-
 @CLASSIFICATION_DATASETS.register("folder")
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSpec(FileDatasetSpec):
-    """Images in `root`/train/CLASS/ and `root`/val/CLASS/, as ImageNet is stored; classes in alphabetical order."""
+    """Images in `root`/train/CLASS/ and `root`/val/CLASS/, as ImageNet is stored; classes in alphabetical order.
+
+    Names that begin with a dot are ignored. `on_error: skip` decodes all images at the start and leaves out, with a
+    warning, those that cannot be read.
+    """
 
     root: str
     train: str = "train"
     val: str = "val"
+    on_error: Literal["fail", "skip"] = "fail"
 
     @property
     def num_classes(self) -> int:
@@ -222,11 +222,14 @@ class ImageFolderSpec(FileDatasetSpec):
 
     def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         self.check()
-        dataset = ClassificationDataset(open_folder(self._path(split)), self.num_classes, transform)
-        if split == "val":  # read long after the start, so checked now
+        source = open_folder(self._path(split))
+        dataset = ClassificationDataset(source, self.num_classes, transform)
+        if self.on_error == "skip":
+            skip_unreadable(source, dataset.load_raw, self._path(split))
+        elif split == "val":  # read long after the start, so checked now
             dataset.check_headers()
-            if empty := self._empty_classes("val"):
-                log.warning("%s: no images of the classes %s", self._path("val"), reprlib.repr(empty))
+        if split == "val" and (empty := self._empty_classes("val")):
+            log.warning("%s: no images of the classes %s", self._path("val"), reprlib.repr(empty))
         return dataset
 
     def _empty_classes(self, split: str) -> list[str]:
@@ -243,7 +246,7 @@ class ImageFolderSpec(FileDatasetSpec):
 
     def _classes(self, split: str) -> list[str]:
         path = self._path(split)
-        classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        classes = sorted(entry.name for entry in os.scandir(path) if is_class(entry)) if path.is_dir() else []
         if not classes:
             raise UserError(f"data.dataset.root: no class folders in {path}", key="data.dataset.root")
         return classes
@@ -323,10 +326,9 @@ class TimmSpec(FileDatasetSpec):
             dataset = timm.data.create_dataset(
                 self.source, root=self.root, split=name, download=self.download, **(self.options or {})
             )
-        except (AssertionError, RuntimeError, TypeError, ValueError, OSError, ImportError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # whatever a data set does with options that are not for it
             raise UserError(
-                f"data.dataset: timm cannot open {self.source!r}, split {name!r}: {reason}", key="data.dataset"
+                f"data.dataset: timm cannot open {self.source!r}, split {name!r}: {describe(error)}", key="data.dataset"
             ) from error
         if isinstance(dataset, IterableDataset):
             raise UserError(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
-from attnzoo.data.annotations import find_objects, read_annotations, read_summary, to_coco
+from attnzoo.data.annotations import find_objects, names_outside, read_annotations, read_summary, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.hashes import combine_hashes, hash_file
@@ -33,7 +33,7 @@ from attnzoo.data.registries import (
     format_difference,
     transform_errors,
 )
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, plural
 
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
@@ -195,6 +195,7 @@ class CocoSpec(FileDatasetSpec):
     in published checkpoints; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether to train on
     images without objects, as the published detectors do; evaluation always includes them. `on_error`: "fail" stops at
     the first missing or damaged image; "skip" checks every image on load and skips unreadable ones, with a warning.
+    `outside`: "refuse" stops at file names that lead out of the image folder, "warn" says how many there are.
     """
 
     root: str
@@ -205,6 +206,7 @@ class CocoSpec(FileDatasetSpec):
     labels: Literal["category_id", "contiguous"] = "category_id"
     keep_empty_images: bool = True
     on_error: Literal["fail", "skip"] = "fail"
+    outside: Literal["warn", "refuse"] = "warn"
 
     def __post_init__(self) -> None:
         self._path("root", directory=True)
@@ -258,6 +260,11 @@ class CocoSpec(FileDatasetSpec):
         annotations = read_annotations(path)
         self.check()
         entries = sorted(annotations["images"], key=lambda entry: entry["id"])
+        if outside := names_outside(annotations):
+            message = f"{path}: {plural(len(outside), 'image')} outside the image folder; the first: {outside[0]!r}"
+            if self.outside == "refuse":
+                raise UserError(f"data.dataset.outside = 'refuse': {message}", key="data.dataset.outside")
+            log.warning("%s (to refuse them: data.dataset.outside = 'refuse')", message)
         ids_with_objects = _ids_with_objects(annotations, path, split)
         if split == "train" and not self.keep_empty_images:
             entries = [entry for entry in entries if entry["id"] in ids_with_objects]

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 
-from attnzoo.schema.fields import COUNT, FRACTION, NON_NEGATIVE, NamedBlock, named, number
+from attnzoo.schema.fields import COUNT, FRACTION, NON_NEGATIVE, WORKERS, NamedBlock, named, number
 
 
 @dataclass
@@ -13,7 +13,7 @@ class DataConfig:
     augment: NamedBlock = named("none")  # of training images; also sets the evaluation size
     batch_size: int = number(2, COUNT)  # global, per optimiser step before accumulation
     val_batch_size: int | None = number(None, COUNT)  # images per process in evaluation; null: batch_size
-    workers: int = number(0, NON_NEGATIVE)  # loader workers per training process
+    workers: int = number(0, WORKERS)  # loader workers per training process
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""What image folders hold: their classes, the number of images of each, and a hash of the list of files."""
+"""Class folders of images: their classes, the number of images of each, and a hash of the list of files."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,13 @@ from typing import Any, NamedTuple
 
 import timm.data
 from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torchvision.datasets import DatasetFolder
+from torchvision.datasets import DatasetFolder, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+
+from attnzoo.data.images import open_image
+from attnzoo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 THREADS, CHUNK = 32, 256  # of listing files
 
@@ -86,3 +93,56 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1
+
+
+class ClassFolders(ImageFolder):
+    """Images in class folders, without files and folders whose names begin with a dot."""
+
+    def __init__(self, root: str):
+        super().__init__(root, loader=open_image, is_valid_file=_is_visible_image, allow_empty=True)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        classes = sorted(entry.name for entry in os.scandir(directory) if is_class(entry))
+        return classes, {name: label for label, name in enumerate(classes)}
+
+    def keep(self, kept: Sequence[bool]) -> None:
+        """Drop the images that are not `kept`."""
+        samples: list[tuple[str, int]] = self.samples  # type: ignore[has-type]
+        self.samples = self.imgs = [sample for sample, keep in zip(samples, kept, strict=True) if keep]
+        self.targets = [label for _, label in self.samples]
+
+
+def is_class(entry: Any) -> bool:
+    """Whether an entry of a folder is the folder of a class."""
+    return bool(entry.is_dir() and not entry.name.startswith("."))
+
+
+def _is_visible_image(path: str) -> bool:
+    return not os.path.basename(path).startswith(".") and has_file_allowed_extension(path, IMG_EXTENSIONS)
+
+
+def open_folder(path: Path) -> ClassFolders:
+    """The images in the class folders of `path`."""
+    return ClassFolders(str(path))
+
+
+def skip_unreadable(source: ClassFolders, read: Callable[[int], Any], path: Path) -> None:
+    """Drop the images for which `read`, by their index, raises UserError; logs their number and the first.
+
+    Raises UserError if none is left.
+    """
+
+    def read_error(index: int) -> str | None:
+        try:
+            read(index)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        errors = list(pool.map(read_error, range(len(source))))
+    if bad := [error for error in errors if error]:
+        log.warning("%s: %d of %d images are skipped; the first: %s", path, len(bad), len(errors), bad[0])
+    if len(bad) == len(errors):
+        raise UserError(f"data.dataset: {path}: no image can be read; the first: {bad[0]}", key="data.dataset")
+    source.keep([error is None for error in errors])

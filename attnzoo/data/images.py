@@ -16,12 +16,37 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, describe
 
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+PIXEL_LIMIT = "ATTNZOO_MAX_PIXELS"  # environment variable: the most pixels of an image that is decoded
 MAX_DECODED_BYTES = 256 * 2**20  # of data sets that are held in memory or in a file of decoded images
 
 log = logging.getLogger(__name__)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file, not yet decoded.
+
+    Raises UserError for what is no regular file, and for more pixels than Pillow's limit or ATTNZOO_MAX_PIXELS, and
+    whatever else Pillow raises.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: not a regular file")  # a pipe would never end
+    _set_pixel_limit()
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        message = f"more than {limit:,} pixels; set {PIXEL_LIMIT} to read it if you trust it"
+        raise UserError(f"{path}: {message}") from None
+
+
+@cache
+def _set_pixel_limit() -> None:
+    if value := os.environ.get(PIXEL_LIMIT):
+        if not value.isdecimal() or int(value) < 2:
+            raise UserError(f"{PIXEL_LIMIT} = {value!r}: expected a number of pixels")
+        Image.MAX_IMAGE_PIXELS = int(value) // 2  # Pillow refuses more than twice as many
 
 
 class ImageReader:
@@ -144,10 +169,12 @@ class HeaderError(NamedTuple):
 def header_error(path: str) -> HeaderError | None:
     """What the header of a file tells of an image that cannot be read; pixels are not decoded."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode = image.mode
-    except DECODER_ERRORS as error:
-        return HeaderError(str(error), damaged=True)
+    except UserError as error:
+        return HeaderError(str(error).removeprefix(f"{path}: "), damaged=True)
+    except Exception as error:  # Pillow raises anything
+        return HeaderError(describe(error), damaged=True)
     try:
         check_mode(mode)
     except ValueError as error:
@@ -157,17 +184,15 @@ def header_error(path: str) -> HeaderError | None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a regular file")  # a pipe would never end
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             yield image
     except FileNotFoundError:
         raise UserError(f"{path}: the image file is missing") from None
     except UserError:
         raise
-    except DECODER_ERRORS as error:
-        raise UserError(f"{path}: the image file is damaged or unsupported ({error})") from error
+    except Exception as error:  # Pillow raises anything
+        raise UserError(f"{path}: the image file is damaged or unsupported ({describe(error)})") from error
 
 
 def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:

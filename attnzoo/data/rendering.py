@@ -73,6 +73,7 @@ class SceneOptions:
         least = {"objects": 0, "clutter": 0, "sizes": 4, "aspect": 0.1, "elongation": 1, "contrast": 0}
         for name, limit in least.items():
             low, high = getattr(self, name)
+            check(name, [low, high], high <= 4096, "at most 4096")
             check(name, [low, high], limit <= low <= high, f"two ascending numbers of at least {limit}")
         check("sizes", list(self.sizes), self.sizes[1] <= self.image_size, f"at most image_size = {self.image_size}")
         check("contrast", list(self.contrast), self.contrast[1] <= 255, "at most 255")

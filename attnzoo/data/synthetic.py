@@ -12,6 +12,8 @@ from attnzoo.data.cache import cached_folder
 from attnzoo.data.registries import SPLITS
 from attnzoo.data.rendering import Scene, SceneOptions, SceneRenderer, check_dataset_option
 
+MAX_IMAGES = 10_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSpec(SceneOptions, ABC):
@@ -33,8 +35,8 @@ class SyntheticSpec(SceneOptions, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dataset_option("train_images", self.train_images, self.train_images >= 1, "at least 1")
-        check_dataset_option("val_images", self.val_images, self.val_images >= 1, "at least 1")
+        for option, images in (("train_images", self.train_images), ("val_images", self.val_images)):
+            check_dataset_option(option, images, 1 <= images <= MAX_IMAGES, f"from 1 to {MAX_IMAGES:,}")
         for option, seed in (("seed", self.seed), ("val_seed", self.val_seed)):
             check_dataset_option(option, seed, not isinstance(seed, int) or seed >= 0, "at least 0")
 

@@ -5,7 +5,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attnzoo.schema.fields import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, number, numbers
+from attnzoo.schema.fields import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, SEED, number, numbers
 
 
 @dataclass
@@ -35,7 +35,7 @@ class TrainConfig:
     steps: int | None = number(None, COUNT)  # optimiser steps; exactly one of steps and epochs
     epochs: int | None = number(None, COUNT)  # passes over the training images
     # one of several random streams of data order, augmentation and dropout; initial weights and data stay
-    stream: int = number(0, NON_NEGATIVE)
+    stream: int = number(0, SEED)
     accumulate: int = number(1, COUNT)  # batches per optimiser step
     clip: float | None = number(0.1, POSITIVE)  # maximum gradient norm
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast

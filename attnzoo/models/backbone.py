@@ -11,7 +11,7 @@ from timm.layers import Format
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_yaml, describe
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
 from attnzoo.models.frozen_norm import freeze_and_fold_batch_norms, reset_zero_batch_norms
@@ -113,9 +113,11 @@ def _create_timm(config: BackboneConfig, **kwargs: Any) -> Any:
         kwargs["output_stride"] = 16
     try:
         return timm.create_model(config.name, pretrained=False, features_only=True, **config.options, **kwargs)
-    except (TypeError, RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        settings = f"options {config.options}" + (" and dilation" if config.dilation else "")
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor does with options that are not for it
+        settings = f"options {as_yaml(config.options)}" + (" and dilation" if config.dilation else "")
+        reason = describe(error)
         raise UserError(
             f"{KEY}: timm cannot create a feature extractor from {config.name} with {settings}: {reason}",
             key=(f"{KEY}.name", f"{KEY}.options"),

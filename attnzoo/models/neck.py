@@ -68,7 +68,8 @@ class Neck(nn.Module):
     def _pos_embed(self, mask: Tensor, level: int) -> Tensor:
         """Position and level embedding (B, h·w, dim) of a level with padding mask (B, h, w)."""
         sine = sine_position_embedding(mask, self.dim, self.config.position)
-        pos = rearrange(sine, "b h w c -> b (h w) c")
+        # of the parameters' type, as after .half(), not that of the features, which autocast may have lowered
+        pos = rearrange(sine, "b h w c -> b (h w) c").to(next(self.parameters()).dtype)
         return pos if self.level_embedding is None else pos + self.level_embedding[level]
 
     def _top_down(self, levels: list[Tensor]) -> list[Tensor]:

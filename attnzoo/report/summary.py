@@ -38,7 +38,7 @@ def save(folders: Sequence[Path], comparison: Comparison, path: Path) -> list[Pa
 def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
     """Write the comparison into the folder of its sweep as text, page and HParams; returns the first two's files.
 
-    A page that cannot be written is a warning: the rest is complete without it.
+    A page or HParams that cannot be written are a warning: the rest is complete without them.
     """
     written = write_comparison(comparison, sweep)
     page = sweep / PAGE
@@ -48,7 +48,10 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
     except Exception as error:
         print(f"warning: {page} was not written ({type(error).__name__}: {error})", file=sys.stderr)
     records = [run for variant in comparison.variants for run in variant.runs]
-    hparams.write_sweep(sweep, markdown(comparison), records)
+    try:
+        hparams.write_sweep(sweep, markdown(comparison), records)
+    except OSError as error:
+        print(f"warning: {error.filename}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
     return written
 
 
@@ -58,5 +61,8 @@ def summarize(sweep: Path, runs: Sequence[Path]) -> None:
         return
     comparison = compare(runs or [Path(folder) for folder in find_plan([sweep]).include])
     print_comparison(comparison)
-    for path in write_outputs(comparison, sweep):
-        print(path)
+    try:
+        for path in write_outputs(comparison, sweep):
+            print(path)
+    except OSError as error:
+        print(f"warning: {error.filename}: the comparison was not written ({error.strerror})", file=sys.stderr)

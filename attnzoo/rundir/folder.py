@@ -9,7 +9,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ FIELDS: dict[str, Any] = dict.fromkeys(STATUS.values(), int | float) | {
     "host": str,
     "pid": int,
     "started": str | None,
+    "metrics_sha256": str,  # of metrics.jsonl; once done
 }
 REQUIRED = {"failed": "error", "interrupted": "signal"}
 
@@ -38,6 +39,7 @@ RESERVE_BYTES = 65536
 # The first and the last line of a config.yaml: without its last line the file was cut short.
 CONFIG_START, CONFIG_END = '# The last line is "...".\n', "...\n"
 CONFIG_HASH = "# sha256 of the lines below: "  # the second line
+MEND_STATUS = "delete it to treat the run as unfinished"
 MEND = "restore it, or delete the run's folder to train it again"
 
 
@@ -152,25 +154,36 @@ class RunFolder:
         self._reserved_file = self.path / ".reserve"
         self.tensorboard = self.path  # event files are in the run folder, so that it is one run in TensorBoard
 
+    def check_kinds(self) -> None:
+        """Raise UserError if something else lies where the run writes a file or a folder: opening a pipe never ends."""
+        for path in (self.log, self.environment, self.attempts, self._reserved_file, self.metrics, self.status):
+            if os.path.lexists(path) and not path.is_file():
+                raise UserError(f"{path}: not a regular file; delete it")
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            raise UserError(f"{self.checkpoints}: not a folder; delete it")
+
     def read_status(self) -> dict[str, Any]:
         """state (one of STATES), step, steps, heartbeat, error …; `{"state": "pending"}` if never started.
 
         Raises UserError if the file is corrupt: cannot be read, or is not JSON of the right types.
         """
-        mend = "delete it to treat the run as unfinished"
         try:
             status = parse_json(read_file(self.status))
         except FileNotFoundError:
             return {"state": "pending"}
         except OSError as error:
-            raise _unreadable(self.status, error, mend) from None
+            raise _unreadable(self.status, error, MEND_STATUS) from None
         if not is_status(status):
-            raise UserError(f"{self.status}: corrupt; {mend}")
+            raise UserError(f"{self.status}: corrupt; {MEND_STATUS}")
         return dict(status)
 
     def write_status(self, **fields: Any) -> None:
         """Merge `fields` into the status file, with the time as `heartbeat` (seconds since the epoch)."""
         status = self.read_status() | fields | {"heartbeat": time.time()}
+        status.pop("metrics_sha256", None)
+        if status["state"] == "done":
+            with suppress(OSError):
+                status["metrics_sha256"] = self._metrics_hash()
         with atomic_write(self.status) as file:
             json.dump(status, file, indent=1)
 
@@ -225,6 +238,8 @@ class RunFolder:
         check_config(self.config)
         if status["state"] == "done" and not is_final(rows, status.get("steps", 0)):
             self._raise_incomplete(status.get("steps", 0), rows)
+        if status["state"] == "done":
+            self._check_unchanged(status, rows)
         if os.path.lexists(self.attempts) and not self.attempts.is_file():
             raise UserError(f"{self.attempts}: not a regular file; delete it")
         return status, rows
@@ -243,6 +258,20 @@ class RunFolder:
         if rows and rows[-1]["step"] >= steps and self.last_step() >= steps:  # the checkpoint has no later rows
             raise UserError(f"{reason}; restore it, or delete {self.status.name} next to it to evaluate the run again")
         raise UserError(f"{reason}; {MEND}")
+
+    def _metrics_hash(self) -> str:
+        """Hash of the complete lines of metrics.jsonl. Raises OSError."""
+        return _sha256(read_file(self.metrics).rpartition(b"\n")[0])
+
+    def _check_unchanged(self, status: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> None:
+        """Raise UserError if the metrics of a finished run, or their last values in its status, have changed."""
+        recorded = status.get("metrics_sha256")
+        if recorded is not None and recorded != self._metrics_hash():
+            purpose = f"if you changed it on purpose, delete metrics_sha256 from {self.status.name}"
+            raise UserError(f"{self.metrics}: corrupt, changed since the run ended; {MEND}; {purpose}")
+        for key, name in STATUS.items():
+            if key in rows[-1] and status.get(name, rows[-1][key]) != rows[-1][key]:
+                raise UserError(f"{self.status}: corrupt, {name} is not that of {self.metrics.name}; {MEND_STATUS}")
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         row = parse_json(line)

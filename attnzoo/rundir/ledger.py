@@ -1,6 +1,7 @@
 """sweep.json, the ledger of a sweep: its runs, how often each was started, and their SLURM jobs.
 
-    {"experiment": FILE,
+    {"sha256": HASH of the other keys,                         ledgers of earlier versions have none
+     "experiment": FILE,
      "comparison": {"baseline", "aa", "margin", "looks"},      how the runs are compared: report.runs.SweepPlan
      "runs": {NAME: {"variant": NAME or null, "variant_name", "overrides", "labels", "seed", "digest", "attempts",
                      "submission": NUMBER, "task": INDEX,      once submitted
@@ -13,6 +14,7 @@ damaged or deleted is rebuilt. Imports neither torch nor omegaconf.
 """
 
 import fcntl
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -75,6 +77,9 @@ class Ledger:
             return empty | self._rebuild(str(error.strerror))
         if not isinstance(content, dict) or not _is_valid(empty | content):
             return empty | self._rebuild("corrupt")
+        recorded = content.pop("sha256", None)
+        if recorded is not None and recorded != _hash(content):
+            return empty | self._rebuild("changed since it was written")
         return empty | content
 
     def exists(self) -> bool:
@@ -106,11 +111,15 @@ class Ledger:
             if self.path.is_dir():  # damaged; a file is replaced
                 self.path.rename(self.path.with_name(f"{FILENAME}.corrupt"))
             with atomic_write(self.path) as file:
-                json.dump(content, file, indent=1)
+                json.dump({"sha256": _hash(content)} | content, file, indent=1)
 
     def submission_folder(self, number: str) -> Path:
         """The folder with the job files of a submission."""
         return self.sweep / "slurm" / number
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _is_valid(content: dict[str, Any]) -> bool:

@@ -35,7 +35,11 @@ class Range:
 
 
 FINITE = Range()
-COUNT = Range(low=1)
+COUNT = Range(low=1, high=10**9)
+LAYERS = Range(low=0, high=1000)
+SOME_LAYERS = Range(low=1, high=1000)
+WORKERS = Range(low=0, high=1024)
+THREADS = Range(low=1, high=1024)
 NON_NEGATIVE = Range(low=0)
 POSITIVE = Range(low=0, open_low=True)
 FRACTION = Range(low=0, high=1)

@@ -109,8 +109,11 @@ class ConfigBuilder:
         for name, value in new.items():
             key = f"{prefix}{name}"
             if name not in fields:
-                raise _unknown_key(self.schema, key, fields)
+                raise _unknown_key(self.schema, key, str(name), fields)
             field, old = fields[name], values[name]
+            if "named_block" in field.metadata and isinstance(value, str) and "${" not in value:
+                message = f"{key} = {as_yaml(value)}: expected a mapping; did you mean {key}.name = {as_yaml(value)}?"
+                raise UserError(message, key=key)
             _check(field.type, key, value)
             if field.metadata.get("non_empty") and value == []:
                 raise UserError(f"{key} = []: expected at least one number", key=key)
@@ -225,17 +228,28 @@ def _check(hint: Any, key: str, value: Any, resolved: bool = False) -> None:
         raise UserError(f"{key} = {as_yaml(value)}: expected {format_type(hint)}", key=key)
 
 
-def _unknown_key(schema: Schema, key: str, siblings: Mapping[str, Any]) -> UserError:
-    """The error for an unknown key, with a suggestion: a sibling, or the same last name elsewhere."""
-    head, _, name = key.rpartition(".")
-    prefix = f"{head}." if head else ""
-    hint = did_you_mean(key, [f"{prefix}{sibling}" for sibling in siblings]) if did_you_mean(name, siblings) else ""
-    leaves = _leaves(schema, _defaults(typing.cast(Any, schema)), "")
-    elsewhere = [leaf for leaf, _, _ in leaves if leaf.rpartition(".")[2] == name]
-    if not hint and elsewhere:
-        hint = f"; did you mean {elsewhere[0]!r}?"
+def _unknown_key(schema: Schema, key: str, name: str, siblings: Mapping[str, Any]) -> UserError:
+    """The error for the unknown key `name` at `key`, with a suggestion: the same name elsewhere, or a sibling."""
+    if "." in name:
+        head, _, rest = name.partition(".")
+        nested = f"{head}: {{{rest.replace('.', ': {')}: …{'}' * (rest.count('.') + 1)}"
+        return UserError(f"unknown key {key!r}; keys of a file are nested, not dotted: {nested}", key=key)
+    head = key.rpartition(".")[0]
     allowed = f"allowed in {head}" if head else "allowed"
+    close = did_you_mean(name, siblings, cutoff=0.8)
+    elsewhere = [] if close else [other for other in _keys(schema, "") if other.rpartition(".")[2] == name]
+    hint = f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?" if elsewhere else ""
+    if not hint and did_you_mean(name, siblings):
+        hint = did_you_mean(key, [f"{head}.{sibling}" if head else sibling for sibling in siblings])
     return UserError(f"unknown key {key!r}{hint} ({allowed}: {', '.join(siblings)})", key=key)
+
+
+def _keys(schema: Schema, prefix: str) -> Iterator[str]:
+    """All full keys of a schema, of blocks too."""
+    for field in dataclasses.fields(schema):
+        yield f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            yield from _keys(typing.cast(Schema, field.type), f"{prefix}{field.name}.")
 
 
 def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:

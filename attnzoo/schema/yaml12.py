@@ -23,6 +23,7 @@ _CORE = {
 
 
 MAX_VALUES = 100_000  # in a file: some bytes of aliases may stand for gigabytes
+TEXT_OF_VALUE = 64  # characters of text that count as one more value
 
 
 class _CoreSchema:
@@ -52,6 +53,8 @@ class _Loader(_CoreSchema, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ty
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As the base class, but a scalar that its tag does not fit, such as `!!int abc`, is an error of YAML."""
+        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+            raise yaml.MarkedYAMLError(problem="text with a NUL character", problem_mark=node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -93,7 +96,7 @@ def parse_value(text: str, source: str) -> Any:
 
     Anything else is a string: no comments, anchors, tags or block style. `source` is named in errors.
     """
-    if text[:1] in ("[", "{", '"', "'"):
+    if text[:1] in ("[", "{", '"', "'") or "\0" in text:
         return _parse(text, source)
     for _, pattern in _CoreSchema.yaml_implicit_resolvers.get(text[:1], []):
         if pattern.match(text):
@@ -117,9 +120,12 @@ def dump(content: dict[str, Any]) -> str:
 
 
 def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """The nodes in a node, with those of its aliases; raises MarkedYAMLError for an alias of what contains it."""
+    """The size of a node in values, with those of its aliases; long text counts as several.
+
+    Raises MarkedYAMLError for an alias of what contains it.
+    """
     if node is None or isinstance(node, yaml.ScalarNode):
-        return 1
+        return 1 if node is None else 1 + len(node.value) // TEXT_OF_VALUE
     if id(node) not in sizes:
         sizes[id(node)] = -1
         children = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 from attnzoo.sweep.check_block import AA_KEY, AA_STREAM, check_block, check_overwritten
 from attnzoo.sweep.seeds import SeedPlan, seed_plan
-from attnzoo.sweep.variants import BASE, named_variants
+from attnzoo.sweep.variants import BASE, folder_name, named_variants
+
+MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ def expand_sweep(experiment: Experiment) -> Sweep:
     try:
         variants = named_variants(sweep, experiment.schema)
         check_block(experiment, sweep, variants)
-        products = _products(sweep)
+        products = _products(sweep, max(len(variants), 1))
         plan = seed_plan(sweep, max(len(variants), 1) * len(products))
+        _check_number(max(len(variants), 1) * len(products) * (plan.at_most if plan else max(len(sweep.seeds), 1)))
         planned = _planned_runs(sweep, variants, products, plan, base.seed)
         baseline = _baseline(sweep, list(dict.fromkeys(run.variant_name for run in planned)))
     except UserError as error:
@@ -110,9 +114,7 @@ class _PlannedRun(NamedTuple):
     @property
     def variant_name(self) -> str:
         parts = [f"{key}={format_value(value)}" for key, value in self.labels.items()]
-        return (
-            "-".join([self.variant, *parts] if self.variant is not None else parts).replace("/", "_").replace(" ", "")
-        )
+        return folder_name("-".join([self.variant, *parts] if self.variant is not None else parts))
 
 
 def _planned_runs(
@@ -154,9 +156,9 @@ def _aa_copy(run: _PlannedRun) -> _PlannedRun:
 def _baseline(sweep: SweepConfig, names: Sequence[str]) -> str:
     if sweep.baseline is None:
         return names[0]
-    if sweep.baseline not in names:
+    if folder_name(sweep.baseline) not in names:
         raise unknown("variant", sweep.baseline, names, "sweep.baseline")
-    return sweep.baseline
+    return folder_name(sweep.baseline)
 
 
 def drop_repeats(runs: Sequence[RunSpec], experiment: Experiment) -> list[RunSpec]:
@@ -202,8 +204,14 @@ def _changes(
         yield "seed", seed, "sweep.seeds"
 
 
-def _products(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """The product of the grid with the rows of the zip."""
+def _check_number(runs: int) -> None:
+    if runs > MAX_RUNS:
+        raise UserError(f"sweep: {runs:,} runs: expected at most {MAX_RUNS:,}", key="sweep")
+
+
+def _products(sweep: SweepConfig, num_variants: int) -> list[dict[str, Any]]:
+    """The product of the grid with the rows of the zip. Raises UserError for too many with this number of variants."""
+    _check_number(num_variants * math.prod(map(len, [*sweep.grid.values(), *[*sweep.zip.values()][:1]])))
     rows = [dict(zip(sweep.zip, values, strict=True)) for values in zip(*sweep.zip.values(), strict=True)] or [{}]
     values = list(itertools.product(*sweep.grid.values()))
     return [row | dict(zip(sweep.grid, items, strict=True)) for row in rows for items in values]

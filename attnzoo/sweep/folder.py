@@ -1,5 +1,6 @@
 """The folder of a sweep: its run folders and its ledger."""
 
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from attnzoo.sweep.expand import RunSpec
 
 # After the one difference that a user may take for a continuation.
 LENGTHENED = (
-    "; a run cannot be lengthened, because warm-up and decay of the learning rate depend on its length: stop this one "
-    "to keep to the old length, or sweep train.steps to compare lengths"
+    "; a run cannot be lengthened, because its learning rate and its comparison depend on its length: stop this one to "
+    "keep to the old length, or sweep train.steps to compare lengths"
 )
+LONGEST_FILE = "pictures/" + "0" * 60  # below a run's folder, or longer
 MAX_DIFFERENCES = 3  # named in a message
 
 
@@ -82,6 +84,20 @@ class SweepFolder:
 
     def _was_started(self, name: str, entry: dict[str, Any]) -> bool:
         return "submission" in entry or (self.path / name / "status.json").exists()
+
+
+def check_location(run: Path) -> None:
+    """Raise UserError unless the folder of a run can be where it is: not below a file, not too long a path."""
+    for path in (run / LONGEST_FILE, *run.parents):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # a path that is too long, a link to itself, a folder that may not be entered
+            raise UserError(f"output folder {run.parent}: {error.strerror}", key="output") from None
+        if stat.S_ISDIR(mode):
+            return
+        raise UserError(f"output folder {run.parent}: {path} is a file, not a folder", key="output")
 
 
 def describe_restarts(runs: Sequence[RunSpec]) -> str | None:

@@ -24,7 +24,7 @@ class SeedRounds:
     def __init__(self, sweep: Sweep, config: ExperimentConfig):
         self.sweep = sweep
         self._margin = config.sweep.margin
-        self._given_baseline = config.sweep.baseline
+        self._given_baseline = None if config.sweep.baseline is None else sweep.baseline
         self._include = [str(Path(folder).expanduser().resolve()) for folder in config.sweep.include]
         self._metric = PRIMARY_METRICS[config.task]
         self._included = self._read_included()
@@ -122,7 +122,7 @@ class SeedRounds:
 def final_score(run: RunFolder, key: str) -> float | None:
     """The metric `key` at the end of a finished run, NaN if it was not finite; None if it is unfinished or corrupt."""
     try:
-        values = final_values(run.read_status(), run.read_metrics())
+        values = final_values(*run.read())
     except UserError:
         return None
     return values.get(key, math.nan) if values else None

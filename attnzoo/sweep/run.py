@@ -23,7 +23,7 @@ from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.sweep import local
 from attnzoo.sweep.display import ProgressDisplay
 from attnzoo.sweep.expand import RunSpec, expand_sweep
-from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.folder import SweepFolder, check_location
 from attnzoo.sweep.messages import (
     already_done,
     print_other_sources,
@@ -60,6 +60,11 @@ def run(
     sweep = expand_sweep(experiment)
     from attnzoo.sweep.check_runs import check_runs  # imports torch; a misspelt key is reported before
 
+    for run in {run.folder.path.parent: run for run in sweep.runs}.values():
+        try:
+            check_location(run.folder.path)
+        except UserError as error:
+            raise experiment.locate(error) from None
     folder, all_runs = _sweep_folder(experiment, check_runs(experiment, sweep.runs))
     config = experiment.config()
     try:

@@ -1,6 +1,7 @@
 """The named variants of a sweep: those of sweep.variants, or the base and each change of sweep.one_at_a_time."""
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,17 @@ from attnzoo.schema.keys import flatten, format_value, shorten_keys
 from attnzoo.schema.merge import Schema
 
 BASE = "base"
+MAX_NAME = 200  # bytes; file systems allow 255, and the seed and a digest follow
+
+
+def folder_name(name: str) -> str:
+    """The name of a variant as part of the name of a folder; a long one is cut, and ends with its digest."""
+    name = name.replace("/", "_").replace(" ", "")
+    encoded = name.encode()
+    if len(encoded) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: MAX_NAME // 2].decode(errors='ignore')}-{digest}"
 
 
 def named_variants(sweep: SweepConfig, schema: Schema) -> dict[str, dict[str, Any]]:
@@ -30,7 +42,7 @@ def _one_at_a_time(block: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
     changes = [{key: value} for key, values in block.items() for value in values]
     labels = shorten_keys([dict(flatten(change)) or change for change in changes])
     names = ["-".join(f"{key}={format_value(value)}" for key, value in short.items()) for short in labels]
-    names = [name.replace("/", "_").replace(" ", "") for name in names]
+    names = [folder_name(name) for name in names]
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
         key = f"sweep.one_at_a_time.{next(iter(changes[names.index(duplicates[0])]))}"
         raise UserError(f"sweep.one_at_a_time: {duplicates[0]} is listed twice", key=key)

@@ -1,5 +1,6 @@
 """Processes that train a run on this machine: executed, or forked by a server that has imported everything once."""
 
+import errno
 import json
 import os
 import signal
@@ -89,6 +90,8 @@ def command(run: RunFolder, processes: int) -> list[str]:
 def open_crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
     """The run's log, opened for appending; None, which inherits our stderr, if it cannot be written."""
     try:
+        if run.log.exists() and not run.log.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
         file = run.log.open("ab")
     except OSError as error:
         print(f"{run.log}: cannot be written ({error.strerror})", file=sys.stderr)

@@ -76,7 +76,10 @@ def _redirect_stderr(run: Path) -> None:
     """To log.txt of the run, for what the logger does not write, such as the message of a crash."""
     from attnzoo.rundir.folder import RunFolder
 
-    with suppress(OSError), RunFolder(run).log.open("ab") as log:
+    path = RunFolder(run).log
+    if path.exists() and not path.is_file():  # opening a pipe never ends; the worker refuses it
+        return
+    with suppress(OSError), path.open("ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())
 
 

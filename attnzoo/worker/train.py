@@ -71,6 +71,7 @@ def _lock(run: RunFolder, ctx: DistContext, stack: ExitStack) -> None:
     if ctx.is_main:
         try:
             # after a requeue to another node, the heartbeat of the job's previous start may still look fresh
+            run.check_kinds()
             stack.enter_context(run_lock(run.path, wait=STALE_SECONDS + 10 if attempts.job_id() else 0))
         except UserError as error:
             reason = str(error)

@@ -143,8 +143,10 @@ def test_run_without_final_evaluation_is_excluded(folder: Path, rows: int) -> No
 
 
 def test_unequal_budgets_give_a_warning(folder: Path) -> None:
-    with RunFolder(folder / "points=2-seed=0").metrics.open("a") as file:
+    run = RunFolder(folder / "points=2-seed=0")
+    with run.metrics.open("a") as file:
         file.write('{"step": 9, "val/AP": 0.5}\n')
+    run.write_status(state="done", AP=0.5)
     assert any(note.startswith("Warning: budgets differ (5, 9") for note in compare([folder]).notes)
 
 

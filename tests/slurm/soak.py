@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,6 +28,7 @@ from attnzoo import __main__ as attnzoo_main
 from attnzoo.config import load as configs
 from attnzoo.rundir import attempts
 from attnzoo.rundir.attempts import Attempt
+from attnzoo.rundir.folder import RunFolder
 
 SECONDS = 1.0  # that each step sleeps
 MINUTES = 0.1  # between checkpoints
@@ -39,28 +40,21 @@ SWEEP = (
     "slurm.retries=5",
     f"train.checkpoint_minutes={MINUTES}",
 )
+KINDS = ("rank_killed", "node_lost", "power_cut", "preempted", "time_over", "cancelled", "supervisor_killed")
 
 
 class FaultInjector:
     """Injects faults into the runs of a sweep, one after the other."""
 
-    def __init__(self, cluster: Cluster, sweep: Sweep, steps: int, seed: int):
-        self.cluster, self.sweep, self.steps = cluster, sweep, steps
+    def __init__(self, cluster: Cluster, sweep: Sweep, steps: int, seed: int, kinds: Sequence[str] = KINDS):
+        self.cluster, self.sweep, self.steps, self.kinds = cluster, sweep, steps, kinds
         self.random = random.Random(seed)
         self.faults: list[dict[str, object]] = []
 
     def inject(self) -> None:
         """Inject one fault into a training run, and wait until SLURM reports it."""
         name = self._wait_for_training_run()
-        kinds = (
-            self.rank_killed,
-            self.node_lost,
-            self.preempted,
-            self.time_over,
-            self.cancelled,
-            self.supervisor_killed,
-        )
-        kind = self.random.choice(kinds)
+        kind = getattr(self, self.random.choice(self.kinds))
         job, step = self.sweep.job(name), self.sweep.step(name)
         if self.cluster.job(job)["JobState"] != "RUNNING" or not processes(self.cluster.job(job)["JobId"], SUPERVISOR):
             return  # still handling the previous fault
@@ -73,9 +67,14 @@ class FaultInjector:
         self.cluster.kill_rank(self.cluster.job(job)["JobId"])
         self._wait_for_restart(job, before)
 
-    def node_lost(self, name: str, job: str) -> None:
+    def power_cut(self, name: str, job: str) -> None:
+        """The node is lost, and with it what the run has not synced."""
+        self.node_lost(name, job, after_kill=lambda: lose_unsynced(self.sweep.run(name), self.random))
+
+    def node_lost(self, name: str, job: str, after_kill: Callable[[], object] = lambda: None) -> None:
         before, node = self.cluster.restarts(job), self.cluster.job(job)["NodeList"]
         self.cluster.kill_node(node)
+        after_kill()
         wait(lambda: "DOWN" in self.cluster.node_state(node), 120, f"for {node} to be down")
         self._wait_for_restart(job, before)
         self.cluster.revive(node)
@@ -135,11 +134,28 @@ class FaultInjector:
         return self.random.choice(names) if names else self._wait_for_training_run()
 
 
+def lose_unsynced(run: RunFolder, rng: random.Random) -> None:
+    """Cut the rows of metrics since the last checkpoint, with which they are synced, and the log, anywhere.
+
+    Another part of what is left reads as zeros, and the file of a checkpoint that was being written is empty.
+    """
+    content = run.metrics.read_bytes()
+    rows = [row + b"\n" for row in content.split(b"\n")[:-1]]
+    synced = sum(len(row) for row in rows if json.loads(row)["step"] <= run.last_step())
+    end = rng.randint(synced, len(content))
+    zeros = rng.choice([0, min(end - synced, 100)])
+    run.metrics.write_bytes(content[: end - zeros] + b"\0" * zeros)
+    log = run.log.read_bytes()
+    run.log.write_bytes(log[: rng.randrange(len(log) + 1)])
+    (run.checkpoints / f".step-{run.last_step() + 1:08d}.{'0' * 16}.pt.00000000").touch()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--steps", type=int, default=600, help="of each run; they must outlast the faults")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of faults")
     parser.add_argument("--output", type=Path, default=Path("docs/results/soak"))
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
@@ -159,7 +175,7 @@ def soak(cluster: Cluster, folder: Path, args: argparse.Namespace) -> int:
     sweep.overrides += [*SWEEP, f"train.steps={args.steps}"]
     os.environ["ATTNZOO_TEST_SLEEP"] = str(SECONDS)
     sweep.submit()
-    injector = FaultInjector(cluster, sweep, args.steps, args.seed)
+    injector = FaultInjector(cluster, sweep, args.steps, args.seed, args.kinds)
     while len(injector.faults) < args.faults:
         injector.inject()
     wait(lambda: not any(status.active for status in sweep.states().values()), 1200, "for the end of the sweep")

@@ -6,18 +6,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from attnzoo.models.config import BackboneConfig, ModelConfig, NeckConfig
-from attnzoo.schema.fields import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, OPEN_FRACTION, NamedBlock, named, number
+from attnzoo.schema.fields import (
+    BELOW_ONE,
+    COUNT,
+    FRACTION,
+    LAYERS,
+    NON_NEGATIVE,
+    OPEN_FRACTION,
+    SOME_LAYERS,
+    NamedBlock,
+    named,
+    number,
+)
 
 
 @dataclass
 class EncoderConfig:
-    layers: int = number(6, NON_NEGATIVE)  # 0: no encoder
+    layers: int = number(6, LAYERS)  # 0: no encoder
     attention: NamedBlock = named("ms_deform")
 
 
 @dataclass
 class DecoderConfig:
-    layers: int = number(6, COUNT)
+    layers: int = number(6, SOME_LAYERS)
     attention: NamedBlock = named("ms_deform")  # cross-attention; self-attention is always dense
     norm: bool = False  # LayerNorm before the prediction heads (DETR)
     learned_content: bool = True  # learned content embedding per query; false: zeros (DETR)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from attnzoo.models.config import ModelConfig
-from attnzoo.schema.fields import BELOW_ONE, COUNT, NON_NEGATIVE, POSITIVE, NamedBlock, Range, named, number, numbers
+from attnzoo.schema.fields import BELOW_ONE, COUNT, LAYERS, POSITIVE, NamedBlock, Range, named, number, numbers
 
 
 @dataclass
@@ -14,7 +14,7 @@ class StageConfig:
     """One stage: blocks of equal width on one feature map."""
 
     dim: int = number(96, COUNT)  # channels
-    depth: int = number(2, NON_NEGATIVE)  # blocks; 0 (last stages only): the model ends before this stage
+    depth: int = number(2, LAYERS)  # blocks; 0 (last stages only): the model ends before this stage
     heads: int = number(3, COUNT)  # attention heads
     first: NamedBlock = named("window")  # attention 1
     second: NamedBlock = named("window")  # attention 2

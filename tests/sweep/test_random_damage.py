@@ -1,0 +1,183 @@
+"""Files of a sweep damaged at random: whatever is lost is said, nothing else changes, and no result is wrong."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.engine import results
+from support.run_folder import EXPERIMENT
+
+from attnzoo import __main__ as attnzoo_main
+from attnzoo import run as attnzoo_run
+from attnzoo.errors import ExitCode
+from attnzoo.report.compare import compare
+from attnzoo.rundir import ledger
+from attnzoo.rundir.folder import RunFolder
+
+SEEDS = (0, 1)
+STEPS = 8
+KINDS = ("emptied", "cut", "bit flipped", "deleted", "unreadable")
+UNTOUCHED = ("config.yaml", "metrics.jsonl", "status.json", "attempts.jsonl")
+
+
+def damage(path: Path, kind: str, rng: random.Random) -> None:
+    content = path.read_bytes()
+    if kind == "emptied":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        path.write_bytes(content[: rng.randrange(len(content))])
+    elif kind == "bit flipped":
+        at = rng.randrange(len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
+    elif kind == "deleted":
+        path.unlink()
+    elif os.geteuid():
+        path.chmod(0)
+    else:  # root may read everything
+        path.unlink()
+        path.mkdir()
+
+
+def choose(sweep: Path, rng: random.Random) -> Path:
+    """A file of the sweep, or of its first run; small files as often as checkpoints."""
+    files = [*sweep.glob("*"), *(sweep / "seed=0").rglob("*")]
+    return rng.choice(sorted(path for path in files if path.is_file() and path.stat().st_size))
+
+
+def started(root: Path) -> subprocess.Popen[bytes]:
+    (root / "x.yaml").write_text(
+        EXPERIMENT.replace("steps: 2", f"steps: {STEPS}, checkpoint_every: 2")
+        + f"sweep: {{seeds: {list(SEEDS)}, costs: false}}\njobs: 2\n"
+    )
+    command = [sys.executable, "-m", "attnzoo.run", "x.yaml"]
+    return subprocess.Popen(command, cwd=root, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("finished")
+    assert started(root).wait(180) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep whose processes were killed after each run had saved."""
+    root = tmp_path_factory.mktemp("interrupted")
+    launcher = started(root)
+    runs = [RunFolder(root / "runs" / "x" / f"seed={seed}") for seed in SEEDS]
+    while not all(run.last_step() >= 2 for run in runs):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    pids = [RunFolder(run.path).read_status()["pid"] for run in runs]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    assert any(run.read_status()["state"] == "running" for run in runs)
+    return root
+
+
+@pytest.fixture
+def capture(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_reported", set())
+    monkeypatch.chdir(tmp_path)
+
+
+def call(command: str) -> int:
+    if command == "run":
+        return int(attnzoo_run.main(["x.yaml"]))
+    return attnzoo_main.main([command, "runs/x"])
+
+
+def copied(root: Path, copy: Path) -> Path:
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(root, copy)
+    os.chdir(copy)
+    ledger._reported.clear()
+    return Path("runs/x")
+
+
+def check_finished(root: Path, copy: Path, seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(seed)
+    sweep = copied(root, copy)
+    path, kind = choose(sweep, rng), rng.choice(KINDS)
+    what = f"{seed}: {path} {kind}"
+    truth = {run: final(sweep / f"seed={run}") for run in SEEDS}
+    damage(path, kind, rng)
+    others = {other: other.read_bytes() for other in (sweep / "seed=1").glob("*") if other.name in UNTOUCHED}
+    capfd.readouterr()
+    for command in ("status", "compare", "run", "cancel"):
+        code = call(command)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err, what
+        if (path.name, kind, command) in [("sweep.json", "deleted", "status"), ("sweep.json", "deleted", "cancel")]:
+            assert "no sweep.json in it" in err or code == ExitCode.OK, what  # `run` has not yet written another
+            continue
+        assert code in (ExitCode.OK, ExitCode.FAILED), f"{what}: {command}: {err}"
+        if code == ExitCode.FAILED:
+            assert "seed=0" in " ".join((out + err).split()), f"{what}: {command} does not name the run"
+        if command == "compare":
+            (variant,) = compare([sweep]).variants
+            assert 1 in variant.seeds, what
+            for run in variant.seeds:
+                assert final(sweep / f"seed={run}") == truth[run], what
+            assert len(variant.seeds) == 2 or code == ExitCode.FAILED, f"{what}: left out without a word"
+    assert {other: other.read_bytes() for other in others} == others, what
+
+
+def final(run: Path) -> dict[str, float]:
+    """The last values of the metrics of a run, but for times."""
+    return {key: value for row in results(RunFolder(run)) for key, value in row.items()}
+
+
+def check_resumed(root: Path, reference: Path, copy: Path, seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Runs of a killed sweep go on as if nothing had happened, or are named."""
+    rng = random.Random(seed)
+    sweep = copied(root, copy)
+    path, kind = choose(sweep, rng), rng.choice(KINDS)
+    what = f"{seed}: {path} {kind}"
+    damage(path, kind, rng)
+    capfd.readouterr()
+    code = call("run")
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err, f"{what}: {err}"
+    assert code in (ExitCode.OK, ExitCode.FAILED), f"{what}: {err}"
+    runs = [1] if code == ExitCode.FAILED else SEEDS
+    if code == ExitCode.FAILED:
+        assert "seed=0" in " ".join((out + err).split()), f"{what}: the run is not named"
+    for run in runs:
+        expected = results(RunFolder(reference / "runs" / "x" / f"seed={run}"))
+        assert results(RunFolder(sweep / f"seed={run}")) == expected, what
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("capture")
+def test_damage_to_a_finished_sweep(finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for seed in range(25):
+        check_finished(finished, tmp_path / "copy", seed, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("capture")
+def test_damage_to_a_running_sweep(
+    finished: Path, interrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(5):
+        check_resumed(interrupted, finished, tmp_path / "copy", seed, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("capture")
+def test_300_damages(finished: Path, interrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for seed in range(25, 265):
+        check_finished(finished, tmp_path / "copy", seed, capfd)
+    for seed in range(5, 65):
+        check_resumed(interrupted, finished, tmp_path / "copy", seed, capfd)
