@@ -67,7 +67,7 @@ class WindowPartition:
             (torch.arange(size, device=x.device) + shift[:, None]) % size
             for size, shift in zip(x.shape[1:3], shifts.unbind(1), strict=True)
         )
-        batch_index = torch.arange(len(x), device=x.device)[:, None, None]
+        batch_index = torch.arange(x.shape[0], device=x.device)[:, None, None]
         return x[batch_index, rows[:, :, None], columns[:, None, :]]
 
     def _mask(self, layout: Layout) -> Tensor | None:
