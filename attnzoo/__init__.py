@@ -6,8 +6,12 @@ Importing this package imports neither torch nor a model, so that the command li
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from torch import device
+
+    from attnzoo.inference.loaded import LoadedModel
     from attnzoo.report.results import Results
 
 __version__ = "0.1.0"
@@ -21,3 +25,22 @@ def results(*folders: "str | Path") -> "Results":
     from attnzoo.report.results import read_results
 
     return read_results(*folders)
+
+
+def load_model(
+    path: "str | Path",
+    *,
+    preset: str | None = None,
+    source: str = "auto",
+    overrides: "Sequence[str]" = (),
+    class_names: "Sequence[str] | None" = None,
+    device: "str | device" = "cpu",
+) -> "LoadedModel":
+    """A trained model with class names, preprocessing and `predict`; see `attnzoo.inference.load.load_model`.
+
+    `path` is a run folder, a checkpoint, a file of published weights, or a Hugging Face folder. Raises UserError for
+    anything else.
+    """
+    from attnzoo.inference.load import load_model
+
+    return load_model(path, preset=preset, source=source, overrides=overrides, class_names=class_names, device=device)

@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
+from attnzoo.inference import predict_cli
 from attnzoo.probe import cli as probe_cli
 
 
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
     weights.set_defaults(command=_weights)
+    predict = commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
+    predict_cli.add_arguments(predict).set_defaults(command=predict_cli.main)
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 

@@ -1,12 +1,15 @@
 """Build data sets from their config blocks."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 from attnzoo.data import (  # noqa: F401 - registers them
     augment_classification,
@@ -19,7 +22,7 @@ from attnzoo.data import (  # noqa: F401 - registers them
 )
 from attnzoo.data.classification import CLASSIFICATION_AUGMENTATIONS, CLASSIFICATION_DATASETS
 from attnzoo.data.config import ClassificationDataConfig, DataConfig, ProbeDataConfig
-from attnzoo.data.pixels import PixelTransform
+from attnzoo.data.pixels import PixelTransform, normalise
 from attnzoo.data.probes import PROBE_AUGMENTATIONS, PROBES
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS, SPLITS
 from attnzoo.errors import UserError, unknown
@@ -69,13 +72,35 @@ def dataset_info(config: DataConfig) -> DatasetInfo:
     transform = _build_transform(config, "val")
     if isinstance(transform, PixelTransform):
         return DatasetInfo(spec.num_classes, (h, w), spec.train_length)
-    if isinstance(config, ClassificationDataConfig):
-        image = transform(Image.new("RGB", (w, h)))
-    else:
-        boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(h, w))
-        target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
-        image, _ = transform(tv_tensors.Image(torch.zeros(3, h, w, dtype=torch.uint8)), target)
+    image = evaluation_transform(config)(Image.new("RGB", (w, h)))
     return DatasetInfo(spec.num_classes, (image.shape[-2], image.shape[-1]), spec.train_length)
+
+
+def evaluation_transform(config: DataConfig) -> Callable[[Image.Image], Tensor]:
+    """What maps an upright RGB image to the input of a model in evaluation: (3, h, w), resized and normalised."""
+    transform = _build_transform(config, "val")
+
+    def prepare(image: Image.Image) -> Tensor:
+        if isinstance(transform, PixelTransform):
+            return normalise(F.pil_to_tensor(image))
+        if isinstance(config, ClassificationDataConfig):
+            prepared: Tensor = transform(image)
+            return prepared
+        boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(image.height, image.width))
+        target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
+        resized, _ = transform(tv_tensors.Image(F.pil_to_tensor(image)), target)
+        return normalise(resized.as_subclass(Tensor))
+
+    return prepare
+
+
+def class_names(config: DataConfig) -> list[str]:
+    """One name per class index, "N/A" for an index without class; empty if they are not known.
+
+    Raises UserError or OSError for files that are missing.
+    """
+    names: list[str] = _build_spec(config).class_names
+    return names
 
 
 def dataset_fingerprint(config: DataConfig) -> str | None:

@@ -196,6 +196,10 @@ class ImageFolderSpec(FileDatasetSpec):
     def num_classes(self) -> int:
         return len(self._classes("train"))
 
+    @property
+    def class_names(self) -> list[str]:
+        return self._classes("train")
+
     def fingerprint(self) -> str:
         """Hash of the paths and sizes of all images; their pixels are not read."""
         return combine_hashes(self._content(split).digest for split in SPLITS)
@@ -263,6 +267,12 @@ class TimmSpec(FileDatasetSpec):
 
     def __post_init__(self) -> None:
         check_option("data.dataset.num_classes", self.num_classes, self.num_classes >= 1, "at least 1")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of class folders."""
+        labels = self._content("val").classes if self._reads_folders else {}
+        return sorted(labels, key=lambda name: labels[name])
 
     def fingerprint(self) -> str | None:
         """Hash of the paths, sizes and labels of images in class folders; None for other sources."""

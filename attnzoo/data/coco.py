@@ -37,6 +37,7 @@ from attnzoo.errors import UserError
 
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
+NO_CATEGORY = "N/A"  # the name of a class index without category
 TARGET_KEYS = ("labels", "boxes", "image_id", "size", "orig_size")
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     @property
     def class_names(self) -> list[str]:
         """One name per class index; "N/A" where category ids have a gap."""
-        return ["N/A" if c is None else str(self.coco.cats[c]["name"]) for c in self.categories]
+        return [NO_CATEGORY if c is None else str(self.coco.cats[c]["name"]) for c in self.categories]
 
     @property
     def area_thresholds(self) -> tuple[float, float]:
@@ -214,6 +215,11 @@ class CocoSpec(FileDatasetSpec):
     @property
     def num_classes(self) -> int:
         return len(self._categories)
+
+    @property
+    def class_names(self) -> list[str]:
+        names = read_summary(self._path("val_annotations")).categories
+        return [NO_CATEGORY if i is None else names[i] for i in self._categories]
 
     @property
     def image_shape(self) -> tuple[int, int] | None:

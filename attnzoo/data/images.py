@@ -41,6 +41,11 @@ class ImageReader:
             rgb = self.to_rgb(image, lambda: str(path), transpose=_upright_size(image) == (width, height))
             return tv_tensors.Image(F.pil_to_tensor(rgb))
 
+    def read_upright(self, path: Path) -> Image.Image:
+        """The image as 8-bit RGB with its EXIF orientation applied. Raises UserError as `read` does."""
+        with _open(path) as image:
+            return self.to_rgb(image, lambda: str(path))
+
     def to_rgb(self, image: Image.Image, name: Callable[[], str], transpose: bool = True) -> Image.Image:
         """The image as 8-bit RGB; `transpose`: with its EXIF orientation applied. `name` is used in a warning.
 
@@ -76,6 +81,13 @@ def check_mode(mode: str) -> None:
     if mode == "F":
         raise ValueError("the value range of floating-point pixels is unknown")
     Image.new(mode, (1, 1)).convert("RGB")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header of a file, with its EXIF orientation. Raises UserError if it is unreadable."""
+    with _open(path) as image:
+        check_mode(image.mode)
+        return _upright_size(image)
 
 
 def check_image(path: Path, height: int, width: int) -> None:

@@ -35,6 +35,10 @@ class DatasetSpec(Protocol[TransformT, DatasetT]):
         """Number of classes."""
 
     @property
+    def class_names(self) -> list[str]:
+        """One name per class index, "N/A" for an index without class; empty if they are not known."""
+
+    @property
     def image_shape(self) -> tuple[int, int] | None:
         """(h, w) in pixels of all images, or of most if it varies; None if it is not known without reading images."""
 

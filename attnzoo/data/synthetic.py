@@ -43,6 +43,10 @@ class SyntheticSpec(SceneOptions, ABC):
         return NUM_CLASSES
 
     @property
+    def class_names(self) -> list[str]:
+        return [str(label) for label in range(NUM_CLASSES)]
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         return self.image_size, self.image_size
 

@@ -50,7 +50,12 @@ def describe(path: str, source: str = sources.AUTO) -> Description:
 
     Raises UserError if it is not a file of weights, or of no known source.
     """
-    state = files.read(path)
+    return describe_content(files.read_content(path), path, source)
+
+
+def describe_content(content: files.Content, path: str, source: str = sources.AUTO) -> Description:
+    """As `describe`, of a file that was read."""
+    state = content.state
     found, unwrapped, _ = sources.detect(state, source)
     if found is None:
         raise UserError(f"{path}: weights of no known source; {sources.nearest(state)}")
@@ -63,6 +68,7 @@ def describe(path: str, source: str = sources.AUTO) -> Description:
     num_classes = _num_classes(found.convert(unwrapped, ()).tensors)
     fits = _fits(state, source, family, num_classes)
     exact = [name for name, result in fits.items() if _exact(result)]
+    exact = _with_dilation(exact, content.options) or exact
     if not fits:
         return Description(path, found.title, *sizes, num_classes, [], None, "fits no preset")
     nearest = exact[0] if exact else min(fits, key=lambda name: _distance(fits[name]))
@@ -84,6 +90,19 @@ def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: in
         if not _equal_heads(result.values) or _equal_heads(model.state_dict(keep_vars=True)):
             fits[preset] = result
     return fits
+
+
+def _with_dilation(exact: list[str], options: Mapping[str, Any]) -> list[str]:
+    """Of detectors told apart by their dilation alone, those that the file's options name; all without options."""
+    dilated = options.get("dilation")
+    if not isinstance(dilated, bool):
+        return exact
+    detectors = set(models.names(family="detector"))
+    return [
+        name
+        for name in exact
+        if name not in detectors or presets.detector_config(name, {}).backbone.dilation == dilated
+    ]
 
 
 def _equal_heads(tensors: Mapping[str, Tensor]) -> bool:
@@ -120,6 +139,14 @@ def _num_classes(tensors: Mapping[str, Tensor]) -> int | None:
         return None
     dense = "neck.projections.0.1.weight" not in tensors and "heads.classes.0.weight" in tensors
     return max(len(head) - dense, 1)
+
+
+def class_logits(state: Mapping[str, Tensor], source: str = sources.AUTO) -> int | None:
+    """The number of logits of the class head in a state dict; None without one, or of no known source."""
+    found, unwrapped, _ = sources.detect(state, source)
+    tensors = {} if found is None else found.convert(unwrapped, ()).tensors
+    head = tensors.get("heads.classes.0.weight", tensors.get("head.weight"))
+    return None if head is None else len(head)
 
 
 def _depths(state: Mapping[str, Tensor]) -> list[int]:

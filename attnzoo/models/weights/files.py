@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os.path import exists, expanduser, isdir, isfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ FOLDER_FILES = (
 )
 # Of wrappers around a state dict; exponential moving averages are what is evaluated.
 WRAPPERS = ("ema", "model_ema", "model", "state_dict", "model_state_dict", "module", "net")
+HUGGING_FACE_CONFIG = "config.json"
 _CHECKSUM = re.compile(r"\.([0-9a-f]{16})\.pt\Z")
 
 
@@ -45,11 +47,24 @@ def find(path: str, where: str = "") -> Path:
     raise UserError(f"{prefix}{path}: no weights in this folder; {wanted}", key=where)
 
 
+@dataclass(frozen=True)
+class Content:
+    """A state dict, on the CPU, and the options of the training or the model that its file or folder holds."""
+
+    state: dict[str, Any]
+    options: dict[str, Any]
+
+
 def read(path: str, where: str = "") -> dict[str, Any]:
     """The state dict in a file or folder, on the CPU, without the wrappers around it.
 
     Raises UserError if it is missing, not a state dict, corrupt, or needs more than tensors and plain values.
     """
+    return read_content(path, where).state
+
+
+def read_content(path: str, where: str = "") -> Content:
+    """The state dict as `read` gives it, with the options: those of argparse, or of config.json beside the file."""
     file, prefix = find(path, where), f"{where}: " if where else ""
     try:
         content = _read_file(file, prefix, where)
@@ -61,7 +76,18 @@ def read(path: str, where: str = "") -> dict[str, Any]:
     if state is None:
         keys = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{prefix}{file} is not a state dict (it holds {as_yaml(keys)})", key=where)
-    return state
+    return Content(state, _options(content, file))
+
+
+def _options(content: Any, file: Path) -> dict[str, Any]:
+    saved = content.get("args") if isinstance(content, Mapping) else None
+    if isinstance(saved, (argparse.Namespace, Mapping)):
+        return dict(saved if isinstance(saved, Mapping) else vars(saved))
+    try:
+        config = json.loads(file.with_name(HUGGING_FACE_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(config) if isinstance(config, Mapping) else {}
 
 
 def _read_file(file: Path, prefix: str, where: str) -> Any:

@@ -1,0 +1,55 @@
+"""Finding the images that are given on a command line, in folders and alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from attnzoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file, and its name relative to the folder that was given, unique among the images."""
+
+    path: Path
+    name: str
+
+
+def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> list[ImageFile]:
+    """The files that are given, and those in folders whose suffix Pillow knows, at any depth, sorted; each once.
+
+    Files below `exclude`, where annotated pictures of these images may be, are left out. Raises UserError for a path
+    that does not exist, and without images.
+    """
+    left_out = None if exclude is None else exclude.expanduser().resolve()
+    files: dict[Path, ImageFile] = {}
+    taken: set[str] = set()
+    for path in (Path(each).expanduser() for each in given):
+        if not path.exists():
+            raise UserError(f"{path}: no such image or folder")
+        for file in _in_folder(path) if path.is_dir() else [path]:
+            resolved = file.resolve()
+            if resolved in files or (path.is_dir() and left_out is not None and left_out in resolved.parents):
+                continue
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            files[resolved] = ImageFile(file, _unused(name, taken))
+    if not files:
+        raise UserError(f"no images in {', '.join(map(str, given))}")
+    return list(files.values())
+
+
+def _in_folder(folder: Path) -> Iterator[Path]:
+    suffixes = Image.registered_extensions()
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """`name`, with a number if another image has it, whatever its suffix: pictures have the same suffix."""
+    path, number = PurePosixPath(name), 1
+    while (stem := str(path.with_suffix(""))) in taken:
+        number += 1
+        path = PurePosixPath(name).with_stem(f"{PurePosixPath(name).stem}-{number}")
+    taken.add(stem)
+    return str(path)

@@ -1,0 +1,105 @@
+"""Predictions for many files: COCO JSON and annotated pictures."""
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnzoo.data.coco import NO_CATEGORY
+from attnzoo.errors import UserError, plural
+from attnzoo.inference.annotate import annotate
+from attnzoo.inference.image_files import ImageFile
+from attnzoo.inference.loaded import Detections, LoadedModel, Prediction
+from attnzoo.inference.pictures import read_image, size_of
+from attnzoo.inference.progress import progress
+from attnzoo.rundir.folder import atomic_write
+
+JSON = "predictions.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the JSON file and the folder of pictures; a summary; an error for each skipped image."""
+
+    written: list[Path]
+    summary: str
+    errors: list[UserError]
+
+
+def predict_files(
+    model: LoadedModel,
+    images: Sequence[ImageFile],
+    folder: Path,
+    *,
+    threshold: float,
+    batch_size: int = 1,
+    json: bool = True,
+    draw: bool = True,
+) -> Written:
+    """Predict for all images, and write `folder`/predictions.json and an annotated picture of each, with its name.
+
+    Images that cannot be read are skipped; without any other, nothing is written. Raises UserError for a threshold
+    outside 0…1.
+    """
+    paths = [image.path for image in images]
+    entries: dict[int, tuple[Prediction, tuple[int, int]]] = {}
+    errors: dict[int, UserError] = {}
+    for index, prediction in progress(model.predict_each(paths, threshold, batch_size=batch_size), len(images)):
+        if isinstance(prediction, UserError):
+            errors[index] = prediction
+            continue
+        size = prediction.size if isinstance(prediction, Detections) else size_of(paths[index])
+        entries[index] = prediction, size
+        if draw:
+            target = (folder / images[index].name).with_suffix(".jpg")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            annotate(read_image(paths[index]), prediction).save(target, quality=92)
+    skipped = [errors[index] for index in sorted(errors)]
+    if not entries:
+        return Written([], "", skipped)
+    found = {images[index].name: entries[index] for index in sorted(entries)}
+    written = [folder / JSON] if json else []
+    if json:
+        content = _coco(found, model.class_names) if model.task == "detection" else _classes(found, model.class_names)
+        with atomic_write(folder / JSON) as file:
+            json_format.dump(content, file, indent=1)
+    return Written([*written, *([folder] if draw else [])], _summary(model, found, threshold), skipped)
+
+
+def _summary(model: LoadedModel, found: dict[str, tuple[Prediction, Any]], threshold: float) -> str:
+    if model.task != "detection":
+        return "classified"
+    count = sum(len(prediction.labels) for prediction, _ in found.values())
+    return f"{plural(count, 'detection')} with a score of at least {threshold:g}"
+
+
+def _coco(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
+    """A COCO instances file whose annotations have a `score`; category ids are class indices."""
+    images, annotations = [], []
+    for number, (name, (prediction, (height, width))) in enumerate(found.items(), start=1):
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        rows = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), strict=True)
+        for (x1, y1, x2, y2), score, label in rows:
+            box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": label, "bbox": box}
+                | {"area": round(box[2] * box[3], 2), "iscrowd": 0, "score": round(score, 5)}
+            )
+    categories = [{"id": index, "name": name} for index, name in enumerate(names) if name != NO_CATEGORY]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _classes(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
+    """The best classes of each image, with their probabilities."""
+    images = [
+        {"id": number, "file_name": name, "width": width, "height": height}
+        | {
+            "classes": [
+                {"category_id": label, "name": names[label], "score": round(score, 5)}
+                for label, score in zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
+            ]
+        }
+        for number, (name, (prediction, (height, width))) in enumerate(found.items(), start=1)
+    ]
+    return {"images": images, "categories": [{"id": index, "name": name} for index, name in enumerate(names)]}
