@@ -500,6 +500,7 @@ def test_several_processes_with_launcher_and_torchrun(tiny: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_accepts_only_and_dry_run(tiny: Path) -> None:
     def torchrun(*arguments: str) -> str:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]

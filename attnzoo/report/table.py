@@ -112,8 +112,9 @@ def print_comparison(comparison: Comparison) -> None:
 def _rich_paired_table(paired: PairedTable) -> Table:
     header, rows = paired_cells(paired)
     table = Table(title=paired_title(paired))
-    table.add_column(header[0], overflow="fold")
-    for title in header[1:]:
+    for title in header[:2]:
+        table.add_column(title, overflow="fold")
+    for title in header[2:]:
         table.add_column(title, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -131,7 +132,7 @@ def markdown(comparison: Comparison) -> str:
     if comparison.paired is not None:
         sentences = [f"- {sentence}" for sentence in comparison.paired.sentences()]
         notes = [f"{note}  " for note in paired_notes(comparison.paired)]
-        paired = _markdown_table(*paired_cells(comparison.paired), 1)
+        paired = _markdown_table(*paired_cells(comparison.paired), 2)
         lines = [*sentences, "", *lines, "", f"{paired_title(comparison.paired)}:", "", *paired, "", *notes]
     return "\n".join(lines) + "\n"
 
@@ -149,27 +150,27 @@ def paired_title(paired: PairedTable) -> str:
 def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the paired table."""
     header = [
-        "variant", "pairs", "difference [95 %]", "p (Holm)", "p (sign flip)", "P(better)", "area under curve", "steps",
-        "correlation", "verdict",
+        "variant", "verdict", "difference [95 %]", "pairs", "p (Holm)", "p (sign flip)", "P(better)", "area under curve",
+        "steps", "correlation",
     ]  # fmt: skip
     spec = f"+{paired.metric.format_spec}"
     steps = _number(paired.steps_to_target[paired.baseline], ",.0f")
-    rows = [[paired.baseline, *[""] * 6, steps, "", "baseline"]]
+    rows = [[paired.baseline, "baseline", *[""] * 6, steps, ""]]
     for row in paired.rows:
         final = row.final
         holm = _p_value(final.holm_p) if final.holm_p is not None else ""
         rows.append(
             [
                 row.name,
-                str(final.pairs),
+                "A/A copy" if row.is_aa else final.words,
                 difference(final, spec),
+                str(final.pairs),
                 "" if row.is_aa else holm,
                 _p_value(final.sign_flip_p),
                 _number(final.probability_better, ".2f"),
                 difference(row.area, spec),
                 _number(paired.steps_to_target[row.name], ",.0f"),
                 _number(row.correlation, "+.2f"),
-                "A/A copy" if row.is_aa else final.words,
             ]
         )
     return header, rows

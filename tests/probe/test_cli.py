@@ -43,6 +43,7 @@ def test_the_curves_reach_the_default_difficulty(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_profile_of_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
