@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, export."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
-from attnzoo.inference import predict_cli
+from attnzoo.inference import export_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
 
 
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights.set_defaults(command=_weights)
     predict = commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
     predict_cli.add_arguments(predict).set_defaults(command=predict_cli.main)
+    export = commands.add_parser("export", help="write a model as ONNX or as a program of torch.export")
+    export_cli.add_arguments(export).set_defaults(command=export_cli.main)
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 
