@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> int:
         "postprocess": args.postprocess,
         "max_detections": getattr(loaded.settings, "max_detections", 100),
     }
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):  # what they skip is no concern of the user
+        logging.getLogger(name).setLevel(logging.ERROR)
     file = onnx.export_model(
         loaded.model, args.output, opset=args.opset, sampling=args.sampling, metadata=_metadata(loaded), **outputs
     )

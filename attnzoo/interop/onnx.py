@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnzoo.errors import UserError, unknown
 from attnzoo.interop.program import AXES, InferenceModel, export_program
+from attnzoo.models.detr.queries import TwoStageQueries
 from attnzoo.rundir.folder import atomic_write
 
 OPSETS = (18, 20)
@@ -122,17 +123,21 @@ def _name_axes(model: Any) -> None:
 def largest_difference(file: Path, model: nn.Module, **options: Any) -> float:
     """The largest difference between an exported file and PyTorch, on images of two sizes with and without padding.
 
-    `options` are `mask`, `postprocess` and `max_detections` of the export. Boxes are compared in units of the image, and
-    the detections of an image as a set: nearly equal scores may be sorted differently.
+    `options` are `mask`, `postprocess` and `max_detections` of the export. Boxes are compared in units of the image,
+    and the detections of an image as a set: nearly equal scores may be sorted differently.
     """
     wrapped = InferenceModel(model, **options)
     training = model.training
     run = runner(file, wrapped)
     try:
         wrapped.eval()
+        scale = 2 if isinstance(getattr(model, "queries", None), TwoStageQueries) else 1  # at least 300 tokens
         differences = [
             _difference(*(_in_image_units(outputs, inputs) for outputs in (run(inputs), _outputs(wrapped, inputs))))
-            for inputs in (wrapped.example(1, 256, 320, seed=1), wrapped.example(3, 232, 270, seed=2))
+            for inputs in (
+                wrapped.example(1, 256 * scale, 320 * scale, seed=1),
+                wrapped.example(3, 271 * scale, 301 * scale, seed=2),
+            )
         ]
     finally:
         model.train(training)

@@ -150,6 +150,4 @@ def _bounds(program: torch.export.ExportedProgram) -> dict[str, Any]:
         for axis, size in enumerate(node.meta["val"].shape)
         if isinstance(size, torch.SymInt)
     }
-    return {
-        name: program.range_constraints[expr] for name, expr in sizes.items() if expr in program.range_constraints
-    }
+    return {name: program.range_constraints[expr] for name, expr in sizes.items() if expr in program.range_constraints}

@@ -1,7 +1,6 @@
 """Whole models as ONNX in onnxruntime, and as programs of torch.export, against PyTorch."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +200,7 @@ def test_postprocessed_detectors_in_opset_18(name: str, sampling: str, tmp_path:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of a tiny detector with a checkpoint of random weights, and without data."""
     monkeypatch.chdir(tmp_path)
     ((_, run),) = ((spec.name, Path("runs/x") / spec.name) for spec in create_sweep([0]))
@@ -209,7 +208,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     model = models.build(settings.model, 10)
     (run / "checkpoints").mkdir(exist_ok=True)
     torch.save({"model": trained(model).state_dict(), "ema": None}, run / "checkpoints" / "best-00000002.pt")
-    yield run
+    return run
 
 
 @pytest.mark.slow
