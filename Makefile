@@ -15,7 +15,8 @@ help:  ## list the targets
 
 setup: $(VENV)/.built  ## create .venv, install pinned dependencies, build the operators
 
-demo: setup  ## run the sampling-point ablation end to end
+demo: setup  ## how many sampling points: a probe in two minutes, then a detector
+	$(PY) -m attnzoo.run experiments/probe_points.yaml
 	$(PY) -m attnzoo.run experiments/ablate_points.yaml
 
 test: setup  ## run the fast tests

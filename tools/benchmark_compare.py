@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ROOT / "experiments" / "ablate_points.yaml"
 POINTS, SEEDS, STEPS, INTERVAL = [1, 2, 4, 8, 16], 40, 800, 100
 OVERRIDES = [
+    "sweep.variants={}",
+    "sweep.baseline=points=1",
     f"sweep.zip={{model.encoder.attention.points: {POINTS}, model.decoder.attention.points: {POINTS}}}",
     f"sweep.seeds={list(range(SEEDS))}",
     f"train.steps={STEPS}",

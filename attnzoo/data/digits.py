@@ -10,7 +10,6 @@ from PIL import Image
 from attnzoo.data.classification import CLASSIFICATION_DATASETS, ClassificationDataset, ImageTransform, open_folder
 from attnzoo.data.images import decoded_images
 from attnzoo.data.registries import SPLITS
-from attnzoo.data.rendering import NUM_CLASSES
 from attnzoo.data.synthetic import SyntheticSpec
 
 
@@ -35,7 +34,7 @@ class Digits(SyntheticSpec):
     def build(self, split: str, transform: ImageTransform) -> ClassificationDataset:
         """The split from the cache; both splits are generated on first use."""
         source = open_folder(self._folder / split)
-        dataset = ClassificationDataset(source, NUM_CLASSES, transform, cache_in_memory=True)
+        dataset = ClassificationDataset(source, self.num_classes, transform, cache_in_memory=True)
         files = [Path(path) for path, _ in source.samples]
         dataset.decoded = decoded_images(self._folder / f"{split}.npy", files, self.image_size)
         return dataset
@@ -47,8 +46,8 @@ class Digits(SyntheticSpec):
     def generate(self, folder: Path) -> None:
         """Write both splits as train/LABEL/ and val/LABEL/."""
         for split in SPLITS:
-            for label in range(NUM_CLASSES):
+            for label in range(self.num_classes):
                 (folder / split / str(label)).mkdir(parents=True)
             for i, scene in enumerate(self.scenes(split)):
-                (digit,) = scene.digits
-                Image.fromarray(scene.pixels).save(folder / split / str(digit.label) / f"{i:06d}.png", compress_level=0)
+                (shown,) = scene.objects
+                Image.fromarray(scene.pixels).save(folder / split / str(shown.label) / f"{i:06d}.png", compress_level=0)

@@ -12,7 +12,7 @@ from PIL import Image
 from attnzoo.data.coco import CocoSpec, DetectionDataset
 from attnzoo.data.images import decoded_images
 from attnzoo.data.registries import DETECTION_DATASETS, SPLITS, Transform
-from attnzoo.data.rendering import NUM_CLASSES, Scene
+from attnzoo.data.rendering import Scene, check_dataset_option
 from attnzoo.data.synthetic import SyntheticSpec
 
 
@@ -21,14 +21,21 @@ from attnzoo.data.synthetic import SyntheticSpec
 class DigitScenes(SyntheticSpec):
     """scikit-learn's 8x8 handwritten digits on crops of its two photographs, cached as a COCO folder.
 
-    Options: those of `SceneOptions`, the number of images per split, and the seed.
-
-    Objects are small below (0.22 · image_size)² square pixels and large from (0.31 · image_size)²: 14 and 20 pixels at
-    64, so the default sizes split into thirds; with COCO's thresholds all objects would be small.
+    Options: those of `SceneOptions`, the number of images per split, the seed, and `size_thresholds`: sides in pixels
+    of squares; objects with less than the area of the first are small, from that of the second large. By default 0.22
+    and 0.31 of the image's side, 14 and 20 pixels at 64, so that the default sizes split into thirds; with COCO's all
+    objects would be small.
     """
 
     name: ClassVar[str] = "digit_scenes"
     version: ClassVar[int] = 1
+
+    size_thresholds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        small, large = self._size_thresholds
+        check_dataset_option("size_thresholds", [small, large], 0 < small <= large, "two ascending numbers above 0")
 
     def build(self, split: str, transform: Transform) -> DetectionDataset:
         """The split from the cache; both splits are generated on first use."""
@@ -36,6 +43,10 @@ class DigitScenes(SyntheticSpec):
         files = [dataset.path(index) for index in range(len(dataset))]
         dataset.decoded = decoded_images(self.folder() / f"{split}.npy", files, self.image_size)
         return dataset
+
+    @property
+    def _size_thresholds(self) -> tuple[float, float]:
+        return self.size_thresholds or (0.22 * self.image_size, 0.31 * self.image_size)
 
     @cached_property
     def _files(self) -> CocoSpec:
@@ -74,19 +85,20 @@ class DigitScenes(SyntheticSpec):
                 {"id": i + 1, "file_name": f"{i:06d}.png", "width": self.image_size, "height": self.image_size}
                 | {"photo": scene.photo, "region": list(scene.crop_box)}
             )
-            for digit in scene.digits:
-                x, y, w, h = digit.box
+            for shown in scene.objects:
+                x, y, w, h = shown.box
+                (source,) = shown.sources if len(shown.sources) == 1 else (list(shown.sources),)
                 objects.append(
-                    {"id": len(objects) + 1, "image_id": i + 1, "category_id": digit.label, "iscrowd": 0}
-                    | {"bbox": [x, y, w, h], "area": w * h, "source": digit.index}
+                    {"id": len(objects) + 1, "image_id": i + 1, "category_id": shown.label, "iscrowd": 0}
+                    | {"bbox": [x, y, w, h], "area": w * h, "source": source}
                 )
         return {
             "info": {
                 "description": f"{self.name}, version {self.version}",
                 "options": asdict(self),
-                "area_thresholds": [(0.22 * self.image_size) ** 2, (0.31 * self.image_size) ** 2],
+                "area_thresholds": [side**2 for side in self._size_thresholds],
             },
             "images": images,
             "annotations": objects,
-            "categories": [{"id": label, "name": str(label)} for label in range(NUM_CLASSES)],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(self.class_names)],
         }

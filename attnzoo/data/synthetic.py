@@ -10,7 +10,7 @@ import numpy as np
 
 from attnzoo.data.cache import cached_folder
 from attnzoo.data.registries import SPLITS
-from attnzoo.data.rendering import NUM_CLASSES, Scene, SceneOptions, SceneRenderer, check_dataset_option
+from attnzoo.data.rendering import Scene, SceneOptions, SceneRenderer, check_dataset_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class SyntheticSpec(SceneOptions, ABC):
 
     @property
     def num_classes(self) -> int:
-        return NUM_CLASSES
+        return len(self.class_names)
 
     @property
     def class_names(self) -> list[str]:
@@ -82,4 +82,4 @@ def _canonical(value: Any) -> Any:
     """Canonical JSON form of an option for the cache key: 20 and 20.0, lists and tuples are equal."""
     if isinstance(value, list | tuple):
         return [float(item) for item in value]
-    return value if value is None else float(value)
+    return value if value is None or isinstance(value, str) else float(value)

@@ -161,16 +161,21 @@ def _variant(variant: _VariantRuns) -> Variant:
     estimates = {
         metric.key: mean_ci95([final[metric.key] for final in finals if metric.key in final]) for metric in METRICS
     }
-    hours = [run.hours for run in done.values() if run.hours is not None]
     return Variant(
         variant.labels,
         estimates,
         tuple(sorted(done)),
         tuple(unfinished),
-        hours=sum(hours) if hours else None,
+        cpu_hours=_total(run.cpu_hours for run in done.values()),
+        gpu_hours=_total(run.gpu_hours for run in done.values()),
         digest=next(iter(variant.seeds.values())).digest,
         runs=tuple(variant.seeds[seed] for seed in sorted(variant.seeds)),
     )
+
+
+def _total(hours: Iterable[float | None]) -> float | None:
+    known = [value for value in hours if value is not None]
+    return sum(known) if known else None
 
 
 def _name(options: Mapping[str, Any]) -> str:

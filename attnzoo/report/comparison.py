@@ -20,7 +20,8 @@ class Variant:
     estimates: dict[str, Estimate | None]
     seeds: tuple[int, ...]
     unfinished: tuple[str, ...]  # "seed 2 failed"
-    hours: float | None = None  # of all finished runs, in all processes; None if not recorded
+    cpu_hours: float | None = None  # of all threads of all finished runs; None if not recorded
+    gpu_hours: float | None = None  # of all GPUs of all finished runs; None if not recorded
     footnotes: dict[str, int] = field(default_factory=dict)  # in what its runs' environments differ -> footnote
     name: str = ""
     digest: str = ""  # of the config

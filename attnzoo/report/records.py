@@ -30,7 +30,7 @@ KEPT = frozenset(metric.key for metric in (*COST_METRICS, *MEMORY_METRICS))
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run. `source`: its folder or results.json. `hours`: of all its attempts, None if not recorded."""
+    """A run. `source`: its folder or results.json. `hours`: by the clock, of all its attempts; None if not recorded."""
 
     source: Path
     entry: RunEntry
@@ -45,6 +45,25 @@ class RunRecord:
     def final(self) -> dict[str, float]:
         """The last value of each metric; {} if the run is not finished."""
         return final_values(self.status, self.metrics)
+
+    @property
+    def cpu_hours(self) -> float | None:
+        """Hours of all threads of all processes; None if not recorded, and on a GPU."""
+        return None if self.hours is None or self._is_on_gpu else self._process_hours * self.config.threads
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Hours of all GPUs; None if not recorded, and on the CPU."""
+        return self._process_hours if self.hours is not None and self._is_on_gpu else None
+
+    @property
+    def _process_hours(self) -> float:
+        return (self.hours or 0.0) * self.config.processes
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        known = [environment for environment in self.environments if environment]
+        return any(environment["operators"] == "cuda" or "NVIDIA" in environment["device"] for environment in known)
 
 
 def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:

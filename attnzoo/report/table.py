@@ -150,8 +150,8 @@ def paired_title(paired: PairedTable) -> str:
 def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the paired table."""
     header = [
-        "variant", "verdict", "difference [95 %]", "pairs", "p (Holm)", "p (sign flip)", "P(better)", "area under curve",
-        "steps", "correlation",
+        "variant", "verdict", "difference [95 %]", "pairs", "p (Holm)", "p (sign flip)", "P(better)",
+        "area under curve", "steps", "correlation",
     ]  # fmt: skip
     spec = f"+{paired.metric.format_spec}"
     steps = _number(paired.steps_to_target[paired.baseline], ",.0f")
@@ -222,7 +222,8 @@ def to_json(comparison: Comparison) -> str:
                 for metric in metrics
             },
             "costs": {column.name: column.value(comparison, variant) for column in costs},
-            "hours": variant.hours,
+            "cpu_hours": variant.cpu_hours,
+            "gpu_hours": variant.gpu_hours,
             "seeds": variant.seeds,
             "unfinished": variant.unfinished,
             "differs": sorted(variant.footnotes),
@@ -240,7 +241,7 @@ def to_csv(comparison: Comparison) -> str:
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
     names += [column.name for column in costs]
-    writer.writerow([*comparison.columns, *names, "hours", "seeds", "unfinished", "differs"])
+    writer.writerow([*comparison.columns, *names, "cpu_hours", "gpu_hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
         for metric in metrics:
@@ -251,7 +252,8 @@ def to_csv(comparison: Comparison) -> str:
             [
                 *_options(comparison, variant),
                 *numbers,
-                variant.hours,
+                variant.cpu_hours,
+                variant.gpu_hours,
                 " ".join(map(str, variant.seeds)),
                 "; ".join(variant.unfinished),
                 " ".join(variant.footnotes),
@@ -273,16 +275,20 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the table."""
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
-    has_hours = any(variant.hours is not None for variant in comparison.variants)
+    all_hours = {
+        "CPU hours": [variant.cpu_hours for variant in comparison.variants],
+        "GPU hours": [variant.gpu_hours for variant in comparison.variants],
+    }
+    all_hours = {title: hours for title, hours in all_hours.items() if any(value is not None for value in hours)}
     titles = [*(metric.title for metric in metrics), *(column.title for column in costs)]
-    header = [*comparison.columns, *titles, *(["hours"] if has_hours else []), "seeds"]
+    header = [*comparison.columns, *titles, *all_hours, "seeds"]
     rows = []
-    for variant in comparison.variants:
+    for index, variant in enumerate(comparison.variants):
         numbers = [_cell(metric, variant.estimates[metric.key]) for metric in metrics]
         numbers += [column.cell(comparison, variant) for column in costs]
         marks = "".join(f" [{number}]" for number in sorted(variant.footnotes.values()))
         seeds = ", ".join([f"{len(variant.seeds)}{marks}", *variant.unfinished])
-        hours = [_number(variant.hours, ".3g")] if has_hours else []
+        hours = [_number(column[index], ".3g") for column in all_hours.values()]
         rows.append([*_options(comparison, variant), *numbers, *hours, seeds])
     return header, rows
 

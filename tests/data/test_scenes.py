@@ -83,7 +83,7 @@ def test_annotations_are_within_their_limits():
 
 
 def test_boxes_are_tight():
-    """SyntheticSpec with and without its digits, an image differs inside the boxes, up to each of their sides."""
+    """With and without its digits, an image differs inside the boxes, up to each of their sides."""
     options = {
         "train_images": 20,
         "val_images": 1,
@@ -164,6 +164,12 @@ def test_leftovers_of_a_killed_process_are_replaced(cache):
         ({"seed": "runs"}, "expected int | .run."),
         ({"val_seed": -1}, r"data\.dataset\.val_seed = -1"),
         ({"sizes": [1, 2, 3]}, "sizes"),
+        ({"elongation": [0.5, 1]}, r"elongation = \[0\.5, 1\]: expected two ascending numbers of at least 1"),
+        ({"elongation": [1, 11]}, r"elongation = \[1, 11\]: expected at most 10"),
+        ({"tint": 256}, r"tint = 256: expected from 0 to 255"),
+        ({"classes": "arrangements"}, r"classes = 'arrangements': expected 'digit' \| 'arrangement'"),
+        ({"classes": "arrangement"}, r"part_size = 10\.0: expected from 4 to 4\.167, half the shorter side"),
+        ({"size_thresholds": [20, 10]}, r"size_thresholds = \[20, 10\]: expected two ascending numbers above 0"),
     ],
 )
 def test_invalid_options_are_rejected(options, message):

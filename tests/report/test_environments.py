@@ -122,3 +122,15 @@ def test_two_hundred_runs_take_less_than_three_seconds_and_no_torch(tmp_path: Pa
     ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stderr) < 3
+
+
+def test_hours_count_threads_and_processes_of_a_cpu_and_the_gpus(tmp_path: Path) -> None:
+    folder = create(tmp_path, f"{SWEEP}threads: 3\nprocesses: 2\n")
+    on_gpu = {"operators": "cuda", "device": "NVIDIA H100"}
+    record(folder, {f"dense-seed={seed}": [(0, on_gpu)] for seed in (0, 1, 2)})
+    for path in folder.glob("*-seed=*/attempts.jsonl"):
+        start, end = map(json.loads, path.read_text().splitlines())
+        path.write_text(f"{json.dumps(start)}\n{json.dumps(end | {'time': start['time'] + 1800})}\n")
+    deform, dense = csv.DictReader(to_csv(compare([folder])).splitlines())
+    assert (float(deform["cpu_hours"]), deform["gpu_hours"]) == (3 * 0.5 * 2 * 3, "")
+    assert (dense["cpu_hours"], float(dense["gpu_hours"])) == ("", 3 * 0.5 * 2)

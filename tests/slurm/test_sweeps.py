@@ -21,7 +21,7 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
-MACHINE_DEPENDENT = ("hours", "peak_mib")
+MACHINE_DEPENDENT = ("cpu_hours", "peak_mib")
 SIX = ("sweep.grid={model.ffn: [16, 24, 32]}", "sweep.seeds=[0, 1]", "sweep.costs=false", "train.steps=12")
 
 

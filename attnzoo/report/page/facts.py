@@ -41,7 +41,6 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What all runs have in common, and how many there are."""
     configs = [run.config for variant in comparison.variants for run in variant.runs]
     finished = [run for variant in comparison.variants for run in variant.finished]
-    hours = [run.hours for run in finished if run.hours is not None]
     seeds = sorted({run.config.seed for run in finished})
     num_runs = sum(len(variant.runs) for variant in comparison.variants)
     facts = {
@@ -52,9 +51,15 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
         "Images per step": _all_of(config.data.batch_size * config.train.accumulate for config in configs),
         "Runs": plural(len(finished), "finished run") + (f" of {num_runs}" if num_runs > len(finished) else ""),
         "Seeds": _ranges(seeds),
-        "Hours": f"{sum(hours):.3g}, of all finished runs" if hours else "",
+        "CPU hours": _hours(run.cpu_hours for run in finished),
+        "GPU hours": _hours(run.gpu_hours for run in finished),
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _hours(hours: Iterable[float | None]) -> str:
+    known = [value for value in hours if value is not None]
+    return f"{sum(known):.3g}, of all finished runs" if known else ""
 
 
 def config_differences(series: Sequence[Series]) -> TextTable | None:
