@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, export."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, eval, export."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
-from attnzoo.inference import export_cli, predict_cli
+from attnzoo.inference import eval_cli, export_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
 
 
@@ -30,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = "attnzoo" if Path(sys.argv[0]).stem == "attnzoo" else "python -m attnzoo"
     if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands
         return run.main(argv[1:], f"{program} run")
+    if argv[:1] in (["predict"], ["eval"]):
+        command = {"predict": predict_cli, "eval": eval_cli}[argv[0]]
+        args = command.add_arguments(argparse.ArgumentParser(f"{program} {argv[0]}")).parse_intermixed_args(argv[1:])
+        return run.report_errors(lambda: command.main(args))
     parser = _Parser(program, description="Which attention should this vision model use?")
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train what an experiment file describes")
@@ -77,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
     weights.set_defaults(command=_weights)
-    predict = commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
-    predict_cli.add_arguments(predict).set_defaults(command=predict_cli.main)
+    commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
+    commands.add_parser("eval", help="COCO metrics of a detector, or the accuracy of a classifier")
     export = commands.add_parser("export", help="write a model as ONNX or as a program of torch.export")
     export_cli.add_arguments(export).set_defaults(command=export_cli.main)
     args = parser.parse_args(argv)

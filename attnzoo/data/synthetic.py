@@ -43,10 +43,6 @@ class SyntheticSpec(SceneOptions, ABC):
         return len(self.class_names)
 
     @property
-    def class_names(self) -> list[str]:
-        return [str(label) for label in range(NUM_CLASSES)]
-
-    @property
     def image_shape(self) -> tuple[int, int]:
         return self.image_size, self.image_size
 

@@ -1,11 +1,12 @@
 """Image classification task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from torch import Tensor, nn
+from torch import nn
 
 from attnzoo.data.classification import ClassificationBatch, collate_classification, seeded
 from attnzoo.data.config import ClassificationDataConfig
@@ -75,19 +76,9 @@ class ClassificationTask(DatasetTask):
 
         Classes of the model that the data set does not have are not predicted; the cross-entropy includes them.
         """
-        correct, images, loss = torch.zeros(2, dtype=torch.float64), 0, 0.0
-        for batch in self.val_batches():
-            batch = batch.to(self.ctx.device)
-            logits = forward(batch.images).float()
-            known = logits[:, : self.val.num_classes]
-            correct += torch.stack([count_topk_correct(known, batch.labels, k) for k in (1, TOP_K)]).cpu()
-            loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-            images += len(batch.labels)
-            heartbeat()
-        ranks = self.ctx.all_gather_object((correct.tolist(), images, loss))
-        total = sum(count for _, count, _ in ranks)
-        top1, top5 = (sum(counts[k] for counts, _, _ in ranks) / total for k in range(2))
-        return {"top1": top1, "top5": top5, "loss": sum(loss for *_, loss in ranks) / total}
+        results = classify(forward, self.val.num_classes, self.val_batches(), self.ctx.device, heartbeat)
+        ranks = self.ctx.all_gather_object(results)
+        return summarize([result for of_rank in ranks for result in of_rank])
 
     def cost(self, model: nn.Module) -> Cost:
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
@@ -95,7 +86,39 @@ class ClassificationTask(DatasetTask):
         return measure(model, batch.images)
 
 
-def count_topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """The number of samples whose label (B,) is among the k highest of logits (B, C)."""
-    topk = logits.topk(min(k, logits.shape[1]), -1).indices
-    return (topk == labels[:, None]).any(-1).sum()
+class BatchResult(NamedTuple):
+    """Of a batch of validation images: the five best classes of each, best first, the true one, the summed loss."""
+
+    top: list[list[int]]
+    labels: list[int]
+    loss: float
+
+
+def classify(
+    forward: Forward,
+    num_classes: int,
+    batches: Iterable[ClassificationBatch],
+    device: torch.device,
+    heartbeat: Callable[[], None],
+) -> list[BatchResult]:
+    """The results of `batches` of a data set with `num_classes` classes, the only ones that are predicted."""
+    results = []
+    for batch in batches:
+        inputs = batch.to(device)
+        logits = forward(inputs.images).float()
+        known = logits[:, :num_classes]
+        top = known.topk(min(TOP_K, known.shape[1]), -1).indices
+        loss = F.cross_entropy(logits, inputs.labels, reduction="sum").item()
+        results.append(BatchResult(top.tolist(), batch.labels.tolist(), loss))
+        heartbeat()
+    return results
+
+
+def summarize(results: Sequence[BatchResult]) -> dict[str, float]:
+    """Top-1 and top-5 accuracy (0…1) and mean cross-entropy."""
+    images = [image for result in results for image in zip(result.top, result.labels, strict=True)]
+    return {
+        "top1": sum(top[0] == label for top, label in images) / len(images),
+        "top5": sum(label in top for top, label in images) / len(images),
+        "loss": sum(result.loss for result in results) / len(images),
+    }

@@ -1,7 +1,7 @@
 """Object detection task."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -61,14 +61,15 @@ class DetectionTask(DatasetTask):
 
     def evaluate(self, forward: Forward, heartbeat: Callable[[], None]) -> dict[str, float]:
         """AP and AR on the validation set, which is divided among the ranks."""
-        evaluator = CocoEvaluator(self.val, self._max_detections)
-        for batch in self.val_batches():
-            inputs = batch.to(self.ctx.device)
-            output = forward(inputs.images, inputs.mask)
-            sizes = torch.stack([target["orig_size"] for target in batch.targets])
-            detections = postprocess(output, sizes, self._classification, self._max_detections)
-            evaluator.add(detections, batch.targets)
-            heartbeat()
+        evaluator = detect(
+            forward,
+            self.val,
+            self.val_batches(),
+            self.ctx.device,
+            self._classification,
+            self._max_detections,
+            heartbeat,
+        )
         results = [result for rank_results in self.ctx.all_gather_object(evaluator.results) for result in rank_results]
         summary = evaluator.summarize(results, self._per_class) if self.ctx.is_main else None
         return dict(self.ctx.broadcast_object(summary))
@@ -77,6 +78,26 @@ class DetectionTask(DatasetTask):
         """Parameters, multiply-accumulates and time of `model` on the first validation image."""
         batch = collate([self.val[0]]).to(self.ctx.device)
         return measure(model, batch.images, batch.mask)
+
+
+def detect(
+    forward: Forward,
+    dataset: DetectionDataset,
+    batches: Iterable[Batch],
+    device: torch.device,
+    classification: str,
+    max_detections: int,
+    heartbeat: Callable[[], None],
+) -> CocoEvaluator:
+    """The detections in `batches` of `dataset`, ready to be evaluated. `classification` is that of LossConfig."""
+    evaluator = CocoEvaluator(dataset, max_detections)
+    for batch in batches:
+        inputs = batch.to(device)
+        output = forward(inputs.images, inputs.mask)
+        sizes = torch.stack([target["orig_size"] for target in batch.targets])
+        evaluator.add(postprocess(output, sizes, classification, max_detections), batch.targets)
+        heartbeat()
+    return evaluator
 
 
 def _warn_about_many_objects(split: str, dataset: DetectionDataset, limits: Mapping[str, int]) -> None:

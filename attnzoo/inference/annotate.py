@@ -12,7 +12,7 @@ def annotate(image: Image.Image, prediction: Prediction) -> Image.Image:
     """A copy of an upright RGB image with what was predicted, enlarged by a whole number if it is small."""
     factor = max(-(-MIN_SIDE // max(image.size)), 1)
     picture = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    size = max(round(max(picture.size) / 50), 12)
+    size = max(round(max(picture.size) / 40), 14)
     font = ImageFont.load_default(size)
     if isinstance(prediction, Detections):
         _draw_boxes(picture, prediction, factor, font, size)

@@ -19,7 +19,8 @@ from attnzoo.config.load import Experiment
 from attnzoo.data import build
 from attnzoo.data.coco import NO_CATEGORY
 from attnzoo.errors import UserError, as_yaml, plural, unknown
-from attnzoo.inference.loaded import LoadedModel
+from attnzoo.inference.loaded import LoadedModel, unnamed
+from attnzoo.interop import huggingface
 from attnzoo.interop.describe import class_logits, describe_content
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
@@ -62,7 +63,8 @@ def load_model(
 
     `overrides` change settings as on the command line, such as "model.queries=100". `class_names` are one per class
     index; by default those of the run's data set if it is there, of a Hugging Face folder, of COCO for detectors with
-    91 classes, of ImageNet for classifiers with 1,000. Class names that are not known are the indices.
+    91 classes, of ImageNet for classifiers with 1,000. A class without a
+    known name is "class 3".
 
     `device` may be "auto": a GPU if there is one.
 
@@ -81,20 +83,20 @@ def load_model(
             raise unknown("preset", preset, models.names())
         weights = _find(full, str(path))
         content = files.read_content(str(weights))
-        settings = _settings_of_preset(preset or _told_preset(content, str(path), source), content, overrides)
+        settings = _published_settings(preset, content, weights, str(path), source, overrides)
     model = _build(settings, content, str(weights), source)
     if class_names is not None:
         names = list(class_names)
         if len(names) != model.num_classes:
             raise UserError(f"class_names has {len(names)} names, but the model has {model.num_classes} classes")
     elif run is not None:
-        names = _names_in_data(settings)
+        names = _names_in_data(_settings_of_run(run, ()))  # those that it was trained with, whatever the overrides
     else:
         names = _published_names(content, model.num_classes, settings.task)
-    names = [*names, *(str(index) for index in range(len(names), model.num_classes))][: model.num_classes]
+    names = [*names, *(unnamed(index) for index in range(len(names), model.num_classes))][: model.num_classes]
     if settings.train.channels_last:
         model.to(memory_format=torch.channels_last)
-    return LoadedModel(model.to(target).eval(), settings, names, weights)
+    return LoadedModel(model.to(target).eval(), settings, names, weights, None if run is None else run.path)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -149,13 +151,25 @@ def _settings_of_run(run: RunFolder, overrides: Sequence[str]) -> ExperimentConf
     return settings
 
 
-def _settings_of_preset(preset: str, content: files.Content, overrides: Sequence[str]) -> ExperimentConfig:
-    """The settings of the published recipe, in single precision."""
+def _published_settings(
+    preset: str | None, content: files.Content, weights: Path, path: str, source: str, overrides: Sequence[str]
+) -> ExperimentConfig:
+    """The settings of the published recipe, with evaluation in single precision and in small batches."""
+    told = huggingface.model_settings(content.options) if preset is None else None
+    if told is None:
+        told = preset or _told_preset(content, path, source), {}
+    preset, changes = told
+    detector = preset in models.names(family="detector")
     recipe = next(file for prefix, file in RECIPES.items() if preset.startswith(prefix))
-    fixed = [f"model.preset={preset}", "train.precision=fp32"]
-    if preset in models.names(family="vit"):
-        fixed.append(f"data.augment.size={presets.vit_config(preset, {}).image_size}")
-    return Experiment(PACKAGED / recipe, [*fixed, *overrides]).config()
+    # padding changes results a little, those of DC5 models more
+    fixed: dict[str, Any] = {"train.precision": "fp32", "data.val_batch_size": 1 if detector else 64}
+    if not detector:
+        fixed["data.augment.size"] = presets.vit_config(preset, {}).image_size
+    fixed |= changes
+    if changes:
+        fixed |= huggingface.preprocessing(weights.parent, "detection" if detector else "classification")
+    own = [f"model.preset={preset}", *(f"{key}={as_yaml(value)}" for key, value in fixed.items())]
+    return Experiment(PACKAGED / recipe, [*own, *overrides]).config()
 
 
 def _told_preset(content: files.Content, path: str, source: str) -> str:

@@ -24,6 +24,11 @@ THRESHOLD = 0.3
 TOP = 5
 
 
+def unnamed(index: int) -> str:
+    """What a class is called whose name is not known."""
+    return f"class {index}"
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
     """Objects in one image by descending score.
@@ -69,12 +74,14 @@ class LoadedModel:
     - `settings`: those of the run, or of the published recipe; `settings.model`, `settings.data` as in experiment files
     - `class_names`: one per class index; "N/A" for an index without class
     - `weights`: the file that was read
+    - `run`: the run folder that it is in; None for published weights
     """
 
     model: Detector | Classifier
     settings: ExperimentConfig
     class_names: list[str]
     weights: Path
+    run: Path | None = None
 
     @property
     def task(self) -> str:

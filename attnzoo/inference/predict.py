@@ -76,7 +76,8 @@ def _summary(model: LoadedModel, found: dict[str, tuple[Prediction, Any]], thres
 
 def _coco(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
     """A COCO instances file whose annotations have a `score`; category ids are class indices."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, (prediction, (height, width))) in enumerate(found.items(), start=1):
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         rows = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), strict=True)

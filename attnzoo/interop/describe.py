@@ -1,6 +1,7 @@
 """What a file of weights is: its source, the presets that it fits, and what would be loaded."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +84,8 @@ def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: in
     for preset in [name for name in names if _is_plausible(name, family, state)] or names:
         with torch.device("meta"):
             model = models.create(preset, num_classes=num_classes)
-        try:
-            result = fit(model, state, source)
-        except UserError:  # nothing fits
-            continue
-        if not _equal_heads(result.values) or _equal_heads(model.state_dict(keep_vars=True)):
-            fits[preset] = result
+        with suppress(UserError):  # nothing fits
+            fits[preset] = fit(model, state, source)
     return fits
 
 
@@ -103,16 +100,6 @@ def _with_dilation(exact: list[str], options: Mapping[str, Any]) -> list[str]:
         for name in exact
         if name not in detectors or presets.detector_config(name, {}).backbone.dilation == dilated
     ]
-
-
-def _equal_heads(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the box heads of the first two decoder layers are the same; those of refined models differ."""
-    first, second = (tensors.get(f"heads.boxes.{layer}.layers.0.weight") for layer in (0, 1))
-    return first is second or (first is not None and second is not None and _equal(first, second))
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return not a.is_meta and torch.equal(a, b)
 
 
 def _is_plausible(preset: str, family: str, state: Mapping[str, Tensor]) -> bool:

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from attnzoo.rundir.folder import atomic_write
 OPSETS = (18, 20)
 ONNX, PROGRAM = ".onnx", ".pt2"
 TOLERANCE = 1e-4
+COMPARED = ((1, 256, 320), (3, 271, 301))
 METADATA = "metadata.json"
 
 
@@ -120,9 +121,12 @@ def _name_axes(model: Any) -> None:
             value.shape = ir.Shape([None if size == "None" else size for size in sizes])
 
 
-def largest_difference(file: Path, model: nn.Module, **options: Any) -> float:
-    """The largest difference between an exported file and PyTorch, on images of two sizes with and without padding.
+def largest_difference(
+    file: Path, model: nn.Module, *, shapes: Sequence[tuple[int, int, int]] = COMPARED, **options: Any
+) -> float:
+    """The largest difference between an exported file and PyTorch on images `shapes`, (B, H, W) each.
 
+    The last image of several is padded. Two-stage detectors get twice the size, so that there are enough tokens.
     `options` are `mask`, `postprocess` and `max_detections` of the export. Boxes are compared in units of the image,
     and the detections of an image as a set: nearly equal scores may be sorted differently.
     """
@@ -131,13 +135,11 @@ def largest_difference(file: Path, model: nn.Module, **options: Any) -> float:
     run = runner(file, wrapped)
     try:
         wrapped.eval()
-        scale = 2 if isinstance(getattr(model, "queries", None), TwoStageQueries) else 1  # at least 300 tokens
+        scale = 2 if isinstance(getattr(model, "queries", None), TwoStageQueries) else 1
         differences = [
             _difference(*(_in_image_units(outputs, inputs) for outputs in (run(inputs), _outputs(wrapped, inputs))))
-            for inputs in (
-                wrapped.example(1, 256 * scale, 320 * scale, seed=1),
-                wrapped.example(3, 271 * scale, 301 * scale, seed=2),
-            )
+            for seed, (batch, height, width) in enumerate(shapes, start=1)
+            for inputs in [wrapped.example(batch, height * scale, width * scale, seed)]
         ]
     finally:
         model.train(training)

@@ -60,7 +60,7 @@ def measure(model: nn.Module, *inputs: Tensor | None, seconds: float = 2.0) -> C
     parameters = list(model.parameters())
     with _eval_mode(model), torch.no_grad():
         counted = count_modules(model, *(None if tensor is None else tensor[:1] for tensor in inputs))
-        times = _time_calls(model, inputs, seconds)
+        times = time_calls(model, inputs, seconds)
     return Cost(
         params=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
@@ -163,7 +163,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _time_calls(model: nn.Module, inputs: Sequence[Tensor | None], seconds: float) -> list[float]:
+def time_calls(model: Callable[..., Any], inputs: Sequence[Tensor | None], seconds: float) -> list[float]:
+    """Seconds of 10 to 100 calls `model(*inputs)`, as many as fit into `seconds`, after three that are not timed."""
     for _ in range(WARMUP_CALLS):
         _time_call(model, inputs)
     times: list[float] = []
@@ -172,7 +173,7 @@ def _time_calls(model: nn.Module, inputs: Sequence[Tensor | None], seconds: floa
     return times
 
 
-def _time_call(model: nn.Module, inputs: Sequence[Tensor | None]) -> float:
+def _time_call(model: Callable[..., Any], inputs: Sequence[Tensor | None]) -> float:
     device = next(tensor.device for tensor in inputs if tensor is not None)
     _synchronize(device)
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnzoo.config import load as configs
 from attnzoo.data.classification import ClassificationBatch
-from attnzoo.engine.classification import ClassificationTask, count_topk_correct
+from attnzoo.engine.classification import ClassificationTask, classify, summarize
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.worker.train import train_run
@@ -105,10 +105,14 @@ def test_mixup_needs_an_even_batch_size(tmp_path: Path) -> None:
         task(tmp_path, data__batch_size="3")
 
 
-def test_count_topk_correct() -> None:
-    logits = torch.tensor([[1.0, 3, 2, 0], [0, 1, 2, 3]])
-    labels = torch.tensor([2, 0])
-    assert [count_topk_correct(logits, labels, k).item() for k in (1, 2, 3, 4, 9)] == [0, 1, 1, 2, 2]
+def test_top_classes_and_accuracy() -> None:
+    logits = torch.tensor([[1.0, 3, 2, 0, 0, 0], [0, 1, 2, 3, 4, 5]])
+    batch = ClassificationBatch(torch.zeros(2, 3, 1, 1), torch.tensor([1, 0]))
+    results = classify(lambda images: logits, 6, [batch], torch.device("cpu"), lambda: None)
+    assert results[0].top[1] == [5, 4, 3, 2, 1]
+    assert (summarize(results)["top1"], summarize(results)["top5"]) == (0.5, 0.5)
+    (fewer,) = classify(lambda images: logits, 3, [batch], torch.device("cpu"), lambda: None)
+    assert fewer.top == [[1, 2, 0], [2, 1, 0]]
 
 
 def test_keys_of_the_other_task_are_rejected(tmp_path: Path) -> None:

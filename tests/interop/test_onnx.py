@@ -175,7 +175,8 @@ def test_detectors(name: str, tmp_path: Path) -> None:
 def test_a_classifier(tmp_path: Path) -> None:
     model = classifier("dat_tiny", stages=1)
     file = interop.export_model(model, tmp_path / "classifier.onnx", postprocess=True)
-    assert largest_difference(file, model, postprocess=True) <= TOLERANCE
+    shapes = ((1, 64, 96), (3, 71, 85))  # small, as all queries and keys have a bias in memory
+    assert largest_difference(file, model, shapes=shapes, postprocess=True) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from attnzoo.models.weights.sources import Converted
 
 _BODY = "backbone.body."  # where a detector has the modules of a backbone
 _CLASSES = re.compile(r"(heads\.(classes\.\d+|encoder_class)|head)\.(weight|bias)\Z")
+_BOX_HEAD = re.compile(r"heads\.boxes\.(\d+)\.(.*)\Z")
 _QUERIES = "queries.embedding.weight"
 _NECK = re.compile(r"neck\.(projections\.\d+\.|c6\.|level_embedding\Z)")
 _PER_LEVEL = re.compile(r"(.*attention)\.(sampling_offsets|attention_weights)\.(weight|bias)\Z")
@@ -96,6 +97,7 @@ class Fit:
             if name in self._tensors:
                 self._place(name, self._tensors[name], parameter)
         self._fill_shared()
+        self._check_refined()
         self._report_missing()
         self._report_skipped(unknown, converted)
 
@@ -202,6 +204,26 @@ class Fit:
                 self.report.loaded += [name for name in shared if name not in self.values]
                 self.values |= dict.fromkeys(shared, self.values[given[0]])
 
+    def _check_refined(self) -> None:
+        """The box heads of refined models differ: equal ones, unless they are initial ones, are of another model.
+
+        Files of Deformable DETR hold the shared head of a model without refinement once for each layer.
+        """
+        head = getattr(getattr(self._model, "config", None), "head", None)
+        heads: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.values.items():
+            if match := _BOX_HEAD.match(name):
+                heads.setdefault(match[1], {})[match[2]] = tensor
+        if not getattr(head, "refine", False) or getattr(head, "shared", None) or len(heads) < 2:
+            return
+        first, *others = heads.values()
+        initial = any(tensor.is_meta or not tensor.any() for name, tensor in first.items() if name.endswith("weight"))
+        if not initial and all(_equal(first[name], other[name]) for other in others for name in first):
+            self.problems.append(
+                "the box heads of all decoder layers are equal: weights of a model without refinement "
+                "(model.head.refine = false)"
+            )
+
     def _report_missing(self) -> None:
         missing = []
         for name in self._current:
@@ -267,5 +289,6 @@ def _with_names_of(current: Mapping[str, Tensor], converted: Converted) -> tuple
 def refuse(problems: list[str], path: str, where: str) -> UserError:
     """The error for weights that do not fit."""
     prefix = f"{where}: " if where else ""
-    separator = ": " if problems[0].startswith("size") or " differ " in problems[0] else " "
+    starts = ("size", "the box heads")
+    separator = ": " if problems[0].startswith(starts) or " differ " in problems[0] else " "
     return UserError(f"{prefix}{path}{separator}{problems[0]}", key=where)

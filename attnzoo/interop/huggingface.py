@@ -1,0 +1,110 @@
+"""The settings of a Hugging Face folder: its config.json and preprocessor_config.json as overrides of ours."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def model_settings(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The preset, and what differs from it by config key, of a config.json; None for a model that is not known."""
+    match config.get("model_type"):
+        case "detr" | "deformable_detr":
+            return _detector(config)
+        case "swin":
+            return _swin(config)
+    return None
+
+
+def preprocessing(folder: Path, task: str) -> dict[str, Any]:
+    """The evaluation size of a folder by config key; {} if it does not say."""
+    try:
+        size = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if not isinstance(size, Mapping):
+        size = {"height": size, "width": size, "shortest_edge": size}
+    if task == "detection":
+        if "shortest_edge" not in size:
+            return {}
+        shorter, longer = int(size["shortest_edge"]), int(size.get("longest_edge", 1333))
+        training = {"data.augment.scales": [shorter], "data.augment.crop_scales": [shorter]}
+        return training | {"data.augment.eval_scale": shorter, "data.augment.max_size": max(longer, shorter + 1)}
+    if size.get("height") != size.get("width") or "height" not in size:
+        return {}
+    squash = {"data.augment.crop_pct": 1.0, "data.augment.crop_mode": "squash"}  # both sides, without a crop
+    return squash | {"data.augment.size": int(size["height"])}
+
+
+def _detector(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    dense = config["model_type"] == "detr"
+    levels = 1 if dense else int(config.get("num_feature_levels", 4))
+    name, options, indices = _backbone(config, levels)
+    dilated = bool(config.get("dilation", False))
+    strides = [2 ** (index + 1) for index in indices]
+    if dilated:
+        strides[-1] //= 2
+    settings: dict[str, Any] = {
+        "model.backbone.name": name,
+        "model.backbone.options": options,
+        "model.backbone.strides": strides,
+        "model.backbone.dilation": dilated,
+        "model.dim": config.get("d_model", 256),
+        "model.heads": config.get("encoder_attention_heads", 8),
+        "model.ffn": config.get("encoder_ffn_dim", 2048 if dense else 1024),
+        "model.dropout": config.get("dropout", 0.1),
+        "model.queries": config.get("num_queries", 100 if dense else 300),
+        "model.encoder.layers": config.get("encoder_layers", 6),
+        "model.decoder.layers": config.get("decoder_layers", 6),
+    }
+    if dense:
+        return "detr_r50", settings
+    two_stage = bool(config.get("two_stage", False))
+    settings |= {
+        "model.neck.c6": levels > len(strides),
+        "model.encoder.attention.points": config.get("encoder_n_points", 4),
+        "model.decoder.attention.points": config.get("decoder_n_points", 4),
+        "model.head.refine": bool(config.get("with_box_refine", False)),
+        "model.head.two_stage": two_stage,
+    }
+    if two_stage:
+        settings["model.queries"] = config.get("two_stage_num_proposals", 300)
+    return "deformable_detr_r50", settings
+
+
+def _backbone(config: Mapping[str, Any], levels: int) -> tuple[str, dict[str, Any], list[int]]:
+    """Name and options of timm, and the indices of the maps, of which the last has stride 32."""
+    own = config.get("backbone_config")
+    if isinstance(own, Mapping):
+        bottleneck = own.get("layer_type", "bottleneck") == "bottleneck"
+        sizes = own.get("hidden_sizes", [256, 512, 1024, 2048])
+        channels = [size // 4 for size in sizes] if bottleneck else list(sizes)
+        options: dict[str, Any] = {"layers": list(own.get("depths", [3, 4, 6, 3])), "channels": channels}
+        if options == {"layers": [3, 4, 6, 3], "channels": [64, 128, 256, 512]}:
+            options = {}
+        stages = own.get("out_features") or (["stage4"] if levels == 1 else ["stage2", "stage3", "stage4"])
+        indices = [int(stage.removeprefix("stage")) for stage in stages if stage.startswith("stage")]
+        return "resnet50" if bottleneck else "resnet34", options, indices
+    kwargs = dict(config.get("backbone_kwargs") or {})
+    indices = kwargs.pop("out_indices", None) or ([4] if levels == 1 else [2, 3, 4])
+    if len(indices) > levels:  # transformers names more maps than it uses
+        indices = indices[-levels:]
+    options = {key: value for key, value in kwargs.items() if key not in ("output_stride", "in_chans")}
+    return str(config.get("backbone") or "resnet50"), options, list(indices)
+
+
+def _swin(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    window, width = int(config.get("window_size", 7)), int(config.get("embed_dim", 96))
+    settings: dict[str, Any] = {
+        "model.image_size": config.get("image_size", 224),
+        "model.mlp_ratio": config.get("mlp_ratio", 4.0),
+        "model.drop_path": config.get("drop_path_rate", 0.1),
+    }
+    depths, heads = config.get("depths", [2, 2, 6, 2]), config.get("num_heads", [3, 6, 12, 24])
+    for index in range(4):
+        stage = {"depth": depths[index], "heads": heads[index]} if index < len(depths) else {"depth": 0}
+        blocks = {"first": {"window": window}, "second": {"window": window, "shift": window // 2}}
+        settings[f"model.stage{index + 1}"] = {"dim": width * 2**index, **stage, **blocks}
+    return "swin_tiny", settings
