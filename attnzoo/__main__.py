@@ -1,4 +1,4 @@
-"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, eval, export."""
+"""The command `attnzoo`: run, status, cancel, compare, check, probe, cost, bench, list, weights, predict, eval, …"""
 
 import argparse
 import sys
