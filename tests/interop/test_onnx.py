@@ -34,7 +34,7 @@ DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "single_scale_dc5": ("deformable_detr_r50_single_scale_dc5", DC5),
     "dat_backbone": ("deformable_detr_r50_single_scale", {"backbone": VIT_BACKBONE}),
 }
-IN_CI = ("detr", "deformable")
+IN_CI = ("deformable",)
 VITS = {"swin_tiny": (16, (1, 2, 4, 8)), "dat_tiny": (24, (3, 3, 3, 6)), "dat_pp_tiny": (16, (1, 2, 4, 8))}
 TOLERANCE = 1e-4
 
