@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-slurm test-long bench gpu lint format wheel slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow test-slurm test-long bench results gpu lint format docs wheel slurm-up slurm-down clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ test-long: setup  ## run the tests outside CI (long tests, soak test under fault
 bench: setup  ## benchmark the CPU operators (a few minutes)
 	$(PY) -m attnzoo bench ops --json runs/bench/ops.json
 
+results: setup  ## regenerate the tables and figures of docs/results from their raw files
+	$(PY) tools/results.py
+
 gpu:  ## build, test and benchmark on a GPU: make gpu OUT=folder [WHEELS=folder]
 	@test -n "$(OUT)" || { echo "OUT is not set: make gpu OUT=folder [WHEELS=folder]"; exit 1; }
 	@$(PYTHON) tools/gpu.py --out "$(OUT)" $(if $(WHEELS),--wheels "$(WHEELS)")
@@ -47,6 +50,9 @@ format: setup  ## auto-fix with ruff
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: setup  ## build the documentation into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
 wheel: setup  ## build a wheel into dist/
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 
@@ -57,7 +63,7 @@ slurm-down:  ## stop the local SLURM cluster
 	@$(PYTHON) slurm/local/cluster.py down $(CLUSTER_DIR)
 
 clean:  ## remove build outputs and .venv
-	rm -rf $(VENV) build dist *.egg-info attnzoo/ops/*.so attnzoo/ops/_build.json
+	rm -rf $(VENV) build dist site *.egg-info attnzoo/ops/*.so attnzoo/ops/_build.json
 
 # Three incremental setup stages.
 $(VENV)/.made:

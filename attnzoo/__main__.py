@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
+    compare.add_argument("--target", metavar="SCORE", type=float, help="the score whose steps are compared")
     compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
     compare.add_argument("--html", metavar="FILE", type=Path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
@@ -118,7 +119,7 @@ def _compare(args: argparse.Namespace) -> int:
     from attnzoo.report.summary import save, write_outputs
     from attnzoo.report.table import markdown, print_comparison, to_csv, to_json
 
-    comparison = compare(args.folders, args.baseline, args.margin)
+    comparison = compare(args.folders, args.baseline, args.margin, args.target)
     code = int(any(note.startswith(LEFT_OUT) for note in comparison.notes))
     if args.html is not None:
         try:

@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PICTURE)
     out: Path = parser.parse_args().out
     figure = plt.figure(figsize=(1.35 * COLUMNS, 1.62 * len(SCENES)), layout="constrained")
-    for row, (title, options) in zip(figure.subfigures(len(SCENES), 1), SCENES.items(), strict=True):
+    rows: Any = figure.subfigures(len(SCENES), 1)
+    for row, (title, options) in zip(rows, SCENES.items(), strict=True):
         spec = DigitScenes(**options)
         row.suptitle(f"{title}:  {caption(options)}", fontsize=8, x=0.01, ha="left")
         for axes, scene in zip(row.subplots(1, COLUMNS), islice(spec.scenes("val"), COLUMNS), strict=True):

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the benchmark subcommands to a parser."""
     benchmarks = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
     _add_ops(benchmarks.add_parser("ops", help="compare implementations of the operators"))
-    _add_scaling(benchmarks.add_parser("scaling", help="attentions against map size, points and levels"))
+    _add_scaling(benchmarks.add_parser("scaling", help="attentions against map size, queries, points and levels"))
     _add_models(benchmarks.add_parser("models", help="compare implementations of whole models"))
     _add_export(benchmarks.add_parser("export", help="exported models beside eager mode, on the CPU"))
     _add_tables(benchmarks.add_parser("tables", help="render JSON results as Markdown"))
@@ -53,6 +53,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_scaling)
     _add_common_arguments(parser, seconds=1.0)
     parser.add_argument("--attentions", nargs="+", metavar="NAME", default=["all"], help="attentions (or all)")
+    parser.add_argument("--roles", nargs="+", metavar="ROLE", default=["all"], help="encoder, decoder (or all)")
     parser.add_argument("--tokens", type=int, metavar="N", help="the largest number of tokens")
     parser.add_argument(
         "--limit", type=float, metavar="SECONDS", default=10.0, help="skip calls expected to take longer"
@@ -210,12 +211,14 @@ def _run_scaling(args: argparse.Namespace) -> int:
     if args.plot and args.plot.suffix not in PLOT_FORMATS:
         raise UserError(f"--plot {args.plot}: expected a name ending in {', '.join(PLOT_FORMATS)}")
     _check_writable("--plot", args.plot)
-    names = select_names("attention", args.attentions, scaling.spatial_attentions())
+    roles = select_names("role", args.roles, scaling.ROLES)
+    names = select_names("attention", args.attentions, scaling.names())
+    attentions = scaling.select_attentions(names, roles)
     tokens = scaling.TOKENS[-1] if args.tokens is None else args.tokens
     if tokens < scaling.TOKENS[0]:
         raise UserError(f"--tokens {tokens}: must be at least {scaling.TOKENS[0]}")
     limits = scaling.Limits(args.limit, tokens)
-    record = scaling.run(device, names, limits=limits, seconds=args.seconds, on_progress=_record_writer(args))
+    record = scaling.run(device, attentions, limits=limits, seconds=args.seconds, on_progress=_record_writer(args))
     if args.plot:
         with _writing("--plot", args.plot):
             plot.plot_scaling(record, args.plot)

@@ -1,4 +1,4 @@
-"""`bench scaling`: cost of every registered attention against tokens, points and levels."""
+"""`bench scaling`: cost of every registered attention against tokens, queries, points and levels."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,25 +13,38 @@ from torch import Tensor
 
 from attnzoo.attention import ATTENTIONS, Attention, build, names
 from attnzoo.bench import memory, records
+from attnzoo.bench.crossings import crossings
 from attnzoo.bench.operators.benchmark import PASSES
 from attnzoo.bench.timing import time_interleaved
-from attnzoo.geometry import Layout, Pyramid, Role, Slot
+from attnzoo.errors import UserError
+from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
 DIM, HEADS, LEVELS = 256, 8, 4  # of Deformable DETR
 TOKENS = tuple(2**exponent for exponent in range(10, 17))
 FIT_MIN_TOKENS = 2**12  # below, call overhead dominates
-BASE_TOKENS = 2**12  # where points or levels vary
+BASE_TOKENS = 2**12  # where queries, points or levels vary
+OBJECT_QUERIES = 300  # of Deformable DETR's decoder
+QUERIES = (30, 100, 300, 1000, 3000)
+POINTS = (1, 2, 4, 8, 16)
+NUM_LEVELS = (1, 2, 3, 4, 5)
+ROLES = ("encoder", "decoder")  # as the command names them; an attention of stages alone counts as an encoder's
 MIN_ROUNDS = 3
 MAX_MEMORY_FRACTION = 0.8  # of the free memory
 
 
 @dataclass(frozen=True)
 class ScalingCase:
-    """One attention on one feature pyramid; `axis` is what varies ("tokens", "points", "levels"), `x` its value."""
+    """One attention on one feature pyramid; `axis` is what varies, `x` its value.
+
+    `axis`: "tokens", "points", "levels", in the decoder also "queries", whose number is `queries`. In encoder and stage
+    every token is a query.
+    """
 
     attention: str
+    role: str
     axis: str
     x: int
+    queries: int
     shapes: tuple[tuple[int, int], ...]
     options: dict[str, Any]
 
@@ -60,34 +73,72 @@ class PowerLaw:
     exponent_stderr: float | None
 
 
-def spatial_attentions() -> list[str]:
-    """Every registered attention for feature maps; decoder-only attentions do not grow with the map."""
-    return [name for name in names() if ATTENTIONS.get(name).roles & {Role.ENCODER, Role.STAGE}]
+def attentions_in(role: str) -> list[str]:
+    """Every registered attention for a role of `ROLES`."""
+    wanted = {Role.DECODER} if role == "decoder" else {Role.ENCODER, Role.STAGE}
+    return [name for name in names() if ATTENTIONS.get(name).roles & wanted]
 
 
-def scaling_cases(attentions: Sequence[str], limits: Limits) -> Iterator[list[ScalingCase]]:
-    """Groups of cases that are timed together, in order of growing cost; the axis "tokens" first."""
-    levels = {name: LEVELS if _is_multi_level(name) else 1 for name in attentions}
+def select_attentions(wanted: Sequence[str], roles: Sequence[str]) -> dict[str, list[str]]:
+    """Those of the attentions `wanted` that each role has. Raises UserError if no role has any of them."""
+    selected = {role: [name for name in attentions_in(role) if name in wanted] for role in roles}
+    if not any(selected.values()):
+        raise UserError(f"--roles {' '.join(roles)}: {', '.join(wanted)}: no attention for this role")
+    return selected
+
+
+def scaling_cases(attentions: dict[str, list[str]], limits: Limits) -> Iterator[list[ScalingCase]]:
+    """Groups of cases that are timed together, by role in order of growing cost; the axis "tokens" first."""
+    for role, role_attentions in attentions.items():
+        yield from _role_cases(role, role_attentions, limits)
+
+
+def _role_cases(role: str, attentions: Sequence[str], limits: Limits) -> Iterator[list[ScalingCase]]:
+    roles = {name: _slot_role(name, role) for name in attentions}
+    levels = {name: 1 if roles[name] == Role.STAGE else LEVELS for name in attentions}
     for tokens in (t for t in TOKENS if t <= limits.tokens):
-        yield [_make_case(name, "tokens", None, tokens, levels[name]) for name in attentions]
+        yield [_make_case(name, roles[name], "tokens", None, tokens, levels[name]) for name in attentions]
     base_tokens = min(BASE_TOKENS, limits.tokens)
+    if role == "decoder":
+        for queries in QUERIES:
+            yield [
+                _make_case(name, roles[name], "queries", queries, base_tokens, levels[name], queries)
+                for name in attentions
+            ]
     with_points = [name for name in attentions if "points" in ATTENTIONS.options(name)]
-    for points in (1, 2, 4, 8, 16):
-        yield [_make_case(name, "points", points, base_tokens, levels[name], points=points) for name in with_points]
-    multi_level = [name for name in attentions if _is_multi_level(name)]
-    for num_levels in (1, 2, 3, 4, 5):
-        yield [_make_case(name, "levels", num_levels, base_tokens, num_levels) for name in multi_level]
+    for points in POINTS:
+        yield [
+            _make_case(name, roles[name], "points", points, base_tokens, levels[name], points=points)
+            for name in with_points
+        ]
+    multi_level = [name for name in attentions if roles[name] != Role.STAGE]
+    for num_levels in NUM_LEVELS:
+        yield [_make_case(name, roles[name], "levels", num_levels, base_tokens, num_levels) for name in multi_level]
 
 
-def _is_multi_level(name: str) -> bool:
-    return Role.ENCODER in ATTENTIONS.get(name).roles
+def _slot_role(name: str, role: str) -> Role:
+    if role == "decoder":
+        return Role.DECODER
+    return Role.ENCODER if Role.ENCODER in ATTENTIONS.get(name).roles else Role.STAGE
 
 
-def _make_case(name: str, axis: str, x: int | None, tokens: int, levels: int, **options: Any) -> ScalingCase:
+def _make_case(
+    name: str,
+    role: Role,
+    axis: str,
+    x: int | None,
+    tokens: int,
+    levels: int,
+    queries: int = OBJECT_QUERIES,
+    **options: Any,
+) -> ScalingCase:
     if levels > 1 and "level" in ATTENTIONS.options(name):
         options["level"] = 0
     shapes = map_shapes(tokens, levels)
-    return ScalingCase(name, axis, sum(h * w for h, w in shapes) if x is None else x, shapes, options)
+    num_tokens = sum(h * w for h, w in shapes)
+    if role != Role.DECODER:
+        queries = num_tokens
+    return ScalingCase(name, role.value, axis, num_tokens if x is None else x, queries, shapes, options)
 
 
 def map_shapes(tokens: int, levels: int) -> tuple[tuple[int, int], ...]:
@@ -96,27 +147,33 @@ def map_shapes(tokens: int, levels: int) -> tuple[tuple[int, int], ...]:
     return tuple((-(-side // 2**level),) * 2 for level in range(levels))
 
 
-def build_inputs(case: ScalingCase, device: torch.device) -> tuple[Attention, Pyramid]:
-    """The attention at its initialisation (points lie within a few pixels of their query) and random tokens."""
-    role = Role.ENCODER if _is_multi_level(case.attention) else Role.STAGE
-    slot = Slot(DIM, HEADS, len(case.shapes), role, map_sizes=case.shapes)
+def build_inputs(case: ScalingCase, device: torch.device) -> tuple[Attention, Queries, Pyramid]:
+    """The attention at its initialisation (points lie within a few pixels of their query) and random tokens.
+
+    The reference points of object queries are uniform in the image.
+    """
+    slot = Slot(DIM, HEADS, len(case.shapes), Role(case.role), map_sizes=case.shapes)
     torch.manual_seed(0)
     attention = build(case.attention, slot, **case.options).to(device)
     tokens = torch.randn(1, case.tokens, DIM, device=device)
-    return attention, Pyramid(tokens, Layout.unpadded(case.shapes, 1, device))
+    pyramid = Pyramid(tokens, Layout.unpadded(case.shapes, 1, device))
+    if case.role != Role.DECODER:
+        return attention, pyramid.as_queries(), pyramid
+    objects = torch.randn(1, case.queries, DIM, device=device)
+    return attention, Queries(objects, torch.rand(1, case.queries, 2, device=device)), pyramid
 
 
 def run(
     device: torch.device,
-    attentions: Sequence[str],
+    attentions: dict[str, list[str]],
     passes: Sequence[str] = PASSES,
     limits: Limits = Limits(),
     seconds: float = 1.0,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The record of all cases; `on_progress` receives it after every group of rows."""
+    """The record of all cases of `attentions`, names by role; `on_progress` receives it after every group of rows."""
     record = records.header("scaling", device, ["attnzoo"])
-    record |= {"memory": memory.METHODS[device.type], "rows": [], "skipped": [], "fits": []}
+    record |= {"memory": memory.METHODS[device.type], "rows": [], "skipped": [], "fits": [], "crossings": []}
     for group in scaling_cases(attentions, limits):
         for pass_name in passes:
             supported = []
@@ -129,6 +186,7 @@ def run(
             record["rows"] += _measure(supported, pass_name, device, seconds)
             on_progress(record)
     record["fits"] = fits(record["rows"])
+    record["crossings"] = crossings(record["rows"])
     return record
 
 
@@ -136,7 +194,8 @@ def skip_reason(
     case: ScalingCase, pass_name: str, rows: list[dict[str, Any]], limits: Limits, free_bytes: int
 ) -> str | None:
     """Why a case is expected to exceed the limits, extrapolated from the largest one before it; else None."""
-    before = [r for r in rows if (r["attention"], r["pass"], r["axis"]) == (case.attention, pass_name, "tokens")]
+    same = (case.attention, case.role, pass_name, "tokens")
+    before = [row for row in rows if (row["attention"], row["role"], row["pass"], row["axis"]) == same]
     if not before or case.axis != "tokens":
         return None
     largest = max(before, key=lambda row: row["tokens"])
@@ -161,13 +220,15 @@ def free_memory(device: torch.device) -> int:
 def _measure(
     group: Sequence[ScalingCase], pass_name: str, device: torch.device, seconds: float
 ) -> list[dict[str, Any]]:
-    calls = {case.attention: _make_call(*build_inputs(case, device), pass_name) for case in group}
+    inputs = {case.attention: build_inputs(case, device) for case in group}
+    calls = {name: _make_call(*arguments, pass_name) for name, arguments in inputs.items()}
     samples = time_interleaved(calls, device, seconds, MIN_ROUNDS)
     return [
         {
             **asdict(case),
             "tokens": case.tokens,
             "pass": pass_name,
+            "flops": count_flops(*inputs[case.attention]),
             "seconds": samples[case.attention],
             "peak_bytes": memory.peak_memory(calls[case.attention], device),
         }
@@ -175,9 +236,13 @@ def _measure(
     ]
 
 
-def _make_call(attention: Attention, pyramid: Pyramid, pass_name: str) -> Callable[[], object]:
-    queries = pyramid.as_queries()
+def count_flops(attention: Attention, queries: Queries, pyramid: Pyramid) -> int:
+    """Multiply-accumulates of a forward pass: the algorithm's and those that the implementation adds."""
+    size = queries.tokens.shape[1] if queries.layout is None else queries.layout
+    return attention.flops(size, pyramid.layout) + attention.extra_flops(size, pyramid.layout)
 
+
+def _make_call(attention: Attention, queries: Queries, pyramid: Pyramid, pass_name: str) -> Callable[[], object]:
     def forward() -> Tensor:
         with torch.no_grad():
             return attention(queries, pyramid)
@@ -190,20 +255,22 @@ def _make_call(attention: Attention, pyramid: Pyramid, pass_name: str) -> Callab
 
 
 def fits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Power laws of time and peak memory per axis, attention and pass; against tokens from 4k on."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """Power laws of time, peak memory and FLOPs per role, axis, attention and pass; against tokens from 4k on."""
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["axis"] != "tokens" or row["x"] >= FIT_MIN_TOKENS:
-            groups.setdefault((row["axis"], row["attention"], row["pass"]), []).append(row)
+            groups.setdefault((row["role"], row["axis"], row["attention"], row["pass"]), []).append(row)
     return [
         {
+            "role": role,
             "axis": axis,
             "attention": name,
             "pass": pass_name,
+            "flops": _fit(group, lambda row: row["flops"]),
             "time": _fit(group, lambda row: median(row["seconds"])),
             "memory": _fit(group, lambda row: row["peak_bytes"]),
         }
-        for (axis, name, pass_name), group in groups.items()
+        for (role, axis, name, pass_name), group in groups.items()
     ]
 
 

@@ -15,6 +15,8 @@ from attnzoo.bench.operators.base import OURS
 from attnzoo.bench.timing import quartiles, time_ratios
 
 DASH = "–"
+CONVOLUTION = "conv"  # with whose time per FLOP others are compared
+TOKENS_PER_FLOP = 2**12  # at which time per FLOP is shown
 MIB = 2**20
 OPS_HEADER = (
     "case", "pattern", "pass", "implementation", "ms (quartiles)", "ratio (quartiles)", "% of roofline", "peak MiB",
@@ -181,21 +183,21 @@ def _roofline_notes(record: dict[str, Any]) -> Iterator[str]:
 
 
 def scaling_tables(record: dict[str, Any]) -> list[TextTable]:
-    """The fitted exponents, and one table per axis."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """The fitted exponents, the crossings, time per FLOP, and one table per role and axis."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in record["rows"]:
-        groups.setdefault(row["axis"], []).append(row)
-    result = [_exponents_table(record)]
-    for axis, rows in groups.items():
+        groups.setdefault((row["role"], row["axis"]), []).append(row)
+    result = [_exponents_table(record), _crossings_table(record), _time_per_flop_table(record)]
+    for (role, axis), rows in groups.items():
         rows.sort(key=lambda row: (row["attention"], row["pass"], row["x"]))
         skipped_notes = tuple(
             f"skipped: {skipped['attention']}, {skipped['pass']}, {axis} {skipped['x']}: {skipped['reason']}"
             for skipped in record["skipped"]
-            if skipped["axis"] == axis
+            if (skipped["role"], skipped["axis"]) == (role, axis)
         )
         cells = [_scaling_row(row) for row in rows]
-        result.append(TextTable(f"against {axis}", _scaling_header(axis), cells, 2, skipped_notes))
-    return result
+        result.append(TextTable(f"{role}, against {axis}", _scaling_header(axis), cells, 2, skipped_notes))
+    return [table for table in result if table.rows]
 
 
 def _scaling_header(axis: str) -> tuple[str, ...]:
@@ -212,11 +214,48 @@ def _scaling_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _exponents_table(record: dict[str, Any]) -> TextTable:
     lines = [
-        (fit["axis"], fit["attention"], fit["pass"], format_exponent(fit["time"]), format_exponent(fit["memory"]))
+        (
+            *(fit[key] for key in ("role", "axis", "attention", "pass")),
+            *(format_exponent(fit[cost]) for cost in ("flops", "time", "memory")),
+        )
         for fit in record["fits"]
     ]
-    notes = ("against tokens: fitted from 4k tokens on", f"peak: {record['memory']}")
-    return TextTable("fitted exponents", ("against", "attention", "pass", "of time", "of memory"), lines, 3, notes)
+    header = ("role", "against", "attention", "pass", "of FLOPs", "of time", "of memory")
+    notes = (
+        "against tokens: fitted from 4k tokens on",
+        "FLOPs: multiply-accumulates of the forward pass",
+        f"peak: {record['memory']}",
+    )
+    return TextTable("fitted exponents", header, lines, 4, notes)
+
+
+def _crossings_table(record: dict[str, Any]) -> TextTable:
+    keys = ("role", "axis", "pass", "cost", "cheaper_below", "cheaper_above")
+    lines = [(*(row[key] for key in keys), f"{row['x']:,.0f}") for row in record["crossings"]]
+    header = ("role", "against", "pass", "cost", "cheaper below", "cheaper above", "crossing")
+    notes = ("interpolated between measured sizes; pairs whose order is the same at both ends are left out",)
+    return TextTable("crossings", header, lines, 6, notes)
+
+
+def _time_per_flop_table(record: dict[str, Any]) -> TextTable:
+    """Forward passes of each role near 4k tokens, the least time per FLOP first."""
+    by_role: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if (row["axis"], row["pass"]) == ("tokens", "forward") and row["flops"]:
+            rows = by_role.setdefault(row["role"], {})
+            nearest = rows.setdefault(row["attention"], row)
+            if abs(row["tokens"] - TOKENS_PER_FLOP) < abs(nearest["tokens"] - TOKENS_PER_FLOP):
+                rows[row["attention"]] = row
+    lines = []
+    for role, rows in by_role.items():
+        seconds = {name: median(row["seconds"]) / row["flops"] for name, row in rows.items()}
+        for name in sorted(rows, key=lambda name: seconds[name]):
+            ratio = f"{seconds[name] / seconds[CONVOLUTION]:.2f}" if CONVOLUTION in rows else DASH
+            cells = (f"{rows[name]['tokens']:,}", f"{rows[name]['flops'] / 1e9:.3g}", format_ms(rows[name]["seconds"]))
+            lines.append((role, name, *cells, f"{1e12 * seconds[name]:.3g}", ratio))
+    header = ("role", "attention", "tokens", "GFLOPs", "ms (quartiles)", "ps per FLOP", f"of {CONVOLUTION}'s")
+    notes = ("FLOPs: multiply-accumulates, of padding and masked keys too",)
+    return TextTable("time per FLOP, forward", header, lines, 2, notes)
 
 
 def format_exponent(fit: dict[str, Any] | None) -> str:

@@ -1,6 +1,6 @@
 """Images of a data set with their ground truth, and what a model predicts for them, ready to be drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,14 @@ class Example:
     - `picture`: (h, w, 3), 8-bit
     - `boxes`: (n, 4) as (x1, y1, x2, y2) in [0, 1]; without rows in classification
     - `labels`: the class of each box, or of the image
+    - `original_size`: (h, w) of the image of a detection data set before it was scaled
     """
 
     inputs: Tensor
     picture: Array
     boxes: Array
     labels: tuple[int, ...]
+    original_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +51,21 @@ class Predictions:
 
 def load_examples(dataset: Any, count: int) -> list[Example]:
     """The first images of a data set of either task, as it gives them for evaluation."""
-    return [_example(*dataset[index]) for index in range(min(count, len(dataset)))]
+    return list(iterate_examples(dataset, count))
+
+
+def iterate_examples(dataset: Any, count: int) -> Iterator[Example]:
+    """`load_examples`, one at a time."""
+    return (_example(*dataset[index]) for index in range(min(count, len(dataset))))
 
 
 def _example(image: Tensor, target: Any) -> Example:
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     picture = ((image * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     if isinstance(target, dict):
-        return Example(image[None], picture, cxcywh_to_xyxy(target["boxes"]).numpy(), tuple(target["labels"].tolist()))
+        boxes, labels = cxcywh_to_xyxy(target["boxes"]).numpy(), tuple(target["labels"].tolist())
+        height, width = target["orig_size"].tolist()
+        return Example(image[None], picture, boxes, labels, (height, width))
     return Example(image[None], picture, NO_BOXES, (int(target),))
 
 

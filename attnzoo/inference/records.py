@@ -1,7 +1,7 @@
 """Records of the attentions of a model on one image, as arrays that can be drawn and summarised."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -104,8 +104,12 @@ def normalised_entropy(weights: Array) -> float:
 
 
 @contextmanager
-def record_attentions(model: nn.Module, receive: Callable[[AttentionRecord], None]) -> Iterator[None]:
+def record_attentions(
+    model: nn.Module, receive: Callable[[AttentionRecord], None], roles: Collection[Role] = tuple(Role)
+) -> Iterator[None]:
     """Call `receive` with the record of each attention of `model` after each of its forward passes in the block.
+
+    `roles`: of the attentions that are recorded.
 
     For batches of one image that is not padded. An attention is recorded on its own, so that memory is needed for one
     at a time. Left out are attentions that record nothing, and those with more than MAX_WEIGHTS weights.
@@ -113,7 +117,7 @@ def record_attentions(model: nn.Module, receive: Callable[[AttentionRecord], Non
     names = attention_names(model)
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention) and module.slot.role in roles:
                 _Recorder(names[name], module, receive, stack)
         yield
 

@@ -1,4 +1,4 @@
-"""Pictures, histograms of offsets and attention entropy of a model while it trains, for TensorBoard and as files."""
+"""Pictures, histograms of offsets and summaries of attention of a model while it trains."""
 
 import logging
 from collections import defaultdict
@@ -15,7 +15,7 @@ from attnzoo.attention.deformable import MultiScaleDeformableAttention
 from attnzoo.geometry import Role
 from attnzoo.inference import figures
 from attnzoo.inference.draw import to_png
-from attnzoo.inference.examples import Example, load_examples, read_predictions
+from attnzoo.inference.examples import Example, iterate_examples, load_examples, read_predictions
 from attnzoo.inference.figures import Result
 from attnzoo.inference.records import (
     Array,
@@ -25,11 +25,13 @@ from attnzoo.inference.records import (
     predicted_offsets,
     record_attentions,
 )
+from attnzoo.inference.shares import AttentionShares
 from attnzoo.rundir.folder import atomic_write
 
 log = logging.getLogger(__name__)
 
 IMAGES = 4  # of the validation set
+SHARE_IMAGES = 32  # for the shares of a decoder's attention
 ROWS = 2  # images in figures of attentions
 
 
@@ -46,9 +48,10 @@ class Sink(Protocol):
 class TrainingPictures:
     """Looks at a model on the first validation images, at each evaluation of its training.
 
-    At each evaluation: attention entropy, which it returns, and histograms of offsets. At evaluations 1, 2, 4, 8, … and
-    the last: pictures, which are also written to `folder` as PNG files, each time anew. An error ends both and gives
-    one warning. The model is called in the mode that it is in; random generators are left as they were.
+    At each evaluation: attention entropy and shares of attention, which it returns, and histograms of offsets. At
+    evaluations 1, 2, 4, 8, … and the last: pictures, which are also written to `folder` as PNG files, each time anew.
+    An error ends both and gives one warning. The model is called in the mode that it is in; random generators are left
+    as they were.
 
     `val`: the validation set of either task. `eval_every`: steps between evaluations, None for one at the end.
     """
@@ -69,7 +72,10 @@ class TrainingPictures:
         self._failed = False
 
     def __call__(self, model: nn.Module, forward: Callable[..., Any], step: int, last: bool) -> dict[str, float]:
-        """The attention entropy by `entropy/NAME`. `forward` is `model` as it is called, such as under autocast."""
+        """Entropy of attentions by `entropy/NAME`; of a detector's decoder also the shares of `AttentionShares`.
+
+        `forward` is `model` as it is called, such as under autocast.
+        """
         if self._failed:
             return {}
         try:
@@ -109,7 +115,25 @@ class TrainingPictures:
                 with atomic_write(self._folder / f"{name}.png", "wb") as file:
                     file.write(png)
         self._sink.flush()
-        return {f"entropy/{name}": float(np.mean(values)) for name, values in entropies.items()}
+        summary = {f"entropy/{name}": float(np.mean(values)) for name, values in entropies.items()}
+        return summary | self._shares(model, forward)
+
+    def _shares(self, model: nn.Module, forward: Callable[..., Any]) -> dict[str, float]:
+        """The shares of a decoder's attention on the first SHARE_IMAGES images; {} for a classifier."""
+        if not hasattr(self._val, "area_thresholds"):
+            return {}
+        shares = AttentionShares(self._val.area_thresholds)
+        records: dict[str, AttentionRecord] = {}
+
+        def receive(record: AttentionRecord) -> None:
+            records[record.name] = record
+
+        with record_attentions(model, receive, roles=[Role.DECODER]):
+            for example in iterate_examples(self._val, SHARE_IMAGES):
+                records.clear()
+                output = forward(example.inputs.to(self._device))
+                shares.add(example, read_predictions(output, self._num_classes), records)
+        return shares.means()
 
     def _is_due(self, step: int) -> bool:
         """Whether this is evaluation 1, 2, 4, 8, …, so that pictures of long trainings cost next to nothing."""

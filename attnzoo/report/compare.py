@@ -36,10 +36,13 @@ class _VariantRuns:
         return {seed: run for seed, run in self.seeds.items() if run.final}
 
 
-def compare(folders: Sequence[Path], baseline: str | None = None, margin: float | None = None) -> Comparison:
+def compare(
+    folders: Sequence[Path], baseline: str | None = None, margin: float | None = None, target: float | None = None
+) -> Comparison:
     """Compare all runs in `folders`, of runs or with a results.json.
 
     `baseline`: the name of a variant, `margin`: see `compare_pairs`; by default those of the sweep, if it has any.
+    `target`: the score whose steps are compared; by default 90 % of the baseline's.
     Raises UserError for a folder without runs, for a duplicate run, and for an unknown baseline.
     """
     plan = find_plan(folders)
@@ -62,13 +65,19 @@ def compare(folders: Sequence[Path], baseline: str | None = None, margin: float 
     ]
     if margin is not None:
         plan = replace(plan, margin=margin)
-    if baseline is not None:
-        plan = replace(plan, baseline=baseline)
+    names = _names(variants)
     paired = None
-    if len(variants) > 1 and len({(config.task, config.data.dataset["name"]) for config in configs}) == 1:
-        paired = _pair(variants, plan)
-    elif baseline is not None:
+    is_paired = len(variants) > 1 and len({(config.task, config.data.dataset["name"]) for config in configs}) == 1
+    if baseline is not None and not is_paired:
         raise UserError(f"--baseline {baseline}: expected several variants of one task and data set to compare")
+    if baseline is not None:
+        if baseline not in names:
+            raise unknown("variant", baseline, names).at("--baseline")
+        plan = replace(plan, baseline=baseline)
+    elif plan.baseline not in names:  # of one sweep, while another has a variant of that name
+        plan = replace(plan, baseline=None)
+    if is_paired:
+        paired = _pair(variants, plan, target)
     columns = list(dict.fromkeys(column for row in rows for column in row.options))
     if "variant" not in columns:  # named variants keep the order of the experiment's file
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
@@ -118,13 +127,11 @@ def _group(records: Sequence[RunRecord], plan: SweepPlan) -> tuple[list[_Variant
     return [by_digest[digest] for digest in ordered], notes
 
 
-def _pair(variants: Sequence[_VariantRuns], plan: SweepPlan) -> PairedTable:
+def _pair(variants: Sequence[_VariantRuns], plan: SweepPlan, target: float | None) -> PairedTable:
     """All variants against the baseline, by default the first."""
     metric = PRIMARY_METRICS[variants[0].config.task]
     scores = [_scores(name, variant, metric.key) for name, variant in zip(_names(variants), variants, strict=True)]
     by_name = {variant.name: variant for variant in scores}
-    if plan.baseline is not None and plan.baseline not in by_name:
-        raise unknown("variant", plan.baseline, by_name).at("--baseline")
     baseline = by_name[plan.baseline] if plan.baseline is not None else scores[0]
     return pair_variants(
         [variant for variant in scores if variant is not baseline],
@@ -134,6 +141,7 @@ def _pair(variants: Sequence[_VariantRuns], plan: SweepPlan) -> PairedTable:
         aa=plan.aa,
         margin=plan.margin,
         looks=plan.looks,
+        target=target,
     )
 
 
@@ -251,6 +259,11 @@ def _warnings(
     batches = sorted({config.data.batch_size * config.train.accumulate for config in configs})
     if len(batches) > 1:
         warnings.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
+    data = [dict(flatten({"data": {"dataset": config.data.dataset}})) for config in configs]
+    for key in dict.fromkeys(key for options in data for key in options):
+        values = list(dict.fromkeys(format_value(options.get(key)) for options in data))
+        if len(values) > 1:
+            warnings.append(f"Warning: {key} differs ({', '.join(values)}): scores are not of the same data.")
     if num_unfinished := sum(len(variant.unfinished) for variant in variants):
         verb = "is" if len(finals) == 1 else "are"
         warnings.append(

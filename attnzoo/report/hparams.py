@@ -38,6 +38,8 @@ CHARTS = {
     "Score": rf"val/({SCORES})$",
     "Loss": r"(train|val)/loss$",
     "Attention entropy": r"entropy/",
+    "Attention inside the box": r"inside_box/",
+    "Attention by level": r"level_share/",
     "Other scores": rf"val/(?!({SCORES}|loss)$)",
     "Parts of the loss": r"train/loss_",
     "Optimisation": r"train/(lr|grad_norm)$",

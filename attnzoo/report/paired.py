@@ -39,7 +39,7 @@ class PairedResult:
     sign_flip_p: float | None  # two-sided sign-flip test, of this variant alone
     probability_better: float | None  # share of pairs in which the variant is better; ties count half
     verdict: Verdict
-    more_pairs: int | None  # if undecided: about how many more decide; None above 9,999
+    more_pairs: int | None  # if undecided: about how many more decide; None above 9,999, 0 after the last planned look
 
     @property
     def words(self) -> str:
@@ -48,6 +48,8 @@ class PairedResult:
             return self.verdict
         if self.invalid:
             return f"undecided: {self.invalid} {_plural(self.invalid)} without a finite difference"
+        if self.more_pairs == 0:
+            return "undecided after all planned pairs"
         if self.more_pairs is None:
             return f"undecided: over {MAX_PAIRS:,} more pairs"
         return f"undecided: about {self.more_pairs:,} more {_plural(self.more_pairs)}"
@@ -260,8 +262,10 @@ def _more_pairs(sample: _Sample, margin: float | None, claims: _Claims, looks: S
                 pairs_for_equivalence(margin, sample.deviation, equivalence_level / 2),
             )
             total = None if None in needed else max(number for number in needed if number is not None)
-        if margin is None or (total is not None and total <= sample.n):
+        if margin is None or abs(sample.mean) >= margin or (total is not None and total <= sample.n):
             total = pairs_for_difference(sample.mean, sample.deviation, level)
+    if looks and sample.n >= looks[-1]:
+        return 0
     if total is None:
         return None
     first_look = looks[0] if looks else 0

@@ -41,7 +41,7 @@ class PairedTable:
     """All variants against `baseline`; `is_given`: whether the experiment or the user chose it.
 
     `steps_to_target`: by variant, the baseline included, the median number of steps until a run reaches the score
-    `target`; None if half of the runs do not.
+    `target`; None if half of the runs do not. `target_is_relative`: whether that is a share of the baseline's score.
     """
 
     baseline: str
@@ -51,6 +51,7 @@ class PairedTable:
     is_sequential: bool
     rows: list[PairedRow]
     target: float | None
+    target_is_relative: bool
     steps_to_target: dict[str, float | None]
 
     def sentences(self) -> list[str]:
@@ -67,10 +68,12 @@ def pair_variants(
     aa: str | None = None,
     margin: float | None = None,
     looks: Sequence[int] | None = None,
+    target: float | None = None,
 ) -> PairedTable:
     """Compare `variants`, without the baseline, with `baseline` by seed.
 
-    `aa`: the name of the baseline's copy; `margin`, `looks`: see `compare_pairs`.
+    `aa`: the name of the baseline's copy; `margin`, `looks`: see `compare_pairs`. `target`: the score whose steps are
+    compared; by default `TARGET` of the baseline's mean.
     """
     judged = [variant for variant in variants if variant.name != aa]
     finals = compare_pairs([_differences(variant, baseline) for variant in judged], margin, looks=looks)
@@ -83,9 +86,13 @@ def pair_variants(
         (area,) = compare_pairs([paired_differences(_areas(variant), _areas(baseline))])
         rows.append(PairedRow(variant.name, final, area, _correlation(variant, baseline), variant.name == aa))
     values = list(baseline.final.values())
-    target = TARGET * sum(values) / len(values) if values else None
+    target_is_relative = target is None
+    if target is None and values:
+        target = TARGET * sum(values) / len(values)
     steps = {variant.name: _steps(variant, target) for variant in [baseline, *variants]}
-    return PairedTable(baseline.name, is_given, metric, margin, looks is not None, rows, target, steps)
+    return PairedTable(
+        baseline.name, is_given, metric, margin, looks is not None, rows, target, target_is_relative, steps
+    )
 
 
 def _differences(variant: Scores, baseline: Scores) -> list[float]:

@@ -1,7 +1,7 @@
 """The runs of a comparison: read from their folders, or from results.json, in which raw results are kept.
 
 results.json holds what a comparison needs of each run: config, status, environments, hours, and the rows of
-metrics.jsonl with validation metrics or costs.
+metrics.jsonl with validation metrics, costs, or the entropy and shares of attention.
 
     {"format": 1, "comparison": a SweepPlan or null, "configs": {DIGEST: config without its seed},
      "runs": [{"variant", "variant_name", "seed", "config": DIGEST, "status", "environments", "hours", "metrics"}]}
@@ -21,7 +21,7 @@ from attnzoo.errors import UserError
 from attnzoo.report.runs import RESULTS, RunEntry, find_runs
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder, atomic_write, is_row, is_status
-from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, final_values, is_validation
+from attnzoo.rundir.metrics import ATTENTION, COST_METRICS, MEMORY_METRICS, final_values, is_validation
 
 FORMAT = 1
 LEFT_OUT = "Left out: "  # before the reason why a run is missing from a comparison
@@ -63,7 +63,7 @@ class RunRecord:
     @property
     def _is_on_gpu(self) -> bool:
         known = [environment for environment in self.environments if environment]
-        return any(environment["operators"] == "cuda" or "NVIDIA" in environment["device"] for environment in known)
+        return any(e.get("operators") == "cuda" or "NVIDIA" in e.get("device", "") for e in known)
 
 
 def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
@@ -104,7 +104,7 @@ def save_results(records: Sequence[RunRecord], comparison: dict[str, Any] | None
         rows = [
             {key: value for key, value in row.items() if key in KEPT or not key.startswith(("train/", "speed/"))}
             for row in record.metrics
-            if is_validation(row) or KEPT & row.keys()
+            if is_validation(row) or KEPT & row.keys() or any(key.startswith(ATTENTION) for key in row)
         ]
         runs.append(
             {

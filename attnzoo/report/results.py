@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from attnzoo.errors import UserError
+from attnzoo.report.compare import varying_options
 from attnzoo.report.records import read_records
 from attnzoo.rundir.metrics import METRICS
 
 
 class Results:
-    """The runs of a sweep, one row each: variant, seed, state, hours, and the final metrics by name.
+    """The runs of a sweep, one row each: variant, its options, seed, state, hours, and the final metrics by name.
 
-    A sequence of dicts; `columns` are their keys, `column(name)` gives one as a list, `to_pandas()` a DataFrame.
+    A sequence of dicts; `columns` are their keys, `results["AP"]` is a column as a list, `to_pandas()` a DataFrame.
     """
 
     def __init__(self, rows: list[dict[str, Any]]):
@@ -26,11 +27,17 @@ class Results:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
+    @overload
+    def __getitem__(self, key: int) -> dict[str, Any]: ...
 
-    def column(self, name: str) -> list[Any]:
-        """The values of a column, None where a run has none. Raises KeyError for a name that is not in `columns`."""
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...
+
+    def __getitem__(self, key: int | str) -> dict[str, Any] | list[Any]:
+        """A row, or the values of a column, None where a run has none. Raises KeyError for an unknown column."""
+        return self._column(key) if isinstance(key, str) else self.rows[key]
+
+    def _column(self, name: str) -> list[Any]:
         if name not in self.columns:
             raise KeyError(f"{name!r}: expected one of {', '.join(self.columns)}")
         return [row.get(name) for row in self.rows]
@@ -59,16 +66,22 @@ def read_results(*folders: str | Path) -> Results:
     if not records:
         raise UserError(left_out[0])
     names = {metric.key: metric.name for metric in METRICS}
+    options = varying_options([record.config for record in records], [record.entry.variant for record in records])
     return Results(
         [
-            {
-                "variant": record.entry.variant_name or record.config.name,
+            {"variant": record.entry.variant_name or record.config.name}
+            | {name: value for name, value in labels.items() if name not in ("variant", "seed")}
+            | {
                 "seed": record.config.seed,
                 "state": record.status["state"],
                 "hours": record.hours,
             }
-            | {name: record.final[key] for key, name in names.items() if key in record.final}
-            for record in records
+            | {
+                names.get(key, key.removeprefix("val/")): value
+                for key, value in record.final.items()
+                if key in names or key.startswith("val/")
+            }
+            for record, labels in zip(records, options, strict=True)
         ]
     )
 

@@ -20,6 +20,7 @@ from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, TASK_METRICS, M
 from attnzoo.schema.keys import format_value
 
 NOT_AVAILABLE = "n/a"
+PAIRED_COLUMNS = ("verdict", "difference", "difference_low", "difference_high", "pairs", "p_holm")  # of the CSV
 
 
 def _metric_columns(comparison: Comparison) -> list[Metric]:
@@ -148,14 +149,15 @@ def paired_title(paired: PairedTable) -> str:
 
 
 def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the paired table."""
+    """The header and the rows of the paired table, with BCa intervals if there are enough pairs for any."""
+    has_bca = any(row.final.bca is not None for row in paired.rows)
     header = [
-        "variant", "verdict", "difference [95 %]", "pairs", "p (Holm)", "p (sign flip)", "P(better)",
-        "area under curve", "steps", "correlation",
+        "variant", "verdict", "difference [95 %]", *(["BCa [95 %]"] if has_bca else []), "pairs", "p (Holm)",
+        "p (sign flip)", "P(better)", "area under curve", "steps", "correlation",
     ]  # fmt: skip
     spec = f"+{paired.metric.format_spec}"
     steps = _number(paired.steps_to_target[paired.baseline], ",.0f")
-    rows = [[paired.baseline, "baseline", *[""] * 6, steps, ""]]
+    rows = [[paired.baseline, "baseline", *[""] * (6 + has_bca), steps, ""]]
     for row in paired.rows:
         final = row.final
         holm = _p_value(final.holm_p) if final.holm_p is not None else ""
@@ -164,6 +166,7 @@ def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
                 row.name,
                 "A/A copy" if row.is_aa else final.words,
                 difference(final, spec),
+                *([_bounds(final.bca, spec)] if has_bca else []),
                 str(final.pairs),
                 "" if row.is_aa else holm,
                 _p_value(final.sign_flip_p),
@@ -181,13 +184,15 @@ def paired_notes(paired: PairedTable) -> list[str]:
     metric, target = paired.metric, _number(paired.target, paired.metric.format_spec)
     chosen = "" if paired.is_given else " (the first; choose another with --baseline or sweep.baseline)"
     rounds = "the rounds of seeds and " if paired.is_sequential else ""
+    share = f", {TARGET:.0%} of the baseline's mean" if paired.target_is_relative else ""
+    repeated = "repeated " if paired.is_sequential else ""
     margin = f"± {paired.margin:g} {metric.title}" if paired.margin else "not set, so no variant can be equivalent"
     return [
-        f"Baseline: {paired.baseline}{chosen}. Differences of runs with the same seed, with the 95 % interval of each "
-        f"variant by itself; verdicts: paired t-tests, corrected for {rounds}all variants (Holm). Margin: {margin}. "
-        "See docs/statistics.md.",
-        f"area under curve: difference of the mean {metric.title} over training; steps: median steps to {metric.title} "
-        f"{target}, {TARGET:.0%} of the baseline's mean; correlation: of both variants' {metric.title} over seeds.",
+        f"Baseline: {paired.baseline}{chosen}. Differences of runs with the same seed, with the {repeated}95 % interval "
+        f"of each variant by itself; verdicts: paired t-tests, corrected for {rounds}all variants (Holm). "
+        f"Margin: {margin}. See docs/statistics.md.",
+        f"area under curve: difference of the mean {metric.title} over training; steps: median steps to "
+        f"{metric.title} {target}{share}; correlation: of both variants' {metric.title} over seeds.",
     ]
 
 
@@ -195,10 +200,11 @@ def difference(result: PairedResult, spec: str) -> str:
     """A mean difference and its interval."""
     if result.mean is None:
         return NOT_AVAILABLE
-    if result.interval is None:
-        return f"{result.mean:{spec}} [{NOT_AVAILABLE}]"
-    low, high = result.interval
-    return f"{result.mean:{spec}} [{low:{spec}}, {high:{spec}}]"
+    return f"{result.mean:{spec}} {_bounds(result.interval, spec)}"
+
+
+def _bounds(interval: tuple[float, float] | None, spec: str) -> str:
+    return f"[{NOT_AVAILABLE}]" if interval is None else f"[{interval[0]:{spec}}, {interval[1]:{spec}}]"
 
 
 def _p_value(value: float | None) -> str:
@@ -234,6 +240,13 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps({"variants": variants, "paired": paired, "notes": table_notes(comparison)}, indent=1)
 
 
+def _paired_values(result: PairedResult | None) -> list[Any]:
+    """In the order of `PAIRED_COLUMNS`; those of the baseline are empty."""
+    if result is None:
+        return [None] * len(PAIRED_COLUMNS)
+    return [result.verdict, result.mean, *(result.interval or (None, None)), result.pairs, result.holm_p]
+
+
 def to_csv(comparison: Comparison) -> str:
     """One row per variant with unrounded numbers; mean and ci95 are separate columns, empty if missing."""
     buffer = io.StringIO()
@@ -241,6 +254,8 @@ def to_csv(comparison: Comparison) -> str:
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
     names += [column.name for column in costs]
+    results = {row.name: row.final for row in comparison.paired.rows} if comparison.paired else {}
+    names += [*PAIRED_COLUMNS] if comparison.paired else []
     writer.writerow([*comparison.columns, *names, "cpu_hours", "gpu_hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:
         numbers: list[Any] = []
@@ -248,6 +263,8 @@ def to_csv(comparison: Comparison) -> str:
             estimate = variant.estimates[metric.key]
             numbers += [estimate.mean, estimate.ci95] if estimate else [None, None]
         numbers += [column.value(comparison, variant) for column in costs]
+        if comparison.paired:
+            numbers += _paired_values(results.get(variant.name))
         writer.writerow(
             [
                 *_options(comparison, variant),

@@ -45,6 +45,10 @@ METRICS = tuple(dict.fromkeys([*chain.from_iterable(TASK_METRICS.values()), *COS
 STATUS = {"train/loss": "loss"} | {metric.key: metric.name for metric in METRICS if metric.is_validation}
 
 
+# Of what attentions do on validation images: `inference.training`.
+ATTENTION = ("entropy/", "inside_box/", "level_share/")
+
+
 def is_validation(row: Mapping[str, float]) -> bool:
     """Whether a row of metrics.jsonl is from an evaluation."""
     return any(key.startswith("val/") for key in row)

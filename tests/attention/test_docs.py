@@ -48,8 +48,10 @@ def test_page_is_complete(name: str) -> None:
     for part in ("**Cost**", "**Supported roles**", "**Differences from the published code**", "| option | default |"):
         assert part in text, part
     assert re.search(r"— .+ (19|20)\d\d", text), "no source"
-    (figure,) = re.findall(r"!\[.+\]\((.+\.png)\)", text)
-    assert (PAGES / figure).is_file()
+    figures = re.findall(r"!\[.+\]\((.+\.png)\)", text)
+    assert [Path(figure).name.startswith("scene-") for figure in figures] == [False, True]
+    assert all((PAGES / figure).is_file() for figure in figures)
+    assert "erdicts** " in text
 
 
 def test_overview_lists_the_supported_roles() -> None:

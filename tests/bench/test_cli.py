@@ -65,6 +65,11 @@ def test_invalid_arguments_give_a_one_line_error(capsys, arguments, message):
         (["ops", "--budget", "-1"], "--budget -1: must be more than 0"),
         (["ops", "--budget", "0"], "--budget 0: must be more than 0"),
         (["ops", "--budget", "nan"], "--budget nan: must be more than 0"),
+        (["scaling", "--roles", "decode"], "unknown role 'decode'; did you mean 'decoder'?"),
+        (
+            ["scaling", "--attentions", "conv", "--roles", "decoder"],
+            "--roles decoder: conv: no attention for this role",
+        ),
         (["scaling", "--limit", "0"], "--limit 0: must be more than 0"),
         (["scaling", "--limit", "nan"], "--limit nan: must be more than 0"),
         (["scaling", "--tokens", "0"], "--tokens 0: must be at least 1024"),
@@ -151,11 +156,13 @@ def test_models_benchmark(capsys, tmp_path):
 
 
 def test_scaling_with_a_plot(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scaling, "TOKENS", (64, 128))
+    for axis, values in {"TOKENS": (64, 128), "QUERIES": (4, 8), "POINTS": (1, 2), "NUM_LEVELS": (1, 2)}.items():
+        monkeypatch.setattr(scaling, axis, values)
     raw, plot = tmp_path / "scaling.json", tmp_path / "scaling.png"
     assert bench("scaling", "--attentions", "ms_deform", "--seconds", "0", "--json", raw, "--plot", plot) == 0
     out = capsys.readouterr().out
-    assert "against points" in out
+    assert "encoder, against points" in out
+    assert "decoder, against queries" in out
     assert "fitted exponents" in out
     record = json.loads(raw.read_text())
     assert all(len(row["seconds"]) == scaling.MIN_ROUNDS for row in record["rows"])

@@ -1,25 +1,30 @@
 """`bench scaling`: its cases, skipped cases and fitted exponents."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from attnzoo import attention
 from attnzoo.bench import scaling
+from attnzoo.bench.crossings import crossings, find_crossing
 from attnzoo.bench.scaling import Limits, ScalingCase, fit_power_law, fits, map_shapes, skip_reason
-from attnzoo.geometry import Role
+from attnzoo.bench.tables import scaling_tables
+from attnzoo.errors import UserError
 
 CPU = torch.device("cpu")
 
 
 def make_row(name: str = "dense", tokens: int = 4096, seconds: float = 1.0, peak: int = 2**20, axis: str = "tokens"):
     return {
-        "attention": name, "axis": axis, "x": tokens, "tokens": tokens, "pass": "forward",
+        "attention": name, "role": "encoder", "axis": axis, "queries": tokens,
+        "shapes": [[1, tokens]], "flops": tokens**2, "x": tokens, "tokens": tokens, "pass": "forward",
         "seconds": [seconds, 2 * seconds, seconds], "peak_bytes": peak,
     }  # fmt: skip
 
 
 def make_case(tokens: int) -> ScalingCase:
-    return ScalingCase("dense", "tokens", tokens, ((1, tokens),), {})
+    return ScalingCase("dense", "encoder", "tokens", tokens, tokens, ((1, tokens),), {})
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
@@ -31,24 +36,104 @@ def test_map_shapes_have_about_the_requested_tokens(tokens, levels):
     assert shapes[0] > shapes[-1] or levels == 1
 
 
-def test_every_spatial_attention_is_measured_on_its_axes():
-    names = scaling.spatial_attentions()
-    assert {"deform", "dense", "ms_deform"} <= set(names) <= set(attention.names())
-    cases = [case for group in scaling.scaling_cases(names, Limits()) for case in group]
-    assert {case.attention for case in cases if case.axis == "tokens"} == set(names)
-    assert max(case.tokens for case in cases) > 60_000
-    assert sorted({case.x for case in cases if case.axis == "points"}) == [1, 2, 4, 8, 16]
+def all_cases() -> list[ScalingCase]:
+    attentions = scaling.select_attentions(attention.names(), scaling.ROLES)
+    return [case for group in scaling.scaling_cases(attentions, Limits()) for case in group]
+
+
+def test_every_attention_is_measured_in_its_roles_and_on_its_axes():
+    cases = all_cases()
+    for role, role_names in (
+        ("encoder", scaling.attentions_in("encoder")),
+        ("decoder", scaling.attentions_in("decoder")),
+    ):
+        roles = {"encoder", "stage"} if role == "encoder" else {"decoder"}
+        measured = [case for case in cases if case.role in roles]
+        assert {case.attention for case in measured if case.axis == "tokens"} == set(role_names)
+        assert max(case.tokens for case in measured) > 60_000
+        assert sorted({case.x for case in measured if case.axis == "points"}) == [1, 2, 4, 8, 16]
+        assert {case.x for case in measured if case.axis == "levels"} == {1, 2, 3, 4, 5}
+    assert {"conv", "deform", "dense", "ms_deform"} <= set(scaling.attentions_in("encoder"))
+    assert "conv" not in scaling.attentions_in("decoder")
+    assert {case.axis for case in cases if case.role != "decoder"} == {"tokens", "points", "levels"}
     for case in cases:
         if case.axis == "levels":
             assert len(case.shapes) == case.x
-            assert Role.ENCODER in attention.ATTENTIONS.get(case.attention).roles
+        if case.axis == "queries":
+            assert case.queries == case.x
+        elif case.role == "decoder":
+            assert case.queries == scaling.OBJECT_QUERIES
+        else:
+            assert case.queries == case.tokens
 
 
-def test_every_spatial_attention_runs():
-    for case in next(scaling.scaling_cases(scaling.spatial_attentions(), Limits())):
-        small = ScalingCase(case.attention, "tokens", 0, tuple((4, 4) for _ in case.shapes), case.options)
-        module, pyramid = scaling.build_inputs(small, CPU)
-        assert module(pyramid.as_queries(), pyramid).shape == pyramid.tokens.shape
+def test_every_attention_runs_in_its_roles():
+    attentions = scaling.select_attentions(attention.names(), scaling.ROLES)
+    first = {(case.role, case.attention): case for case in reversed(all_cases()) if case.axis == "tokens"}
+    assert len(first) == sum(map(len, attentions.values()))
+    for case in first.values():
+        shapes = tuple((4, 4) for _ in case.shapes)
+        queries = 5 if case.role == "decoder" else 16 * len(shapes)
+        small = dataclasses.replace(case, shapes=shapes, queries=queries)
+        module, objects, pyramid = scaling.build_inputs(small, CPU)
+        assert module(objects, pyramid).shape == (1, queries, scaling.DIM)
+        assert scaling.count_flops(module, objects, pyramid) > 0
+
+
+def test_roles_without_the_attention_are_rejected():
+    assert scaling.select_attentions(["conv", "dense"], ["decoder"]) == {"decoder": ["dense"]}
+    with pytest.raises(UserError, match="--roles decoder: conv: no attention for this role"):
+        scaling.select_attentions(["conv"], ["decoder"])
+
+
+def test_flops_of_deformable_cross_attention_do_not_grow_with_the_map_but_with_queries():
+    """Values aside, sampling is N·K·C in the decoder and dense attention N·S·C."""
+
+    def flops(name: str, tokens: int, queries: int) -> int:
+        options = {"level": 0} if name == "deform" else {}
+        case = ScalingCase(name, "decoder", "tokens", tokens, queries, map_shapes(tokens, 4), options)
+        return scaling.count_flops(*scaling.build_inputs(case, CPU))
+
+    values = {tokens: sum(h * w for h, w in map_shapes(tokens, 4)) * scaling.DIM**2 for tokens in (1024, 4096)}
+    deformable = [flops("ms_deform", tokens, 300) - values[tokens] for tokens in (1024, 4096)]
+    assert deformable[0] == deformable[1] > 0
+    dense = [flops("dense", tokens, 300) - 2 * values[tokens] for tokens in (1024, 4096)]
+    assert dense[1] > 2 * dense[0]
+    assert flops("ms_deform", 1024, 600) - values[1024] == 2 * deformable[0]
+
+
+def test_crossing_of_two_power_laws():
+    """x² · 1e-6 and x · 1e-3 are equal at 1000."""
+    sizes = [100, 400, 1600, 6400]
+    quadratic, linear = {x: 1e-6 * x**2 for x in sizes}, {x: 1e-3 * x for x in sizes}
+    assert find_crossing(quadratic, linear) == (pytest.approx(1000), True)
+    assert find_crossing(linear, quadratic) == (pytest.approx(1000), False)
+    elsewhere = {x: 1e-3 * x for x in (150, 700, 3000)}  # other sizes, as of single-level attentions
+    assert find_crossing(quadratic, elsewhere) == (pytest.approx(1000), True)
+    assert find_crossing(linear, {x: 2 * y for x, y in linear.items()}) is None
+    assert find_crossing(linear, linear) is None
+    assert find_crossing({100: 1.0}, linear) is None
+    back = {100: 2.0, 400: 0.3, 1600: 2.0, 6400: 100.0}  # dips below and rises again: cheaper at neither end
+    assert find_crossing(linear, back) is None
+
+
+def test_crossings_are_named_by_role_axis_pass_and_cost():
+    sizes = (1024, 4096, 16384)
+    rows = [make_row("dense", n, 1e-6 * n**2, 64 * n) for n in sizes]
+    rows += [make_row("ms_deform", n, 4e-3 * n, 128 * n) for n in sizes]
+    (found,) = crossings(rows)
+    assert found.pop("x") == pytest.approx(4000)
+    assert found == {
+        "role": "encoder", "axis": "tokens", "pass": "forward", "cost": "time",
+        "cheaper_below": "dense", "cheaper_above": "ms_deform",
+    }  # fmt: skip
+
+
+def test_time_per_flop_is_compared_with_a_convolution():
+    rows = [make_row("conv", 4096, 1e-3), make_row("window", 4096, 3e-3), make_row("window", 16384, 1.0)]
+    record = {"rows": rows, "fits": [], "crossings": [], "skipped": [], "memory": ""}
+    table = next(table for table in scaling_tables(record) if table.title.startswith("time per FLOP"))
+    assert [(row[1], row[2], row[-1]) for row in table.rows] == [("conv", "4,096", "1.00"), ("window", "4,096", "3.00")]
 
 
 def test_cases_beyond_the_limits_are_skipped():
@@ -63,7 +148,7 @@ def test_cases_beyond_the_limits_are_skipped():
 
 def test_small_limit_skips_the_larger_case(monkeypatch):
     monkeypatch.setattr(scaling, "scaling_cases", lambda *_: [[make_case(16)], [make_case(32)]])
-    record = scaling.run(CPU, ["dense"], ["forward"], Limits(seconds=1e-9), seconds=0)
+    record = scaling.run(CPU, {"encoder": ["dense"]}, ["forward"], Limits(seconds=1e-9), seconds=0)
     assert [row["tokens"] for row in record["rows"]] == [16]
     assert [(skipped["x"], skipped["pass"]) for skipped in record["skipped"]] == [(32, "forward")]
 

@@ -87,7 +87,7 @@ def test_published_coco_recipe() -> None:
 
 def test_recipes_fit_the_documented_models() -> None:
     page = (Path(__file__).parents[2] / "docs" / "classification.md").read_text()
-    rows = re.findall(r"^ +\| `(\w+_imagenet\.yaml)` \| (.*?) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+_imagenet\.yaml)` \| (.*?) \|", page, re.MULTILINE)
     assert len(rows) == 4
     for file, models_of_it in rows:
         for preset in re.findall(r"\b(?:swin|dat)_\w+", models_of_it.split(", from")[0]):

@@ -17,7 +17,7 @@ from attnzoo.config.load import Experiment, save
 from attnzoo.errors import UserError
 from attnzoo.report.compare import compare
 from attnzoo.report.statistics import mean_ci95
-from attnzoo.report.table import print_comparison, rich_table, write_comparison
+from attnzoo.report.table import PAIRED_COLUMNS, print_comparison, rich_table, to_csv, write_comparison
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import expand
@@ -309,3 +309,50 @@ def test_options_implied_by_a_backbone_are_not_columns(tmp_path: Path) -> None:
         ("resnet18", None, None),
         ("swin_pico", "window", None),
     ]
+
+
+def create(folder: Path, text: str) -> Path:
+    """Finished runs of an experiment, with AP of 0.1 and the seed."""
+    folder.mkdir()
+    (folder / "x.yaml").write_text(text)
+    entries = {}
+    for run in expand(Experiment(folder / "x.yaml")):
+        target = RunFolder(folder / "runs" / run.name)
+        save(run.config, target.config)
+        target.metrics.write_text(json.dumps({"step": 5, "val/AP": 0.1 + run.seed / 100}) + "\n")
+        target.write_status(state="done", step=5, steps=5)
+        entries[run.name] = {"variant": run.variant, "overrides": run.overrides, "seed": run.seed, "digest": run.digest}
+    (folder / "runs" / "sweep.json").write_text(json.dumps({"runs": entries, "baseline": "a"}))
+    return folder / "runs"
+
+
+def test_other_data_give_a_warning(tmp_path: Path) -> None:
+    """Scores on other images are not pairs, even where the name of the variant hides the option."""
+    variants = "a: {data.dataset: {val_images: 20}}, b: {data.dataset: {val_images: 24}}"
+    folder = create(
+        tmp_path / "1", f"name: x\ntrain: {{steps: 5}}\nsweep: {{variants: {{{variants}}}, seeds: [0, 1]}}\n"
+    )
+    warning = "Warning: data.dataset.val_images differs (20, 24): scores are not of the same data."
+    assert warning in compare([folder]).warnings
+
+
+def test_a_baseline_that_two_sweeps_have_is_not_chosen(tmp_path: Path) -> None:
+    """Without a baseline on the command line, the first variant is; the names tell the sweeps apart."""
+    sweep = "train: {steps: 5}\nsweep: {variants: {a: {train.optimizer.lr: 1e-3}, b: {}}, seeds: [0, 1]}\n"
+    folders = [create(tmp_path / name, f"name: {name}\n{sweep}") for name in ("one", "two")]
+    paired = compare(folders).paired
+    assert paired is not None
+    assert (paired.baseline, paired.is_given) == ("a, experiment=one", False)
+    with pytest.raises(UserError, match="--baseline: unknown variant 'a'"):
+        compare(folders, baseline="a")
+
+
+def test_csv_has_the_verdicts(folder: Path) -> None:
+    comparison = compare([folder])
+    rows = {int(row["points"]): row for row in csv.DictReader(to_csv(comparison).splitlines())}
+    assert comparison.paired is not None
+    row = comparison.paired.rows[0].final
+    base, other = (rows[10], rows[2]) if comparison.paired.baseline == "points=10" else (rows[2], rows[10])
+    assert {base[name] for name in PAIRED_COLUMNS} == {""}
+    assert (other["verdict"], int(other["pairs"])) == (row.verdict, 3)
+    assert float(other["difference"]) == row.mean

@@ -63,3 +63,28 @@ def test_variant_without_common_seeds():
     assert [row.final.pairs for row in table.rows] == [0, 0]
     assert table.sentences() == [f"{name}: no seed in common with base yet." for name in ("other", "empty")]
     assert table.steps_to_target["empty"] is None
+
+
+def test_steps_to_a_given_score():
+    table = pair_variants([scores("variant", 0.30, 0.32)], BASE, AP, is_given=True, target=0.22)
+    assert table.target == 0.22
+    assert table.steps_to_target["variant"] == pytest.approx(14.2, abs=0.1)  # between 0.15 and 0.30, 0.16 and 0.32
+    assert not table.target_is_relative
+
+
+def test_all_planned_pairs_are_run():
+    """Then nothing more is promised: raising `at_most` after looking would give the error rate away."""
+    unclear = scores("unclear", 0.1, 0.4, 0.1, 0.3)
+    (row,) = pair_variants([unclear], BASE, AP, is_given=True, looks=(2, 4)).rows
+    assert row.final.words == "undecided after all planned pairs"
+    (row,) = pair_variants([unclear], BASE, AP, is_given=True, looks=(2, 4, 6)).rows
+    assert "more pair" in row.final.words
+
+
+def test_beyond_the_margin_more_pairs_are_those_that_find_the_difference():
+    variant = scores("variant", 0.23, 0.30, 0.22, 0.29)
+    with_margin, without = (
+        pair_variants([variant], BASE, AP, is_given=True, margin=margin).rows[0].final for margin in (0.02, None)
+    )
+    assert with_margin.verdict == "undecided"
+    assert with_margin.more_pairs == without.more_pairs

@@ -16,6 +16,7 @@ from attnzoo.rundir import attempts
 from attnzoo.sweep.expand import expand_sweep
 from attnzoo.sweep.rounds import SeedRounds
 
+ATTENTION = {"step": 1, "entropy/decoder.0": 0.9, "inside_box/decoder.0": 0.2, "level_share/decoder.0/large/level0": 1}
 SCORES = {"dense": BASE[:4], "deform": BETTER[:4], "other": UNCLEAR[:4]}
 
 
@@ -25,6 +26,8 @@ def saved(tmp_path: Path) -> Path:
     first = rounds(tmp_path, f"seeds: {ROUNDS}, margin: 0.02")
     finish(first, SCORES)
     run = first.sweep.runs[0].folder
+    rows = run.metrics.read_text()
+    run.metrics.write_text(json.dumps(ATTENTION) + "\n" + rows)
     attempts.record_start(run, 0, 0, {"sources": "a1b2c3d4", "torch": "2"})
     attempts.record_end(run, "done")
     folder = run.path.parent
@@ -38,6 +41,7 @@ def saved(tmp_path: Path) -> Path:
 def test_saved_results_compare_as_the_runs_did(saved, capsys):
     (record, *_), _ = read_records([saved])
     assert record.environments == [{"sources": "a1b2c3d4", "torch": "2"}]
+    assert ATTENTION in record.metrics
     assert record.config.seed == 10
     files = sorted(path.name for path in saved.iterdir())
     assert files == ["comparison.csv", "comparison.html", "comparison.md", "results.json"]

@@ -24,9 +24,9 @@ def test_rows_are_runs_with_their_final_metrics(table):
     ]  # fmt: skip
     assert len(table) == 5
     assert table[0]["state"] == "done"
-    assert table.column("AP") == BASE[:3] + BETTER[:2]
+    assert table["AP"] == BASE[:3] + BETTER[:2]
     with pytest.raises(KeyError, match="expected one of variant, seed"):
-        table.column("ap")
+        table["ap"]
 
 
 def test_text_and_html_show_all_rows(table):

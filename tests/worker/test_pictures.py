@@ -28,8 +28,14 @@ def test_pictures_do_not_change_the_training(uninterrupted, tmp_path):
         assert torch.equal(value, theirs["model"][name]), name
     entropies = [row for row in run.read_metrics() if "entropy/decoder.1" in row]
     assert [row["step"] for row in entropies] == [8, 16, 20]
-    assert all(0 < value <= 1 + 1e-6 for row in entropies for key, value in row.items() if key != "step")
-    assert entropies[0].keys() == {"step", "entropy/encoder.0", "entropy/decoder.0", "entropy/decoder.1"}
+    assert all(0 <= value <= 1 + 1e-6 for row in entropies for key, value in row.items() if key != "step")
+    keys = entropies[0].keys() - {key for key in entropies[0] if key.startswith("level_share/")}
+    inside = {"inside_box/decoder.0", "inside_box/decoder.1"}
+    assert keys == {"step", "entropy/encoder.0", "entropy/decoder.0", "entropy/decoder.1"} | inside
+    sizes = {key.rpartition("/")[0] for key in entropies[0] if key.startswith("level_share/decoder.1/")}
+    assert sizes
+    for size in sizes:
+        assert sum(value for key, value in entropies[0].items() if key.startswith(f"{size}/")) == pytest.approx(1)
     names = {"predictions", "sampling_points", "encoder_sampling_points", "offsets"}
     assert {path.name for path in run.pictures.iterdir()} == {f"{name}.png" for name in names}
     for path in run.pictures.iterdir():

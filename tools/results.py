@@ -1,0 +1,85 @@
+"""Regenerate the tables and figures of docs/results from their raw files: python tools/results.py [--out FOLDER].
+
+`FOLDER/comparison.*` come from `FOLDER/results.json`, `profile.png` of probes too; operators/tables.md and
+operators/scaling.png from the records next to them, statistics.md from statistics/simulation.json. The pages of
+cuda-kernels, faults and soak are written by the commands that they name, together with their raw files; operators.md
+and training_speed.md are written by hand.
+"""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+from attnzoo.bench import records
+from attnzoo.bench.plot import plot_scaling
+from attnzoo.bench.tables import render_page
+from attnzoo.probe.plot import plot_profile
+from attnzoo.probe.profile import read_profile
+from attnzoo.report.compare import compare
+from attnzoo.report.page.write import write_page
+from attnzoo.report.runs import RESULTS
+from attnzoo.report.summary import PAGE
+from attnzoo.report.table import write_comparison
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "docs" / "results"
+PROFILE = "profile.png"
+TABLED = ("ops", "scaling", "models")  # kinds of records
+
+
+def regenerate(source: Path, out: Path) -> list[Path]:
+    """Write what the raw files in `source` determine into `out`; returns the files.
+
+    A page or picture of an experiment is written only if `source` has it: pages are large.
+    """
+    written: list[Path] = []
+    for raw in sorted(source.glob(f"*/{RESULTS}")):
+        folder = out / raw.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        comparison = compare([raw.parent])
+        written += write_comparison(comparison, folder)
+        if (raw.parent / PAGE).exists():
+            write_page(comparison, folder / PAGE)
+            written.append(folder / PAGE)
+        if (raw.parent / PROFILE).exists():
+            plot_profile(read_profile([raw.parent]), folder / PROFILE)
+            written.append(folder / PROFILE)
+    return [*written, *_operators(source / "operators", out / "operators"), *_statistics(source, out)]
+
+
+def _operators(source: Path, out: Path) -> list[Path]:
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.glob("*.json"))}
+    tabled = {path: records.read(path) for path, content in found.items() if content.get("kind") in TABLED}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tables.md").write_text(render_page(tabled, "Operators: tables"), encoding="utf-8")
+    plot_scaling(tabled[source / "scaling.json"], out / "scaling.png")
+    return [out / "tables.md", out / "scaling.png"]
+
+
+def _statistics(source: Path, out: Path) -> list[Path]:
+    raw = json.loads((source / "statistics" / "simulation.json").read_text(encoding="utf-8"))
+    page = out / "statistics.md"
+    page.write_text(_tool("simulate_statistics").markdown(raw), encoding="utf-8")
+    return [page]
+
+
+def _tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=PUBLISHED, help="default: docs/results itself")
+    for path in regenerate(PUBLISHED, parser.parse_args().out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
