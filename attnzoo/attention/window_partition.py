@@ -60,6 +60,11 @@ class WindowPartition:
         if isinstance(self.shifts, tuple):
             if all(map(_statically_zero, self.shifts)):
                 return x
+            if not all(isinstance(shift, int) for shift in self.shifts):  # ONNX has no roll by a dynamic shift
+                for axis, shift in enumerate(self.shifts, start=1):
+                    index = torch.arange(x.shape[axis], device=x.device) + (-shift if reverse else shift)
+                    x = x.index_select(axis, index % x.shape[axis])
+                return x
             y, x_shift = self.shifts
             return x.roll((y, x_shift) if reverse else (-y, -x_shift), (1, 2))
         shifts = -self.shifts if reverse else self.shifts

@@ -94,9 +94,13 @@ def _archive(program: torch.export.ExportedProgram, metadata: Mapping[str, Any])
 def _onnx(
     program: torch.export.ExportedProgram, model: InferenceModel, opset: int, metadata: Mapping[str, Any]
 ) -> bytes:
-    exported = torch.onnx.export(
-        program, opset_version=opset, input_names=model.inputs, output_names=model.outputs, verbose=False
-    )
+    try:
+        exported = torch.onnx.export(
+            program, opset_version=opset, input_names=model.inputs, output_names=model.outputs, verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise UserError(f"this model cannot be written as ONNX: {reason}") from error
     assert exported is not None
     _name_axes(exported.model)
     exported.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})

@@ -223,7 +223,8 @@ def test_a_program_of_a_run_from_the_command_line(run_folder: Path, capsys: pyte
     assert set(smallest_sizes(program).values()) <= set(range(33))
     assert json.loads(files["metadata.json"])["class_names"] == [str(digit) for digit in range(10)]
     for batch, height, width in ((1, 64, 64), (3, 96, 64)):
-        logits, boxes = program.module()(torch.rand(batch, 3, height, width), torch.zeros(batch, height, width) > 0)
+        mask = torch.zeros(batch, height, width, dtype=torch.bool)
+        logits, boxes = program.module()(images=torch.rand(batch, 3, height, width), mask=mask)
         assert logits.shape == (batch, 5, 10)
         assert boxes.shape == (batch, 5, 4)
 
