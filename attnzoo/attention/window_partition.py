@@ -62,8 +62,9 @@ class WindowPartition:
                 return x
             if not all(isinstance(shift, int) for shift in self.shifts):  # ONNX has no roll by a dynamic shift
                 for axis, shift in enumerate(self.shifts, start=1):
-                    index = torch.arange(x.shape[axis], device=x.device) + (-shift if reverse else shift)
-                    x = x.index_select(axis, index % x.shape[axis])
+                    size = x.shape[axis]
+                    index = torch.arange(size, device=x.device) + (size - shift if reverse else shift)
+                    x = x.index_select(axis, torch.where(index < size, index, index - size))
                 return x
             y, x_shift = self.shifts
             return x.roll((y, x_shift) if reverse else (-y, -x_shift), (1, 2))
