@@ -10,7 +10,7 @@ from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError
-from attnzoo.inference import draw_cli, eval_cli, predict_cli
+from attnzoo.inference import draw_cli, eval_cli, export_cli, predict_cli
 from attnzoo.probe import cli as probe_cli
 from attnzoo.reference import cli as schema_cli
 from attnzoo.userdata import cli as data_cli
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("predict", help="objects or classes in images: COCO JSON and annotated pictures")
     commands.add_parser("eval", help="COCO metrics of a detector, or the accuracy of a classifier")
     commands.add_parser("draw", help="what queries of a trained model attend to: a figure or an interactive page")
+    export = commands.add_parser("export", help="write a model as ONNX or as a program of torch.export")
+    export_cli.add_arguments(export).set_defaults(command=export_cli.main)
     args = parser.parse_args(argv)
     return run.report_errors(lambda: args.command(args))
 

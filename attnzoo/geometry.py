@@ -76,7 +76,7 @@ class Layout:
     @classmethod
     def from_masks(cls, masks: Sequence[Tensor]) -> "Layout":
         """The layout of maps with padding: one (B, h, w) bool mask per level, True where padded."""
-        shapes = tuple((int(m.shape[-2]), int(m.shape[-1])) for m in masks)
+        shapes = tuple((m.shape[-2], m.shape[-1]) for m in masks)  # int(…) would make torch.export's sizes constants
         # The first row and column give the size of the valid rectangle (Deformable DETR, get_valid_ratio).
         valid = torch.stack([torch.stack([(~m[:, 0]).sum(-1), (~m[:, :, 0]).sum(-1)], -1) for m in masks], 1)
         sizes = _sizes_wh(shapes, valid.device)
@@ -89,7 +89,7 @@ class Layout:
         cls, shapes: Sequence[tuple[int, int]], batch_size: int, device: torch.device | str = "cpu"
     ) -> "Layout":
         """The layout of maps of the given (h, w) without padding."""
-        shapes = tuple((int(h), int(w)) for h, w in shapes)
+        shapes = tuple((h, w) for h, w in shapes)
         ratios = torch.ones(1, len(shapes), 2, device=device)  # the same in all images
         centers = _centers(shapes, ratios).expand(batch_size, -1, -1)
         return cls(shapes, None, ratios.expand(batch_size, -1, -1), centers, _sizes_wh(shapes, ratios.device))

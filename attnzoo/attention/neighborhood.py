@@ -144,9 +144,9 @@ def _gather_key_blocks(x: Tensor, index: NeighborhoodIndex, shape: tuple[int, in
     """The key block of every tile, (B, tiles, block size², C), from tokens (B, S, C)."""
     x = x.unflatten(1, shape)
     rows, columns = index.rows, index.columns
-    if len(rows) == 1:
+    if rows.shape[0] == 1:
         x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
         return rearrange(x, "b (y h) (x w) c -> b (y x) (h w) c", h=rows.shape[2], w=columns.shape[2])
-    batch_index = torch.arange(len(x), device=x.device)[:, None, None, None, None]
+    batch_index = torch.arange(x.shape[0], device=x.device)[:, None, None, None, None]
     x = x[batch_index, rows[:, :, None, :, None], columns[:, None, :, None, :]]
     return rearrange(x, "b y x h w c -> b (y x) (h w) c")

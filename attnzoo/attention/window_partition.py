@@ -60,6 +60,12 @@ class WindowPartition:
         if isinstance(self.shifts, tuple):
             if all(map(_statically_zero, self.shifts)):
                 return x
+            if not all(isinstance(shift, int) for shift in self.shifts):  # ONNX has no roll by a dynamic shift
+                for axis, shift in enumerate(self.shifts, start=1):
+                    size = x.shape[axis]
+                    index = torch.arange(size, device=x.device) + (size - shift if reverse else shift)
+                    x = x.index_select(axis, torch.where(index < size, index, index - size))
+                return x
             y, x_shift = self.shifts
             return x.roll((y, x_shift) if reverse else (-y, -x_shift), (1, 2))
         shifts = -self.shifts if reverse else self.shifts
@@ -67,7 +73,7 @@ class WindowPartition:
             (torch.arange(size, device=x.device) + shift[:, None]) % size
             for size, shift in zip(x.shape[1:3], shifts.unbind(1), strict=True)
         )
-        batch_index = torch.arange(len(x), device=x.device)[:, None, None]
+        batch_index = torch.arange(x.shape[0], device=x.device)[:, None, None]
         return x[batch_index, rows[:, :, None], columns[:, None, :]]
 
     def _mask(self, layout: Layout) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `python -m attnzoo bench {ops,scaling,models,tables}`."""
+"""The command line of the benchmarks: `python -m attnzoo bench {ops,scaling,models,export,tables}`."""
 
 import argparse
 import re
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     _add_ops(benchmarks.add_parser("ops", help="compare implementations of the operators"))
     _add_scaling(benchmarks.add_parser("scaling", help="attentions against map size, queries, points and levels"))
     _add_models(benchmarks.add_parser("models", help="compare implementations of whole models"))
+    _add_export(benchmarks.add_parser("export", help="exported models beside eager mode, on the CPU"))
     _add_tables(benchmarks.add_parser("tables", help="render JSON results as Markdown"))
     return parser
 
@@ -71,6 +72,13 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "--training", type=_shape, metavar="BxHxW", help="images of the training step, 2x256x256 for detectors"
     )
     parser.add_argument("--tiny", action="store_true", help="tiny models, for smoke tests")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(benchmark=_run_export)
+    _add_common_arguments(parser, seconds=5.0)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="presets (or all)")
+    parser.add_argument("--forward", type=_shape, metavar="BxHxW", help="images, 1x800x1066 for detectors")
 
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +239,16 @@ def _run_models(args: argparse.Namespace) -> int:
         on_progress=_record_writer(args),
     )
     return _finish(args, record, benchmark.failures(record))
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    if _prepare(args).type != "cpu":
+        raise UserError("--device cuda: exported models are timed on the CPU")
+    from attnzoo.bench.models import exported
+
+    names = args.models or exported.DEFAULT_MODELS
+    record = exported.run(names, seconds=args.seconds, shape=args.forward, on_progress=_record_writer(args))
+    return _finish(args, record, exported.failures(record))
 
 
 def _run_tables(args: argparse.Namespace) -> int:

@@ -65,7 +65,9 @@ class TextTable:
 
 def tables(record: dict[str, Any]) -> list[TextTable]:
     """The tables of a record of any kind."""
-    return {"ops": ops_tables, "scaling": scaling_tables, "models": models_tables}[record["kind"]](record)
+    return {"ops": ops_tables, "scaling": scaling_tables, "models": models_tables, "export": models_tables}[
+        record["kind"]
+    ](record)
 
 
 def render_page(records: dict[Path, dict[str, Any]], title: str) -> str:

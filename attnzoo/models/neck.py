@@ -54,7 +54,7 @@ class Neck(nn.Module):
         if self.c6 is not None:
             levels.append(self.c6(feature_maps[-1]))
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        batch, device = len(levels[0]), levels[0].device
+        batch, device = levels[0].shape[0], levels[0].device
         if mask is None:
             masks = [torch.zeros(1, *size, dtype=torch.bool, device=device) for size in sizes]  # the same in all images
             layout = Layout.unpadded(sizes, batch, device)

@@ -1,6 +1,7 @@
 """Compatibility: Deformable-DETR's `MSDeformAttnFunction`, and decompositions for ONNX export."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from attnzoo.ops.checks import check_dense, format_shape
 from attnzoo.ops.deform_kv_attn import reference as kv_reference
 from attnzoo.ops.ms_deform_attn import reference
 from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn
+from attnzoo.ops.sampling import SAMPLERS, Sampler
 
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -66,40 +68,42 @@ def _int_list(name: str, tensor: Tensor, axes: str, level_shape: tuple[int, ...]
     return values
 
 
-def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+def decompositions(sampling: str = "grid_sample") -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """The operators in plain PyTorch, for `torch.export.ExportedProgram.run_decompositions`.
 
-    The result can be exported to ONNX with opset 20 or later (GridSample):
-
-        program = torch.export.export(model, inputs).run_decompositions(attnzoo.ops.decompositions())
-        torch.onnx.export(program, opset_version=20).save("model.onnx")
+    `sampling` is `grid_sample`, or `gather`, for runtimes in which GridSample is missing or wrong (TensorRT issues 4646
+    and 4813). `attnzoo.interop.export_onnx` uses them. Raises ValueError for another form.
     """
+    if sampling not in SAMPLERS:
+        raise ValueError(f"sampling: expected one of {', '.join(SAMPLERS)}, got {sampling!r}")
+    sampler = SAMPLERS[sampling]
+    table_attention = partial(_deform_kv_attn, sampler)
     return {
-        torch.ops.attnzoo.ms_deform_attn.default: _as_decomposition(reference.ms_deform_attn),
-        torch.ops.attnzoo.ms_deform_attn_fused.default: _as_decomposition(reference.ms_deform_attn_fused),
-        torch.ops.attnzoo.deform_kv_attn.default: _deform_kv_attn,
-        torch.ops.attnzoo.deform_kv_attn_in_blocks.default: _deform_kv_attn,
+        torch.ops.attnzoo.ms_deform_attn.default: _as_decomposition(reference.ms_deform_attn, sampler),
+        torch.ops.attnzoo.ms_deform_attn_fused.default: _as_decomposition(reference.ms_deform_attn_fused, sampler),
+        torch.ops.attnzoo.deform_kv_attn.default: table_attention,
+        torch.ops.attnzoo.deform_kv_attn_in_blocks.default: table_attention,
         torch.ops.attnzoo.deform_kv_attn_mlp.default: _deform_kv_attn_mlp,
     }
 
 
-def _as_decomposition(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _as_decomposition(function: Callable[..., Tensor], sampler: Sampler) -> Callable[..., Tensor]:
     """`function` with the flat shapes (h0, w0, h1, w1, …) of the operator schemas."""
 
     def decomposition(value: Tensor, shapes: Sequence[int], *sampling: Tensor) -> Tensor:
-        return function(value, _pairs(shapes), *sampling)
+        return function(value, _pairs(shapes), *sampling, sampler=sampler)
 
     return decomposition
 
 
 def _deform_kv_attn(
-    query: Tensor, key: Tensor, value: Tensor, query_positions: Tensor, key_positions: Tensor, tables: Tensor,
-    shapes: Sequence[int], key_counts: Sequence[int], key_padding: Tensor | None, scale: float,
+    sampler: Sampler, query: Tensor, key: Tensor, value: Tensor, query_positions: Tensor, key_positions: Tensor,
+    tables: Tensor, shapes: Sequence[int], key_counts: Sequence[int], key_padding: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     levels = tables.split([h * w for h, w in _pairs(shapes)], 1)
     maps = [level.unflatten(1, shape) for level, shape in zip(levels, _pairs(shapes), strict=True)]
     key_positions = kv_reference.zero_masked_keys(key_positions, key_padding)
-    bias = kv_reference.table_bias(query_positions, key_positions, maps, key_counts)
+    bias = kv_reference.table_bias(query_positions, key_positions, maps, key_counts, sampler)
     return _attend(query, key, value, bias, key_padding, scale)
 
 

@@ -44,6 +44,7 @@ def bench(*arguments):
         (["ops", "--threads", "0"], "must be at least 1"),
         (["ops", "--json", "/dev/null/ops.json"], "--json /dev/null/ops.json: "),
         (["models", "--models", "detr_r5"], "unknown model 'detr_r5'; did you mean 'detr_r50'?"),
+        (["export", "--models", "detr_r5"], "unknown model 'detr_r5'; did you mean 'detr_r50'?"),
         (["scaling", "--attentions", "dens"], "unknown attention 'dens'; did you mean 'dense'?"),
     ],
 )

@@ -75,7 +75,7 @@ class Detector(nn.Module):
         if isinstance(self.queries, TwoStageQueries):
             queries, encoder_logits, encoder_boxes = self.queries(memory, self.heads)
             return self._decode(queries, memory, encoder_logits, encoder_boxes)
-        return self._decode(self.queries(len(memory.tokens)), memory, None, None)
+        return self._decode(self.queries(memory.tokens.shape[0]), memory, None, None)
 
     def _decode(
         self, queries: Queries, memory: Pyramid, encoder_logits: Tensor | None, encoder_boxes: Tensor | None

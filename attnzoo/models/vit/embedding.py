@@ -18,7 +18,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(x, "b h w c -> b c h w")
         if self.kernel == self.stride:
-            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+            x = F.pad(x, (0, _padding(x.shape[3], self.stride), 0, _padding(x.shape[2], self.stride)))
         return self.norm(rearrange(self.conv(x), "b c h w -> b h w c"))
 
 
@@ -47,9 +47,14 @@ class PatchMerging(nn.Module):
         nn.init.trunc_normal_(self.reduction.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        x = F.pad(x, (0, 0, 0, _padding(x.shape[2], 2), 0, _padding(x.shape[1], 2)))
         x = rearrange(x, "b (h row) (w column) c -> b h w (column row c)", row=2, column=2)  # order of Swin's weights
         return self.reduction(self.norm(x))
+
+
+def _padding(size: int, stride: int) -> int:
+    """Pixels to the next multiple of the stride; as -size % stride, in a form that torch.export simplifies."""
+    return (size + stride - 1) // stride * stride - size
 
 
 PATCH_EMBEDS = {"patch": PatchEmbed, "overlap": OverlapPatchEmbed}

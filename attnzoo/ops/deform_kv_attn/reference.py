@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnzoo.ops.sampling import Sampler, grid_sample
+
 Layer = tuple[Tensor, Tensor]  # weight (out, in) and bias (out,)
 
 
@@ -66,7 +68,11 @@ def attention_scores(
 
 
 def table_bias(
-    query_positions: Tensor, key_positions: Tensor, tables: Sequence[Tensor], key_counts: Sequence[int] | None = None
+    query_positions: Tensor,
+    key_positions: Tensor,
+    tables: Sequence[Tensor],
+    key_counts: Sequence[int] | None = None,
+    sampler: Sampler = grid_sample,
 ) -> Tensor:
     """The bias (B, H, Nq, Nk), sampled bilinearly from tables (H, Th, Tw), zero outside them."""
     biases = []
@@ -76,7 +82,7 @@ def table_bias(
         # new_full instead of new_tensor: exportable, accepts symbolic sizes.
         cell_size = torch.cat([displacement.new_full((1,), 2 / side) for side in (table.shape[2], table.shape[1])])
         grid = displacement * cell_size
-        biases.append(grid_sample_zeros(maps, grid.flatten(0, 1)).unflatten(0, (batch, groups)).flatten(1, 2))
+        biases.append(grid_sample_zeros(maps, grid.flatten(0, 1), sampler).unflatten(0, (batch, groups)).flatten(1, 2))
     return torch.cat(biases, -1)
 
 
@@ -101,11 +107,10 @@ def log_spaced(displacement: Tensor) -> Tensor:
     return displacement.sign() * displacement.abs().log1p()
 
 
-def grid_sample_zeros(maps: Tensor, grid: Tensor) -> Tensor:
+def grid_sample_zeros(maps: Tensor, grid: Tensor, sampler: Sampler = grid_sample) -> Tensor:
     """Sample maps (N, C, h, w) at a grid (N, q, k, 2) in [-1, 1]; value and gradient are zero outside, also at NaN."""
     # Samples beyond 1 + 1 / size ≤ 2 are zero, so NaN and large values are clamped to 3.
-    grid = grid.nan_to_num(nan=3.0).clamp(-3.0, 3.0)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampler(maps, grid.nan_to_num(nan=3.0).clamp(-3.0, 3.0))
 
 
 def _displacements(query_positions: Tensor, key_positions: Tensor, key_counts: Sequence[int] | None) -> list[Tensor]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from attnzoo.ops.sampling import Sampler, grid_sample
 
 
 def ms_deform_attn(
@@ -12,6 +13,7 @@ def ms_deform_attn(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    sampler: Sampler = grid_sample,
 ) -> Tensor:
     """Multi-scale deformable attention (Zhu et al., Deformable DETR, arXiv:2010.04159, equation 3).
 
@@ -27,7 +29,7 @@ def ms_deform_attn(
     queries = sampling_locations.shape[1]
     output = sampling_locations.new_zeros(batch * heads, head_dim, queries)
     for maps, grid, weights in _per_level(value, spatial_shapes, sampling_locations, attention_weights):
-        output = output + (_sample(maps, grid) * weights).sum(-1)
+        output = output + (sampler(maps, grid) * weights).sum(-1)
     return output.reshape(batch, heads * head_dim, queries).transpose(1, 2).contiguous().to(value.dtype)
 
 
@@ -49,7 +51,7 @@ def ms_deform_attn_backward(
         )
         grad_maps.append(grad_map.flatten(2))
         grad_grids.append(grad_grid)
-        grad_level_weights.append((grad * _sample(maps, grid)).sum(1))
+        grad_level_weights.append((grad * grid_sample(maps, grid)).sum(1))
     grad_value = torch.cat(grad_maps, -1).unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
     grad_locations = 2 * torch.stack(grad_grids, 2).unflatten(0, (batch, heads)).transpose(1, 2)
     grad_weights = torch.stack(grad_level_weights, 2).unflatten(0, (batch, heads)).transpose(1, 2)
@@ -57,7 +59,12 @@ def ms_deform_attn_backward(
 
 
 def ms_deform_attn_fused(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    sampler: Sampler = grid_sample,
 ) -> Tensor:
     """Multi-scale deformable attention from references, raw offsets and attention logits.
 
@@ -68,7 +75,7 @@ def ms_deform_attn_fused(
     Otherwise identical to `ms_deform_attn` (Deformable DETR, arXiv:2010.04159, equation 3 and appendix A.4).
     """
     locations = sampling_locations(spatial_shapes, references, offsets)
-    return ms_deform_attn(value, spatial_shapes, locations, _softmax(logits))
+    return ms_deform_attn(value, spatial_shapes, locations, _softmax(logits), sampler)
 
 
 def ms_deform_attn_fused_backward(
@@ -125,10 +132,6 @@ def _mul_or_zero(gradient: Tensor, factor: Tensor) -> Tensor:
 
 def _softmax(logits: Tensor) -> Tensor:
     return logits.flatten(-2).softmax(-1).view(logits.shape)
-
-
-def _sample(maps: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _per_level(
