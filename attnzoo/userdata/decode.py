@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
-from attnzoo.data.images import DECODER_ERRORS, check_mode
+from attnzoo.data.images import check_mode
 
 
 class FileState(NamedTuple):
@@ -35,6 +35,8 @@ def read_files(paths: Sequence[Path], done: Callable[[], object] = lambda: None)
 
 
 def _read(path: Path) -> FileState:
+    if path.exists() and not path.is_file():
+        return FileState((0, 0), (0, 0), "", "not a regular file")  # a pipe would never end
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -48,6 +50,6 @@ def _read(path: Path) -> FileState:
             image.load()
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except DECODER_ERRORS as error:
+    except Exception as error:  # Pillow's decoders raise anything
         return FileState((0, 0), (0, 0), digest, str(error))
     return FileState((height, width) if turned else (width, height), (width, height), digest, "")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from attnzoo.data.images import DECODER_ERRORS, ImageReader
+from attnzoo.data.images import ImageReader
 from attnzoo.errors import UserError, plural
 from attnzoo.inference import draw
 from attnzoo.userdata.content import Array, Content, Split
@@ -29,7 +29,7 @@ def draw_sheet(content: Content, split: str = "train") -> Figure:
         try:
             with Image.open(chosen.paths[index]) as image:
                 rgb = ImageReader().to_rgb(image, lambda: "", transpose=_is_upright(chosen, index, image.size))
-        except DECODER_ERRORS:
+        except Exception:  # Pillow's decoders raise anything
             continue
         size = rgb.size
         rgb.thumbnail((LONGEST, LONGEST))
