@@ -72,7 +72,7 @@ def decompositions(sampling: str = "grid_sample") -> dict[torch._ops.OpOverload,
     """The operators in plain PyTorch, for `torch.export.ExportedProgram.run_decompositions`.
 
     `sampling` is `grid_sample`, or `gather`, for runtimes in which GridSample is missing or wrong (TensorRT issues 4646
-    and 4813). `attnzoo.interop.export_onnx` uses them. Raises ValueError for another form.
+    and 4813). `attnzoo.interop.export_model` uses them. Raises ValueError for another form.
     """
     if sampling not in SAMPLERS:
         raise ValueError(f"sampling: expected one of {', '.join(SAMPLERS)}, got {sampling!r}")
