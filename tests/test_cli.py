@@ -166,7 +166,7 @@ def test_wrong_argument_is_reported_by_its_command(
 def test_unwritable_output_is_a_one_line_error(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiny.parent / "file").write_text("")
     assert attnzoo_run.main(["tiny.yaml", "output=file"]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: command line: output folder file/tiny: file is a file, not a folder\n"
 
 
 def test_dry_run_lists_runs_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
 """Type hints of config keys and options as JSON Schema (draft 7), and as text."""
 
+import dataclasses
 import types
 import typing
 from typing import Any
 
 from attnzoo.registry import format_type
-from attnzoo.schema.fields import FINITE, Range
+from attnzoo.schema.fields import COUNT, FINITE, Range
 
 Json = dict[str, Any]
 
@@ -48,6 +49,8 @@ def or_interpolation(schema: Json) -> Json:
 def type_text(hint: Any, allowed: Range | None = None) -> str:
     """The type for readers: `int, at least 1`."""
     text = format_type(hint)
+    if allowed is not None and allowed.high == COUNT.high:  # a guard against typing errors, no news for readers
+        allowed = dataclasses.replace(allowed, high=None)
     return text if allowed is None else f"{text}, {str(allowed).removeprefix('a number ')}"
 
 

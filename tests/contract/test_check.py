@@ -153,18 +153,6 @@ FAULTS = {
         "batch_independence",
         "an image alone gives another output",
     ),
-    "no attention": (
-        "class Mine(Attention):",
-        "class Mine(nn.Module):",
-        "interface",
-        r"expected a subclass of attnzoo\.attention\.Attention, got class Mine: derive the class from Attention",
-    ),
-    "function": (
-        '@register("mine")',
-        '@register("mine")\ndef mine(slot): return slot\n\n',
-        "interface",
-        r"expected a subclass of attnzoo\.attention\.Attention, got function",
-    ),
     "unknown role": (
         "frozenset({Role.DECODER})",
         '"decoders"',
@@ -251,6 +239,25 @@ def test_fault_fails_its_clause(fault: str, plugin: Path, capsys: pytest.Capture
         assert list(failures) == [clause]
         assert "not run" in printed[-2]
         assert f"; fix {clause} first, then check again" in printed[-1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind"),
+    [
+        ("class Mine(Attention):", "class Mine(nn.Module):", "the class Mine"),
+        ('@register("mine")', '@register("mine")\ndef mine(slot): return slot\n\n', "function"),
+    ],
+    ids=["class", "function"],
+)
+def test_what_is_no_attention_is_an_error_of_the_file(
+    before: str, after: str, kind: str, plugin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin.write_text(SOURCE.replace(before, after))
+    assert check(plugin) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {plugin}:")
+    assert kind in error
+    assert "expected a subclass of attnzoo.attention.Attention" in error
 
 
 def test_failure_names_its_role(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,14 @@ from attnzoo.contract import CLAUSES, Case, cases, compiles
 from attnzoo.geometry import Role
 
 # Compiling dominates the time. The fast tests compile dynamic shapes in one role, the last declared (a stage has one
-# level, which compiles fastest), of neighborhood in none, and export in all roles.
+# level, which compiles fastest), of neighborhood, window and dat in none, and export in all roles.
 FAST_ROLES = {case.name: case.role for case in cases()}
 
 
 def marks(clause: str, case: Case) -> tuple[pytest.MarkDecorator, ...]:
-    if clause == "compile_dynamic" and (case.role != FAST_ROLES[case.name] or case.name == "neighborhood"):
+    if clause == "compile_dynamic" and (
+        case.role != FAST_ROLES[case.name] or case.name in ("neighborhood", "window", "dat")
+    ):
         return pytest.mark.slow, pytest.mark.long
     return (pytest.mark.slow,) if clause == "compile_static" else ()
 

@@ -152,6 +152,7 @@ def test_a_single_run_is_named_by_its_experiment(experiment: Path) -> None:
     assert list(find_target(str(experiment)).subjects) == ["tiny"]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures_a_sweep(sweep: Path) -> None:
     command = [sys.executable, "-m", "attnzoo.cost", str(sweep), "--seconds", "2", "--baseline", "many"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -125,6 +125,7 @@ def test_equal_options_share_a_folder(cache):
     assert len([path for path in (cache / "digit_scenes").iterdir() if path.is_dir()]) == 2
 
 
+@pytest.mark.slow
 def test_several_processes_can_generate_at_once(cache):
     leftover = cache / "digit_scenes"
     program = (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from attnzoo.engine.checkpoint import CheckpointManager, CorruptCheckpointError, load_checkpoint
 from attnzoo.errors import UserError
@@ -98,11 +99,16 @@ def test_documented_snippet_loads_the_evaluated_weights(uninterrupted):
     example = "runs/ablate_points/points=4-seed=0"
     assert example in snippet
     names = {}
-    exec(snippet.replace(example, str(uninterrupted.path)), names)
-    saved, loaded = names["state"], names["detector"].state_dict()
-    assert saved["step"] == max(uninterrupted.read_metrics(), key=lambda row: row.get("val/AP", -1))["step"]
-    assert all(torch.equal(loaded[key], weight) for key, weight in saved["ema"].items())
-    assert not all(torch.equal(loaded[key], weight) for key, weight in saved["model"].items())
+    image = uninterrupted.path / "a.png"
+    Image.new("RGB", (40, 30)).save(image)
+    files = f'"{image}", "{image}"'
+    exec(snippet.replace(example, str(uninterrupted.path)).replace('"a.jpg", "b.jpg"', files), names)
+    loaded = names["model"].model.state_dict()
+    state = load_checkpoint(CheckpointManager(uninterrupted.checkpoints).best())
+    assert state["step"] == max(uninterrupted.read_metrics(), key=lambda row: row.get("val/AP", -1))["step"]
+    assert all(torch.equal(loaded[key], weight) for key, weight in state["ema"].items())
+    assert not all(torch.equal(loaded[key], weight) for key, weight in state["model"].items())
+    assert len(names["results"]) == 2
 
 
 class Payload:

@@ -94,6 +94,7 @@ def one_stage_file(one_stage: nn.Module, tmp_path_factory: pytest.TempPathFactor
     return interop.export_model(one_stage, file, opset=18, sampling="gather", metadata=metadata)
 
 
+@pytest.mark.slow
 def test_a_detector_without_grid_sample_in_opset_18(one_stage: nn.Module, one_stage_file: Path) -> None:
     written = onnx.load(one_stage_file)
     assert [entry.version for entry in written.opset_import if not entry.domain] == [18]

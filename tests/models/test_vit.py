@@ -196,7 +196,11 @@ def test_channels_last_does_not_change_logits() -> None:
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        *((name, "aot_eager") for name in ATTENTIONS),
+        # half a minute for all of them, beside the contract's clauses of compilation
+        *(
+            pytest.param(name, "aot_eager", marks=() if name == "dense" else (pytest.mark.slow, pytest.mark.long))
+            for name in ATTENTIONS
+        ),
         pytest.param("dat", "inductor", marks=(pytest.mark.slow, pytest.mark.long)),
     ],
 )

@@ -127,6 +127,7 @@ def test_keys_have_descriptions_defaults_and_choices(schema: dict[str, Any]) -> 
     assert model["queries"] == {
         "type": ["integer", "string"],
         "minimum": 1,
+        "maximum": 10**9,
         "pattern": r"\$\{",
         "default": 300,
         "description": "object queries",

@@ -28,6 +28,7 @@ def saved(tmp_path: Path) -> Path:
     run = first.sweep.runs[0].folder
     rows = run.metrics.read_text()
     run.metrics.write_text(json.dumps(ATTENTION) + "\n" + rows)
+    run.write_status(state="done")
     attempts.record_start(run, 0, 0, {"sources": "a1b2c3d4", "torch": "2"})
     attempts.record_end(run, "done")
     folder = run.path.parent

@@ -107,6 +107,7 @@ def test_run_without_a_finite_score_keeps_its_variant_undecided(tmp_path):
     finish(first, {"dense": BASE[:4], "deform": BETTER[:4], "other": BETTER[:4]})
     (broken,) = [run for run in first.sweep.runs if run.name == "deform-seed=12"]
     broken.folder.metrics.write_text('{"step": 5, "val/AP50": 0.1}\n')
+    broken.folder.write_status(state="done")
     assert needed(first) == {
         "dense": [10, 11, 12, 13, 14, 15],
         "deform": [10, 11, 12, 13, 14, 15],

@@ -59,6 +59,7 @@ def leaving(folder: Path, leave: str, **changes: str) -> RunFolder:
     return tiny_run(folder / leave, **options | changes)
 
 
+@pytest.mark.slow
 def test_a_run_after_others_equals_that_of_a_new_process(uninterrupted, tmp_path, monkeypatch):
     """After runs that failed, crashed, were killed or ran out of memory, and left any state behind."""
     monkeypatch.setenv("ATTNZOO_TEST_LEFT", str(tmp_path / "left.txt"))
@@ -107,6 +108,7 @@ def wait_for(condition, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_is_started_anew(tmp_path):
     """The run that trains meanwhile goes on; how it ends is read from its files."""
     first, second = (spec(tiny_run(tmp_path / name, train__steps="40")) for name in ("first", "second"))

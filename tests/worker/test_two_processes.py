@@ -40,6 +40,7 @@ def assert_close(run: RunFolder, other: RunFolder) -> None:
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_and_metrics_of_one(tmp_path):
     one = tiny_run(tmp_path / "one", **STILL)
     two = tiny_run(tmp_path / "two", **STILL, processes="2")

@@ -34,6 +34,7 @@ def test_losses_and_gradients_agree(name):
     assert 0 < trained < parameters if task is DETECTION else trained == parameters  # a detector's stem is frozen
 
 
+@pytest.mark.slow
 def test_forward_pass_and_training_step_of_both_are_timed(request):
     # After fake tensors, torch has threads for gradients, which forked processes lack: no peak memory then.
     if passes_in_subprocess(request):

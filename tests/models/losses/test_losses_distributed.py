@@ -1,5 +1,6 @@
 """Losses of two processes equal those of one process with all images."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -36,6 +37,7 @@ def _worker(rank: int, store: str, queue) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_number_of_processes(tmp_path):
     context = mp.get_context("spawn")
     queue = context.Queue()
