@@ -49,7 +49,7 @@ class TrainingPictures:
     """Looks at a model on the first validation images, at each evaluation of its training.
 
     At each evaluation: attention entropy and shares of attention, which it returns, and histograms of offsets. At
-    evaluations 1, 2, 4, 8, … and the last: pictures, which are also written to `folder` as PNG files, each time anew.
+    evaluations 4, 8, 16, … and the last: pictures, which are also written to `folder` as PNG files, each time anew.
     An error ends both and gives one warning. The model is called in the mode that it is in; random generators are left
     as they were.
 
@@ -136,9 +136,9 @@ class TrainingPictures:
         return shares.means()
 
     def _is_due(self, step: int) -> bool:
-        """Whether this is evaluation 1, 2, 4, 8, …, so that pictures of long trainings cost next to nothing."""
+        """Whether this is evaluation 4, 8, 16, …: drawing takes about a second, which short trainings afford once."""
         number = step // self._eval_every if self._eval_every else 1
-        return number & (number - 1) == 0
+        return number >= 4 and number & (number - 1) == 0
 
     def _figures(
         self, model: nn.Module, results: Sequence[Result], records: Sequence[Mapping[str, AttentionRecord]]

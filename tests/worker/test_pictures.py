@@ -60,7 +60,7 @@ def test_pictures_of_a_classifier(tmp_path):
     assert names == {"entropy/stage1.0", "entropy/stage1.1", "entropy/stage2.0"}
 
 
-@pytest.mark.parametrize(("eval_every", "drawn"), [(None, [20]), (2, [2, 4, 8, 16, 20])])
+@pytest.mark.parametrize(("eval_every", "drawn"), [(None, [20]), (2, [8, 16, 20])])
 def test_pictures_are_drawn_at_evaluations_that_double(eval_every, drawn, tmp_path):
     pictures = TrainingPictures([], 3, None, tmp_path, torch.device("cpu"), eval_every)
     steps = range(2, 21, 2) if eval_every else [20]
