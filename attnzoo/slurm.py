@@ -156,7 +156,8 @@ def _squeue(selection: Sequence[str]) -> list[Job]:
     result = _run(["squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FIELDS}", *selection])
     if result.returncode and "Invalid job id" not in result.stderr:  # for a single job that ended long ago
         raise SlurmUnavailable(f"squeue: {_error_message(result)}")
-    return [Job(*line.split("|", 5)) for line in result.stdout.splitlines()]
+    rows = [line.split("|", 5) for line in result.stdout.splitlines()]
+    return [Job(*row) for row in rows if len(row) == 6]  # a comment may contain line breaks
 
 
 def _sacct(ids: Collection[str]) -> list[Job]:
@@ -169,6 +170,12 @@ def _sacct(ids: Collection[str]) -> list[Job]:
     return [Job(job, state.split()[0], nodes) for job, state, nodes in rows]  # "CANCELLED by 1000"
 
 
+def _environment() -> dict[str, str]:
+    """This process's, without what would change the answers of SLURM's commands."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
+    return kept | {"LC_ALL": "C"}
+
+
 def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
@@ -178,7 +185,7 @@ def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.Comple
             errors="replace",
             capture_output=True,
             timeout=COMMAND_TIMEOUT,
-            env=os.environ | {"LC_ALL": "C"},
+            env=_environment(),
         )
     except FileNotFoundError:
         raise SlurmUnavailable(f"{command[0]} is missing: is this a login node of a SLURM cluster?") from None

@@ -29,7 +29,7 @@ from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
 from attnzoo.models.weights import AUTO, files, fit
 from attnzoo.models.weights.fit import refuse
-from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.folder import RunFolder, check_config
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ def _find(path: Path, shown: str) -> Path:
 
 
 def _settings_of_run(run: RunFolder, overrides: Sequence[str]) -> ExperimentConfig:
+    check_config(run.config)
     settings = Experiment(run.config, overrides).config()
     if settings.task == "probe":
         raise UserError(f"{run.path}: a run of task: probe, whose model takes no images")

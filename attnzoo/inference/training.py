@@ -31,7 +31,7 @@ from attnzoo.rundir.folder import atomic_write
 log = logging.getLogger(__name__)
 
 IMAGES = 4  # of the validation set
-SHARE_IMAGES = 32  # for the shares of a decoder's attention
+SHARE_IMAGES = 8  # for the shares of a decoder's attention
 ROWS = 2  # images in figures of attentions
 
 

@@ -53,9 +53,11 @@ def _coco_files(root: Path, depth: int) -> list[Path]:
 
 
 def _is_coco(path: Path) -> bool:
+    if not path.is_file():  # reading a pipe never ends
+        return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and all(
         isinstance(content.get(section), list) for section in ("images", "annotations", "categories")

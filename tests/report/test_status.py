@@ -183,3 +183,12 @@ def test_without_an_answer_of_slurm_the_run_folders_are_shown(
         assert text in out
     assert attnzoo_main.main(["cancel", str(folder)]) == 2  # nothing is cancelled
     assert capsys.readouterr().err.startswith("error: squeue: ")
+
+
+def test_brackets_in_paths_and_messages_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "runs [" / "x]"
+    folder.mkdir(parents=True)
+    sweep(folder, ["a"])
+    RunFolder(folder / "a").write_status(state="failed", step=1, steps=2, error="no folder [/data/coco]")
+    assert attnzoo_main.main(["status", str(folder)]) == 1
+    assert "no folder [/data/coco]" in capsys.readouterr().out
