@@ -171,7 +171,7 @@ def _sacct(ids: Collection[str]) -> list[Job]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would change the answers of SLURM's commands."""
+    """The environment of this process, without what would change the answers of SLURM's commands."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     return kept | {"LC_ALL": "C"}
 

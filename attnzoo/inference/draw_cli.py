@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
     from attnzoo.inference.load import load_model
 
     images = find_images(args.images)
+    if args.output.resolve() in {image.path.resolve() for image in images}:
+        raise UserError(f"-o {args.output}: one of the images; choose another file")
     model = options.load(args)
     other = args.compare
     if other is not None and other != INITIAL:

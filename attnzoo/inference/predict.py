@@ -40,9 +40,11 @@ def predict_files(
     """Predict for all images, and write `folder`/predictions.json and an annotated picture of each, with its name.
 
     Images that cannot be read are skipped; without any other, nothing is written. Raises UserError for a threshold
-    outside 0…1.
+    outside 0…1, and for a folder with one of the images, where a picture could replace it.
     """
     paths = [image.path for image in images]
+    if among := [path for path in paths if path.resolve().parent == folder.resolve()]:
+        raise UserError(f"-o {folder}: the folder of {among[0]}, which a picture could replace; choose another")
     entries: dict[int, tuple[Prediction, tuple[int, int]]] = {}
     errors: dict[int, UserError] = {}
     for index, prediction in progress(model.predict_each(paths, threshold, batch_size=batch_size), len(images)):

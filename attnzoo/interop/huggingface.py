@@ -5,25 +5,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PREPROCESSOR = "preprocessor_config.json"
+from attnzoo.errors import UserError, as_yaml
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+DETECTORS = {"activation_function": "relu", "position_embedding_type": "sine"}
+SWIN = {"hidden_act": "gelu", "use_absolute_embeddings": False, "qkv_bias": True}
+NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet
 
 
 def model_settings(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The preset, and what differs from it by config key, of a config.json; None for a model that is not known."""
     match config.get("model_type"):
         case "detr" | "deformable_detr":
+            pairs = {f"decoder_{name}": config.get(f"encoder_{name}") for name in ("attention_heads", "ffn_dim")}
+            _check(config, **{name: value for name, value in pairs.items() if value is not None}, **DETECTORS)
             return _detector(config)
         case "swin":
+            _check(config, **SWIN)
             return _swin(config)
     return None
+
+
+def _check(config: Mapping[str, Any], **expected: Any) -> None:
+    """Raise UserError for an option with another value than the only one that our models have."""
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise UserError(f"{CONFIG}: {name} = {as_yaml(config[name])}: only {as_yaml(value)} is supported")
 
 
 def preprocessing(folder: Path, task: str) -> dict[str, Any]:
     """The evaluation size of a folder by config key; {} if it does not say."""
     try:
-        size = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))["size"]
+        content = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
+        size = content["size"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+    for name, value in NORMALISATION.items():
+        if content.get(name, value) != value:
+            raise UserError(f"{PREPROCESSOR}: {name} = {as_yaml(content[name])}: only {as_yaml(value)} is supported")
     if not isinstance(size, Mapping):
         size = {"height": size, "width": size, "shortest_edge": size}
     if task == "detection":

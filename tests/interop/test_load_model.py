@@ -17,6 +17,7 @@ from attnzoo import interop, models
 from attnzoo.errors import UserError
 from attnzoo.inference.loaded import Classes, Detections
 from attnzoo.interop.describe import describe
+from attnzoo.interop.huggingface import model_settings, preprocessing
 from attnzoo.models.weights.sources import named
 
 transformers = pytest.importorskip("transformers")
@@ -60,6 +61,23 @@ def test_published_files_predict_as_transformers_does(case: str, tmp_path: Path)
     torch.testing.assert_close(found.boxes[:count], boxes[:count], atol=2e-3, rtol=0)
     assert model.class_names == [f"class {index}" for index in range(5)]
     assert found.size == (60, 90)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("decoder_attention_heads", 1), ("activation_function", "gelu"), ("position_embedding_type", "learned")],
+)
+def test_options_that_our_models_do_not_have_are_refused(name: str, value: object) -> None:
+    """They loaded, and gave other outputs."""
+    config = {"model_type": "detr", "encoder_attention_heads": 8, "decoder_attention_heads": 8} | {name: value}
+    with pytest.raises(UserError, match=f"config.json: {name} = .*: only .* is supported"):
+        model_settings(config)
+
+
+def test_another_normalisation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 96}, "image_mean": [0.5, 0.5, 0.5]}')
+    with pytest.raises(UserError, match="image_mean"):
+        preprocessing(tmp_path, "detection")
 
 
 @torch.no_grad()
