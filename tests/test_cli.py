@@ -525,6 +525,7 @@ def test_torchrun_accepts_only_and_dry_run(tiny: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_on_a_terminal_shows_a_progress_bar(tiny: Path) -> None:
     tiny.write_text(TINY.replace("steps: 3", "steps: 60").replace("[1, 2]", "[1]"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]

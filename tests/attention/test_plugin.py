@@ -31,6 +31,7 @@ def test_example_fulfils_the_contract(clause: str, role: Role, plugin: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("clause", [clause for clause in CLAUSES if clause not in FAST_CLAUSES])
 def test_example_compiles(clause: str, role: Role, plugin: Path) -> None:

@@ -15,7 +15,9 @@ def marks(clause: str, case: Case) -> tuple[pytest.MarkDecorator, ...]:
         case.role != FAST_ROLES[case.name] or case.name in ("neighborhood", "window", "dat")
     ):
         return pytest.mark.slow, pytest.mark.long
-    return (pytest.mark.slow,) if clause == "compile_static" else ()
+    if clause == "compile_static":  # in CI of one attention
+        return (pytest.mark.slow,) if case.name == "ms_deform" else (pytest.mark.slow, pytest.mark.long)
+    return ()
 
 
 PARAMETERS = [

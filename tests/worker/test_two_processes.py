@@ -125,6 +125,7 @@ def assert_loads_in_one_process(run: RunFolder, other: RunFolder) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_a_classifier_as_one(tmp_path):
     """Without randomness per process: mixup and stochastic depth."""
     still = {"model__drop_path": "0", "data__mixup": "0", "data__cutmix": "0", "train__log_every": "1"}
@@ -137,6 +138,7 @@ def test_two_processes_train_a_classifier_as_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_heads_without_loss_and_accumulation_work_in_two_processes(tmp_path):
     options = STILL | {"model__loss__auxiliary": "false", "train__accumulate": "2", "train__steps": "6"}
     one = tiny_run(tmp_path / "one", **options, train__parallel="fsdp2")  # which changes nothing for one process

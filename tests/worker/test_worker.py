@@ -100,6 +100,7 @@ def test_images_with_more_objects_than_queries_are_reported_once(tmp_path, chang
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_detector_trains_like_the_eager_one(tmp_path):
     rows = []
     for compiled in ("false", "true"):
