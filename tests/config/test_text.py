@@ -37,7 +37,9 @@ PIECES = [
     "\ufeff",
     "表",
 ]
-TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text(max_size=20))
+# A NUL is refused: tests/config/test_hostile.py.
+ANY_TEXT = st.text(max_size=20).map(lambda text: text.replace("\0", ""))
+TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), ANY_TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
     return Experiment(path).config()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @example(r"\${price}", "${price}")
 @example("\\\\${a}\\", "${")
 @given(TEXTS, TEXTS)
