@@ -121,7 +121,8 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
 
     tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_arguments.py"]
     other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
-    ops, models, scaling = ["--seconds", "0.1"], ["--seconds", "1"], ["--seconds", "0.2", "--limit", "1"]
+    ops, models = ["--seconds", "0.1"], ["--seconds", "1"]
+    scaling = ["--seconds", "0.2", "--limit", "1", "--roles", "encoder"]
     if tiny:
         other_ops, tests = ["ms_deform_attn_fused"], ["tests/ops/test_arguments.py"]
         ops += ["--cases", "decoder-b1", "--patterns", "local", "--dtypes", "float32", "--passes", "forward"]
