@@ -1,14 +1,12 @@
 """Detection data in COCO format: one folder of images and one annotation file per split."""
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torchvision.ops import box_convert
 from attnzoo.data.annotations import find_objects, names_outside, read_annotations, read_summary, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
+from attnzoo.data.coco_images import check_exist, filter_readable, for_each_image
 from attnzoo.data.hashes import combine_hashes, hash_file
 from attnzoo.data.images import MAX_DECODED_BYTES, ImageReader, check_image
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels, normalise
@@ -40,7 +39,6 @@ MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also be
 NO_CATEGORY = "N/A"  # the name of a class index without category
 TARGET_KEYS = ("labels", "boxes", "image_id", "size", "orig_size")
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -270,11 +268,11 @@ class CocoSpec(FileDatasetSpec):
             entries = [entry for entry in entries if entry["id"] in ids_with_objects]
         reader = ImageReader()
         if self.on_error == "skip":
-            entries = _filter_readable(reader, image_dir, entries)
+            entries = filter_readable(reader, image_dir, entries)
         elif split == "val":  # read long after the start, so checked now
-            _for_each_image(check_image, image_dir, entries)
+            for_each_image(check_image, image_dir, entries)
         else:
-            _check_exist(image_dir, entries)
+            check_exist(image_dir, entries)
         image_ids = [entry["id"] for entry in entries]
         if ids_with_objects.isdisjoint(image_ids):
             raise self._no_objects(split)
@@ -324,32 +322,3 @@ def _ids_with_objects(annotations: dict[str, Any], path: Path, split: str) -> se
             first = f"{objects[i]['bbox']} of {owners[i]['file_name']}"
             log.warning("%s: %d of %d %s; the first: %s", path, wrong.sum(), len(objects), text, first)
     return {image["id"] for image, dropped in zip(owners, empty.tolist(), strict=True) if not dropped}
-
-
-def _filter_readable(reader: ImageReader, image_dir: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries whose images can be decoded; logs the number of the others and the first."""
-
-    def read_error(path: Path, height: int, width: int) -> str | None:
-        try:
-            reader.read(path, height, width)
-        except UserError as error:
-            return str(error)
-        return None
-
-    errors = _for_each_image(read_error, image_dir, entries)
-    bad = [error for error in errors if error]
-    if bad:
-        log.warning("%s: %d of %d images are skipped; the first: %s", image_dir, len(bad), len(entries), bad[0])
-    return [entry for entry, error in zip(entries, errors, strict=True) if not error]
-
-
-def _check_exist(image_dir: Path, entries: list[dict[str, Any]]) -> None:
-    for entry in entries:
-        if not isfile(image_dir / entry["file_name"]):
-            raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
-
-
-def _for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:
-    """`fn(path, height, width)` of each entry, computed by threads."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda e: fn(image_dir / e["file_name"], e["height"], e["width"]), entries))

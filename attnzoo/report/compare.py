@@ -59,13 +59,13 @@ def compare(
         for seed, run in variant.done.items()
     ]
     footnotes, marks = environments.footnotes(trained)
+    names = _names(variants)
     rows = [
         replace(_variant(variant), name=name, footnotes=marks.get(index, {}))
-        for index, (name, variant) in enumerate(zip(_names(variants), variants, strict=True))
+        for index, (name, variant) in enumerate(zip(names, variants, strict=True))
     ]
     if margin is not None:
         plan = replace(plan, margin=margin)
-    names = _names(variants)
     paired = None
     is_paired = len(variants) > 1 and len({(config.task, config.data.dataset["name"]) for config in configs}) == 1
     if baseline is not None and not is_paired:

@@ -1,16 +1,15 @@
 """Reads the images of a split: which cannot be used, and which are the same."""
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from attnzoo.data.images import check_mode
+from attnzoo.data.images import check_mode, open_image
 
 
 class FileState(NamedTuple):
@@ -35,17 +34,12 @@ def read_files(paths: Sequence[Path], done: Callable[[], object] = lambda: None)
 
 
 def _read(path: Path) -> FileState:
-    if path.exists() and not path.is_file():
-        return FileState((0, 0), (0, 0), "", "not a regular file")  # a pipe would never end
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return FileState((0, 0), (0, 0), "", "missing")
-    except OSError as error:
-        return FileState((0, 0), (0, 0), "", str(error.strerror))
-    digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+    digest = ""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(path) as image:
+            digest = hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
             check_mode(image.mode)
             image.load()
             width, height = image.size

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
-from attnzoo.data.images import ImageReader
+from attnzoo.data.images import ImageReader, open_image
 from attnzoo.errors import UserError, plural
 from attnzoo.inference import draw
 from attnzoo.userdata.content import Array, Content, Split
@@ -27,7 +26,7 @@ def draw_sheet(content: Content, split: str = "train") -> Figure:
     pictures: list[tuple[int, Array, tuple[int, int]]] = []
     for index in _order(chosen):
         try:
-            with Image.open(chosen.paths[index]) as image:
+            with open_image(chosen.paths[index]) as image:
                 rgb = ImageReader().to_rgb(image, lambda: "", transpose=_is_upright(chosen, index, image.size))
         except Exception:  # Pillow's decoders raise anything
             continue
