@@ -90,7 +90,7 @@ def copy_sources(folder: Path) -> Path:
 def build(folder: Path) -> None:
     """Compile the CPU operators in a folder of sources. Raises UserError with the compiler's first error."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    variables = os.environ | {"PYTHONPATH": str(folder), "ATTNZOO_CUDA": "0"}
+    variables = os.environ | {"PYTHONPATH": str(folder), "ATTNZOO_CUDA": "0", "ATTNZOO_COMPILE": "1"}
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "error:" in line or "attnzoo: no" in line]

@@ -205,7 +205,7 @@ def _run_ops(args: argparse.Namespace) -> int:
 
 
 def _threshold(args: argparse.Namespace) -> float | None:
-    """The threshold of --base as a fraction; None without --base. Raises UserError for options that do not go together."""
+    """The threshold of --base as a fraction; None without --base. Raises UserError for an option that does not fit."""
     if args.base is None:
         if args.threshold is not None:
             raise UserError(f"--threshold {args.threshold:g}: only with --base REV")

@@ -13,6 +13,7 @@ from attnzoo.errors import UserError, plural, unknown
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
+from attnzoo.report.missing_costs import missing_costs
 from attnzoo.report.pairs import PairedTable, Scores, pair_variants
 from attnzoo.report.records import LEFT_OUT, RunRecord, read_records, with_digests
 from attnzoo.report.runs import RunEntry, SweepPlan, find_plan
@@ -83,6 +84,8 @@ def compare(
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
     finals = [run.final for variant in variants for run in variant.seeds.values()]
     costs, unreadable = _find_costs(folders)
+    if plan.costs and costs is None and len(variants) > 1:
+        notes += missing_costs(run for variant in variants for run in variant.seeds.values())
     warnings = _warnings(rows, configs, finals) + footnotes + left_out + unreadable
     notes = _notes(rows, finals) + notes + warnings
     tasks = frozenset(config.task for config in configs)

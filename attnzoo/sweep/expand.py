@@ -110,11 +110,13 @@ class _PlannedRun(NamedTuple):
     labels: dict[str, Any]
     seed: int
     changes: list[tuple[str, Any, str]]
+    is_aa_copy: bool = False  # of a variant without a name
 
     @property
     def variant_name(self) -> str:
         parts = [f"{key}={format_value(value)}" for key, value in self.labels.items()]
-        return folder_name("-".join([self.variant, *parts] if self.variant is not None else parts))
+        name = [] if self.variant is None else [self.variant]
+        return folder_name("-".join([*name, *parts, *(["aa"] if self.is_aa_copy else [])]))
 
 
 def _planned_runs(
@@ -150,7 +152,7 @@ def _aa_copy(run: _PlannedRun) -> _PlannedRun:
     changes = [*run.changes, (AA_KEY, AA_STREAM, "sweep.aa")]
     if run.variant is not None:
         return run._replace(variant=f"{run.variant}-aa", changes=changes)
-    return run._replace(labels={**run.labels, "stream": AA_STREAM}, changes=changes)
+    return run._replace(changes=changes, is_aa_copy=True)
 
 
 def _baseline(sweep: SweepConfig, names: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ class SeedRounds:
     def __init__(self, sweep: Sweep, config: ExperimentConfig):
         self.sweep = sweep
         self._margin = config.sweep.margin
+        self._costs = config.sweep.costs
         self._given_baseline = None if config.sweep.baseline is None else sweep.baseline
         self._include = [str(Path(folder).expanduser().resolve()) for folder in config.sweep.include]
         self._metric = PRIMARY_METRICS[config.task]
@@ -41,6 +42,7 @@ class SeedRounds:
             "margin": self._margin,
             "looks": looks,
             "include": self._include,
+            "costs": self._costs,
             "digests": list(dict.fromkeys(run.digest for run in self.sweep.runs)),
         }
 
