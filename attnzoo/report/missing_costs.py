@@ -23,7 +23,8 @@ def missing_costs(runs: Iterable[RunRecord]) -> list[str]:
     if len(sweeps) != 1:
         return []
     ((sweep, own),) = sweeps.items()
-    if not all(run.final for run in own) or (sweep / FILENAME).exists():
+    names = {*Ledger(sweep).read()["runs"], *(run.source.name for run in own)}
+    if names != {run.source.name for run in own if run.final} or (sweep / FILENAME).exists():
         return []
     config = own[0].config
     command = shlex.join([*_srun(config), "attnzoo", "cost", str(sweep)])

@@ -131,10 +131,10 @@ def test_comparison_says_how_to_measure_missing_costs(tmp_path, lines, where, st
     """The jobs of a SLURM sweep do not measure them, nor does a local sweep that was interrupted."""
     sweep = tmp_path / "runs" / "x"
     first = rounds(tmp_path, "seeds: [10, 11]", *lines)
+    SweepFolder(sweep).create(first.sweep.runs, "x.yaml", comparison=first.comparison)
     finish(first, {"dense": BASE[:2], "deform": BASE[:2], "other": BASE[:1]})
     line = f"Costs were not measured. {where}{start}attnzoo cost {sweep}"
     assert line not in compare([sweep]).notes
-    SweepFolder(sweep).create(first.sweep.runs, "x.yaml", comparison=first.comparison)
     finish(first, {"dense": BASE[:2], "deform": BASE[:2], "other": BASE[:2]})
     assert line in compare([sweep]).notes
     without = rounds(tmp_path, "seeds: [10, 11], costs: false", *lines)
