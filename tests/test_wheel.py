@@ -41,7 +41,8 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(python: Path, *requirements: str | Path) -> None:
-    done = run(python, "-m", "pip", "install", "-q", *requirements, cwd=python.parent, PIP_CONFIG_FILE=os.devnull)
+    """Without the constraints of this machine's pip, which may hide the newest torch."""
+    done = run(python, "-m", "pip", "install", "-q", *requirements, cwd=python.parent, PIP_CONSTRAINT=os.devnull)
     assert done.returncode == 0, done.stderr
 
 
