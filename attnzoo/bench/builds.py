@@ -113,7 +113,7 @@ class Worker:
     """
 
     def __init__(self, folder: Path, threads: int, variables: Mapping[str, str] | None = None):
-        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(threads)} | (variables or {})
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": str(threads), **(variables or {})}
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER)],
             cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
