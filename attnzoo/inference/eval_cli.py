@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Declare the arguments of `attnzoo eval`; returns the parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    options.add_model_arguments(parser)
+    options.add_model_arguments(parser, overrides=False)
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="settings, such as data.dataset.root=/data/coco"
     )
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     from attnzoo.inference.evaluate import evaluate, recorded_metrics, validation_set
     from attnzoo.inference.speed import measure_speed
 
-    model = options.load(args, args.overrides)
+    model = options.load(args)
     if model.run is not None:
         torch.set_num_threads(model.settings.threads)  # results depend on it
     dataset = validation_set(model)

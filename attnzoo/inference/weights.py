@@ -1,0 +1,71 @@
+"""`attnzoo weights`: what a file of weights is, with the model that the config beside it describes."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnzoo import models
+from attnzoo.attention import ATTENTIONS
+from attnzoo.errors import as_yaml
+from attnzoo.inference.settings import num_classes_of, read_configured
+from attnzoo.interop.describe import Description, describe, describe_fit
+from attnzoo.models import presets
+from attnzoo.models.detr.config import DetectorConfig
+from attnzoo.models.weights import AUTO
+
+NOT_OF_THE_MODEL = {f"model.{key}" for key in ("preset", "weights", "backbone.weights", "num_classes")}
+
+
+def describe_weights(path: str | Path, source: str = AUTO) -> Description:
+    """What a file, a run folder or a Hugging Face folder holds, and what would be loaded.
+
+    The model is that of the config.yaml of the run, or of config.json beside the file; without them the presets are
+    tried. Raises UserError for what are no weights, of no known source, or a config that cannot be used.
+    """
+    trained = read_configured(path)
+    if trained is None:
+        return describe(str(path), source)
+    config: Any = dataclasses.replace(trained.settings.model, weights=None)
+    if isinstance(config, DetectorConfig):
+        config.backbone = dataclasses.replace(config.backbone, weights=None)
+    num_classes = num_classes_of(config, trained.content, str(path), source)
+    with torch.device("meta"):
+        model = models.build(config, num_classes)
+    found = describe_fit(trained.content, str(path), source, model, num_classes)
+    preset, changes = nearest_preset(config)
+    how = f"an experiment with the model block of {trained.told_by}, and model.weights={shlex.quote(str(path))}"
+    if trained.run is None:
+        settings = [f"{key}={as_yaml(value)}" for key, value in changes.items()]
+        how = " ".join(map(shlex.quote, [f"model.preset={preset}", *settings, f"model.weights={path}"]))
+    exact = [preset] if not changes else []
+    return dataclasses.replace(found, presets=exact, told_by=str(trained.told_by), how=how)
+
+
+def nearest_preset(config: Any) -> tuple[str, dict[str, Any]]:
+    """The preset of which the fewest keys of the model differ, and the values of these keys."""
+    detector = isinstance(config, DetectorConfig)
+    build = presets.detector_config if detector else presets.classifier_config
+    wanted = _flat(config)
+    differences = {}
+    for name in models.names(family="detector" if detector else "vit"):
+        other = _flat(build(name, {}))
+        differences[name] = {key: value for key, value in wanted.items() if value != other[key]}
+    best = min(differences, key=lambda name: len(differences[name]))
+    return best, differences[best]
+
+
+def _flat(config: Any, prefix: str = "model.") -> dict[str, Any]:
+    """The values of a config by dotted key, attentions with all of their options."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= _flat(value, f"{key}.")
+        elif key not in NOT_OF_THE_MODEL:
+            named = isinstance(value, Mapping) and value.get("name") in ATTENTIONS.names()
+            values[key] = ATTENTIONS.with_defaults(value, key) if named else value
+    return values
