@@ -9,9 +9,8 @@ from typing import Any
 from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_options
 from attnzoo.inference import draw_cli, eval_cli, export_cli, predict_cli
-from attnzoo.inference.options import as_options
 from attnzoo.paths import user_path
 from attnzoo.probe import cli as probe_cli
 from attnzoo.reference import cli as schema_cli

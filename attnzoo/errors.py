@@ -9,7 +9,8 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
@@ -52,6 +53,15 @@ class UserError(ValueError):
                 separator = " " if match[1] == " = " else ":"
                 return UserError(f"{options[key]}{separator}{str(self)[match.end() :]}", key=self.keys)
         return self
+
+
+@contextmanager
+def as_options(**names: str) -> Iterator[None]:
+    """Errors about arguments of functions name the options that set them: `as_options(threshold="--threshold")`."""
+    try:
+        yield
+    except UserError as error:
+        raise error.with_options(names) from None
 
 
 def did_you_mean(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from os.path import exists, isdir
 from pathlib import Path
 
-from attnzoo.errors import UserError, check_type, did_you_mean
+from attnzoo.errors import UserError, check_type
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -25,8 +25,7 @@ def output_file(path: str | os.PathLike[str], suffixes: Sequence[str] = (), key:
         example = f", such as {file / f'NAME{suffixes[0]}'}" if suffixes else ""
         raise UserError(f"{key} = {file}: is a folder; name a file{example}", key=key)
     if suffixes and file.suffix.lower() not in suffixes:
-        hint = did_you_mean(file.suffix, suffixes, cutoff=0.7)
-        raise UserError(f"{key} = {file}: expected a name that ends in {_listed(suffixes)}{hint}", key=key)
+        raise UserError(f"{key} = {file}: expected a name that ends in {_listed(suffixes)}", key=key)
     above = next(parent for parent in file.absolute().parents if exists(parent))
     if not isdir(above):
         raise UserError(f"{key} = {file}: {above} is not a folder", key=key)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, as_options, plural
 from attnzoo.inference import options
 from attnzoo.paths import output_file, user_path
 
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     from attnzoo.inference.image_files import find_images
 
     images = find_images(args.images, exclude=args.output)
-    with options.as_options(**OPTIONS):
+    with as_options(**OPTIONS):
         output_file(args.output, FORMATS)
         if args.output.resolve() in {image.path.resolve() for image in images}:
             raise UserError(f"output = {args.output}: one of the images; choose another file", key="output")

@@ -143,7 +143,7 @@ class LoadedModel:
     def predict_each(
         self, images: Sequence[ImageLike], threshold: float = THRESHOLD, *, batch_size: int = 1
     ) -> Iterator[tuple[int, Prediction | UserError]]:
-        """As `predict`, one by one with the index of the image: by size, and with an error for one that cannot be used."""
+        """As `predict`, one by one with the index of the image: by size, an error for each that cannot be used."""
         check_type("threshold", threshold, (int, float), "a number from 0 to 1")
         check_type("batch_size", batch_size, (int,), "a number of images")
         if not 0 <= threshold <= 1:

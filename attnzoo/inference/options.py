@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, as_options, plural
 
 if TYPE_CHECKING:
     from attnzoo.inference.loaded import LoadedModel
@@ -47,15 +46,6 @@ def load_weights(args: argparse.Namespace, weights: str, overrides: Sequence[str
 
     with as_options(**MODEL):
         return load_model(weights, preset=args.preset, source=args.source, overrides=overrides, device=args.device)
-
-
-@contextmanager
-def as_options(**names: str) -> Iterator[None]:
-    """Errors about arguments of functions name the options that set them: `as_options(threshold="--threshold")`."""
-    try:
-        yield
-    except UserError as error:
-        raise error.with_options(names) from None
 
 
 def print_skipped(errors: Sequence[UserError], total: int) -> None:

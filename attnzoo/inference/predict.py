@@ -82,7 +82,7 @@ def _summary(model: LoadedModel, found: dict[str, tuple[Prediction, Any]], thres
     summary = f"{plural(count, 'detection')} with a score of at least {threshold:g}"
     if count:
         return summary
-    highest = {name: prediction.highest for name, (prediction, _) in found.items() if isinstance(prediction, Detections)}
+    highest = {name: each.highest for name, (each, _) in found.items() if isinstance(each, Detections)}
     best = max(highest, key=highest.__getitem__)
     return f"{summary}; the highest score is {highest[best]:.2g}, in {best}: {_lower_threshold(highest[best])}"
 

@@ -1,9 +1,8 @@
 """`attnzoo predict`: objects or classes in images, as COCO JSON and annotated pictures."""
 
 import argparse
-from pathlib import Path
 
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, as_options, plural
 from attnzoo.inference import options
 from attnzoo.paths import user_path
 
@@ -21,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, or folders with images at any depth")
     parser.add_argument("-o", "--output", metavar="OUT", type=user_path, required=True, help="a folder, made if needed")
     parser.add_argument(
-        "--threshold", metavar="SCORE", type=float, default=0.3, help="lowest score of a detection, 0 to 1 (default: 0.3)"
+        "--threshold",
+        metavar="SCORE",
+        type=float,
+        default=0.3,
+        help="lowest score of a detection (default: 0.3)",
     )
     parser.add_argument("--json", action="store_true", help="write OUT/predictions.json alone")
     parser.add_argument("--draw", action="store_true", help="write annotated pictures alone")
@@ -37,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     images = find_images(args.images, exclude=args.output)
     model = options.load(args)
     both = args.json == args.draw
-    with options.as_options(folder="-o", threshold="--threshold", batch_size="--batch-size"):
+    with as_options(folder="-o", threshold="--threshold", batch_size="--batch-size"):
         result = predict_files(
             model,
             images,

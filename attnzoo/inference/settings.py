@@ -56,16 +56,17 @@ def read_trained(
     """
     if preset is not None and preset not in models.names():
         raise unknown("preset", preset, models.names(), "preset")
-    if preset is None and (found := read_configured(path, overrides)) is not None:
-        return found
-    file = _find(path)
-    content = files.read_content(str(file))
-    told = preset or _told_preset(content, str(path), source)
-    return Trained(file, content, _published(told, {}, overrides))
+    if preset is not None:
+        file = _find(path)
+        return Trained(file, files.read_content(str(file)), _published(preset, {}, overrides))
+    content, trained = read_configured(path, overrides)
+    if trained is not None:
+        return trained
+    return Trained(_find(path), content, _published(_told_preset(content, str(path), source), {}, overrides))
 
 
-def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> Trained | None:
-    """The weights at a path with the settings in the config.yaml or config.json beside them; None without such a file.
+def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> tuple[files.Content, Trained | None]:
+    """The weights at a path, and with the settings in the config.yaml or config.json beside them if there is one.
 
     Raises UserError without weights, and for a config that cannot be used.
     """
@@ -74,18 +75,20 @@ def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> Trained 
     if run is not None:
         file = _checkpoint_of(run) if full == run.path else full
         settings = settings_of_run(run, overrides)
-        return Trained(file, files.read_content(str(file)), settings, run, run.config)
+        content = files.read_content(str(file))
+        return content, Trained(file, content, settings, run, run.config)
     file = _find(path)
     content = files.read_content(str(file))
     try:
         told = huggingface.model_settings(content.options)
         if told is None:
-            return None
+            return content, None
         preset, changes = told
         changes |= huggingface.preprocessing(file.parent, "detection" if _is_detector(preset) else "classification")
     except UserError as error:
         raise error.at(str(file.parent)) from None
-    return Trained(file, content, _published(preset, changes, overrides), None, file.with_name(huggingface.CONFIG))
+    settings = _published(preset, changes, overrides)
+    return content, Trained(file, content, settings, None, file.with_name(huggingface.CONFIG))
 
 
 def _run_of(path: Path) -> RunFolder | None:
@@ -107,8 +110,8 @@ def _find(path: str | Path) -> Path:
     """The file of weights. Raises UserError with what else the path may be."""
     full = user_path(path)
     if full.name in models.names() and not full.exists():
-        name = full.name
-        raise UserError(f"{path} is a preset, without weights: give a file of weights, and preset={name} (--preset {name})")
+        how = f"give a file of weights, and preset={full.name} (--preset {full.name})"
+        raise UserError(f"{path} is a preset, without weights: {how}")
     try:
         return files.find(str(path))
     except UserError:
@@ -155,8 +158,8 @@ def _told_preset(content: files.Content, path: str, source: str) -> str:
         raise UserError(f"{path}: weights of a backbone alone ({description.source}): nothing to predict with")
     nearest = "" if description.nearest is None else f"; the nearest is {description.nearest}"
     raise UserError(
-        f"{path}: {description.source}, but no preset fits{nearest}. Give the preset (--preset), and as overrides (--set) "
-        "what differs, such as model.queries=100; `attnzoo weights` lists it"
+        f"{path}: {description.source}, but no preset fits{nearest}. Give the preset (--preset), and what differs as "
+        "overrides (--set), such as model.queries=100; `attnzoo weights` lists it"
     )
 
 

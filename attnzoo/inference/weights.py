@@ -12,7 +12,7 @@ from attnzoo import models
 from attnzoo.attention import ATTENTIONS
 from attnzoo.errors import as_yaml
 from attnzoo.inference.settings import num_classes_of, read_configured
-from attnzoo.interop.describe import Description, describe, describe_fit
+from attnzoo.interop.describe import Description, describe_content, describe_fit
 from attnzoo.models import presets
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.weights import AUTO
@@ -26,16 +26,16 @@ def describe_weights(path: str | Path, source: str = AUTO) -> Description:
     The model is that of the config.yaml of the run, or of config.json beside the file; without them the presets are
     tried. Raises UserError for what are no weights, of no known source, or a config that cannot be used.
     """
-    trained = read_configured(path)
+    content, trained = read_configured(path)
     if trained is None:
-        return describe(str(path), source)
+        return describe_content(content, str(path), source)
     config: Any = dataclasses.replace(trained.settings.model, weights=None)
     if isinstance(config, DetectorConfig):
         config.backbone = dataclasses.replace(config.backbone, weights=None)
-    num_classes = num_classes_of(config, trained.content, str(path), source)
+    num_classes = num_classes_of(config, content, str(path), source)
     with torch.device("meta"):
         model = models.build(config, num_classes)
-    found = describe_fit(trained.content, str(path), source, model, num_classes)
+    found = describe_fit(content, str(path), source, model, num_classes)
     preset, changes = nearest_preset(config)
     how = f"an experiment with the model block of {trained.told_by}, and model.weights={shlex.quote(str(path))}"
     if trained.run is None:

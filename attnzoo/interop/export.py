@@ -14,6 +14,7 @@ from attnzoo.models.vit.classifier import Classifier
 from attnzoo.models.vit.config import StageConfig, VitConfig
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights.sources import named
+from attnzoo.paths import user_path
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BODY = "backbone.body."
@@ -74,7 +75,7 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
         raise UserError(f"class_names has {len(names)} names, but the model has {model.num_classes} classes")
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     tensors = _tensors(model, f"transformers_{config['model_type']}")
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in (("config.json", config), ("preprocessor_config.json", processor)):
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -102,7 +102,7 @@ def export_program(
     Raises UserError for another model, and for one that PyTorch cannot export.
     """
     if sampling is not None and sampling not in SAMPLERS:
-        raise unknown("sampling", sampling, SAMPLERS)
+        raise unknown("sampling", sampling, SAMPLERS, "sampling")
     wrapped = InferenceModel(model, mask=mask, postprocess=postprocess, max_detections=max_detections)
     training = model.training
     try:
