@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -142,8 +143,8 @@ def _check_choice(query: object, xy: object, best: object, compare: object) -> N
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: give one of them", key=tuple(given))
     for name, value in (("query", query), ("best", best)):
-        check_type(name, value, (int, type(None)), "a number")
-    if isinstance(best, int) and best < 1:
+        check_type(name, value, (Integral, type(None)), "a number")
+    if isinstance(best, Integral) and best < 1:
         raise UserError(f"best = {best}: expected at least 1", key="best")
     check_type("compare", compare, (LoadedModel, str, type(None)), f"{INITIAL!r} or what attnzoo.load_model returns")
     if isinstance(compare, str) and compare != INITIAL:

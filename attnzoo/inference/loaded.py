@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ class LoadedModel:
 
         `mask` (B, H, W) is True where images are padded.
         """
+        check_type("images", images, (Tensor,), "a tensor (B, 3, H, W)")
         device = self.device
         bf16 = self.settings.train.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
@@ -144,8 +146,8 @@ class LoadedModel:
         self, images: Sequence[ImageLike], threshold: float = THRESHOLD, *, batch_size: int = 1
     ) -> Iterator[tuple[int, Prediction | UserError]]:
         """As `predict`, one by one with the index of the image: by size, an error for each that cannot be used."""
-        check_type("threshold", threshold, (int, float), "a number from 0 to 1")
-        check_type("batch_size", batch_size, (int,), "a number of images")
+        check_type("threshold", threshold, (Real,), "a number from 0 to 1")
+        check_type("batch_size", batch_size, (Integral,), "a number of images")
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold = {as_yaml(threshold)}: expected a number from 0 to 1", key="threshold")
         if batch_size < 1:

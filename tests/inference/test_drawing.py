@@ -182,10 +182,13 @@ def test_errors_of_classifiers(classifier: LoadedModel, image: Path, tmp_path: P
 
 
 def test_errors_of_the_output(detector: LoadedModel, image: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.gif: unknown format 'gif'"):
+    with pytest.raises(UserError, match=r"a\.gif: expected a name that ends in \.png, \.svg, \.pdf or \.html"):
         draw_attentions(detector, image, tmp_path / "a.gif")
-    with pytest.raises(UserError, match="there is no folder"):
-        draw_attentions(detector, image, tmp_path / "none" / "a.png")
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        draw_attentions(detector, image, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    draw_attentions(detector, image, tmp_path / "new" / "a.PNG", best=1)  # its folder is made, as `export` does
+    assert (tmp_path / "new" / "a.PNG").is_file()
 
 
 def test_command_refuses_a_page_of_another_suffix(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
