@@ -1,6 +1,7 @@
 """How to keep the tensors of a pickle that `weights_only=True` refuses, told from it without running its code."""
 
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ _HARMLESS = {
 
 class _Other:
     """Stands for any other class or function: takes what the pickle gives it, and does nothing."""
+
+    dump_patches = False  # of modules in the format before torch 1.6
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -50,7 +53,8 @@ def way_out(file: Path, wrappers: Sequence[str]) -> str:
     loaded = f"torch.load({str(file)!r}, weights_only=False)"
     try:
         harmless: Any = SimpleNamespace(Unpickler=_Unpickler, load=_load)
-        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=harmless)
+        with warnings.catch_warnings(action="ignore"):  # that the source of _Other differs
+            content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=harmless)
     except Exception:  # of a file that is damaged, or of an old form
         return f'torch.save({loaded}.state_dict(), "weights.pt") for a whole module'
     return f'torch.save({_state_dict(content, loaded, wrappers)}, "weights.pt")'
