@@ -62,8 +62,8 @@ def evaluate(model: LoadedModel, dataset: Any = None, *, per_class: bool = False
     dataset = validation_set(model) if dataset is None else dataset
     num_classes = dataset.num_classes
     if num_classes > model.model.num_classes:
-        classes = plural(model.model.num_classes, "class", "classes")
-        raise UserError(f"data.dataset has {num_classes} classes, the model {classes}", key="data.dataset")
+        theirs = plural(num_classes, "class", "classes")
+        raise UserError(f"the data set has {theirs}, the model only {model.model.num_classes}", key="data.dataset")
     run = _detect if isinstance(model.settings, DetectionExperiment) else _classify
     metrics, of_classes, cached = run(model, dataset, data, per_class, use_cache)
     differences = [

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,8 +19,11 @@ class Extra:
 
 
 class Harmful:
+    def __init__(self, function: Any):
+        self.function = function
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("harm",)
+        return self.function, ("harm",)
 
 
 def linear() -> nn.Linear:
@@ -60,10 +64,14 @@ def test_the_advice_gives_a_file_that_loads(
 
 def test_finding_the_advice_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": linear().state_dict(), "cfg": Harmful()}, "file.pth")
-    with pytest.raises(UserError, match=r'\["model"\]'):
-        interop.load(nn.Linear(3, 2), "file.pth")
-    assert not Path("harm").exists()
+    for function, message in (
+        (np.save, r'\["model"\]'),
+        (os.mkdir, r"would run posix\.mkdir when it is loaded"),
+    ):
+        torch.save({"model": linear().state_dict(), "cfg": Harmful(function)}, "file.pth")
+        with pytest.raises(UserError, match=message):
+            interop.load(nn.Linear(3, 2), "file.pth")
+        assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
 
 
 def test_a_program_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

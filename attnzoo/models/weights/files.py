@@ -113,8 +113,11 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
             if "TorchScript" in str(error):
                 how = f'torch.save(torch.jit.load({str(file)!r}).state_dict(), "weights.pt")'
                 raise UserError(
-                    f"{prefix}{file} holds a TorchScript program; keep its tensors: {how}", key=where
+                    f"{prefix}{file} holds a TorchScript program; keep its tensors alone: {how}", key=where
                 ) from None
+            if blocked := re.search(r"unsupported GLOBAL (\S+) whose module", str(error)):
+                reason = f"would run {blocked[1]} when it is loaded: do not trust it"
+                raise UserError(f"{prefix}{file} {reason}", key=where) from None
             unsafe = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
             if unsafe is None:
                 raise

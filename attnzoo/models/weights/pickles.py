@@ -52,7 +52,7 @@ def way_out(file: Path, wrappers: Sequence[str]) -> str:
     """
     loaded = f"torch.load({str(file)!r}, weights_only=False)"
     try:
-        harmless: Any = SimpleNamespace(Unpickler=_Unpickler, load=_load)
+        harmless: Any = SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=_load)
         with warnings.catch_warnings(action="ignore"):  # that the source of _Other differs
             content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=harmless)
     except Exception:  # of a file that is damaged, or of an old form
