@@ -75,3 +75,16 @@ def test_types() -> None:
         user_path(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="folders = 3: expected paths of folders, not an int"):
         attnzoo.results(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["x", "nan", "0"])
+def test_numbers_of_options(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse said "invalid _fraction value"."""
+    for arguments, expected in (
+        (["data", "folder", "--val-fraction", text], "a number between 0 and 1"),
+        (["compare", "folder", "--margin", text], "a positive number"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 2
+        assert f"{arguments[2]}: expected {expected}, got {text}" in capsys.readouterr().err

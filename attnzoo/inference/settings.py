@@ -1,14 +1,15 @@
 """The settings that weights were trained with: of a run, of config.json in a Hugging Face folder, of a preset."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
 from attnzoo import models
-from attnzoo.attention import load_plugin, source_hash
+from attnzoo.attention import ATTENTIONS, load_plugin, source_hash
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.files import PACKAGED
 from attnzoo.config.load import Experiment
@@ -31,6 +32,7 @@ RECIPES = {
     "dat": "dat_imagenet.yaml",
     "swin": "swin_imagenet.yaml",
 }
+NOT_OF_THE_MODEL = {f"model.{key}" for key in ("preset", "weights", "backbone.weights", "num_classes")}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> tuple[fi
     file = _find(path)
     content = files.read_content(str(file))
     try:
-        told = huggingface.model_settings(content.options)
+        told = _of_hub_model(content.options) or huggingface.model_settings(content.options)
         if told is None:
             return content, None
         preset, changes = told
@@ -172,3 +174,39 @@ def num_classes_of(config: ModelConfig, content: files.Content, path: str, sourc
         raise UserError(f"{path}: no class head of a known source in this file")
     no_object = isinstance(config, DetectorConfig) and config.loss.classification == "cross_entropy"
     return max(logits - no_object, 1)
+
+
+def _of_hub_model(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The nearest preset, and what differs, of the config.json that `HubModel.save_pretrained` writes; else None."""
+    settings, family = options.get("settings"), options.get("family")
+    if not isinstance(settings, Mapping) or family not in ("detector", "classifier"):
+        return None
+    return nearest_preset(
+        (presets.detector_config if family == "detector" else presets.classifier_config)(None, settings)
+    )
+
+
+def nearest_preset(config: Any) -> tuple[str, dict[str, Any]]:
+    """The preset of which the fewest keys of the model differ, and the values of these keys."""
+    detector = isinstance(config, DetectorConfig)
+    build = presets.detector_config if detector else presets.classifier_config
+    wanted = _flat(config)
+    differences = {}
+    for name in models.names(family="detector" if detector else "vit"):
+        other = _flat(build(name, {}))
+        differences[name] = {key: value for key, value in wanted.items() if value != other[key]}
+    best = min(differences, key=lambda name: len(differences[name]))
+    return best, differences[best]
+
+
+def _flat(config: Any, prefix: str = "model.") -> dict[str, Any]:
+    """The values of a config by dotted key, attentions with all of their options."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= _flat(value, f"{key}.")
+        elif key not in NOT_OF_THE_MODEL:
+            named = isinstance(value, Mapping) and value.get("name") in ATTENTIONS.names()
+            values[key] = ATTENTIONS.with_defaults(value, key) if named else value
+    return values

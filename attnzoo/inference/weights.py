@@ -2,22 +2,17 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from attnzoo import models
-from attnzoo.attention import ATTENTIONS
 from attnzoo.errors import as_yaml
-from attnzoo.inference.settings import num_classes_of, read_configured
+from attnzoo.inference.settings import nearest_preset, num_classes_of, read_configured
 from attnzoo.interop.describe import Description, describe_content, describe_fit
-from attnzoo.models import presets
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.weights import AUTO
-
-NOT_OF_THE_MODEL = {f"model.{key}" for key in ("preset", "weights", "backbone.weights", "num_classes")}
 
 
 def describe_weights(path: str | Path, source: str = AUTO) -> Description:
@@ -43,29 +38,3 @@ def describe_weights(path: str | Path, source: str = AUTO) -> Description:
         how = " ".join(map(shlex.quote, [f"model.preset={preset}", *settings, f"model.weights={path}"]))
     exact = [preset] if not changes else []
     return dataclasses.replace(found, presets=exact, told_by=str(trained.told_by), how=how)
-
-
-def nearest_preset(config: Any) -> tuple[str, dict[str, Any]]:
-    """The preset of which the fewest keys of the model differ, and the values of these keys."""
-    detector = isinstance(config, DetectorConfig)
-    build = presets.detector_config if detector else presets.classifier_config
-    wanted = _flat(config)
-    differences = {}
-    for name in models.names(family="detector" if detector else "vit"):
-        other = _flat(build(name, {}))
-        differences[name] = {key: value for key, value in wanted.items() if value != other[key]}
-    best = min(differences, key=lambda name: len(differences[name]))
-    return best, differences[best]
-
-
-def _flat(config: Any, prefix: str = "model.") -> dict[str, Any]:
-    """The values of a config by dotted key, attentions with all of their options."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name}", getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            values |= _flat(value, f"{key}.")
-        elif key not in NOT_OF_THE_MODEL:
-            named = isinstance(value, Mapping) and value.get("name") in ATTENTIONS.names()
-            values[key] = ATTENTIONS.with_defaults(value, key) if named else value
-    return values

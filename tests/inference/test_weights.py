@@ -10,6 +10,7 @@ from support.oracles import CASES, QUERIES, small_model
 from support.run_folder import create_untrained
 from support.userdata import class_folders, coco
 
+import attnzoo
 from attnzoo import interop, models
 from attnzoo.__main__ import main
 from attnzoo.config.files import PACKAGED
@@ -61,6 +62,22 @@ def test_a_config_that_is_not_that_of_the_weights(folder: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_text(text.replace("{", '{"activation_function": "gelu",', 1))
     with pytest.raises(UserError, match=f"{tmp_path}: config.json: activation_function = 'gelu': only 'relu'"):
         describe_weights(tmp_path)
+
+
+def test_a_folder_of_the_hub(model: Detector, tmp_path: Path) -> None:
+    """That of HubModel.save_pretrained, which transformers does not know."""
+    hub = pytest.importorskip("attnzoo.interop.hub")
+    hub.HubModel.of(model).save_pretrained(tmp_path)
+    assert f"model: that of {tmp_path / 'config.json'}" in str(describe_weights(tmp_path))
+    assert_loads(attnzoo.load_model(tmp_path).settings.model, tmp_path, model)
+
+
+def test_eval_of_published_weights_says_how_to_give_the_data(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", str(folder)]) == 2
+    assert capsys.readouterr().err.startswith("error: give the data set, as data.dataset.root=FOLDER (")
 
 
 def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
