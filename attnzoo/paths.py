@@ -14,6 +14,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # unlike Path.expanduser it does not raise for an unknown user
 
 
+def display_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file as text: bytes that are not UTF-8 are replaced, as pages and pictures cannot hold them."""
+    return os.fsencode(os.path.basename(path)).decode(errors="replace")
+
+
 def output_file(path: str | os.PathLike[str], suffixes: Sequence[str] = (), key: str = "output") -> Path:
     """A file that is going to be written, `~` expanded; folders above it that do not exist are made with it.
 

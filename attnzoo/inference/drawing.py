@@ -18,7 +18,7 @@ from attnzoo.inference.observe import INITIAL, Observation, aims, find_layers, f
 from attnzoo.inference.page.write import write_page
 from attnzoo.inference.pictures import ImageLike, as_list, cannot_run, size_of
 from attnzoo.inference.records import initial_record
-from attnzoo.paths import output_file
+from attnzoo.paths import display_name, output_file
 from attnzoo.rundir.folder import atomic_write
 
 PAGE = ".html"
@@ -178,4 +178,4 @@ def _warn_of_low_scores(observed: Sequence[Observation], labels: Sequence[str]) 
 
 def _label(image: ImageLike, index: int) -> str:
     """The name of a file, else a number."""
-    return Path(image).name if isinstance(image, (str, PathLike)) else f"image {index + 1}"
+    return display_name(image) if isinstance(image, (str, PathLike)) else f"image {index + 1}"

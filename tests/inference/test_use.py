@@ -1,5 +1,6 @@
 """Images that cannot be used, scores below the threshold, and arguments of wrong types: one clear line each."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.run_folder import create_untrained
 import attnzoo
 from attnzoo import interop
 from attnzoo.__main__ import main
+from attnzoo.data.annotations import read_annotations
 from attnzoo.errors import UserError
 from attnzoo.inference.drawing import draw_attentions
 from attnzoo.inference.evaluate import evaluate
@@ -71,6 +73,21 @@ def test_one_bad_image_does_not_end_a_folder(
     assert main([command, str(run), str(photos), "-o", str(other)]) == 2
     assert capsys.readouterr().err.endswith("error: none of the images can be used; nothing was written\n")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_figure_in_the_folder_of_its_images_is_not_drawn(run: Path, photos: Path) -> None:
+    for _ in range(2):
+        assert main(["draw", str(run), str(photos), "-o", str(photos / "e.png"), "--best", "1"]) == 0
+
+
+def test_a_file_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
+    """A page could not be written, as it is UTF-8."""
+    image = picture(tmp_path / "photo.png").rename(tmp_path / os.fsdecode(b"\xff.png"))
+    for name in ("page.html", "figure.svg"):
+        assert main(["draw", str(run), str(image), "-o", str(tmp_path / name), "--best", "1"]) == 0
+    assert "\ufffd.png" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main(["predict", str(run), str(image), "-o", str(tmp_path / "out")]) == 0
+    assert len(read_annotations(tmp_path / "out" / "predictions.json")["images"]) == 1
 
 
 def test_the_highest_score_is_said_when_nothing_passes(
