@@ -21,8 +21,8 @@ class ImageFile:
 def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> list[ImageFile]:
     """The files that are given, and those in folders whose suffix Pillow knows, at any depth, sorted; each once.
 
-    `exclude`, and files below it, which may be pictures of these images, are left out of folders. Raises UserError for a path
-    that does not exist, and without images.
+    `exclude`, and files below it, which may be pictures of these images, are left out of folders. Raises UserError for
+    a path that does not exist, and without images.
     """
     left_out = None if exclude is None else exclude.resolve()
     files: dict[Path, ImageFile] = {}
@@ -32,9 +32,8 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
             raise UserError(f"{path}: no such image or folder")
         for file in _in_folder(path) if path.is_dir() else [path]:
             resolved = file.resolve()
-            if resolved in files or (
-                path.is_dir() and left_out is not None and left_out in (resolved, *resolved.parents)
-            ):
+            is_excluded = path.is_dir() and left_out in (resolved, *resolved.parents)
+            if resolved in files or is_excluded:
                 continue
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             files[resolved] = ImageFile(file, _unused(name, taken))
