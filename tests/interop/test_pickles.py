@@ -74,6 +74,7 @@ def test_finding_the_advice_runs_no_code(tmp_path: Path, monkeypatch: pytest.Mon
         assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_program_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.jit.save(torch.jit.script(linear()), "program.pt")

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import exists, isdir, isfile
@@ -106,7 +107,9 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
     checksum = _CHECKSUM.search(file.name)
     if checksum and hashlib.sha256(file.read_bytes()).hexdigest()[:16] != checksum[1]:
         raise UserError(f"{prefix}{file}: corrupt checkpoint, checksum mismatch", key=where)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # the options of facebook's and SenseTime's code
+    # the options of facebook's and SenseTime's code
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        warnings.filterwarnings("ignore", message=".*TorchScript archive")  # refused below
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
