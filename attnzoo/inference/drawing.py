@@ -170,10 +170,10 @@ def _initial(observed: Sequence[Observation], layers: Sequence[str]) -> list[Obs
 
 def _warn_of_low_scores(observed: Sequence[Observation], labels: Sequence[str]) -> None:
     """Queries with the best scores are drawn however low these are; `predict` would leave them out."""
-    for one, label in zip(observed, labels, strict=True):
-        scores = one.predictions.scores
-        if one.is_detector and len(scores) and scores.max() < THRESHOLD:
-            log.warning("%s: the highest score is %.2g, below the %g of predict", label, scores.max(), THRESHOLD)
+    highest = {label: float(one.predictions.scores.max(initial=0)) for one, label in zip(observed, labels, strict=True)}
+    best = max(highest, key=highest.__getitem__)
+    if observed[0].is_detector and highest[best] < THRESHOLD:
+        log.warning("the highest score is %.2g, in %s: below the %g of predict", highest[best], best, THRESHOLD)
 
 
 def _label(image: ImageLike, index: int) -> str:

@@ -109,7 +109,7 @@ def test_the_highest_score_is_said_when_nothing_passes(
     assert not capsys.readouterr().out.startswith("1 image: 0 detections")
     assert main(["draw", str(run), str(photos / "a.png"), "-o", str(tmp_path / "a.png"), "--best", "1"]) == 0
     assert every.highest < 0.3
-    assert f"a.png: the highest score is {every.highest:.2g}, below the 0.3 of predict" in caplog.text
+    assert f"the highest score is {every.highest:.2g}, in a.png: below the 0.3 of predict" in caplog.text
 
 
 def test_options_are_named_as_they_were_typed(
