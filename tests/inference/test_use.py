@@ -81,11 +81,12 @@ def test_a_figure_in_the_folder_of_its_images_is_not_drawn(run: Path, photos: Pa
 
 
 def test_a_file_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
-    """A page could not be written, as it is UTF-8."""
+    """The title of its row, and a page, have text alone."""
     image = picture(tmp_path / "photo.png").rename(tmp_path / os.fsdecode(b"\xff.png"))
+    images = [str(image), str(picture(tmp_path / "other.png"))]
     for name in ("page.html", "figure.svg"):
-        assert main(["draw", str(run), str(image), "-o", str(tmp_path / name), "--best", "1"]) == 0
-    assert "\ufffd.png" in (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert main(["draw", str(run), *images, "-o", str(tmp_path / name), "--best", "1"]) == 0
+    assert '"pictures":["\\ufffd.png",' in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert main(["predict", str(run), str(image), "-o", str(tmp_path / "out")]) == 0
     assert len(read_annotations(tmp_path / "out" / "predictions.json")["images"]) == 1
 
