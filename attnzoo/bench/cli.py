@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnzoo.errors import UserError, unknown
+from attnzoo.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=float, metavar="SECONDS", default=10.0, help="skip calls expected to take longer"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot file (png, pdf or svg)")
+    parser.add_argument("--plot", type=user_path, metavar="FILE", help="plot file (png, pdf or svg)")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -93,15 +94,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_tables)
-    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=Path, help="files written by --json")
+    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=user_path, help="files written by --json")
     parser.add_argument("--title", default="Benchmarks", help="the title of the page")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="output file (default: print)")
+    parser.add_argument("--out", type=user_path, metavar="FILE.md", help="output file (default: print)")
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--seconds",
         type=float,

@@ -10,6 +10,7 @@ from typing import Any
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import identity
 from attnzoo.errors import UserError, plural, unknown
+from attnzoo.paths import user_path
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
@@ -117,7 +118,7 @@ def _group(records: Sequence[RunRecord], plan: SweepPlan) -> tuple[list[_Variant
     by_digest = {digest: variant for (_, digest), variant in variants.items()}
     notes = []
     for folder in plan.include:
-        included = [run for run in read_records([Path(folder)])[0] if run.final]
+        included = [run for run in read_records([user_path(folder)])[0] if run.final]
         used = with_digests(included, {*by_digest, *plan.digests})
         for run in used:
             variant = by_digest.setdefault(run.digest, _VariantRuns(run.config, run.entry, {}))
