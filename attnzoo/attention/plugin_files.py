@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from attnzoo.files import expand_user, read_bytes
+
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = ("site-packages", "dist-packages")
 
@@ -20,7 +22,7 @@ def plugin_files(source: str) -> dict[str, Path]:
     read.
     """
     if source.endswith(".py"):
-        path = Path(source).expanduser()
+        path = expand_user(source)
         found, top, folders = {path.name: path}, "", {path.absolute().parent, path.resolve().parent}
     else:
         top = source.partition(".")[0]
@@ -48,7 +50,7 @@ def _package_files(spec: ModuleSpec) -> dict[str, Path]:
 def _imported(name: str, path: Path) -> Iterator[tuple[str, Path]]:
     """The files that the import statements of the file `name` load, packages of imported modules too."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(read_bytes(path))
     except (SyntaxError, ValueError):  # compiled, or imported only where it is not needed
         return
     for node in ast.walk(tree):

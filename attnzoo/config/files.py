@@ -5,6 +5,7 @@ from os.path import isdir, isfile  # unlike those of Path they do not raise for 
 from pathlib import Path
 
 from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
+from attnzoo.files import expand_user
 from attnzoo.schema import yaml12
 from attnzoo.schema.merge import ConfigLayer
 
@@ -18,7 +19,7 @@ def find_experiment(path: str | Path) -> Path:
 
     Raises UserError with the nearest file otherwise.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if isfile(path):
         return path
     if path.parts[:1] == (PACKAGED.name,) and isfile(packaged := PACKAGED.joinpath(*path.parts[1:])):
@@ -65,7 +66,7 @@ def find_profile(name: str, experiment: Path) -> Path:
     Raises UserError with the known profiles otherwise.
     """
     if name.endswith(".yaml"):
-        path = Path(name).expanduser()
+        path = expand_user(name)
         if isfile(path):
             return path
         raise UserError(f"slurm.profile: no such file {name!r}", key="slurm.profile")

@@ -17,6 +17,7 @@ from attnzoo.config.options import resolve_options, with_added_options
 from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
+from attnzoo.files import read_bytes
 from attnzoo.models.presets import preset_layers
 from attnzoo.rundir.folder import atomic_write, check_config, config_text, is_cut_short
 from attnzoo.schema import yaml12
@@ -45,7 +46,7 @@ class Experiment:
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
         self.path = find_experiment(path)
         file_layers = load_layers(self.path)
-        if is_cut_short(self.path.read_bytes()):
+        if is_cut_short(read_bytes(self.path)):
             check_config(self.path)
         self.task = _task(file_layers, overrides)
         self.schema = SCHEMAS[self.task]

@@ -13,6 +13,7 @@ from attnzoo.cost.published import published
 from attnzoo.cost.subject import Size, Subject, subject_of
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.files import expand_user
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.report.runs import find_plan, find_runs
@@ -43,7 +44,7 @@ def find_target(text: str, baseline: str | None = None) -> Target:
     Loads the plugins of experiments. Raises UserError for what is none of the three, an invalid config, a missing data
     set and an unknown baseline.
     """
-    path = Path(text).expanduser()
+    path = expand_user(text)
     if path.is_dir():
         target = _of_runs(path)
     elif text in presets.names():

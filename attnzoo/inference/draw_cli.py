@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from attnzoo.errors import UserError, plural
+from attnzoo.files import expand_user
 from attnzoo.inference import options
 
 EXAMPLES = """examples:
@@ -83,7 +84,7 @@ def _point(text: str) -> tuple[float, float]:
 
 def _name(weights: str) -> str:
     """A short name of weights: of a run with its experiment, of a checkpoint with its run."""
-    path = Path(weights).expanduser()
+    path = expand_user(weights)
     if path.parent.name == "checkpoints":
         return f"{path.parent.parent.name}, {path.name.partition('.')[0]}"
     return f"{path.parent.name}/{path.name}" if path.is_dir() and path.parent.name else path.stem

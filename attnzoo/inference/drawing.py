@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from attnzoo.errors import UserError, as_yaml, unknown
+from attnzoo.files import expand_user
 from attnzoo.inference.examples import to_picture
 from attnzoo.inference.gallery import draw_gallery, make_rows
 from attnzoo.inference.loaded import LoadedModel
@@ -56,7 +57,7 @@ def draw_attentions(
     page. Raises UserError for a layer, head, query or pixel that is not there, and for an unknown suffix; then nothing
     is written.
     """
-    target = Path(output).expanduser()
+    target = expand_user(output)
     suffix = _suffix(target)
     _check_choice(query, xy, best, compare)
     layers = find_layers(model.model, layer)

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from attnzoo.errors import UserError
+from attnzoo.files import expand_user
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
     Files below `exclude`, where annotated pictures of these images may be, are left out. Raises UserError for a path
     that does not exist, and without images.
     """
-    left_out = None if exclude is None else exclude.expanduser().resolve()
+    left_out = None if exclude is None else expand_user(exclude).resolve()
     files: dict[Path, ImageFile] = {}
     taken: set[str] = set()
-    for path in (Path(each).expanduser() for each in given):
+    for path in (expand_user(each) for each in given):
         if not path.exists():
             raise UserError(f"{path}: no such image or folder")
         for file in _in_folder(path) if path.is_dir() else [path]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from attnzoo.errors import UserError, plural
+from attnzoo.files import expand_user
 from attnzoo.inference import options
 
 EXAMPLES = """examples:
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     result = predict_files(
         model,
         images,
-        args.output.expanduser(),
+        expand_user(args.output),
         threshold=args.threshold,
         batch_size=args.batch_size,
         json=args.json or both,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError, as_yaml
+from attnzoo.files import expand_user
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
@@ -74,7 +75,7 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
         raise UserError(f"class_names has {len(names)} names, but the model has {model.num_classes} classes")
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     tensors = _tensors(model, f"transformers_{config['model_type']}")
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in (("config.json", config), ("preprocessor_config.json", processor)):
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

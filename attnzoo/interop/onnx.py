@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError, unknown
+from attnzoo.files import expand_user
 from attnzoo.interop.program import AXES, InferenceModel, export_program
 from attnzoo.models.detr.queries import TwoStageQueries
 from attnzoo.rundir.folder import atomic_write
@@ -45,7 +46,7 @@ def export_model(
     Raises UserError, before anything is written, for a file name or an option that is not allowed, a model that cannot
     be exported, and, for ONNX, without onnxscript.
     """
-    file = Path(file).expanduser()
+    file = expand_user(file)
     check_options(file, opset)
     kind = ONNX if file.suffix == ONNX else PROGRAM
     if kind == ONNX:

@@ -9,12 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
 from attnzoo.registry import format_type, matches_type, to_plain
 from attnzoo.schema.fields import FINITE, Range
+from attnzoo.schema.interpolation import resolve
 
 Schema = type[Any]  # a config dataclass
 
@@ -90,12 +88,7 @@ class ConfigBuilder:
     def _resolved(self) -> dict[str, Any]:
         if "${" not in repr(self.values):
             return self.values
-        try:
-            resolved = OmegaConf.to_container(OmegaConf.create(self.values), resolve=True)
-        except OmegaConfBaseException as error:
-            key = error.full_key or ""
-            raise UserError(f"{key}: {str(error).splitlines()[0]}", key=key) from None
-        values = typing.cast(dict[str, Any], resolved)
+        values = resolve(self.values)
         for key, hint, value in _leaves(self.schema, values, ""):
             _check(hint, key, value, resolved=True)
         return values

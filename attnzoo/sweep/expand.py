@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Change, Experiment, digest, without_sweep
 from attnzoo.errors import UserError, unknown
+from attnzoo.files import expand_user
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 from attnzoo.sweep.check_block import AA_KEY, AA_STREAM, check_block, check_overwritten
@@ -95,7 +95,7 @@ def expand_sweep(experiment: Experiment) -> Sweep:
         suffix = f", run {name}" if len(planned) > 1 else ""
         changes = tuple(Change(key, value, f"{source(block)}: sweep{suffix}") for key, value, block in run.changes)
         config = without_sweep(experiment.config(changes))
-        folder = RunFolder(Path(config.output).expanduser() / config.name / name)
+        folder = RunFolder(expand_user(config.output) / config.name / name)
         runs.append(RunSpec(name, run.variant_name, run.variant, changes, run.labels, config, digest(config), folder))
     check_overwritten(experiment, base, {run.name: (run.config, run.overrides) for run in runs})
     runs = drop_repeats(runs, experiment)

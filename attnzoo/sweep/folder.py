@@ -10,8 +10,9 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, differences, digest, find_digest, load_saved, save, to_yaml
 from attnzoo.config.options import resolve_options
 from attnzoo.errors import UserError, plural
+from attnzoo.files import read_bytes
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, check_config, read_file
+from attnzoo.rundir.folder import RunFolder, check_config
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec, expand
 
@@ -186,7 +187,7 @@ def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bo
     """
     recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
     try:
-        content = read_file(folder.config)
+        content = read_bytes(folder.config)
     except OSError:
         content = None
     if content == to_yaml(run.config).encode():  # ten times as fast as loading it

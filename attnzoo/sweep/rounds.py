@@ -8,6 +8,7 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.errors import UserError, plural
+from attnzoo.files import expand_user
 from attnzoo.report.paired import LEVEL, paired_differences
 from attnzoo.report.power import pairs_for_difference, pairs_for_equivalence
 from attnzoo.report.records import read_records, with_digests
@@ -25,7 +26,7 @@ class SeedRounds:
         self.sweep = sweep
         self._margin = config.sweep.margin
         self._given_baseline = None if config.sweep.baseline is None else sweep.baseline
-        self._include = [str(Path(folder).expanduser().resolve()) for folder in config.sweep.include]
+        self._include = [str(expand_user(folder).resolve()) for folder in config.sweep.include]
         self._metric = PRIMARY_METRICS[config.task]
         self._included = self._read_included()
 

@@ -8,6 +8,7 @@ from typing import Any
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import load_saved
 from attnzoo.errors import UserError
+from attnzoo.files import expand_user
 from attnzoo.interop.describe import describe
 from attnzoo.models import presets
 from attnzoo.models.weights import files
@@ -34,7 +35,7 @@ def read_start(weights: str, task: str) -> Start:
     Raises UserError if there is none, or if it is of another task.
     """
     file = files.find(weights)
-    path = str(Path(weights).expanduser().absolute())
+    path = str(expand_user(weights).absolute())
     for folder in (Path(path), *file.absolute().parents[:2]):
         if (config := folder / "config.yaml").is_file():
             return _of_run(config, path, task)
