@@ -13,7 +13,7 @@ from typing import Any
 
 from attnzoo.config.experiment import PRESET_FAMILY, SCHEMAS, ExperimentConfig, SweepConfig
 from attnzoo.config.files import display_path, find_experiment, find_profile, load_layers
-from attnzoo.config.options import resolve_options, with_added_options
+from attnzoo.config.options import keys_of_option, resolve_options, with_added_options
 from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
@@ -90,7 +90,9 @@ class Experiment:
             for change in changes
         ]
         layers = [*self.layers, *sweep]
-        builder = ConfigBuilder(self.schema)
+        # looked up on the command line alone: reading what was saved loads no torch
+        by_hand = any(layer.source == COMMAND_LINE for layer in layers)
+        builder = ConfigBuilder(self.schema, functools.partial(keys_of_option, self.schema) if by_hand else None)
         for layer in [*_profile_layers(layers, self.path), *_preset_layers(layers, PRESET_FAMILY[self.task]), *layers]:
             builder.merge(layer)
         return builder
