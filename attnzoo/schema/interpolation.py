@@ -10,7 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from attnzoo.errors import UserError, describe
 from attnzoo.schema.yaml12 import MAX_VALUES, NO_TEXT, TEXT_OF_VALUE, is_text
 
-REFERENCE = re.compile(r"\$\{([^${}]*)")
+REFERENCE = re.compile(r"\$\{([^${}]*)(?=(\$?))")  # followed by another, of which it is the name or an argument
+BY_NAME = ("oc.select", "oc.dict.keys", "oc.dict.values")  # resolvers that are given the key of a node
 SEPARATOR = re.compile(r"[:,\s\"'()]+")
 
 
@@ -69,11 +70,18 @@ class _Sizes:
         return self._known[path]
 
     def _references(self, path: tuple[str, ...], text: str) -> int:
-        names = [name for body in REFERENCE.findall(text) for name in SEPARATOR.split(body)]
-        return sum(self._referred(path, name) for name in names)
+        size = 0
+        for body, nested in REFERENCE.findall(text):
+            *others, last = SEPARATOR.split(body)
+            is_open = bool(nested) and (bool(last) or not others or others[0] in BY_NAME)
+            size += sum(self._referred(path, name) for name in others) + self._referred(path, last, is_open)
+        return size
 
-    def _referred(self, path: tuple[str, ...], name: str) -> int:
-        """The size of the node that is named, or of the last one on the way to it."""
+    def _referred(self, path: tuple[str, ...], name: str, is_open: bool = False) -> int:
+        """The size of the node that is named, 0 without one.
+
+        `is_open`: the rest of the name is an interpolation, and the size that of what holds the node.
+        """
         name = name.replace("[", ".").replace("]", "")
         below = name.lstrip(".")
         start = path[: max(len(path) - (len(name) - len(below)), 0)] if below != name else ()
@@ -82,6 +90,6 @@ class _Sizes:
             items = dict(enumerate(value)) if isinstance(value, list) else value
             named = {str(key): item for key, item in items.items()} if isinstance(items, Mapping) else {}
             if part not in named:
-                break
+                return self._size(found, value) if is_open else 0
             value, found = named[part], (*found, part)
-        return self._size(found, value) if found else 0
+        return self._size(found, value) if found or is_open else 0

@@ -26,8 +26,10 @@ def chain(length: int, item: str) -> dict[str, Any]:
         {"a": {"b": "${a}"}},
         {"a": "${b}", "b": "${a}"},
         {"a": "${${b}}", "b": "a"},
+        {"a": "${oc.select:${b}}", "b": "a"},
+        {"a": {"x": "${a.${b}}", "y": 1}, "b": "y"},
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_what_has_no_end_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^a\d*|^b: interpolations contain themselves, or lead to more than 100,000"):
@@ -39,6 +41,7 @@ def test_what_has_no_end_is_refused(values: dict[str, Any]) -> None:
     [
         ({"a": "${b.c}", "b": {"c": 3}}, {"a": 3, "b": {"c": 3}}),
         ({"a": {"x": "${.y}-${..b}", "y": 1}, "b": 2}, {"a": {"x": "1-2", "y": 1}, "b": 2}),
+        ({"a": "${b.${c}}", "b": {"x": 1}, "c": "x"}, {"a": 1, "b": {"x": 1}, "c": "x"}),
         ({"a": "${b[1]}", "b": [1, 2]}, {"a": 2, "b": [1, 2]}),
         ({"a": "${oc.env:ATTNZOO_NONE,${b}}", "b": "x"}, {"a": "x", "b": "x"}),
         ({"a": r"\${b}", "b": "x"}, {"a": "${b}", "b": "x"}),
@@ -49,7 +52,9 @@ def test_others_are_resolved(values: dict[str, Any], expected: dict[str, Any]) -
     assert resolve(values) == expected
 
 
-@pytest.mark.parametrize("text", ["${none}", "${", "${oc.env:ATTNZOO_NONE}", "${nosuch:1}", "${oc.decode:'[1'}"])
+@pytest.mark.parametrize(
+    "text", ["${none}", "${a.none}", "${", "${oc.env:ATTNZOO_NONE}", "${nosuch:1}", "${oc.decode:'[1'}"]
+)
 def test_others_are_one_line(text: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve({"a": text})
