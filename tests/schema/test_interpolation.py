@@ -32,7 +32,7 @@ def chain(length: int, item: str) -> dict[str, Any]:
     ids=range(12),
 )
 def test_what_has_no_end_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^a\d*|^b: interpolations contain themselves, or lead to more than 100,000"):
+    with pytest.raises(UserError, match=r"^[ab]\d*: interpolations contain themselves, or lead to more than 100,000"):
         resolve(values)
 
 
@@ -52,9 +52,10 @@ def test_others_are_resolved(values: dict[str, Any], expected: dict[str, Any]) -
     assert resolve(values) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["${none}", "${a.none}", "${", "${oc.env:ATTNZOO_NONE}", "${nosuch:1}", "${oc.decode:'[1'}"]
-)
+INVALID = ["${none}", "${a.none}", "${", "${oc.env:ATTNZOO_NONE}", "${nosuch:1}", "${oc.decode:'[1'}"]
+
+
+@pytest.mark.parametrize("text", INVALID)
 def test_others_are_one_line(text: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve({"a": text})
