@@ -7,6 +7,7 @@ ends the functions that walk through it.
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO, Any
 MAX_BYTES = 2**30  # of a text file
 MAX_DEPTH = 64  # of nested values in JSON or YAML
 MAX_DIGITS = 100  # of an integer in JSON or YAML: more have neither a use nor a float
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in JSON
 JSON_ERRORS = (OSError, ValueError, RecursionError)  # of `read_json`
 
 
@@ -60,13 +62,15 @@ def read_json(path: str | Path, limit: int | None = MAX_BYTES, depth: int | None
 
 
 def decode_json(content: bytes, depth: int | None = MAX_DEPTH) -> Any:
-    """The value in JSON text, in UTF-8 with or without a byte-order mark.
+    """The value in JSON text, in UTF-8 with or without a byte-order mark; `?` for characters that are no text.
 
     Raises ValueError for anything else, an integer of more than MAX_DIGITS digits, and values nested deeper than
     `depth`; RecursionError for those nested deeper than the decoder goes.
     """
     text = content.decode("utf-8-sig")
     value = _DECODER.decode(text)
+    if SURROGATE.search(text):  # a half of a pair alone is no text, and could not be printed
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     if depth is not None and text.count("[") + text.count("{") > depth:
         check_depth(value, depth)
     return value

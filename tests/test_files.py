@@ -193,6 +193,11 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "x") == {"a": 1}
 
 
+def test_characters_that_are_no_text() -> None:
+    """A variant of a ledger had one, and `compare` could not write its tables."""
+    assert files.decode_json(rb'["a\ud800b", "\ud83d\ude00", "\\ud800", 1]') == ["a?b", "\U0001f600", "\\ud800", 1]
+
+
 # Calls that read files, and where they read what the package or the system wrote.
 READS = {"read_text", "read_bytes", "open", "expanduser", "loads", "load"}
 OWN = {

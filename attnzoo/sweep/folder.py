@@ -65,7 +65,8 @@ class SweepFolder:
                 old = content["runs"]
                 kept = {name: entry for name, entry in old.items() if self._was_started(name, entry)}
                 entries = {run.folder.path.name: _entry(run, old.get(run.folder.path.name, {})) for run in runs}
-                content |= {"experiment": experiment, "runs": kept | entries}
+                name = experiment.encode(errors="replace").decode()  # its path may be no text
+                content |= {"experiment": name, "runs": kept | entries}
                 if comparison is not None:
                     content["comparison"] = dict(comparison)
             rewritten = {run.folder.path for run in to_start}
