@@ -174,6 +174,13 @@ def test_numbers_of_64_bits() -> None:
     assert is_row({"step": 1, "loss": float("nan")})
 
 
+@pytest.mark.parametrize("job", ["", "x", "1\0", "1_2", "²"])
+def test_job_that_squeue_does_not_take(tmp_path: Path, job: str) -> None:
+    content = {"runs": {}, "submissions": {"001": {"job": job, "runs": []}}}
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    assert Ledger(tmp_path).read()["submissions"] == {}
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop"])
 def test_lock_of_a_sweep_that_is_no_file(tmp_path: Path, kind: str) -> None:
     """Opening a pipe waited without end."""

@@ -141,7 +141,10 @@ def _is_run(name: str, entry: Any) -> bool:
 
 
 def _is_submission(values: Any) -> bool:
-    return has_types(values, SUBMISSION, ["job", "runs"]) and all(isinstance(name, str) for name in values["runs"])
+    if not has_types(values, SUBMISSION, ["job", "runs"]) or not all(isinstance(name, str) for name in values["runs"]):
+        return False
+    job = values["job"]
+    return job is None or (job.isascii() and job.isdecimal())
 
 
 def is_comparison(values: Any) -> bool:
