@@ -10,8 +10,9 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 MAX_BYTES = 2**30  # of a text file
 MAX_DEPTH = 64  # of nested values in JSON or YAML
@@ -20,7 +21,7 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in JSON
 JSON_ERRORS = (OSError, ValueError, RecursionError)  # of `read_json`
 
 
-def open_file(path: str | Path, limit: int | None = None) -> IO[bytes]:
+def open_file(path: str | Path, limit: int | None = None) -> BufferedReader:
     """A file opened for reading, of at most `limit` bytes. Raises OSError, also for what is no regular file."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -33,7 +34,7 @@ def open_file(path: str | Path, limit: int | None = None) -> IO[bytes]:
         raise
 
 
-def open_for_appending(path: str | Path, follow_links: bool = True) -> IO[bytes]:
+def open_for_appending(path: str | Path, follow_links: bool = True) -> BufferedRandom:
     """A file opened for appending and reading, created if missing. Raises OSError, also for what is no regular file."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     handle = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW, 0o666)

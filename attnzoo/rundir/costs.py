@@ -201,7 +201,8 @@ def _costs(values: dict[str, Any]) -> Costs:
 def _variant(values: Any) -> VariantCosts:
     variant = VariantCosts(**values)
     height, width = variant.size
-    numbers = dict(enumerate([height, width, *variant.latency, *variant.throughput, *variant.training]))
+    measured = [height, width, *variant.latency, *variant.throughput, *variant.training]
+    numbers = {str(index): value for index, value in enumerate(measured)}
     are_numbers = has_types(numbers, dict.fromkeys(numbers, int | float))
     has_fields = has_types(values, VARIANT) and all(has_types(module, MODULE) for module in values["modules"])
     if not are_numbers or not has_fields or min(numbers.values()) <= 0:
