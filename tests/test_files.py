@@ -13,12 +13,13 @@ import pytest
 import attnzoo
 from attnzoo import files
 from attnzoo.bench import records as bench_records
-from attnzoo.errors import UserError
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.models.weights.files import _options
 from attnzoo.report.records import read_records
 from attnzoo.report.runs import RESULTS, find_plan
+from attnzoo.run import report_errors
 from attnzoo.rundir import costs
-from attnzoo.rundir.folder import has_types, is_row, is_status, parse_json
+from attnzoo.rundir.folder import atomic_write, has_types, is_row, is_status, parse_json
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.rebuild import JOBS, is_run_name, read_jobs, rebuild
 
@@ -198,6 +199,23 @@ def test_unknown_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert files.read_json(tmp_path / "x") == {"a": 1}
+
+
+@pytest.mark.parametrize("folder", ["/proc", "a folder in its place"])
+def test_what_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str) -> None:
+    """The message had the name of a temporary file, which nobody knows."""
+    path = Path("/proc/x.json") if folder == "/proc" else tmp_path / "x.json"
+    if folder != "/proc":
+        path.mkdir()
+
+    def write() -> int:
+        with atomic_write(path) as file:
+            file.write("x")
+        return 0
+
+    assert report_errors(write) == ExitCode.USER_ERROR
+    assert capsys.readouterr().err.startswith(f"error: {path}: ")
+    assert folder == "/proc" or list(tmp_path.iterdir()) == [path]
 
 
 def test_characters_that_are_no_text() -> None:
