@@ -152,6 +152,8 @@ def _read_results(path: Path) -> list[RunRecord]:
             for key, values in content["configs"].items()
         }
         digests = {key: digest(config) for key, config in configs.items()}
+        if not content["runs"]:
+            raise UserError(f"{path}: no runs in it")
         for run in content["runs"]:
             if not _is_valid(run):
                 raise ValueError(f"fields, status or metrics of {run['variant_name']}, seed {run['seed']}")
@@ -180,4 +182,8 @@ def _is_valid(run: Any) -> bool:
     """Whether a run of results.json has its fields, of their types."""
     if not has_types(run, RUN, list(RUN)) or not is_status(run["status"]) or not all(map(is_row, run["metrics"])):
         return False
-    return all(environment is None or isinstance(environment, dict) for environment in run["environments"])
+    return all(environment is None or _is_environment(environment) for environment in run["environments"])
+
+
+def _is_environment(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())

@@ -41,8 +41,8 @@ class ConfigBuilder:
 
     def __init__(self, schema: Schema, find_option: Callable[[Mapping[str, Any], str], list[str]] | None = None):
         self.schema = schema
+        self.values: dict[str, Any] = copy.deepcopy(_defaults(typing.cast(Any, schema)))
         self._find_option = lambda name: find_option(self.values, name) if find_option else []
-        self.values = copy.deepcopy(_defaults(typing.cast(Any, schema)))
         self._sources: dict[str, str] = {}  # full key -> source, in the order in which they were set
         self._named_by: dict[str, str] = {}  # source -> key that selected it
 
