@@ -85,7 +85,8 @@ class _Sizes:
         name = name.replace("[", ".").replace("]", "")
         below = name.lstrip(".")
         start = path[: max(len(path) - (len(name) - len(below)), 0)] if below != name else ()
-        value, found = self._root, ()
+        value: Any = self._root
+        found: tuple[str, ...] = ()
         for part in (*start, *filter(None, below.split("."))):
             items = dict(enumerate(value)) if isinstance(value, list) else value
             named = {str(key): item for key, item in items.items()} if isinstance(items, Mapping) else {}
