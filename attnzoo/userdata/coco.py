@@ -55,6 +55,8 @@ def _coco_files(root: Path, depth: int) -> list[Path]:
 def _is_coco(path: Path) -> bool:
     try:
         content = read_json(path, ANNOTATION_BYTES, depth=None)
+    except PermissionError:  # it may be one
+        raise
     except JSON_ERRORS:
         return False
     return isinstance(content, dict) and all(

@@ -70,6 +70,8 @@ def read_content(path: str, where: str = "") -> Content:
         content = _read_file(file, prefix, where)
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"{prefix}{file}: {error.strerror}", key=where) from None
     except Exception as error:  # torch.load and safetensors raise many types for an invalid file
         raise UserError(f"{prefix}{file} is not a state dict ({type(error).__name__})", key=where) from error
     state = unwrap(content)
