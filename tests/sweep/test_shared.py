@@ -167,7 +167,6 @@ def test_files_that_may_not_be_read_are_named(shared: Path) -> None:
         lambda: coco._is_coco(shared / "instances_train.json"),
     ]
     import_module("safetensors.torch")  # whose folder another user may not enter
-
     for call in calls:
         with another_user(), pytest.raises((UserError, PermissionError), match="Permission denied"):
             call()
