@@ -3,7 +3,8 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from attnzoo.errors import UserError
@@ -13,6 +14,11 @@ QUEUE_FIELDS = "%i|%T|%N|%L|%r|%k"
 # Of sbatch, where the job may have reached SLURM all the same.
 UNCERTAIN = ("timed out", "zero bytes", "unexpected message", "communication", "connection reset", "send/recv")
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED")
+# Variables with these prefixes change what SLURM's commands do or answer, but for those of CONNECTION.
+PREFIXES = ("SBATCH_", "SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_")
+CONNECTION = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
+# Options of sbatch for which SBATCH_ACCOUNT and the like are a default: where jobs run, and on whose account.
+WITH_DEFAULTS = ("account", "constraint", "partition", "qos", "reservation", "wckey")
 RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
 
 
@@ -118,9 +124,9 @@ def usable_nodes(partition: str) -> set[str]:
     return set(result.stdout.split())
 
 
-def rejection(script: str) -> str | None:
-    """Why `sbatch --test-only` rejects a batch script; None if it accepts it. Raises SlurmUnavailable."""
-    result = _run(["sbatch", "--test-only"], script)
+def rejection(script: str, options: Collection[str]) -> str | None:
+    """Why `sbatch --test-only` rejects a batch script with these `options`; None if not. Raises SlurmUnavailable."""
+    result = _run(["sbatch", "--test-only"], script, _sbatch_environment(options))
     if result.returncode == 0:
         return None
     message = _error_message(result).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
@@ -170,13 +176,41 @@ def _sacct(ids: Collection[str]) -> list[Job]:
     return [Job(job, state.split()[0], nodes) for job, state, nodes in rows]  # "CANCELLED by 1000"
 
 
-def _environment() -> dict[str, str]:
-    """The environment of this process, without what would change the answers of SLURM's commands."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
-    return kept | {"LC_ALL": "C"}
+def ignored_variables(options: Collection[str]) -> list[str]:
+    """The SBATCH_* variables of the environment that a submission with these `options` of sbatch does not follow."""
+    kept = _sbatch_environment(options)
+    return sorted(name for name in os.environ if name.startswith("SBATCH_") and name not in kept)
 
 
-def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+@contextmanager
+def submission_environment(options: Collection[str]) -> Iterator[None]:
+    """Within it, sbatch follows the script, in which `options` are set, and jobs inherit nothing of another job.
+
+    sbatch prefers SBATCH_* variables to what the script says: SBATCH_ARRAY_INX would change the tasks of an array.
+    """
+    before = dict(os.environ)
+    kept = _sbatch_environment(options)
+    for name in before.keys() - kept.keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ |= before
+
+
+def _sbatch_environment(options: Collection[str]) -> dict[str, str]:
+    names = [f"SBATCH_{option.upper()}" for option in WITH_DEFAULTS if option not in options]
+    return _without_slurm({*CONNECTION, *names})
+
+
+def _without_slurm(kept: Collection[str]) -> dict[str, str]:
+    """The environment of this process without SLURM's variables, but for those `kept`."""
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(PREFIXES)}
+
+
+def _run(
+    command: Sequence[str], stdin: str | None = None, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
             command,
@@ -185,7 +219,7 @@ def _run(command: Sequence[str], stdin: str | None = None) -> "subprocess.Comple
             errors="replace",
             capture_output=True,
             timeout=COMMAND_TIMEOUT,
-            env=_environment(),
+            env={**(_without_slurm(CONNECTION) if environment is None else environment), "LC_ALL": "C"},
         )
     except FileNotFoundError:
         raise SlurmUnavailable(f"{command[0]} is missing: is this a login node of a SLURM cluster?") from None

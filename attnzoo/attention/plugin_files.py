@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from attnzoo.files import read_bytes
 from attnzoo.paths import user_path
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
@@ -50,7 +51,7 @@ def _package_files(spec: ModuleSpec) -> dict[str, Path]:
 def _imported(name: str, path: Path) -> Iterator[tuple[str, Path]]:
     """The files that the import statements of the file `name` load, packages of imported modules too."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(read_bytes(path))
     except (SyntaxError, ValueError):  # compiled, or imported only where it is not needed
         return
     for node in ast.walk(tree):

@@ -16,6 +16,7 @@ from types import ModuleType
 from attnzoo.attention.base import ATTENTIONS
 from attnzoo.attention.plugin_files import plugin_files
 from attnzoo.errors import UserError
+from attnzoo.files import read_bytes
 from attnzoo.paths import user_path
 
 SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
@@ -78,7 +79,7 @@ def source_hash(source: str | Path) -> str:
     """Hash, 16 hexadecimal digits, of the files of a plugin that is loaded: see `plugin_files`."""
     sha = hashlib.sha256()
     for file in plugin_files(str(_snapshot_or(source))).values():
-        sha.update(hashlib.sha256(file.read_bytes()).digest())
+        sha.update(hashlib.sha256(read_bytes(file)).digest())
     return sha.hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from attnzoo.environment import cpu_name, git_state, version
 from attnzoo.errors import UserError
+from attnzoo.files import JSON_ERRORS, read_json, reason
 from attnzoo.rundir.folder import atomic_write
 
 FORMAT_VERSION = 2
@@ -51,9 +52,9 @@ def write(path: Path, record: dict[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """A record from its file. Raises UserError if the file is not a record of this format."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a benchmark record ({error})") from None
+        record = read_json(path)
+    except JSON_ERRORS as error:
+        raise UserError(f"{path}: not a benchmark record ({reason(error)})") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT_VERSION:
         raise UserError(f"{path}: not a benchmark record of format {FORMAT_VERSION}")
     if missing_keys := [key for key in REQUIRED_KEYS if key not in record]:

@@ -26,11 +26,24 @@ def find_experiment(path: str | Path) -> Path:
         return packaged
     if isdir(path):
         raise UserError(f"{path}: expected an experiment file, not a folder")
+    if not _may_enter(path):
+        raise UserError(f"{path}: Permission denied")
     if "=" in path.name and path.suffix != ".yaml":
         raise UserError(f"{path}: expected an experiment file before overrides, as in EXPERIMENT.yaml key=value")
     siblings = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if isdir(path.parent) else []
     names = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
     raise UserError(f"{path}: no such experiment file{did_you_mean(str(path), dict.fromkeys(siblings + names))}")
+
+
+def _may_enter(path: Path) -> bool:
+    """Whether the folders above a path may be entered; `isfile` gives False where not."""
+    try:
+        path.stat()
+    except PermissionError:
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
 
 
 def load_layers(path: Path, parents: tuple[Path, ...] = ()) -> list[ConfigLayer]:

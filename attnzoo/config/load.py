@@ -13,10 +13,11 @@ from typing import Any
 
 from attnzoo.config.experiment import PRESET_FAMILY, SCHEMAS, ExperimentConfig, SweepConfig
 from attnzoo.config.files import display_path, find_experiment, find_profile, load_layers
-from attnzoo.config.options import resolve_options, with_added_options
+from attnzoo.config.options import keys_of_option, resolve_options, with_added_options
 from attnzoo.config.slurm import check_slurm
 from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
+from attnzoo.files import read_bytes
 from attnzoo.models.presets import preset_layers
 from attnzoo.rundir.folder import atomic_write, check_config, config_text, is_cut_short
 from attnzoo.schema import yaml12
@@ -45,7 +46,7 @@ class Experiment:
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
         self.path = find_experiment(path)
         file_layers = load_layers(self.path)
-        if is_cut_short(self.path.read_bytes()):
+        if is_cut_short(read_bytes(self.path)):
             check_config(self.path)
         self.task = _task(file_layers, overrides)
         self.schema = SCHEMAS[self.task]
@@ -89,7 +90,9 @@ class Experiment:
             for change in changes
         ]
         layers = [*self.layers, *sweep]
-        builder = ConfigBuilder(self.schema)
+        # looked up on the command line alone: reading what was saved loads no torch
+        by_hand = any(layer.source == COMMAND_LINE for layer in layers)
+        builder = ConfigBuilder(self.schema, functools.partial(keys_of_option, self.schema) if by_hand else None)
         for layer in [*_profile_layers(layers, self.path), *_preset_layers(layers, PRESET_FAMILY[self.task]), *layers]:
             builder.merge(layer)
         return builder

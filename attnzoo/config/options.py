@@ -5,6 +5,9 @@ They are looked up in the registries, which import torch; this module imports th
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
@@ -12,7 +15,7 @@ from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.config import BackboneConfig
 from attnzoo.models.detr.config import DetectorConfig
-from attnzoo.schema.merge import named_blocks
+from attnzoo.schema.merge import Schema, named_blocks
 
 
 def resolve_options(config: ExperimentConfig) -> ExperimentConfig:
@@ -57,6 +60,23 @@ def _with_options(config: ExperimentConfig) -> ExperimentConfig:
     if isinstance(config.model, DetectorConfig):
         _resolve_backbone(config.model.backbone, ATTENTIONS)
     return config
+
+
+def keys_of_option(schema: Schema, values: Mapping[str, Any], option: str) -> list[str]:
+    """The full keys of an option by its own name, in the named blocks of a config with these `values`."""
+    from attnzoo.attention import ATTENTIONS
+    from attnzoo.data.build import registries
+
+    defaults = schema()
+    datasets, augmentations = registries(defaults.data)
+    found = []
+    for _, _, key in named_blocks(defaults):
+        registry = {"data.dataset": datasets, "data.augment": augmentations}.get(key, ATTENTIONS)
+        block: Any = functools.reduce(lambda below, part: below[part], key.split("."), values)
+        with suppress(UserError, NameError, TypeError):  # a name that is not known, or no text
+            if option in registry.types(block["name"]):
+                found.append(f"{key}.{option}")
+    return found
 
 
 def check_versions(config: ExperimentConfig) -> None:

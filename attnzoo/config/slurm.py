@@ -25,7 +25,7 @@ OPTION_KEYS = {
     "signal": "signal_seconds",
 }
 RESERVED_OPTIONS = (
-    *("array", "comment", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "wrap"),
+    *("array", "clusters", "comment", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "wrap"),
     *("parsable", "test-only", "wait", "quiet", "help", "usage", "version"),  # change what sbatch does or answers
 )
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import reprlib
 from collections import Counter
@@ -16,6 +15,9 @@ from pycocotools.coco import COCO
 
 from attnzoo.data.hashes import FileVersion, file_version
 from attnzoo.errors import UserError
+from attnzoo.files import JSON_ERRORS, read_json, reason
+
+ANNOTATION_BYTES = 2**35  # the largest known data sets have some gigabytes
 
 
 class Field(NamedTuple):
@@ -134,13 +136,13 @@ def read_annotations(path: Path) -> dict[str, Any]:
     file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte-order mark
+        content = read_json(path, ANNOTATION_BYTES, depth=None)
     except FileNotFoundError:
         raise UserError(f"{path}: the annotation file is missing") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    except JSON_ERRORS as error:
+        raise UserError(f"{path}: not a readable JSON file ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a COCO instances file (images, annotations, categories)")
     for section, fields in FIELDS.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from attnzoo.errors import UserError
+from attnzoo.files import open_for_appending
 from attnzoo.paths import user_path
 
 T = TypeVar("T")
@@ -38,11 +39,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnzoo"
 
 
-def _open_unlinked(path: str, flags: int) -> int:
-    """Open a file but not what a link of that name leads to: a shared cache may be writable by others."""
-    return os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW, 0o666)
-
-
 def cached_folder(name: str, key: Mapping[str, Any], generate: Callable[[Path], None]) -> Path:
     """The folder of `name` for `key` (JSON values), filled by `generate` on first use.
 
@@ -55,7 +51,8 @@ def cached_folder(name: str, key: Mapping[str, Any], generate: Callable[[Path], 
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_suffix(".lock"), "w", opener=_open_unlinked) as lock:
+        # not what a link of that name leads to: a shared cache may be writable by others
+        with open_for_appending(folder.with_suffix(".lock"), follow_links=False) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
                 partial = folder.with_suffix(".partial")

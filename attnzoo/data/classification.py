@@ -25,7 +25,7 @@ from attnzoo.data.cache import SampleCache
 from attnzoo.data.checks import check_option
 from attnzoo.data.folders import FolderContent, folder_content, folder_reader, is_class, open_folder, skip_unreadable
 from attnzoo.data.hashes import combine_hashes
-from attnzoo.data.images import ImageReader, header_error
+from attnzoo.data.images import ImageReader, header_error, open_image
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
 from attnzoo.errors import UserError, describe, plural
@@ -229,8 +229,12 @@ class ImageFolderSpec(FileDatasetSpec):
             skip_unreadable(source, dataset.load_raw, self._path(split))
         elif split == "val":  # read long after the start, so checked now
             dataset.check_headers()
-        if split == "val" and (empty := self._empty_classes("val")):
-            log.warning("%s: no images of the classes %s", self._path("val"), reprlib.repr(empty))
+        empty = [source.classes[label] for label in sorted({*range(len(source.classes))} - {*source.targets})]
+        if empty and split == "train":
+            message = f"{self._path(split)} has no image that can be read of the classes {reprlib.repr(empty)}"
+            raise UserError(f"data.dataset.train: {message}", key="data.dataset.train")
+        if empty:
+            log.warning("%s: no images of the classes %s", self._path(split), reprlib.repr(empty))
         return dataset
 
     def _empty_classes(self, split: str) -> list[str]:
@@ -343,4 +347,4 @@ class TimmSpec(FileDatasetSpec):
         if isinstance(dataset, timm.data.ImageDataset) and "input_img_mode" not in (self.options or {}):
             dataset.input_img_mode = None
         elif isinstance(dataset, DatasetFolder):
-            dataset.loader = Image.open
+            dataset.loader = open_image

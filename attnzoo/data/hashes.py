@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from attnzoo.files import open_file
+
 FileVersion = tuple[Path, int, int]
 
 _HASHES: dict[FileVersion, str] = {}
@@ -19,7 +21,7 @@ def hash_file(path: Path) -> str:
     """Hash, 16 hexadecimal digits, of a file's content; a process reads an unchanged file once. Raises OSError."""
     version = file_version(path)
     if version not in _HASHES:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             _HASHES[version] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     return _HASHES[version]
 

@@ -1,8 +1,9 @@
-"""Read images of any format as upright 8-bit RGB."""
+"""Read images of the usual formats as upright 8-bit RGB."""
 
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import EpsImagePlugin, ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -19,7 +20,11 @@ from torchvision.transforms.v2 import functional as F
 from attnzoo.errors import UserError, describe
 
 PIXEL_LIMIT = "ATTNZOO_MAX_PIXELS"  # environment variable: the most pixels of an image that is decoded
+# Not those for which Pillow runs other programs (EPS), and not documents, films and icons.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 MAX_DECODED_BYTES = 256 * 2**20  # of data sets that are held in memory or in a file of decoded images
+
+EpsImagePlugin.gs_binary = False  # no Ghostscript, where other libraries open images with Pillow
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +33,13 @@ def open_image(path: str | Path) -> Image.Image:
     """The image in a file, not yet decoded.
 
     Raises UserError for what is no regular file, and for more pixels than Pillow's limit or ATTNZOO_MAX_PIXELS, and
-    whatever else Pillow raises.
+    whatever else Pillow raises, also for a file of none of FORMATS.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: not a regular file")  # a pipe would never end
     _set_pixel_limit()
     try:
-        return Image.open(path)
+        return Image.open(path, formats=_formats())
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         message = f"more than {limit:,} pixels; set {PIXEL_LIMIT} to read it if you trust it"
@@ -42,7 +47,19 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 @cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF depends on how Pillow was built
+
+
+def suffixes() -> set[str]:
+    """Of image files that can be read, in lower case."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
+@cache
 def _set_pixel_limit() -> None:
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many pixels, which are read
     if value := os.environ.get(PIXEL_LIMIT):
         if not value.isdecimal() or int(value) < 2:
             raise UserError(f"{PIXEL_LIMIT} = {value!r}: expected a number of pixels")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from attnzoo.errors import UserError
+from attnzoo.files import open_file, read_bytes
 from attnzoo.rundir.folder import atomic_write
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class CheckpointManager:
         """Keep a copy of the checkpoint `path` as the best so far."""
         best = path.with_name(path.name.replace("step", "best", 1))
         if not best.exists():
-            with atomic_write(best, "wb") as target, path.open("rb") as source:
+            with atomic_write(best, "wb") as target, open_file(path) as source:
                 shutil.copyfileobj(source, target)
         for old in self._files("best"):
             if old != best:
@@ -96,7 +97,7 @@ class CheckpointManager:
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state in `path`. Raises CorruptCheckpointError if the checksum in its name does not match."""
-    content = path.read_bytes()
+    content = read_bytes(path, limit=None)
     match = FILENAME_PATTERN.fullmatch(path.name)
     if match and _checksum(content) != match["checksum"]:
         raise CorruptCheckpointError(f"{path}: corrupt checkpoint, checksum mismatch")

@@ -20,6 +20,7 @@ from tensorboard.plugins.text import summary_v2 as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.errors import UserError
+from attnzoo.files import read_text
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.metrics import is_validation
 
@@ -56,7 +57,7 @@ class MetricsLogger:
         start = SessionLog(status=SessionLog.START)  # makes TensorBoard drop the events of older files
         self._tensorboard.add_event(Event(wall_time=time.time(), session_log=start))
         if run.config.exists():
-            self._add_text("config", f"```yaml\n{run.config.read_text(encoding='utf-8')}```", 0)
+            self._add_text("config", f"```yaml\n{read_text(run.config)}```", 0)
         for row in self.rows:
             self._add_row(row)
         for event in kept:

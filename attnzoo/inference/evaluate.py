@@ -21,6 +21,7 @@ from attnzoo.data.hashes import hash_file
 from attnzoo.engine.classification import BatchResult, classify, summarize
 from attnzoo.engine.detection import detect
 from attnzoo.errors import UserError, check_type, plural
+from attnzoo.files import JSON_ERRORS, read_json
 from attnzoo.inference.loaded import LoadedModel, unnamed
 from attnzoo.inference.progress import progress
 from attnzoo.models.detr.config import DetectorConfig
@@ -162,8 +163,8 @@ def _cached(model: LoadedModel, data: DataConfig, run: Callable[[], Any], use_ca
     use_cache = use_cache and fingerprint is not None
     if use_cache and path.is_file():
         try:
-            return json.loads(path.read_text(encoding="utf-8")), True
-        except (OSError, ValueError):
+            return read_json(path), True
+        except JSON_ERRORS:
             log.warning("%s: not readable, so the data set is evaluated again", path)
     results = run()
     if use_cache:

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
+from attnzoo.data.images import suffixes
 from attnzoo.errors import UserError
 from attnzoo.paths import user_path
 
@@ -43,8 +42,8 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
-    suffixes = Image.registered_extensions()
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
+    known = suffixes()
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in known and path.is_file())
 
 
 def _unused(name: str, taken: set[str]) -> str:

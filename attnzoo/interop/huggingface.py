@@ -1,11 +1,11 @@
 """The settings of a Hugging Face folder: its config.json and preprocessor_config.json as overrides of ours."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
+from attnzoo.files import JSON_ERRORS, read_json
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 DETECTORS = {"activation_function": "relu", "position_embedding_type": "sine"}
@@ -36,9 +36,9 @@ def _check(config: Mapping[str, Any], **expected: Any) -> None:
 def preprocessing(folder: Path, task: str) -> dict[str, Any]:
     """The evaluation size of a folder by config key; {} if it does not say."""
     try:
-        content = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
+        content = read_json(folder / PREPROCESSOR)
         size = content["size"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*JSON_ERRORS, KeyError, TypeError):
         return {}
     for name, value in NORMALISATION.items():
         if content.get(name, value) != value:

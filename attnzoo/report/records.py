@@ -18,13 +18,24 @@ from typing import Any
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import digest, find_digest, from_values, load_saved
 from attnzoo.errors import UserError
+from attnzoo.files import read_json, reason
 from attnzoo.report.runs import RESULTS, RunEntry, find_runs
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, atomic_write, is_row, is_status
+from attnzoo.rundir.folder import RunFolder, atomic_write, has_types, is_row, is_status
 from attnzoo.rundir.metrics import ATTENTION, COST_METRICS, MEMORY_METRICS, final_values, is_validation
 
 FORMAT = 1
 LEFT_OUT = "Left out: "  # before the reason why a run is missing from a comparison
+RUN = {
+    "variant": str | None,
+    "variant_name": str,
+    "seed": int,
+    "config": str,
+    "status": dict,
+    "environments": list,
+    "hours": int | float | None,
+    "metrics": list,
+}
 KEPT = frozenset(metric.key for metric in (*COST_METRICS, *MEMORY_METRICS))
 
 
@@ -133,7 +144,7 @@ def _read_run(run: RunFolder, entry: RunEntry) -> RunRecord:
 
 def _read_results(path: Path) -> list[RunRecord]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["format"] != FORMAT:
             raise UserError(f"{path}: format {content['format']}, expected {FORMAT}")
         configs = {
@@ -141,9 +152,11 @@ def _read_results(path: Path) -> list[RunRecord]:
             for key, values in content["configs"].items()
         }
         digests = {key: digest(config) for key, config in configs.items()}
+        if not content["runs"]:
+            raise UserError(f"{path}: no runs in it")
         for run in content["runs"]:
-            if not is_status(run["status"]) or not all(map(is_row, run["metrics"])):
-                raise ValueError(f"status or metrics of {run['variant_name']}, seed {run['seed']}")
+            if not _is_valid(run):
+                raise ValueError(f"fields, status or metrics of {run['variant_name']}, seed {run['seed']}")
         return [
             RunRecord(
                 path,
@@ -157,5 +170,20 @@ def _read_results(path: Path) -> list[RunRecord]:
             )
             for run in content["runs"]
         ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: corrupt ({type(error).__name__}: {error})") from None
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: corrupt ({type(error).__name__}: {reason(error)})") from None
+
+
+def _is_valid(run: Any) -> bool:
+    """Whether a run of results.json has its fields, of their types."""
+    if not has_types(run, RUN, list(RUN)) or not is_status(run["status"]) or not all(map(is_row, run["metrics"])):
+        return False
+    return all(environment is None or _is_environment(environment) for environment in run["environments"])
+
+
+def _is_environment(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 from attnzoo.config.load import digest, from_values
 from attnzoo.errors import UserError
+from attnzoo.files import read_bytes, reason
 from attnzoo.rundir.folder import RunFolder, parse_json
 from attnzoo.rundir.ledger import Ledger, is_comparison
 
@@ -69,7 +70,10 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
     """The plan of the first sweep in `folders`, each the folder of a run, of a sweep or of several, that has one."""
     for folder in folders:
         if (folder / RESULTS).is_file():
-            content = parse_json((folder / RESULTS).read_bytes())
+            try:
+                content = parse_json(read_bytes(folder / RESULTS))
+            except OSError as error:
+                raise UserError(f"{folder / RESULTS}: cannot be read ({reason(error)})") from None
             comparison = content.get("comparison") if isinstance(content, dict) else None
             if comparison and not is_comparison(comparison):
                 raise UserError(f"{folder / RESULTS}: corrupt (comparison)")

@@ -12,6 +12,7 @@ from typing import Any
 
 from attnzoo import slurm
 from attnzoo.errors import UserError
+from attnzoo.files import open_file
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME, Ledger, job_comment, job_id_of, submission_of
@@ -257,9 +258,7 @@ def last_log_line(run: RunFolder, entry: Mapping[str, Any]) -> str:
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" if there is none."""
     try:
-        if not log.is_file():  # a pipe would never end
-            return ""
-        with log.open("rb") as file:
+        with open_file(log) as file:
             file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
             text = file.read().decode(errors="replace")
     except OSError:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attnzoo.rundir.folder import RunFolder, has_types, parse_json, read_file
+from attnzoo.files import open_for_appending, read_bytes
+from attnzoo.rundir.folder import RunFolder, has_types, parse_json
 
 MACHINE = "machine failure"  # the outcome that is retried
 # Fields and types of the rows of each event.
@@ -127,7 +128,7 @@ def retries_exhausted(run: RunFolder, retries: int) -> str | None:
 
 def _append(run: RunFolder, row: dict[str, object]) -> None:
     line = json.dumps({"time": time.time()} | row) + "\n"
-    with run.attempts.open("a+b") as file:
+    with open_for_appending(run.attempts) as file:
         if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
             line = "\n" + line  # the last line was truncated by a crash
         file.write(line.encode())
@@ -135,7 +136,7 @@ def _append(run: RunFolder, row: dict[str, object]) -> None:
 
 def _rows(run: RunFolder) -> list[dict[str, Any]]:
     try:
-        lines = read_file(run.attempts).split(b"\n")
+        lines = read_bytes(run.attempts).split(b"\n")
     except OSError:  # none yet; a folder is reported by RunFolder.read
         return []
     return [row for line in lines if _is_valid(row := parse_json(line))]

@@ -7,12 +7,34 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnzoo.errors import UserError
-from attnzoo.rundir.folder import atomic_write
+from attnzoo.errors import UserError, describe
+from attnzoo.files import JSON_ERRORS, read_json, reason
+from attnzoo.rundir.folder import atomic_write, has_types
 
 FILENAME = "costs.json"
 FORMAT = 1
 MIB = 2**20
+# Fields and types of the file, of a variant and of a module.
+COSTS: dict[str, Any] = {
+    "baseline": str,
+    "variants": list,
+    "notes": list,
+    "seconds": int | float,
+    "environment": dict,
+}
+MODULE: dict[str, Any] = {"name": str, "params": int, "gflops": int | float, "extra_gflops": int | float}
+VARIANT: dict[str, Any] = MODULE | {
+    "digest": str,
+    "size": list,
+    "batch_size": int,
+    "trainable": int,
+    "modules": list,
+    "latency": list,
+    "throughput": list,
+    "training": list,
+    "inference_memory": int | None,
+    "training_memory": int | None,
+}
 
 
 class Quartiles(NamedTuple):
@@ -152,24 +174,39 @@ def read_costs(folder: Path) -> Costs | None:
     path = folder / FILENAME
     mend = f"delete it, and measure again with `attnzoo cost {folder}`"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {mend}") from None
+    except JSON_ERRORS as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); {mend}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"{path}: not costs of format {FORMAT}; {mend}")
     try:
-        costs = Costs(**content)
-        variants = tuple(_variant(values) for values in costs.variants)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: corrupt ({error}); {mend}") from None
-    return replace(costs, variants=variants, notes=tuple(costs.notes))
+        costs = _costs(content)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: corrupt ({describe(error)}); {mend}") from None
+    return costs
+
+
+def _costs(values: dict[str, Any]) -> Costs:
+    """Raises TypeError, ValueError, KeyError or AttributeError for what are no costs."""
+    costs = Costs(**values)
+    variants, notes = tuple(map(_variant, costs.variants)), tuple(costs.notes)
+    texts = [costs.baseline, *notes, *(variant.name for variant in variants)]
+    if not has_types(values, COSTS) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field of another type")
+    return replace(costs, variants=variants, notes=notes)
 
 
 def _variant(values: Any) -> VariantCosts:
     variant = VariantCosts(**values)
     height, width = variant.size
+    measured = [height, width, *variant.latency, *variant.throughput, *variant.training]
+    numbers = {str(index): value for index, value in enumerate(measured)}
+    are_numbers = has_types(numbers, dict.fromkeys(numbers, int | float))
+    has_fields = has_types(values, VARIANT) and all(has_types(module, MODULE) for module in values["modules"])
+    if not are_numbers or not has_fields or min(numbers.values()) <= 0:
+        raise ValueError(f"a field of variant {variant.name!r} of another type, or a time that is not positive")
     return replace(
         variant,
         size=(height, width),

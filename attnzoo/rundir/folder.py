@@ -6,7 +6,6 @@ import json
 import math
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from attnzoo.errors import UserError
+from attnzoo.files import decode_json, open_for_appending, read_bytes
 from attnzoo.rundir.metrics import STATUS, is_final
 
 STATES = ("pending", "running", "interrupted", "cancelled", "failed", "done")
@@ -49,29 +49,30 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # not by tempfile, whose files nobody else may read: the mode is that of the umask
-    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # what the user knows
         raise
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file. Raises OSError, also for what is no file: a pipe, which would never end, a device."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def open_lock(path: Path) -> IO[bytes]:
+    """A file that is locked, created if missing. Raises UserError if it is no file, or cannot be written."""
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(handle)
+        return open_for_appending(path)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise UserError(f"{path}: not a regular file; delete it") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _unreadable(path: Path, error: OSError, mend: str) -> UserError:
@@ -104,7 +105,7 @@ def check_config(path: Path) -> None:
     Of configs of earlier versions, which have no hash, only that they are text and end with a complete line.
     """
     try:
-        content = read_file(path)
+        content = read_bytes(path)
     except OSError as error:
         raise _unreadable(path, error, MEND) from None
     if not content.endswith(b"\n") or is_cut_short(content):
@@ -168,7 +169,7 @@ class RunFolder:
         Raises UserError if the file is corrupt: cannot be read, or is not JSON of the right types.
         """
         try:
-            status = parse_json(read_file(self.status))
+            status = parse_json(read_bytes(self.status))
         except FileNotFoundError:
             return {"state": "pending"}
         except OSError as error:
@@ -218,7 +219,7 @@ class RunFolder:
         be read.
         """
         try:
-            lines = read_file(self.metrics).split(b"\n")[:-1]
+            lines = read_bytes(self.metrics).split(b"\n")[:-1]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -261,7 +262,7 @@ class RunFolder:
 
     def _metrics_hash(self) -> str:
         """Hash of the complete lines of metrics.jsonl. Raises OSError."""
-        return _sha256(read_file(self.metrics).rpartition(b"\n")[0])
+        return _sha256(read_bytes(self.metrics).rpartition(b"\n")[0])
 
     def _check_unchanged(self, status: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> None:
         """Raise UserError if the metrics of a finished run, or their last values in its status, have changed."""
@@ -285,9 +286,9 @@ class RunFolder:
 
 
 def parse_json(content: bytes) -> Any:
-    """The value in a JSON file; None if it is not JSON, or not text."""
+    """The value in a JSON file; None if `files.decode_json` does not accept it."""
     try:
-        return json.loads(content)
+        return decode_json(content)
     except (ValueError, RecursionError):
         return None
 
@@ -295,13 +296,13 @@ def parse_json(content: bytes) -> Any:
 def has_types(values: Any, types: Mapping[str, Any], required: Sequence[str] = ()) -> bool:
     """Whether `values` is an object with the `required` keys in which those of `types`, if present, have these types.
 
-    Numbers must be finite.
+    Numbers must be finite, integers of 64 bits.
     """
     if not isinstance(values, dict) or any(key not in values for key in required):
         return False
     if not all(isinstance(values[key], kind) for key, kind in types.items() if key in values):
         return False
-    return all(math.isfinite(values[key]) for key in types if isinstance(values.get(key), float))
+    return all(_is_number(values[key]) for key in types if type(values.get(key)) in (int, float))
 
 
 def is_status(values: Any) -> bool:
@@ -314,8 +315,11 @@ def is_status(values: Any) -> bool:
 
 def is_row(values: Any) -> bool:
     """Whether `values` are those of a row of metrics.jsonl: a `step`, and numbers."""
-    return isinstance(values, dict) and type(values.get("step")) is int and all(map(_is_number, values.values()))
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return False
+    return all(type(value) is float or _is_number(value) for value in values.values())
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether this is a finite number, an integer of 64 bits."""
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < 2**63

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError
-from attnzoo.rundir.folder import atomic_write, has_types, parse_json, read_file
-from attnzoo.rundir.rebuild import rebuild, submissions
+from attnzoo.files import read_bytes
+from attnzoo.rundir.folder import atomic_write, has_types, open_lock, parse_json
+from attnzoo.rundir.rebuild import is_run_name, rebuild, submissions
 
 FILENAME = "sweep.json"
 _reported: set[Path] = set()  # ledgers whose damage was reported
@@ -69,7 +70,7 @@ class Ledger:
         """
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
         try:
-            content = parse_json(read_file(self.path))
+            content = parse_json(read_bytes(self.path))
         except (FileNotFoundError, NotADirectoryError):
             return empty | self._rebuild("missing") if submissions(self.sweep) else empty
         except PermissionError as error:
@@ -105,7 +106,7 @@ class Ledger:
     def update(self) -> Iterator[dict[str, Any]]:
         """Locked read-modify-write: change the yielded content in place; it is written at the end."""
         self.sweep.mkdir(parents=True, exist_ok=True)
-        with (self.sweep / ".sweep.lock").open("a", encoding="utf-8") as lock:
+        with open_lock(self.sweep / ".sweep.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content
@@ -137,11 +138,14 @@ def _is_valid(content: dict[str, Any]) -> bool:
 
 def _is_run(name: str, entry: Any) -> bool:
     required = ["task"] if isinstance(entry, dict) and "submission" in entry else []
-    return has_types(entry, RUN, required) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return has_types(entry, RUN, required) and is_run_name(name)
 
 
 def _is_submission(values: Any) -> bool:
-    return has_types(values, SUBMISSION, ["job", "runs"]) and all(isinstance(name, str) for name in values["runs"])
+    if not has_types(values, SUBMISSION, ["job", "runs"]) or not all(isinstance(name, str) for name in values["runs"]):
+        return False
+    job = values["job"]
+    return job is None or (job.isascii() and job.isdecimal())
 
 
 def is_comparison(values: Any) -> bool:

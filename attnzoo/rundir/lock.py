@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from attnzoo.errors import UserError
 from attnzoo.rundir.attempts import job_id, node_name
-from attnzoo.rundir.folder import RunFolder, has_types, parse_json
+from attnzoo.rundir.folder import RunFolder, has_types, open_lock, parse_json
 
 STALE_SECONDS = 60  # an older heartbeat is stale
 LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -33,13 +33,7 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
     """
     end = time.monotonic() + wait
     path = folder / ".lock"
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a regular file; delete it")
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
-    with file:
+    with open_lock(path) as file:
         while (owner := _try_acquire(file, RunFolder(folder))) is not None:
             if time.monotonic() > end:
                 raise UserError(f"{folder}: already being trained by {_format_owner(owner)}")
@@ -52,7 +46,7 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
                 _write_owner(file, "")
 
 
-def _try_acquire(file: TextIO, run: RunFolder) -> dict[str, Any] | None:
+def _try_acquire(file: IO[bytes], run: RunFolder) -> dict[str, Any] | None:
     """Try to acquire the lock; returns its owner, or None on success."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,17 +72,17 @@ def _is_stale(owner: dict[str, Any], run: RunFolder) -> bool:
     return heartbeat is None or time.time() - heartbeat > STALE_SECONDS
 
 
-def _read_owner(file: TextIO) -> dict[str, Any] | None:
+def _read_owner(file: IO[bytes]) -> dict[str, Any] | None:
     file.seek(0)
-    owner = parse_json(file.buffer.read())
+    owner = parse_json(file.read())
     types = {"pid": int, "host": str, "job": str | None}
     return owner if has_types(owner, types, list(types)) else None  # unlocked, or the owner died while writing
 
 
-def _write_owner(file: TextIO, content: str) -> None:
+def _write_owner(file: IO[bytes], content: str) -> None:
     file.seek(0)
     file.truncate()
-    file.write(content)
+    file.write(content.encode())
     file.flush()
 
 

@@ -12,8 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from attnzoo.files import read_bytes
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, has_types, parse_json, read_file
+from attnzoo.rundir.folder import RunFolder, has_types, parse_json
 
 FOLDER, JOBS, JOB = "slurm", "jobs.json", "job"
 
@@ -32,28 +33,39 @@ def submissions(sweep: Path) -> dict[str, dict[str, Any]]:
 def read_jobs(submission: Path) -> dict[str, Any] | None:
     """The content of jobs.json; None if it cannot be read."""
     try:
-        content = parse_json(read_file(submission / JOBS))
+        content = parse_json(read_bytes(submission / JOBS))
     except OSError:
         return None
     if not has_types(content, {"code": str, "time": int | float, "jobs": list}, ["code", "time", "jobs"]):
         return None
     types = {"run": str, "nodes": int, "processes": int, "retries": int}
-    return dict(content) if all(has_types(job, types, list(types)) for job in content["jobs"]) else None
+    jobs = content["jobs"]
+    is_valid = all(has_types(job, types, list(types)) and is_run_name(Path(job["run"]).name) for job in jobs)
+    return dict(content) if is_valid else None
 
 
 def read_job(submission: Path) -> str | None:
     """The id of the job of a submission; None if it is not known."""
     try:
-        job = read_file(submission / JOB).decode(errors="replace").strip()
+        job = read_bytes(submission / JOB).decode(errors="replace").strip()
     except OSError:
         return None
     return job if job.isdecimal() else None
 
 
+def is_run_name(name: str) -> bool:
+    """Whether this is the name of a folder, in text that can be printed."""
+    return name not in ("", ".", "..") and "/" not in name and not any(map(_is_special, name))
+
+
+def _is_special(character: str) -> bool:
+    return character == "\0" or "\ud800" <= character <= "\udfff"  # surrogates stand for bytes that are no text
+
+
 def rebuild(sweep: Path) -> dict[str, Any]:
     """The runs and the submissions of a ledger, from the folders of a sweep."""
     found = submissions(sweep)
-    folders = [run for name in sorted(_names(sweep)) if _is_run(run := RunFolder(sweep / name))]
+    folders = [run for name in sorted(_names(sweep)) if is_run_name(name) and _is_run(run := RunFolder(sweep / name))]
     runs: dict[str, dict[str, Any]] = {run.path.name: {"attempts": len(attempts.read(run))} for run in folders}
     for number, submission in found.items():  # in order: the last one of a run counts
         for task, name in enumerate(submission["runs"]):

@@ -5,16 +5,14 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
 from attnzoo.registry import format_type, matches_type, to_plain
 from attnzoo.schema.fields import FINITE, Range
+from attnzoo.schema.interpolation import resolve
 
 Schema = type[Any]  # a config dataclass
 
@@ -37,12 +35,14 @@ class ConfigBuilder:
     Mappings are merged, lists replaced. Another `name` drops the old options of a named block or a backbone. `{}`
     clears a mapping with free keys, but not the name of a block. A sweep's grid and zip are replaced as a whole.
 
+    `find_option` gives the full keys of the options of a name, for hints on unknown keys: it is called with the values.
     Every UserError has the key at fault, and the source that set it in front of its message.
     """
 
-    def __init__(self, schema: Schema):
+    def __init__(self, schema: Schema, find_option: Callable[[Mapping[str, Any], str], list[str]] | None = None):
         self.schema = schema
-        self.values = copy.deepcopy(_defaults(typing.cast(Any, schema)))
+        self.values: dict[str, Any] = copy.deepcopy(_defaults(typing.cast(Any, schema)))
+        self._find_option = lambda name: find_option(self.values, name) if find_option else []
         self._sources: dict[str, str] = {}  # full key -> source, in the order in which they were set
         self._named_by: dict[str, str] = {}  # source -> key that selected it
 
@@ -90,12 +90,7 @@ class ConfigBuilder:
     def _resolved(self) -> dict[str, Any]:
         if "${" not in repr(self.values):
             return self.values
-        try:
-            resolved = OmegaConf.to_container(OmegaConf.create(self.values), resolve=True)
-        except OmegaConfBaseException as error:
-            key = error.full_key or ""
-            raise UserError(f"{key}: {str(error).splitlines()[0]}", key=key) from None
-        values = typing.cast(dict[str, Any], resolved)
+        values = resolve(self.values)
         for key, hint, value in _leaves(self.schema, values, ""):
             _check(hint, key, value, resolved=True)
         return values
@@ -109,9 +104,10 @@ class ConfigBuilder:
         for name, value in new.items():
             key = f"{prefix}{name}"
             if name not in fields:
-                raise _unknown_key(self.schema, key, str(name), fields)
+                raise _unknown_key(self.schema, key, str(name), fields, self._find_option)
             field, old = fields[name], values[name]
-            if "named_block" in field.metadata and isinstance(value, str) and "${" not in value:
+            has_name = "named_block" in field.metadata or _has_name(field.type)
+            if has_name and isinstance(value, str) and "${" not in value:
                 message = f"{key} = {as_yaml(value)}: expected a mapping; did you mean {key}.name = {as_yaml(value)}?"
                 raise UserError(message, key=key)
             _check(field.type, key, value)
@@ -228,7 +224,14 @@ def _check(hint: Any, key: str, value: Any, resolved: bool = False) -> None:
         raise UserError(f"{key} = {as_yaml(value)}: expected {format_type(hint)}", key=key)
 
 
-def _unknown_key(schema: Schema, key: str, name: str, siblings: Mapping[str, Any]) -> UserError:
+def _has_name(hint: Any) -> bool:
+    """Whether this is a block that is told by its `name`, such as the optimizer."""
+    return dataclasses.is_dataclass(hint) and any(field.name == "name" for field in dataclasses.fields(hint))
+
+
+def _unknown_key(
+    schema: Schema, key: str, name: str, siblings: Mapping[str, Any], find_option: Callable[[str], list[str]]
+) -> UserError:
     """The error for the unknown key `name` at `key`, with a suggestion: the same name elsewhere, or a sibling."""
     if "." in name:
         head, _, rest = name.partition(".")
@@ -238,6 +241,8 @@ def _unknown_key(schema: Schema, key: str, name: str, siblings: Mapping[str, Any
     allowed = f"allowed in {head}" if head else "allowed"
     close = did_you_mean(name, siblings, cutoff=0.8)
     elsewhere = [] if close else [other for other in _keys(schema, "") if other.rpartition(".")[2] == name]
+    if not close and not elsewhere:
+        elsewhere = find_option(name)
     hint = f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?" if elsewhere else ""
     if not hint and did_you_mean(name, siblings):
         hint = did_you_mean(key, [f"{head}.{sibling}" if head else sibling for sibling in siblings])

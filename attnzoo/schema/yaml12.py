@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import yaml
 
 from attnzoo.errors import UserError, as_yaml
+from attnzoo.files import MAX_DEPTH, MAX_DIGITS, read_text, reason
 
 _CORE = {
     "null": (r"~|null|Null|NULL|", "~nN\0"),
@@ -22,8 +23,17 @@ _CORE = {
 }
 
 
+NO_TEXT = "text with a NUL character, or not in UTF-8"
+MAX_FILE = 2**24  # bytes
 MAX_VALUES = 100_000  # in a file: some bytes of aliases may stand for gigabytes
 TEXT_OF_VALUE = 64  # characters of text that count as one more value
+
+TAG = "tag:yaml.org,2002:"
+KINDS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.ScalarNode: ("str", *_CORE),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
 
 
 class _CoreSchema:
@@ -35,7 +45,7 @@ class _CoreSchema:
 for _type, (_pattern, _first_chars) in _CORE.items():
     for _character in _first_chars:
         _CoreSchema.yaml_implicit_resolvers.setdefault("" if _character == "\0" else _character, []).append(
-            (f"tag:yaml.org,2002:{_type}", re.compile(rf"(?:{_pattern})\Z"))
+            (f"{TAG}{_type}", re.compile(rf"(?:{_pattern})\Z"))
         )
 
 
@@ -53,8 +63,8 @@ class _Loader(_CoreSchema, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ty
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As the base class, but a scalar that its tag does not fit, such as `!!int abc`, is an error of YAML."""
-        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-            raise yaml.MarkedYAMLError(problem="text with a NUL character", problem_mark=node.start_mark)
+        if isinstance(node, yaml.ScalarNode) and not is_text(node.value):
+            raise yaml.MarkedYAMLError(problem=NO_TEXT, problem_mark=node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -65,11 +75,14 @@ class _Loader(_CoreSchema, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ty
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(node.value)
+    if len(text) > MAX_DIGITS:
+        problem = f"an integer of more than {MAX_DIGITS} digits"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     return int(text, base)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor(f"{TAG}int", _construct_int)
 
 
 class _Dumper(_CoreSchema, getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -80,9 +93,9 @@ class _Dumper(_CoreSchema, getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # ty
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError, with the line, for anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_FILE)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
     content = _parse(text, str(path))
@@ -96,12 +109,19 @@ def parse_value(text: str, source: str) -> Any:
 
     Anything else is a string: no comments, anchors, tags or block style. `source` is named in errors.
     """
-    if text[:1] in ("[", "{", '"', "'") or "\0" in text:
+    if not is_text(text):
+        raise UserError(f"{source}: {NO_TEXT}")
+    if text[:1] in ("[", "{", '"', "'"):
         return _parse(text, source)
     for _, pattern in _CoreSchema.yaml_implicit_resolvers.get(text[:1], []):
         if pattern.match(text):
             return _parse(text, source)
     return text
+
+
+def is_text(value: str) -> bool:
+    """Whether this is text without NUL in UTF-8; surrogates stand for bytes of a command line that are not."""
+    return "\0" not in value and not re.search("[\ud800-\udfff]", value)
 
 
 def escape(value: Any) -> Any:
@@ -119,27 +139,36 @@ def dump(content: dict[str, Any]) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """The size of a node in values, with those of its aliases; long text counts as several.
+def _measure(node: yaml.Node, measured: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """The size of a node in values, with those of its aliases, and its levels; long text counts as several values.
 
-    Raises MarkedYAMLError for an alias of what contains it.
+    Raises MarkedYAMLError for an alias of what contains it, too many levels, and a tag that is not of this schema, such
+    as `!!timestamp`, or of another kind of value, as in `!!map x`.
     """
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return 1 if node is None else 1 + len(node.value) // TEXT_OF_VALUE
-    if id(node) not in sizes:
-        sizes[id(node)] = -1
+    if node.tag.removeprefix(TAG) not in KINDS[type(node)]:
+        problem = f"a {node.id} of type {node.tag.removeprefix(TAG)}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value) // TEXT_OF_VALUE, 0
+    if id(node) not in measured:
+        measured[id(node)] = -1, 0
         children = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
-    if sizes[id(node)] < 0:
+        below = [_measure(child, measured) for child in children]
+        measured[id(node)] = 1 + sum(size for size, _ in below), 1 + max((levels for _, levels in below), default=0)
+    size, levels = measured[id(node)]
+    if size < 0:
         raise yaml.MarkedYAMLError(problem="an alias of what contains it", problem_mark=node.start_mark)
-    return sizes[id(node)]
+    if levels > MAX_DEPTH:
+        problem = f"nested deeper than {MAX_DEPTH} levels"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return size, levels
 
 
 def _load(text: str) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        if _size(node, {}) > MAX_VALUES:
+        if node is not None and _measure(node, {})[0] > MAX_VALUES:
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES:,} values, with those of aliases")
         return None if node is None else loader.construct_document(node)
     finally:

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attnzoo.config.load import differences, find_digest, load_saved, save, to_yaml
+from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.load import Experiment, differences, digest, find_digest, load_saved, save, to_yaml
+from attnzoo.config.options import resolve_options
 from attnzoo.errors import UserError, plural
+from attnzoo.files import read_bytes
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, read_file
+from attnzoo.rundir.folder import RunFolder, check_config
 from attnzoo.rundir.ledger import Ledger
-from attnzoo.sweep.expand import RunSpec
+from attnzoo.sweep.expand import RunSpec, expand
 
 # After the one difference that a user may take for a continuation.
 LENGTHENED = (
@@ -19,6 +22,7 @@ LENGTHENED = (
     "keep to the old length, or sweep train.steps to compare lengths"
 )
 LONGEST_FILE = "pictures/" + "0" * 60  # below a run's folder, or longer
+MEND_CONFIG = "restore it to resume that run"
 MAX_DIFFERENCES = 3  # named in a message
 
 
@@ -61,7 +65,8 @@ class SweepFolder:
                 old = content["runs"]
                 kept = {name: entry for name, entry in old.items() if self._was_started(name, entry)}
                 entries = {run.folder.path.name: _entry(run, old.get(run.folder.path.name, {})) for run in runs}
-                content |= {"experiment": experiment, "runs": kept | entries}
+                name = experiment.encode(errors="replace").decode()  # its path may be no text
+                content |= {"experiment": name, "runs": kept | entries}
                 if comparison is not None:
                     content["comparison"] = dict(comparison)
             rewritten = {run.folder.path for run in to_start}
@@ -121,12 +126,30 @@ def _taken_folder(run: RunSpec) -> RunFolder | None:
 
 
 def _describe_differences(taken: RunFolder, run: RunSpec) -> str:
+    mend = ""
     try:
-        diffs = differences(load_saved(taken.config), run.config)
+        check_config(taken.config)
+        old = load_saved(taken.config)
     except UserError:
-        return "has a config that cannot be read"
+        recorded = _recorded_config(taken)
+        if recorded is None:
+            return f"has a {taken.config.name} that is damaged or was changed since it was written: {MEND_CONFIG}"
+        old, mend = recorded, f"; its {taken.config.name} was changed since it was written: {MEND_CONFIG}"
+    diffs = differences(old, run.config)
     more = " and more" if len(diffs) > MAX_DIFFERENCES else LENGTHENED if all(map(_is_length, diffs)) else ""
-    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{more}"
+    return f"has {'; '.join(diffs[:MAX_DIFFERENCES])}{more}{mend}"
+
+
+def _recorded_config(folder: RunFolder) -> ExperimentConfig | None:
+    """The config of a run whose own is damaged or was changed, from its experiment file; None if that has changed."""
+    content = Ledger(folder.path.parent).read()
+    try:
+        named = [run for run in expand(Experiment(content["experiment"])) if run.name == folder.path.name]
+        configs = [resolve_options(run.config) for run in named]
+    except (UserError, OSError):
+        return None
+    known = content["runs"].get(folder.path.name, {}).get("digest")
+    return next((config for config in configs if digest(config) == known), None)
 
 
 def _is_length(difference: str) -> bool:
@@ -165,7 +188,7 @@ def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bo
     """
     recorded = (entry.get("digest"), entry.get("seed")) == (run.digest, run.seed)
     try:
-        content = read_file(folder.config)
+        content = read_bytes(folder.config)
     except OSError:
         content = None
     if content == to_yaml(run.config).encode():  # ten times as fast as loading it

@@ -49,6 +49,11 @@ class JobGroup:
         hidden = ("job_name", "setup", "additional_parameters", "use_srun", "stderr_to_stdout", "signal_delay_s")
         return ", ".join(f"{key}={value}" for key, value in self.options.items() if key not in hidden)
 
+    @property
+    def sbatch_options(self) -> set[str]:
+        """The names of the options of sbatch that the script sets."""
+        return {*self.options, *self.options["additional_parameters"]}
+
     def executor_options(self, folder: Path, code: Path) -> dict[str, Any]:
         """The options of one submission, with its folder and the snapshot of the code."""
         pickle = shlex.join([sys.executable, "-m", "attnzoo.sweep.pickles", str(folder)])
@@ -85,9 +90,11 @@ def check(groups: Sequence[JobGroup], folder: SweepFolder, validate: bool = True
         if found := next((text for character, text in FORBIDDEN.items() if character in str(path)), None):
             where = "output folder" if key else "current folder"
             raise UserError(f"{where} {path}: with SLURM its path may not contain {found}", key=key or ())
+    if ignored := sorted({name for group in groups for name in slurm.ignored_variables(group.sbatch_options)}):
+        print(f"{', '.join(ignored)}: ignored; set keys of slurm, or slurm.options, instead", file=sys.stderr)
     for group in groups if validate else ():
         submission = folder.ledger.submission_folder(DRY_RUN_ID).resolve()
-        if error := slurm.rejection(group.script(submission, submission.parent / "code")):
+        if error := slurm.rejection(group.script(submission, submission.parent / "code"), group.sbatch_options):
             raise UserError(f"sbatch rejects {group.runs[0].name}: {error} (requested: {group.resources})", key="slurm")
 
 
@@ -201,7 +208,10 @@ def _sbatch(submission: Submission, path: Path) -> str:
     group = submission.group
     executor.update_parameters(**group.executor_options(path, submission.code))
     try:
-        with redirect_stderr(io.StringIO()):  # sbatch's message, which submitit also raises
+        with (
+            slurm.submission_environment(group.sbatch_options),
+            redirect_stderr(io.StringIO()),
+        ):  # sbatch's message, which submitit also raises
             job = executor.submit_array([job_function(path) for _ in group.runs])[0]
     except Exception as error:
         # without an exit code of sbatch: its answer cannot be read, or the pickles cannot be renamed

@@ -18,6 +18,7 @@ from types import FrameType
 import attnzoo
 from attnzoo import slurm
 from attnzoo.errors import ExitCode
+from attnzoo.files import open_file, open_for_appending
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.rebuild import JOBS, read_jobs
@@ -76,7 +77,7 @@ class _Supervisor:
             log.info("%s is done", self.run.path)
             return ExitCode.OK
         try:
-            with (self.run.path / ".lock").open("a"):
+            with open_for_appending(self.run.path / ".lock"):
                 pass
             self.log_offset = self.run.log.stat().st_size if self.run.log.exists() else 0
             returncode = self._train()
@@ -180,7 +181,7 @@ class _Supervisor:
 
     def _first_failure(self) -> tuple[str | None, int | None]:
         """(node, exit code) of the process that failed first, from srun's messages; None if unknown."""
-        with self.run.log.open("rb") as file:
+        with open_file(self.run.log) as file:
             file.seek(self.log_offset)
             match = SRUN_ERROR.search(file.read().decode(errors="replace"))
         if match is None:

@@ -1,6 +1,5 @@
 """Processes that train a run on this machine: executed, or forked by a server that has imported everything once."""
 
-import errno
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Protocol
 
+from attnzoo.files import open_for_appending
 from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import RunSpec
@@ -90,9 +90,7 @@ def command(run: RunFolder, processes: int) -> list[str]:
 def open_crash_log(run: RunFolder) -> Iterator[IO[bytes] | None]:
     """The run's log, opened for appending; None, which inherits our stderr, if it cannot be written."""
     try:
-        if run.log.exists() and not run.log.is_file():
-            raise OSError(errno.EINVAL, "not a regular file")
-        file = run.log.open("ab")
+        file = open_for_appending(run.log)
     except OSError as error:
         print(f"{run.log}: cannot be written ({error.strerror})", file=sys.stderr)
         yield None

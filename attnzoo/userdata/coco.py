@@ -1,13 +1,13 @@
 """Folders in COCO format: annotation files, their splits and their images."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attnzoo.data.annotations import names_outside, read_annotations
+from attnzoo.data.annotations import ANNOTATION_BYTES, names_outside, read_annotations
 from attnzoo.errors import UserError
+from attnzoo.files import JSON_ERRORS, read_json
 from attnzoo.userdata.content import Content, Problem, Split, make_split, split_of, subfolders, use_test_as_val
 
 SAMPLE = 20  # file names that are looked for in a folder of images
@@ -58,11 +58,11 @@ def _coco_files(root: Path, depth: int) -> list[Path]:
 
 
 def _is_coco(path: Path) -> bool:
-    if not path.is_file():  # reading a pipe never ends
-        return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path, ANNOTATION_BYTES, depth=None)
+    except PermissionError:  # it may be one
+        raise
+    except JSON_ERRORS:
         return False
     return isinstance(content, dict) and all(
         isinstance(content.get(section), list) for section in ("images", "annotations", "categories")

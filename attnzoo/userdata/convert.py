@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from attnzoo.errors import UserError
+from attnzoo.files import open_file
 from attnzoo.userdata.content import Array, Content, Split
 
 VAL_FRACTION = 0.2
@@ -119,7 +120,7 @@ def _choose(paths: Sequence[Path], fraction: float) -> Array:
     digests = []
     for path in paths:
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise UserError(f"{path}: the image cannot be read ({error.strerror})") from None

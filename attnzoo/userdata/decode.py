@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import ExifTags
 
 from attnzoo.data.images import check_mode, open_image
+from attnzoo.files import read_bytes
 
 
 class FileState(NamedTuple):
@@ -39,7 +40,7 @@ def _read(path: Path) -> FileState:
     digest = ""
     try:
         with open_image(path) as image:
-            digest = hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
+            digest = hashlib.blake2b(read_bytes(path), digest_size=12).hexdigest()
             check_mode(image.mode)
             image.load()
             width, height = image.size

@@ -9,6 +9,7 @@ import numpy as np
 
 from attnzoo.data.annotations import is_outside
 from attnzoo.errors import UserError
+from attnzoo.files import MAX_BYTES, open_file, read_text
 from attnzoo.userdata.content import (
     SUFFIXES,
     Content,
@@ -56,9 +57,14 @@ def read_voc(root: Path, files: list[Path]) -> Content:
     return Content(root, "voc", names, splits, notes)
 
 
+def _root(path: Path) -> ET.Element:
+    with open_file(path, MAX_BYTES) as file:
+        return ET.parse(file).getroot()
+
+
 def _root_tag(path: Path) -> str:
     try:
-        return ET.parse(path).getroot().tag
+        return _root(path).tag
     except XML_ERRORS:
         return ""
 
@@ -69,14 +75,14 @@ def _image_sets(root: Path) -> dict[str, str]:
     for folder in (path for path in subfolders(root, 4) if path.parts[-2:] == ("ImageSets", "Main")):
         for name, split in (("test", "test"), ("trainval", "train"), ("train", "train"), ("val", "val")):
             if (file := folder / f"{name}.txt").is_file():
-                splits |= dict.fromkeys(file.read_text(encoding="utf-8", errors="replace").split(), split)
+                splits |= dict.fromkeys(read_text(file, errors="replace").split(), split)
     return splits
 
 
 def _parse(path: Path) -> tuple[str, tuple[int, int], list[Object], list[str]]:
     """File name, (width, height) or zeros, objects, and what is invalid of one annotation file."""
     try:
-        tree = ET.parse(path).getroot()
+        tree = _root(path)
     except XML_ERRORS as error:
         return "", (0, 0), [], [f"{path}: {error}"]
     objects: list[Object] = []

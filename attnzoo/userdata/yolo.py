@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError
+from attnzoo.files import read_text
 from attnzoo.schema import yaml12
 from attnzoo.userdata.content import (
     Content,
@@ -83,7 +84,7 @@ def _listed(path: Path, base: Path, value: Any) -> list[Path]:
         raise UserError(f"{path}: there is no {candidates[0]}")
     if found.is_dir():
         return [image for folder in subfolders(found, 3) for image in images_in(folder)]
-    lines = found.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_text(found, errors="replace").split("\n")
     return [found.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -98,7 +99,7 @@ def _from_folders(root: Path) -> tuple[dict[str, list[Path]], list[str], tuple[s
     names: list[str] = []
     for file in (folder / name for folder in subfolders(root, 1) for name in NAME_FILES):
         if file.is_file():
-            names = file.read_text(encoding="utf-8", errors="replace").split("\n")
+            names = read_text(file, errors="replace").split("\n")
             names = [name.strip() for name in names if name.strip()]
             break
     return folders, names, ()
@@ -114,7 +115,7 @@ def _split(source: Path, paths: list[Path], names: list[str]) -> Split:
         if not file.is_file():
             unlabelled.append(path)
             continue
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+        for number, line in enumerate(read_text(file, errors="replace").split("\n"), start=1):
             if not line.strip():
                 continue
             try:

@@ -74,12 +74,10 @@ def _send(connection: socket.socket, **message: Any) -> None:
 
 def _redirect_stderr(run: Path) -> None:
     """To log.txt of the run, for what the logger does not write, such as the message of a crash."""
+    from attnzoo.files import open_for_appending
     from attnzoo.rundir.folder import RunFolder
 
-    path = RunFolder(run).log
-    if path.exists() and not path.is_file():  # opening a pipe never ends; the worker refuses it
-        return
-    with suppress(OSError), path.open("ab") as log:
+    with suppress(OSError), open_for_appending(RunFolder(run).log) as log:
         os.dup2(log.fileno(), sys.stderr.fileno())
 
 

@@ -8,6 +8,7 @@ has an earlier cluster, which is deleted; `up` and `down` refuse any other folde
 import argparse
 import getpass
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -32,6 +33,7 @@ ACCOUNTING_PROGRAMS = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
 }
+MEND_PIDS = "stop the daemons of this cluster (see `pgrep -a slurm`, `pgrep -a munge`), then delete it"
 MARKER = ".attnzoo-cluster"  # in the folder of a cluster, and in no other
 SOCKET_LENGTH = 90
 START_SECONDS = 60
@@ -304,10 +306,15 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _pids(folder: Path) -> list[tuple[int, str]]:
-    """(pid, name) of the running daemons, in the order of their start."""
+    """(pid, name) of the running daemons, in the order of their start. Raises ClusterError for a damaged file."""
     file = folder / "pids"
-    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
-    return [(int(pid), name) for pid, name in lines if _alive(int(pid), name)]
+    if not os.path.lexists(file):
+        return []
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else [""]
+    if not all(re.fullmatch(r"[1-9]\d{0,8} [a-z]+(-[a-z0-9]+)?", line) for line in lines):
+        raise ClusterError(f"{file}: damaged; {MEND_PIDS}")
+    pids = [(int(pid), name) for pid, name in map(str.split, lines)]
+    return [(pid, name) for pid, name in pids if _alive(pid, name)]
 
 
 def _alive(pid: int, name: str) -> bool:

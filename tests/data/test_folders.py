@@ -28,6 +28,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_class_without_an_image_that_can_be_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its number, and those of the classes after it, stay; a class that cannot be trained is refused."""
+    for i in range(2):
+        (folder / "val" / "cat" / f"{i}.png").write_bytes(b"")
+    val = dataset("val", name="folder", root=str(folder), on_error="skip")
+    assert [val[i][1] for i in range(len(val))] == [1, 1]
+    assert "no images of the classes ['cat']" in caplog.text
+    for i in range(2):
+        (folder / "train" / "cat" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"/train has no image that can be read of the classes \['cat'\]"):
+        dataset(name="folder", root=str(folder), on_error="skip")
+
+
 def test_damaged_images_are_skipped_with_a_count(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = (folder / "train" / "cat" / "1.png").read_bytes()
     (folder / "train" / "cat" / "1.png").write_bytes(whole[:200])  # its header is right

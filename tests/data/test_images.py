@@ -41,6 +41,52 @@ def test_number_of_pixels_has_a_limit_that_can_be_raised(tmp_path: Path, monkeyp
         check_image(path, 30, 100)
 
 
+def test_images_below_the_limit_are_read_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Pillow warned, in two lines, of those of 90 to 179 million pixels."""
+    path = save(tmp_path / "0.png", (50, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "_set_pixel_limit", images._set_pixel_limit.__wrapped__)
+    check_image(path, 30, 50)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "ICNS", "FLI"])
+def test_other_formats_are_refused_whatever_their_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Pillow ran Ghostscript on EPS files."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    path = tmp_path / "0.png"
+    if kind == "FLI":
+        path.write_bytes(b"\0" * 4 + b"\x11\xaf" + b"\0" * 122)
+    else:
+        Image.new("RGB", (32, 32)).save(path, kind)
+    with pytest.raises(UserError, match=r"0\.png: the image file is damaged or unsupported \(cannot identify"):
+        ImageReader().read_upright(path)
+    assert kind != "EPS" or raised_by_pillow(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def raised_by_pillow(path: Path) -> bool:
+    """Whether Pillow itself, as other libraries call it, refuses to decode an EPS file."""
+    with pytest.raises(OSError, match="Unable to locate Ghostscript"), Image.open(path) as image:
+        image.load()
+    return True
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA"])
+def test_usual_formats_are_read(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (8, 4)).save(tmp_path / "0", kind)
+    assert ImageReader().read_upright(tmp_path / "0").size == (8, 4)
+    assert {".jpg", ".png", ".tif"} <= images.suffixes()
+    assert ".eps" not in images.suffixes()
+
+
 @pytest.mark.parametrize(
     "error", [KeyError("tag"), struct.error("short"), zlib.error("bad"), MemoryError(), IndexError()]
 )

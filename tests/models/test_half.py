@@ -22,6 +22,8 @@ def test_detectors_of_half_precision(name: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         expected = model(images, mask).boxes
         boxes = model.to(dtype)(images.to(dtype), mask).boxes
+        of_float32 = model(images, mask).boxes
+    torch.testing.assert_close(of_float32, boxes, rtol=0, atol=0)
     assert (boxes.float() - expected).abs().mean() < 0.1
     assert boxes.isfinite().all()
 
@@ -34,4 +36,6 @@ def test_classifiers_of_half_precision(preset: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         expected = model(images)
         logits = model.to(dtype)(images.to(dtype))
+        of_float32 = model(images)
+    torch.testing.assert_close(of_float32, logits, rtol=0, atol=0)
     assert (logits.float() - expected).abs().max() < 0.1

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep.test_seeds import BASE, BETTER, ROUNDS, UNCLEAR, experiment, finish, needed, rounds
@@ -88,12 +90,20 @@ def test_own_runs_win_over_included_ones(saved, tmp_path):
     assert dense.estimates["val/AP"].mean == 0.5
 
 
+def with_environment(environments: list[Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A change of results: the environments of the first run."""
+    return lambda content: content | {"runs": [content["runs"][0] | {"environments": environments}]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda content: content | {"format": 2}, r"results\.json: format 2, expected 1"),
         (lambda content: {"format": 1}, r"results\.json: corrupt \(KeyError: 'configs'\)"),
         (lambda content: content | {"runs": [{}]}, r"results\.json: corrupt"),
+        (lambda content: content | {"runs": []}, r"results\.json: no runs in it"),
+        (with_environment([{"sources": []}]), r"results\.json: corrupt \(ValueError: fields"),
+        (with_environment([3]), r"results\.json: corrupt \(ValueError: fields"),
     ],
 )
 def test_corrupt_results_are_one_line(saved, change, message):

@@ -49,7 +49,10 @@ def test_waiting_until_the_heartbeat_is_stale(run):
 
 
 def test_missing_folder_error_names_the_folder(tmp_path):
-    with pytest.raises(UserError, match=r"missing: cannot be written \(No such file"), run_lock(tmp_path / "missing"):
+    with (
+        pytest.raises(UserError, match=r"missing/\.lock: cannot be written \(No such file"),
+        run_lock(tmp_path / "missing"),
+    ):
         pass
 
 

@@ -85,6 +85,7 @@ def test_file_without_keys_is_rejected(tmp_path: Path, text: str) -> None:
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
 )
+DEEP = "a0: &a0 []\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 65))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,17 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!int abc\n", ":1: not valid YAML: 'abc' is not of type int"),
         ("a: 1\nb: !!float x\n", ":2: not valid YAML: 'x' is not of type float"),
         ("a: !!bool x\n", ":1: not valid YAML: 'x' is not of type bool"),
-        ("a: !!timestamp x\n", ":1: not valid YAML: 'x' is not of type timestamp"),
-        (f"a: {'9' * 5000}\n", f":1: not valid YAML: '{'9' * 40}' is not of type int"),
+        ("a: !!timestamp x\n", ":1: not valid YAML: a scalar of type timestamp"),
+        ("a: !!map x\n", ":1: not valid YAML: a scalar of type map"),
+        ("a: !!seq x\n", ":1: not valid YAML: a scalar of type seq"),
+        ("a: !!str [x]\n", ":1: not valid YAML: a sequence of type str"),
+        ("a: !!set {x}\n", ":1: not valid YAML: a mapping of type set"),
+        ("a: 1\nb: !!omap [x]\n", ":2: not valid YAML: a sequence of type omap"),
+        ("a: !!python/name:os.system x\n", ":1: not valid YAML: a scalar of type python/name:os.system"),
+        (f"a: {'9' * 400}\n", ":1: not valid YAML: an integer of more than 100 digits"),
+        (f"a: 0x{'f' * 5000}\n", ":1: not valid YAML: an integer of more than 100 digits"),
+        (f"a: {'[' * 300}{']' * 300}\n", ":1: not valid YAML: nested deeper than 64 levels"),
+        (DEEP, f":{DEEP.count(chr(10))}: not valid YAML: nested deeper than 64 levels"),
         ("a: &a [*a]\n", ":1: not valid YAML: an alias of what contains it"),
         ("a: &a {b: [*a]}\n", ":1: not valid YAML: an alias of what contains it"),
         (f"a: {'[' * 1500}{']' * 1500}\n", ": not valid YAML: nested too deep"),

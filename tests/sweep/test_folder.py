@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from support.corrupt import corrupt
 
+from attnzoo import run as attnzoo_run
 from attnzoo.config.load import Experiment, load_saved
 from attnzoo.errors import UserError
 from attnzoo.rundir.folder import RunFolder
@@ -71,9 +72,35 @@ def test_restarts_from_scratch_are_explained_in_one_line(experiment: Path, tmp_p
     many = folder.assign(runs(experiment, "train={steps: 6, clip: 1, ema: 0.5}", "plugins=[a.py]", "threads=2"))
     assert str(describe_restarts(many)).endswith("has threads = 1, now 2; plugins; train.steps = 5, now 6 and more")
     (first[0].folder.config).write_text("name: [")
-    assert str(describe_restarts(folder.assign(runs(experiment, "threads=4")))).endswith(
-        "dim=8-seed=0 has a config that cannot be read"
-    )
+    damaged = folder.assign(runs(experiment, "threads=4"))
+    assert "dim=8-seed=0 has a config.yaml that is damaged or was changed" in str(describe_restarts(damaged))
+
+
+@pytest.mark.parametrize("experiment_changes", [False, True])
+def test_edited_config_of_a_run_is_compared_with_what_the_run_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], experiment_changes: bool
+) -> None:
+    """`attnzoo run RUN/config.yaml` compared the edited file with itself: "has ; a run cannot be lengthened"."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("name: x\ntrain: {steps: 5}\n")
+    from attnzoo.sweep.check_runs import check_runs
+
+    folder = SweepFolder(Path("runs/x"))
+    experiment = Experiment("x.yaml")
+    (run,) = folder.assign(check_runs(experiment, expand(experiment)))
+    folder.create([run], "x.yaml")
+    run.folder.write_status(state="interrupted", signal="SIGTERM")
+    text = run.folder.config.read_text()
+    run.folder.config.write_text(text.replace("clip: 0.1", "clip: 0.2"))
+    if experiment_changes:
+        Path("x.yaml").write_text("name: x\ntrain: {steps: 6}\n")
+    assert attnzoo_run.main([str(run.folder.config), "--dry-run"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "from scratch" in line)
+    restore = "changed since it was written: restore it to resume that run"
+    if experiment_changes:
+        assert line.endswith(f"has a config.yaml that is damaged or was {restore}")
+    else:
+        assert line.endswith(f"seed=0 has train.clip = 0.1, now 0.2; its config.yaml was {restore}")
 
 
 def test_ledger_keeps_earlier_runs_that_were_started(experiment: Path, tmp_path: Path) -> None:

@@ -2,21 +2,25 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from support.run_folder import finish
 
 from attnzoo import __main__ as attnzoo_main
+from attnzoo.config.files import find_experiment
 from attnzoo.config.load import Experiment
-from attnzoo.errors import ExitCode
+from attnzoo.errors import ExitCode, UserError
+from attnzoo.models.weights import files as weights_files
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep import snapshot
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.folder import SweepFolder
+from attnzoo.userdata import coco
 
 EXPERIMENT = """
 base: base/detr_scenes.yaml
@@ -102,7 +106,7 @@ def test_comparison_of_a_colleagues_runs_is_printed(sweep: Path, capsys: pytest.
 def test_cancel_of_a_colleagues_runs_is_one_line(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with another_user():
         assert attnzoo_main.main(["cancel", str(sweep)]) == ExitCode.USER_ERROR
-    assert capsys.readouterr().err == f"error: {sweep / '.sweep.lock'}: Permission denied\n"
+    assert capsys.readouterr().err == f"error: {sweep / '.sweep.lock'}: cannot be written (Permission denied)\n"
 
 
 @needs_root
@@ -139,3 +143,30 @@ def test_a_sweep_that_may_not_be_read_is_one_line(
     assert line.startswith(f"error: {sweep}")
     assert "Permission denied" in line
     assert RunFolder(sweep / "seed=0").read_status()["state"] == "done"
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that others may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@needs_root
+def test_files_that_may_not_be_read_are_named(shared: Path) -> None:
+    """An experiment in a folder that may not be entered was "no such file", with itself as the nearest name."""
+    for name in ("x.yaml", "w.pt", "instances_train.json"):
+        (shared / name).write_text("{}")
+        (shared / name).chmod(0)
+    closed = shared / "closed"
+    closed.mkdir(mode=0o600)
+    calls: list[Callable[[], object]] = [
+        lambda: find_experiment(closed / "x.yaml"),
+        lambda: weights_files.read(str(shared / "w.pt")),
+        lambda: coco._is_coco(shared / "instances_train.json"),
+    ]
+    import_module("safetensors.torch")  # whose folder another user may not enter
+    for call in calls:
+        with another_user(), pytest.raises((UserError, PermissionError), match="Permission denied"):
+            call()

@@ -83,6 +83,23 @@ def test_the_script_of_a_dry_run_is_the_submitted_one(
     assert f"group 1: {'1 run' if len(runs) == 1 else '4 runs'} with " in submit.format_dry_run([group], folder)
 
 
+def test_variables_of_the_user_do_not_change_a_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With SBATCH_ARRAY_INX=0 one task of four was submitted, and the others waited without end."""
+    folder = prepared(tmp_path, "0, 1", monkeypatch, f"env > {tmp_path}/environment; {accepted(7)}")
+    for name in ("SBATCH_ARRAY_INX", "SBATCH_PARTITION", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "0")
+    runs = folder.assign(expand(Experiment("x.yaml")))
+    submit.check(submit.group_by_resources(runs), folder)
+    message = "SBATCH_ARRAY_INX, SBATCH_PARTITION: ignored; set keys of slurm, or slurm.options, instead\n"
+    assert capsys.readouterr().err == message
+    (tmp_path / "environment").unlink()
+    submit_runs(folder, runs)
+    variables = [line for line in (tmp_path / "environment").read_text().splitlines() if line.startswith("SBATCH_")]
+    assert variables == ["SBATCH_ACCOUNT=0"]
+
+
 REFUSED = "echo 'sbatch: error: Batch job submission failed: invalid partition' >&2; exit 1"
 
 

@@ -18,6 +18,7 @@ from attnzoo.models.detr.output import DetectorOutput
 from attnzoo.models.detr.queries import MAX_PROPOSAL, LearnedQueries, TwoStageQueries
 from attnzoo.models.detr.transformer import DecoderLayer, EncoderLayer
 from attnzoo.models.neck import Neck
+from attnzoo.models.precision import match_precision
 from attnzoo.models.weights import load_weights
 from attnzoo.schema.fields import NamedBlock
 
@@ -66,6 +67,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
         """Detections in images (B, 3, H, W) with padding mask (B, H, W), True where padded."""
+        images = match_precision(images, next(self.heads.parameters()))
         return self.forward_transformer(self.neck(self.backbone(images, mask), mask))
 
     def forward_transformer(self, memory: Pyramid) -> DetectorOutput:

@@ -4,6 +4,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attnzoo.models.masks import resize_mask
+from attnzoo.models.precision import match_precision
 from attnzoo.models.vit.config import ClassifierConfig, VitConfig
 from attnzoo.models.vit.trunk import Trunk
 from attnzoo.models.weights import load_weights
@@ -30,6 +31,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (B, H, W) is True where images are padded; pooling leaves padding out."""
+        images = match_precision(images, self.head.weight)
         x = self.norm(self.trunk(images, mask)[-1])
         tokens = rearrange(x, "b h w c -> b (h w) c")
         if mask is None:

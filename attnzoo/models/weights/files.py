@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
+from attnzoo.files import JSON_ERRORS, read_bytes, read_json
 from attnzoo.paths import user_path
 
 # Files of a folder, by preference; those of an index hold parts.
@@ -72,6 +72,8 @@ def read_content(path: str, where: str = "") -> Content:
         content = _read_file(file, prefix, where)
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"{prefix}{file}: {error.strerror}", key=where) from None
     except Exception as error:  # torch.load and safetensors raise many types for an invalid file
         raise UserError(f"{prefix}{file} is not a state dict ({type(error).__name__})", key=where) from error
     state = unwrap(content)
@@ -86,8 +88,8 @@ def _options(content: Any, file: Path) -> dict[str, Any]:
     if isinstance(saved, (argparse.Namespace, Mapping)):
         return dict(saved if isinstance(saved, Mapping) else vars(saved))
     try:
-        config = json.loads(file.with_name(HUGGING_FACE_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(file.with_name(HUGGING_FACE_CONFIG))
+    except JSON_ERRORS:
         return {}
     return dict(config) if isinstance(config, Mapping) else {}
 
@@ -97,7 +99,7 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
     import torch
 
     if file.suffix == ".json":
-        parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = sorted(set(read_json(file)["weight_map"].values()))
         state: dict[str, Any] = {}
         for part in parts:
             state |= _read_file(find(str(file.with_name(part)), where), prefix, where)
@@ -105,7 +107,7 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
     if file.suffix == ".safetensors":
         return safetensors.torch.load_file(file)
     checksum = _CHECKSUM.search(file.name)
-    if checksum and hashlib.sha256(file.read_bytes()).hexdigest()[:16] != checksum[1]:
+    if checksum and hashlib.sha256(read_bytes(file, limit=None)).hexdigest()[:16] != checksum[1]:
         raise UserError(f"{prefix}{file}: corrupt checkpoint, checksum mismatch", key=where)
     # the options of facebook's and SenseTime's code
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):

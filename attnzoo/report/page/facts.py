@@ -9,6 +9,7 @@ from typing import Any
 
 from attnzoo.config.load import identity
 from attnzoo.errors import plural
+from attnzoo.files import read_bytes
 from attnzoo.report.comparison import Comparison
 from attnzoo.report.environments import UNKNOWN, VERBS
 from attnzoo.report.page.series import Series
@@ -129,7 +130,7 @@ def pictures(item: Series, budget: int) -> list[Picture]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError:
         return b""
 
