@@ -20,6 +20,7 @@ BORDER_TOLERANCE = 2**-10  # pixels
 SAMPLING_COST = 8
 """Time of a multiply-accumulate of sampling over one of a matrix product; see docs/operators.md."""
 HAS_CPU_KERNEL = library.has_kernel("cpu", "ms_deform_attn_fused")
+Sampler = Callable[[Tensor], Tensor]
 
 
 @register("ms_deform")
@@ -105,11 +106,13 @@ class MultiScaleDeformableAttention(Attention):
         self.check_levels(memory.layout)
         sample = self._sampler(queries, memory.layout)
         if self._is_projected_after_sampling(queries.tokens.shape[1], memory.layout):
-            return self.output_proj(self._sample_and_project(sample, memory))
+            projection = self.value_proj
+            values = sample_and_project(sample, memory, projection.weight, projection.bias, self.slot.heads)
+            return self.output_proj(values)
         value = memory.layout.zero_padding(self.value_proj(memory.tokens))
         return self.output_proj(sample(rearrange(value, "b s (m d) -> b s m d", m=self.slot.heads)))
 
-    def _sampler(self, queries: Queries, layout: Layout) -> Callable[[Tensor], Tensor]:
+    def _sampler(self, queries: Queries, layout: Layout) -> Sampler:
         """The weighted sums of the samples of all heads, (B, Q, M·D), as a function of value (B, S, M or 1, D)."""
         query, shapes = queries.with_pos_embed(), layout.spatial_shapes
         offsets, logits = self._offsets(query), self._logits(query)
@@ -123,17 +126,6 @@ class MultiScaleDeformableAttention(Attention):
         if self.recording:
             self.record(weights=weights, locations=locations, reference_points=self.require_reference_points(queries))
         return lambda value: ops.ms_deform_attn(value, shapes, locations, weights)
-
-    def _sample_and_project(self, sample: Callable[[Tensor], Tensor], memory: Pyramid) -> Tensor:
-        """Σ_k A_k (W x_k + b) as W Σ_k A_k x_k + b Σ_k A_k, with the sums over samples inside the valid map."""
-        tokens, heads = memory.tokens, self.slot.heads
-        samples = sample(memory.layout.zero_padding(tokens)[:, :, None]).unflatten(-1, (heads, -1))
-        ones = memory.layout.zero_padding(tokens.new_ones(4).expand(*tokens.shape[:2], -1))  # a whole vector is faster
-        inside = sample(ones[:, :, None]).unflatten(-1, (heads, -1))[..., :1]
-        weight = self.value_proj.weight.unflatten(0, (heads, -1))
-        projected = samples.flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)  # (M, B·Q, D)
-        output = projected.transpose(0, 1).unflatten(0, samples.shape[:2])
-        return (output + inside * self.value_proj.bias.unflatten(0, (heads, -1))).flatten(2)
 
     def _is_projected_after_sampling(self, queries: int, layout: Layout) -> bool:
         """Whether values are projected after sampling.
@@ -207,6 +199,21 @@ def _to_pixel_centers(locations: Tensor, layout: Layout) -> Tensor:
     """
     sizes = layout.sizes_wh[:, None].to(locations.dtype)
     return ((locations * sizes + BORDER_TOLERANCE).floor() + 0.5) / sizes
+
+
+def sample_and_project(sample: Sampler, memory: Pyramid, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """Σ_k A_k (W x_k + b) as W Σ_k A_k x_k + b Σ_k A_k, of samples inside the valid map: (B, Q, C).
+
+    `sample` maps a value (B, S, 1, D) that all heads share to the weighted sums (B, Q, M·D) of its samples.
+    """
+    tokens = memory.tokens
+    samples = sample(memory.layout.zero_padding(tokens)[:, :, None]).unflatten(-1, (heads, -1))
+    ones = memory.layout.zero_padding(tokens.new_ones(4).expand(*tokens.shape[:2], -1))  # four: a whole vector
+    inside = sample(ones[:, :, None]).unflatten(-1, (heads, -1))[..., :1]
+    head_weights = weight.unflatten(0, (heads, -1))
+    projected = samples.flatten(0, 1).transpose(0, 1) @ head_weights.transpose(1, 2)  # (M, B·Q, D)
+    output = projected.transpose(0, 1).unflatten(0, samples.shape[:2])
+    return (output + inside * bias.unflatten(0, (heads, -1))).flatten(2)
 
 
 @register("deform")
