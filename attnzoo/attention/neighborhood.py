@@ -13,7 +13,6 @@ from attnzoo.attention.window_partition import WindowPartition
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
-
 TILES = 32  # tiles whose scores are in memory at once, in inference
 KINDS = 4  # of tiles along an axis
 
@@ -108,13 +107,13 @@ class NeighborhoodAttention(QkvAttention):
         return self.attend(query, key, value, per_tile, None)
 
     def _bias(self, index: NeighborhoodIndex, dtype: torch.dtype) -> Tensor:
-        """The bias of each kind of tile, (B or 1, 16, M or 1, N, block size²), very negative for masked keys."""
+        """The bias of each kind of tile, (B or 1, 16, M or 1, N, block size²), -inf for masked keys."""
         if self.rpb is None:
             bias = torch.zeros((), dtype=dtype, device=index.mask.device)
         else:
             bias = self.rpb.flatten(1)[:, index.bias_index.flatten()].unflatten(1, tuple(index.bias_index.shape))
             bias = rearrange(bias, "m b t n k -> b t m n k")
-        return bias.masked_fill(~index.mask[:, :, None], torch.finfo(bias.dtype).min)
+        return bias.masked_fill(~index.mask[:, :, None], -torch.inf)
 
     def _neighborhood_index(self, layout: Layout, tiles: WindowPartition) -> NeighborhoodIndex:
         ((height, width),) = layout.spatial_shapes

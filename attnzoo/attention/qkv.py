@@ -46,34 +46,35 @@ class QkvAttention(Attention):
         return rearrange(x, "b g n (m d) -> b g m n d", m=self.slot.heads)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, always_visible: bool = False
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Attention within G groups: outputs (B, G, M, N, D) and, while recording, weights (B, G, M, N, K).
 
-        q is (B, G, M, N, D), k and v are (B, G, M, K, D). `bias`, broadcast to the scores, is added to them; `mask` (B or
-        1, G, 1, N or 1, K) is True where a key is attended. Outputs are zero if all keys are masked, which is not checked
-        if some key is `always_visible`.
+        q is (B, G, M, N, D), k and v are (B, G, M, K, D). `bias`, broadcast to the scores, is added to them; `mask`
+        (B or 1, G, 1, N or 1, K) is True where a key is attended. Outputs are zero if `mask` has no key.
         """
-        if mask is not None:
-            least = torch.finfo(torch.promote_types(q.dtype, q.dtype if bias is None else bias.dtype)).min
-            bias = q.new_zeros(()).masked_fill(~mask, least) if bias is None else bias.masked_fill(~mask, least)
-        if bias is not None and bias.dim() == q.dim() and self.needs_no_weights(q, k, v, bias):
-            output, weights = _attend_fused(q, k, v, bias), None
+        per_group = mask is not None or (bias is not None and bias.dim() == q.dim())
+        if per_group and self.needs_no_weights(q, k, v, bias):
+            output, weights = _attend_fused(q, k, v, bias, mask), None
         else:
             scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
-            weights = (scores if bias is None else scores + bias).softmax(-1)
+            if bias is not None:
+                scores = scores + bias
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1)
             output = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
-        if mask is not None and not always_visible:
-            empty = ~mask.any(-1, keepdim=True)
-            output = output.masked_fill(empty, 0)
-            weights = weights.masked_fill(empty, 0) if weights is not None and self.recording else None
-        return output, weights if self.recording else None
+        empty = None if mask is None else ~mask.any(-1, keepdim=True)
+        output = output if empty is None else output.masked_fill(empty, 0)
+        if not self.recording or weights is None:
+            return output, None
+        return output, weights if empty is None else weights.masked_fill(empty, 0)
 
     def needs_no_weights(self, *inputs: Tensor | None) -> bool:
         """Whether attention to these inputs can use a fused operator, without its weights in memory.
 
-        With a bias per group, scaled_dot_product_attention is faster for inference on a CPU. For gradients of the bias
-        it falls back to more work than ours. Half precision and GPUs are not measured.
+        scaled_dot_product_attention was measured on a CPU (`attnzoo bench ops --operators window_attn`): it is faster
+        for inference with a mask or a bias per group, and slower without, and for gradients of the bias.
         """
         given = [x for x in inputs if x is not None]
         if self.recording or torch.compiler.is_compiling() or (self.training and self.dropout > 0):
@@ -83,8 +84,11 @@ class QkvAttention(Attention):
         return all(x.device.type == "cpu" and x.dtype == given[0].dtype and x.dtype.itemsize >= 4 for x in given)
 
 
-def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """`QkvAttention.attend` per image, which needs no copy of the bias (B or 1, G, M or 1, N or 1, K) for each."""
-    biases = bias.expand(q.shape[0], *q.shape[1:4], -1)
-    images = zip(q, k, v, biases, strict=True)
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """`QkvAttention.attend` per image, which needs no copy of the bias of all groups for each."""
+    if mask is not None:
+        bias = q.new_zeros(()) if bias is None else bias
+        bias = bias.masked_fill(~mask, torch.finfo(q.dtype).min)
+    assert bias is not None
+    images = zip(q, k, v, bias.expand(q.shape[0], *bias.shape[1:]), strict=True)
     return torch.stack([F.scaled_dot_product_attention(*tensors) for tensors in images])

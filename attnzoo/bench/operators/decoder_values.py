@@ -1,6 +1,6 @@
 """Deformable attention of few queries with its value projection, projected before or after sampling.
 
-`ms_deform` chooses between the two orders: `SAMPLING_COST` in attnzoo/attention/deformable.py follows from this benchmark.
+`SAMPLING_COST` in attnzoo/attention/deformable.py, which decides for `ms_deform`, follows from this benchmark.
 """
 
 import torch

@@ -229,11 +229,18 @@ class _Level(nn.Module):
 
 @NEIGHBORHOOD_ATTN.implementation(OURS, install=BUILD, package="attnzoo")
 def _neighborhood(case: Case, device: torch.device) -> OpFn:
-    """`neighborhood`: tiles of queries; scaled_dot_product_attention for inference, by hand in training."""
+    """`neighborhood`: tiles of queries; scaled_dot_product_attention for inference, by hand in training.
+
+    The table is in float32 or higher, as under autocast.
+    """
     level = _Level(case)
-    return lambda query, key, value, table: torch.func.functional_call(
-        level, {"attention.rpb": table.unflatten(1, (SPAN, SPAN))}, (query, key, value)
-    )
+
+    def function(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+        table = table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(1, (SPAN, SPAN))
+        output: Tensor = torch.func.functional_call(level, {"attention.rpb": table}, (query, key, value))
+        return output
+
+    return function
 
 
 @NEIGHBORHOOD_ATTN.implementation("unfold-sdpa", install="part of torch", package="torch")
