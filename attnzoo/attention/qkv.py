@@ -70,18 +70,18 @@ class QkvAttention(Attention):
             return output, None
         return output, weights if empty is None else weights.masked_fill(empty, 0)
 
-    def needs_no_weights(self, *inputs: Tensor | None) -> bool:
+    def needs_no_weights(self, q: Tensor, *others: Tensor | None) -> bool:
         """Whether attention to these inputs can use a fused operator, without its weights in memory.
 
         scaled_dot_product_attention was measured on a CPU (`attnzoo bench ops --operators window_attn`): it is faster
         for inference with a mask or a bias per group, and slower without, and for gradients of the bias.
         """
-        given = [x for x in inputs if x is not None]
-        if self.recording or torch.compiler.is_compiling() or (self.training and self.dropout > 0):
+        given = [q, *(x for x in others if x is not None)]
+        if q.shape[0] == 0 or self.recording or torch.compiler.is_compiling() or (self.training and self.dropout > 0):
             return False
         if torch.is_grad_enabled() and any(x.requires_grad for x in given):
             return False
-        return all(x.device.type == "cpu" and x.dtype == given[0].dtype and x.dtype.itemsize >= 4 for x in given)
+        return all(x.device.type == "cpu" and x.dtype == q.dtype and x.dtype.itemsize >= 4 for x in given)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
