@@ -55,18 +55,17 @@ class QkvAttention(Attention):
         """
         per_group = mask is not None or (bias is not None and bias.dim() == q.dim())
         if per_group and self.needs_no_weights(q, k, v, bias):
-            output, weights = _attend_fused(q, k, v, bias, mask), None
-        else:
-            scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
-            if bias is not None:
-                scores = scores + bias
-            if mask is not None:
-                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-            weights = scores.softmax(-1)
-            output = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
+            return _attend_fused(q, k, v, bias, mask), None
+        scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        output = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
         empty = None if mask is None else ~mask.any(-1, keepdim=True)
         output = output if empty is None else output.masked_fill(empty, 0)
-        if not self.recording or weights is None:
+        if not self.recording:
             return output, None
         return output, weights if empty is None else weights.masked_fill(empty, 0)
 
@@ -85,10 +84,13 @@ class QkvAttention(Attention):
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-    """`QkvAttention.attend` per image, which needs no copy of the bias of all groups for each."""
+    """`QkvAttention.attend` without gradients, per image: needs no copy of the bias of all groups for each."""
     if mask is not None:
         bias = q.new_zeros(()) if bias is None else bias
-        bias = bias.masked_fill(~mask, torch.finfo(q.dtype).min)
+        bias = torch.where(mask, bias, torch.finfo(q.dtype).min)
     assert bias is not None
-    images = zip(q, k, v, bias.expand(q.shape[0], *bias.shape[1:]), strict=True)
-    return torch.stack([F.scaled_dot_product_attention(*tensors) for tensors in images])
+    output = q.new_empty(*q.shape[:2], *q.shape[3:1:-1], q.shape[4]).transpose(2, 3)  # the heads of a token together
+    images = zip(output, q, k, v, bias.expand(q.shape[0], *bias.shape[1:]), strict=True)
+    for image_output, *tensors in images:
+        image_output.copy_(F.scaled_dot_product_attention(*tensors))
+    return output if mask is None else output.masked_fill_(~mask.any(-1, keepdim=True), 0)

@@ -10,14 +10,11 @@
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
-// Calls body(image, first query, last query) for tiles of the queries [begin, end) of all images, in processing order.
+// Calls body(image, position) for the queries [begin, end) of all images, in processing order.
 template <typename T, typename Body>
-void for_query_tiles(const KernelArgs<T>& args, int64_t begin, int64_t end, const Body& body) {
-  while (begin < end) {
-    const int64_t first = begin % args.queries;
-    const int64_t last = std::min({args.queries, first + end - begin, first + kQueryTile});
-    body(begin / args.queries, first, last);
-    begin += last - first;
+void for_queries(const KernelArgs<T>& args, int64_t begin, int64_t end, const Body& body) {
+  for (int64_t query = begin; query < end; ++query) {
+    body(query / args.queries, query % args.queries);
   }
 }
 
@@ -35,10 +32,10 @@ void forward_shared(const KernelArgs<T>& args, int64_t begin, int64_t end, T* sc
   std::memset(workspace.zero_row, 0, args.padded_head_dim() * sizeof(T));
   dispatch_value_dtype(args, [&](auto scalar) {
     using E = decltype(scalar);
-    for_query_tiles(args, begin, end, [&](int64_t image, int64_t first, int64_t last) {
+    for_queries(args, begin, end, [&](int64_t image, int64_t query) {
       const auto source = shared_rows<T, E>(args, image, workspace);
       for (int64_t head = 0; head < args.heads; ++head) {
-        forward_queries<false, T, E>(args, image, head, first, last, source, workspace);
+        forward_queries<false, T, E>(args, image, head, query, query + 1, source, workspace);
       }
     });
   });
@@ -50,10 +47,10 @@ void backward_shared(const KernelArgs<T>& args, int64_t begin, int64_t end, T* s
   const Workspace<T> workspace(args, scratch);
   std::memset(workspace.zero_row, 0, args.padded_head_dim() * sizeof(T));
   const LevelRange<T> range(args, args.value_layout, 0, args.num_levels);
-  for_query_tiles(args, begin, end, [&](int64_t image, int64_t first, int64_t last) {
+  for_queries(args, begin, end, [&](int64_t image, int64_t query) {
     const auto source = shared_rows<T, T>(args, image, workspace);
     for (int64_t head = 0; head < args.heads; ++head) {
-      backward_queries<false, T, T>(args, image, head, first, last, range, source, workspace);
+      backward_queries<false, T, T>(args, image, head, query, query + 1, range, source, workspace);
     }
   });
 }
