@@ -2,7 +2,8 @@
 
 `FOLDER/comparison.*` come from `FOLDER/results.json`, `profile.png` of probes too; operators/tables.md and
 operators/scaling.png from the records next to them, statistics.md from statistics/simulation.json, scoreboard.md from
-scoreboard.yaml and the results it names. The pages of
+scoreboard.yaml and the results it names, tuning.md, profile_prediction.md and
+attention_shares.md from results.json. The pages of
 cuda-kernels, faults and soak are written by the commands that they name, together with their raw files; operators.md
 and training_speed.md are written by hand.
 """
@@ -28,6 +29,7 @@ from attnzoo.report.table import write_comparison
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "docs" / "results"
 PROFILE = "profile.png"
+DECODERS = ("ablate_points", "ablate_attention", "ablate_detector", "ablate_control_arms")  # for attention_shares.md
 TABLED = ("ops", "scaling", "models")  # kinds of records
 
 
@@ -49,7 +51,8 @@ def regenerate(source: Path, out: Path) -> list[Path]:
             plot_profile(read_profile([raw.parent]), folder / PROFILE)
             written.append(folder / PROFILE)
     operators = _operators(source / "operators", out / "operators")
-    return [*written, *operators, *_statistics(source, out), _scoreboard(source, out)]
+    pages = [_scoreboard(source, out), *_tuning(source, out), *_prediction(source, out), _shares(source, out)]
+    return [*written, *operators, *_statistics(source, out), *pages]
 
 
 def _operators(source: Path, out: Path) -> list[Path]:
@@ -73,6 +76,34 @@ def _scoreboard(source: Path, out: Path) -> Path:
     page = out / "scoreboard.md"
     page.write_text(tool.scoreboard(tool.read_contrasts(source / "scoreboard.yaml"), source), encoding="utf-8")
     return page
+
+
+def _shares(source: Path, out: Path) -> Path:
+    folders = [source / name for name in DECODERS if (source / name / RESULTS).exists()]
+    path = out / "attention_shares.md"
+    path.write_text(_tool("attention_shares").page(folders), encoding="utf-8")
+    return path
+
+
+def _tuning(source: Path, out: Path) -> list[Path]:
+    sweeps = {raw.parent.name: raw.parent for raw in sorted(source.glob(f"tune_*/{RESULTS}"))}
+    if not sweeps:
+        return []
+    tool = _tool("tuning")
+    path = out / "tuning.md"
+    path.write_text(tool.page({name: tool.read_areas(folder) for name, folder in sweeps.items()}), encoding="utf-8")
+    return [path]
+
+
+def _prediction(source: Path, out: Path) -> list[Path]:
+    tool = _tool("profile_prediction")
+    if not (source / tool.PROBES / RESULTS).exists():
+        return []
+    has_scores = (source / tool.DETECTION / RESULTS).exists()
+    scores = tool.read_scores(source / tool.DETECTION) if has_scores else {}
+    path = out / "profile_prediction.md"
+    path.write_text(tool.page(tool.read_profiles(source / tool.PROBES), scores), encoding="utf-8")
+    return [path]
 
 
 def _tool(name: str) -> ModuleType:
