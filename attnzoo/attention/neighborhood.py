@@ -86,14 +86,13 @@ class NeighborhoodAttention(QkvAttention):
         query = self.split_heads(tiles.partition(q))
         key, value = (self.split_heads(_gather_key_blocks(x, index, layout.spatial_shapes[0])) for x in (k, v))
         bias = self._bias(index, query.dtype)
-        parts = [query, key, value, index.kinds]
+        weights: Tensor | None = None
         if self.needs_no_weights(query, key, value, bias):
-            chunks = zip(*(part.split(TILES, 1) for part in parts), strict=True)
-            output = torch.cat([self._attend_tiles(*chunk, bias)[0] for chunk in chunks], 1)
+            chunks = zip(*(x.split(TILES, 1) for x in (query, key, value, index.kinds)), strict=True)
+            output = torch.cat([self._attend_tiles(q, k, v, kinds, bias)[0] for q, k, v, kinds in chunks], 1)
         else:
             output, weights = self._attend_tiles(query, key, value, index.kinds, bias)
-        if self.recording:
-            assert weights is not None
+        if weights is not None:
             blocks = _gather_key_blocks(layout.padded_centers, index, layout.spatial_shapes[0])
             recorded.append((tiles.reverse_heads(weights), tiles.key_locations(blocks)))
         return tiles.reverse_heads(output).flatten(2)

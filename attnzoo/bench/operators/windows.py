@@ -177,7 +177,7 @@ def by_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) 
         bias = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
     if bias.dim() == q.dim():
         bias = bias.expand(*q.shape[:2], *bias.shape[2:]).flatten(0, 1)
-    output = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), bias)
+    output = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias)
     return output.unflatten(0, q.shape[:2])
 
 
