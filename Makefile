@@ -54,7 +54,7 @@ docs: setup  ## build the documentation into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 wheel: setup  ## build a wheel into dist/
-	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	ATTNZOO_COMPILE=1 $(PIP) wheel --no-build-isolation --no-deps -w dist .
 
 slurm-up:  ## start a local SLURM cluster of two nodes
 	@$(PYTHON) slurm/local/cluster.py up $(CLUSTER_DIR)
@@ -86,6 +86,6 @@ $(VENV)/.installed: $(VENV)/.made constraints.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(shell find csrc -type f 2>/dev/null)
-	$(PIP) install --quiet --no-build-isolation --no-deps -e .
+	ATTNZOO_COMPILE=1 $(PIP) install --quiet --no-build-isolation --no-deps -e .
 	@$(PY) -m attnzoo list --ops
 	@touch $@

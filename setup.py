@@ -1,8 +1,11 @@
 """Builds csrc/ into attnzoo/ops/_C.abi3.so; everything else is in pyproject.toml.
 
-The CPU kernels are always built. The CUDA kernels are built if nvcc, a CUDA torch and a GPU are found; with
-ATTNZOO_CUDA=1 also without a GPU, and then a failure is an error; with ATTNZOO_CUDA=0 never. The architectures are
-ATTNZOO_CUDA_ARCHS (same format as TORCH_CUDA_ARCH_LIST), or those of the visible GPUs, or DEFAULT_ARCHS.
+The CUDA kernels are built if nvcc, a CUDA torch and a GPU are found; with ATTNZOO_CUDA=1 also without a GPU, and then a
+failure is an error; with ATTNZOO_CUDA=0 never. The architectures are ATTNZOO_CUDA_ARCHS (same format as
+TORCH_CUDA_ARCH_LIST), or those of the visible GPUs, or DEFAULT_ARCHS.
+
+Without a C++20 compiler nothing is compiled: the operators then run in plain PyTorch. With ATTNZOO_COMPILE=1, or if CXX
+names a compiler that does not work, that is an error; with ATTNZOO_COMPILE=0 nothing is compiled in any case.
 """
 
 import hashlib
@@ -129,7 +132,6 @@ class BuildOperators(BuildExtension):
         self.force = True
 
     def build_extensions(self) -> None:
-        check_compiler()
         no_cuda = CUDA_DISABLED or self.build_with_cuda()
         if no_cuda:
             print(f"attnzoo: building without CUDA operators: {no_cuda}", file=sys.stderr)
@@ -171,21 +173,32 @@ def csrc_hash() -> str:
     return sha.hexdigest()[:8]
 
 
-def check_compiler() -> None:
+def not_compiled_reason() -> str | None:
+    """Why nothing is compiled, in one line; None if the operators are. Exits if they have to be and cannot be."""
+    requested = os.environ.get("ATTNZOO_COMPILE", "")
+    if requested not in ("", "0", "1"):
+        sys.exit(f"attnzoo: ATTNZOO_COMPILE={requested!r}, expected 0 or 1")
+    if requested == "0":
+        return "disabled by ATTNZOO_COMPILE=0"
     compiler = os.environ.get("CXX", "c++")
     try:
         probe = [*compiler.split(), "-std=c++20", "-x", "c++", "-fsyntax-only", os.devnull]
         works = subprocess.run(probe, capture_output=True).returncode == 0
     except FileNotFoundError:
         works = False
-    if not works:
-        sys.exit(
-            f"attnzoo: no C++20 compiler ({compiler}): install one (Debian: apt-get install g++) or name it in CXX"
-        )
+    if works:
+        return None
+    reason = f"no C++20 compiler ({compiler}): install one (Debian: apt-get install g++) or name it in CXX"
+    if requested or "CXX" in os.environ or os.environ.get("ATTNZOO_CUDA") == "1":
+        sys.exit(f"attnzoo: {reason}")
+    return reason
 
 
+NOT_COMPILED = not_compiled_reason()
+if NOT_COMPILED:
+    print(f"attnzoo: the operators are not compiled and run in plain PyTorch, slowly: {NOT_COMPILED}", file=sys.stderr)
 setup(
-    ext_modules=[make_extension(cuda=CUDA_DISABLED is None)],
+    ext_modules=[] if NOT_COMPILED else [make_extension(cuda=CUDA_DISABLED is None)],
     cmdclass={"build_ext": BuildOperators},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

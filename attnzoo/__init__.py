@@ -3,6 +3,7 @@
 Importing this package imports neither torch nor a model, so that the command line answers at once.
 """
 
+from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ __version__ = "0.1.0"
 def results(*folders: "str | Path") -> "Results":
     """The runs in `folders`, of runs or with a results.json, as a table for notebooks: `attnzoo.results("runs/x")`.
 
-    Raises UserError for a folder without runs.
+    Raises UserError for a folder without runs, TypeError for what is no path.
     """
+    from attnzoo.errors import check_type
     from attnzoo.report.results import read_results
 
+    for folder in folders:
+        check_type("folders", folder, (str, PathLike), "paths of folders")
     return read_results(*folders)
 
 

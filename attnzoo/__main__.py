@@ -1,6 +1,7 @@
 """The command `attnzoo`: training, comparison, costs, data, weights and use of models."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 from attnzoo import run
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_options
 from attnzoo.inference import draw_cli, eval_cli, export_cli, predict_cli
+from attnzoo.paths import user_path
 from attnzoo.probe import cli as probe_cli
 from attnzoo.reference import cli as schema_cli
 from attnzoo.userdata import cli as data_cli
@@ -40,21 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train what an experiment file describes")
     status = commands.add_parser("status", help="show the status of a sweep")
-    status.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
+    status.add_argument("folder", metavar="RUNS_DIR", type=user_path, help="the folder of a sweep")
     status.add_argument("--watch", action="store_true", help="refresh until no run is active")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
     cancel = commands.add_parser("cancel", help="stop the runs of a sweep; they save first")
-    cancel.add_argument("folder", metavar="RUNS_DIR", type=Path, help="the folder of a sweep")
+    cancel.add_argument("folder", metavar="RUNS_DIR", type=user_path, help="the folder of a sweep")
     cancel.add_argument("runs", metavar="RUN", nargs="*", default=[], help="run names (default: all)")
     cancel.set_defaults(command=_cancel)
     compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
-    compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=Path, help="a folder of runs")
+    compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=user_path, help="a folder of runs")
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
     compare.add_argument("--target", metavar="SCORE", type=float, help="the score whose steps are compared")
-    compare.add_argument("--save", metavar="DIR", type=Path, help="keep the tables and the raw results in DIR")
-    compare.add_argument("--html", metavar="FILE", type=Path, help="also write a page with plots into FILE")
+    compare.add_argument("--save", metavar="DIR", type=user_path, help="keep the tables and the raw results in DIR")
+    compare.add_argument("--html", metavar="FILE", type=user_path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
     for name in ("JSON", "CSV", "Markdown"):
         formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and keep nothing")
@@ -100,8 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
     return value
 
@@ -159,9 +164,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from attnzoo.interop.describe import describe
+    from attnzoo.inference.weights import describe_weights
 
-    print(describe(args.path, args.source))
+    with as_options(source="--source"):
+        print(describe_weights(args.path, args.source))
     return 0
 
 

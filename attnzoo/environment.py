@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,15 +60,25 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
 
 
+def csrc_hash(root: Path) -> str:
+    """Hash, 8 hexadecimal digits, of the sources of the compiled operators in a checkout; setup.py records the same."""
+    return _hash_files((path for path in (root / "csrc").rglob("*") if path.is_file()), root).hexdigest()[:8]
+
+
+def _hash_files(paths: Iterable[Path], root: Path) -> "hashlib._Hash":
+    sha = hashlib.sha256()
+    for path in sorted(paths):
+        sha.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+        sha.update(path.read_bytes())
+    return sha
+
+
 def sources_hash() -> str:
     """Hash, 8 hexadecimal digits, of the sources that affect results. Of csrc/, the state that was compiled counts."""
     package = Path(attnzoo.__file__).parent
     files = [path for name in RESULT_SOURCES for path in (package / name).rglob("*.py")]
     files += [package / name for name in RESULT_SOURCES if name.endswith(".py")]
-    sha = hashlib.sha256()
-    for path in sorted(files):
-        sha.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
-        sha.update(path.read_bytes())
+    sha = _hash_files(files, package)
     build = package / "ops" / "_build.json"
     compiled = json.loads(build.read_text(encoding="utf-8")).get("csrc") if build.exists() else None
     sha.update(f"csrc\0{compiled}".encode())

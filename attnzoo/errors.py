@@ -8,7 +8,9 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
@@ -41,6 +43,26 @@ class UserError(ValueError):
         """The same error with its source (a file, the command line) in front; unchanged if there is none."""
         return UserError(f"{source}: {self}", key=self.keys) if source else self
 
+    def with_options(self, options: Mapping[str, str]) -> "UserError":
+        """The same error as the command line says it: `threshold = 2: …` becomes `--threshold 2: …`.
+
+        `options` maps arguments of a function to the options that set them; an error about anything else is unchanged.
+        """
+        for key in self.keys:
+            if key in options and (match := re.match(rf"{re.escape(key)}( = |:)", str(self))):
+                separator = " " if match[1] == " = " else ":"
+                return UserError(f"{options[key]}{separator}{str(self)[match.end() :]}", key=self.keys)
+        return self
+
+
+@contextmanager
+def as_options(**names: str) -> Iterator[None]:
+    """Errors about arguments of functions name the options that set them: `as_options(threshold="--threshold")`."""
+    try:
+        yield
+    except UserError as error:
+        raise error.with_options(names) from None
+
 
 def did_you_mean(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     """`"; did you mean 'x'?"` for the closest allowed name, whatever the case, or an empty string."""
@@ -55,6 +77,17 @@ def unknown(kind: str, name: Any, allowed: Iterable[str], key: str = "") -> User
     hint = did_you_mean(name, choices) if isinstance(name, str) else ""
     message = f"unknown {kind} {as_yaml(name)}{hint} (allowed: {', '.join(choices) or 'none'})"
     return UserError(f"{key}: {message}", key=key) if key else UserError(message)
+
+
+def check_type(name: str, value: object, types: tuple[type, ...], expected: str) -> None:
+    """Raise TypeError unless `value` is an instance of `types`; `name` is the argument, `expected` what it should be.
+
+    True and False are no numbers.
+    """
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        article = "an" if type(value).__name__[0] in "aeiou" else "a"
+        shown = reprlib.repr(value)
+        raise TypeError(f"{name} = {shown}: expected {expected}, not {article} {type(value).__name__}")
 
 
 def as_yaml(value: Any) -> str:

@@ -28,11 +28,10 @@ def test_every_case_is_one_of_the_benchmark(case):
     assert pattern in OPERATORS[name].patterns
 
 
-def test_worker_times_calls():
-    worker = ablate_kernels.WorkerProcess(ROOT, 1, "baseline")
-    try:
-        assert 0 < worker.time(("ms_deform_attn", "decoder-b1", "local", "forward")) < 60
-        assert 0 < worker.time(("ms_deform_attn", "decoder-b1", "local", "forward+backward")) < 60
-    finally:
-        worker.stop()
-    assert worker.process.returncode == 0
+def test_calls_are_timed():
+    with ablate_kernels.running({"full": (ROOT, "baseline")}, threads=1) as workers:
+        rows = ablate_kernels.compare(workers, [("ms_deform_attn", "decoder-b1", "local")], rounds=2)
+    assert [row["call"][-1] for row in rows] == ["forward", "forward+backward"]
+    for row in rows:
+        assert list(row["seconds"]) == ["full"]
+        assert all(0 < seconds < 60 for seconds in row["seconds"]["full"])

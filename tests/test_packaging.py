@@ -161,6 +161,42 @@ def test_missing_compiler_gives_a_one_line_error(source, tmp_path):
     assert "Traceback" not in failed.stderr
 
 
+FALLBACK = """
+import warnings, torch
+from attnzoo import ops
+from attnzoo.ops import reference
+inputs = torch.rand(1, 6, 2, 4), ((2, 3),), torch.rand(1, 3, 2, 1, 2, 2), torch.rand(1, 3, 2, 1, 2)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    output = ops.ms_deform_attn(*inputs)
+assert torch.equal(output, reference.ms_deform_attn(*inputs))
+print(ops.kernels("cpu"), *(warning.message for warning in caught), sep="\\n")
+"""
+
+
+def test_without_a_compiler_pip_says_so_and_the_reference_runs(source, tmp_path):
+    """pip shows what setup.py prints with -v, and the name of the wheel always."""
+    pip = (sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", tmp_path, ".")
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"), symlinks=True)
+    built = run(*pip, cwd=copy, ATTNZOO_CUDA="", PATH=str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    message = "the operators are not compiled and run in plain PyTorch, slowly: no C++20 compiler (c++): install one"
+    assert message in built.stdout + built.stderr
+    assert f"attnzoo-{attnzoo.__version__}-py3-none-any.whl" in built.stdout
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    used = run(sys.executable, "-P", "-c", FALLBACK, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert used.returncode == 0, used.stderr
+    kernels, warning = used.stdout.splitlines()
+    assert kernels == "reference"
+    assert warning.startswith("attnzoo: ms_deform_attn on cpu runs the slow reference: the compiled library is missing")
+    required = build(copy, "-q", "bdist_wheel", "-d", tmp_path / "none", ATTNZOO_COMPILE="1", PATH=str(tmp_path))
+    assert required.returncode != 0
+    assert required.stderr.splitlines()[-1].startswith("attnzoo: no C++20 compiler (c++)")
+    assert not (tmp_path / "none").exists()
+
+
 def test_missing_cuda_is_an_error_only_if_requested(source, tmp_path):
     without = {"CUDA_HOME": "", "CUDA_PATH": "", "PATH": "/nowhere"}
     requested = build(source, "-q", "build_ext", "--build-lib", tmp_path, ATTNZOO_CUDA="1", **without)

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -121,22 +121,6 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-@contextmanager
-def checkout(revision: str) -> Iterator[Path]:
-    """A temporary worktree of `revision` with its operators built."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "base"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
-        try:
-            command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-            variables = os.environ | {"PYTHONPATH": str(folder), "ATTNZOO_CUDA": "0"}
-            subprocess.run(command, cwd=folder, env=variables, check=True, capture_output=True)
-            yield folder
-        finally:
-            subprocess.run([*git, "remove", "--force", str(folder)], check=True)
-
-
 def compare(workers: dict[str, Worker], steps: int) -> dict[str, dict[str, float]]:
     """Train all workers for `steps` steps in turns of BLOCK; the sums per worker."""
     totals: dict[str, dict[str, float]] = {name: {} for name in workers}
@@ -194,13 +178,14 @@ def main() -> None:
         parser.error("the following arguments are required: --base")
     import torch
 
-    from attnzoo.bench import records
+    from attnzoo.bench import builds, records
     from attnzoo.environment import git_state
 
     torch.set_num_threads(1)
     record = records.header("training speed", torch.device("cpu"), ["attnzoo", "timm"])
     record["instruction_set"] = torch.backends.cpu.get_cpu_capability()
-    with checkout(args.base) as folder:
+    with builds.checkout(builds.find_commit(args.base)) as folder:
+        builds.build(folder)
         record["base"] = git_state(folder)
         workers = {BASE: Worker(folder, args.set), NEW: Worker(ROOT, args.set)}
         models = {name: worker.model for name, worker in workers.items()}

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from attnzoo.paths import user_path
+
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = ("site-packages", "dist-packages")
 
@@ -20,7 +22,7 @@ def plugin_files(source: str) -> dict[str, Path]:
     read.
     """
     if source.endswith(".py"):
-        path = Path(source).expanduser()
+        path = user_path(source)
         found, top, folders = {path.name: path}, "", {path.absolute().parent, path.resolve().parent}
     else:
         top = source.partition(".")[0]

@@ -16,6 +16,7 @@ from types import ModuleType
 from attnzoo.attention.base import ATTENTIONS
 from attnzoo.attention.plugin_files import plugin_files
 from attnzoo.errors import UserError
+from attnzoo.paths import user_path
 
 SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
 FILE_MODULE = "attnzoo_plugin_"  # begins the module name of a plugin that is a file
@@ -89,7 +90,7 @@ def _snapshot_or(source: str | Path) -> str | Path:
 
 def _find(source: str, prefix: str) -> ModuleSpec:
     if source.endswith(".py"):
-        path = Path(source).expanduser().resolve()
+        path = user_path(source).resolve()
         name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or not isfile(path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnzoo.errors import UserError, unknown
+from attnzoo.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda")
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 NON_TTY_WIDTH = 180  # characters
+DEFAULT_THRESHOLD = 5.0  # percent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -45,6 +47,15 @@ def _add_ops(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS", default=float("inf"), help="start no new measurement after SECONDS"
     )
+    parser.add_argument(
+        "--base", metavar="REV", help="time our operators of this commit and of the working tree instead, both built"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="PERCENT",
+        help="with --base: smaller differences do not count (default: 5); exit code 1 if a measurement is slower",
+    )
     parser.add_argument("--list", action="store_true", help="list operators, cases, dtypes and implementations")
     parser.add_argument("--dry-run", action="store_true", help="list the measurements")
 
@@ -58,7 +69,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=float, metavar="SECONDS", default=10.0, help="skip calls expected to take longer"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot file (png, pdf or svg)")
+    parser.add_argument("--plot", type=user_path, metavar="FILE", help="plot file (png, pdf or svg)")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -83,15 +94,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_tables)
-    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=Path, help="files written by --json")
+    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=user_path, help="files written by --json")
     parser.add_argument("--title", default="Benchmarks", help="the title of the page")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="output file (default: print)")
+    parser.add_argument("--out", type=user_path, metavar="FILE.md", help="output file (default: print)")
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -170,6 +181,7 @@ def _run_ops(args: argparse.Namespace) -> int:
     from attnzoo.bench.operators.base import OURS
     from attnzoo.bench.select import select_names
 
+    threshold = _threshold(args)
     if args.list:
         _list(device)
         return 0
@@ -182,9 +194,31 @@ def _run_ops(args: argparse.Namespace) -> int:
             print(measurement)
         print(f"{len(measurements)} measurements of {' and '.join(passes)}, about {args.seconds:g} s a pass or more")
         return 0
+    if threshold is not None:
+        from attnzoo.bench.operators import revisions
+
+        compared = revisions.Settings(passes, args.seconds, args.budget, threshold)
+        record = revisions.run(args.base, measurements, compared, _record_writer(args))
+        return _finish(args, record, revisions.failures(record))
     settings = benchmark.Settings(device, passes, implementations, args.seconds, args.budget)
     record = benchmark.run(measurements, settings, _record_writer(args, len(measurements)))
-    return _finish(args, record, benchmark.failures(record))
+    return _finish(args, record, _failed(benchmark.failures(record)))
+
+
+def _threshold(args: argparse.Namespace) -> float | None:
+    """The threshold of --base as a fraction; None without --base. Raises UserError for an option that does not fit."""
+    if args.base is None:
+        if args.threshold is not None:
+            raise UserError(f"--threshold {args.threshold:g}: only with --base REV")
+        return None
+    percent = DEFAULT_THRESHOLD if args.threshold is None else args.threshold
+    if not 0 <= percent < 100:
+        raise UserError(f"--threshold {percent:g}: must be from 0 to less than 100")
+    if args.device != "cpu":
+        raise UserError(f"--device {args.device}: --base compares the CPU operators only")
+    if args.implementations != ["all"]:
+        raise UserError(f"--implementations {' '.join(args.implementations)}: not with --base, which times only ours")
+    return percent / 100
 
 
 def _list(device: "torch.device") -> None:
@@ -238,7 +272,7 @@ def _run_models(args: argparse.Namespace) -> int:
         training=args.training,
         on_progress=_record_writer(args),
     )
-    return _finish(args, record, benchmark.failures(record))
+    return _finish(args, record, _failed(benchmark.failures(record)))
 
 
 def _run_export(args: argparse.Namespace) -> int:
@@ -248,7 +282,7 @@ def _run_export(args: argparse.Namespace) -> int:
 
     names = args.models or exported.DEFAULT_MODELS
     record = exported.run(names, seconds=args.seconds, shape=args.forward, on_progress=_record_writer(args))
-    return _finish(args, record, exported.failures(record))
+    return _finish(args, record, _failed(exported.failures(record)))
 
 
 def _run_tables(args: argparse.Namespace) -> int:
@@ -284,8 +318,12 @@ def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
             records.write(args.json, record)
 
 
+def _failed(reasons: list[str]) -> list[str]:
+    return [f"FAILED: {reason}" for reason in reasons]
+
+
 def _finish(args: argparse.Namespace, record: dict[str, Any], failures: list[str]) -> int:
-    """Write and print a record; exit code 1 if one of our implementations failed."""
+    """Write and print a record; exit code 1 if one of our implementations failed or became slower."""
     from rich.console import Console
 
     from attnzoo.bench.tables import describe_machine, tables
@@ -298,5 +336,5 @@ def _finish(args: argparse.Namespace, record: dict[str, Any], failures: list[str
     for table in tables(record):
         table.print(console)
     for failure in failures:
-        console.print(f"FAILED: {failure}", markup=False, soft_wrap=True)
+        console.print(failure, markup=False, soft_wrap=True)
     return 1 if failures else 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnzoo.bench.operators.base import OURS
+from attnzoo.bench.operators.revisions import BASE, TREE, verdict
 from attnzoo.bench.timing import quartiles, time_ratios
 
 DASH = "–"
@@ -21,6 +22,10 @@ MIB = 2**20
 OPS_HEADER = (
     "case", "pattern", "pass", "implementation", "ms (quartiles)", "ratio (quartiles)", "% of roofline", "peak MiB",
     "error",
+)  # fmt: skip
+REVISIONS_HEADER = (
+    "operator", "case", "pattern", "dtype", "pass", f"{BASE}, ms (quartiles)", f"{TREE}, ms (quartiles)",
+    f"ratio {BASE} / {TREE} (quartiles)", "difference", "verdict",
 )  # fmt: skip
 MODELS_HEADER = ("model", "workload", "implementation", "ms (quartiles)", "ratio (quartiles)", "peak MiB", "error")
 
@@ -65,9 +70,14 @@ class TextTable:
 
 def tables(record: dict[str, Any]) -> list[TextTable]:
     """The tables of a record of any kind."""
-    return {"ops": ops_tables, "scaling": scaling_tables, "models": models_tables, "export": models_tables}[
-        record["kind"]
-    ](record)
+    by_kind = {
+        "ops": ops_tables,
+        "revisions": revisions_tables,
+        "scaling": scaling_tables,
+        "models": models_tables,
+        "export": models_tables,
+    }
+    return by_kind[record["kind"]](record)
 
 
 def render_page(records: dict[Path, dict[str, Any]], title: str) -> str:
@@ -140,6 +150,27 @@ def _failed_rows(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if entry["state"] in ("mismatch", "failed"):
             message = f"{entry['state']}: {entry['reason']}"
             yield (row["case"], row["pattern"], DASH, name, message, DASH, DASH, DASH, DASH)
+
+
+def revisions_tables(record: dict[str, Any]) -> list[TextTable]:
+    """One table of all operators: a commit beside the working tree."""
+    lines = []
+    for row in record["rows"]:
+        labels = tuple(row[key] for key in ("operator", "case", "pattern", "dtype", "pass"))
+        if row["reason"]:
+            lines.append((*labels, DASH, DASH, DASH, DASH, row["reason"]))
+            continue
+        base, tree = row["seconds"][BASE], row["seconds"][TREE]
+        numbers = (format_ms(base), format_ms(tree), format_ratio(base, tree), f"{row['difference']:.0e}")
+        lines.append((*labels, *numbers, verdict(row, record["threshold"])))
+    base = record["base"]
+    notes = (
+        f"{BASE}: {base['revision']}, commit {base['commit'][:9]}",
+        f"faster, slower: both quartiles of the ratio beyond {100 * record['threshold']:g} %",
+        "difference: largest of output and gradients, relative to the largest element",
+        *(f"skipped, out of time budget: {name}" for name in record["skipped"]),
+    )
+    return [TextTable(f"operators of {base['revision']} and of the {TREE}", REVISIONS_HEADER, lines, 5, notes)]
 
 
 def format_ms(samples: Sequence[float]) -> str:

@@ -5,6 +5,7 @@ from os.path import isdir, isfile  # unlike those of Path they do not raise for 
 from pathlib import Path
 
 from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
+from attnzoo.paths import user_path
 from attnzoo.schema import yaml12
 from attnzoo.schema.merge import ConfigLayer
 
@@ -18,7 +19,7 @@ def find_experiment(path: str | Path) -> Path:
 
     Raises UserError with the nearest file otherwise.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if isfile(path):
         return path
     if path.parts[:1] == (PACKAGED.name,) and isfile(packaged := PACKAGED.joinpath(*path.parts[1:])):
@@ -65,7 +66,7 @@ def find_profile(name: str, experiment: Path) -> Path:
     Raises UserError with the known profiles otherwise.
     """
     if name.endswith(".yaml"):
-        path = Path(name).expanduser()
+        path = user_path(name)
         if isfile(path):
             return path
         raise UserError(f"slurm.profile: no such file {name!r}", key="slurm.profile")
@@ -86,7 +87,7 @@ def display_path(path: Path) -> str:
 def _find_base(base: str, child: Path) -> Path:
     folders = [folder for folder in dict.fromkeys((child.parent, PACKAGED)) if folder.is_dir()]
     for folder in folders:
-        if isfile(path := folder / base):
+        if isfile(path := folder / user_path(base)):
             return path
     parents = [folder / Path(base).parent for folder in folders]
     found = [(folder, path) for folder, parent in zip(folders, parents, strict=True) for path in parent.glob("*.yaml")]

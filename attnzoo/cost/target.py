@@ -15,6 +15,7 @@ from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import UserError, did_you_mean, unknown
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
+from attnzoo.paths import user_path
 from attnzoo.report.runs import find_plan, find_runs
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.expand import expand_sweep
@@ -43,7 +44,7 @@ def find_target(text: str, baseline: str | None = None) -> Target:
     Loads the plugins of experiments. Raises UserError for what is none of the three, an invalid config, a missing data
     set and an unknown baseline.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         target = _of_runs(path)
     elif text in presets.names():

@@ -38,12 +38,27 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
+def _is_path(value: Any) -> bool:
+    """Whether a file can have this name: not empty, without NUL, in the encoding of file names."""
+    try:
+        return isinstance(value, str) and value != "" and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 ID = Field(_is_int64, "an integer")
 SIZE = Field(lambda value: _is_int64(value) and value >= 1, "an integer number of pixels, at least 1")
 FIELDS = {
     "images": {
         "id": ID,
-        "file_name": Field(lambda value: isinstance(value, str), "a path"),
+        "file_name": Field(_is_path, "a path, without NUL or lone surrogates"),
         "width": SIZE,
         "height": SIZE,
     },
@@ -56,7 +71,7 @@ FIELDS = {
     },
     "categories": {
         "id": Field(lambda value: _is_int64(value) and value >= 0, "a non-negative integer"),
-        "name": Field(lambda value: True, "a name"),
+        "name": Field(lambda value: _is_text(str(value)), "a name, without lone surrogates"),
     },
 }
 
@@ -188,8 +203,13 @@ def _check_boxes(path: Path, annotations: list[dict[str, Any]]) -> None:
 
 def names_outside(content: dict[str, Any]) -> list[str]:
     """The file names that lead out of the image folder, `/etc/x` or `../x`; links are not followed."""
-    paths = {name: os.path.normpath(name) for name in (image["file_name"] for image in content["images"])}
-    return [name for name, path in paths.items() if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir]
+    return [name for name in dict.fromkeys(image["file_name"] for image in content["images"]) if is_outside(name)]
+
+
+def is_outside(name: str) -> bool:
+    """Whether a file name, relative to a folder, leads out of it; links are not followed."""
+    path = os.path.normpath(name)
+    return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
 
 
 def to_coco(content: dict[str, Any]) -> COCO:

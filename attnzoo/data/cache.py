@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from attnzoo.errors import UserError
+from attnzoo.paths import user_path
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def cache_root() -> Path:
     """ATTNZOO_CACHE, or attnzoo in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
     override = os.environ.get("ATTNZOO_CACHE")
     if override:
-        return Path(override).expanduser()
+        return user_path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnzoo"
 
 

@@ -29,6 +29,7 @@ from attnzoo.data.images import ImageReader, header_error
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
 from attnzoo.errors import UserError, describe, plural
+from attnzoo.paths import user_path
 from attnzoo.registry import Registry
 
 ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
@@ -242,7 +243,7 @@ class ImageFolderSpec(FileDatasetSpec):
         return folder_content(f"folder {path.absolute()}", lambda: open_folder(path))
 
     def _path(self, split: str) -> Path:
-        return Path(self.root).expanduser() / (self.train if split == "train" else self.val)
+        return user_path(self.root) / user_path(self.train if split == "train" else self.val)
 
     def _classes(self, split: str) -> list[str]:
         path = self._path(split)

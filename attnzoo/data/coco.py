@@ -33,6 +33,7 @@ from attnzoo.data.registries import (
     transform_errors,
 )
 from attnzoo.errors import UserError, plural
+from attnzoo.paths import user_path
 
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
@@ -293,8 +294,8 @@ class CocoSpec(FileDatasetSpec):
         return [i if i in used else None for i in range(ids[-1] + 1)]
 
     def _path(self, option: str, directory: bool = False) -> Path:
-        root = Path(self.root).expanduser()
-        path = root if option == "root" else root / getattr(self, option)
+        root = user_path(self.root)
+        path = root if option == "root" else root / user_path(getattr(self, option))
         if not (isdir(path) if directory else isfile(path)):
             key = f"data.dataset.{option}"
             raise UserError(f"{key}: there is no {'folder' if directory else 'file'} {path}", key=key)

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from attnzoo.inference import draw
-from attnzoo.inference.records import Array, AttentionRecord, Kind
+from attnzoo.inference.records import Array, AttentionRecord, Kind, token_centers
 
 TITLES = {
     Kind.POINTS: "sampling points",
@@ -65,11 +65,8 @@ def draw_attention(
 def token_center(record: AttentionRecord, query: int) -> Array:
     """The centre (x, y) in [0, 1] of a token of the maps."""
     assert record.query_sizes is not None
-    for height, width in record.query_sizes:
-        if query < height * width:
-            return np.array([(query % width + 0.5) / width, (query // width + 0.5) / height])
-        query -= height * width
-    raise IndexError(query)
+    center: Array = token_centers(record.query_sizes)[query]
+    return center
 
 
 def group_of(record: AttentionRecord, head: int) -> int:

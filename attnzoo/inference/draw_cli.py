@@ -1,10 +1,10 @@
 """`attnzoo draw`: what queries of a trained model attend to, as a figure or an interactive page."""
 
 import argparse
-from pathlib import Path
 
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, as_options, plural
 from attnzoo.inference import options
+from attnzoo.paths import output_file, user_path
 
 EXAMPLES = """examples:
   attnzoo draw runs/ablate_points/points=4-seed=0 a.jpg -o a.png
@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   attnzoo draw dat_tiny.pth cat.jpg -o cat.png --xy 120,80 --layer stage3.1 --bias
   attnzoo draw r50_deformable_detr-checkpoint.pth a.jpg b.jpg -o page.html --html
 """
+OPTIONS = {name: f"--{name}" for name in ("query", "xy", "best", "layer", "head", "compare")} | {"output": "-o"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     options.add_model_arguments(parser)
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, or folders with images at any depth")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, required=True, help="a .png, .svg or .pdf, or a .html page"
+        "-o", "--output", metavar="FILE", type=user_path, required=True, help="a .png, .svg or .pdf, or a .html page"
     )
     parser.add_argument("--html", action="store_true", help="write an interactive page, one file that works offline")
     which = parser.add_mutually_exclusive_group()
@@ -44,32 +45,38 @@ def main(args: argparse.Namespace) -> int:
     """Run `attnzoo draw`; returns the exit code."""
     if args.html and args.output.suffix.lower() != ".html":
         raise UserError(f"-o {args.output}: expected a name that ends in .html with --html")
-    from attnzoo.inference.drawing import INITIAL, draw_attentions
+    from attnzoo.inference.drawing import FORMATS, INITIAL, draw_attentions
     from attnzoo.inference.image_files import find_images
-    from attnzoo.inference.load import load_model
 
-    images = find_images(args.images)
-    if args.output.resolve() in {image.path.resolve() for image in images}:
-        raise UserError(f"-o {args.output}: one of the images; choose another file")
-    model = options.load(args)
-    other = args.compare
-    if other is not None and other != INITIAL:
-        other = load_model(other, preset=args.preset, source=args.source, device=args.device)
-    draw_attentions(
-        model,
-        [image.path for image in images],
-        args.output,
-        query=args.query,
-        xy=args.xy,
-        best=args.best,
-        layer=args.layer,
-        head=args.head,
-        compare=other,
-        bias=args.bias,
-        zoom=args.zoom,
-        names=(_name(args.weights), _name(args.compare or "other")),
-    )
-    print(f"{plural(len(images), 'image')}: {args.output}")
+    images = find_images(args.images, exclude=args.output)
+    with as_options(**OPTIONS):
+        output_file(args.output, FORMATS)
+        if args.output.resolve() in {image.path.resolve() for image in images}:
+            raise UserError(f"output = {args.output}: one of the images; choose another file", key="output")
+        model = options.load(args)
+        other = args.compare
+        if other is not None and other != INITIAL:
+            other = options.load_weights(args, other)
+        errors: list[UserError] = []
+        draw_attentions(
+            model,
+            [image.path for image in images],
+            args.output,
+            query=args.query,
+            xy=args.xy,
+            best=args.best,
+            layer=args.layer,
+            head=args.head,
+            compare=other,
+            bias=args.bias,
+            zoom=args.zoom,
+            names=(_name(args.weights), _name(args.compare or "other")),
+            on_error=errors.append,
+        )
+    options.print_skipped(errors, len(images))
+    if len(errors) == len(images):
+        raise UserError("none of the images can be used; nothing was written")
+    print(f"{plural(len(images) - len(errors), 'image')}: {args.output}")
     return 0
 
 
@@ -83,7 +90,7 @@ def _point(text: str) -> tuple[float, float]:
 
 def _name(weights: str) -> str:
     """A short name of weights: of a run with its experiment, of a checkpoint with its run."""
-    path = Path(weights).expanduser()
+    path = user_path(weights)
     if path.parent.name == "checkpoints":
         return f"{path.parent.parent.name}, {path.name.partition('.')[0]}"
     return f"{path.parent.name}/{path.name}" if path.is_dir() and path.parent.name else path.stem

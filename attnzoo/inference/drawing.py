@@ -1,6 +1,8 @@
 """Draw what trained models attend to: a figure, or an interactive page."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -8,18 +10,22 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from attnzoo.errors import UserError, as_yaml, unknown
+from attnzoo.errors import UserError, as_yaml, check_type
 from attnzoo.inference.examples import to_picture
 from attnzoo.inference.gallery import draw_gallery, make_rows
-from attnzoo.inference.loaded import LoadedModel
+from attnzoo.inference.loaded import THRESHOLD, LoadedModel
 from attnzoo.inference.observe import INITIAL, Observation, aims, find_layers, find_record, initial, observe
 from attnzoo.inference.page.write import write_page
-from attnzoo.inference.pictures import ImageLike, as_list, size_of
+from attnzoo.inference.pictures import ImageLike, as_list, cannot_run, size_of
 from attnzoo.inference.records import initial_record
+from attnzoo.paths import display_name, output_file
 from attnzoo.rundir.folder import atomic_write
 
-FORMATS, PAGE = ("png", "svg", "pdf"), "html"
+PAGE = ".html"
+FORMATS = (".png", ".svg", ".pdf", PAGE)
 RAMP_TOLERANCE = 3 / 255  # of the ramps that follow a point through the preprocessing
+
+log = logging.getLogger(__name__)
 
 
 def draw_attentions(
@@ -36,8 +42,9 @@ def draw_attentions(
     bias: bool = False,
     zoom: bool = False,
     names: tuple[str, str] = ("model", "other"),
+    on_error: Callable[[UserError], object] | None = None,
 ) -> Figure | None:
-    """Write a figure (PNG, SVG, PDF) or an interactive page (HTML), by the suffix of `output`.
+    """Write a figure (PNG, SVG, PDF) or an interactive page (HTML), by the suffix of `output`; its folder is made.
 
     What is drawn follows from the attention: sampling points coloured by level, with areas in proportion to weights,
     reference and box; deformed grids; maps; windows. Queries are chosen by one of
@@ -50,21 +57,43 @@ def draw_attentions(
     `layer`: a name such as "decoder.1" or "stage3.0", or "encoder" for all of its layers; by default the last of the
     decoder, or of each stage. `head`: one head, by default all. `compare`: beside each picture the initial offsets
     ("initial") or another model with the same layers. `bias`: colours the keys of a deformed grid by their position
-    bias. `zoom`: shows the surroundings of the query. `names`: of both models.
+    bias. `zoom`: shows the surroundings of the query. `names`: of both models. `on_error` is called with the error of
+    each image that cannot be read or is too small for a model, which is left out; by default it is raised.
 
     A page holds all layers, heads and queries; the choice is what it shows first. Returns the figure, or None for a
-    page. Raises UserError for a layer, head, query or pixel that is not there, and for an unknown suffix; then nothing
-    is written.
+    page, or if all images are left out. Raises UserError for a layer, head, query or pixel that is not there, and for
+    an unknown suffix; TypeError for arguments of other types. Then nothing is written.
     """
-    target = Path(output).expanduser()
-    suffix = _suffix(target)
+    check_type("model", model, (LoadedModel,), "what attnzoo.load_model returns")
+    target = output_file(output, FORMATS)
+    suffix = target.suffix.lower()
     _check_choice(query, xy, best, compare)
     layers = find_layers(model.model, layer)
-    listed = as_list(images)
     keep = None if suffix == PAGE else layers
-    observed = [_observe(model, image, keep) for image in listed]
-    others = _others(observed, listed, layers, keep, compare)
+    listed: list[ImageLike] = []
+    observed: list[Observation] = []
+    compared: list[Observation] = []
+    if isinstance(compare, LoadedModel):
+        for name in layers:
+            find_layers(compare.model, name)
+    for image in as_list(images):
+        try:
+            one = _observe(model, image, keep)
+            if isinstance(compare, LoadedModel):
+                compared.append(_observe(compare, image, keep))
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        listed.append(image)
+        observed.append(one)
+    if not listed:
+        return None
+    others = compared if isinstance(compare, LoadedModel) else _initial(observed, layers) if compare else None
     labels = [_label(image, index) for index, image in enumerate(listed)]
+    if query is None and xy is None:
+        _warn_of_low_scores(observed, labels)
     name = INITIAL if compare == INITIAL else names[1]
     rows = []
     for index, (one, image) in enumerate(zip(observed, listed, strict=True)):
@@ -81,7 +110,7 @@ def draw_attentions(
         return None
     figure = draw_gallery(rows, head, bias, zoom)
     with atomic_write(target, "wb") as file:
-        figure.savefig(file, format=suffix)
+        figure.savefig(file, format=suffix[1:])
     return figure
 
 
@@ -93,7 +122,7 @@ def locate(model: LoadedModel, image: ImageLike, xy: tuple[float, float]) -> tup
     """
     (height, width), (x, y) = size_of(image), xy
     if not (0 <= x < width and 0 <= y < height):
-        raise UserError(f"--xy {x:g},{y:g}: outside of the image of {width} × {height} pixels")
+        raise UserError(f"xy = {x:g},{y:g}: outside of the image of {width} × {height} pixels", key="xy")
     ramps = np.zeros((height, width, 3), dtype=np.uint8)
     ramps[..., 0] = ((np.arange(width) + 0.5) / width * 255).round()
     ramps[..., 1] = ((np.arange(height)[:, None] + 0.5) / height * 255).round()
@@ -104,56 +133,49 @@ def locate(model: LoadedModel, image: ImageLike, xy: tuple[float, float]) -> tup
     column, row = distances[..., 0].mean(0).argmin(), distances[..., 1].mean(1).argmin()
     steps = np.array([seen[0, -1, 0] - seen[0, 0, 0], seen[-1, 0, 1] - seen[0, 0, 1]]) / np.maximum((columns, rows), 1)
     if (distances[row, column] > RAMP_TOLERANCE + np.abs(steps)).any():
-        raise UserError(f"--xy {x:g},{y:g}: outside of the central part of the image that the model sees")
+        message = f"xy = {x:g},{y:g}: outside of the central part of the image that the model sees"
+        raise UserError(message, key="xy")
     return float((column + 0.5) / columns), float((row + 0.5) / rows)
 
 
-def _suffix(target: Path) -> str:
-    suffix = target.suffix[1:].lower()
-    if suffix not in (*FORMATS, PAGE):
-        raise unknown("format", suffix, (*FORMATS, PAGE), f"-o {target}")
-    if not target.parent.is_dir():
-        raise UserError(f"-o {target}: there is no folder {target.parent}")
-    return suffix
-
-
-def _check_choice(
-    query: int | None, xy: tuple[float, float] | None, best: int | None, compare: LoadedModel | str | None
-) -> None:
-    given = [name for name, value in (("--query", query), ("--xy", xy), ("--best", best)) if value is not None]
+def _check_choice(query: object, xy: object, best: object, compare: object) -> None:
+    given = [name for name, value in (("query", query), ("xy", xy), ("best", best)) if value is not None]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: give one of them")
-    if best is not None and best < 1:
-        raise UserError(f"--best {best}: expected at least 1")
+        raise UserError(f"{' and '.join(given)}: give one of them", key=tuple(given))
+    for name, value in (("query", query), ("best", best)):
+        check_type(name, value, (Integral, type(None)), "a number")
+    if isinstance(best, Integral) and best < 1:
+        raise UserError(f"best = {best}: expected at least 1", key="best")
+    check_type("compare", compare, (LoadedModel, str, type(None)), f"{INITIAL!r} or what attnzoo.load_model returns")
     if isinstance(compare, str) and compare != INITIAL:
-        raise UserError(f"compare = {as_yaml(compare)}: expected {INITIAL!r} or a model")
+        raise UserError(f"compare = {as_yaml(compare)}: expected {INITIAL!r} or a model", key="compare")
 
 
 def _observe(model: LoadedModel, image: ImageLike, keep: Sequence[str] | None) -> Observation:
     inputs = model.preprocess(image)[None]
-    return observe(model.model, inputs, model.class_names, keep, model.forward)
+    try:
+        return observe(model.model, inputs, model.class_names, keep, model.forward)
+    except Exception as error:
+        raise cannot_run(image, size_of(image), error) from error
 
 
-def _others(
-    observed: Sequence[Observation],
-    images: Sequence[ImageLike],
-    layers: Sequence[str],
-    keep: Sequence[str] | None,
-    compare: LoadedModel | str | None,
-) -> list[Observation] | None:
-    """What is drawn beside each picture. Raises UserError for layers without initial offsets, and other layers."""
-    if compare is None:
-        return None
-    if isinstance(compare, LoadedModel):
-        for name in layers:
-            find_layers(compare.model, name)
-        return [_observe(compare, image, keep) for image in images]
+def _initial(observed: Sequence[Observation], layers: Sequence[str]) -> list[Observation]:
+    """The same with initial offsets. Raises UserError for layers without."""
     for name in layers:
         if initial_record(find_record(observed[0], name)) is None:
-            raise UserError(f"--compare {INITIAL}: {name} has no initial offsets: it is not deformable attention")
+            reason = f"{name} has no initial offsets: it is not deformable attention"
+            raise UserError(f"compare = {INITIAL}: {reason}", key="compare")
     return [initial(one) for one in observed]
+
+
+def _warn_of_low_scores(observed: Sequence[Observation], labels: Sequence[str]) -> None:
+    """Queries with the best scores are drawn however low these are; `predict` would leave them out."""
+    highest = {label: float(one.predictions.scores.max(initial=0)) for one, label in zip(observed, labels, strict=True)}
+    best = max(highest, key=highest.__getitem__)
+    if observed[0].is_detector and highest[best] < THRESHOLD:
+        log.warning("the highest score is %.2g, in %s: below the %g of predict", highest[best], best, THRESHOLD)
 
 
 def _label(image: ImageLike, index: int) -> str:
     """The name of a file, else a number."""
-    return Path(image).name if isinstance(image, (str, PathLike)) else f"image {index + 1}"
+    return display_name(image) if isinstance(image, (str, PathLike)) else f"image {index + 1}"

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 
-from attnzoo.errors import plural
+from attnzoo.errors import UserError, plural
 from attnzoo.inference import options
 
 EXAMPLES = """examples:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Declare the arguments of `attnzoo eval`; returns the parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    options.add_model_arguments(parser)
+    options.add_model_arguments(parser, overrides=False)
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="settings, such as data.dataset.root=/data/coco"
     )
@@ -50,10 +50,15 @@ def main(args: argparse.Namespace) -> int:
     from attnzoo.inference.evaluate import evaluate, recorded_metrics, validation_set
     from attnzoo.inference.speed import measure_speed
 
-    model = options.load(args, args.overrides)
+    model = options.load(args)
     if model.run is not None:
         torch.set_num_threads(model.settings.threads)  # results depend on it
-    dataset = validation_set(model)
+    try:
+        dataset = validation_set(model)
+    except UserError as error:
+        if model.run is None and not any(text.startswith("data.dataset") for text in args.overrides):
+            raise UserError(f"give the data set, as data.dataset.root=FOLDER ({error})", key=error.keys) from None
+        raise
     result = evaluate(model, dataset, per_class=args.per_class, use_cache=not args.no_cache)
     speed = measure_speed(model, dataset[0][0]) if args.speed else None
     for difference in result.differences[:3]:

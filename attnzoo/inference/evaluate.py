@@ -20,7 +20,7 @@ from attnzoo.data.evaluate import CocoEvaluator, Detection, ImageDetections
 from attnzoo.data.hashes import hash_file
 from attnzoo.engine.classification import BatchResult, classify, summarize
 from attnzoo.engine.detection import detect
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, check_type, plural
 from attnzoo.inference.loaded import LoadedModel, unnamed
 from attnzoo.inference.progress import progress
 from attnzoo.models.detr.config import DetectorConfig
@@ -57,12 +57,13 @@ def evaluate(model: LoadedModel, dataset: Any = None, *, per_class: bool = False
     Predictions are kept in the cache of data sets, by the content of the weights, the settings, the data set and the
     version of the code. Raises UserError for a data set that is missing or damaged, or has more classes than the model.
     """
+    check_type("model", model, (LoadedModel,), "what attnzoo.load_model returns")
     data = _validation_only(model.settings.data)
     dataset = validation_set(model) if dataset is None else dataset
     num_classes = dataset.num_classes
     if num_classes > model.model.num_classes:
-        classes = plural(model.model.num_classes, "class", "classes")
-        raise UserError(f"data.dataset has {num_classes} classes, the model {classes}", key="data.dataset")
+        theirs = plural(num_classes, "class", "classes")
+        raise UserError(f"the data set has {theirs}, the model only {model.model.num_classes}", key="data.dataset")
     run = _detect if isinstance(model.settings, DetectionExperiment) else _classify
     metrics, of_classes, cached = run(model, dataset, data, per_class, use_cache)
     differences = [

@@ -3,11 +3,11 @@
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnzoo.errors import ExitCode
+from attnzoo.errors import ExitCode, as_options
 from attnzoo.inference import options
+from attnzoo.paths import user_path
 
 if TYPE_CHECKING:
     from attnzoo.inference.loaded import LoadedModel
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   attnzoo export r50_deformable_detr-checkpoint.pth -o model.onnx --sampling gather --postprocess
   attnzoo export runs/ablate_points/points=4-seed=0 -o model.pt2
 """
+OPTIONS = {"file": "-o", "opset": "--opset", "sampling": "--sampling"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -24,8 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     options.add_model_arguments(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="model.onnx or model.pt2")
-    parser.add_argument("--opset", type=int, choices=(18, 20), default=20, help="of ONNX (default: 20)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=user_path, required=True, help="a .onnx or .pt2; its folder is made"
+    )
+    parser.add_argument(
+        "--opset",
+        metavar="18|20",
+        type=int,
+        default=20,
+        help="version of ONNX's operators: 18 or 20 (default)",
+    )
     parser.add_argument(
         "--sampling",
         choices=("grid_sample", "gather"),
@@ -47,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
     """Run `attnzoo export`; returns the exit code: 1 if the file and PyTorch disagree."""
     from attnzoo.interop import onnx
 
-    onnx.check_options(args.output, args.opset)
+    with as_options(**OPTIONS):
+        onnx.check_options(args.output, args.opset)
     loaded = options.load(args)
     outputs: dict[str, Any] = {
         "mask": args.mask,

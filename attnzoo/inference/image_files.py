@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from attnzoo.errors import UserError
+from attnzoo.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,19 @@ class ImageFile:
 def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> list[ImageFile]:
     """The files that are given, and those in folders whose suffix Pillow knows, at any depth, sorted; each once.
 
-    Files below `exclude`, where annotated pictures of these images may be, are left out. Raises UserError for a path
-    that does not exist, and without images.
+    `exclude`, and files below it, which may be pictures of these images, are left out of folders. Raises UserError for
+    a path that does not exist, and without images.
     """
-    left_out = None if exclude is None else exclude.expanduser().resolve()
+    left_out = None if exclude is None else exclude.resolve()
     files: dict[Path, ImageFile] = {}
     taken: set[str] = set()
-    for path in (Path(each).expanduser() for each in given):
+    for path in map(user_path, given):
         if not path.exists():
             raise UserError(f"{path}: no such image or folder")
         for file in _in_folder(path) if path.is_dir() else [path]:
             resolved = file.resolve()
-            if resolved in files or (path.is_dir() and left_out is not None and left_out in resolved.parents):
+            is_excluded = path.is_dir() and left_out in (resolved, *resolved.parents)
+            if resolved in files or is_excluded:
                 continue
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             files[resolved] = ImageFile(file, _unused(name, taken))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from attnzoo.config.experiment import DetectionExperiment, ExperimentConfig
 from attnzoo.data.build import evaluation_transform
-from attnzoo.errors import UserError, as_yaml
-from attnzoo.inference.pictures import ImageLike, as_list, read_image, size_of
+from attnzoo.errors import UserError, as_yaml, check_type
+from attnzoo.inference.pictures import ImageLike, as_list, cannot_run, read_image, size_of
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.postprocess import postprocess
@@ -38,6 +39,7 @@ class Detections:
     - `labels`: (n,) int64, class indices
     - `names`: the n class names
     - `size`: (height, width) of the original image in pixels
+    - `highest`: the highest score in the image, also if it is below the threshold
     """
 
     boxes: Tensor
@@ -45,6 +47,7 @@ class Detections:
     labels: Tensor
     names: list[str]
     size: tuple[int, int]
+    highest: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +98,14 @@ class LoadedModel:
     def preprocess(self, image: ImageLike) -> Tensor:
         """One image as the model takes it, (3, h, w) on the CPU: upright RGB, resized and normalised as in evaluation.
 
-        Raises UserError for a file that is missing, damaged or unsupported, and for an array of another form.
+        Raises UserError for a file that is missing, damaged or unsupported, for an array of another form, and for an
+        image that the preprocessing does not take, such as one of a single row; TypeError for what is no image.
         """
-        return self._transform(read_image(image))
+        picture = read_image(image)
+        try:
+            return self._transform(picture)
+        except Exception as error:
+            raise cannot_run(image, (picture.height, picture.width), error) from error
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Tensor]:
@@ -109,6 +117,7 @@ class LoadedModel:
 
         `mask` (B, H, W) is True where images are padded.
         """
+        check_type("images", images, (Tensor,), "a tensor (B, 3, H, W)")
         device = self.device
         bf16 = self.settings.train.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
@@ -123,7 +132,8 @@ class LoadedModel:
         or floating-point numbers in [0, 1] that are not normalised. Files are turned by their EXIF orientation. Up to
         `batch_size` images of the same size share a batch, so nothing is padded. Classifiers have no threshold.
 
-        Raises UserError as `preprocess` does, and for a threshold outside 0…1.
+        Raises UserError as `preprocess` does, for an image too small for the model, and for a threshold outside 0…1;
+        TypeError for what are no images.
         """
         results: dict[int, Any] = {}
         for index, result in self.predict_each(as_list(images), threshold, batch_size=batch_size):
@@ -135,11 +145,18 @@ class LoadedModel:
     def predict_each(
         self, images: Sequence[ImageLike], threshold: float = THRESHOLD, *, batch_size: int = 1
     ) -> Iterator[tuple[int, Prediction | UserError]]:
-        """As `predict`, one by one with the index of the image: by size, and with an error for an unreadable image."""
+        """As `predict`, one by one with the index of the image: by size, an error for each that cannot be used."""
+        check_type("threshold", threshold, (Real,), "a number from 0 to 1")
+        check_type("batch_size", batch_size, (Integral,), "a number of images")
         if not 0 <= threshold <= 1:
-            raise UserError(f"threshold = {as_yaml(threshold)}: expected a number from 0 to 1")
+            raise UserError(f"threshold = {as_yaml(threshold)}: expected a number from 0 to 1", key="threshold")
         if batch_size < 1:
-            raise UserError(f"batch_size = {batch_size}: expected at least 1")
+            raise UserError(f"batch_size = {batch_size}: expected at least 1", key="batch_size")
+        return self._predict_each(images, threshold, batch_size)
+
+    def _predict_each(
+        self, images: Sequence[ImageLike], threshold: float, batch_size: int
+    ) -> Iterator[tuple[int, Prediction | UserError]]:
         sizes: dict[int, tuple[int, int]] = {}
         for index, image in enumerate(images):
             try:
@@ -155,17 +172,32 @@ class LoadedModel:
                 yield index, error
                 continue
             if batch and (len(batch) == batch_size or batch[0][1].shape != prepared.shape):
-                yield from self._predict_batch(batch, sizes, threshold)
+                yield from self._predict_batch(batch, images, sizes, threshold)
                 batch = []
             batch.append((index, prepared))
         if batch:
-            yield from self._predict_batch(batch, sizes, threshold)
+            yield from self._predict_batch(batch, images, sizes, threshold)
 
     def _predict_batch(
-        self, batch: Sequence[tuple[int, Tensor]], sizes: dict[int, tuple[int, int]], threshold: float
-    ) -> Iterator[tuple[int, Prediction]]:
+        self,
+        batch: Sequence[tuple[int, Tensor]],
+        images: Sequence[ImageLike],
+        sizes: dict[int, tuple[int, int]],
+        threshold: float,
+    ) -> Iterator[tuple[int, Prediction | UserError]]:
         indices = [index for index, _ in batch]
-        output = self.forward(torch.stack([image for _, image in batch]))
+        try:
+            output = self.forward(torch.stack([image for _, image in batch]))
+        except Exception as error:  # images too small for the model, or too large for memory
+            if len(batch) > 1:
+                for each in batch:
+                    yield from self._predict_batch([each], images, sizes, threshold)
+                return
+            (index,) = indices
+            refusal = cannot_run(images[index], sizes[index], error)
+            refusal.__cause__ = error
+            yield index, refusal
+            return
         results: Iterable[Prediction]
         if self.task == "detection":
             results = self._detections(output, [sizes[index] for index in indices], threshold)
@@ -180,7 +212,8 @@ class LoadedModel:
         for found, size in zip(postprocess(output, torch.tensor(sizes), classification, limit), sizes, strict=True):
             kept = found["scores"] >= threshold
             boxes, scores, labels = (found[key][kept].cpu() for key in ("boxes", "scores", "labels"))
-            yield Detections(boxes, scores, labels, self._names(labels), size)
+            highest = float(found["scores"].max()) if len(found["scores"]) else 0.0
+            yield Detections(boxes, scores, labels, self._names(labels), size, highest)
 
     def _classes(self, probabilities: Tensor) -> Classes:
         scores, labels = probabilities.topk(min(TOP, len(probabilities)))

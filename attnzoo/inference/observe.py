@@ -123,7 +123,7 @@ def find_layers(model: nn.Module, layer: str | None) -> list[str]:
     found = [name for name in names if layer in (name, name.rpartition(".")[0])]
     if not found:
         slots = dict.fromkeys(name.rpartition(".")[0] for name in names)
-        raise unknown("layer", layer, [*names, *slots], "--layer")
+        raise unknown("layer", layer, [*names, *slots], "layer")
     return found
 
 
@@ -131,7 +131,7 @@ def find_record(observed: Observation, name: str) -> AttentionRecord:
     """The record of a layer. Raises UserError where an attention records nothing, or more than memory allows."""
     if name not in observed.records:
         raise UserError(
-            f"--layer {name}: nothing to draw: this attention records no weights and locations of a known shape, "
+            f"{name}: nothing to draw: this attention records no weights and locations of a known shape, "
             "or too many for memory (a smaller image has fewer)"
         )
     return observed.records[name]
@@ -140,7 +140,7 @@ def find_record(observed: Observation, name: str) -> AttentionRecord:
 def check_head(record: AttentionRecord, head: int | None) -> None:
     """Raises UserError for a head that the layer has not."""
     if head is not None and not 0 <= head < record.num_heads:
-        raise UserError(f"--head {head}: {record.name} has {_range('head', record.num_heads)}", key="head")
+        raise UserError(f"head = {head}: {record.name} has {_range('head', record.num_heads)}", key="head")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Aim:
             if not 0 <= self.query < record.num_queries:
                 noun = "query" if record.on_grid else "object query"
                 raise UserError(
-                    f"--query {self.query}: {record.name} has {_range(noun, record.num_queries)}", key="query"
+                    f"query = {self.query}: {record.name} has {_range(noun, record.num_queries)}", key="query"
                 )
             return self.query
         assert self.point is not None
@@ -175,7 +175,7 @@ def aims(observed: Observation, query: int | None, xy: tuple[float, float] | Non
         return [Aim(point=xy)]
     if not observed.is_detector:
         if best is not None:
-            raise UserError("--best: a classifier has no object queries: choose a token by --query or --xy")
+            raise UserError("best: a classifier has no object queries; choose a token by query or xy", key="best")
         return [Aim(point=(0.5, 0.5))]
     found = []
     for number in best_queries(observed)[: BEST if best is None else best]:

@@ -1,9 +1,7 @@
 """Images that users have, as upright 8-bit RGB: files, PIL images, arrays and tensors."""
 
-from collections.abc import Sequence
-from os import PathLike
-from os.path import expanduser
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -12,22 +10,39 @@ from PIL import Image
 from torch import Tensor
 
 from attnzoo.data.images import ImageReader, upright_size
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, describe
+from attnzoo.paths import user_path
 
+IMAGE_TYPES = (str, PathLike, Image.Image, np.ndarray, Tensor)
 ImageLike = str | PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """One or several images as a list; an array or a tensor of four dimensions is a batch."""
+    """One or several images as a list; an array or a tensor of four dimensions is a batch.
+
+    Raises TypeError for what are no images; the content of files and arrays is not looked at.
+    """
     if isinstance(images, (np.ndarray, Tensor)):
         return list(images) if images.ndim == 4 else [images]
-    return [images] if isinstance(images, (str, PathLike, Image.Image)) else list(images)
+    if isinstance(images, IMAGE_TYPES) or not isinstance(images, Iterable):
+        images = [images]
+    listed = list(images)
+    for image in listed:
+        _check_type(image)
+    return listed
+
+
+def _check_type(image: object) -> None:
+    if not isinstance(image, IMAGE_TYPES):
+        kind = type(image).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise TypeError(f"{article} {kind} is not an image: expected a path, a PIL image, an array or a tensor")
 
 
 def size_of(image: ImageLike) -> tuple[int, int]:
     """(height, width) in pixels of an upright image; of a file from its header. Raises UserError as `read_image`."""
     if isinstance(image, (str, PathLike)):
-        width, height = upright_size(Path(expanduser(image)))
+        width, height = upright_size(user_path(image))
         return height, width
     picture = read_image(image)
     return picture.height, picture.width
@@ -37,20 +52,27 @@ def read_image(image: ImageLike) -> Image.Image:
     """The image as upright 8-bit RGB.
 
     Raises UserError for a file that is missing, damaged or unsupported, and for an array that is not (h, w, 3) or
-    (h, w), or a tensor that is not (3, h, w) or (1, h, w), of 8-bit integers or floating-point numbers in [0, 1].
+    (h, w), or a tensor that is not (3, h, w) or (1, h, w), of 8-bit integers or floating-point numbers in [0, 1];
+    TypeError for anything else.
     """
+    _check_type(image)
     if isinstance(image, (str, PathLike)):
-        return ImageReader().read_upright(Path(expanduser(image)))
+        return ImageReader().read_upright(user_path(image))
     if isinstance(image, Image.Image):
         try:
             return ImageReader().to_rgb(image, lambda: "the image")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow's decoders raise anything
             raise UserError(f"the image cannot be read ({error})") from error
     if isinstance(image, Tensor):
         return _from_array(image.detach().cpu().movedim(0, -1).numpy() if image.ndim == 3 else None, image)
-    if isinstance(image, np.ndarray):
-        return _from_array(image, image)
-    raise UserError(f"a {type(image).__name__} is not an image: expected a path, a PIL image, an array or a tensor")
+    return _from_array(image, image)
+
+
+def cannot_run(image: ImageLike, size: tuple[int, int], error: Exception) -> UserError:
+    """The error for an image of `size` (height, width) that a model does not run on, most often as it is too small."""
+    name = f"{fspath(image)}: an" if isinstance(image, (str, PathLike)) else "an"
+    height, width = size
+    return UserError(f"{name} image of {width} x {height} pixels, on which the model does not run: {describe(error)}")
 
 
 def _from_array(values: npt.NDArray[Any] | None, given: npt.NDArray[Any] | Tensor) -> Image.Image:

@@ -1,6 +1,7 @@
 """Predictions for many files: COCO JSON and annotated pictures."""
 
 import json as json_format
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from attnzoo.inference.progress import progress
 from attnzoo.rundir.folder import atomic_write
 
 JSON = "predictions.json"
+MIN_SCORE = 1e-3  # of a detection that is worth a lower threshold
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ def predict_files(
 ) -> Written:
     """Predict for all images, and write `folder`/predictions.json and an annotated picture of each, with its name.
 
-    Images that cannot be read are skipped; without any other, nothing is written. Raises UserError for a threshold
-    outside 0…1, and for a folder with one of the images, where a picture could replace it.
+    Images that cannot be read, or are too small for the model, are skipped; without any other, nothing is written.
+    Raises UserError for a threshold outside 0…1, and for a folder with one of the images, where a picture could replace
+    it.
     """
     paths = [image.path for image in images]
     if among := [path for path in paths if path.resolve().parent == folder.resolve()]:
-        raise UserError(f"-o {folder}: the folder of {among[0]}, which a picture could replace; choose another")
+        message = f"folder = {folder}: the folder of {among[0]}, which a picture could replace; choose another"
+        raise UserError(message, key="folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"folder = {folder}: is a file; name a folder", key="folder")
     entries: dict[int, tuple[Prediction, tuple[int, int]]] = {}
     errors: dict[int, UserError] = {}
     for index, prediction in progress(model.predict_each(paths, threshold, batch_size=batch_size), len(images)):
@@ -73,7 +79,20 @@ def _summary(model: LoadedModel, found: dict[str, tuple[Prediction, Any]], thres
     if model.task != "detection":
         return "classified"
     count = sum(len(prediction.labels) for prediction, _ in found.values())
-    return f"{plural(count, 'detection')} with a score of at least {threshold:g}"
+    summary = f"{plural(count, 'detection')} with a score of at least {threshold:g}"
+    if count:
+        return summary
+    highest = {name: each.highest for name, (each, _) in found.items() if isinstance(each, Detections)}
+    best = max(highest, key=highest.__getitem__)
+    return f"{summary}; the highest score is {highest[best]:.2g}, in {best}: {_lower_threshold(highest[best])}"
+
+
+def _lower_threshold(score: float) -> str:
+    """A threshold just below a score, with one digit that is not zero; words if there is none."""
+    if score < MIN_SCORE:
+        return "this model has found nothing"
+    digits = -math.floor(math.log10(score))
+    return f"a threshold of {math.floor(score * 10**digits) / 10**digits:.{digits}f} shows it"
 
 
 def _coco(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """`attnzoo predict`: objects or classes in images, as COCO JSON and annotated pictures."""
 
 import argparse
-import sys
-from pathlib import Path
 
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, as_options, plural
 from attnzoo.inference import options
+from attnzoo.paths import user_path
 
 EXAMPLES = """examples:
-  attnzoo predict runs/ablate_points/points=4-seed=0 photos/ -o out
+  attnzoo predict runs/ablate_points/points=4-seed=0 photos/ -o out --threshold 0.2
   attnzoo predict r50_deformable_detr-checkpoint.pth a.jpg b.jpg -o out --threshold 0.5 --json
 """
 
@@ -19,8 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.epilog = EXAMPLES
     options.add_model_arguments(parser)
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, or folders with images at any depth")
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="a folder, made if needed")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
+    parser.add_argument("-o", "--output", metavar="OUT", type=user_path, required=True, help="a folder, made if needed")
+    parser.add_argument(
+        "--threshold",
+        metavar="SCORE",
+        type=float,
+        default=0.3,
+        help="lowest score of a detection (default: 0.3)",
+    )
     parser.add_argument("--json", action="store_true", help="write OUT/predictions.json alone")
     parser.add_argument("--draw", action="store_true", help="write annotated pictures alone")
     parser.add_argument("--batch-size", metavar="N", type=int, default=4, help="images of equal size at a time (4)")
@@ -35,21 +40,19 @@ def main(args: argparse.Namespace) -> int:
     images = find_images(args.images, exclude=args.output)
     model = options.load(args)
     both = args.json == args.draw
-    result = predict_files(
-        model,
-        images,
-        args.output.expanduser(),
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-        json=args.json or both,
-        draw=args.draw or both,
-    )
-    for error in result.errors[:3]:
-        print(f"skipped: {error}", file=sys.stderr)
-    if result.errors:
-        print(f"skipped {len(result.errors)} of {plural(len(images), 'image')}", file=sys.stderr)
+    with as_options(folder="-o", threshold="--threshold", batch_size="--batch-size"):
+        result = predict_files(
+            model,
+            images,
+            args.output,
+            threshold=args.threshold,
+            batch_size=args.batch_size,
+            json=args.json or both,
+            draw=args.draw or both,
+        )
+    options.print_skipped(result.errors, len(images))
     if not result.written:
-        raise UserError("none of the images can be read; nothing was written")
+        raise UserError("none of the images can be used; nothing was written")
     print(f"{plural(len(images) - len(result.errors), 'image')}: {result.summary}")
     for path in result.written:
         print(path)

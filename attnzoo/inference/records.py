@@ -273,3 +273,12 @@ def grid_offsets(record: AttentionRecord) -> list[Array] | None:
         offsets.append(moved * np.array([width, height]))
         start += len(regular)
     return offsets
+
+
+def token_centers(map_sizes: tuple[tuple[int, int], ...]) -> Array:
+    """Centres (K, 2) of the tokens of all levels, x before y, in [0, 1]."""
+    levels = []
+    for height, width in map_sizes:
+        y, x = np.mgrid[:height, :width]
+        levels.append(np.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2))
+    return np.concatenate(levels)

@@ -8,7 +8,7 @@ import numpy as np
 
 from attnzoo.geometry import Role
 from attnzoo.inference.examples import Example, Predictions
-from attnzoo.inference.records import Array, AttentionRecord, Kind
+from attnzoo.inference.records import Array, AttentionRecord, Kind, token_centers
 
 SIZES = ("small", "medium", "large")
 
@@ -103,12 +103,3 @@ def key_levels(record: AttentionRecord) -> Array | None:
     elif record.kind == Kind.GRID and record.grids is not None:
         counts = [grid.shape[0] * grid.shape[1] for grid in record.grids]
     return None if counts is None else np.repeat(np.arange(len(counts)), counts)
-
-
-def token_centers(map_sizes: tuple[tuple[int, int], ...]) -> Array:
-    """Centres (K, 2) of the tokens of all levels, x before y, in [0, 1]."""
-    levels = []
-    for height, width in map_sizes:
-        y, x = np.mgrid[:height, :width]
-        levels.append(np.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2))
-    return np.concatenate(levels)

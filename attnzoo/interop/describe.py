@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnzoo import models
 from attnzoo.errors import UserError, plural
@@ -18,7 +18,10 @@ SAME_SHAPES = "told apart by their dilation alone, which weights do not show"
 
 @dataclass(frozen=True)
 class Description:
-    """A file of weights. `presets` fit it exactly, except for the number of classes; `fits` has the reports of all."""
+    """A file of weights. `presets` fit it exactly, except for the number of classes.
+
+    `told_by` is the config beside the file that says which model it is of; None without one.
+    """
 
     path: str
     source: str  # title of the source
@@ -27,7 +30,9 @@ class Description:
     num_classes: int | None  # None for a backbone
     presets: list[str]
     nearest: str | None  # the preset that fits best
-    report: str  # of loading into the nearest preset
+    report: str  # of loading into the nearest preset, or the model of the config
+    told_by: str | None = None
+    how: str = ""  # how to load it into the model of the config
 
     def __str__(self) -> str:
         classes = "" if self.num_classes is None else f", {plural(self.num_classes, 'class', 'classes')}"
@@ -35,6 +40,10 @@ class Description:
             f"{self.path}: {self.source}",
             f"{plural(self.num_tensors, 'tensor')}, {self.num_values / 1e6:.1f} M values{classes}",
         ]
+        if self.told_by is not None:
+            same = f", which is {self.presets[0]}" if self.presets else ""
+            lines += [f"model: that of {self.told_by}{same}", f"load it: {self.how}"]
+            return "\n".join([*lines, self.report])
         if self.nearest is None:
             return "\n".join([*lines, "preset: none; for model.backbone.weights", self.report])
         if self.presets:
@@ -57,10 +66,8 @@ def describe(path: str, source: str = sources.AUTO) -> Description:
 def describe_content(content: files.Content, path: str, source: str = sources.AUTO) -> Description:
     """As `describe`, of a file that was read."""
     state = content.state
-    found, unwrapped, _ = sources.detect(state, source)
-    if found is None:
-        raise UserError(f"{path}: weights of no known source; {sources.nearest(state)}")
-    sizes = (len(state), sum(tensor.numel() for tensor in state.values()))
+    found, unwrapped = _detect(state, path, source)
+    sizes = _sizes(state)
     if found.model == "backbone":
         depths = _depths(unwrapped)
         report = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
@@ -73,9 +80,33 @@ def describe_content(content: files.Content, path: str, source: str = sources.AU
     if not fits:
         return Description(path, found.title, *sizes, num_classes, [], None, "fits no preset")
     nearest = exact[0] if exact else min(fits, key=lambda name: _distance(fits[name]))
-    problems = [] if exact else [f"  does not fit: {problem}" for problem in fits[nearest].problems[:3]]
-    report = "\n".join([str(fits[nearest].report), *problems])
-    return Description(path, found.title, *sizes, num_classes, exact, nearest, report)
+    return Description(path, found.title, *sizes, num_classes, exact, nearest, _report(fits[nearest], bool(exact)))
+
+
+def describe_fit(
+    content: files.Content, path: str, source: str, model: nn.Module, num_classes: int | None
+) -> Description:
+    """As `describe_content`, for a model that is known. Raises UserError if none of the weights fits it."""
+    found, _ = _detect(content.state, path, source)
+    result = fit(model, content.state, source, path)
+    report = _report(result, not result.problems)
+    return Description(path, found.title, *_sizes(content.state), num_classes, [], None, report)
+
+
+def _detect(state: Mapping[str, Tensor], path: str, source: str) -> tuple[sources.Source, dict[str, Tensor]]:
+    found, unwrapped, _ = sources.detect(state, source)
+    if found is None:
+        raise UserError(f"{path}: weights of no known source; {sources.nearest(state)}")
+    return found, unwrapped
+
+
+def _sizes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    return len(state), sum(tensor.numel() for tensor in state.values())
+
+
+def _report(result: Fit, fits: bool) -> str:
+    problems = [] if fits else [f"  does not fit: {problem}" for problem in result.problems[:3]]
+    return "\n".join([str(result.report), *problems])
 
 
 def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: int | None) -> dict[str, Fit]:

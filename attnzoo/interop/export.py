@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnzoo.errors import UserError, as_yaml
+from attnzoo.errors import UserError, as_yaml, check_type
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
 from attnzoo.models.vit.config import StageConfig, VitConfig
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights.sources import named
+from attnzoo.paths import user_path
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BODY = "backbone.body."
@@ -59,10 +60,13 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
     `attnzoo.interop.load` gives the same weights. `class_names` are in the order of the logits.
 
     Raises UserError, before anything is written, for a model that transformers does not have; the message names the
-    option.
+    option. TypeError for arguments of other types.
     """
     import safetensors.torch
 
+    check_type("model", model, (nn.Module,), "a detector or a classifier of attnzoo")
+    check_type("class_names", class_names, (list, tuple, type(None)), "a list of names")
+    folder = user_path(folder)
     if isinstance(model, Detector):
         config, processor = _detector(model)
     elif isinstance(model, Classifier):
@@ -74,7 +78,6 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
         raise UserError(f"class_names has {len(names)} names, but the model has {model.num_classes} classes")
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     tensors = _tensors(model, f"transformers_{config['model_type']}")
-    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in (("config.json", config), ("preprocessor_config.json", processor)):
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,15 +4,18 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnzoo.errors import UserError, unknown
+from attnzoo.errors import UserError, check_type, unknown
 from attnzoo.interop.program import AXES, InferenceModel, export_program
 from attnzoo.models.detr.queries import TwoStageQueries
+from attnzoo.ops.sampling import SAMPLERS
+from attnzoo.paths import output_file
 from attnzoo.rundir.folder import atomic_write
 
 OPSETS = (18, 20)
@@ -35,7 +38,7 @@ def export_model(
 ) -> Path:
     """Write a whole detector or classifier with dynamic batch and size; returns the file.
 
-    - `file`: model.onnx, or model.pt2, a program that `torch.export.load` reads
+    - `file`: model.onnx, or model.pt2, a program that `torch.export.load` reads; its folder is made
     - `opset`: 18 or 20, of ONNX
     - `sampling`: `grid_sample`, the default of ONNX, or `gather`, without GridSample, which TensorRT compiles wrongly
       (its issues 4646 and 4813). A program has attnzoo's operators by default.
@@ -43,11 +46,11 @@ def export_model(
     - `metadata`: values, as JSON, in the metadata of ONNX or in metadata.json of a program
 
     Raises UserError, before anything is written, for a file name or an option that is not allowed, a model that cannot
-    be exported, and, for ONNX, without onnxscript.
+    be exported, and, for ONNX, without onnxscript; TypeError for arguments of other types.
     """
-    file = Path(file).expanduser()
-    check_options(file, opset)
-    kind = ONNX if file.suffix == ONNX else PROGRAM
+    check_type("model", model, (nn.Module,), "a detector or a classifier of attnzoo")
+    file = check_options(file, opset, sampling)
+    kind = ONNX if file.suffix.lower() == ONNX else PROGRAM
     if kind == ONNX:
         _require("onnxscript")
         sampling = "grid_sample" if sampling is None else sampling
@@ -68,14 +71,16 @@ def describe(model: nn.Module, **options: Any) -> str:
     return f"inputs {', '.join(inputs)}; outputs {', '.join(wrapped.outputs)}"
 
 
-def check_options(file: Path, opset: int) -> None:
-    """Raise UserError for a file name or an opset that is not allowed."""
-    if file.suffix not in (ONNX, PROGRAM):
-        raise UserError(f"{file}: expected a name that ends in {ONNX} or {PROGRAM}")
-    if file.is_dir():
-        raise UserError(f"{file}: is a folder")
+def check_options(file: str | Path, opset: int = OPSETS[-1], sampling: str | None = None) -> Path:
+    """The file, `~` expanded. Raises UserError for a file that cannot be written, and an option that is not allowed."""
+    check_type("file", file, (str, PathLike), "a path")
+    check_type("opset", opset, (int,), "a number")
+    path = output_file(file, (ONNX, PROGRAM), "file")
     if opset not in OPSETS:
-        raise unknown("opset", opset, map(str, OPSETS))
+        raise UserError(f"opset = {opset}: expected {' or '.join(map(str, OPSETS))}", key="opset")
+    if sampling is not None and sampling not in SAMPLERS:
+        raise unknown("sampling", sampling, SAMPLERS, "sampling")
+    return path
 
 
 def _require(package: str) -> None:
@@ -162,7 +167,7 @@ def runner(
 
     Raises ImportError for ONNX without onnxruntime.
     """
-    if file.suffix == PROGRAM:
+    if file.suffix.lower() == PROGRAM:
         program = torch.export.load(file).module()
         return lambda inputs: _outputs(program, inputs)
     import onnxruntime

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo import ops
-from attnzoo.errors import UserError, unknown
+from attnzoo.errors import UserError, check_type, unknown
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.detr.postprocess import top_detections
 from attnzoo.models.vit.classifier import Classifier
@@ -102,7 +102,8 @@ def export_program(
     Raises UserError for another model, and for one that PyTorch cannot export.
     """
     if sampling is not None and sampling not in SAMPLERS:
-        raise unknown("sampling", sampling, SAMPLERS)
+        raise unknown("sampling", sampling, SAMPLERS, "sampling")
+    check_type("model", model, (nn.Module,), "a detector or a classifier of attnzoo")
     wrapped = InferenceModel(model, mask=mask, postprocess=postprocess, max_detections=max_detections)
     training = model.training
     try:

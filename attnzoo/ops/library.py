@@ -16,7 +16,7 @@ BUILD_INFO = Path(__file__).with_name("_build.json")  # written by setup.py: the
 CPU_INFO = Path("/proc/cpuinfo")
 _AVX2 = {"avx2", "fma", "f16c"}
 SIMD_FLAGS = {"avx512": _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "avx2": _AVX2}  # best first
-BUILD_HINT = "build it with `pip install --no-build-isolation .` (or -e .) in the source folder"
+BUILD_HINT = "with a C++20 compiler, build it with `pip install --no-build-isolation .` (or -e .) in the source folder"
 
 
 @cache

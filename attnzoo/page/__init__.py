@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attnzoo import __version__
@@ -12,13 +12,17 @@ from attnzoo import __version__
 def render_page(package: str, content: Mapping[str, Any]) -> str:
     """`page.html` of the templates of a package, with `content`, the `version`, and its `style` and `script`.
 
-    `style` is the style of all pages followed by the package's style.css; `script` is its files of JavaScript.
+    `page.html` extends `base.html`, the head and frame of all pages. `style` is the style of all pages followed by the
+    package's style.css; `script` is its files of JavaScript.
     """
     environment = Environment(
-        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("attnzoo.page")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    shared = Environment(loader=PackageLoader("attnzoo.page"))
-    style = Markup(_source(shared, "base.css") + _source(environment, "style.css"))
+    style = Markup(_source(environment, "base.css") + _source(environment, "style.css"))
     files = environment.list_templates(extensions=["js"])
     script = Markup("\n".join(_source(environment, name) for name in files))
     template = environment.get_template("page.html")

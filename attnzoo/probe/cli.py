@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnzoo.errors import COMMAND_LINE, ExitCode, UserError, as_yaml, unknown
+from attnzoo.paths import user_path
 
 if TYPE_CHECKING:
     from attnzoo.bench.tables import TextTable
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--heads", metavar="N", type=int, help="attention heads (default: 4)")
     parser.add_argument("--steps", metavar="N", type=int, help="training steps (default: 400)")
     parser.add_argument("--output", metavar="DIR", help="where the folder of the runs is made (default: runs)")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="write a heat map: png, pdf or svg")
+    parser.add_argument("--plot", metavar="FILE", type=user_path, help="write a heat map: png, pdf or svg")
     return parser
 
 
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
         check_path(args.plot)
     from attnzoo.attention import ATTENTIONS
 
-    folder, code = Path(args.target), int(ExitCode.OK)
+    folder, code = user_path(args.target), int(ExitCode.OK)
     if args.target in ATTENTIONS.names() or not folder.is_dir():
         folder, code = _train(args)
         if code not in (ExitCode.OK, ExitCode.FAILED):

@@ -7,7 +7,8 @@ from pathlib import Path
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from attnzoo.errors import UserError
+from attnzoo.errors import as_options
+from attnzoo.paths import output_file
 from attnzoo.probe.profile import SHARE, ProbeScore
 from attnzoo.rundir.folder import atomic_write
 
@@ -15,11 +16,9 @@ FORMATS = ("png", "pdf", "svg")
 
 
 def check_path(path: Path) -> None:
-    """Raise UserError for a file whose format is not one of FORMATS, or whose folder is not there."""
-    if path.suffix.removeprefix(".") not in FORMATS:
-        raise UserError(f"--plot {path}: expected a file that ends in .{', .'.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise UserError(f"--plot {path}: no such folder: {path.parent}")
+    """Raise UserError for a file whose format is not one of FORMATS, or that cannot be written."""
+    with as_options(plot="--plot"):
+        output_file(path, [f".{name}" for name in FORMATS], "plot")
 
 
 def plot_profile(profile: Sequence[ProbeScore], path: Path) -> None:
@@ -61,7 +60,7 @@ def plot_profile(profile: Sequence[ProbeScore], path: Path) -> None:
         axis.set_yticks(range(len(attentions)), attentions, fontsize=8)
         axis.set_facecolor("#e8e8e8")
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150, metadata=_metadata(path))
+        figure.savefig(file, format=path.suffix.removeprefix(".").lower(), dpi=150, metadata=_metadata(path))
 
 
 def _lightness(number: float, norm: LogNorm | None) -> float:

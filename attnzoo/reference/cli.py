@@ -2,9 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_options
+from attnzoo.paths import output_file, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -12,17 +12,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "plugins", metavar="PLUGIN", nargs="*", default=[], help="add the attentions of a file or module"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write into FILE (default: print)")
+    parser.add_argument("-o", "--output", metavar="FILE", type=user_path, help="write into FILE (default: print)")
     parser.add_argument("--markdown", action="store_true", help="the reference of all keys as a page, not JSON")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    if args.output is not None:
+        with as_options(output="-o"):
+            output_file(args.output)
     text = _page(args.plugins) if args.markdown else _schema(args.plugins)
     if args.output is None:
         print(text, end="")
         return 0
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(text, encoding="utf-8")
     print(args.output)
     return 0

@@ -10,9 +10,11 @@ from typing import Any
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import identity
 from attnzoo.errors import UserError, plural, unknown
+from attnzoo.paths import user_path
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
+from attnzoo.report.missing_costs import missing_costs
 from attnzoo.report.pairs import PairedTable, Scores, pair_variants
 from attnzoo.report.records import LEFT_OUT, RunRecord, read_records, with_digests
 from attnzoo.report.runs import RunEntry, SweepPlan, find_plan
@@ -83,6 +85,8 @@ def compare(
         rows.sort(key=lambda row: [_sort_key(row.options.get(column)) for column in columns])
     finals = [run.final for variant in variants for run in variant.seeds.values()]
     costs, unreadable = _find_costs(folders)
+    if plan.costs and costs is None and len(variants) > 1:
+        notes += missing_costs(run for variant in variants for run in variant.seeds.values())
     warnings = _warnings(rows, configs, finals) + footnotes + left_out + unreadable
     notes = _notes(rows, finals) + notes + warnings
     tasks = frozenset(config.task for config in configs)
@@ -114,7 +118,7 @@ def _group(records: Sequence[RunRecord], plan: SweepPlan) -> tuple[list[_Variant
     by_digest = {digest: variant for (_, digest), variant in variants.items()}
     notes = []
     for folder in plan.include:
-        included = [run for run in read_records([Path(folder)])[0] if run.final]
+        included = [run for run in read_records([user_path(folder)])[0] if run.final]
         used = with_digests(included, {*by_digest, *plan.digests})
         for run in used:
             variant = by_digest.setdefault(run.digest, _VariantRuns(run.config, run.entry, {}))

@@ -1,7 +1,7 @@
 """What TensorBoard shows of a sweep as a whole: HParams, a layout of Custom Scalars, the comparison as text.
 
 In the sweep's folder are the columns of HParams, the layout and the text, in the folder of each run its values. Of
-several sweeps TensorBoard shows all rows, but the columns of one of them. Imports no torch.
+several sweeps TensorBoard shows all rows, but the columns of an arbitrary one of them. Imports no torch.
 """
 
 import dataclasses

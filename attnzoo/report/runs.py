@@ -31,7 +31,8 @@ class RunEntry:
 class SweepPlan:
     """How the runs of a sweep are compared: see `SweepConfig`. `looks`: as in `sequential.planned_looks`, or None.
 
-    `include`: folders of results. `digests`: of the variants' configs, in the order of the experiment.
+    `include`: folders of results. `digests`: of the variants' configs, in the order of the experiment. `costs`: whether
+    the costs of the variants are to be measured.
     """
 
     baseline: str | None = None
@@ -40,6 +41,7 @@ class SweepPlan:
     looks: tuple[int, ...] | None = None
     include: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    costs: bool = False
 
 
 def find_runs(folders: Iterable[Path]) -> dict[RunFolder, RunEntry]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from attnzoo.paths import user_path
 from attnzoo.report import hparams
 from attnzoo.report.compare import compare
 from attnzoo.report.comparison import Comparison
@@ -59,7 +60,7 @@ def summarize(sweep: Path, runs: Sequence[Path]) -> None:
     """Print and write the comparison of `runs`, unless all are corrupt; HParams: of all runs of `sweep`."""
     if runs and all(RunFolder(run).corruption() for run in runs):
         return
-    comparison = compare(runs or [Path(folder) for folder in find_plan([sweep]).include])
+    comparison = compare(runs or [user_path(folder) for folder in find_plan([sweep]).include])
     print_comparison(comparison)
     try:
         for path in write_outputs(comparison, sweep):

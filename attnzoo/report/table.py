@@ -13,13 +13,14 @@ from rich.table import Table
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.console import console
 from attnzoo.report.paired import PairedResult
-from attnzoo.report.pairs import TARGET, PairedTable
+from attnzoo.report.pairs import TARGET, PairedRow, PairedTable
 from attnzoo.report.statistics import Estimate
 from attnzoo.rundir.folder import atomic_write
 from attnzoo.rundir.metrics import COST_METRICS, MEMORY_METRICS, TASK_METRICS, Metric
 from attnzoo.schema.keys import format_value
 
 NOT_AVAILABLE = "n/a"
+AA_COPY = "A/A copy"  # in place of a verdict
 PAIRED_COLUMNS = ("verdict", "difference", "difference_low", "difference_high", "pairs", "p_holm")  # of the CSV
 
 
@@ -164,7 +165,7 @@ def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 row.name,
-                "A/A copy" if row.is_aa else final.words,
+                AA_COPY if row.is_aa else final.words,
                 difference(final, spec),
                 *([_bounds(final.bca, spec)] if has_bca else []),
                 str(final.pairs),
@@ -187,10 +188,15 @@ def paired_notes(paired: PairedTable) -> list[str]:
     share = f", {TARGET:.0%} of the baseline's mean" if paired.target_is_relative else ""
     repeated = "repeated " if paired.is_sequential else ""
     margin = f"± {paired.margin:g} {metric.title}" if paired.margin else "not set, so no variant can be equivalent"
+    empty = (
+        " p (Holm) is empty: with rounds of seeds each round has its own limit of p, which the verdict accounts for."
+        if paired.is_sequential
+        else ""
+    )
     return [
         f"Baseline: {paired.baseline}{chosen}. Differences of runs with the same seed, with the {repeated}95 % "
         f"interval of each variant by itself; verdicts: paired t-tests, corrected for {rounds}all variants (Holm). "
-        f"Margin: {margin}. See docs/statistics.md.",
+        f"Margin: {margin}.{empty} See docs/statistics.md.",
         f"area under curve: difference of the mean {metric.title} over training; steps: median steps to "
         f"{metric.title} {target}{share}; correlation: of both variants' {metric.title} over seeds.",
     ]
@@ -236,15 +242,27 @@ def to_json(comparison: Comparison) -> str:
         }
         for variant in comparison.variants
     ]
-    paired = None if comparison.paired is None else asdict(comparison.paired)
+    paired = None if comparison.paired is None else _paired_json(comparison.paired)
     return json.dumps({"variants": variants, "paired": paired, "notes": table_notes(comparison)}, indent=1)
 
 
-def _paired_values(result: PairedResult | None) -> list[Any]:
+def _paired_json(paired: PairedTable) -> dict[str, Any]:
+    """The paired table; a verdict only where one is given: not of the area under the curve, nor of the A/A copy."""
+    values = asdict(paired)
+    for row in values["rows"]:
+        for result in (row["area"], *([row["final"]] if row["is_aa"] else [])):
+            for key in ("verdict", "more_pairs", "holm_p"):
+                del result[key]
+    return values
+
+
+def _paired_values(row: PairedRow | None) -> list[Any]:
     """In the order of `PAIRED_COLUMNS`; those of the baseline are empty."""
-    if result is None:
+    if row is None:
         return [None] * len(PAIRED_COLUMNS)
-    return [result.verdict, result.mean, *(result.interval or (None, None)), result.pairs, result.holm_p]
+    result = row.final
+    verdict, holm = (AA_COPY, None) if row.is_aa else (result.verdict, result.holm_p)
+    return [verdict, result.mean, *(result.interval or (None, None)), result.pairs, holm]
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -254,7 +272,7 @@ def to_csv(comparison: Comparison) -> str:
     metrics, costs = _metric_columns(comparison), _cost_columns(comparison)
     names = [name for metric in metrics for name in (metric.name, f"{metric.name}_ci95")]
     names += [column.name for column in costs]
-    results = {row.name: row.final for row in comparison.paired.rows} if comparison.paired else {}
+    results = {row.name: row for row in comparison.paired.rows} if comparison.paired else {}
     names += [*PAIRED_COLUMNS] if comparison.paired else []
     writer.writerow([*comparison.columns, *names, "cpu_hours", "gpu_hours", "seeds", "unfinished", "differs"])
     for variant in comparison.variants:

@@ -50,6 +50,7 @@ COMPARISON: dict[str, Any] = {
     "looks": list | None,
     "include": list,
     "digests": list,
+    "costs": bool,
 }
 
 

@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from attnzoo.config.experiment import ExperimentConfig, SweepConfig
 from attnzoo.config.load import Change, Experiment, digest, without_sweep
 from attnzoo.errors import UserError, unknown
+from attnzoo.paths import user_path
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 from attnzoo.sweep.check_block import AA_KEY, AA_STREAM, check_block, check_overwritten
@@ -95,7 +95,7 @@ def expand_sweep(experiment: Experiment) -> Sweep:
         suffix = f", run {name}" if len(planned) > 1 else ""
         changes = tuple(Change(key, value, f"{source(block)}: sweep{suffix}") for key, value, block in run.changes)
         config = without_sweep(experiment.config(changes))
-        folder = RunFolder(Path(config.output).expanduser() / config.name / name)
+        folder = RunFolder(user_path(config.output) / config.name / name)
         runs.append(RunSpec(name, run.variant_name, run.variant, changes, run.labels, config, digest(config), folder))
     check_overwritten(experiment, base, {run.name: (run.config, run.overrides) for run in runs})
     runs = drop_repeats(runs, experiment)
@@ -110,11 +110,13 @@ class _PlannedRun(NamedTuple):
     labels: dict[str, Any]
     seed: int
     changes: list[tuple[str, Any, str]]
+    is_aa_copy: bool = False  # of a variant without a name
 
     @property
     def variant_name(self) -> str:
         parts = [f"{key}={format_value(value)}" for key, value in self.labels.items()]
-        return folder_name("-".join([self.variant, *parts] if self.variant is not None else parts))
+        name = [] if self.variant is None else [self.variant]
+        return folder_name("-".join([*name, *parts, *(["aa"] if self.is_aa_copy else [])]))
 
 
 def _planned_runs(
@@ -150,7 +152,7 @@ def _aa_copy(run: _PlannedRun) -> _PlannedRun:
     changes = [*run.changes, (AA_KEY, AA_STREAM, "sweep.aa")]
     if run.variant is not None:
         return run._replace(variant=f"{run.variant}-aa", changes=changes)
-    return run._replace(labels={**run.labels, "stream": AA_STREAM}, changes=changes)
+    return run._replace(changes=changes, is_aa_copy=True)
 
 
 def _baseline(sweep: SweepConfig, names: Sequence[str]) -> str:

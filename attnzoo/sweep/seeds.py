@@ -82,7 +82,14 @@ def seed_plan(sweep: SweepConfig, num_variants: int) -> SeedPlan | None:
         raise UserError(f"{KEY}: at_most is missing, the most seeds that may be run", key=KEY)
     if num_variants < 2:
         raise UserError(f"{KEY}: a sweep of one variant has nothing to decide", key=KEY)
-    default = {"first": 0, "per_round": 1, "at_least": min(fewest_pairs(num_variants - 1), _int(options, "at_most"))}
+    fewest = fewest_pairs(num_variants - 1)
+    if "at_least" not in options and _int(options, "at_most") < fewest:
+        message = (
+            f"{KEY}.at_most = {options['at_most']}: expected at least {fewest}, the fewest pairs that decide so many "
+            f"variants, or a smaller at_least (2 to at_most)"
+        )
+        raise UserError(message, key=f"{KEY}.at_most")
+    default = {"first": 0, "per_round": 1, "at_least": fewest}
     values = {name: _int(default | options, name) for name in ("first", "at_least", "at_most", "per_round")}
     if not 2 <= values["at_least"] <= values["at_most"]:
         raise UserError(

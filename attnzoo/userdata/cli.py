@@ -1,11 +1,12 @@
 """`attnzoo data` and `attnzoo new`."""
 
 import argparse
+import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnzoo.errors import UserError
+from attnzoo.errors import UserError, as_options
+from attnzoo.paths import output_file, user_path
 
 if TYPE_CHECKING:
     from attnzoo.userdata.check import DataReport
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments of `attnzoo data`."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="COCO format, class folders, YOLO or Pascal VOC")
-    parser.add_argument("--sheet", metavar="FILE.png", type=Path, help="write pictures with their boxes")
-    parser.add_argument("--convert", metavar="OUT", type=Path, help="write it as COCO format or class folders")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=user_path, help="COCO format, class folders, YOLO or Pascal VOC"
+    )
+    parser.add_argument("--sheet", metavar="FILE.png", type=user_path, help="write pictures with their boxes")
+    parser.add_argument("--convert", metavar="OUT", type=user_path, help="write it as COCO format or class folders")
     _add_val_fraction(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -25,7 +28,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
 def add_new_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments of `attnzoo new`."""
     parser.add_argument("name", metavar="NAME", help="of the experiment; writes NAME.yaml")
-    parser.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="the data set")
+    parser.add_argument("--data", metavar="FOLDER", type=user_path, required=True, help="the data set")
     parser.add_argument("--weights", metavar="WEIGHTS", help="a file, run folder or Hugging Face folder to start from")
     _add_val_fraction(parser)
     return parser
@@ -38,7 +41,10 @@ def _add_val_fraction(parser: argparse.ArgumentParser) -> None:
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
     return value
@@ -53,8 +59,9 @@ def data(args: argparse.Namespace) -> int:
     from attnzoo.userdata.sheet import draw_sheet
     from attnzoo.userdata.text import report_text
 
-    if args.sheet is not None and args.sheet.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--sheet {args.sheet}: expected a file name that ends in .png, .svg or .pdf")
+    if args.sheet is not None:
+        with as_options(sheet="--sheet"):
+            output_file(args.sheet, (".png", ".svg", ".pdf"), "sheet")
     if args.convert is not None and args.convert.exists():
         raise UserError(f"--convert {args.convert}: exists already; name another folder, or remove it")
     content = read_folder(args.folder)
@@ -65,7 +72,9 @@ def data(args: argparse.Namespace) -> int:
         print(report_text(report))
     written = []
     if args.sheet is not None:
-        draw_sheet(content).savefig(args.sheet)
+        sheet = draw_sheet(content)
+        args.sheet.parent.mkdir(parents=True, exist_ok=True)
+        sheet.savefig(args.sheet)
         written.append(args.sheet)
     if args.convert is not None:
         convert(content, args.convert, args.val_fraction)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from attnzoo.data.annotations import read_annotations
+from attnzoo.data.annotations import names_outside, read_annotations
 from attnzoo.errors import UserError
-from attnzoo.userdata.content import Content, Split, make_split, split_of, subfolders, use_test_as_val
+from attnzoo.userdata.content import Content, Problem, Split, make_split, split_of, subfolders, use_test_as_val
 
 SAMPLE = 20  # file names that are looked for in a folder of images
 
@@ -22,12 +22,17 @@ def find_annotations(root: Path) -> dict[str, Path]:
     files = _coco_files(root, 1) or _coco_files(root, 2)
     found: dict[str, Path] = {}
     for path in files:
-        split = split_of(path.with_suffix("")) or split_of(path.parent) or "train"
+        split = split_of(path.with_suffix("")) or _split_of_folder(root, path.parent) or "train"
         if split in found:
             names = f"{found[split].relative_to(root)} and {path.relative_to(root)}"
             raise UserError(f"{root}: two annotation files of the split {split!r}: {names}; move one away")
         found[split] = path
     return found
+
+
+def _split_of_folder(root: Path, folder: Path) -> str | None:
+    """The split that a folder below `root` tells; the name of the data set itself tells none."""
+    return None if folder == root else split_of(folder)
 
 
 def read_coco(root: Path, annotations: dict[str, Path]) -> Content:
@@ -78,7 +83,9 @@ def _split(root: Path, path: Path, content: dict[str, Any], label_of: dict[int, 
     ]
     sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.int64).reshape(-1, 2)
     paths = [folder / image["file_name"] for image in images]
-    return make_split(path, folder, paths, sizes, rows, raw=content)  # type: ignore[arg-type]
+    outside = names_outside(content)
+    problems = (Problem("images outside of their folder", len(outside), repr(outside[0])),) if outside else ()
+    return make_split(path, folder, paths, sizes, rows, raw=content, problems=problems)  # type: ignore[arg-type]
 
 
 def _image_folder(root: Path, annotations: Path, names: list[str], split: str) -> Path:
@@ -86,6 +93,6 @@ def _image_folder(root: Path, annotations: Path, names: list[str], split: str) -
 
     def rank(folder: Path) -> tuple[int, bool, bool]:
         found = sum((folder / name).is_file() for name in names)
-        return found, folder.name in annotations.stem, split_of(folder) == split
+        return found, folder.name in annotations.stem, _split_of_folder(root, folder) == split
 
     return max([annotations.parent, *subfolders(root, 3)], key=rank)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from attnzoo.errors import UserError
+from attnzoo.paths import user_path
 from attnzoo.userdata.coco import find_annotations, read_coco
 from attnzoo.userdata.content import Content, Split, images_in, make_split, split_of, subfolders, use_test_as_val
 from attnzoo.userdata.voc import find_voc, read_voc
@@ -21,7 +22,7 @@ def read_folder(folder: str | Path) -> Content:
 
     Raises UserError if there is none, or if its annotations cannot be read.
     """
-    root = Path(folder).expanduser().absolute()
+    root = user_path(folder).absolute()
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
     if annotations := find_annotations(root):

@@ -74,10 +74,13 @@ def detection_recipe(facts: Facts, start: Start) -> Recipe:
         model |= {key: (value, "") for key, value in start.model.items()}
         model["weights"] = (start.weights, "class heads of other classes start anew")
     smallest = facts.smallest_side if start.run else int(0.6 * scale)
-    queries = _queries(facts, model.get("queries", (300, ""))[0], smallest)
+    queries = _queries(facts, 300 if start.is_random else start.queries, smallest)
     model["queries"] = (queries, f"the fullest image has {facts.most_boxes} boxes; fewer queries are faster")
     if not start.is_random and start.run is None:
-        model["backbone"] = ({"freeze": ["conv1", "layer1"]}, "not trained; add layer2, layer3 for very few images")
+        backbone = start.model.get("backbone", {})
+        if backbone.get("name", "resnet50").startswith("resnet"):
+            comment = "conv1 and layer1 are not trained; add layer2, layer3 for very few images"
+            model["backbone"] = ({**backbone, "freeze": ["conv1", "layer1"]}, comment)
     data = _detection_data(facts, start, scale, batch_size)
     if (run := start.run) is not None:
         train = _train_of_run(run, facts)

@@ -1,7 +1,5 @@
 """A sheet of training pictures with their boxes or classes, as PNG."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +7,7 @@ from matplotlib.figure import Figure
 from attnzoo.data.images import ImageReader, open_image
 from attnzoo.errors import UserError, plural
 from attnzoo.inference import draw
+from attnzoo.paths import display_name
 from attnzoo.userdata.content import Array, Content, Split
 
 COLUMNS, ROWS = 5, 3
@@ -40,7 +39,7 @@ def draw_sheet(content: Content, split: str = "train") -> Figure:
     rows = -(-len(pictures) // COLUMNS)
     columns = min(COLUMNS, len(pictures))
     aspect = max(picture.shape[0] / picture.shape[1] for _, picture, _ in pictures)
-    title = f"{content.root.name}: {split}, {plural(len(chosen.paths), 'image')}"
+    title = f"{display_name(content.root)}: {split}, {plural(len(chosen.paths), 'image')}"
     figure, axes = draw.new_panels(rows, columns, min(aspect, 1.5), title)
     for axis in axes.flat:
         axis.set_visible(False)
@@ -74,7 +73,7 @@ def _order(split: Split) -> list[int]:
 
 
 def _draw(axis: Axes, content: Content, split: Split, index: int, picture: Array, size: tuple[int, int]) -> None:
-    name = Path(split.paths[index]).name
+    name = display_name(split.paths[index])
     if not content.is_detection:
         draw.draw_image(axis, picture, content.classes[int(split.image_labels[index])])
         return

@@ -1,18 +1,17 @@
 """What a new experiment starts from: published weights, a run, or nothing."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
-from attnzoo.config.load import load_saved
 from attnzoo.errors import UserError
-from attnzoo.interop.describe import describe
+from attnzoo.inference.settings import read_configured
+from attnzoo.inference.weights import nearest_preset
+from attnzoo.interop.describe import describe_content
 from attnzoo.models import presets
-from attnzoo.models.weights import files
-
-FAMILY = {"detection": "detector", "classification": "vit"}
+from attnzoo.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -27,33 +26,54 @@ class Start:
     def is_random(self) -> bool:
         return self.weights is None
 
+    @property
+    def queries(self) -> int:
+        """The object queries of the detector."""
+        if "queries" in self.model:
+            return int(self.model["queries"])
+        return presets.detector_config(self.model.get("preset"), {}).queries
+
 
 def read_start(weights: str, task: str) -> Start:
-    """The model that fits a file of weights, a run folder or a Hugging Face folder.
+    """The model of a run folder, a Hugging Face folder or a file of weights: of the config beside it, else the preset.
 
     Raises UserError if there is none, or if it is of another task.
     """
-    file = files.find(weights)
-    path = str(Path(weights).expanduser().absolute())
-    for folder in (Path(path), *file.absolute().parents[:2]):
-        if (config := folder / "config.yaml").is_file():
-            return _of_run(config, path, task)
-    description = describe(path)
-    preset = next(iter(description.presets), None)
-    if preset is None:
+    path = str(user_path(weights).absolute())
+    content, trained = read_configured(weights)
+    if trained is not None:
+        _check_task(trained.settings.task, task, weights)
+        if trained.run is not None:
+            model = _changes(trained.settings.model, type(trained.settings.model)())
+            model = {key: value for key, value in model.items() if key not in ("weights", "num_classes")}
+            return Start(model, path, trained.settings)
+        preset, changes = nearest_preset(trained.settings.model)
+        return Start({"preset": preset} | _nested(changes), path)
+    description = describe_content(content, weights)
+    preset = next(iter(description.presets), "")
+    if not preset:
         nearest = f"; the nearest is {description.nearest}" if description.nearest else ""
         raise UserError(f"{weights}: {description.source}; its weights fit no preset exactly{nearest}")
-    if preset not in presets.names(family=FAMILY[task]):
-        raise UserError(f"{weights}: weights of {preset}, but this data set is for task: {task}")
+    detector = preset in presets.names(family="detector")
+    _check_task("detection" if detector else "classification", task, f"{weights}: weights of {preset}")
     return Start({"preset": preset}, path)
 
 
-def _of_run(path: Path, weights: str, task: str) -> Start:
-    config = load_saved(path)
-    if config.task != task:
-        raise UserError(f"{path}: a run of task: {config.task}, but this data set is for task: {task}")
-    model = _changes(config.model, type(config.model)())
-    return Start({key: value for key, value in model.items() if key not in ("weights", "num_classes")}, weights, config)
+def _check_task(found: str, task: str, what: str) -> None:
+    if found != task:
+        raise UserError(f"{what}: a model of task: {found}, but this data set is for task: {task}")
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys such as model.encoder.layers as nested mappings, below "model"."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, name = key.split(".")[1:]
+        block = nested
+        for parent in parents:
+            block = block.setdefault(parent, {})
+        block[name] = value
+    return nested
 
 
 def _changes(config: Any, default: Any) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Folders in the format of Pascal VOC: an XML file per image, with boxes as 1-based pixel indices."""
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from attnzoo.data.annotations import is_outside
 from attnzoo.errors import UserError
 from attnzoo.userdata.content import (
     SUFFIXES,
@@ -19,7 +21,9 @@ from attnzoo.userdata.content import (
     use_test_as_val,
 )
 
+XML_ERRORS = (ET.ParseError, OSError, ValueError, LookupError)  # the last two for encodings
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+LARGEST = 2.0**31  # pixels
 Object = tuple[str, tuple[float, float, float, float], bool]  # class, x y w h, difficult
 
 
@@ -55,7 +59,7 @@ def read_voc(root: Path, files: list[Path]) -> Content:
 def _root_tag(path: Path) -> str:
     try:
         return ET.parse(path).getroot().tag
-    except (ET.ParseError, OSError):
+    except XML_ERRORS:
         return ""
 
 
@@ -73,13 +77,13 @@ def _parse(path: Path) -> tuple[str, tuple[int, int], list[Object], list[str]]:
     """File name, (width, height) or zeros, objects, and what is invalid of one annotation file."""
     try:
         tree = ET.parse(path).getroot()
-    except (ET.ParseError, OSError) as error:
+    except XML_ERRORS as error:
         return "", (0, 0), [], [f"{path}: {error}"]
     objects: list[Object] = []
     invalid = []
     for number, element in enumerate(tree.iter("object"), start=1):
         try:
-            corners = [float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            corners = [_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
             name = (element.findtext("name") or "").strip()
             if not name:
                 raise ValueError("no name")
@@ -96,6 +100,15 @@ def _parse(path: Path) -> tuple[str, tuple[int, int], list[Object], list[str]]:
     return (tree.findtext("filename") or "").strip(), size, objects, invalid
 
 
+def _number(element: ET.Element, path: str) -> float:
+    """Raises ValueError for what is no finite number."""
+    text = element.findtext(path, "").strip()
+    value = float(text) if text else math.nan
+    if not abs(value) < LARGEST:
+        raise ValueError(f"{path} = {text!r}: expected a finite number")
+    return value
+
+
 def _split(
     root: Path, items: list[tuple[Path, str, tuple[int, int], list[Object], list[str]]], names: list[str]
 ) -> Split:
@@ -110,8 +123,11 @@ def _split(
         for name, box, difficult in objects
     ]
     invalid = [text for *_, texts in items for text in texts]
-    problems = (Problem("invalid annotations, left out", len(invalid), invalid[0]),) if invalid else ()
-    return make_split(items[0][0].parent, paths[0].parent, paths, sizes, rows, problems=problems)
+    problems = [Problem("invalid annotations, left out", len(invalid), invalid[0])] if invalid else []
+    outside = [f"{name!r} of {file}" for file, name, *_ in items if is_outside(name)]
+    if outside:
+        problems.append(Problem("images outside of their folder", len(outside), outside[0]))
+    return make_split(items[0][0].parent, paths[0].parent, paths, sizes, rows, problems=tuple(problems))
 
 
 def _image(annotation: Path, name: str) -> Path:

@@ -133,12 +133,14 @@ def _split(source: Path, paths: list[Path], names: list[str]) -> Split:
 
 
 def _label_file(image: Path) -> Path:
-    """Beside the image, or in `labels` where the image is in `images`."""
-    parts = list(image.parts)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    """Beside the image, or in `labels` where the image is in `images`; the data set may be in such a folder too."""
+    beside, parts = image.with_suffix(".txt"), list(image.parts)
+    if "images" not in parts:
+        return beside
+    last = len(parts) - 1 - parts[::-1].index("images")
+    parts[last] = "labels"
+    other = Path(*parts).with_suffix(".txt")
+    return other if other.is_file() or not beside.is_file() else beside
 
 
 def _parse(line: str, width: int, height: int) -> tuple[int, tuple[float, float, float, float]]:

@@ -148,19 +148,19 @@ def test_pixels_are_followed_through_resize_and_crop(tmp_path: Path) -> None:
     assert locate(squashed, wide, (75, 150)) == pytest.approx((0.25, 0.75), abs=0.02)
     central = drawable("dat_digits.yaml", "data.augment={name: timm, size: 64, crop_pct: 1.0}")
     assert locate(central, wide, (100, 150)) == pytest.approx((0.25, 0.75), abs=0.02)
-    with pytest.raises(UserError, match="--xy 10,150: outside of the central part of the image that the model sees"):
+    with pytest.raises(UserError, match="xy = 10,150: outside of the central part of the image that the model sees"):
         locate(central, wide, (10, 150))
-    with pytest.raises(UserError, match="--xy 300,10: outside of the image of 300 × 200 pixels"):
+    with pytest.raises(UserError, match="xy = 300,10: outside of the image of 300 × 200 pixels"):
         locate(central, wide, (300, 10))
 
 
 ERRORS = {
-    "unknown layer": ({"layer": "decodr.1"}, r"--layer: unknown layer 'decodr.1'; did you mean 'decoder.1'\?"),
-    "head": ({"head": 4}, r"--head 4: decoder.1 has heads 0 … 3"),
-    "query": ({"query": 20}, r"--query 20: decoder.1 has object queries 0 … 19"),
-    "token": ({"query": -1, "layer": "encoder"}, r"--query -1: encoder.0 has queries 0 … 79"),
-    "two choices": ({"query": 1, "best": 2}, r"--query and --best: give one of them"),
-    "none": ({"best": 0}, r"--best 0: expected at least 1"),
+    "unknown layer": ({"layer": "decodr.1"}, r"layer: unknown layer 'decodr.1'; did you mean 'decoder.1'\?"),
+    "head": ({"head": 4}, r"head = 4: decoder.1 has heads 0 … 3"),
+    "query": ({"query": 20}, r"query = 20: decoder.1 has object queries 0 … 19"),
+    "token": ({"query": -1, "layer": "encoder"}, r"query = -1: encoder.0 has queries 0 … 79"),
+    "two choices": ({"query": 1, "best": 2}, r"query and best: give one of them"),
+    "none": ({"best": 0}, r"best = 0: expected at least 1"),
     "compare": ({"compare": "initail"}, r"compare = 'initail': expected 'initial' or a model"),
 }
 
@@ -175,17 +175,20 @@ def test_errors_of_detectors(detector: LoadedModel, image: Path, tmp_path: Path,
 
 
 def test_errors_of_classifiers(classifier: LoadedModel, image: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--best: a classifier has no object queries"):
+    with pytest.raises(UserError, match="best: a classifier has no object queries"):
         draw_attentions(classifier, image, tmp_path / "a.png", best=2)
-    with pytest.raises(UserError, match=r"--compare initial: stage1.1 has no initial offsets"):
+    with pytest.raises(UserError, match=r"compare = initial: stage1.1 has no initial offsets"):
         draw_attentions(classifier, image, tmp_path / "a.png", compare="initial")
 
 
 def test_errors_of_the_output(detector: LoadedModel, image: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.gif: unknown format 'gif'"):
+    with pytest.raises(UserError, match=r"a\.gif: expected a name that ends in \.png, \.svg, \.pdf or \.html"):
         draw_attentions(detector, image, tmp_path / "a.gif")
-    with pytest.raises(UserError, match="there is no folder"):
-        draw_attentions(detector, image, tmp_path / "none" / "a.png")
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        draw_attentions(detector, image, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    draw_attentions(detector, image, tmp_path / "new" / "a.PNG", best=1)  # its folder is made, as `export` does
+    assert (tmp_path / "new" / "a.PNG").is_file()
 
 
 def test_command_refuses_a_page_of_another_suffix(image: Path, capsys: pytest.CaptureFixture[str]) -> None:

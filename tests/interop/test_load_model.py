@@ -179,7 +179,7 @@ def test_errors(tmp_path: Path) -> None:
         ({"path": tmp_path / "pico.pt", "preset": "swin_pic"}, r"unknown preset 'swin_pic'; did you mean 'swin_pico'"),
         ({"path": tmp_path / "pico.pt", "preset": "swin_tiny"}, r"pico\.pt"),
         ({"path": tmp_path / "pico.pt", "device": "gpu"}, r"device = 'gpu': expected auto, cpu"),
-        ({"path": tmp_path / "pico.pt", "class_names": ["a"]}, r"class_names has 1 names, but the model has 3"),
+        ({"path": tmp_path / "pico.pt", "class_names": ["a"]}, r"class_names: 1 name, but the model has 3 classes"),
         ({"path": tmp_path / "pico.pt", "overrides": ["model.imagesize=3"]}, r"imagesize.*image_size"),
     ]:
         with pytest.raises(UserError, match=message) as error:

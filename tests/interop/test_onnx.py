@@ -9,12 +9,11 @@ import onnxruntime
 import pytest
 import torch
 from support.models import CLASSES, tiny
-from support.run_folder import create_sweep
+from support.run_folder import create_untrained
 from torch import nn
 
 from attnzoo import interop, models
 from attnzoo.__main__ import main
-from attnzoo.config.load import load as load_config
 from attnzoo.errors import UserError
 from attnzoo.interop.onnx import largest_difference, runner
 from attnzoo.interop.program import InferenceModel, smallest_sizes
@@ -145,7 +144,7 @@ def test_postprocess_gives_detections_in_pixels(one_stage: nn.Module) -> None:
     ("file", "options", "message"),
     [
         ("model.pth", {}, "model.pth: expected a name that ends in .onnx or .pt2"),
-        ("model.onnx", {"opset": 17}, "unknown opset 17 (allowed: 18, 20)"),
+        ("model.onnx", {"opset": 17}, "opset = 17: expected 18 or 20"),
         ("model.onnx", {"sampling": "gathr"}, "unknown sampling 'gathr'; did you mean 'gather'?"),
     ],
 )
@@ -205,12 +204,7 @@ def test_postprocessed_detectors_in_opset_18(name: str, sampling: str, tmp_path:
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of a tiny detector with a checkpoint of random weights, and without data."""
     monkeypatch.chdir(tmp_path)
-    ((_, run),) = ((spec.name, Path("runs/x") / spec.name) for spec in create_sweep([0]))
-    settings = load_config(run / "config.yaml")
-    model = models.build(settings.model, 10)
-    (run / "checkpoints").mkdir(exist_ok=True)
-    torch.save({"model": trained(model).state_dict(), "ema": None}, run / "checkpoints" / "best-00000002.pt")
-    return run
+    return create_untrained()
 
 
 @pytest.mark.slow
@@ -230,6 +224,16 @@ def test_a_program_of_a_run_from_the_command_line(run_folder: Path, capsys: pyte
         assert boxes.shape == (batch, 5, 4)
 
 
-def test_a_file_name_is_checked_before_the_weights_are_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "nowhere", "-o", "model.txt"]) == 2
-    assert capsys.readouterr().err.strip().endswith("model.txt: expected a name that ends in .onnx or .pt2")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "model.txt"], "error: -o model.txt: expected a name that ends in .onnx or .pt2"),
+        (["-o", "."], "error: -o .: is a folder; name a file, such as NAME.onnx"),
+        (["-o", "model.onnx", "--opset", "19"], "error: --opset 19: expected 18 or 20"),
+    ],
+)
+def test_options_are_checked_before_the_weights_are_read(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "nowhere", *options]) == 2
+    assert capsys.readouterr().err == f"{message}\n"

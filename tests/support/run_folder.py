@@ -34,3 +34,22 @@ def finish(run: RunFolder, steps: int = 2, metric: str = "val/AP", value: float 
     rows = [{"step": 1, "train/loss": 1.0}, {"step": steps, "train/loss": 0.5}, {"step": steps, metric: value}]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.write_status(state="done", step=steps, steps=steps, **{metric.removeprefix("val/"): value})
+
+
+def create_untrained() -> Path:
+    """A run of a tiny detector, of `create_sweep`, with a checkpoint of random weights; its folder. Needs no data."""
+    import torch
+
+    from attnzoo import models
+    from attnzoo.config.load import load_saved
+
+    (spec,) = create_sweep([0])
+    run = Path("runs/x") / spec.name
+    torch.manual_seed(0)
+    model = models.build(load_saved(run / "config.yaml").model, 10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    (run / "checkpoints").mkdir(exist_ok=True)
+    torch.save({"model": model.state_dict(), "ema": None}, run / "checkpoints" / "best-00000002.pt")
+    return run

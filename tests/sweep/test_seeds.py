@@ -1,5 +1,7 @@
 """Rounds of seeds: which runs are needed, given the scores of those that are finished."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from attnzoo.config.load import Experiment, save
 from attnzoo.errors import UserError
 from attnzoo.report.compare import compare
 from attnzoo.report.runs import SweepPlan, find_plan
+from attnzoo.report.table import paired_notes, to_csv, to_json
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import Sweep, expand_sweep
 from attnzoo.sweep.folder import SweepFolder
@@ -20,9 +23,10 @@ VARIANTS = "variants: {dense: {model.decoder.attention: {name: dense}}, deform: 
 ROUNDS = "{until: decided, at_least: 4, at_most: 8, per_round: 2, first: 10}"
 
 
-def experiment(folder: Path, sweep: str) -> Experiment:
+def experiment(folder: Path, sweep: str, *lines: str) -> Experiment:
     path = folder / "x.yaml"
-    path.write_text(f"name: x\noutput: {folder / 'runs'}\ntrain: {{steps: 5}}\nsweep: {{{VARIANTS}, {sweep}}}\n")
+    first = f"name: x\noutput: {folder / 'runs'}\ntrain: {{steps: 5}}\nsweep: {{{VARIANTS}, {sweep}}}"
+    path.write_text("\n".join([first, *lines, ""]))
     return Experiment(path)
 
 
@@ -30,8 +34,9 @@ def expanded(folder: Path, sweep: str) -> Sweep:
     return expand_sweep(experiment(folder, sweep))
 
 
-def rounds(folder: Path, sweep: str) -> SeedRounds:
-    return SeedRounds(expanded(folder, sweep), experiment(folder, sweep).config())
+def rounds(folder: Path, sweep: str, *lines: str) -> SeedRounds:
+    described = experiment(folder, sweep, *lines)
+    return SeedRounds(expand_sweep(described), described.config())
 
 
 def finish(rounds: SeedRounds, scores: dict[str, list[float]], first: int = 10) -> None:
@@ -90,16 +95,51 @@ def test_copy_of_the_baseline_runs_as_often_and_is_not_judged(tmp_path):
     assert {run.config.train.stream for run in first.sweep.runs if run.variant_name == "deform"} == {0}
     finish(first, {"dense": BETTER[:4], "deform": BASE[:4], "other": UNCLEAR[:4], "deform-aa": UNCLEAR[:4]})
     assert needed(first)["deform-aa"] == needed(first)["deform"] == [10, 11, 12, 13, 14, 15]
-    paired = compare([tmp_path / "runs"]).paired
+    comparison = compare([tmp_path / "runs"])
+    paired = comparison.paired
     assert (paired.baseline, paired.is_given, paired.is_sequential) == ("deform", True, True)
     assert [(row.name, row.is_aa) for row in paired.rows] == [("dense", False), ("other", False), ("deform-aa", True)]
+    assert any("p (Holm) is empty: with rounds of seeds" in note for note in paired_notes(paired))
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    assert {row["variant"]: row["verdict"] for row in rows} == {
+        "dense": "better", "deform": "", "other": "undecided", "deform-aa": "A/A copy",
+    }  # fmt: skip
+    rows = json.loads(to_json(comparison))["paired"]["rows"]
+    assert [row["name"] for row in rows if "verdict" in row["final"]] == ["dense", "other"]
+    assert not any(key in row["area"] for row in rows for key in ("verdict", "more_pairs", "holm_p"))
 
 
-def test_copy_of_a_baseline_without_a_name_is_a_value_of_the_stream(tmp_path):
+def test_copy_of_a_baseline_without_a_name(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("name: x\ntrain: {steps: 5}\nsweep: {grid: {model.dim: [32, 64]}, baseline: dim=64, aa: true}\n")
     names = [run.name for run in expand_sweep(Experiment(path)).runs]
-    assert names == ["dim=32-seed=0", "dim=64-seed=0", "dim=64-stream=1-seed=0"]
+    assert names == ["dim=32-seed=0", "dim=64-seed=0", "dim=64-aa-seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "where", "start"),
+    [
+        ([], "To measure them: ", ""),
+        (
+            ["launcher: slurm", "slurm: {partition: gpu, cpus_per_task: 4, gpus_per_node: 2}"],
+            "To measure them, on a node of its own: ",
+            "srun --exclusive --nodes=1 --ntasks=1 --partition=gpu --cpus-per-task=4 --gpus=1 ",
+        ),
+    ],
+)
+def test_comparison_says_how_to_measure_missing_costs(tmp_path, lines, where, start):
+    """The jobs of a SLURM sweep do not measure them, nor does a local sweep that was interrupted."""
+    sweep = tmp_path / "runs" / "x"
+    first = rounds(tmp_path, "seeds: [10, 11]", *lines)
+    SweepFolder(sweep).create(first.sweep.runs, "x.yaml", comparison=first.comparison)
+    finish(first, {"dense": BASE[:2], "deform": BASE[:2], "other": BASE[:1]})
+    line = f"Costs were not measured. {where}{start}attnzoo cost {sweep}"
+    assert line not in compare([sweep]).notes
+    finish(first, {"dense": BASE[:2], "deform": BASE[:2], "other": BASE[:2]})
+    assert line in compare([sweep]).notes
+    without = rounds(tmp_path, "seeds: [10, 11], costs: false", *lines)
+    finish(without, {"dense": BASE[:2], "deform": BASE[:2], "other": BASE[:2]})
+    assert not any("Costs were not measured" in note for note in compare([sweep]).notes)
 
 
 def test_run_without_a_finite_score_keeps_its_variant_undecided(tmp_path):
@@ -120,7 +160,7 @@ def test_plan_is_read_from_the_folder_of_the_sweep(tmp_path):
     finish(first, {"dense": BASE[:4], "deform": BETTER[:4], "other": UNCLEAR[:4]})
     sweep = first.sweep.runs[0].folder.path.parent
     digests = tuple(dict.fromkeys(run.digest for run in first.sweep.runs))
-    expected = SweepPlan("other", None, 0.02, (4, 6, 8), digests=digests)
+    expected = SweepPlan("other", None, 0.02, (4, 6, 8), digests=digests, costs=True)
     for folder in (sweep, tmp_path / "runs", first.sweep.runs[0].folder.path):
         assert find_plan([folder]) == expected
     ledger = Ledger(sweep).read()
@@ -156,6 +196,7 @@ def test_dry_run_shows_the_pairs_that_the_margin_needs(tmp_path):
         ("seeds: {until: done, at_most: 5}", r"sweep\.seeds\.until = 'done': expected 'decided'"),
         ("seeds: {until: decided, at_most: 5, at_lest: 2}", r"unknown option 'at_lest'; did you mean 'at_least'"),
         ("seeds: {until: decided, at_most: 5, at_least: 6}", r"sweep\.seeds\.at_least = 6: expected 2 to at_most = 5"),
+        ("seeds: {until: decided, at_most: 3}", r"sweep\.seeds\.at_most = 3: expected at least 4, the fewest pairs"),
         ("seeds: {until: decided, at_most: 5, per_round: 0}", r"sweep\.seeds\.per_round = 0: expected at least 1"),
         ("seeds: {until: decided, at_most: many}", r"sweep\.seeds\.at_most = 'many': expected int"),
         ("baseline: dens", r"sweep\.baseline: unknown variant 'dens'; did you mean 'dense'\?"),

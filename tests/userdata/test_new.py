@@ -125,7 +125,10 @@ def test_published_weights_name_the_preset(tmp_path: Path, published: Path) -> N
     assert config.model.weights == str(published)
     assert config.model.queries == 20  # as many as tokens in images of 38 pixels, the smallest scale
     assert config.train.optimizer.lr == 1e-4
-    with pytest.raises(UserError, match=r"weights of detr_r50, but this data set is for task: classification"):
+    with pytest.raises(
+        UserError,
+        match="of detr_r50: a model of task: detection, but this data set is for task: classif",
+    ):
         new_experiment("other", read_folder(class_folders(tmp_path / "classes")), str(published), folder=tmp_path)
     assert not (tmp_path / "other.yaml").exists()
 

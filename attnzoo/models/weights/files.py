@@ -4,13 +4,15 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import exists, expanduser, isdir, isfile
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
+from attnzoo.paths import user_path
 
 # Files of a folder, by preference; those of an index hold parts.
 FOLDER_FILES = (
@@ -34,14 +36,14 @@ def find(path: str, where: str = "") -> Path:
 
     Raises UserError if there is none; `where` is the config key of the path.
     """
-    full, prefix = expanduser(path), f"{where}: " if where else ""
+    full, prefix = user_path(path), f"{where}: " if where else ""
     if isfile(full):
-        return Path(full)
+        return full
     if not isdir(full):
         kind = "not a file" if exists(full) else "file not found"
         raise UserError(f"{prefix}{kind}: {path}", key=where)
     for pattern in FOLDER_FILES:
-        if files := sorted(Path(full).glob(pattern)):
+        if files := sorted(full.glob(pattern)):
             return files[-1]
     wanted = "a run folder has checkpoints/*.pt, a Hugging Face folder model.safetensors or pytorch_model.bin"
     raise UserError(f"{prefix}{path}: no weights in this folder; {wanted}", key=where)
@@ -105,18 +107,28 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
     checksum = _CHECKSUM.search(file.name)
     if checksum and hashlib.sha256(file.read_bytes()).hexdigest()[:16] != checksum[1]:
         raise UserError(f"{prefix}{file}: corrupt checkpoint, checksum mismatch", key=where)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # the options of facebook's and SenseTime's code
+    # the options of facebook's and SenseTime's code
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        warnings.filterwarnings("ignore", message=".*TorchScript archive")  # refused below
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
+            if "TorchScript" in str(error):
+                how = f'torch.save(torch.jit.load({str(file)!r}).state_dict(), "weights.pt")'
+                raise UserError(
+                    f"{prefix}{file} holds a TorchScript program; keep its tensors alone: {how}", key=where
+                ) from None
+            if blocked := re.search(r"unsupported GLOBAL (\S+) whose module", str(error)):
+                reason = f"would run {blocked[1]} when it is loaded: do not trust it"
+                raise UserError(f"{prefix}{file} {reason}", key=where) from None
             unsafe = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
             if unsafe is None:
                 raise
-            raise UserError(
-                f"{prefix}{file} holds a {unsafe[1]}, and loading it could run code; if you trust the file, keep its "
-                f'tensors alone: torch.save(torch.load({str(file)!r}, weights_only=False)["model"], "weights.pt")',
-                key=where,
-            ) from None
+            from attnzoo.models.weights.pickles import way_out
+
+            reason = f"holds a {unsafe[1]}, and loading it could run code"
+            how = f"if you trust the file, keep its tensors alone: {way_out(file, WRAPPERS)}"
+            raise UserError(f"{prefix}{file} {reason}; {how}", key=where) from None
 
 
 def unwrap(content: Any) -> dict[str, Any] | None:

@@ -171,7 +171,7 @@ def _read(path: Path) -> Source:
 def named(name: str) -> Source:
     """The source of a name. Raises UserError if there is none."""
     if name not in sources():
-        raise unknown("source", name, [AUTO, *sources()])
+        raise unknown("source", name, [AUTO, *sources()], "source")
     return sources()[name]
 
 

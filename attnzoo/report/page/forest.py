@@ -10,7 +10,7 @@ from attnzoo.report.page.series import Series
 from attnzoo.report.page.svg import CHARACTER, line, plot, tag, text
 from attnzoo.report.paired import paired_differences
 from attnzoo.report.pairs import PairedRow, PairedTable
-from attnzoo.report.table import difference
+from attnzoo.report.table import AA_COPY, difference
 
 TOP = 26
 AXIS = 44
@@ -52,7 +52,7 @@ def _row(
     is_wide = width > WIDE
     y = top + (ROW[True] / 2 if is_wide else 36)
     spec = f"+{paired.metric.format_spec}"
-    numbers, words = difference(row.final, spec), "A/A copy" if row.is_aa else row.final.words
+    numbers, words = difference(row.final, spec), AA_COPY if row.is_aa else row.final.words
     if is_wide:
         labels = [
             text(x.start - 14, y + 4, row.name, "name", "end", x.start - 16),
