@@ -40,9 +40,8 @@ class Case:
     def dim(self) -> int:
         return self.heads * self.head_dim
 
-    @property
-    def layout(self) -> Layout:
-        return Layout.unpadded(((self.height, self.width),), self.batch)
+    def layout(self, device: torch.device) -> Layout:
+        return Layout.unpadded(((self.height, self.width),), self.batch, device)
 
     def __str__(self) -> str:
         shift = f", shift {self.shift}" if self.shift else ""
@@ -187,7 +186,7 @@ def _in_windows(attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None]
     entries = ((relative[0] + SIZE - 1) * SPAN + relative[1] + SIZE - 1).reshape(SIZE**2, SIZE**2)
 
     def function(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
-        windows = WindowPartition(case.layout, SIZE, case.shift)
+        windows = WindowPartition(case.layout(query.device), SIZE, case.shift)
         q, k, v = (_split(windows.partition(x), case) for x in (query, key, value))
         return windows.reverse_heads(attend(q, k, v, table[:, entries], windows.mask)).flatten(2)
 
@@ -221,10 +220,10 @@ class _Level(nn.Module):
         super().__init__()
         attention = build("neighborhood", Slot(case.dim, case.heads, role=Role.STAGE), kernel=SIZE)
         assert isinstance(attention, NeighborhoodAttention)
-        self.attention, self.layout = attention, case.layout
+        self.attention, self.case = attention, case
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.attention.attend_level(query, key, value, self.layout, [])
+        return self.attention.attend_level(query, key, value, self.case.layout(query.device), [])
 
 
 @NEIGHBORHOOD_ATTN.implementation(OURS, install=BUILD, package="attnzoo")
