@@ -47,7 +47,10 @@ class Attention(Recordable):
         raise NotImplementedError(f"{type(self).__name__} has no flops(queries, memory)")
 
     def extra_flops(self, queries: int | Layout, memory: Layout) -> int:
-        """Multiply-accumulates that the implementation adds to `flops`, such as those of padding or of masked keys."""
+        """Multiply-accumulates that the implementation adds to `flops`, such as those of padding or of masked keys.
+
+        Negative if it needs fewer.
+        """
         return 0
 
     def check_levels(self, layout: Layout) -> None:
@@ -82,6 +85,15 @@ def is_self_attention(queries: Queries, memory: Pyramid) -> bool:
 def num_queries(queries: int | Layout) -> int:
     """Q, the number of queries."""
     return queries.num_tokens if isinstance(queries, Layout) else queries
+
+
+def statically_true(condition: bool) -> bool:
+    """Whether a condition on sizes holds; in a graph of dynamic sizes only if always, so that the graph fits all."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
 
 
 def linear_fp32(linear: nn.Linear, x: Tensor) -> Tensor:

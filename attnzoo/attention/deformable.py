@@ -1,6 +1,7 @@
 """Deformable attention, single- and multi-scale (Zhu et al., Deformable DETR, ICLR 2021, eq. 2 and 3)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -9,12 +10,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attnzoo import ops
-from attnzoo.attention.base import Attention, linear_fp32, num_queries, register
+from attnzoo.attention.base import Attention, linear_fp32, num_queries, register, statically_true
 from attnzoo.errors import UserError, as_yaml, plural
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
+from attnzoo.ops import library
 from attnzoo.ops.ms_deform_attn import reference
 
 BORDER_TOLERANCE = 2**-10  # pixels
+SAMPLING_COST = 8
+"""Time of a multiply-accumulate of sampling over one of a matrix product; see docs/operators.md."""
+HAS_CPU_KERNEL = library.has_kernel("cpu", "ms_deform_attn_fused")
+Sampler = Callable[[Tensor], Tensor]
 
 
 @register("ms_deform")
@@ -32,9 +38,14 @@ class MultiScaleDeformableAttention(Attention):
       trained offsets so (RT-DETRv2, arXiv:2407.17140), set the attribute `sampling` of a trained attention.
 
     Fixed points that read one value per head need uniform weights: others would have no effect.
+
+    Sampling is linear, so the values may be projected before or after it (Zhu et al., section 4.1: the cost is
+    min(HWC², N_q K C²)). In the decoder, few queries are sampled from the memory and then projected where that is
+    faster; the attribute `projects_after_sampling` fixes the order. Results are equal to rounding.
     """
 
     needs_reference_points = frozenset(Role)
+    projects_after_sampling: bool | None = None  # None: where it is faster
 
     def __init__(
         self,
@@ -93,20 +104,45 @@ class MultiScaleDeformableAttention(Attention):
 
     def forward(self, queries: Queries, memory: Pyramid) -> Tensor:
         self.check_levels(memory.layout)
-        query, shapes = queries.with_pos_embed(), memory.layout.spatial_shapes
+        sample = self._sampler(queries, memory.layout)
+        if self._is_projected_after_sampling(queries.tokens.shape[1], memory.layout):
+            projection = self.value_proj
+            values = sample_and_project(sample, memory, projection.weight, projection.bias, self.slot.heads)
+            return self.output_proj(values)
         value = memory.layout.zero_padding(self.value_proj(memory.tokens))
-        value = rearrange(value, "b s (m d) -> b s m d", m=self.slot.heads)
+        return self.output_proj(sample(rearrange(value, "b s (m d) -> b s m d", m=self.slot.heads)))
+
+    def _sampler(self, queries: Queries, layout: Layout) -> Sampler:
+        """The weighted sums of the samples of all heads, (B, Q, M·D), as a function of value (B, S, M or 1, D)."""
+        query, shapes = queries.with_pos_embed(), layout.spatial_shapes
         offsets, logits = self._offsets(query), self._logits(query)
-        reference_points = self._reference_points_per_level(queries, memory.layout, offsets.dtype)
+        reference_points = self._reference_points_per_level(queries, layout, offsets.dtype)
         if self.sampling == "bilinear" and not self.recording:
-            return self.output_proj(ops.ms_deform_attn_fused(value, shapes, reference_points, offsets, logits))
+            return lambda value: ops.ms_deform_attn_fused(value, shapes, reference_points, offsets, logits)
         weights = logits.flatten(-2).softmax(-1).view(logits.shape)
         locations = reference.sampling_locations(shapes, reference_points, offsets)
         if self.sampling == "nearest":
-            locations = _to_pixel_centers(locations.detach(), memory.layout)
+            locations = _to_pixel_centers(locations.detach(), layout)
         if self.recording:
             self.record(weights=weights, locations=locations, reference_points=self.require_reference_points(queries))
-        return self.output_proj(ops.ms_deform_attn(value, shapes, locations, weights))
+        return lambda value: ops.ms_deform_attn(value, shapes, locations, weights)
+
+    def _is_projected_after_sampling(self, queries: int, layout: Layout) -> bool:
+        """Whether values are projected after sampling.
+
+        It needs as many products per query as the usual order per token, but samples all channels for every head.
+        Measured with the CPU kernels in single precision only: the usual order elsewhere, and in exported graphs,
+        which other runtimes read. Operations on the meta device are counted as on the CPU.
+        """
+        if self.projects_after_sampling is not None or self.slot.role != Role.DECODER:
+            return bool(self.projects_after_sampling)
+        weight = self.value_proj.weight
+        if weight.device.type not in ("cpu", "meta") or weight.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
+            return False
+        if not HAS_CPU_KERNEL or self.slot.dim % 4 or torch.compiler.is_exporting():
+            return False
+        sampled = 4 * queries * self.slot.heads * self.slot.levels * self.points
+        return statically_true(layout.num_tokens * self.slot.dim > SAMPLING_COST * sampled)
 
     def _offsets(self, query: Tensor) -> Tensor:
         """(B, Q, M, L, P, 2), in float32 or higher: half precision shifts points by up to a quarter of a pixel."""
@@ -140,9 +176,18 @@ class MultiScaleDeformableAttention(Attention):
         return projections + q * self.slot.levels * self.points * dim * needed
 
     def extra_flops(self, queries: int | Layout, memory: Layout) -> int:
-        """Nearest sampling reads pixel centres bilinearly: 3 of the 4 pixels have the coefficient 0."""
-        extra = 3 if self.sampling == "nearest" else 0
-        return num_queries(queries) * self.slot.levels * self.points * self.slot.dim * extra
+        """Negative if values are projected after sampling.
+
+        Nearest sampling reads pixel centres bilinearly: 3 of the 4 pixels have the coefficient 0.
+        """
+        q, heads, dim = num_queries(queries), self.slot.heads, self.slot.dim
+        samples = q * self.slot.levels * self.points  # of each head
+        extra = 3 * samples * dim if self.sampling == "nearest" else 0
+        if self._is_projected_after_sampling(q, memory):
+            # `flops` has a product per token, and samples of dim / heads channels per head
+            extra += (q - memory.num_tokens) * dim**2 + 4 * samples * (heads - 1) * dim
+            extra += 4 * samples * heads * 4  # the sums of weights inside the map
+        return extra
 
 
 def _to_pixel_centers(locations: Tensor, layout: Layout) -> Tensor:
@@ -154,6 +199,21 @@ def _to_pixel_centers(locations: Tensor, layout: Layout) -> Tensor:
     """
     sizes = layout.sizes_wh[:, None].to(locations.dtype)
     return ((locations * sizes + BORDER_TOLERANCE).floor() + 0.5) / sizes
+
+
+def sample_and_project(sample: Sampler, memory: Pyramid, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """Σ_k A_k (W x_k + b) as W Σ_k A_k x_k + b Σ_k A_k, of samples inside the valid map: (B, Q, C).
+
+    `sample` maps a value (B, S, 1, D) that all heads share to the weighted sums (B, Q, M·D) of its samples.
+    """
+    tokens = memory.tokens
+    samples = sample(memory.layout.zero_padding(tokens)[:, :, None]).unflatten(-1, (heads, -1))
+    ones = memory.layout.zero_padding(tokens.new_ones(4).expand(*tokens.shape[:2], -1))  # four: a whole vector
+    inside = sample(ones[:, :, None]).unflatten(-1, (heads, -1))[..., :1]
+    head_weights = weight.unflatten(0, (heads, -1))
+    projected = samples.flatten(0, 1).transpose(0, 1) @ head_weights.transpose(1, 2)  # (M, B·Q, D)
+    output = projected.transpose(0, 1).unflatten(0, samples.shape[:2])
+    return (output + inside * bias.unflatten(0, (heads, -1))).flatten(2)
 
 
 @register("deform")

@@ -13,18 +13,26 @@ from attnzoo.attention.window_partition import WindowPartition
 from attnzoo.errors import UserError
 from attnzoo.geometry import Layout, Pyramid, Queries, Role, Slot
 
+TILES = 32  # tiles whose scores are in memory at once, in inference
+KINDS = 4  # of tiles along an axis
+
 
 @dataclass(frozen=True, eq=False)
 class NeighborhoodIndex:
     """Key block of each query tile: a square that covers the neighborhoods of all queries in the tile.
 
+    Tiles are of 4 kinds along each axis: the first, the last two with valid pixels, and those between, in which every
+    query has the same neighborhood relative to the tile.
+
     - `rows`, `columns`: (B or 1, tiles along the axis, block size) pixel indices
-    - `bias_index`: (B or 1, tiles, N, block size²) entry of the bias table for each query and key
+    - `kinds`: (B or 1, tiles), kind of each tile, from 0 to 15
+    - `bias_index`: (B or 1, 16, N, block size²) entry of the bias table for each kind, query and key
     - `mask`: likewise, True where the key is in the query's neighborhood
     """
 
     rows: Tensor
     columns: Tensor
+    kinds: Tensor
     bias_index: Tensor
     mask: Tensor
 
@@ -61,7 +69,7 @@ class NeighborhoodAttention(QkvAttention):
         per_level = (x.split(memory.layout.tokens_per_level, 1) for x in self.project(query, key, memory.tokens))
         recorded: list[tuple[Tensor, Tensor]] = []
         outputs = [
-            self._attend_level(q, k, v, memory.layout.level(level), recorded)
+            self.attend_level(q, k, v, memory.layout.level(level), recorded)
             for level, (q, k, v) in enumerate(zip(*per_level, strict=True))
         ]
         if self.recording:
@@ -69,7 +77,7 @@ class NeighborhoodAttention(QkvAttention):
             self.record(weights=weights, locations=locations)
         return self.proj(torch.cat(outputs, 1))
 
-    def _attend_level(
+    def attend_level(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, recorded: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Output (B, S, C) of one level; while recording, adds weights (B, S, M, K) and locations (B, S, K, 2)."""
@@ -77,18 +85,34 @@ class NeighborhoodAttention(QkvAttention):
         index = self._neighborhood_index(layout, tiles)
         query = self.split_heads(tiles.partition(q))
         key, value = (self.split_heads(_gather_key_blocks(x, index, layout.spatial_shapes[0])) for x in (k, v))
-        output, weights = self.attend(query, key, value, self._bias(index), index.mask[:, :, None], always_visible=True)
-        if self.recording:
+        bias = self._bias(index, query.dtype)
+        weights: Tensor | None = None
+        if self.needs_no_weights(query, key, value, bias):
+            chunks = zip(*(x.split(TILES, 1) for x in (query, key, value, index.kinds)), strict=True)
+            output = torch.cat([self._attend_tiles(q, k, v, kinds, bias)[0] for q, k, v, kinds in chunks], 1)
+        else:
+            output, weights = self._attend_tiles(query, key, value, index.kinds, bias)
+        if weights is not None:
             blocks = _gather_key_blocks(layout.padded_centers, index, layout.spatial_shapes[0])
             recorded.append((tiles.reverse_heads(weights), tiles.key_locations(blocks)))
         return tiles.reverse_heads(output).flatten(2)
 
-    def _bias(self, index: NeighborhoodIndex) -> Tensor | None:
-        """The bias (B or 1, tiles, M, N, block size²)."""
+    def _attend_tiles(
+        self, query: Tensor, key: Tensor, value: Tensor, kinds: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs and weights of tiles (B, tiles, M, N, D), of `kinds` (B or 1, tiles)."""
+        first = torch.arange(bias.shape[0], device=kinds.device)[:, None] * KINDS**2
+        per_tile = bias.flatten(0, 1).index_select(0, (first + kinds).flatten()).unflatten(0, tuple(kinds.shape))
+        return self.attend(query, key, value, per_tile, None)
+
+    def _bias(self, index: NeighborhoodIndex, dtype: torch.dtype) -> Tensor:
+        """The bias of each kind of tile, (B or 1, 16, M or 1, N, block size²), -inf for masked keys."""
         if self.rpb is None:
-            return None
-        bias = self.rpb.flatten(1)[:, index.bias_index.flatten()].unflatten(1, tuple(index.bias_index.shape))
-        return rearrange(bias, "m b t n k -> b t m n k")
+            bias = torch.zeros((), dtype=dtype, device=index.mask.device)
+        else:
+            bias = self.rpb.flatten(1)[:, index.bias_index.flatten()].unflatten(1, tuple(index.bias_index.shape))
+            bias = rearrange(bias, "m b t n k -> b t m n k")
+        return bias.masked_fill(~index.mask[:, :, None], -torch.inf)
 
     def _neighborhood_index(self, layout: Layout, tiles: WindowPartition) -> NeighborhoodIndex:
         ((height, width),) = layout.spatial_shapes
@@ -96,11 +120,11 @@ class NeighborhoodAttention(QkvAttention):
             valid_sizes = [torch.full((1,), size, device=layout.sizes_wh.device) for size in (height, width)]
         else:
             valid_sizes = list(layout.valid_sizes[:, 0].long().flip(-1).unbind(1))  # height, width
-        rows, row_index, row_mask = self._axis_index(tiles.rows, height, valid_sizes[0])
-        columns, column_index, column_mask = self._axis_index(tiles.columns, width, valid_sizes[1])
+        rows, row_kinds, row_index, row_mask = self._axis_index(tiles.rows, height, valid_sizes[0])
+        columns, column_kinds, column_index, column_mask = self._axis_index(tiles.columns, width, valid_sizes[1])
 
         def outer_axes(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-            """(B, tiles, N, block) of each axis, broadcast over (B, y tiles, x tiles, y N, x N, y block, x block)."""
+            """(B, kinds, N, block) of each axis, broadcast over (B, y kinds, x kinds, y N, x N, y block, x block)."""
             return y[:, :, None, :, None, :, None], x[:, None, :, None, :, None, :]
 
         y, x = outer_axes(row_index, column_index)
@@ -108,24 +132,35 @@ class NeighborhoodAttention(QkvAttention):
         y, x = outer_axes(row_mask, column_mask)
         mask = y & x
         bias_index, mask = (t.flatten(5, 6).flatten(3, 4).flatten(1, 2) for t in (bias_index, mask))
-        return NeighborhoodIndex(rows, columns, bias_index, mask)
+        kinds = (row_kinds[:, :, None] * KINDS + column_kinds[:, None]).flatten(1)
+        return NeighborhoodIndex(rows, columns, kinds, bias_index, mask)
 
-    def _axis_index(self, num_tiles: int, size: int, valid_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Along one axis: key indices (B, tiles, block size); bias index and mask (B, tiles, N, block size).
+    def _axis_index(self, num_tiles: int, size: int, valid_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Along one axis: key indices (B, tiles, block size), kinds (B, tiles); of the kinds, bias index and mask
+        (B, kinds, N, block size).
 
         `valid_size` (B,) is the size of the images' valid part.
         """
-        kernel, half, block_size, device = self.kernel, self.kernel // 2, self.block_size, valid_size.device
-        tile_start = torch.arange(num_tiles, device=device) * kernel
+        kernel, half, block_size = self.kernel, self.kernel // 2, self.block_size
         valid = valid_size[:, None]
-        block_start = (tile_start - half).clamp(min=0).minimum((valid - block_size).clamp(min=0))
-        keys = block_start[:, :, None] + torch.arange(block_size, device=device)  # (B, tiles, block size)
-        query_pos = tile_start[:, None] + torch.arange(kernel, device=device)  # (tiles, N)
+        tile = torch.arange(num_tiles, device=valid_size.device)
+        last = (valid - 1) // kernel  # tile with the last valid pixel
+        kinds = (tile > 0).long() + (tile >= last - 1) * (tile > 0) + (tile >= last) * (tile > 0)
+        first = torch.zeros_like(last)
+        examples = torch.cat([first, first + 1, last - 1, last], 1).clamp(min=0) * kernel  # first pixel of each kind
+
+        def keys_of(tile_start: Tensor) -> Tensor:
+            """Pixels of the key blocks, (B, tiles, block size)."""
+            block_start = (tile_start - half).clamp(min=0).minimum((valid - block_size).clamp(min=0))
+            return block_start[:, :, None] + torch.arange(block_size, device=tile.device)
+
+        query_pos = examples[:, :, None] + torch.arange(kernel, device=tile.device)  # (B, kinds, N)
         window_start = (query_pos - half).clamp(min=0).minimum((valid[..., None] - kernel).clamp(min=0))[..., None]
-        key_pos = keys[:, :, None]
+        key_pos = keys_of(examples)[:, :, None]
         in_window = (key_pos >= window_start) & (key_pos < window_start + kernel)
         relative = (key_pos - query_pos[..., None] + kernel - 1).clamp(0, block_size - 1)
-        return keys.clamp(max=size - 1), relative, in_window & (key_pos < valid[..., None, None])
+        mask = in_window & (key_pos < valid[..., None, None])
+        return keys_of(tile * kernel).clamp(max=size - 1), kinds, relative, mask
 
     def flops(self, queries: int | Layout, memory: Layout) -> int:
         return 4 * memory.num_tokens * self.slot.dim**2 + self._products(memory)

@@ -46,13 +46,16 @@ class QkvAttention(Attention):
         return rearrange(x, "b g n (m d) -> b g m n d", m=self.slot.heads)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, always_visible: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Attention within G groups: outputs (B, G, M, N, D) and weights (B, G, M, N, K) of q (B, G, M, N, D).
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention within G groups: outputs (B, G, M, N, D) and, while recording, weights (B, G, M, N, K).
 
-        k and v are (B, G, M, K, D). `bias` is added to the scores; `mask` (B or 1, G, 1, N or 1, K) is True where a key
-        is attended. Outputs are zero if all keys are masked, which is not checked if some key is `always_visible`.
+        q is (B, G, M, N, D), k and v are (B, G, M, K, D). `bias`, broadcast to the scores, is added to them; `mask`
+        (B or 1, G, 1, N or 1, K) is True where a key is attended. Outputs are zero if `mask` has no key.
         """
+        per_group = mask is not None or (bias is not None and bias.dim() == q.dim())
+        if per_group and self.needs_no_weights(q, k, v, bias):
+            return _attend_fused(q, k, v, bias, mask), None
         scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
         if bias is not None:
             scores = scores + bias
@@ -60,7 +63,34 @@ class QkvAttention(Attention):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
         output = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
-        if mask is None or always_visible:
-            return output, weights
-        empty = ~mask.any(-1, keepdim=True)
-        return output.masked_fill(empty, 0), weights.masked_fill(empty, 0) if self.recording else weights
+        empty = None if mask is None else ~mask.any(-1, keepdim=True)
+        output = output if empty is None else output.masked_fill(empty, 0)
+        if not self.recording:
+            return output, None
+        return output, weights if empty is None else weights.masked_fill(empty, 0)
+
+    def needs_no_weights(self, q: Tensor, *others: Tensor | None) -> bool:
+        """Whether attention to these inputs can use a fused operator, without its weights in memory.
+
+        scaled_dot_product_attention was measured on a CPU (`attnzoo bench ops --operators window_attn`): it is faster
+        for inference with a mask or a bias per group, and slower without, and for gradients of the bias.
+        """
+        given = [q, *(x for x in others if x is not None)]
+        if q.shape[0] == 0 or self.recording or torch.compiler.is_compiling() or (self.training and self.dropout > 0):
+            return False
+        if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+            return False
+        return all(x.device.type == "cpu" and x.dtype == q.dtype and x.dtype.itemsize >= 4 for x in given)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """`QkvAttention.attend` without gradients, per image: needs no copy of the bias of all groups for each."""
+    if mask is not None:
+        bias = q.new_zeros(()) if bias is None else bias
+        bias = torch.where(mask, bias, torch.finfo(q.dtype).min)
+    assert bias is not None
+    output = q.new_empty(*q.shape[:2], *q.shape[3:1:-1], q.shape[4]).transpose(2, 3)  # the heads of a token together
+    images = zip(output, q, k, v, bias.expand(q.shape[0], *bias.shape[1:]), strict=True)
+    for image_output, *tensors in images:
+        image_output.copy_(F.scaled_dot_product_attention(*tensors))
+    return output if mask is None else output.masked_fill_(~mask.any(-1, keepdim=True), 0)

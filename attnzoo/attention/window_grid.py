@@ -36,7 +36,7 @@ class GridWindows:
             q, k, v = map(attention.split_heads, attention.project(query, key, value))
             output, weights = attention.attend(q, k, v, self._bias(table), windows.mask)
             outputs.append(windows.reverse_heads(output).flatten(2))
-            if attention.recording:
+            if weights is not None:
                 keys = windows.partition(level.layout.padded_centers)
                 recorded.append((windows.reverse_heads(weights), windows.key_locations(keys)))
         if attention.recording:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from attnzoo.attention.base import statically_true
 from attnzoo.geometry import Layout
 
 
@@ -95,9 +96,4 @@ class WindowPartition:
 
 
 def _statically_zero(size: int) -> bool:
-    """Whether a size is 0; in a graph of dynamic sizes only if it always is, so that the graph fits all sizes."""
-    if not torch.compiler.is_compiling():
-        return size == 0
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(size == 0)
+    return statically_true(size == 0)

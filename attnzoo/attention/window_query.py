@@ -29,7 +29,7 @@ class QueryWindows:
         k, v = (attention.split_heads(_gather_tokens(x, index)) for x in (k, v))
         bias = None if table is None else rearrange(table, "k m -> m 1 k")
         output, weights = attention.attend(q, k, v, bias, mask[:, :, None, None, :])
-        if attention.recording:
+        if weights is not None:
             locations = _gather_tokens(memory.layout.padded_centers, index)
             attention.record(weights=weights.squeeze(3), locations=locations, reference_points=reference_points)
         return rearrange(output, "b q m 1 d -> b q (m d)")

@@ -11,7 +11,8 @@ from attnzoo.geometry import Role
 def flops(case: Case) -> None:
     """`flops()` + `extra_flops()` equal the count of FlopCounterMode in a forward pass, two per multiply-accumulate.
 
-    `flops()` is what the algorithm needs, `extra_flops()`, by default 0, what the implementation adds.
+    `flops()` is what the algorithm needs, `extra_flops()`, by default 0, what the implementation adds; if negative,
+    what it saves.
 
     It counts matrix products, convolutions, scaled_dot_product_attention, F.grid_sample (one multiply-accumulate for
     each pixel that a sample interpolates: 4 if bilinear) and the operators of `attnzoo.ops`; it does not count
@@ -31,4 +32,3 @@ def flops(case: Case) -> None:
     expected = f"torch counts {counted:.15g} ({terms or 'nothing'})"
     declared = f"flops() = {needed}" + (f" and extra_flops() = {extra}" if extra else "")
     require(needed + extra == counted, f"{declared} multiply-accumulates for one image, but {expected}")
-    require(extra >= 0, f"extra_flops() = {extra}: must not be negative")

@@ -79,7 +79,7 @@ def _ratio(costs: Costs, variant: VariantCosts, quantity: Quantity) -> str:
 
 def _notes(costs: Costs) -> Iterator[str]:
     extra = any(variant.extra_gflops for variant in costs.variants)
-    yield CONVENTION + ("; extra: what the implementation adds to the algorithm." if extra else ".")
+    yield CONVENTION + ("; extra: what the implementation adds to the algorithm, or saves." if extra else ".")
     sizes = dict.fromkeys(map(_size, costs.variants))
     if len(costs.variants) > 1 and len(sizes) == 1:
         yield f"Images of {next(iter(sizes))} pixels."

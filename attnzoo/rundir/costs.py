@@ -88,7 +88,7 @@ class VariantCosts:
 
     - `digest`: of the config; "" for a preset
     - `size`: (h, w) of the images in pixels; `batch_size`: images per process in a training step
-    - `gflops`: by the algorithm; `extra_gflops`: what the implementation adds
+    - `gflops`: by the algorithm; `extra_gflops`: what the implementation adds, or if negative, saves
     - `latency`: seconds of inference on one image, one sample per round; `throughput`: on `batch_size` images;
       `training`: of one training step. Empty if not measured; in round i all variants were measured in turn.
     - `inference_memory`, `training_memory`: peak bytes of the last two above weights and optimiser state, or None

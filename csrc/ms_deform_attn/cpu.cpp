@@ -1,8 +1,9 @@
 // Multi-scale deformable attention on CPU (Deformable DETR, arXiv:2010.04159, equation 3).
 //
 // Forward: threads split the queries of every head. Backward: threads split images and heads, and also levels if there
-// are fewer images and heads than threads. No two threads add to the same gradient, so the result does not depend on
-// the number of threads, bit for bit.
+// are fewer images and heads than threads. If all heads share value, threads split the queries or, for the gradient of
+// value, images and channels. No two threads add to the same gradient, so the result does not depend on the number of
+// threads, bit for bit.
 
 #include "cpu_interface.h"
 
@@ -166,7 +167,7 @@ struct Arguments {
       const Tensor& input_locations,
       const Tensor& input_weights,
       std::optional<Tensor> input_references)
-      : problem(make_problem(input_value, shapes, input_locations, input_weights)),
+      : problem(make_problem(input_value, shapes, input_locations, input_weights, true)),
         value(
             input_value.stride(3) == 1 || problem.head_dim == 1 ? input_value : torch::stable::contiguous(input_value)),
         locations(torch::stable::contiguous(input_locations)),
@@ -189,6 +190,7 @@ struct Arguments {
     KernelArgs<T> args{};
     args.tokens = problem.tokens;
     args.heads = problem.heads;
+    args.value_heads = value.size(2);
     args.head_dim = problem.head_dim;
     args.queries = problem.queries;
     args.points = problem.points;
@@ -201,6 +203,11 @@ struct Arguments {
     args.value = value.const_data_ptr();
     for (int64_t i = 0; i < 3; ++i) {
       args.value_strides[i] = value.stride(i);
+    }
+    if (args.shares_value()) {
+      STD_TORCH_CHECK(
+          args.whole_vectors_per_token(), "ms_deform_attn: the channels of a shared value must be a multiple of 4");
+      args.value_strides[2] = 0;
     }
     args.locations = data<T>(locations);
     args.weights = data<T>(weights);
@@ -242,6 +249,14 @@ Tensor run_forward(const Arguments& arguments) {
         kernels.forward(args, first, last, scratch.data);
       });
     };
+    if (args.shares_value()) {
+      const int64_t grain = grain_size(problem.heads * work_per_query);
+      torch::stable::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
+        const AlignedBuffer<T> scratch(workspace_size(args));
+        kernels.forward_shared(args, begin, end, scratch.data);
+      });
+      return;
+    }
     if (!args.forward_is_packed()) {
       forward(0, heads * problem.queries);
       return;
@@ -299,6 +314,36 @@ void zero_fill(void* memory, int64_t bytes) {
   });
 }
 
+template <typename T>
+void run_backward_by_head(const KernelArgs<T>& args, int64_t heads, const Kernels<T>& kernels) {
+  const int64_t packed_size = args.backward_is_packed() ? max_backward_packed_size(args) : 0;
+  const int64_t scratch_size = workspace_size(args) + packed_size;
+  torch::stable::parallel_for(0, heads * args.level_groups, 1, [&](int64_t begin, int64_t end) {
+    const AlignedBuffer<T> scratch(scratch_size);
+    kernels.backward(args, begin, end, scratch.data);
+  });
+}
+
+template <typename T>
+void run_shared_backward(KernelArgs<T>& args, const Problem& problem, const Kernels<T>& kernels) {
+  STD_TORCH_CHECK(
+      args.value_dtype == ValueDtype::kCompute,
+      "ms_deform_attn_backward: a value shared by all heads must be float32 or float64");
+  const int64_t work_per_query = std::max<int64_t>(1, problem.heads * args.samples() * args.head_dim);
+  const int64_t grain_size = std::max<int64_t>(1, kMinWorkPerThread / work_per_query);
+  torch::stable::parallel_for(0, problem.batch * problem.queries, grain_size, [&](int64_t begin, int64_t end) {
+    const AlignedBuffer<T> scratch(workspace_size(args));
+    kernels.backward_shared(args, begin, end, scratch.data);
+  });
+  const int64_t threads = torch::stable::get_num_threads();
+  args.channel_groups =
+      std::clamp<int64_t>((threads + problem.batch - 1) / problem.batch, 1, std::max<int64_t>(1, args.head_dim / 16));
+  torch::stable::parallel_for(0, problem.batch * args.channel_groups, 1, [&](int64_t begin, int64_t end) {
+    const AlignedBuffer<T> scratch(workspace_size(args));
+    kernels.add_shared_gradients(args, begin, end, scratch.data);
+  });
+}
+
 Gradients run_backward(const Tensor& input_grad_output, const Arguments& arguments) {
   const Problem& problem = arguments.problem;
   check_grad_output(input_grad_output, arguments.value, problem);
@@ -315,15 +360,14 @@ Gradients run_backward(const Tensor& input_grad_output, const Arguments& argumen
     const int64_t heads = problem.batch * problem.heads;
     args.level_groups = heads < torch::stable::get_num_threads() ? args.num_levels : 1;
     const Kernels<T> kernels = choose_kernels<T>();
-    if (!args.backward_is_packed()) {
-      zero_fill(args.grad_value, problem.batch * problem.tokens * problem.heads * problem.head_dim * sizeof(T));
+    if (!args.backward_is_packed() || args.shares_value()) {
+      zero_fill(args.grad_value, problem.batch * problem.tokens * args.grad_token_stride() * sizeof(T));
     }
-    const int64_t packed_size = args.backward_is_packed() ? max_backward_packed_size(args) : 0;
-    const int64_t scratch_size = workspace_size(args) + packed_size;
-    torch::stable::parallel_for(0, heads * args.level_groups, 1, [&](int64_t begin, int64_t end) {
-      const AlignedBuffer<T> scratch(scratch_size);
-      kernels.backward(args, begin, end, scratch.data);
-    });
+    if (args.shares_value()) {
+      run_shared_backward(args, problem, kernels);
+    } else {
+      run_backward_by_head(args, heads, kernels);
+    }
     if (grads.references) {
       args.grad_references = mutable_data<T>(*grads.references);
       const int64_t grain_size = std::max<int64_t>(1, kMinWorkPerThread / (64 * problem.heads * args.samples()));

@@ -13,6 +13,7 @@ namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 // Corners and their gradients in a packed head.
 template <typename T>
 struct PackedGradRows {
+  static constexpr bool kHasGradients = true;
   const PackedHead<T>& packed;
   const TokenLayout<T>& layout;
   int64_t grad_offset;  // from a token's channels to their gradients
@@ -32,6 +33,7 @@ struct PackedGradRows {
 // Corners in value and their gradients in grad_value.
 template <typename T>
 struct ValueGradRows {
+  static constexpr bool kHasGradients = true;
   const T* value;
   T* grad_value;
   int64_t value_token_stride;
@@ -49,8 +51,8 @@ struct ValueGradRows {
   }
 };
 
-// For kChannels channels from `channel` on: adds the gradients of all corners, and to dots[4 · i + k] the dot product
-// of `grad_row` and corner k of sample i. `grad_row` is the gradient of the output.
+// For kChannels channels from `channel` on: adds the gradients of all corners, if the rows have any, and to
+// dots[4 · i + k] the dot product of `grad_row` and corner k of sample i. `grad_row` is the gradient of the output.
 template <int kChannels, typename T, typename Rows>
 ATTNZOO_INLINE void scatter(
     const Rows& source,
@@ -68,15 +70,21 @@ ATTNZOO_INLINE void scatter(
   for (int64_t i = 0; i < num_samples; ++i) {
     const T* rows[4];
     T* grads[4];
-    source.corner_rows(footprints, i, rows, grads);
+    if constexpr (Rows::kHasGradients) {
+      source.corner_rows(footprints, i, rows, grads);
+    } else {
+      source.corner_rows(footprints, i, rows);
+    }
     V sums[4];
     for (int k = 0; k < 4; ++k) {
       const V corner_weight = broadcast<V>(footprints.corner_weights[k * footprints.padded + i]);
       sums[k] = V{};
       for (int v = 0; v < vectors; ++v) {
         sums[k] += grad_output[v] * load<V>(rows[k] + channel + v * kLanes<V>);
-        T* const to = grads[k] + channel + v * kLanes<V>;
-        store(to, load<V>(to) + corner_weight * grad_output[v]);
+        if constexpr (Rows::kHasGradients) {
+          T* const to = grads[k] + channel + v * kLanes<V>;
+          store(to, load<V>(to) + corner_weight * grad_output[v]);
+        }
       }
     }
     add_horizontal_sums(dots + 4 * i, sums);
@@ -138,11 +146,14 @@ ATTNZOO_INLINE void backward_query(
   }
 }
 
+// The queries [begin, end) of an image, in processing order, for one head and a range of levels.
 template <bool kPacked, typename T, typename E, typename Rows>
 void backward_queries(
     const KernelArgs<T>& args,
     int64_t image,
     int64_t head,
+    int64_t begin,
+    int64_t end,
     const LevelRange<T>& range,
     const Rows& source,
     const Workspace<T>& workspace) {
@@ -151,10 +162,10 @@ void backward_queries(
     tile[t] = workspace.footprints(t, range.num_samples);
   }
   const int64_t offset = image * args.queries;
-  for (int64_t first = 0; first < args.queries; first += kQueryTile) {
-    const int64_t queries = std::min(kQueryTile, args.queries - first);
+  for (int64_t first = begin; first < end; first += kQueryTile) {
+    const int64_t queries = std::min(kQueryTile, end - first);
     const int64_t ahead = first + kPrefetchDistance;
-    for (int64_t position = ahead; position < std::min(ahead + kQueryTile, args.queries); ++position) {
+    for (int64_t position = ahead; position < std::min(ahead + kQueryTile, end); ++position) {
       const int64_t query_head = (offset + args.query_at(position)) * args.heads + head;
       prefetch_samples(args, query_head, range);
       prefetch(static_cast<const E*>(args.grad_output) + query_head * args.head_dim, args.head_dim);
@@ -175,7 +186,7 @@ void backward_packed(
   const PackedHead<T> packed{workspace.packed_head, args.levels[range.begin].packed_start, 2 * args.padded_head_dim()};
   pack_rows<T, E>(args, image, head, range.begin, 0, args.pixel_rows(range.begin, range.end), packed);
   const PackedGradRows<T> source{packed, range.layout, args.padded_head_dim()};
-  backward_queries<true, T, E>(args, image, head, range, source, workspace);
+  backward_queries<true, T, E>(args, image, head, 0, args.queries, range, source, workspace);
   unpack_gradients<T, E>(args, image, head, range.begin, range.end, packed);
 }
 
@@ -190,7 +201,7 @@ void backward_unpacked(
       args.grad_token_stride(),
       workspace.zero_row,
       workspace.discard_row};
-  backward_queries<false, T, T>(args, image, head, range, source, workspace);
+  backward_queries<false, T, T>(args, image, head, 0, args.queries, range, source, workspace);
 }
 
 template <typename T>

@@ -28,6 +28,7 @@ struct PackedRows {
 template <typename T, typename E>
 struct ValueRows {
   using Scalar = E;
+  static constexpr bool kHasGradients = false;
   const E* value;
   int64_t token_stride;
   const E* zero_row;  // for corners outside the map

@@ -54,6 +54,7 @@ template <typename T>
 struct KernelArgs {
   int64_t tokens;
   int64_t heads;
+  int64_t value_heads;  // heads, or 1: all heads share value
   int64_t head_dim;
   int64_t queries;
   int64_t points;
@@ -65,8 +66,8 @@ struct KernelArgs {
   const int64_t* order;  // the order in which the queries of an image are processed; null: by index
 
   ValueDtype value_dtype;
-  const void* value;         // (B, S, M, D); the channels of a token are contiguous
-  int64_t value_strides[3];  // of B, S, M
+  const void* value;         // (B, S, value_heads, D); the channels of a token are contiguous
+  int64_t value_strides[3];  // of B, S, M; 0 for M if value is shared
   T* packed_heads;           // for `forward`, the packed heads from first_head on; null: read value directly
   int64_t first_head;        // image * heads + head
   const T* locations;        // (B, Q, M, L, P, 2)
@@ -82,7 +83,8 @@ struct KernelArgs {
   T* grad_locations;
   T* grad_weights;
   T* grad_references;
-  int64_t level_groups;  // tasks per image and head in `backward`: 1, or num_levels with one level each
+  int64_t level_groups;    // tasks per image and head in `backward`: 1, or num_levels with one level each
+  int64_t channel_groups;  // tasks per image in `add_shared_gradients`
 
   int64_t samples() const {
     return num_levels * points;
@@ -100,10 +102,10 @@ struct KernelArgs {
   }
   // The gradient of value is contiguous.
   int64_t grad_token_stride() const {
-    return heads * head_dim;
+    return value_heads * head_dim;
   }
   int64_t grad_value_offset(int64_t image, int64_t head) const {
-    return image * tokens * grad_token_stride() + head * head_dim;
+    return image * tokens * grad_token_stride() + (shares_value() ? 0 : head * head_dim);
   }
   // Rows of pixels in the levels [begin, end).
   int64_t pixel_rows(int64_t begin, int64_t end) const {
@@ -118,6 +120,9 @@ struct KernelArgs {
     const int64_t packed_tokens = levels[end - 1].packed_end() - levels[begin].packed_start;
     return pad_to_max_vector<T>(packed_tokens * padded_head_dim() * rows_per_token);
   }
+  bool shares_value() const {
+    return value_heads < heads;
+  }
   // Packing a head pays off only if its tokens are read several times.
   bool tokens_are_reused() const {
     return queries * samples() >= 2 * tokens;
@@ -128,7 +133,7 @@ struct KernelArgs {
   }
   // With a single head, the tokens are contiguous anyway.
   bool forward_is_packed() const {
-    return !whole_vectors_per_token() || (heads > 1 && tokens_are_reused());
+    return !whole_vectors_per_token() || (value_heads > 1 && tokens_are_reused());
   }
   // Gradients must not be accumulated in half precision.
   bool backward_is_packed() const {
@@ -145,6 +150,11 @@ struct Kernels {
   void (*forward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
   // Work: one task per image, head and level group.
   void (*backward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
+  // The same for a value that all heads share. Work: the queries of all images, twice; then one task per image and
+  // channel group, which adds the gradients of value to zeros.
+  void (*forward_shared)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
+  void (*backward_shared)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
+  void (*add_shared_gradients)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
   // Gradients of references, offsets and logits. Work: the queries of all images.
   void (*fused_backward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
 };

@@ -39,15 +39,23 @@ inline void check_dtype(const Tensor& value, const Tensor& other, const char* na
 }
 
 // `shapes` is h0, w0, h1, w1, …; value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P). The fused
-// operator passes offsets and logits for locations and weights.
+// operator passes offsets and logits for locations and weights. Kernels that support it also take a value (B, S, 1, D),
+// which all heads share.
 inline Problem make_problem(
-    const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations, const Tensor& weights) {
+    const Tensor& value,
+    const std::vector<int64_t>& shapes,
+    const Tensor& locations,
+    const Tensor& weights,
+    bool supports_shared_value = false) {
   STD_TORCH_CHECK(
       value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong number of dimensions");
   check_dtype(value, locations, "locations or offsets");
   check_dtype(value, weights, "weights or logits");
   Problem problem{
-      value.size(0), value.size(1), value.size(2), value.size(3), locations.size(1), locations.size(4), {}};
+      value.size(0), value.size(1), locations.size(2), value.size(3), locations.size(1), locations.size(4), {}};
+  STD_TORCH_CHECK(
+      value.size(2) == problem.heads || (supports_shared_value && value.size(2) == 1),
+      "ms_deform_attn: value has ", value.size(2), " heads, but sampling_locations have ", problem.heads);
   int64_t start = 0;
   for (size_t i = 0; i + 1 < shapes.size(); i += 2) {
     STD_TORCH_CHECK(shapes[i] > 0 && shapes[i + 1] > 0, "ms_deform_attn: spatial_shapes must be positive");

@@ -119,6 +119,18 @@ def test_record_shows_the_neighbors() -> None:
     assert actual == {(x, y) for x in range(3) for y in range(3)}  # of the corner
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_inference_equals_the_path_with_gradients(padded: bool, bias: bool) -> None:
+    """On 56 tiles, which are processed in two parts for inference."""
+    mask = torch.zeros(2, 22, 20, dtype=torch.bool)
+    mask[0], mask[0, :13, :9] = padded, False
+    attention, memory = make(kernel=3, bias=bias), pyramid([(22, 20)], masks=[mask] if padded else None)
+    expected = attention(memory.as_queries(), memory)
+    with torch.inference_mode():
+        assert_close(attention(memory.as_queries(), memory), expected.detach(), atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kernel", [0, 4, -3])
 def test_errors_name_the_option(kernel: int) -> None:
     with pytest.raises(UserError, match=f"kernel = {kernel}"):

@@ -122,6 +122,21 @@ def test_window_without_valid_pixels_gives_the_output_bias(role: Role) -> None:
     assert all(p.grad.isfinite().all() for p in attention.parameters())
 
 
+@pytest.mark.parametrize("role", [Role.STAGE, Role.DECODER])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_inference_equals_the_path_with_gradients(role: Role, padded: bool, bias: bool) -> None:
+    mask = torch.zeros(2, 8, 9, dtype=torch.bool)
+    mask[0], mask[0, :5, :4] = padded, False
+    attention = make(role, window=3, shift=0 if role == Role.DECODER else 1, bias=bias)
+    memory = pyramid([(8, 9)], masks=[mask] if padded else None)
+    objects = Queries(memory.tokens[:, :4], torch.rand(2, 4, 2))
+    queries = objects if role == Role.DECODER else memory.as_queries()
+    expected = attention(queries, memory)
+    with torch.inference_mode():
+        assert_close(attention(queries, memory), expected.detach(), atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("window", [1, 3, 4])
 def test_object_queries_attend_to_the_pixels_around_their_reference(window: int) -> None:
     shapes = [(6, 9), (3, 5)]

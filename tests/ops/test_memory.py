@@ -18,8 +18,8 @@ from attnzoo.ops import ms_deform_attn
 from attnzoo.ops.ms_deform_attn.reference import ms_deform_attn as reference
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-def measure(function, side, heads, head_dim, queries, backward, transposed):
-    value = torch.rand(1, side**2, heads, head_dim, requires_grad=backward)
+def measure(function, side, heads, head_dim, queries, backward, transposed, shared):
+    value = torch.rand(1, side**2, 1 if shared else heads, head_dim, requires_grad=backward)
     if transposed:
         value = torch.rand(1, heads, side**2, head_dim).transpose(1, 2).requires_grad_(backward)
     args = [value, *(torch.rand(1, queries, heads, 1, 4, *two, requires_grad=backward) for two in ((2,), ()))]
@@ -47,6 +47,7 @@ def workspace(**options: Any) -> int:
         "threads": 1,
         "backward": False,
         "transposed": False,
+        "shared": False,
         "reference": False,
     }
     command = [sys.executable, "-c", MEASURE, json.dumps(defaults | options)]
@@ -75,6 +76,11 @@ def test_few_queries_need_no_workspace() -> None:
 def test_single_head_and_a_transposed_value_are_not_copied() -> None:
     assert workspace(heads=1, head_dim=256) < SLACK
     assert workspace(queries=300, transposed=True, backward=True) < SLACK
+
+
+def test_a_shared_value_needs_no_copy_for_each_head() -> None:
+    assert workspace(shared=True, queries=300, head_dim=256) < SLACK
+    assert workspace(shared=True, queries=300, head_dim=256, backward=True, threads=8) < 2 * SLACK
 
 
 def test_no_queries_need_no_workspace() -> None:

@@ -20,15 +20,26 @@ from attnzoo.bench.operators.base import (
     dtype_name,
     forward_backward,
 )
+from attnzoo.bench.operators.decoder_values import DECODER_VALUES
 from attnzoo.bench.operators.deform_kv_attn import DEFORM_KV_ATTN, DEFORM_KV_ATTN_MLP
 from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN
 from attnzoo.bench.operators.ms_deform_attn_fused import MS_DEFORM_ATTN_FUSED
+from attnzoo.bench.operators.windows import NEIGHBORHOOD_ATTN, WINDOW_ATTN
 from attnzoo.bench.roofline import PeakRates
 from attnzoo.bench.select import ALL, filter_names, select_names
 from attnzoo.bench.timing import time_interleaved
 
 OPERATORS: dict[str, Operator] = {
-    operator.name: operator for operator in (MS_DEFORM_ATTN, MS_DEFORM_ATTN_FUSED, DEFORM_KV_ATTN, DEFORM_KV_ATTN_MLP)
+    operator.name: operator
+    for operator in (
+        MS_DEFORM_ATTN,
+        MS_DEFORM_ATTN_FUSED,
+        DECODER_VALUES,
+        DEFORM_KV_ATTN,
+        DEFORM_KV_ATTN_MLP,
+        WINDOW_ATTN,
+        NEIGHBORHOOD_ATTN,
+    )
 }
 PASSES = ("forward", "forward+backward")
 DEFAULT_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16", "bfloat16")}

@@ -49,6 +49,8 @@ def _check_sampling(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], **
         raise ValueError(f"value: has S = {num_tokens} tokens, but spatial_shapes have {tokens}")
 
     queries, points = locations.shape[1], locations.shape[4]
+    if heads == 1:  # shared by all heads
+        heads = max(1, locations.shape[2])
     if points < 1:
         raise ValueError(f"{locations_name}: P must be at least 1, got {format_shape(locations)}")
     sizes = {"B": batch, "Q": queries, "M": heads, "L": len(spatial_shapes), "P": points}

@@ -23,7 +23,7 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention (Zhu et al., Deformable DETR, arXiv:2010.04159, equation 3).
 
-    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w; or (B, S, 1, D), which all heads share
     - `spatial_shapes`: (h, w) per level, Python ints
     - `sampling_locations`: (B, Q, M, L, P, 2), x then y, in [0, 1] over the map, pixel centres at (i + ½) / size
     - `attention_weights`: (B, Q, M, L, P)
@@ -43,6 +43,7 @@ def ms_deform_attn(
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF_DTYPES:
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
+    value = _expand_heads(value, attention_weights.shape[2])
     return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
 
 
@@ -55,7 +56,7 @@ def ms_deform_attn_fused(
 ) -> Tensor:
     """Fused multi-scale deformable attention: the kernel computes sampling locations and softmax.
 
-    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w; or (B, S, 1, D), which all heads share
     - `spatial_shapes`: (h, w) per level, Python ints
     - `references`: (B, Q, L, 2) points or (B, Q, L, 4) boxes (cx, cy, w, h), in [0, 1] over the map of each level
     - `offsets`: (B, Q, M, L, P, 2), x then y, from the point in pixels of the level, or from the box centre in
@@ -69,7 +70,20 @@ def ms_deform_attn_fused(
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF_DTYPES:
         references, offsets, logits = references.float(), offsets.float(), logits.float()
+    value = _expand_heads(value, logits.shape[2])
     return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
+
+
+def _expand_heads(value: Tensor, heads: int) -> Tensor:
+    """A shared value (B, S, 1, D) expanded to (B, S, M, D), unless the kernel sums its gradient over the heads.
+
+    The CPU kernels do, in float32 and float64 and for whole vectors of channels.
+    """
+    if value.shape[2] == heads:
+        return value
+    if value.device.type == "cpu" and value.dtype not in HALF_DTYPES and value.shape[3] % 4 == 0:
+        return value
+    return value.expand(-1, -1, heads, -1)
 
 
 _lib = forward_ad.ReverseModeLibrary("attnzoo", "DEF")
@@ -143,7 +157,7 @@ def _fused_backward_reference(
 
 @torch.library.register_fake("attnzoo::ms_deform_attn", lib=_lib)
 def _forward_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    return value.new_empty(value.shape[0], locations.shape[1], locations.shape[2] * value.shape[3])
 
 
 @torch.library.register_fake("attnzoo::ms_deform_attn_backward", lib=_lib)

@@ -17,7 +17,7 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention (Zhu et al., Deformable DETR, arXiv:2010.04159, equation 3).
 
-    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w
+    - `value`: (B, S, M, D), the levels concatenated, S = Σ h·w; or (B, S, 1, D), which all heads share
     - `spatial_shapes`: (h, w) per level
     - `sampling_locations`: (B, Q, M, L, P, 2), x then y, in [0, 1] over the map, pixel centres at (i + ½) / size
     - `attention_weights`: (B, Q, M, L, P)
@@ -25,8 +25,8 @@ def ms_deform_attn(
     Samples are bilinear, and zero outside the map; NaN and infinite locations are outside. Returns (B, Q, M·D) in the
     dtype of `value`, computed in the dtype of the locations.
     """
-    batch, _, heads, head_dim = value.shape
-    queries = sampling_locations.shape[1]
+    batch, queries, heads = sampling_locations.shape[:3]
+    head_dim = value.shape[3]
     output = sampling_locations.new_zeros(batch * heads, head_dim, queries)
     for maps, grid, weights in _per_level(value, spatial_shapes, sampling_locations, attention_weights):
         output = output + (sampler(maps, grid) * weights).sum(-1)
@@ -41,8 +41,8 @@ def ms_deform_attn_backward(
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of `ms_deform_attn`: gradients of value, locations and weights, from that of the output (B, Q, M·D)."""
-    batch, _, heads, head_dim = value.shape
-    queries = sampling_locations.shape[1]
+    batch, queries, heads = sampling_locations.shape[:3]
+    head_dim = value.shape[3]
     grad = grad_output.to(sampling_locations.dtype).transpose(1, 2).reshape(batch * heads, head_dim, queries, 1)
     grad_maps, grad_grids, grad_level_weights = [], [], []
     for maps, grid, weights in _per_level(value, spatial_shapes, sampling_locations, attention_weights):
@@ -53,6 +53,8 @@ def ms_deform_attn_backward(
         grad_grids.append(grad_grid)
         grad_level_weights.append((grad * grid_sample(maps, grid)).sum(1))
     grad_value = torch.cat(grad_maps, -1).unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
+    if value.shape[2] != heads:
+        grad_value = grad_value.sum(2, keepdim=True)
     grad_locations = 2 * torch.stack(grad_grids, 2).unflatten(0, (batch, heads)).transpose(1, 2)
     grad_weights = torch.stack(grad_level_weights, 2).unflatten(0, (batch, heads)).transpose(1, 2)
     return grad_value.contiguous().to(value.dtype), grad_locations.contiguous(), grad_weights.contiguous()
@@ -138,13 +140,14 @@ def _per_level(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Per level: maps (B·M, D, h, w), grid (B·M, Q, P, 2) in [-1, 1], weights (B·M, 1, Q, P)."""
-    batch, _, heads, head_dim = value.shape
+    batch, _, heads = locations.shape[:3]
+    value = value.expand(-1, -1, heads, -1)
     # Samples one map size outside are zero, so NaN and large values are clamped there.
     grid = 2 * locations.nan_to_num(nan=-1.0).clamp(-1.0, 2.0) - 1
     maps = value.to(locations.dtype).split([h * w for h, w in spatial_shapes], dim=1)
     for level, (h, w) in enumerate(spatial_shapes):
         yield (
-            maps[level].permute(0, 2, 3, 1).reshape(batch * heads, head_dim, h, w),
+            maps[level].permute(0, 2, 3, 1).reshape(batch * heads, value.shape[3], h, w),
             grid[:, :, :, level].transpose(1, 2).flatten(0, 1),
             weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None],
         )

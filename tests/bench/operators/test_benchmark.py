@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnzoo.bench import roofline, tables
-from attnzoo.bench.operators import benchmark, deform_kv_attn
+from attnzoo.bench.operators import benchmark, deform_kv_attn, windows
 from attnzoo.bench.operators.base import DTYPES, UnavailableError
 from attnzoo.bench.operators.benchmark import OPERATORS
 from attnzoo.bench.operators.ms_deform_attn import MS_DEFORM_ATTN, Case
@@ -21,8 +21,11 @@ TINY_CASES = {
     "ms_deform_attn_fused": TINY,
     "deform_kv_attn": TINY_MAP,
     "deform_kv_attn_mlp": TINY_MAP,
+    "decoder_values": TINY,
+    "window_attn": windows.Case("tiny", 9, 16, heads=2, batch=2, shift=3, head_dim=8),
+    "neighborhood_attn": windows.Case("tiny", 9, 16, heads=2, batch=2, head_dim=8),
 }
-BASELINES = {"deform_kv_attn_mlp": "plain"}
+BASELINES = {"deform_kv_attn_mlp": "plain", "window_attn": "matmul", "neighborhood_attn": "unfold-sdpa"}
 
 
 @pytest.fixture(autouse=True)
