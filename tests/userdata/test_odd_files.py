@@ -100,7 +100,7 @@ def test_images_outside_of_their_folder_are_reported(
     assert f"train: images outside of their folder: 1, the first {name!r}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["a\0b.png", "a\ud800.png", ""])
+@pytest.mark.parametrize("name", ["a\0b.png", ""])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = coco(tmp_path / "data")
     path = change_file_name(root, name)
