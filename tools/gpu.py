@@ -121,6 +121,7 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
 
     tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_arguments.py"]
     other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
+    other_ops += ["window_attn", "neighborhood_attn", "decoder_values"]
     ops, models = ["--seconds", "0.1"], ["--seconds", "1"]
     scaling = ["--seconds", "0.2", "--limit", "1", "--roles", "encoder"]
     if tiny:
