@@ -68,17 +68,35 @@ def test_model_of_the_readme() -> None:
     assert scope["output"].boxes[-1].shape == (1, 300, 4)
 
 
+def of_verdict(experiment: str, variant: str) -> tuple[str, ...]:
+    """The difference from the baseline and the ends of its interval, without signs, the smaller end first."""
+    saved = (DOCS / "results" / experiment / "comparison.md").read_text(encoding="utf-8")
+    pattern = rf"^- {variant} is (?:better|worse) than .*?: [-+]([\d.]+) .*, 95 % interval [-+]([\d.]+) to [-+]([\d.]+)"
+    ((mean, *ends),) = re.findall(pattern, saved, re.MULTILINE)
+    return mean, *sorted(ends)
+
+
 @pytest.mark.parametrize("text", [README, GUIDE], ids=["README", "guide"])
 @pytest.mark.parametrize(
-    ("experiment", "variant"),
-    [("ablate_attention", "deform"), ("ablate_attention", "ms_deform"), ("probe_points", "8-points")],
+    ("experiment", "variant", "whole"),
+    [
+        ("ablate_attention", "deform", [README]),
+        ("ablate_attention", "ms_deform", [README]),
+        ("ablate_detector", "one_point", [README, GUIDE]),
+        ("ablate_detector", "one_stage", [README, GUIDE]),
+    ],
 )
-def test_differences_are_those_of_the_verdicts(text: str, experiment: str, variant: str) -> None:
-    saved = (DOCS / "results" / experiment / "comparison.md").read_text(encoding="utf-8")
-    pattern = rf"^- {variant} is better than .*?: \+([\d.]+) .*, 95 % interval \+([\d.]+) to \+([\d.]+)"
-    (numbers,) = re.findall(pattern, saved, re.MULTILINE)
-    shown = numbers if text is README or experiment == "probe_points" else numbers[:1]
-    assert all(number in text for number in shown)
+def test_differences_are_those_of_the_verdicts(text: str, experiment: str, variant: str, whole: list[str]) -> None:
+    """In `whole` with their intervals."""
+    numbers = of_verdict(experiment, variant)
+    assert all(number in text for number in (numbers if text in whole else numbers[:1]))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "variant"), [("probe_points", "8-points"), ("ablate_detector", "dense_decoder")]
+)
+def test_differences_of_the_guide_are_those_of_the_verdicts(experiment: str, variant: str) -> None:
+    assert all(number in GUIDE for number in of_verdict(experiment, variant))
 
 
 def training_of_encoders(row: dict) -> bool:
