@@ -53,8 +53,9 @@ class QkvAttention(Attention):
         q is (B, G, M, N, D), k and v are (B, G, M, K, D). `bias`, broadcast to the scores, is added to them; `mask`
         (B or 1, G, 1, N or 1, K) is True where a key is attended. Outputs are zero if `mask` has no key.
         """
-        per_group = mask is not None or (bias is not None and bias.dim() == q.dim())
-        if per_group and self.needs_no_weights(q, k, v, bias):
+        is_vector = mask is not None and q.shape[-2] == 1
+        has_own_bias = bias is not None and bias.dim() == q.dim()
+        if (is_vector or has_own_bias) and self.needs_no_weights(q, k, v, bias):
             return _attend_fused(q, k, v, bias, mask), None
         scores = (q * self.slot.head_dim**-0.5) @ k.transpose(-2, -1)
         if bias is not None:
@@ -73,7 +74,7 @@ class QkvAttention(Attention):
         """Whether attention to these inputs can use a fused operator, without its weights in memory.
 
         scaled_dot_product_attention was measured on a CPU (`attnzoo bench ops --operators window_attn`): it is faster
-        for inference with a mask or a bias per group, and slower without, and for gradients of the bias.
+        for inference with one query per group or a bias per group, and slower otherwise, and for gradients of the bias.
         """
         given = [q, *(x for x in others if x is not None)]
         if q.shape[0] == 0 or self.recording or torch.compiler.is_compiling() or (self.training and self.dropout > 0):

@@ -195,7 +195,7 @@ def _in_windows(attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 @WINDOW_ATTN.implementation(OURS, install=BUILD, package="attnzoo")
 def _window(case: Case, device: torch.device) -> OpFn:
-    """`window`: scaled_dot_product_attention for inference with masks, by hand otherwise."""
+    """`window` of the tokens of a map."""
     attention = build("window", Slot(case.dim, case.heads, role=Role.STAGE))
     assert isinstance(attention, QkvAttention)
     return _in_windows(lambda *tensors: attention.attend(*tensors)[0], case)
