@@ -1,13 +1,10 @@
 """Where the decoders of docs/results attend over the training, for tools/results.py."""
 
-import math
-import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from scipy.stats import t
-
 from attnzoo.report.records import RunRecord, read_records
+from attnzoo.report.statistics import mean_ci95
 
 SIZES = ("small", "medium", "large")
 LAST = 1  # number of the last of two decoder layers
@@ -65,10 +62,7 @@ def _table(
 
 
 def _cell(values: list[float]) -> str:
-    if not values:
+    estimate = mean_ci95(values)
+    if estimate is None:
         return ""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{estimate.mean:.3f}" + ("" if estimate.ci95 is None else f" ± {estimate.ci95:.3f}")
