@@ -239,6 +239,7 @@ def _list(device: "torch.device") -> None:
 
 def _run_scaling(args: argparse.Namespace) -> int:
     device = _prepare(args)
+    from attnzoo.allocator import keep_freed_memory
     from attnzoo.bench import plot, scaling
     from attnzoo.bench.select import select_names
 
@@ -252,6 +253,7 @@ def _run_scaling(args: argparse.Namespace) -> int:
     if tokens < scaling.TOKENS[0]:
         raise UserError(f"--tokens {tokens}: must be at least {scaling.TOKENS[0]}")
     limits = scaling.Limits(args.limit, tokens)
+    keep_freed_memory()
     record = scaling.run(device, attentions, limits=limits, seconds=args.seconds, on_progress=_record_writer(args))
     if args.plot:
         with _writing("--plot", args.plot):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from attnzoo.allocator import allow_mapped_blocks
+from attnzoo.ops import release_workspace
+
 METHODS = {
     "cuda": "torch.cuda.max_memory_allocated above what was allocated before the call",
     "cpu": "increase of the peak resident size (VmHWM) during a call, minimum of three, in a forked process",
@@ -61,10 +64,12 @@ def _peak_in_fork(call: Callable[[], object]) -> int | None:
 def _peak_in_process(call: Callable[[], object]) -> int:
     """Counts every allocation, also of compiled code outside torch's allocator."""
     libc = ctypes.CDLL(None)
+    allow_mapped_blocks()
     libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)  # malloc then returns every freed block to the system
     call()
     peaks = []
     for _ in range(REPEATS):
+        release_workspace()
         _fill_holes(libc)
         libc.malloc_trim(0)  # else the call could reuse free pages that are still resident
         _CLEAR.write_text(_RESET_PEAK, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from attnzoo.ops.compat import MSDeformAttnFunction, decompositions
 from attnzoo.ops.deform_kv_attn.operator import deform_kv_attn, deform_kv_attn_mlp
-from attnzoo.ops.library import backends, kernels
+from attnzoo.ops.library import backends, kernels, release_workspace
 from attnzoo.ops.ms_deform_attn.module import MSDeformAttn
 from attnzoo.ops.ms_deform_attn.operator import ms_deform_attn, ms_deform_attn_fused
 
@@ -16,4 +16,5 @@ __all__ = [
     "kernels",
     "ms_deform_attn",
     "ms_deform_attn_fused",
+    "release_workspace",
 ]

@@ -32,6 +32,12 @@ def load() -> str | None:
     return None
 
 
+def release_workspace() -> None:
+    """Free the workspace memory that the CPU kernels keep between calls, at most 64 MiB."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key("attnzoo::release_workspace", "CompositeExplicitAutograd"):
+        torch.ops.attnzoo.release_workspace()
+
+
 def has_kernel(device_type: str, operator: str = "ms_deform_attn") -> bool:
     """Whether the library has a kernel of `operator` for a device type ("cpu", "cuda", …)."""
     key = device_type.upper()

@@ -12,13 +12,13 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../common/huge_pages.h"
 #include "../common/simd_level.h"
+#include "../common/workspace.h"
 #include "problem.h"
 
 namespace attnzoo::ms_deform_attn {
@@ -111,18 +111,8 @@ class TokenLayoutBuffer {
   std::vector<Token<T>> origin_;
 };
 
-// Uninitialized memory, aligned for vectors.
 template <typename T>
-struct AlignedBuffer {
-  explicit AlignedBuffer(int64_t size) : data(new (std::align_val_t(kMaxVectorBytes)) T[size]) {}
-  ~AlignedBuffer() {
-    ::operator delete[](data, std::align_val_t(kMaxVectorBytes));
-  }
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-
-  T* data;
-};
+using Buffer = AlignedBuffer<T, kMaxVectorBytes>;
 
 ValueDtype value_dtype_of(const Tensor& value) {
   using torch::headeronly::ScalarType;
@@ -245,14 +235,14 @@ Tensor run_forward(const Arguments& arguments) {
     };
     const auto forward = [&](int64_t begin, int64_t end) {
       torch::stable::parallel_for(begin, end, grain_size(work_per_query), [&](int64_t first, int64_t last) {
-        const AlignedBuffer<T> scratch(workspace_size(args));
+        const Buffer<T> scratch(workspace_size(args));
         kernels.forward(args, first, last, scratch.data);
       });
     };
     if (args.shares_value()) {
       const int64_t grain = grain_size(problem.heads * work_per_query);
       torch::stable::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
-        const AlignedBuffer<T> scratch(workspace_size(args));
+        const Buffer<T> scratch(workspace_size(args));
         kernels.forward_shared(args, begin, end, scratch.data);
       });
       return;
@@ -266,7 +256,7 @@ Tensor run_forward(const Arguments& arguments) {
     const int64_t work_per_head = std::max(problem.queries * work_per_query, packed_size);
     const int64_t heads_per_pass =
         std::clamp<int64_t>(torch::stable::get_num_threads() * kMinWorkPerThread / work_per_head, 1, heads);
-    const AlignedBuffer<T> packed_heads(heads_per_pass * packed_size);
+    const Buffer<T> packed_heads(heads_per_pass * packed_size);
     args.packed_heads = packed_heads.data;
     const int64_t rows = args.pixel_rows(0, args.num_levels);
     for (args.first_head = 0; args.first_head < heads; args.first_head += heads_per_pass) {
@@ -319,7 +309,7 @@ void run_backward_by_head(const KernelArgs<T>& args, int64_t heads, const Kernel
   const int64_t packed_size = args.backward_is_packed() ? max_backward_packed_size(args) : 0;
   const int64_t scratch_size = workspace_size(args) + packed_size;
   torch::stable::parallel_for(0, heads * args.level_groups, 1, [&](int64_t begin, int64_t end) {
-    const AlignedBuffer<T> scratch(scratch_size);
+    const Buffer<T> scratch(scratch_size);
     kernels.backward(args, begin, end, scratch.data);
   });
 }
@@ -332,14 +322,14 @@ void run_shared_backward(KernelArgs<T>& args, const Problem& problem, const Kern
   const int64_t work_per_query = std::max<int64_t>(1, problem.heads * args.samples() * args.head_dim);
   const int64_t grain_size = std::max<int64_t>(1, kMinWorkPerThread / work_per_query);
   torch::stable::parallel_for(0, problem.batch * problem.queries, grain_size, [&](int64_t begin, int64_t end) {
-    const AlignedBuffer<T> scratch(workspace_size(args));
+    const Buffer<T> scratch(workspace_size(args));
     kernels.backward_shared(args, begin, end, scratch.data);
   });
   const int64_t threads = torch::stable::get_num_threads();
   args.channel_groups =
       std::clamp<int64_t>((threads + problem.batch - 1) / problem.batch, 1, std::max<int64_t>(1, args.head_dim / 16));
   torch::stable::parallel_for(0, problem.batch * args.channel_groups, 1, [&](int64_t begin, int64_t end) {
-    const AlignedBuffer<T> scratch(workspace_size(args));
+    const Buffer<T> scratch(workspace_size(args));
     kernels.add_shared_gradients(args, begin, end, scratch.data);
   });
 }
@@ -372,7 +362,7 @@ Gradients run_backward(const Tensor& input_grad_output, const Arguments& argumen
       args.grad_references = mutable_data<T>(*grads.references);
       const int64_t grain_size = std::max<int64_t>(1, kMinWorkPerThread / (64 * problem.heads * args.samples()));
       torch::stable::parallel_for(0, problem.batch * problem.queries, grain_size, [&](int64_t begin, int64_t end) {
-        const AlignedBuffer<T> scratch(workspace_size(args));
+        const Buffer<T> scratch(workspace_size(args));
         kernels.fused_backward(args, begin, end, scratch.data);
       });
     }
@@ -407,7 +397,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
   return {grads.value, *grads.references, grads.locations, grads.weights};
 }
 
+void release_workspace() {
+  WorkspaceCache::instance().release();
+}
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(attnzoo, CompositeExplicitAutograd, library) {
+  library.impl("release_workspace", TORCH_BOX(&release_workspace));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(attnzoo, CPU, library) {
   library.impl("ms_deform_attn", TORCH_BOX(&forward));

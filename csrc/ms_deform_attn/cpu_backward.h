@@ -51,23 +51,21 @@ struct ValueGradRows {
   }
 };
 
-// For kChannels channels from `channel` on: adds the gradients of all corners, if the rows have any, and to
-// dots[4 · i + k] the dot product of `grad_row` and corner k of sample i. `grad_row` is the gradient of the output.
+// For kChannels channels from `channel` on and the samples [begin, end): adds the gradients of all corners, if the rows
+// have any, and to dots[4 · i + k] the dot product of `grad_row`, the gradient of the output, and corner k of sample i.
 template <int kChannels, typename T, typename Rows>
 ATTNZOO_INLINE void scatter(
     const Rows& source,
     const Footprints<T>& footprints,
-    int64_t num_samples,
+    int64_t begin,
+    int64_t end,
     int64_t channel,
     const T* grad_row,
     T* dots) {
-  using V = ChunkVector<T, kChannels>;
-  constexpr int vectors = kChannels / kLanes<V>;
-  V grad_output[vectors];
-  for (int v = 0; v < vectors; ++v) {
-    grad_output[v] = load<V>(grad_row + channel + v * kLanes<V>);
-  }
-  for (int64_t i = 0; i < num_samples; ++i) {
+  using Row = Channels<kChannels, T>;
+  using V = typename Row::V;
+  const Row grad_output(grad_row + channel);
+  for (int64_t i = begin; i < end; ++i) {
     const T* rows[4];
     T* grads[4];
     if constexpr (Rows::kHasGradients) {
@@ -79,11 +77,11 @@ ATTNZOO_INLINE void scatter(
     for (int k = 0; k < 4; ++k) {
       const V corner_weight = broadcast<V>(footprints.corner_weights[k * footprints.padded + i]);
       sums[k] = V{};
-      for (int v = 0; v < vectors; ++v) {
-        sums[k] += grad_output[v] * load<V>(rows[k] + channel + v * kLanes<V>);
+      for (int v = 0; v < Row::kCount; ++v) {
+        sums[k] += grad_output.vectors[v] * load<V>(rows[k] + channel + v * kLanes<V>);
         if constexpr (Rows::kHasGradients) {
           T* const to = grads[k] + channel + v * kLanes<V>;
-          store(to, load<V>(to) + corner_weight * grad_output[v]);
+          store(to, load<V>(to) + corner_weight * grad_output.vectors[v]);
         }
       }
     }
@@ -121,25 +119,20 @@ ATTNZOO_INLINE void bilinear_backward(
   }
 }
 
-// One query and head, for a range of levels.
-template <typename T, typename E, typename Rows>
-ATTNZOO_INLINE void backward_query(
+// The gradients of one query and head for a range of levels, from the dot products.
+template <typename T>
+ATTNZOO_INLINE void backward_samples(
     const KernelArgs<T>& args,
     int64_t query_head,
     const LevelRange<T>& range,
-    const Rows& source,
     const Footprints<T>& footprints,
+    const T* dots,
     const Workspace<T>& workspace) {
-  load_row(static_cast<const E*>(args.grad_output) + query_head * args.head_dim, args.head_dim, workspace.row);
-  std::memset(workspace.dots, 0, 4 * footprints.padded * sizeof(T));
-  for_channel_chunks(args.padded_head_dim(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
-    scatter<size.value>(source, footprints, range.num_samples, channel, workspace.row, workspace.dots);
-  });
   const int64_t first = query_head * args.samples() + range.first_sample;
   const bool whole_vectors = range.num_samples == footprints.padded;
   T* const grad_locations = whole_vectors ? args.grad_locations + 2 * first : workspace.staging;
   T* const grad_weights = whole_vectors ? args.grad_weights + first : workspace.staging + 2 * footprints.padded;
-  bilinear_backward(args, range.layout, footprints, workspace.dots, grad_locations, grad_weights);
+  bilinear_backward(args, range.layout, footprints, dots, grad_locations, grad_weights);
   if (!whole_vectors) {
     std::memcpy(args.grad_locations + 2 * first, grad_locations, 2 * range.num_samples * sizeof(T));
     std::memcpy(args.grad_weights + first, grad_weights, range.num_samples * sizeof(T));
@@ -157,25 +150,38 @@ void backward_queries(
     const LevelRange<T>& range,
     const Rows& source,
     const Workspace<T>& workspace) {
-  Footprints<T> tile[kQueryTile];
-  for (int64_t t = 0; t < kQueryTile; ++t) {
-    tile[t] = workspace.footprints(t, range.num_samples);
-  }
+  const E* grad_output = static_cast<const E*>(args.grad_output);
+  // A tile of queries adds to the gradients of one level at a time: its tokens stay in the first cache. With fewer than
+  // four points, a group is several levels.
+  const int64_t group = kPacked ? (args.points + 3) / args.points * args.points : range.num_samples;
   const int64_t offset = image * args.queries;
-  for (int64_t first = begin; first < end; first += kQueryTile) {
-    const int64_t queries = std::min(kQueryTile, end - first);
-    const int64_t ahead = first + kPrefetchDistance;
-    for (int64_t position = ahead; position < std::min(ahead + kQueryTile, end); ++position) {
-      const int64_t query_head = (offset + args.query_at(position)) * args.heads + head;
-      prefetch_samples(args, query_head, range);
-      prefetch(static_cast<const E*>(args.grad_output) + query_head * args.head_dim, args.head_dim);
+  const auto query_head_at = [&](int64_t position) {
+    return (offset + args.query_at(position)) * args.heads + head;
+  };
+  for (int64_t first = begin; first < end; first += workspace.query_tile) {
+    const int64_t queries = std::min(workspace.query_tile, end - first);
+    for (int64_t t = 0; t < queries; ++t) {
+      if (const int64_t ahead = first + t + kPrefetchDistance; ahead < end) {
+        prefetch_samples(args, query_head_at(ahead), range);
+        prefetch(grad_output + query_head_at(ahead) * args.head_dim, args.head_dim);
+      }
+      const Footprints<T> footprints = workspace.footprints(t, range.num_samples);
+      compute_footprints<kPacked>(args, offset + args.query_at(first + t), head, range, workspace.staging, footprints);
+      load_row(grad_output + query_head_at(first + t) * args.head_dim, args.head_dim, workspace.row_of(t));
+      std::memset(workspace.dots_of(t), 0, 4 * footprints.padded * sizeof(T));
+    }
+    for (int64_t i = 0; i < range.num_samples; i += group) {
+      const int64_t last = std::min(i + group, range.num_samples);
+      for (int64_t t = 0; t < queries; ++t) {
+        const Footprints<T> footprints = workspace.footprints(t, range.num_samples);
+        for_channel_chunks(args.padded_head_dim(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
+          scatter<size.value>(source, footprints, i, last, channel, workspace.row_of(t), workspace.dots_of(t));
+        });
+      }
     }
     for (int64_t t = 0; t < queries; ++t) {
-      compute_footprints<kPacked>(args, offset + args.query_at(first + t), head, range, workspace.staging, tile[t]);
-    }
-    for (int64_t t = 0; t < queries; ++t) {
-      const int64_t query_head = (offset + args.query_at(first + t)) * args.heads + head;
-      backward_query<T, E>(args, query_head, range, source, tile[t], workspace);
+      const Footprints<T> footprints = workspace.footprints(t, range.num_samples);
+      backward_samples(args, query_head_at(first + t), range, footprints, workspace.dots_of(t), workspace);
     }
   }
 }

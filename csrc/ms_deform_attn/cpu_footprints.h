@@ -8,6 +8,7 @@
 
 #include "../common/simd_math.h"
 #include "cpu_interface.h"
+#include "cpu_packed_head.h"
 
 namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
@@ -35,21 +36,34 @@ ATTNZOO_INLINE int64_t pad_to_vector(int64_t count) {
 template <typename T>
 struct Workspace {
   Workspace(const KernelArgs<T>& args, T* scratch)
-      : row(scratch),
-        zero_row(row + pad_to_max_vector<T>(args.padded_head_dim())),
-        discard_row(zero_row + pad_to_max_vector<T>(args.padded_head_dim())),
-        dots(discard_row + pad_to_max_vector<T>(args.padded_head_dim())),
-        staging(dots + 4 * pad_to_max_vector<T>(args.samples())),
-        tile(staging + kStagingElements * (pad_to_max_vector<T>(args.samples()) + pad_to_max_vector<T>(1))),
+      : query_tile(backward_tile(args)),
+        padded_samples(pad_to_max_vector<T>(args.samples())),
+        padded_channels(pad_to_max_vector<T>(args.padded_head_dim())),
+        zero_row(scratch),
+        discard_row(zero_row + padded_channels),
+        staging(discard_row + padded_channels),
+        rows(staging + kStagingElements * (padded_samples + pad_to_max_vector<T>(1))),
+        dots(rows + query_tile * padded_channels),
+        tile(dots + 4 * query_tile * padded_samples),
         packed_head(scratch + workspace_size(args)) {}
 
-  T* row;          // the output of a query, or its gradient
+  int64_t query_tile;  // backward_tile
+  int64_t padded_samples;
+  int64_t padded_channels;
   T* zero_row;     // read instead of a corner outside the map
   T* discard_row;  // written instead of the gradient of such a corner
-  T* dots;         // four per sample
   T* staging;      // kStagingElements per sample
-  T* tile;         // footprints of kQueryTile queries
+  T* rows;         // of every query of the tile, the gradient of its output; forward, the output of one query
+  T* dots;         // of every query of the tile, four per sample
+  T* tile;         // of every query of the tile, its footprints
   T* packed_head;
+
+  ATTNZOO_INLINE T* row_of(int64_t t) const {
+    return rows + t * padded_channels;
+  }
+  ATTNZOO_INLINE T* dots_of(int64_t t) const {
+    return dots + 4 * t * padded_samples;
+  }
 
   // The footprints of query t of the tile, with `count` samples per query.
   ATTNZOO_INLINE Footprints<T> footprints(int64_t t, int64_t count) const {
@@ -151,14 +165,6 @@ ATTNZOO_INLINE const T* with_zero_padding(const T* from, int64_t count, int64_t 
   std::memcpy(copy, from, count * sizeof(T));
   std::memset(copy + count, 0, (padded - count) * sizeof(T));
   return copy;
-}
-
-template <typename T>
-ATTNZOO_INLINE void prefetch(const T* from, int64_t count) {
-  constexpr int64_t cache_line = 64 / sizeof(T);
-  for (int64_t i = 0; i < count; i += cache_line) {
-    __builtin_prefetch(from + i);
-  }
 }
 
 // The attention weights of a query and head in the fused operator: softmax over the logits of all samples. Writes whole

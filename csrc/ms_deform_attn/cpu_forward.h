@@ -79,15 +79,15 @@ void forward_queries(
     const Rows& source,
     const Workspace<T>& workspace) {
   const LevelRange<T> range(args, kPacked ? args.packed_layout : args.value_layout, 0, args.num_levels);
-  Footprints<T> tile[kQueryTile];
-  for (int64_t t = 0; t < kQueryTile; ++t) {
+  Footprints<T> tile[kForwardTile];
+  for (int64_t t = 0; t < kForwardTile; ++t) {
     tile[t] = workspace.footprints(t, args.samples());
   }
   const int64_t offset = image * args.queries;
-  for (int64_t first = begin; first < end; first += kQueryTile) {
-    const int64_t queries = std::min(kQueryTile, end - first);
+  for (int64_t first = begin; first < end; first += kForwardTile) {
+    const int64_t queries = std::min(kForwardTile, end - first);
     const int64_t ahead = first + kPrefetchDistance;
-    for (int64_t position = ahead; position < std::min(ahead + kQueryTile, end); ++position) {
+    for (int64_t position = ahead; position < std::min(ahead + kForwardTile, end); ++position) {
       prefetch_samples(args, (offset + args.query_at(position)) * args.heads + head, range);
     }
     for (int64_t t = 0; t < queries; ++t) {
@@ -95,10 +95,10 @@ void forward_queries(
     }
     for (int64_t t = 0; t < queries; ++t) {
       for_channel_chunks(args.padded_head_dim(), [&](auto size, int64_t channel) __attribute__((always_inline)) {
-        gather<size.value>(source, tile[t], range.num_samples, channel, workspace.row);
+        gather<size.value>(source, tile[t], range.num_samples, channel, workspace.rows);
       });
       const int64_t query_head = (offset + args.query_at(first + t)) * args.heads + head;
-      store_row(workspace.row, args.head_dim, static_cast<E*>(args.output) + query_head * args.head_dim);
+      store_row(workspace.rows, args.head_dim, static_cast<E*>(args.output) + query_head * args.head_dim);
     }
   }
 }

@@ -1,6 +1,7 @@
 // The interface between cpu.cpp and the CPU kernels, which are compiled once per instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -159,17 +160,26 @@ struct Kernels {
   void (*fused_backward)(const KernelArgs<T>&, int64_t begin, int64_t end, T* scratch);
 };
 
-constexpr int64_t kQueryTile = 4;                      // queries whose footprints are computed together
-constexpr int64_t kPrefetchDistance = 2 * kQueryTile;  // queries between the prefetch of samples and their use
-constexpr int64_t kFootprintElements = 11;             // per sample, see `Footprints`
-constexpr int64_t kStagingElements = 7;                // per sample, see `Staging`
+constexpr int64_t kForwardTile = 4;         // queries whose footprints are computed together, forward
+constexpr int64_t kBackwardTile = 32;       // at most, backward
+constexpr int64_t kPrefetchDistance = 8;    // queries between the prefetch of samples and their use
+constexpr int64_t kFootprintElements = 11;  // per sample, see `Footprints`
+constexpr int64_t kStagingElements = 7;     // per sample, see `Staging`
+
+// Queries whose footprints are computed together in the backward pass: those of 32 queries with 16 samples each leave
+// room in the first cache for the tokens of a level.
+template <typename T>
+int64_t backward_tile(const KernelArgs<T>& args) {
+  return std::clamp<int64_t>(16 * kBackwardTile / pad_to_max_vector<T>(args.samples()), kForwardTile, kBackwardTile);
+}
 
 // Elements of a thread's scratch memory, without the packed head of `backward`.
 template <typename T>
 int64_t workspace_size(const KernelArgs<T>& args) {
-  return (kQueryTile * kFootprintElements + 4) * pad_to_max_vector<T>(args.samples()) +
-         kStagingElements * (pad_to_max_vector<T>(args.samples()) + pad_to_max_vector<T>(1)) +
-         3 * pad_to_max_vector<T>(args.padded_head_dim());
+  const int64_t samples = pad_to_max_vector<T>(args.samples());
+  const int64_t channels = pad_to_max_vector<T>(args.padded_head_dim());
+  return backward_tile(args) * ((kFootprintElements + 4) * samples + channels) +
+         kStagingElements * (samples + pad_to_max_vector<T>(1)) + 2 * channels;
 }
 
 namespace baseline {

@@ -15,6 +15,14 @@ namespace attnzoo::ms_deform_attn::ATTNZOO_ISA {
 
 using namespace attnzoo::ATTNZOO_ISA;
 
+template <typename T>
+ATTNZOO_INLINE void prefetch(const T* from, int64_t count) {
+  constexpr int64_t cache_line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += cache_line) {
+    __builtin_prefetch(from + i);
+  }
+}
+
 // Splits the channels into chunks and calls body(size, first channel) for each; `size` is a std::integral_constant. A
 // remainder of fewer than four channels is left out.
 template <typename Body>
@@ -79,6 +87,21 @@ ATTNZOO_INLINE void store_row(const T* from, int64_t channels, E* to) {
     std::memcpy(to + channels - remainder, padded, remainder * sizeof(E));
   }
 }
+
+// kChannels channels of a row in registers.
+template <int kChannels, typename T>
+struct Channels {
+  using V = ChunkVector<T, kChannels>;
+  static constexpr int kCount = kChannels / kLanes<V>;
+
+  ATTNZOO_INLINE explicit Channels(const T* from) {
+    for (int v = 0; v < kCount; ++v) {
+      vectors[v] = load<V>(from + v * kLanes<V>);
+    }
+  }
+
+  V vectors[kCount];
+};
 
 // Calls `body` with a scalar of the dtype of value.
 template <typename T, typename Body>

@@ -64,12 +64,9 @@ ATTNZOO_INLINE void add_corner_gradients(
     const T* grad_row,
     int64_t token_stride,
     T* grad_value) {
-  using V = ChunkVector<T, kChannels>;
-  constexpr int vectors = kChannels / kLanes<V>;
-  V grad_output[vectors];
-  for (int v = 0; v < vectors; ++v) {
-    grad_output[v] = load<V>(grad_row + channel + v * kLanes<V>);
-  }
+  using Row = Channels<kChannels, T>;
+  using V = typename Row::V;
+  const Row grad_output(grad_row + channel);
   for (int64_t i = 0; i < num_samples; ++i) {
     for (int k = 0; k < 4; ++k) {
       const int64_t token = footprints.tokens[k * footprints.padded + i];
@@ -78,8 +75,8 @@ ATTNZOO_INLINE void add_corner_gradients(
       }
       const V corner_weight = broadcast<V>(footprints.corner_weights[k * footprints.padded + i]);
       T* const to = grad_value + token * token_stride + channel;
-      for (int v = 0; v < vectors; ++v) {
-        store(to + v * kLanes<V>, load<V>(to + v * kLanes<V>) + corner_weight * grad_output[v]);
+      for (int v = 0; v < Row::kCount; ++v) {
+        store(to + v * kLanes<V>, load<V>(to + v * kLanes<V>) + corner_weight * grad_output.vectors[v]);
       }
     }
   }

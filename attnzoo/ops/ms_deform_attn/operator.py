@@ -107,6 +107,7 @@ _lib.define(
     " Tensor offsets, Tensor logits, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_lib.define("release_workspace() -> ()")
 library.load()
 
 
