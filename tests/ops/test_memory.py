@@ -8,6 +8,7 @@ from typing import Any
 SIDE, HEADS, HEAD_DIM = 128, 8, 32
 MAP = 4 * HEAD_DIM * (SIDE + 2) ** 2  # bytes of one head with its padding
 SLACK = 2**20
+HUGE_PAGE = 2**21  # results and copies in huge pages may fill the last one
 MEASURE = """
 import json
 import re
@@ -60,11 +61,11 @@ def test_one_thread_needs_one_head_and_its_gradient() -> None:
 
 
 def test_backward_copies_each_head_at_most_once() -> None:
-    assert workspace(backward=True, threads=16) < 2 * HEADS * MAP + 2 * SLACK
+    assert workspace(backward=True, threads=16) < 2 * HEADS * MAP + 2 * SLACK + 2 * HUGE_PAGE
 
 
 def test_forward_threads_share_one_head() -> None:
-    assert MAP / 2 < workspace(threads=8) < MAP + SLACK
+    assert MAP / 2 < workspace(threads=8) < MAP + SLACK + HUGE_PAGE
     assert workspace(head_dim=30, queries=1) < MAP + SLACK
 
 
