@@ -17,7 +17,7 @@ from attnzoo.rundir.folder import atomic_write
 
 FORMAT_VERSION = 2
 REQUIRED_KEYS = ("kind", "time", "command", "machine", "versions", "source", "rows")
-RECORDED_ENV_PREFIXES = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "THP_", "ATTNZOO_SIMD", "ATEN_CPU_CAPABILITY")
+RECORDED_ENV_PREFIXES = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "THP_", "ATTNZOO_SIMD", "ATEN_")
 
 
 def header(kind: str, device: torch.device, packages: list[str]) -> dict[str, Any]:
