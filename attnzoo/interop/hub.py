@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from attnzoo import models
+from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
@@ -41,6 +42,14 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="attnzoo", tags=["a
         hub_model = cls(settings=settings, num_classes=model.num_classes, family=family)
         hub_model.model.load_state_dict(model.state_dict())
         return hub_model.train(model.training)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "HubModel":
+        """Raises UserError unless config.json there has the arguments of the constructor."""
+        if not {"settings", "num_classes", "family"} <= options.keys():
+            others = "attnzoo.load_model reads run folders and folders of transformers"
+            raise UserError(f"{model_id}: no config.json that HubModel.save_pretrained wrote; {others}")
+        return super()._from_pretrained(model_id=model_id, **options)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As `model`."""
