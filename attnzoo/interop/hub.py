@@ -5,6 +5,7 @@ detector = HubModel.from_pretrained("folder").model
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
+from attnzoo.paths import user_path
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -43,9 +45,20 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="attnzoo", tags=["a
         hub_model.model.load_state_dict(model.state_dict())
         return hub_model.train(model.training)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """As of the Hub's other models; `~` is expanded."""
+        return super().save_pretrained(user_path(save_directory), **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HubModel":
+        """From a folder, whose `~` is expanded, or "user/name" on the Hub.
+
+        Raises UserError unless HubModel.save_pretrained wrote its config.json.
+        """
+        return super().from_pretrained(str(user_path(pretrained_model_name_or_path)), **options)
+
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "HubModel":
-        """Raises UserError unless config.json there has the arguments of the constructor."""
         if not {"settings", "num_classes", "family"} <= options.keys():
             others = "attnzoo.load_model reads run folders and folders of transformers"
             raise UserError(f"{model_id}: no config.json that HubModel.save_pretrained wrote; {others}")
