@@ -31,12 +31,26 @@ def output_file(path: str | os.PathLike[str], suffixes: Sequence[str] = (), key:
         raise UserError(f"{key} = {file}: is a folder; name a file{example}", key=key)
     if suffixes and file.suffix.lower() not in suffixes:
         raise UserError(f"{key} = {file}: expected a name that ends in {_listed(suffixes)}", key=key)
-    above = next(parent for parent in file.absolute().parents if exists(parent))
-    if not isdir(above):
-        raise UserError(f"{key} = {file}: {above} is not a folder", key=key)
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{key} = {file}: the folder {above} cannot be written to", key=key)
+    _check_writable(file.absolute().parent, f"{key} = {file}", key)
     return file
+
+
+def output_folder(path: str | os.PathLike[str], key: str = "folder") -> Path:
+    """A folder that is going to be written, `~` expanded. Raises UserError for a file, or if nothing can be written."""
+    folder = user_path(path)
+    if exists(folder) and not isdir(folder):
+        raise UserError(f"{key} = {folder}: is a file; name a folder", key=key)
+    _check_writable(folder.absolute(), f"{key} = {folder}", key)
+    return folder
+
+
+def _check_writable(folder: Path, name: str, key: str) -> None:
+    """Raise UserError unless files can be written into the folder, or the nearest above it that exists."""
+    above = next(parent for parent in (folder, *folder.parents) if exists(parent))
+    if not isdir(above):
+        raise UserError(f"{name}: {above} is not a folder", key=key)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{name}: the folder {above} cannot be written to", key=key)
 
 
 def _listed(names: Sequence[str]) -> str:
