@@ -12,7 +12,7 @@ from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
 from attnzoo.files import JSON_ERRORS, read_bytes, read_json
-from attnzoo.paths import user_path
+from attnzoo.paths import denied, user_path
 
 # Files of a folder, by preference; those of an index hold parts.
 FOLDER_FILES = (
@@ -40,7 +40,7 @@ def find(path: str, where: str = "") -> Path:
     if isfile(full):
         return full
     if not isdir(full):
-        kind = "not a file" if exists(full) else "file not found"
+        kind = "not a file" if exists(full) else denied(full) or "file not found"
         raise UserError(f"{prefix}{kind}: {path}", key=where)
     for pattern in FOLDER_FILES:
         if files := sorted(full.glob(pattern)):
