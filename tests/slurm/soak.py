@@ -61,6 +61,9 @@ class FaultInjector:
             return  # still handling the previous fault
         if not self.cluster.rank_processes(facts["JobId"]):
             return  # about to start again
+        # its files are those of its last start until it trains
+        wait(lambda: self.sweep.step(name) != step, 120, f"for {name} to train")
+        step = self.sweep.step(name)
         print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
         kind(name, job)
         self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": self.steps})
