@@ -143,16 +143,30 @@ def test_guide_shows_the_scores_by_object_size() -> None:
         assert cells == [f"{statistics.mean(column):.3f}" for column in zip(*runs, strict=True)]
 
 
+def profiles() -> dict[tuple[str, str], str]:
+    """Mean accuracy of each attention and probe."""
+    saved = (DOCS / "results/probes/comparison.md").read_text(encoding="utf-8")
+    pattern = r"^\| ([\w-]+) \| (\w+) \|.*?\| ([\d.]+) ± [\d.]+ \|"
+    return {(name, probe): score for name, probe, score in re.findall(pattern, saved, re.MULTILINE)}
+
+
 def test_guide_shows_the_profiles() -> None:
+    measured = profiles()
     rows = table(GUIDE, "By what the task needs")
-    saved = (DOCS / "results/probe_heads_points/comparison.md").read_text(encoding="utf-8")
-    pattern = r"^\| ([\w-]+) \| (\w+) \|.*?\| ([\d.]+) ± n/a \|"
-    measured = {(name, probe): score for name, probe, score in re.findall(pattern, saved, re.MULTILINE)}
-    columns = ("4-heads-4-points", "dense", "dat", "window")
-    shown = [cells for label, cells in rows.items() if label not in ("the task needs", "---")]
+    columns = [name.strip("`") for name in rows.pop("the task needs")[1:-1]]
+    shown = [cells for label, cells in rows.items() if label != "---"]
     assert len(shown) == 8
     for probe, *cells in shown:
-        assert cells[:4] == [measured[name, probe] for name in columns], probe
+        assert cells[:-1] == [measured[name, probe] for name in columns], probe
+
+
+@pytest.mark.parametrize("page", ["conv", "dat", "dcn", "deformable", "dense", "neighborhood", "window"])
+def test_pages_of_attentions_show_their_profiles(page: str) -> None:
+    name = page.replace("deformable", "ms_deform")
+    text = (DOCS / "attentions" / f"{page}.md").read_text(encoding="utf-8")
+    scores = [score for (attention, _), score in profiles().items() if attention == name]
+    assert len(scores) == 8
+    assert f"| {' | '.join(scores)} |" in text
 
 
 def test_results_index_links_every_folder() -> None:

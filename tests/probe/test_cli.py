@@ -105,13 +105,13 @@ def test_heat_map_with_gaps(suffix: str, tmp_path: Path) -> None:
 
 def test_the_documented_scores_are_those_of_the_raw_results() -> None:
     docs = Path(__file__).parents[2] / "docs"
-    table = (docs / "probes.md").read_text(encoding="utf-8").partition("## One seed")[2]
+    table = (docs / "probes.md").read_text(encoding="utf-8").partition("## Heads, points")[2].partition("\n## ")[0]
     lines = [line for line in table.splitlines() if re.match(r"\| [\w*-]+ \| [\d.]+ \| [\d.]+ \|", line)]
     rows = [re.findall(r"[^|]+", line) for line in lines]
     documented = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
     expected: dict[str, list[str]] = {}
     chances: dict[str, str] = {}
-    for cell in read_profile([docs / "results/probe_heads_points"]):
+    for cell in read_profile([docs / "results/profile_probes"]):
         expected.setdefault(cell.attention, []).append(f"{cell.score:.3f}")
         chances[cell.probe] = f"{cell.chance:.3f}"
     assert documented == expected | {"*chance*": [*chances.values()]}
