@@ -14,6 +14,20 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # unlike Path.expanduser it does not raise for an unknown user
 
 
+def denied(path: str | os.PathLike[str]) -> str:
+    """The reason "Permission denied" if a folder above a path may not be entered, else an empty string.
+
+    `isfile` and the like give False for what is there, and for what is missing.
+    """
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return str(error.strerror)
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
 def display_name(path: str | os.PathLike[str]) -> str:
     """The name of a file as text: bytes that are not UTF-8 are replaced, as pages and pictures cannot hold them."""
     return os.fsencode(os.path.basename(path)).decode(errors="replace")
