@@ -100,7 +100,10 @@ def as_yaml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_nested, value))}]"
     if isinstance(value, str):
-        return f"'{value}'" if value.isprintable() and "'" not in value else json.dumps(value, ensure_ascii=False)
+        if value.isprintable() and "'" not in value:
+            return f"'{value}'"
+        # bytes of a command line that are no text are escaped too
+        return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):

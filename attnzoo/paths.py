@@ -14,6 +14,20 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # unlike Path.expanduser it does not raise for an unknown user
 
 
+def denied(path: str | os.PathLike[str]) -> str:
+    """The reason "Permission denied" if a folder above a path may not be entered, else an empty string.
+
+    `isfile` and the like give False for what is there, and for what is missing.
+    """
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return str(error.strerror)
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
 def display_name(path: str | os.PathLike[str]) -> str:
     """The name of a file as text: bytes that are not UTF-8 are replaced, as pages and pictures cannot hold them."""
     return os.fsencode(os.path.basename(path)).decode(errors="replace")
@@ -31,12 +45,26 @@ def output_file(path: str | os.PathLike[str], suffixes: Sequence[str] = (), key:
         raise UserError(f"{key} = {file}: is a folder; name a file{example}", key=key)
     if suffixes and file.suffix.lower() not in suffixes:
         raise UserError(f"{key} = {file}: expected a name that ends in {_listed(suffixes)}", key=key)
-    above = next(parent for parent in file.absolute().parents if exists(parent))
-    if not isdir(above):
-        raise UserError(f"{key} = {file}: {above} is not a folder", key=key)
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{key} = {file}: the folder {above} cannot be written to", key=key)
+    _check_writable(file.absolute().parent, f"{key} = {file}", key)
     return file
+
+
+def output_folder(path: str | os.PathLike[str], key: str = "folder") -> Path:
+    """A folder that is going to be written, `~` expanded. Raises UserError for a file, or if nothing can be written."""
+    folder = user_path(path)
+    if exists(folder) and not isdir(folder):
+        raise UserError(f"{key} = {folder}: is a file; name a folder", key=key)
+    _check_writable(folder.absolute(), f"{key} = {folder}", key)
+    return folder
+
+
+def _check_writable(folder: Path, name: str, key: str) -> None:
+    """Raise UserError unless files can be written into the folder, or the nearest above it that exists."""
+    above = next(parent for parent in (folder, *folder.parents) if exists(parent))
+    if not isdir(above):
+        raise UserError(f"{name}: {above} is not a folder", key=key)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{name}: the folder {above} cannot be written to", key=key)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Published contrasts of docs/results/scoreboard.yaml beside the verdicts of docs/results; for tools/results.py."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from attnzoo.report.compare import compare
-from attnzoo.report.pairs import PairedRow
+from attnzoo.report.paired import PairedResult, compare_pairs, paired_differences
+from attnzoo.report.records import read_records
+from attnzoo.report.runs import find_plan
+from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 AGREEMENT = {
     "better": {"better": "agrees", "worse": "disagrees", "equivalent": "disagrees"},
@@ -25,56 +28,88 @@ REFERENCES = (
 
 @dataclass(frozen=True)
 class Contrast:
-    """A published effect, and where the same was asked; `compare`: the variant and its baseline."""
+    """A published effect, and where the same was asked: the first variant of `compare` against the second."""
 
     contrast: str
     effect: str
     source: str
     expected: str
     results: str | None = None
-    compare: Sequence[str] | None = None  # two names
+    compare: Sequence[str] = ()
     note: str = ""
     reason: str = ""
 
-    def row(self, folder: Path) -> tuple[str, str]:
-        """The cells "here" and "verdict"."""
-        if self.results is None or self.compare is None:
-            return f"not asked: {self.reason}", "–"
-        if not (folder / self.results / "results.json").exists():
-            return f"experiments/{self.results}.yaml has not been run", "–"
-        variant, baseline = self.compare
-        paired = compare([folder / self.results], baseline=baseline).paired
-        assert paired is not None
-        row = next(row for row in paired.rows if row.name == variant)
-        verdict = AGREEMENT[self.expected].get(row.final.verdict, row.final.words)
-        return f"{_difference(row)} {paired.metric.title}. {self.note}".strip(), f"**{verdict}**"
+
+@dataclass(frozen=True)
+class Judged:
+    """The result of a contrast, in units of `metric`."""
+
+    result: PairedResult
+    metric: str
 
 
-def _difference(row: PairedRow) -> str:
-    final = row.final
-    if final.mean is None or final.interval is None:
-        return f"{final.pairs} pairs"
-    low, high = final.interval
-    return f"{final.mean:+.3f} [{low:+.3f}, {high:+.3f}], {final.pairs} pairs,".replace("-", "−")
+def judge(contrasts: Sequence[Contrast], folder: Path) -> list[Judged]:
+    """The contrasts of one saved comparison, as one family of tests.
+
+    Verdicts depend neither on the order of two variants nor on the baseline of the comparison.
+    """
+    plan = find_plan([folder])
+    records = read_records([folder])[0]
+    metric = PRIMARY_METRICS[records[0].config.task]
+    scores: dict[str, dict[int, float]] = {}
+    for record in sorted(records, key=lambda record: record.config.seed):
+        scores.setdefault(record.entry.variant_name, {})[record.config.seed] = record.final.get(metric.key, math.nan)
+    pairs = [[scores[name] for name in contrast.compare] for contrast in contrasts]
+    results = compare_pairs([paired_differences(*pair) for pair in pairs], plan.margin, looks=plan.looks)
+    return [Judged(result, metric.title) for result in results]
+
+
+def _judge_all(contrasts: Sequence[Contrast], folder: Path) -> dict[str, Judged]:
+    """By contrast, those whose comparison has been run."""
+    judged: dict[str, Judged] = {}
+    for name in {contrast.results for contrast in contrasts if contrast.results is not None}:
+        if (folder / name / "results.json").exists():
+            family = [contrast for contrast in contrasts if contrast.results == name]
+            judged |= zip((contrast.contrast for contrast in family), judge(family, folder / name), strict=True)
+    return judged
+
+
+def _cells(contrast: Contrast, judged: Judged | None) -> tuple[str, str]:
+    """The cells "here" and "verdict"."""
+    if contrast.results is None:
+        return f"not asked: {contrast.reason}", "–"
+    if judged is None:
+        return f"experiments/{contrast.results}.yaml has not been run", "–"
+    verdict = AGREEMENT[contrast.expected].get(judged.result.verdict, judged.result.words)
+    return f"{_difference(judged.result)} {judged.metric}. {contrast.note}".strip(), f"**{verdict}**"
+
+
+def _difference(result: PairedResult) -> str:
+    if result.mean is None or result.interval is None:
+        return f"{result.pairs} pairs"
+    low, high = result.interval
+    return f"{result.mean:+.3f} [{low:+.3f}, {high:+.3f}], {result.pairs} pairs,".replace("-", "−")
 
 
 def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
     """The page."""
-    rows = [(contrast, *contrast.row(folder)) for contrast in contrasts]
+    judged = _judge_all(contrasts, folder)
+    rows = [(contrast, *_cells(contrast, judged.get(contrast.contrast))) for contrast in contrasts]
     counts = {word: sum(word in verdict for *_, verdict in rows) for word in ("disagrees", "agrees", "undecided")}
     counts["agrees"] -= counts["disagrees"]
     lines = [
         "# Published contrasts, asked again",
         "",
-        f"**Of {len(rows)} published contrasts, asked here: {counts['agrees'] + counts['disagrees']} decided, "
-        f"{counts['agrees']} of them with the published sign; {counts['undecided']} undecided.**",
+        f"**{len(judged)} of {len(rows)} published contrasts were asked: {counts['agrees'] + counts['disagrees']} are "
+        f"decided, {counts['agrees']} of them as published; {counts['undecided']} are undecided.**",
         "",
-        "Published effects are of COCO or ImageNet, ours of small detectors trained from scratch on generated scenes:",
-        "the question is whether the sign carries over. Differences are of the first over the second, with 95 %",
-        "intervals over pairs of equal seed; verdicts follow [How a comparison decides](../statistics.md),",
-        "corrected for all variants of the table they are from. Results of `ablate_detector` are of seeds from 1000",
-        "on, run after config, margin and expected signs were committed; the others are of exploratory seeds. Made by",
-        "`make results` from [scoreboard.yaml](scoreboard.yaml) and [results](README.md).",
+        "Published effects are of COCO or ImageNet, in percent; ours, from 0 to 1, of small detectors trained from",
+        "scratch on generated scenes: the question is whether the sign carries over. Differences are of the first over",
+        "the second, with 95 % intervals over pairs of equal seed. The contrasts of one comparison are tested as one",
+        "family ([how a comparison decides](../statistics.md)). Results of `ablate_detector` are of seeds",
+        "from 1000 on, run after config, margin and expected signs were committed; others of exploratory seeds.",
+        "Rows overlap: dense attention is asked in two trainings, and refinement with two stages combines the two rows",
+        "before it. Made by `make results` from [scoreboard.yaml](scoreboard.yaml) and [results](README.md).",
         "",
         "| contrast | published | here | verdict | results | source |",
         "| --- | --- | --- | --- | --- | --- |",

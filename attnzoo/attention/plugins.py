@@ -17,7 +17,7 @@ from attnzoo.attention.base import ATTENTIONS
 from attnzoo.attention.plugin_files import plugin_files
 from attnzoo.errors import UserError
 from attnzoo.files import read_bytes
-from attnzoo.paths import user_path
+from attnzoo.paths import denied, user_path
 
 SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
 FILE_MODULE = "attnzoo_plugin_"  # begins the module name of a plugin that is a file
@@ -95,7 +95,10 @@ def _find(source: str, prefix: str) -> ModuleSpec:
         name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or not isfile(path):
-            raise UserError(f"{prefix}plugin {str(path)!r} does not exist")
+            reason = denied(path)
+            raise UserError(f"{prefix}plugin {str(path)!r}{f': {reason}' if reason else ' does not exist'}")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{prefix}plugin {str(path)!r}: Permission denied")
         return spec
     try:
         spec = importlib.util.find_spec(source)

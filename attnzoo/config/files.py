@@ -5,7 +5,7 @@ from os.path import isdir, isfile  # unlike those of Path they do not raise for 
 from pathlib import Path
 
 from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
-from attnzoo.paths import user_path
+from attnzoo.paths import denied, user_path
 from attnzoo.schema import yaml12
 from attnzoo.schema.merge import ConfigLayer
 
@@ -26,24 +26,13 @@ def find_experiment(path: str | Path) -> Path:
         return packaged
     if isdir(path):
         raise UserError(f"{path}: expected an experiment file, not a folder")
-    if not _may_enter(path):
-        raise UserError(f"{path}: Permission denied")
+    if reason := denied(path):
+        raise UserError(f"{path}: {reason}")
     if "=" in path.name and path.suffix != ".yaml":
         raise UserError(f"{path}: expected an experiment file before overrides, as in EXPERIMENT.yaml key=value")
     siblings = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if isdir(path.parent) else []
     names = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
     raise UserError(f"{path}: no such experiment file{did_you_mean(str(path), dict.fromkeys(siblings + names))}")
-
-
-def _may_enter(path: Path) -> bool:
-    """Whether the folders above a path may be entered; `isfile` gives False where not."""
-    try:
-        path.stat()
-    except PermissionError:
-        return False
-    except (OSError, ValueError):
-        pass
-    return True
 
 
 def load_layers(path: Path, parents: tuple[Path, ...] = ()) -> list[ConfigLayer]:
@@ -82,7 +71,7 @@ def find_profile(name: str, experiment: Path) -> Path:
         path = user_path(name)
         if isfile(path):
             return path
-        raise UserError(f"slurm.profile: no such file {name!r}", key="slurm.profile")
+        raise UserError(f"slurm.profile: {denied(path) or 'no such file'} {name!r}", key="slurm.profile")
     folders = [Path("slurm"), *(parent / "slurm" for parent in experiment.resolve().parents), PROFILES]
     for folder in folders:
         if isfile(path := folder / f"{name}.yaml"):
@@ -102,6 +91,8 @@ def _find_base(base: str, child: Path) -> Path:
     for folder in folders:
         if isfile(path := folder / user_path(base)):
             return path
+        if reason := denied(path):
+            raise UserError(f"{display_path(child)}: base: {path}: {reason}", key="base")
     parents = [folder / Path(base).parent for folder in folders]
     found = [(folder, path) for folder, parent in zip(folders, parents, strict=True) for path in parent.glob("*.yaml")]
     known = {str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path) for folder, path in found}

@@ -33,7 +33,7 @@ from attnzoo.data.registries import (
     transform_errors,
 )
 from attnzoo.errors import UserError, plural
-from attnzoo.paths import user_path
+from attnzoo.paths import denied, user_path
 
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
@@ -297,8 +297,8 @@ class CocoSpec(FileDatasetSpec):
         root = user_path(self.root)
         path = root if option == "root" else root / user_path(getattr(self, option))
         if not (isdir(path) if directory else isfile(path)):
-            key = f"data.dataset.{option}"
-            raise UserError(f"{key}: there is no {'folder' if directory else 'file'} {path}", key=key)
+            key, kind = f"data.dataset.{option}", "folder" if directory else "file"
+            raise UserError(f"{key}: {denied(path) or f'there is no {kind}'} {path}", key=key)
         return path
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from attnzoo.data.images import ImageReader
 from attnzoo.errors import UserError
+from attnzoo.paths import denied
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +37,8 @@ def check_exist(image_dir: Path, entries: list[dict[str, Any]]) -> None:
     """Raise UserError for the first entry without an image file."""
     for entry in entries:
         if not isfile(image_dir / entry["file_name"]):
-            raise UserError(f"{image_dir / entry['file_name']}: the image file is missing")
+            path = image_dir / entry["file_name"]
+            raise UserError(f"{path}: {denied(path) or 'the image file is missing'}")
 
 
 def for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:

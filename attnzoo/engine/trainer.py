@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Trainer:
     """Trains `task` to the end of `config`, from the latest checkpoint if there is one.
 
     Resuming is deterministic: all state is in the checkpoint or derived from the step number. Within a step the order
-    is: log, checkpoint, evaluate.
+    is: log, checkpoint, evaluate. `record`: the config of the run as text, which its checkpoints hold.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class Trainer:
         progress: ProgressReporter,
         stop: GracefulStop,
         seed: int = 0,
+        record: str = "",
     ):
-        self.seed = seed
+        self.seed, self.record = seed, record
         self.task, self.config, self.ctx, self.checkpoints = task, config, ctx, checkpoints
         self.progress, self.stop = progress, stop
         self.steps, self.steps_per_epoch = count_steps(config, task.batches_per_epoch)
@@ -228,17 +230,21 @@ class Trainer:
             "best": self.best,
             "metric_names": self._metric_names,
             "loss_window": self._loss_window,
+            "config": self.record,
         }
 
-    def resume(self) -> int:
+    def resume(self, check: Callable[[str, Path], None] | None = None) -> int:
         """Load the newest valid checkpoint, if any; returns the number of rows of metrics that belong to it.
 
-        Raises UserError if it belongs to another seed or data set.
+        `check` is called with the record in the checkpoint, if it has one, and the checkpoint. Raises what that raises,
+        and UserError if the checkpoint belongs to another seed or data set.
         """
         path = self.ctx.broadcast_object(self.checkpoints.newest_valid() if self.ctx.is_main else None)
         if path is None:
             return 0
         state = load_checkpoint(path, self.ctx.device)
+        if check is not None and state.get("config"):
+            check(state["config"], path)
         for key, current in (("steps_per_epoch", self.steps_per_epoch), ("seed", self.seed)):
             if state[key] != current:
                 raise UserError(

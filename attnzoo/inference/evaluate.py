@@ -20,7 +20,7 @@ from attnzoo.data.evaluate import CocoEvaluator, Detection, ImageDetections
 from attnzoo.data.hashes import hash_file
 from attnzoo.engine.classification import BatchResult, classify, summarize
 from attnzoo.engine.detection import detect
-from attnzoo.errors import UserError, check_type, plural
+from attnzoo.errors import UserError, as_options, check_type, plural
 from attnzoo.files import JSON_ERRORS, read_json
 from attnzoo.inference.loaded import LoadedModel, unnamed
 from attnzoo.inference.progress import progress
@@ -49,7 +49,11 @@ class Evaluation:
 
 def validation_set(model: LoadedModel) -> Any:
     """The validation set of `model.settings.data`; training images need not be there. Raises UserError if it is not."""
-    return build_dataset(_validation_only(model.settings.data), "val", model.settings.seed)
+    data = _validation_only(model.settings.data)
+    replaced = {key for key, value in data.dataset.items() if key.startswith("train") and isinstance(value, str)}
+    keys = {f"data.dataset.{key}": f"data.dataset.val{key.removeprefix('train')}" for key in replaced}
+    with as_options(**keys):  # errors name the keys of the files that are read
+        return build_dataset(data, "val", model.settings.seed)
 
 
 def evaluate(model: LoadedModel, dataset: Any = None, *, per_class: bool = False, use_cache: bool = True) -> Evaluation:

@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--opset",
         metavar="18|20",
         type=int,
-        default=20,
         help="version of ONNX's operators: 18 or 20 (default)",
     )
     parser.add_argument(

@@ -1,5 +1,6 @@
 """Finding the images that are given on a command line, in folders and alone."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -42,8 +43,14 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
+    """Raises PermissionError for a folder below that may not be listed: its images would be left out unnoticed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     known = suffixes()
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in known and path.is_file())
+    found = sorted(Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
+    return (path for path in found if path.suffix.lower() in known and path.is_file())
 
 
 def _unused(name: str, taken: set[str]) -> str:

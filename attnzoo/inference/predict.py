@@ -14,6 +14,7 @@ from attnzoo.inference.image_files import ImageFile
 from attnzoo.inference.loaded import Detections, LoadedModel, Prediction
 from attnzoo.inference.pictures import read_image, size_of
 from attnzoo.inference.progress import progress
+from attnzoo.paths import output_folder
 from attnzoo.rundir.folder import atomic_write
 
 JSON = "predictions.json"
@@ -49,8 +50,7 @@ def predict_files(
     if among := [path for path in paths if path.resolve().parent == folder.resolve()]:
         message = f"folder = {folder}: the folder of {among[0]}, which a picture could replace; choose another"
         raise UserError(message, key="folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"folder = {folder}: is a file; name a folder", key="folder")
+    output_folder(folder)
     entries: dict[int, tuple[Prediction, tuple[int, int]]] = {}
     errors: dict[int, UserError] = {}
     for index, prediction in progress(model.predict_each(paths, threshold, batch_size=batch_size), len(images)):

@@ -13,6 +13,7 @@ from attnzoo.attention import ATTENTIONS, load_plugin, source_hash
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.files import PACKAGED
 from attnzoo.config.load import Experiment
+from attnzoo.config.record import check_record
 from attnzoo.errors import UserError, as_yaml, plural, unknown
 from attnzoo.interop import huggingface
 from attnzoo.interop.describe import class_logits, describe_content
@@ -78,6 +79,8 @@ def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> tuple[fi
         file = _checkpoint_of(run) if full == run.path else full
         settings = settings_of_run(run, overrides)
         content = files.read_content(str(file))
+        if content.config:
+            check_record(content.config, file, Experiment(run.config).config(), run.config)
         return content, Trained(file, content, settings, run, run.config)
     file = _find(path)
     content = files.read_content(str(file))

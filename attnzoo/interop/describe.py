@@ -96,7 +96,7 @@ def describe_fit(
 def _detect(state: Mapping[str, Tensor], path: str, source: str) -> tuple[sources.Source, dict[str, Tensor]]:
     found, unwrapped, _ = sources.detect(state, source)
     if found is None:
-        raise UserError(f"{path}: weights of no known source; {sources.nearest(state)}")
+        raise UserError(f"{path}: {sources.unrecognized(state, source)}")
     return found, unwrapped
 
 

@@ -14,7 +14,7 @@ from attnzoo.models.vit.classifier import Classifier
 from attnzoo.models.vit.config import StageConfig, VitConfig
 from attnzoo.models.vit.features import Features
 from attnzoo.models.weights.sources import named
-from attnzoo.paths import user_path
+from attnzoo.paths import output_folder
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BODY = "backbone.body."
@@ -59,14 +59,14 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
     DeformableDetrForObjectDetection, or a Swin, which becomes SwinForImageClassification. Reading the folder with
     `attnzoo.interop.load` gives the same weights. `class_names` are in the order of the logits.
 
-    Raises UserError, before anything is written, for a model that transformers does not have; the message names the
-    option. TypeError for arguments of other types.
+    Raises UserError, before anything is written, for a model that transformers does not have, whose message names the
+    option, and for a folder that is a file. TypeError for arguments of other types.
     """
     import safetensors.torch
 
     check_type("model", model, (nn.Module,), "a detector or a classifier of attnzoo")
     check_type("class_names", class_names, (list, tuple, type(None)), "a list of names")
-    folder = user_path(folder)
+    folder = output_folder(folder)
     if isinstance(model, Detector):
         config, processor = _detector(model)
     elif isinstance(model, Classifier):

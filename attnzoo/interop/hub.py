@@ -5,14 +5,17 @@ detector = HubModel.from_pretrained("folder").model
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from attnzoo import models
+from attnzoo.errors import UserError
 from attnzoo.models import presets
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
+from attnzoo.paths import user_path
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -41,6 +44,25 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="attnzoo", tags=["a
         hub_model = cls(settings=settings, num_classes=model.num_classes, family=family)
         hub_model.model.load_state_dict(model.state_dict())
         return hub_model.train(model.training)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """As of the Hub's other models; `~` is expanded."""
+        return super().save_pretrained(user_path(save_directory), **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HubModel":
+        """From a folder, whose `~` is expanded, or "user/name" on the Hub.
+
+        Raises UserError unless HubModel.save_pretrained wrote its config.json.
+        """
+        return super().from_pretrained(str(user_path(pretrained_model_name_or_path)), **options)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "HubModel":
+        if not {"settings", "num_classes", "family"} <= options.keys():
+            others = "attnzoo.load_model reads run folders and folders of transformers"
+            raise UserError(f"{model_id}: no config.json that HubModel.save_pretrained wrote; {others}")
+        return super()._from_pretrained(model_id=model_id, **options)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As `model`."""

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -29,7 +30,7 @@ def export_model(
     model: nn.Module,
     file: str | Path,
     *,
-    opset: int = 20,
+    opset: int | None = None,
     sampling: str | None = None,
     mask: bool | None = None,
     postprocess: bool = False,
@@ -39,7 +40,7 @@ def export_model(
     """Write a whole detector or classifier with dynamic batch and size; returns the file.
 
     - `file`: model.onnx, or model.pt2, a program that `torch.export.load` reads; its folder is made
-    - `opset`: 18 or 20, of ONNX
+    - `opset`: 18 or 20 (default), of ONNX alone
     - `sampling`: `grid_sample`, the default of ONNX, or `gather`, without GridSample, which TensorRT compiles wrongly
       (its issues 4646 and 4813). A program has attnzoo's operators by default.
     - `mask`, `postprocess`, `max_detections`: the inputs and outputs, as of InferenceModel
@@ -58,7 +59,7 @@ def export_model(
     wrapped = InferenceModel(model, **options)
     program = export_program(model, sampling=sampling, **options)
     values = dict(metadata or {})
-    content = _onnx(program, wrapped, opset, values) if kind == ONNX else _archive(program, values)
+    content = _onnx(program, wrapped, opset or OPSETS[-1], values) if kind == ONNX else _archive(program, values)
     with atomic_write(file, "wb") as stream:
         stream.write(content)
     return file
@@ -71,13 +72,15 @@ def describe(model: nn.Module, **options: Any) -> str:
     return f"inputs {', '.join(inputs)}; outputs {', '.join(wrapped.outputs)}"
 
 
-def check_options(file: str | Path, opset: int = OPSETS[-1], sampling: str | None = None) -> Path:
+def check_options(file: str | Path, opset: int | None = None, sampling: str | None = None) -> Path:
     """The file, `~` expanded. Raises UserError for a file that cannot be written, and an option that is not allowed."""
     check_type("file", file, (str, PathLike), "a path")
-    check_type("opset", opset, (int,), "a number")
+    check_type("opset", opset, (int, type(None)), "a number")
     path = output_file(file, (ONNX, PROGRAM), "file")
-    if opset not in OPSETS:
+    if opset is not None and opset not in OPSETS:
         raise UserError(f"opset = {opset}: expected {' or '.join(map(str, OPSETS))}", key="opset")
+    if opset is not None and path.suffix.lower() == PROGRAM:
+        raise UserError(f"opset = {opset}: a {PROGRAM} file has no operators of ONNX", key="opset")
     if sampling is not None and sampling not in SAMPLERS:
         raise unknown("sampling", sampling, SAMPLERS, "sampling")
     return path
@@ -92,7 +95,9 @@ def _require(package: str) -> None:
 
 def _archive(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")  # of weights on the GPU
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
     return buffer.getvalue()
 
 

@@ -52,7 +52,8 @@ class PairedResult:
             return "undecided after all planned pairs"
         if self.more_pairs is None:
             return f"undecided: over {MAX_PAIRS:,} more pairs"
-        return f"undecided: about {self.more_pairs:,} more {_plural(self.more_pairs)}"
+        about = "about" if self.pairs > 1 else "at least"  # one pair has no deviation
+        return f"undecided: {about} {self.more_pairs:,} more {_plural(self.more_pairs)}"
 
 
 def paired_differences(

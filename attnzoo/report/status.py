@@ -216,7 +216,7 @@ def _resolve_state(
         return "failed", f"{job.state.lower()}: {last_log_line(run, entry)}"
     if recorded == "running":
         return ("running", "") if _is_alive(run, status) else ("dead", _heartbeat_age(run))
-    return "pending", expected or "not submitted"
+    return "pending", expected or (f"{run.status.name} is missing" if run.metrics.exists() else "not submitted")
 
 
 def _active_state(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[str, str]:

@@ -32,6 +32,7 @@ FIELDS: dict[str, Any] = dict.fromkeys(STATUS.values(), int | float) | {
     "pid": int,
     "started": str | None,
     "metrics_sha256": str,  # of metrics.jsonl; once done
+    "config_sha256": str,  # of the config that the run has started with, see `RunFolder.config_hash`
 }
 REQUIRED = {"failed": "error", "interrupted": "signal"}
 
@@ -39,6 +40,7 @@ RESERVE_BYTES = 65536
 # The first and the last line of a config.yaml: without its last line the file was cut short.
 CONFIG_START, CONFIG_END = '# The last line is "...".\n', "...\n"
 CONFIG_HASH = "# sha256 of the lines below: "  # the second line
+CONFIG_COMMENTS = (CONFIG_START.encode(), CONFIG_HASH.encode())
 MEND_STATUS = "delete it to treat the run as unfinished"
 MEND = "restore it, or delete the run's folder to train it again"
 
@@ -260,12 +262,20 @@ class RunFolder:
             raise UserError(f"{reason}; restore it, or delete {self.status.name} next to it to evaluate the run again")
         raise UserError(f"{reason}; {MEND}")
 
+    def config_hash(self) -> str:
+        """Hash of config.yaml without its own lines about its hash and end. Raises OSError."""
+        lines = read_bytes(self.config).splitlines(keepends=True)
+        return _sha256(b"".join(line for line in lines if not line.startswith(CONFIG_COMMENTS)))
+
     def _metrics_hash(self) -> str:
         """Hash of the complete lines of metrics.jsonl. Raises OSError."""
         return _sha256(read_bytes(self.metrics).rpartition(b"\n")[0])
 
     def _check_unchanged(self, status: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> None:
-        """Raise UserError if the metrics of a finished run, or their last values in its status, have changed."""
+        """Raise UserError if config, metrics, or the last metrics in the status of a finished run have changed."""
+        if status.get("config_sha256", started := self.config_hash()) != started:
+            purpose = f"if you changed it on purpose, delete config_sha256 from {self.status.name}"
+            raise UserError(f"{self.config}: corrupt, changed since the run started; {MEND}; {purpose}")
         recorded = status.get("metrics_sha256")
         if recorded is not None and recorded != self._metrics_hash():
             purpose = f"if you changed it on purpose, delete metrics_sha256 from {self.status.name}"

@@ -233,15 +233,16 @@ def _unknown_key(
     schema: Schema, key: str, name: str, siblings: Mapping[str, Any], find_option: Callable[[str], list[str]]
 ) -> UserError:
     """The error for the unknown key `name` at `key`, with a suggestion: the same name elsewhere, or a sibling."""
+    if "." in name and key == f"sweep.{name}":
+        return UserError(f"unknown key {key!r}; swept keys are in sweep.grid: {{{name}: […]}}", key=key)
     if "." in name:
         head, _, rest = name.partition(".")
         nested = f"{head}: {{{rest.replace('.', ': {')}: …{'}' * (rest.count('.') + 1)}"
         return UserError(f"unknown key {key!r}; keys of a file are nested, not dotted: {nested}", key=key)
     head = key.rpartition(".")[0]
     allowed = f"allowed in {head}" if head else "allowed"
-    close = did_you_mean(name, siblings, cutoff=0.8)
-    elsewhere = [] if close else [other for other in _keys(schema, "") if other.rpartition(".")[2] == name]
-    if not close and not elsewhere:
+    elsewhere = [other for other in _keys(schema, "") if other.rpartition(".")[2] == name]
+    if not elsewhere and not did_you_mean(name, siblings, cutoff=0.8):
         elsewhere = find_option(name)
     hint = f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?" if elsewhere else ""
     if not hint and did_you_mean(name, siblings):

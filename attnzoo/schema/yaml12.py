@@ -139,6 +139,15 @@ def dump(content: dict[str, Any]) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def dump_text(key: str, text: str) -> str:
+    """`key: text` on one line, without a line break at its end, that `read` reads back unchanged."""
+    options: dict[str, Any] = {"Dumper": _Dumper, "width": MAX_FILE}
+    line: str = yaml.dump({key: text}, allow_unicode=True, **options).rstrip("\n")
+    if len(line.splitlines()) > 1:  # U+2028 is a line break of YAML 1.1
+        line = yaml.dump({key: text}, default_style='"', **options).rstrip("\n")
+    return line
+
+
 def _measure(node: yaml.Node, measured: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """The size of a node in values, with those of its aliases, and its levels; long text counts as several values.
 

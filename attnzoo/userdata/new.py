@@ -1,5 +1,6 @@
 """`attnzoo new`: a commented experiment file for a data set, after looking at it."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attnzoo.config.load import MAX_NAME
 from attnzoo.errors import UserError, as_yaml, plural
 from attnzoo.schema import yaml12
 from attnzoo.userdata.content import Content, read_sizes
@@ -18,6 +20,7 @@ from attnzoo.userdata.recipe import Facts, classification_recipe, detection_reci
 from attnzoo.userdata.start import Start, read_start
 
 SAMPLE = 500  # images whose sizes are read in class folders
+NO_TEXT = "not text in UTF-8, which an experiment file cannot name; give a symbolic link with another name"
 NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -62,8 +65,13 @@ def new_experiment(
     if not NAME.fullmatch(name):
         raise UserError(f"NAME = {as_yaml(name)}: expected letters, digits and any of . _ + -, without a folder")
     path, data = folder / f"{name}.yaml", folder / f"{name}_data"
+    if (length := len(name.encode())) > MAX_NAME:
+        raise UserError(f"NAME: {length} bytes long: expected at most {MAX_NAME}")
     if path.exists():
         raise UserError(f"{path}: exists already; name another experiment, or remove it")
+    for option, given in (("--data", str(content.root)), ("--weights", weights or "")):
+        if not yaml12.is_text(given):
+            raise UserError(f"{option} {as_yaml(given)}: {NO_TEXT}")
     task = "detection" if content.is_detection else "classification"
     start = Start() if weights is None else read_start(weights, task)
     is_ready = "val" in content.splits and content.layout in ("coco", "class folders")
@@ -79,7 +87,10 @@ def _lines(name: str, content: Content, start: Start) -> Iterator[str]:
     facts = _facts(content)
     recipe = (detection_recipe if content.is_detection else classification_recipe)(facts, start)
     boxes = f", {facts.boxes:,} boxes, at most {facts.most_boxes} in one image" if content.is_detection else ""
-    yield f"# {content.root}: {plural(facts.classes, 'class', 'classes')}, {facts.images:,} training images{boxes}."
+    root = str(content.root)
+    root = root if root.isprintable() else json.dumps(root)
+    classes = plural(facts.classes, "class", "classes")
+    yield f"# {root}: {classes}, {facts.images:,} training images{boxes}."
     yield "# All keys: docs/config-reference.md. Change any on the command line: `attnzoo run FILE train.epochs=5`."
     yield from _block({"name": name, "task": recipe.task})
     yield "data:"
@@ -114,8 +125,7 @@ def _block(values: dict[str, Any], indent: str = "") -> Iterator[str]:
 def _key_value(key: str, value: Any) -> str:
     """On one line, a mapping in braces."""
     value = yaml12.escape(value)
-    text = yaml12.dump({key: value}).rstrip()
-    return text if isinstance(value, str) and "\n" not in text else f"{key}: {as_yaml(value)}"
+    return yaml12.dump_text(key, value) if isinstance(value, str) else f"{key}: {as_yaml(value)}"
 
 
 def _coco_dataset(content: Content) -> dict[str, Any]:

@@ -7,7 +7,16 @@ import numpy as np
 from attnzoo.errors import UserError
 from attnzoo.paths import user_path
 from attnzoo.userdata.coco import find_annotations, read_coco
-from attnzoo.userdata.content import Content, Split, images_in, make_split, split_of, subfolders, use_test_as_val
+from attnzoo.userdata.content import (
+    Content,
+    Problem,
+    Split,
+    images_in,
+    make_split,
+    split_of,
+    subfolders,
+    use_test_as_val,
+)
 from attnzoo.userdata.voc import find_voc, read_voc
 from attnzoo.userdata.yolo import find_yolo, read_yolo
 
@@ -24,7 +33,7 @@ def read_folder(folder: str | Path) -> Content:
     """
     root = user_path(folder).absolute()
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
+        raise UserError(f"{root}: {'is a file; name the folder of a data set' if root.exists() else 'no such folder'}")
     if annotations := find_annotations(root):
         return read_coco(root, annotations)
     if files := find_voc(root):
@@ -67,4 +76,7 @@ def _class_split(folder: Path, names: list[str]) -> Split:
     ]
     labels = np.array([label for _, label in labelled], dtype=np.int64)
     sizes = np.zeros((len(labelled), 2), dtype=np.int64)  # known when the images are read
-    return make_split(folder, folder, [path for path, _ in labelled], sizes, [], image_labels=labels)
+    loose = images_in(folder)
+    problems = (Problem("images beside the class folders, left out", len(loose), str(loose[0])),) if loose else ()
+    paths = [path for path, _ in labelled]
+    return make_split(folder, folder, paths, sizes, [], image_labels=labels, problems=problems)

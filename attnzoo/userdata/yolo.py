@@ -5,6 +5,7 @@ from typing import Any
 
 from attnzoo.errors import UserError
 from attnzoo.files import read_text
+from attnzoo.paths import user_path
 from attnzoo.schema import yaml12
 from attnzoo.userdata.content import (
     Content,
@@ -66,7 +67,7 @@ def _from_yaml(path: Path) -> tuple[dict[str, list[Path]], list[str], tuple[str,
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path}: names: expected a list of class names, or a mapping of numbers to names")
-    base = path.parent / str(values.get("path", ""))
+    base = path.parent / user_path(str(values.get("path", "")))
     base = base if base.is_dir() else path.parent
     splits = {split: values.get(split) for split in ("train", "val", "test")}
     folders = {split: _listed(path, base, value) for split, value in splits.items() if value}
@@ -78,7 +79,8 @@ def _listed(path: Path, base: Path, value: Any) -> list[Path]:
     if isinstance(value, list):
         return [image for item in value for image in _listed(path, base, item)]
     # exports of Roboflow say ../train/images for a folder beside data.yaml
-    candidates = [base / str(value), path.parent / str(value), path.parent / str(value).removeprefix("../")]
+    name = user_path(str(value))
+    candidates = [base / name, path.parent / name, path.parent / str(value).removeprefix("../")]
     found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None:
         raise UserError(f"{path}: there is no {candidates[0]}")

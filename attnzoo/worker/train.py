@@ -15,6 +15,7 @@ from attnzoo.attention import load_plugin
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import load_saved
 from attnzoo.config.options import check_versions
+from attnzoo.config.record import check_record, to_record
 from attnzoo.engine import distributed
 from attnzoo.engine.checkpoint import CheckpointManager
 from attnzoo.engine.distributed import DistContext, RendezvousError
@@ -26,7 +27,7 @@ from attnzoo.engine.trainer import Trainer, TrainingDiverged, count_steps
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.inference.training import TrainingPictures
 from attnzoo.rundir import attempts, process
-from attnzoo.rundir.folder import RunFolder, atomic_write
+from attnzoo.rundir.folder import RunFolder, atomic_write, check_config
 from attnzoo.rundir.heartbeat import heartbeat_thread
 from attnzoo.rundir.lock import STALE_SECONDS, run_lock
 from attnzoo.rundir.metrics import is_final
@@ -45,6 +46,7 @@ def train_run(run_dir: str | Path) -> ExitCode:
     """
     run = RunFolder(run_dir)
     try:
+        check_config(run.config)
         config = load_saved(run.config)
         torch.set_num_threads(config.threads)
         for plugin in config.plugins:
@@ -135,7 +137,8 @@ def _record_failure(run: RunFolder, error: str) -> None:
 
 def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: GracefulStop) -> None:
     if ctx.is_main:
-        run.write_status(state="running", error=None, signal=None, job=attempts.job_id(), **process.current())
+        started = {"job": attempts.job_id(), "config_sha256": run.config_hash(), **process.current()}
+        run.write_status(state="running", error=None, signal=None, **started)
         run.reserve_space()
         _check_retries(run, config)
         with atomic_write(run.environment) as file:
@@ -144,11 +147,12 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
     steps, _ = count_steps(config.train, task.batches_per_epoch)
     seed = stream_seed(config.seed, config.train.stream)
     progress = ProgressReporter(run if ctx.is_main else None, steps)
-    trainer = Trainer(task, config.train, ctx, CheckpointManager(run.checkpoints), progress, stop, seed)
+    checkpoints = CheckpointManager(run.checkpoints)
+    trainer = Trainer(task, config.train, ctx, checkpoints, progress, stop, seed, to_record(config))
     for group in trainer.optimizer.param_groups:
         count = sum(parameter.numel() for parameter in group["params"])
         log.info("%d parameters: lr x %g, weight decay %g", count, group["lr_scale"], group["weight_decay"])
-    num_rows = trainer.resume()
+    num_rows = trainer.resume(lambda record, checkpoint: check_record(record, checkpoint, config, run.config))
     recorded = _environment(ctx)
     if ctx.is_main:
         attempts.record_start(run, trainer.step, _max_recorded_step(run) - trainer.step, recorded)

@@ -180,6 +180,7 @@ HOSTILE = [
     ("model.points=3", "did you mean 'model.encoder.attention.points' or 'model.decoder.attention.points'?"),
     ("image_size=32", "did you mean 'data.dataset.image_size'?"),
     ("trian.steps=2", "did you mean 'train'?"),
+    ("seeds=3", "did you mean 'sweep.seeds'?"),
     ("model.encoder.attention=dense", "did you mean model.encoder.attention.name = 'dense'?"),
     ("train.epochs=3", "both are set; set train.steps = null to train for epochs"),
 ]
@@ -203,6 +204,8 @@ def test_keys_of_a_file_are_not_dotted(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\nmodel.encoder.layers: 3\n")
     assert "keys of a file are nested, not dotted: model: {encoder: {layers: …}}" in dry_run(path)
+    path.write_text("name: x\nsweep: {train.steps: [1, 2]}\n")
+    assert "swept keys are in sweep.grid: {train.steps: […]}" in dry_run(path)
 
 
 def test_overrides_without_a_file(tmp_path: Path) -> None:

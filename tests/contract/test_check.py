@@ -1,4 +1,4 @@
-"""`attnzoo check`: correct attentions pass; each fault fails its clause, in a line that says how to fix it."""
+"""`attnzoo check`: correct attentions pass, options and files with several attentions, errors in one line."""
 
 import re
 import subprocess
@@ -6,208 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.check import REFUSED, SOURCE, check, failing, lines
 
-from attnzoo import __main__ as attnzoo_main
 from attnzoo.attention import ATTENTIONS, load_plugin
 from attnzoo.contract import CLAUSES, Case, Violation, report
 from attnzoo.geometry import Role
 
+pytestmark = pytest.mark.usefixtures("skip_compilation")
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = DOCS / "examples" / "low_rank.py"
-# A constant added to the scores of a query cancels in the softmax: the gradient of key.bias is zero.
-SOURCE = '''"""An attention of one head."""
-
-import torch
-from torch import nn
-
-from attnzoo.attention.base import Attention, num_queries, register
-from attnzoo.errors import UserError
-from attnzoo.geometry import Role
-
-
-@register("mine")
-class Mine(Attention):
-    roles = frozenset({Role.DECODER})
-
-    def __init__(self, slot, *, scale: float = 1.0):
-        super().__init__(slot)
-        if scale < 0:
-            raise UserError(f"scale = {scale}: must not be negative")
-        self.scale = scale
-        self.query, self.key, self.value, self.out = (nn.Linear(slot.dim, slot.dim) for _ in range(4))
-
-    def forward(self, queries, memory):
-        tokens = queries.with_pos_embed()
-        values = self.value(memory.tokens)
-        scores = self.scale * self.query(tokens) @ self.key(memory.with_pos_embed()).transpose(1, 2)
-        if memory.layout.padding_mask is not None:
-            scores = scores.masked_fill(memory.layout.padding_mask[:, None], torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
-        if self.recording:
-            self.record(weights=weights[:, None])
-        return self.out(weights @ values)
-
-    def flops(self, queries, memory):
-        num, dim = num_queries(queries), self.slot.dim
-        return 2 * (num + memory.num_tokens) * dim**2 + 2 * num * memory.num_tokens * dim
-'''
-RETURN = "return self.out(weights @ values)"
-ASSIGNMENT = "self.scale = scale"
-FAULTS = {
-    "ignores queries": (
-        "tokens = queries.with_pos_embed()",
-        "tokens = torch.ones_like(queries.tokens)",
-        "depends_on_queries",
-        r"other query tokens change 0% of the outputs: compute queries from `queries`, not from `memory`",
-    ),
-    "leaks padding": (
-        "if memory.layout.padding_mask is not None:",
-        "if False:",
-        "padding_is_ignored",
-        r"other values in padded tokens change valid outputs: .* \(by up to .+\)",
-    ),
-    "dead parameter": (
-        ASSIGNMENT,
-        f"{ASSIGNMENT}; self.spare = nn.Linear(3, 3)",
-        "gradients",
-        "spare.weight is not used: use it in forward, or remove it",
-    ),
-    "parameter times zero": (
-        "self.query(tokens)",
-        "nn.functional.linear(tokens, self.query.weight, 0 * self.query.bias)",
-        "gradients",
-        r"query\.bias: only 0% of the elements have a gradient, and the others do not change the output: use",
-    ),
-    "unread part of a parameter": (
-        "self.query(tokens)",
-        "self.query(tokens * (torch.arange(tokens.shape[-1]) < 4))",
-        "gradients",
-        r"query\.weight: only 25% of the elements have a gradient, and the others do not change the output",
-    ),
-    "detached parameter": (
-        "self.value(memory.tokens)",
-        "nn.functional.linear(memory.tokens, self.value.weight, self.value.bias.detach())",
-        "gradients",
-        r"value\.bias changes the output but gets no gradient: something detaches it",
-    ),
-    "frozen parameter": (
-        ASSIGNMENT,
-        f"{ASSIGNMENT}; self.spare = nn.Parameter(torch.ones(3), requires_grad=False)",
-        "gradients",
-        "spare has requires_grad = False: keep constants with register_buffer",
-    ),
-    "wrong flops": (
-        "2 * num * memory.num_tokens * dim",
-        "num * memory.num_tokens * dim",
-        "flops",
-        r"flops\(\) = \d+ multiply-accumulates for one image, but torch counts \d+ \(addmm \d+, bmm \d+\)",
-    ),
-    "no flops": ("def flops(", "def cost(", "flops", r"flops\(queries, memory\) is not implemented"),
-    "wrong shape": (
-        RETURN,
-        "return (weights @ values).repeat(1, 1, 2)",
-        "shape",
-        r"forward returns shape \(2, 5, 32\), expected \(2, 5, 16\): \(B, Q, C\) of the queries",
-    ),
-    "no tensor": (RETURN, "return weights, values", "shape", r"forward returns a tuple, expected a tensor \(B, Q, C\)"),
-    "random": (
-        RETURN,
-        f"{RETURN} + 0.01 * torch.rand(1)",
-        "determinism",
-        "in eval mode two calls give different outputs: draw random numbers in training mode only",
-    ),
-    "ignores an option": (
-        "self.scale * self.query(tokens)",
-        "self.query(tokens)",
-        "options",
-        "scale has no effect: other values give the same parameters, output and flops",
-    ),
-    "options out of range": (
-        "if scale < 0:",
-        "if scale < 1: raise ZeroDivisionError('no')\n        if scale < 0:",
-        "options",
-        r"my_attention\.py:17, in __init__: ZeroDivisionError: no \(options: {'scale': 0\.5}: raise UserError",
-    ),
-    "records nothing": ("self.record(", "dict(", "record", r"record\(\) has 0 entries after 2 calls"),
-    "references not needed": (
-        "roles = ",
-        "needs_reference_points = frozenset({Role.DECODER}); roles = ",
-        "reference_points",
-        "needs_reference_points has decoder, but it runs without them",
-    ),
-    "undeclared reference points": (
-        "tokens = queries.with_pos_embed()",
-        "self.require_reference_points(queries); tokens = queries.with_pos_embed()",
-        "reference_points",
-        r"Mine needs reference points .*, got None: add decoder to needs_reference_points",
-    ),
-    "unchecked reference points": (
-        "tokens = queries.with_pos_embed()",
-        "tokens = queries.with_pos_embed() + queries.reference_points.mean()",
-        "reference_points",
-        r"my_attention\.py:23, in forward: AttributeError: .* \(queries without reference points: get them with self",
-    ),
-    "mixes images": (
-        RETURN,
-        f"{RETURN} + values.mean((0, 1))",
-        "batch_independence",
-        "an image alone gives another output",
-    ),
-    "unknown role": (
-        "frozenset({Role.DECODER})",
-        '"decoders"',
-        "interface",
-        r"roles = 'decoders': expected a non-empty set of Role, such as frozenset\({Role\.ENCODER}\)",
-    ),
-    "no slot": ("super().__init__(slot)", "nn.Module.__init__(self)", "interface", r"slot = None: expected a Slot"),
-    "constructor without slot": (
-        "def __init__(self, slot, *,",
-        "def __init__(self, *,",
-        "interface",
-        r"TypeError: .*takes 1 positional argument.* \(expected: __init__\(self, slot, \*, option=default\)\)",
-    ),
-    "constructor raises": (
-        ASSIGNMENT,
-        "self.scale = slot.scale",
-        "interface",
-        r"my_attention\.py:19, in __init__: AttributeError: 'Slot' object has no attribute 'scale'",
-    ),
-    "forward raises": (
-        "scores.softmax(-1)",
-        "scores.softmax(7)",
-        "shape",
-        r"my_attention\.py:28, in forward: IndexError: Dimension out of range .*got 7",
-    ),
-}
-
-
-@pytest.fixture(autouse=True)
-def skip_compilation(clean_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Omit the clauses that compile."""
-    compiling = ("compile_static", "compile_dynamic", "export")
-    monkeypatch.setattr(report, "CLAUSES", {name: CLAUSES[name] for name in CLAUSES if name not in compiling})
-
-
-@pytest.fixture
-def plugin(tmp_path: Path) -> Path:
-    path = tmp_path / "my_attention.py"
-    path.write_text(SOURCE)
-    return path
-
-
-def check(*words: object) -> int:
-    return attnzoo_main.main(["check", *map(str, words)])
-
-
-def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return out.splitlines()
-
-
-def failing(printed: list[str]) -> dict[str, str]:
-    """Clause -> reason of the lines that say FAIL."""
-    return {line.split()[0]: line.partition("FAIL")[2].lstrip(": ") for line in printed if "FAIL" in line}
 
 
 def test_example_passes_in_every_role(capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,51 +32,6 @@ def test_parameter_with_zero_gradient_that_cancels_passes(plugin: Path, capsys: 
     assert not failing(lines(capsys))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_fails_its_clause(fault: str, plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before, after, clause, reason = FAULTS[fault]
-    assert before in SOURCE
-    plugin.write_text(SOURCE.replace(before, after))
-    assert check(plugin) == 1
-    printed = lines(capsys)
-    failures = failing(printed)
-    assert re.match(reason, failures[clause]), failures
-    assert f"{len(failures)} of {len(report.CLAUSES)} clauses fail: {', '.join(failures)}" in printed[-1]
-    if clause in ("interface", "shape"):
-        assert list(failures) == [clause]
-        assert "not run" in printed[-2]
-        assert f"; fix {clause} first, then check again" in printed[-1]
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "kind"),
-    [
-        ("class Mine(Attention):", "class Mine(nn.Module):", "the class Mine"),
-        ('@register("mine")', '@register("mine")\ndef mine(slot): return slot\n\n', "function"),
-    ],
-    ids=["class", "function"],
-)
-def test_what_is_no_attention_is_an_error_of_the_file(
-    before: str, after: str, kind: str, plugin: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plugin.write_text(SOURCE.replace(before, after))
-    assert check(plugin) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {plugin}:")
-    assert kind in error
-    assert "expected a subclass of attnzoo.attention.Attention" in error
-
-
-def test_failure_names_its_role(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = SOURCE.replace("Role.DECODER", "Role.DECODER, Role.ENCODER")
-    plugin.write_text(text.replace("scores.softmax(-1)", "scores.softmax(-1 if self.slot.role == Role.ENCODER else 7)"))
-    assert check(plugin) == 1
-    printed = lines(capsys)
-    assert failing(printed).keys() == {"shape"}
-    assert any(re.match(r"  shape +encoder, decoder +FAIL in decoder: my_attention\.py:28", line) for line in printed)
-    assert any(re.match(r"  gradients +encoder +pass", line) for line in printed)
-
-
 def test_verbose_prints_tracebacks(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin.write_text(SOURCE.replace("scores.softmax(-1)", "scores.softmax(7)"))
     assert check(plugin, "--verbose") == 1
@@ -282,9 +44,6 @@ def test_file_with_several_attentions(plugin: Path, capsys: pytest.CaptureFixtur
     assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["mine", "other"]
     assert check(plugin, "other", "scale=2") == 0
     assert [line.split(":")[0] for line in lines(capsys) if "all clauses hold" in line] == ["other scale=2"]
-
-
-REFUSED = '@register("bad")\nclass Bad(Attention):\n    def __init__(self, slot, *, size=3): super().__init__(slot)\n'
 
 
 def test_that_is_refused_fails_and_the_others_are_checked(

@@ -114,8 +114,22 @@ def test_hub_folder(tmp_path: Path) -> None:
     assert torch.equal(third.heads.classes[2].weight, model.heads.classes[2].weight)
 
 
-def test_hub_folder_of_a_classifier(tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
+    """It was a TypeError about arguments of HubModel, and a FileExistsError."""
+    model = small_model(CASES["detr"])
+    interop.export_huggingface(model, tmp_path / "transformers")
+    for folder in (tmp_path, tmp_path / "transformers"):
+        with pytest.raises(UserError, match=r"no config\.json that HubModel\.save_pretrained wrote; attnzoo\.load"):
+            HubModel.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"folder = .*config\.json: is a file; name a folder"):
+        interop.export_huggingface(model, tmp_path / "transformers" / "config.json")
+
+
+def test_hub_folder_of_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     model = models.create("dat_pico", num_classes=3)
-    HubModel.of(model).save_pretrained(tmp_path)
-    again = HubModel.from_pretrained(tmp_path).model
+    HubModel.of(model).save_pretrained("~/model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    again = HubModel.from_pretrained("~/model").model
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())

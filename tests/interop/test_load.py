@@ -124,6 +124,10 @@ def test_weights_of_the_wrong_kind_are_refused() -> None:
         interop.load(model, model.backbone.body.state_dict())
     with pytest.raises(UserError, match=r"unknown source 'swim'; did you mean 'swin'\?"):
         interop.load(swin, swin.state_dict(), "swim")
+    with pytest.raises(UserError, match=r"not weights of DETR .*, but of .* of attnzoo \(source: attnzoo_classifier\)"):
+        interop.load(swin, swin.state_dict(), "detr")
+    with pytest.raises(UserError, match=r"the state dict: weights not of Swin .*; nearest is .* of attnzoo"):
+        interop.load(swin, {"foo": torch.zeros(1)}, "swin")
 
 
 def test_backbone_of_a_detector(trained: Detector, tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def test_a_program_of_a_run_from_the_command_line(run_folder: Path, capsys: pyte
         (["-o", "model.txt"], "error: -o model.txt: expected a name that ends in .onnx or .pt2"),
         (["-o", "."], "error: -o .: is a folder; name a file, such as NAME.onnx"),
         (["-o", "model.onnx", "--opset", "19"], "error: --opset 19: expected 18 or 20"),
+        (["-o", "model.pt2", "--opset", "18"], "error: --opset 18: a .pt2 file has no operators of ONNX"),
     ],
 )
 def test_options_are_checked_before_the_weights_are_read(

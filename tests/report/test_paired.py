@@ -91,7 +91,7 @@ def test_no_pair_and_one_pair() -> None:
     assert (one.mean, one.deviation, one.interval, one.p_value, one.holm_p) == (0.2, None, None, None, None)
     assert (one.sign_flip_p, one.probability_better) == (1.0, 1.0)
     assert empty.more_pairs == one.more_pairs + 1
-    assert one.words == f"undecided: about {one.more_pairs} more pairs"
+    assert one.words == f"undecided: at least {one.more_pairs} more pairs"
 
 
 def test_equal_differences_have_the_p_value_of_the_sign_flip_test() -> None:

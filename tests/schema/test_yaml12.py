@@ -56,6 +56,17 @@ def test_dump_round_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["a\nb", "a\u2028b \u2029", "a\x85\x1b", "\r", "é \U0001f600", "word " * 99, "a: b #c", "1e-4", "", "\\ ' \""],
+)
+def test_dumped_text_is_one_line(tmp_path: Path, text: str) -> None:
+    line = yaml12.dump_text("key", text)
+    assert len(line.splitlines()) == 1
+    (tmp_path / "x.yaml").write_text(f"block:\n    {line}  # comment\n", encoding="utf-8")
+    assert yaml12.read(tmp_path / "x.yaml") == {"block": {"key": text}}
+
+
+@pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
         ("a: 1\nb: [1\nc: 2\n", 3, "expected"),

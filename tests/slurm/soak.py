@@ -56,8 +56,14 @@ class FaultInjector:
         name = self._wait_for_training_run()
         kind = getattr(self, self.random.choice(self.kinds))
         job, step = self.sweep.job(name), self.sweep.step(name)
-        if self.cluster.job(job)["JobState"] != "RUNNING" or not processes(self.cluster.job(job)["JobId"], SUPERVISOR):
+        facts = self.cluster.job(job)
+        if facts["JobState"] != "RUNNING" or not processes(facts["JobId"], SUPERVISOR):
             return  # still handling the previous fault
+        if not self.cluster.rank_processes(facts["JobId"]):
+            return  # about to start again
+        # its files are those of its last start until it trains
+        wait(lambda: self.sweep.step(name) != step, 120, f"for {name} to train")
+        step = self.sweep.step(name)
         print(f"{len(self.faults) + 1}: {kind.__name__} of {name} at step {step}", flush=True)
         kind(name, job)
         self.faults.append({"kind": kind.__name__.replace("_", " "), "run": name, "step": step, "steps": self.steps})

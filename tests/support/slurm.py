@@ -132,11 +132,16 @@ class Cluster:
 
     def kill_rank(self, job: str, rank: int = 0) -> str:
         """SIGKILL one process of a run; returns its node."""
-        for pid, environment in processes(job, b"attnzoo.worker").items():
-            if environment.get("SLURM_PROCID") == str(rank) and "SLURM_STEP_ID" in environment:
-                os.kill(pid, signal.SIGKILL)
-                return environment["SLURMD_NODENAME"]
+        for pid, environment in self.rank_processes(job, rank).items():
+            os.kill(pid, signal.SIGKILL)
+            return environment["SLURMD_NODENAME"]
         raise AssertionError(f"job {job} has no process of rank {rank}")
+
+    def rank_processes(self, job: str, rank: int = 0) -> dict[int, dict[str, str]]:
+        """The processes of one rank of a run, with their environments; none while the job starts."""
+        found = processes(job, b"attnzoo.worker").items()
+        step = {pid: environment for pid, environment in found if "SLURM_STEP_ID" in environment}
+        return {pid: environment for pid, environment in step.items() if environment.get("SLURM_PROCID") == str(rank)}
 
     def kill_node(self, node: str) -> None:
         """SIGKILL all processes of a node, its daemon first, so that none can report it."""

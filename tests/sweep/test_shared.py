@@ -11,9 +11,12 @@ import pytest
 from support.run_folder import finish
 
 from attnzoo import __main__ as attnzoo_main
-from attnzoo.config.files import find_experiment
+from attnzoo.attention import load_plugin
+from attnzoo.config.files import find_experiment, find_profile, load_layers
 from attnzoo.config.load import Experiment
+from attnzoo.data.coco_images import check_exist
 from attnzoo.errors import ExitCode, UserError
+from attnzoo.inference.image_files import find_images
 from attnzoo.models.weights import files as weights_files
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.ledger import Ledger
@@ -155,16 +158,24 @@ def shared() -> Iterator[Path]:
 
 @needs_root
 def test_files_that_may_not_be_read_are_named(shared: Path) -> None:
-    """An experiment in a folder that may not be entered was "no such file", with itself as the nearest name."""
-    for name in ("x.yaml", "w.pt", "instances_train.json"):
+    """An experiment in a folder that may not be entered was "no such file", as were bases and plugins."""
+    for name in ("x.yaml", "w.pt", "p.py", "instances_train.json"):
         (shared / name).write_text("{}")
         (shared / name).chmod(0)
     closed = shared / "closed"
     closed.mkdir(mode=0o600)
+    (shared / "base.yaml").write_text("base: closed/x.yaml\n")
     calls: list[Callable[[], object]] = [
         lambda: find_experiment(closed / "x.yaml"),
+        lambda: load_layers(shared / "base.yaml"),
+        lambda: find_profile(str(closed / "x.yaml"), shared / "x.yaml"),
+        lambda: load_plugin(str(closed / "p.py")),
+        lambda: load_plugin(str(shared / "p.py")),
         lambda: weights_files.read(str(shared / "w.pt")),
+        lambda: weights_files.read(str(closed / "w.pt")),
         lambda: coco._is_coco(shared / "instances_train.json"),
+        lambda: check_exist(closed, [{"file_name": "a.png"}]),
+        lambda: find_images([shared]),
     ]
     import_module("safetensors.torch")  # whose folder another user may not enter
     for call in calls:

@@ -84,6 +84,14 @@ def test_split_is_repeatable_and_keeps_copies_and_fields(tmp_path: Path) -> None
     assert len(where) == 1
 
 
+@pytest.mark.parametrize("name", ["new\nline", "cr\r", "separator\u2028z", "\x1b[31mred", "a: b #c ${x}", "~"])
+def test_folders_of_any_name(tmp_path: Path, name: str) -> None:
+    """A line break in the name ended the comment on the first line of the file."""
+    config = checked(new_experiment("mine", read_folder(coco(tmp_path / name)), folder=tmp_path).path)
+    assert config.data.dataset["root"] == str(tmp_path / name)
+    assert len(build_dataset(config.data, "val")) == 2
+
+
 def test_large_images_get_the_published_recipe(tmp_path: Path) -> None:
     root = coco(tmp_path / "data")
     for split in ("train", "val"):
@@ -161,6 +169,9 @@ def test_a_run_gives_its_model_and_half_its_rate(tmp_path: Path) -> None:
         (["new", "x", "--data", "none"], "none: no such folder"),
         (["new", "x", "--data", "data", "--weights", "none.pth"], "file not found: none.pth"),
         (["new", "x", "--data", "one"], "too few images for a validation split"),
+        (["new", "x" * 201, "--data", "data"], "NAME: 201 bytes long: expected at most 200"),
+        (["new", "x", "--data", "\udcff"], '\\udcff": not text in UTF-8, which an experiment file cannot name'),
+        (["new", "x", "--data", "data", "--weights", "\udcff.pt"], '--weights "\\udcff.pt": not text in UTF-8'),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(
@@ -171,6 +182,7 @@ def test_errors_are_one_line_and_write_nothing(
     message: str,
 ) -> None:
     coco(tmp_path / "data", splits=("train",))
+    coco(tmp_path / "\udcff")
     save_picture(tmp_path / "one" / "ant" / "a.png", (9, 9), 0)
     save_picture(tmp_path / "one" / "bee" / "b.png", (9, 9), 1)
     (tmp_path / "there.yaml").write_text("")

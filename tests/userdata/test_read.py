@@ -10,7 +10,7 @@ from PIL import Image
 from support.userdata import NAMES, SCENES, class_folders, coco, save_picture, voc, yolo
 
 from attnzoo.errors import UserError
-from attnzoo.userdata.content import Content
+from attnzoo.userdata.content import Content, Problem
 from attnzoo.userdata.read import read_folder
 
 
@@ -45,8 +45,12 @@ def test_class_folders_with_and_without_splits(tmp_path: Path) -> None:
     content = read_folder(class_folders(tmp_path / "split"))
     assert (content.layout, content.classes, set(content.splits)) == ("class folders", NAMES, {"train", "val"})
     assert content.splits["val"].class_counts(2).tolist() == [6, 6]
-    flat = read_folder(class_folders(tmp_path / "flat", splits=()))
+    root = class_folders(tmp_path / "flat", splits=())
+    save_picture(root / "loose.png", (9, 9), 0)
+    flat = read_folder(root)
     assert (flat.classes, set(flat.splits)) == (NAMES, {"train"})
+    loose = Problem("images beside the class folders, left out", 1, str(root / "loose.png"))
+    assert flat.splits["train"].problems == (loose,)
 
 
 def test_coco_with_annotations_beside_the_images(tmp_path: Path) -> None:
@@ -90,6 +94,15 @@ def test_yolo_without_yaml_polygons_and_invalid_lines(tmp_path: Path) -> None:
     assert boxes_of(content, "train")["train0.png"] == [("bee", [10.0, 15.0, 20.0, 12.0])]  # of 40 x 30 pixels
     problems = {problem.text: problem.count for problem in content.splits["train"].problems}
     assert problems == {"invalid lines of label files, left out": 5, "images without a label file": 1}
+
+
+@pytest.mark.parametrize("keys", ["path: ~/data\ntrain: images/train\n", "train: ~/data/images/train\n"])
+def test_yolo_paths_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yolo(tmp_path / "data", with_yaml=False)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "data.yaml").write_text(f"{keys}names: [ant, bee]\n")
+    assert boxes_of(read_folder(tmp_path / "elsewhere"), "train") == expected("train")
 
 
 def test_yolo_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
@@ -140,6 +153,8 @@ def test_two_files_of_a_split_are_an_error(tmp_path: Path) -> None:
         read_folder(root)
     with pytest.raises(UserError, match="no such folder"):
         read_folder(tmp_path / "none")
+    with pytest.raises(UserError, match=r"_old\.json: is a file; name the folder"):
+        read_folder(root / "annotations" / "instances_train_old.json")
 
 
 def test_splits_with_different_categories_are_an_error(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path:
     if best is None or not best.values:
         prefix = f"{where}: {path}" if where else path
         if found is None:
-            reason = f"weights of no known source; {sources.nearest(state)}"
+            reason = sources.unrecognized(state, source)
         else:
             reason = f"these are weights of {found.title}, none of which fits a {type(model).__name__}"
         raise UserError(f"{prefix}: {reason}", key=where)

@@ -12,7 +12,7 @@ from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
 from attnzoo.files import JSON_ERRORS, read_bytes, read_json
-from attnzoo.paths import user_path
+from attnzoo.paths import denied, user_path
 
 # Files of a folder, by preference; those of an index hold parts.
 FOLDER_FILES = (
@@ -40,7 +40,7 @@ def find(path: str, where: str = "") -> Path:
     if isfile(full):
         return full
     if not isdir(full):
-        kind = "not a file" if exists(full) else "file not found"
+        kind = "not a file" if exists(full) else denied(full) or "file not found"
         raise UserError(f"{prefix}{kind}: {path}", key=where)
     for pattern in FOLDER_FILES:
         if files := sorted(full.glob(pattern)):
@@ -51,10 +51,14 @@ def find(path: str, where: str = "") -> Path:
 
 @dataclass(frozen=True)
 class Content:
-    """A state dict, on the CPU, and the options of the training or the model that its file or folder holds."""
+    """A state dict, on the CPU, and the options of the training or the model that its file or folder holds.
+
+    `config`: of a checkpoint of a run, the record of the run's config, see `config.record`; else "".
+    """
 
     state: dict[str, Any]
     options: dict[str, Any]
+    config: str = ""
 
 
 def read(path: str, where: str = "") -> dict[str, Any]:
@@ -80,7 +84,8 @@ def read_content(path: str, where: str = "") -> Content:
     if state is None:
         keys = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{prefix}{file} is not a state dict (it holds {as_yaml(keys)})", key=where)
-    return Content(state, _options(content, file))
+    config = content.get("config")
+    return Content(state, _options(content, file), config if isinstance(config, str) else "")
 
 
 def _options(content: Any, file: Path) -> dict[str, Any]:

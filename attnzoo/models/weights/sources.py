@@ -201,7 +201,12 @@ def _unwrapped(state: dict[str, Tensor], depth: int = 3) -> Iterator[tuple[dict[
             yield unwrapped, [*outside, *(f"{prefix}{key}" for key in more)]
 
 
-def nearest(state: State) -> str:
-    """Which source has most of the keys, for messages."""
+def unrecognized(state: State, source: str = AUTO) -> str:
+    """Why `detect` found none, for messages: what the weights are instead, or which source has most of the keys."""
+    if source != AUTO:
+        found, _, _ = detect(state)
+        if found is not None:
+            return f"not weights of {named(source).title}, but of {found.title} (source: {found.name})"
     best = max(sources().values(), key=lambda source: source.matches(state) if source.keys[0][0].text else 0)
-    return f"nearest is {best.title}, which has {best.matches(state)} of {plural(len(state), 'name')}"
+    kind = "of no known source" if source == AUTO else f"not of {named(source).title}"
+    return f"weights {kind}; nearest is {best.title}, which has {best.matches(state)} of {plural(len(state), 'name')}"
