@@ -1,6 +1,7 @@
 // Workspace memory that is kept between calls.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <new>
@@ -12,7 +13,8 @@ namespace attnzoo {
 
 // Freed blocks of at least kMinBytes, at most kMaxKept bytes in all. The allocator would return them to the operating
 // system, or fill them with smaller blocks; new pages cost page faults, and the tokens of a large map more pages than
-// the TLB has entries for. If another thread holds the lock, perhaps one that a fork left behind, nothing is kept.
+// the TLB has entries for. While another thread holds the lock, perhaps one that a fork left behind, nothing is kept;
+// `release` waits for a second.
 class WorkspaceCache {
  public:
   static constexpr int64_t kMinBytes = int64_t{1} << 20;
@@ -56,12 +58,13 @@ class WorkspaceCache {
   }
 
   void release() {
-    const std::lock_guard lock(mutex_);
-    for (const Block& block : blocks_) {
-      ::operator delete(block.data, kAlignment);
+    if (const std::unique_lock lock(mutex_, std::chrono::seconds(1)); lock) {
+      for (const Block& block : blocks_) {
+        ::operator delete(block.data, kAlignment);
+      }
+      blocks_.clear();
+      kept_ = 0;
     }
-    blocks_.clear();
-    kept_ = 0;
   }
 
  private:
@@ -71,7 +74,7 @@ class WorkspaceCache {
     int64_t bytes;
   };
 
-  std::mutex mutex_;
+  std::timed_mutex mutex_;
   std::vector<Block> blocks_;  // the oldest first
   int64_t kept_ = 0;
 };
