@@ -1,5 +1,6 @@
 """Workspace memory that the CPU kernels keep between calls."""
 
+import os
 import subprocess
 import sys
 
@@ -40,8 +41,9 @@ assert call().equal(expected)
 
 
 def test_workspace_is_kept_between_calls_until_it_is_released() -> None:
-    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, timeout=120)
+    mapped = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}  # freed results leave the process
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, timeout=120, env=mapped)
     assert done.returncode == 0, done.stderr
     growth, released = map(int, done.stdout.split())
-    assert growth < 8 * 1024
-    assert 1024 < released < 80 * 1024  # at most 64 MiB are kept
+    assert growth < 72 * 1024  # at most 64 MiB are kept; the calls have used more than 200
+    assert 1024 < released < 72 * 1024
