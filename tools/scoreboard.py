@@ -59,8 +59,11 @@ def judge(contrasts: Sequence[Contrast], folder: Path) -> list[Judged]:
     scores: dict[str, dict[int, float]] = {}
     for record in sorted(records, key=lambda record: record.config.seed):
         scores.setdefault(record.entry.variant_name, {})[record.config.seed] = record.final.get(metric.key, math.nan)
-    pairs = [[scores[name] for name in contrast.compare] for contrast in contrasts]
-    results = compare_pairs([paired_differences(*pair) for pair in pairs], plan.margin, looks=plan.looks)
+    differences = []
+    for contrast in contrasts:
+        variant, baseline = contrast.compare
+        differences.append(paired_differences(scores[variant], scores[baseline]))
+    results = compare_pairs(differences, plan.margin, looks=plan.looks)
     return [Judged(result, metric.title) for result in results]
 
 
