@@ -1,5 +1,6 @@
 """Pages of docs/results about learning rates, predicted profiles and shares of attention."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -67,3 +68,18 @@ def test_a_prediction_is_shown_without_scores_and_then_beside_them() -> None:
     page = prediction.page(profiles, {"a": 0.1, "b": 0.3, "c": 0.2})
     assert "over 3 attentions: -1.00" in page
     assert "| a | 0.700 | 1 | 0.100 | 3 | -2 |" in page
+
+
+def test_verdicts_of_contrasts_do_not_depend_on_their_order() -> None:
+    scoreboard = tool("scoreboard")
+    contrasts = scoreboard.read_contrasts(PUBLISHED / "scoreboard.yaml")
+    family = [contrast for contrast in contrasts if contrast.results == "ablate_detector"]
+    turned = [dataclasses.replace(contrast, compare=contrast.compare[::-1]) for contrast in family]
+    results, reversed_results = (
+        [judged.result for judged in scoreboard.judge(each, PUBLISHED / "ablate_detector")] for each in (family, turned)
+    )
+    opposite = {"better": "worse", "worse": "better"}
+    assert {"better", "undecided"} <= {result.verdict for result in results}
+    assert [opposite.get(result.verdict, result.verdict) for result in results] == [
+        result.verdict for result in reversed_results
+    ]
