@@ -14,17 +14,18 @@ from attnzoo.geometry import Role
 
 pytestmark = pytest.mark.usefixtures("skip_compilation")
 DOCS = Path(__file__).parents[2] / "docs"
-EXAMPLE = DOCS / "examples" / "low_rank.py"
+EXAMPLES = DOCS / "examples"
 
 
-def test_example_passes_in_every_role(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(EXAMPLE, "rank=3") == 0
+@pytest.mark.parametrize(("name", "option"), [("low_rank", "rank=3"), ("shared_offsets", "points=3")])
+def test_example_passes_in_every_role(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(EXAMPLES / f"{name}.py", option) == 0
     printed = lines(capsys)
     for clause in report.CLAUSES:
         (line,) = [line for line in printed if line.split()[0] == clause]
         assert " pass" in line
         assert "decoder" in line
-    assert printed[-1].startswith("low_rank rank=3: all clauses hold in encoder, decoder, stage (")
+    assert printed[-1].startswith(f"{name} {option}: all clauses hold in encoder, decoder, stage (")
 
 
 def test_parameter_with_zero_gradient_that_cancels_passes(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
