@@ -54,7 +54,7 @@ MSDA_OPTIMIZATIONS = [
         "ms_deform_attn/cpu.cpp", "if (problem.queries != problem.tokens) {", "if (true) {", MSDA_CASES,
     ),
     Optimization(
-        "prefetching", "ms_deform_attn/cpu_footprints.h",
+        "prefetching", "ms_deform_attn/cpu_packed_head.h",
         "__builtin_prefetch(from + i);", ";", MSDA_CASES,
     ),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from attnzoo.environment import sources_hash
 from attnzoo.errors import ExitCode
 from attnzoo.ops import kernels
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.folder import CONFIG_HASH, RunFolder
 from attnzoo.rundir.lock import run_lock
 from attnzoo.worker.train import train_run
 
@@ -143,7 +143,8 @@ def test_second_process_is_rejected_with_the_owner_named(tmp_path, capsys):
 
 def test_invalid_config_is_rejected(tmp_path, capsys):
     run = tiny_run(tmp_path)
-    run.config.write_text(run.config.read_text().replace("log_every", "log_evry"))
+    lines = run.config.read_text().replace("log_every", "log_evry").splitlines(keepends=True)
+    run.config.write_text("".join(line for line in lines if not line.startswith(CONFIG_HASH)))
     assert train_run(run.path) == ExitCode.USER_ERROR
     assert "did you mean 'train.log_every'" in capsys.readouterr().err
 
