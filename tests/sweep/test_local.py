@@ -28,6 +28,9 @@ running = [local.RunProcess(None, run, time.time())]
 with WorkerStarter() as starter, local._SignalForwarder(running, starter) as signals:
     print("ready", flush=True)
     sys.stdin.readline()
+    end = time.time() + (10 if sys.argv[1] == "terminal" else 0.5)  # another thread may get the signal first
+    while not signals.count and time.time() < end:
+        time.sleep(0.05)
     print(signals.count, run.process.wait() if signals.count else None, flush=True)
 run.process.kill()
 """
