@@ -21,7 +21,8 @@ def to_record(config: ExperimentConfig) -> str:
 def check_record(record: str, checkpoint: Path, config: ExperimentConfig, source: Path) -> None:
     """Raise UserError, naming the keys, if the config in a checkpoint differs from that in `source`.
 
-    Only in the seed and what else affects results; options that have been added since have their defaults.
+    Only in the seed and what else affects results, but not in how many processes train and how they share the model:
+    checkpoints are unsharded. Options that have been added since have their defaults.
     """
     try:
         values = decode_json(record.encode())
@@ -30,6 +31,8 @@ def check_record(record: str, checkpoint: Path, config: ExperimentConfig, source
     if not isinstance(values, dict):
         raise UserError(f"{checkpoint}: its config is not JSON")
     saved = from_values(values, f"{checkpoint}: config")
+    train = dataclasses.replace(saved.train, parallel=config.train.parallel)
+    saved = dataclasses.replace(saved, processes=config.processes, train=train)
     if saved.seed == config.seed and find_digest(saved, [digest(config)]) is not None:
         return
     changed = differences(with_added_options(saved), config)
