@@ -64,14 +64,14 @@ class WindowPartition:
             if not all(isinstance(shift, int) for shift in self.shifts):  # ONNX has no roll by a dynamic shift
                 for axis, shift in enumerate(self.shifts, start=1):
                     size = x.shape[axis]
-                    index = torch.arange(size, device=x.device) + (size - shift if reverse else shift)
-                    x = x.index_select(axis, torch.where(index < size, index, index - size))
+                    index = torch.arange(size, device=x.device) + (-shift if reverse else shift)
+                    x = x.index_select(axis, _wrapped(index, size))
                 return x
             y, x_shift = self.shifts
             return x.roll((y, x_shift) if reverse else (-y, -x_shift), (1, 2))
         shifts = -self.shifts if reverse else self.shifts
         rows, columns = (
-            (torch.arange(size, device=x.device) + shift[:, None]) % size
+            _wrapped(torch.arange(size, device=x.device) + shift[:, None], size)
             for size, shift in zip(x.shape[1:3], shifts.unbind(1), strict=True)
         )
         batch_index = torch.arange(x.shape[0], device=x.device)[:, None, None]
@@ -93,6 +93,12 @@ class WindowPartition:
             region = region.masked_fill(layout.padding_mask.unflatten(1, (self.height, self.width)), 0)
         regions = self.partition(region.flatten(1)[..., None])[..., 0]
         return ((regions[..., :, None] == regions[..., None, :]) & (regions > 0)[..., None, :])[:, :, None]
+
+
+def _wrapped(index: Tensor, size: int) -> Tensor:
+    """index % size, for −size <= index < 2 size; ONNX has no remainder by a dynamic size."""
+    index = torch.where(index < 0, index + size, index)
+    return torch.where(index < size, index, index - size)
 
 
 def _statically_zero(size: int) -> bool:
