@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from support.trained import train_classifier, train_detector
 
 import attnzoo
 from attnzoo.__main__ import main
@@ -12,16 +11,6 @@ from attnzoo.data.build import build_dataset
 from attnzoo.errors import ExitCode
 from attnzoo.inference.evaluate import evaluate, recorded_metrics
 from attnzoo.rundir.folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train_detector(tmp_path_factory.mktemp("detector") / "run")
-
-
-@pytest.fixture(scope="module")
-def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train_classifier(tmp_path_factory.mktemp("classifier") / "run")
 
 
 @pytest.mark.parametrize("task", ["detection", "classification"])

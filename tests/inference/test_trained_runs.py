@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.trained import train_classifier, train_detector
 
 import attnzoo
 from attnzoo.__main__ import main
@@ -19,16 +18,6 @@ from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
 from attnzoo.errors import ExitCode, UserError
 from attnzoo.inference.loaded import Classes, Detections, LoadedModel
 from attnzoo.rundir.folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train_detector(tmp_path_factory.mktemp("detector") / "run")
-
-
-@pytest.fixture(scope="module")
-def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train_classifier(tmp_path_factory.mktemp("classifier") / "run")
 
 
 @pytest.fixture(scope="module")
