@@ -133,4 +133,4 @@ def one_line(message: str, limit: int = 1000) -> str:
 
 def plural(number: int, noun: str, many: str = "") -> str:
     """`"1 run"`, `"2 runs"`; `many` is the plural of a noun that takes more than an s."""
-    return f"{number} {noun if number == 1 else many or f'{noun}s'}"
+    return f"{number:,} {noun if number == 1 else many or f'{noun}s'}"

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from attnzoo.errors import plural
 from attnzoo.userdata.content import Array
 from attnzoo.userdata.start import Start
 
@@ -178,7 +179,7 @@ def _train(
         optimizer["lr_multipliers"] = multipliers
     why = "" if start.is_random else "lower than in training from random weights"
     return {
-        "epochs": (epochs, f"of {steps:,} {'step' if steps == 1 else 'steps'} each; a starting point"),
+        "epochs": (epochs, f"of {plural(steps, 'step')} each; a starting point"),
         "clip": (clip, ""),
         "optimizer": (optimizer, why),
         "schedule": ({"name": "cosine", "warmup": 0.05}, ""),
@@ -197,7 +198,7 @@ def _train_of_run(run: Any, facts: Facts) -> Keys:
         "decay_1d": old.optimizer.decay_1d,
     }
     return {
-        "epochs": (epochs, f"of {steps:,} {'step' if steps == 1 else 'steps'} each; a starting point"),
+        "epochs": (epochs, f"of {plural(steps, 'step')} each; a starting point"),
         "clip": (old.clip, ""),
         "channels_last": (old.channels_last, ""),
         "optimizer": (optimizer, "half the rate of the run"),
