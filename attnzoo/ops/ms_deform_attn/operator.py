@@ -42,7 +42,7 @@ def ms_deform_attn(
     check_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF_DTYPES:
-        sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
+        sampling_locations, attention_weights = autocast.widen_sampling(value, sampling_locations, attention_weights)
     value = _expand_heads(value, attention_weights.shape[2])
     return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
 
@@ -69,7 +69,7 @@ def ms_deform_attn_fused(
     check_ms_deform_attn_fused(value, spatial_shapes, references, offsets, logits)
     flat_shapes = [size for shape in spatial_shapes for size in shape]
     if value.dtype in HALF_DTYPES:
-        references, offsets, logits = references.float(), offsets.float(), logits.float()
+        references, offsets, logits = autocast.widen_sampling(value, references, offsets, logits)
     value = _expand_heads(value, logits.shape[2])
     return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
 
