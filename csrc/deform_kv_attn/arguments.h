@@ -26,6 +26,12 @@ inline Tensor with_contiguous_channels(const Tensor& tensor) {
   return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
+// The dtype of positions, bias and logsumexp, and of the computation, for query, key and value of this dtype.
+inline torch::headeronly::ScalarType compute_dtype(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
 template <typename T>
 StridedTensor<const T> strided(const Tensor& tensor) {
   return {data<T>(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
@@ -81,8 +87,13 @@ struct Arguments {
             has_shape(query_positions, {p.batch, p.num_levels, p.queries, 2}) &&
             has_shape(key_positions, {p.batch, p.groups, p.keys, 2}),
         "the tensors differ in size");
-    for (const Tensor* tensor : {&key, &value, &query_positions, &key_positions}) {
-      check(tensor->scalar_type() == query.scalar_type(), "the tensors differ in dtype");
+    for (const Tensor* tensor : {&key, &value}) {
+      check(tensor->scalar_type() == query.scalar_type(), "query, key and value differ in dtype");
+    }
+    for (const Tensor* tensor : {&query_positions, &key_positions}) {
+      check(
+          tensor->scalar_type() == compute_dtype(query.scalar_type()),
+          "positions must have the dtype of query, or float32 if that is in half precision");
     }
     if (key_padding) {
       check(
@@ -125,7 +136,7 @@ struct BackwardArguments {
     }
     check(
         has_shape(input_logsumexp, {problem.batch, problem.heads, problem.queries}) &&
-            input_logsumexp.scalar_type() == query.scalar_type(),
+            input_logsumexp.scalar_type() == compute_dtype(query.scalar_type()),
         "logsumexp does not match the queries");
     grad_output = with_contiguous_channels(input_grad_output);
     output = with_contiguous_channels(input_output);

@@ -17,17 +17,18 @@ constexpr int64_t kTargetBlocks = 2048;       // enough for any GPU
 constexpr int64_t kMinQueriesPerSplit = 512;  // so that a split writes little compared to what it reads
 
 // Computes the exponents of `ExponentArgs` for all heads. `like` is a tensor on the device.
-template <typename T>
+template <typename S>
 void norm_exponents(
-    const Tensor& like, const Sizes& sizes, const StridedTensor<const T>& rows, int32_t length, const bool* masked,
+    const Tensor& like, const Sizes& sizes, const StridedTensor<const S>& rows, int32_t length, const bool* masked,
     bool use_sum, int32_t* exponents, cudaStream_t stream) {
+  using T = ComputeType<S>;
   const int64_t blocks = ceil_div(length, kThreads);
   const Tensor parts = torch::stable::new_empty(like, {2, sizes.tasks() * blocks});
   T* sums = mutable_data<T>(parts);
   T* maxima = sums + sizes.tasks() * blocks;
   if (sizes.tasks() * blocks > 0) {
     launch_with_shared_memory(
-        2 * sizeof(T) * kThreads / kWarpSize, &norm_kernel<T>, sizes.tasks() * blocks, kThreads, stream,
+        2 * sizeof(T) * kThreads / kWarpSize, &norm_kernel<S>, sizes.tasks() * blocks, kThreads, stream,
         {sizes, rows, length, masked, sums, maxima});
   }
   launch(&exponent_kernel<T>, sizes.heads, kWarpSize, stream, {sizes.batch * blocks, sums, maxima, use_sum, exponents});
@@ -63,14 +64,15 @@ Gradients backward(
   const Tensor grad_query = new_token_major(query, problem, problem.queries);
   const Tensor grad_key = new_token_major(query, problem, problem.keys);
   const Tensor grad_value = new_token_major(query, problem, problem.keys);
-  const Tensor grad_query_positions = torch::stable::new_empty(query, call.arguments.query_positions.sizes());
-  const Tensor grad_key_positions = torch::stable::new_empty(query, call.arguments.key_positions.sizes());
-  const Tensor grad_tables = torch::stable::new_empty(query, {problem.heads, cells});
+  const Tensor grad_query_positions = torch::stable::new_empty(query_positions, call.arguments.query_positions.sizes());
+  const Tensor grad_key_positions = torch::stable::new_empty(query_positions, call.arguments.key_positions.sizes());
+  const Tensor grad_tables = torch::stable::new_empty(query_positions, {problem.heads, cells});
 
-  const Tensor delta = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.queries});
+  const Tensor delta = torch::stable::new_empty(query_positions, {problem.batch, problem.heads, problem.queries});
   const Tensor query_position_parts =
-      torch::stable::new_empty(query, {problem.batch, problem.heads, problem.num_levels, problem.queries, 2});
-  const Tensor key_position_parts = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.keys, 2});
+      torch::stable::new_empty(query_positions, {problem.batch, problem.heads, problem.num_levels, problem.queries, 2});
+  const Tensor key_position_parts =
+      torch::stable::new_empty(query_positions, {problem.batch, problem.heads, problem.keys, 2});
   const int64_t words = query.scalar_type() == ScalarType::Double ? kWordsPerCell<double> : kWordsPerCell<float>;
   const Tensor table_sums = torch::stable::new_zeros(query, {problem.heads, cells, words}, ScalarType::Long);
   // The exponents (2, H) and then the `nonfinite` flags (H).
@@ -84,41 +86,43 @@ Gradients backward(
   const int64_t splits =
       std::max<int64_t>(1, std::min(kTargetBlocks / blocks, ceil_div(problem.queries, kMinQueriesPerSplit)));
   const int64_t row = 2 * problem.head_dim + 2;
-  const Tensor key_grad_parts = torch::stable::new_empty(query, {splits, sizes.tasks(), problem.keys, row});
+  const Tensor key_grad_parts =
+      torch::stable::new_empty(query_positions, {splits, sizes.tasks(), problem.keys, row});
 
   dispatch_head_dim(query, problem.head_dim, [&](auto scalar, auto dim) {
-    using T = decltype(scalar);
+    using S = decltype(scalar);
+    using T = ComputeType<S>;
     constexpr int kDim = decltype(dim)::value;
     const TableGradSums<T> table_grad_sums{
         mutable_data<unsigned long long>(table_sums), exponents + 2 * problem.heads};
-    const BackwardArgs<T> args{
-        call.inputs<T>({&saved.grad_output, &saved.output, &grad_query}),
-        strided<T>(saved.grad_output),
-        strided<T>(saved.output),
+    const BackwardArgs<S> args{
+        call.inputs<S>({&saved.grad_output, &saved.output, &grad_query}),
+        strided<S>(saved.grad_output),
+        strided<S>(saved.output),
         data<T>(saved.logsumexp),
         mutable_data<T>(delta),
-        mutable_strided<T>(grad_query),
+        mutable_strided<S>(grad_query),
         mutable_data<T>(query_position_parts),
         table_grad_sums,
         exponents,
         static_cast<int32_t>(splits),
         static_cast<int32_t>(ceil_div(ceil_div(problem.queries, splits), kThreads) * kThreads),
         mutable_data<T>(key_grad_parts)};
-    norm_exponents<T>(query, sizes, args.grad_output, sizes.queries, nullptr, true, exponents, stream);
-    norm_exponents<T>(
-        query, sizes, args.inputs.value, sizes.keys, args.inputs.masked, false, exponents + problem.heads, stream);
+    norm_exponents<S>(query_positions, sizes, args.grad_output, sizes.queries, nullptr, true, exponents, stream);
+    norm_exponents<S>(
+        query_positions, sizes, args.inputs.value, sizes.keys, args.inputs.masked, false, exponents + problem.heads, stream);
     if (grad_query.numel() > 0) {
       launch_with_shared_memory(
-          sizeof(T) * kGradQuerySharedElements<T, kDim>, &grad_query_kernel<T, kDim>,
+          sizeof(T) * kGradQuerySharedElements<T, kDim>, &grad_query_kernel<S, kDim>,
           sizes.tasks() * ceil_div(problem.queries, kThreads), kThreads, stream, args);
     }
     if (grad_key.numel() > 0) {
       launch_with_shared_memory(
-          sizeof(T) * kGradKeySharedElements<T, kDim>, &grad_key_value_kernel<T, kDim>,
+          sizeof(T) * kGradKeySharedElements<T, kDim>, &grad_key_value_kernel<S, kDim>,
           splits * sizes.tasks() * key_blocks, kThreads, stream, args);
       launch(
-          &reduce_key_grads_kernel<T>, ceil_div(sizes.tasks() * problem.keys * row, kThreads), kThreads, stream,
-          {sizes, args.splits, args.key_grad_parts, mutable_strided<T>(grad_key), mutable_strided<T>(grad_value),
+          &reduce_key_grads_kernel<S>, ceil_div(sizes.tasks() * problem.keys * row, kThreads), kThreads, stream,
+          {sizes, args.splits, args.key_grad_parts, mutable_strided<S>(grad_key), mutable_strided<S>(grad_value),
            mutable_data<T>(key_position_parts)});
     }
     sum_parts<T>(

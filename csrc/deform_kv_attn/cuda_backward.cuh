@@ -15,14 +15,15 @@
 
 namespace attnzoo::deform_kv_attn {
 
-template <typename T>
+template <typename S>
 struct BackwardArgs {
-  Inputs<T> inputs;
-  StridedTensor<const T> grad_output;
-  StridedTensor<const T> output;
+  using T = ComputeType<S>;
+  Inputs<S> inputs;
+  StridedTensor<const S> grad_output;
+  StridedTensor<const S> output;
   const T* logsumexp;  // (B, H, Nq)
   T* delta;            // (B, H, Nq), grad_output · output; written by `grad_query_kernel`
-  StridedTensor<T> grad_query;
+  StridedTensor<S> grad_query;
   T* grad_query_positions;  // (B, H, L, Nq, 2)
   TableGradSums<T> grad_tables;
   const int32_t* exponents;  // (2, H), of the sum of the norms of grad_output and of the largest norm of value
@@ -39,31 +40,33 @@ constexpr int kBlocksPerSm = sizeof(T) * kDim <= 128 ? 6 : 1;
 constexpr int32_t kNonfiniteExponent = 1 << 20;  // stands for infinity and NaN
 
 // The sum and the maximum of the norms of kThreads rows, per block.
-template <typename T>
+template <typename S>
 struct NormArgs {
+  using T = ComputeType<S>;
   Sizes sizes;
-  StridedTensor<const T> rows;
+  StridedTensor<const S> rows;
   int32_t length;      // rows per image and head
   const bool* masked;  // (B, length), or null
   T* sums;             // (H, B, blocks)
   T* maxima;           // (H, B, blocks)
 };
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormArgs<T> args) {
+template <typename S>
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormArgs<S> args) {
+  using T = ComputeType<S>;
   const auto blocks = static_cast<uint32_t>(ceil_div(args.length, kThreads));
   const Task task(args.sizes, blockIdx.x / blocks);
   const auto row = static_cast<int32_t>(blockIdx.x % blocks * kThreads + threadIdx.x);
   T scale = 0;  // of the channels, so that squares neither overflow nor underflow
   T sum_of_squares = 0;
   if (row < args.length && !(args.masked && args.masked[int64_t{task.image} * args.length + row])) {
-    const T* channels = args.rows.head(task.image, task.head) + row * args.rows.row_stride;
+    const S* channels = args.rows.head(task.image, task.head) + row * args.rows.row_stride;
     for (int32_t d = 0; d < args.sizes.head_dim; ++d) {
-      scale = std::fmax(scale, std::abs(channels[d]));
+      scale = std::fmax(scale, std::abs(static_cast<T>(channels[d])));
     }
     scale = scale > T(0) && std::isfinite(scale) ? scale : T(1);
     for (int32_t d = 0; d < args.sizes.head_dim; ++d) {
-      const T x = channels[d] / scale;
+      const T x = static_cast<T>(channels[d]) / scale;
       sum_of_squares += x * x;
     }
   }
@@ -147,10 +150,11 @@ struct QueryState {
 template <typename T, int kDim>
 constexpr int kGradQuerySharedElements = 2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kKeyTile>::kElements;
 
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, kDim>)
-    grad_query_kernel(const __grid_constant__ BackwardArgs<T> args) {
-  const Inputs<T>& inputs = args.inputs;
+template <typename S, int kDim>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
+    grad_query_kernel(const __grid_constant__ BackwardArgs<S> args) {
+  using T = ComputeType<S>;
+  const Inputs<S>& inputs = args.inputs;
   const Sizes& sizes = inputs.sizes;
   const auto blocks = static_cast<uint32_t>(ceil_div(sizes.queries, kThreads));
   const Task task(sizes, blockIdx.x / blocks);
@@ -254,11 +258,12 @@ template <typename T, int kDim>
 constexpr int kGradKeySharedElements = 2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kKeysPerBlock>::kElements +
     2 * kKeysPerBlock * kPitch<T, kThreads>;
 
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, kDim>)
-    grad_key_value_kernel(const __grid_constant__ BackwardArgs<T> args) {
+template <typename S, int kDim>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
+    grad_key_value_kernel(const __grid_constant__ BackwardArgs<S> args) {
+  using T = ComputeType<S>;
   constexpr int kVectors = kDim / kVectorSize<T> / kThreadsPerKey;  // vectors of channels per thread
-  const Inputs<T>& inputs = args.inputs;
+  const Inputs<S>& inputs = args.inputs;
   const Sizes& sizes = inputs.sizes;
   const Level32& last = sizes.levels[sizes.num_levels - 1];
   const auto blocks = static_cast<uint32_t>(last.first_block + ceil_div(last.end_key - last.first_key, kKeysPerBlock));
@@ -408,19 +413,21 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ S
 }
 
 // Sums `key_grad_parts` over the splits. One thread per element of a split.
-template <typename T>
+template <typename S>
 struct ReduceKeyGradsArgs {
+  using T = ComputeType<S>;
   Sizes sizes;
   int32_t splits;
   const T* key_grad_parts;
-  StridedTensor<T> grad_key;
-  StridedTensor<T> grad_value;
+  StridedTensor<S> grad_key;
+  StridedTensor<S> grad_value;
   T* grad_key_positions;  // (B, H, Nk, 2)
 };
 
-template <typename T>
+template <typename S>
 __global__ void __launch_bounds__(kThreads)
-    reduce_key_grads_kernel(const __grid_constant__ ReduceKeyGradsArgs<T> args) {
+    reduce_key_grads_kernel(const __grid_constant__ ReduceKeyGradsArgs<S> args) {
+  using T = ComputeType<S>;
   const Sizes& sizes = args.sizes;
   const int32_t row = 2 * sizes.head_dim + 2;
   const int64_t split_size = sizes.tasks() * sizes.keys * row;
@@ -436,9 +443,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t key = i / row % sizes.keys;
   const Task task(sizes, i / row / sizes.keys);
   if (column < sizes.head_dim) {
-    args.grad_key.head(task.image, task.head)[key * args.grad_key.row_stride + column] = sum;
+    args.grad_key.head(task.image, task.head)[key * args.grad_key.row_stride + column] = static_cast<S>(sum);
   } else if (column < 2 * sizes.head_dim) {
-    args.grad_value.head(task.image, task.head)[key * args.grad_value.row_stride + column - sizes.head_dim] = sum;
+    args.grad_value.head(task.image, task.head)[key * args.grad_value.row_stride + column - sizes.head_dim] = static_cast<S>(sum);
   } else {
     args.grad_key_positions[(task.index * sizes.keys + key) * 2 + column - 2 * sizes.head_dim] = sum;
   }

@@ -18,15 +18,16 @@ std::tuple<Tensor, Tensor> forward(
   const Problem& problem = call.problem;
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
   const Tensor output = new_token_major(query, problem, problem.queries);
-  const Tensor logsumexp = torch::stable::new_empty(query, {problem.batch, problem.heads, problem.queries});
+  const Tensor logsumexp = torch::stable::new_empty(query_positions, {problem.batch, problem.heads, problem.queries});
   if (output.numel() > 0) {
     dispatch_head_dim(query, problem.head_dim, [&](auto scalar, auto dim) {
-      using T = decltype(scalar);
+      using S = decltype(scalar);
+      using T = ComputeType<S>;
       constexpr int kDim = decltype(dim)::value;
-      const ForwardArgs<T> args{call.inputs<T>({&output}), mutable_strided<T>(output), mutable_data<T>(logsumexp)};
+      const ForwardArgs<S> args{call.inputs<S>({&output}), mutable_strided<S>(output), mutable_data<T>(logsumexp)};
       const int64_t blocks = ceil_div(problem.queries, kThreads * kQueriesPerThread<T, kDim>);
       launch_with_shared_memory(
-          sizeof(T) * kForwardSharedElements<T, kDim>, &forward_kernel<T, kDim>, args.inputs.sizes.tasks() * blocks,
+          sizeof(T) * kForwardSharedElements<T, kDim>, &forward_kernel<S, kDim>, args.inputs.sizes.tasks() * blocks,
           kThreads, current_stream(query), args);
     });
   }

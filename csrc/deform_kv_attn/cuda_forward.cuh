@@ -16,11 +16,11 @@ constexpr double kLn2 = 0.6931471805599453;
 template <typename T>
 constexpr T kLowest = std::numeric_limits<T>::lowest();
 
-template <typename T>
+template <typename S>
 struct ForwardArgs {
-  Inputs<T> inputs;
-  StridedTensor<T> output;
-  T* logsumexp;  // (B, H, Nq)
+  Inputs<S> inputs;
+  StridedTensor<S> output;
+  ComputeType<S>* logsumexp;  // (B, H, Nq)
 };
 
 // Two queries per thread halve the reads of keys and values from shared memory. With more than 32 channels of float,
@@ -58,11 +58,12 @@ __device__ __forceinline__ void update_softmax(T (&scores)[kKeysPerStep], T& max
   }
 }
 
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ ForwardArgs<T> args) {
+template <typename S, int kDim>
+__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ ForwardArgs<S> args) {
+  using T = ComputeType<S>;
   constexpr int kQueries = kQueriesPerThread<T, kDim>;
   constexpr int kRows = kThreads * kQueries;
-  const Inputs<T>& inputs = args.inputs;
+  const Inputs<S>& inputs = args.inputs;
   const Sizes& sizes = inputs.sizes;
   const auto blocks = static_cast<uint32_t>(ceil_div(sizes.queries, kRows));
   const Task task(sizes, blockIdx.x / blocks);

@@ -38,7 +38,7 @@ struct PreparedCall {
         levels(bias.levels()),
         problem(arguments.make_problem(levels)) {
     bias.prepare(problem);
-    check(bias.has_dtype_of(arguments.query), "the bias differs in dtype");
+    check(bias.has_dtype_of(arguments.query_positions), "tables differ in dtype from positions");
     for (const Tensor* tensor :
          {&arguments.key, &arguments.value, &arguments.query_positions, &arguments.key_positions, &bias.tables}) {
       check_device(*tensor);
@@ -81,8 +81,9 @@ struct PreparedCall {
   }
 
   // `others`: the other tensors whose rows the kernels read or write.
-  template <typename T>
-  Inputs<T> inputs(std::initializer_list<const Tensor*> others) const {
+  template <typename S>
+  Inputs<S> inputs(std::initializer_list<const Tensor*> others) const {
+    using T = ComputeType<S>;
     bool vectorized = problem.head_dim % kVectorSize<T> == 0;
     const auto check_alignment = [&](const Tensor& tensor) {
       vectorized = vectorized && is_aligned(tensor.const_data_ptr());
@@ -98,9 +99,9 @@ struct PreparedCall {
     }
     return {
         sizes(),
-        strided<T>(arguments.query),
-        strided<T>(arguments.key),
-        strided<T>(arguments.value),
+        strided<S>(arguments.query),
+        strided<S>(arguments.key),
+        strided<S>(arguments.value),
         data<T>(arguments.query_positions),
         data<T>(arguments.key_positions),
         arguments.key_padding ? data<bool>(*arguments.key_padding) : nullptr,
@@ -114,8 +115,8 @@ struct PreparedCall {
 // channels, at least head_dim, that the kernels are compiled for.
 template <typename Body>
 void dispatch_head_dim(const Tensor& tensor, int64_t head_dim, const Body& body) {
-  dispatch_floating(tensor, "deform_kv_attn", [&](auto scalar) {
-    using T = decltype(scalar);
+  dispatch_floating_and_half(tensor, "deform_kv_attn", [&](auto scalar) {
+    using T = ComputeType<decltype(scalar)>;
     constexpr int64_t kMaxHeadDim = sizeof(T) == sizeof(float) ? 128 : 64;  // the rows must fit in shared memory
     STD_TORCH_CHECK(
         head_dim <= kMaxHeadDim,

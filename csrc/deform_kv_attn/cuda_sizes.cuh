@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "../common/macros.h"
 #include "problem.h"
 
@@ -61,18 +62,20 @@ struct Task {
   int32_t group;
 };
 
-template <typename T>
+// S: the type of query, key and value, and of the output and their gradients, in memory. All else is in T.
+template <typename S>
 struct Inputs {
+  using T = ComputeType<S>;
   Sizes sizes;
-  StridedTensor<const T> query;
-  StridedTensor<const T> key;
-  StridedTensor<const T> value;
+  StridedTensor<const S> query;
+  StridedTensor<const S> key;
+  StridedTensor<const S> value;
   const T* query_positions;  // (B, L, Nq, 2)
   const T* key_positions;    // (B, G, Nk, 2)
   const bool* masked;        // (B, Nk), or null
   const T* tables;           // (H, cells)
   T scale;
-  bool vectorized;  // the rows of all tensors of the call, outputs included, can be accessed in 128-bit vectors
+  bool vectorized;  // the rows of all tensors of the call, outputs included, can be accessed in vectors of kVectorSize<T>
 
   // (Nq, 2), the positions of the queries on a level.
   __device__ const T* level_query_positions(const Task& task, int32_t level) const {

@@ -27,9 +27,9 @@ __device__ __forceinline__ AlignedVector<T> load_vector(const T* shared) {
 }
 
 // kVectorized: as in `load`.
-template <bool kVectorized, int kRows, int kDim, typename T>
+template <bool kVectorized, int kRows, int kDim, typename S, typename T>
 __device__ __forceinline__ void rows_to_shared_as(
-    const T* rows, int64_t row_stride, int32_t count, int32_t head_dim, T factor, const bool* masked, T* to) {
+    const S* rows, int64_t row_stride, int32_t count, int32_t head_dim, T factor, const bool* masked, T* to) {
 #pragma unroll 4
   for (int i = threadIdx.x; i < kRows * kDim / kVectorSize<T>; i += kThreads) {
     const int row = i / (kDim / kVectorSize<T>);
@@ -48,9 +48,9 @@ __device__ __forceinline__ void rows_to_shared_as(
 
 // Copies `count` rows of head_dim channels, times `factor`, to kRows rows of kDim channels in shared memory. Masked
 // rows, missing rows and missing channels become zero.
-template <int kRows, int kDim, typename T>
+template <int kRows, int kDim, typename S, typename T>
 __device__ __forceinline__ void rows_to_shared(
-    bool vectorized, const T* rows, int64_t row_stride, int32_t count, int32_t head_dim, T factor, const bool* masked,
+    bool vectorized, const S* rows, int64_t row_stride, int32_t count, int32_t head_dim, T factor, const bool* masked,
     T* to) {
   if (vectorized) {
     rows_to_shared_as<true, kRows, kDim>(rows, row_stride, count, head_dim, factor, masked, to);
@@ -60,16 +60,16 @@ __device__ __forceinline__ void rows_to_shared(
 }
 
 // The inverse of `rows_to_shared`, without factor and mask.
-template <int kRows, int kDim, typename T>
+template <int kRows, int kDim, typename T, typename S>
 __device__ __forceinline__ void rows_from_shared(
-    bool vectorized, const T* from, int32_t count, int32_t head_dim, T* rows, int64_t row_stride) {
+    bool vectorized, const T* from, int32_t count, int32_t head_dim, S* rows, int64_t row_stride) {
 #pragma unroll 4
   for (int i = threadIdx.x; i < kRows * kDim / kVectorSize<T>; i += kThreads) {
     const int row = i / (kDim / kVectorSize<T>);
     const int channel = i % (kDim / kVectorSize<T>) * kVectorSize<T>;
     if (row < count && channel < head_dim) {
       const AlignedVector<T> vector = load_vector(from + row * kPitch<T, kDim> + channel);
-      T* to = rows + row * row_stride + channel;
+      S* to = rows + row * row_stride + channel;
       if (vectorized) {
         store<true>(to, head_dim - channel, vector.val);
       } else {
@@ -140,7 +140,8 @@ struct KeyTile {
         visible(reinterpret_cast<bool*>(positions + kKeys)) {}
 
   // Loads the keys from `first` on, up to `end`. All threads of the block must call it; synchronize before and after.
-  __device__ void load(const Inputs<T>& inputs, const Task& task, int32_t first, int32_t end) const {
+  template <typename S>
+  __device__ void load(const Inputs<S>& inputs, const Task& task, int32_t first, int32_t end) const {
     const Sizes& sizes = inputs.sizes;
     const bool* masked = inputs.masked ? inputs.masked + int64_t{task.image} * sizes.keys + first : nullptr;
     const int32_t count = min(end - first, kKeys);

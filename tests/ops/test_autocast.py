@@ -122,4 +122,5 @@ def test_registered_deform_kv_attn_supports_any_mix_of_dtypes(kind: str, device:
     with torch.autocast(device, BF16):
         output, _ = operator(*rounded, query_positions, key_positions, *last, [6], None, 0.4)
     exact = with_leaves(call, [*(t.float() for t in rounded), *leaves(call)[3:]])
-    assert torch.equal(output, FUNCTIONS[kind](**exact, scale=0.4))
+    assert output.dtype == (BF16 if (kind, device) == ("table", "cuda") else F32)  # that kernel reads and writes halves
+    assert torch.equal(output, FUNCTIONS[kind](**exact, scale=0.4).to(output.dtype))

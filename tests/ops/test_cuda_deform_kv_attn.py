@@ -9,8 +9,9 @@ from support.deform_kv_attn import arguments
 from support.emulation import CudaOperators
 from torch import Tensor
 
-F32, F64 = torch.float32, torch.float64
-TOLERANCE = {F32: 1e-5, F64: 1e-14}  # relative to the largest value; includes rounding of table positions
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+# Relative to the largest value; includes rounding of table positions. In half precision four roundings of a result.
+TOLERANCE = {F16: 2**-9, BF16: 2**-6, F32: 1e-5, F64: 1e-14}
 
 
 def registered(call: dict[str, Any], scale: float | None = None) -> tuple[Any, ...]:
@@ -39,6 +40,11 @@ def moved(args: tuple[Any, ...], to: str | torch.dtype) -> tuple[Any, ...]:
     return tuple(move(x) for x in args)
 
 
+def in_half(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """Query, key and value in half precision, all else in float32."""
+    return (*moved(args[:3], dtype), *args[3:])
+
+
 def grad_for(output: Tensor) -> Tensor:
     """An output gradient with distinct values."""
     return torch.linspace(-1, 1, output.numel(), dtype=F64).view_as(output).to(output)
@@ -57,11 +63,12 @@ def on_device(kernels: CudaOperators, args: tuple[Any, ...], grad_output: Tensor
 
 def check(kernels: CudaOperators, args: tuple[Any, ...]) -> None:
     """Compare with the CPU kernels in float64, which are tested against an oracle."""
-    expected = run(torch.ops.attnzoo, moved(args, F64))
-    actual = on_device(kernels, args)
+    grad_output = grad_for(args[0])
+    expected = run(torch.ops.attnzoo, moved(args, F64), grad_output)
+    actual = on_device(kernels, args, grad_output)
     tolerance = TOLERANCE[args[0].dtype]
     for number, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        assert a.dtype == args[0].dtype
+        assert a.dtype == args[0 if number in (0, 2, 3, 4) else 3].dtype  # 0, 2, 3, 4: of output, query, key, value
         assert a.shape == b.shape
         # The logsumexp of a fully masked row is infinite.
         assert torch.equal(a.isfinite(), b.isfinite())
@@ -92,6 +99,58 @@ def test_agrees_with_the_cpu_kernels(cuda_operators, head_dim, dtype):
 )
 def test_sizes_need_not_be_divisible(cuda_operators, sizes):
     check(cuda_operators, registered(arguments(**{"head_dim": 32, "dtype": F32, **sizes})))
+
+
+HALF_SIZES = [
+    {"head_dim": 32, "queries": 133, "counts": (35, 18)},
+    {"head_dim": 6, "queries": 70, "counts": (20, 9), "tables": ((3, 11), (6, 2))},  # not in vectors
+    {"head_dim": 61, "queries": 65, "counts": (17,), "tables": ((4, 9),)},
+    {"head_dim": 104, "queries": 65, "counts": (17,), "padded": False},
+    {"head_dim": 8, "queries": 0},
+    {"head_dim": 8, "counts": (0, 0)},
+]
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("sizes", HALF_SIZES)
+def test_half_precision(cuda_operators, sizes, dtype):
+    check(cuda_operators, in_half(registered(arguments(dtype=F32, **sizes)), dtype))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_half_precision_is_the_result_in_float32_rounded(cuda_operators, dtype):
+    """Computation and sums are in float32: the forward pass rounds once, the backward pass also its input `output`."""
+    args = in_half(registered(arguments(queries=700, counts=(35, 18), head_dim=32, dtype=F32)), dtype)
+    wide, grad_output = moved(args, F32), grad_for(args[0])
+    ops, device = cuda_operators.ops, cuda_operators.device
+    args, wide, (grad_output,) = moved(args, device), moved(wide, device), moved((grad_output,), device)
+    output, logsumexp = ops.deform_kv_attn(*args)
+    wide_output, wide_logsumexp = ops.deform_kv_attn(*wide)
+    assert torch.equal(output, wide_output.to(dtype))
+    assert torch.equal(logsumexp, wide_logsumexp)
+    gradients = ops.deform_kv_attn_backward(grad_output, *args, output, logsumexp)
+    expected = ops.deform_kv_attn_backward(grad_output.float(), *wide, output.float(), logsumexp)
+    for a, b in zip(gradients, expected, strict=True):
+        assert torch.equal(a, b.to(a.dtype))
+    assert [g.dtype for g in gradients] == [dtype] * 3 + [F32] * 3
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("head_dim", [8, 7])
+def test_half_precision_rows_may_be_strided(cuda_operators, head_dim, dtype):
+    """As heads of a projection, also from an address that is no multiple of a vector."""
+    args = in_half(registered(arguments(queries=70, counts=(20, 9), head_dim=head_dim, dtype=F32)), dtype)
+    expected = on_device(cuda_operators, args)
+    for offset in (0, 1, 4):
+        strided = []
+        for tensor in args[:3]:
+            batch, heads, rows, _ = tensor.shape
+            storage = torch.full((batch, rows, heads * 2 * head_dim + offset), torch.nan, dtype=dtype)
+            rows_of_heads = storage[..., offset:].unflatten(-1, (heads, 2 * head_dim))[..., :head_dim].transpose(1, 2)
+            rows_of_heads.copy_(tensor)
+            strided.append(rows_of_heads)
+        for a, b in zip(on_device(cuda_operators, (*strided, *args[3:])), expected, strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("columns", [32, 29])
@@ -236,14 +295,32 @@ def test_unsupported_sizes_and_dtypes(cuda_operators):
         forward(registered(arguments(head_dim=129, dtype=F32)))
     with pytest.raises(RuntimeError, match="64 in float64; got 65"):
         forward(registered(arguments(head_dim=65)))
-    with pytest.raises(RuntimeError, match="float32 or float64"):
-        forward(moved(registered(arguments()), torch.float16))
+    with pytest.raises(RuntimeError, match="at most 128 channels per head"):
+        forward(in_half(registered(arguments(head_dim=129, dtype=F32)), F16))
+    with pytest.raises(RuntimeError, match="positions must have the dtype of query, or float32"):
+        forward(moved(registered(arguments()), F16))
+    single = registered(arguments(dtype=F32))
+    with pytest.raises(RuntimeError, match="query, key and value differ in dtype"):
+        forward((single[0].half(), *single[1:]))
+    with pytest.raises(RuntimeError, match="tables differ in dtype"):
+        forward((*single[:5], single[5].half(), *single[6:]))
     levels = 65
     with pytest.raises(RuntimeError, match="at most 64 levels"):
         forward(registered(arguments(counts=(1,) * levels, tables=((1, 1),) * levels)))
     args = registered(arguments())
     with pytest.raises(RuntimeError, match="the tensors differ in size"):
         forward((args[0][:, :2], *args[1:]))
+
+
+def test_backward_checks_dtypes(cuda_operators):
+    args = in_half(registered(arguments(dtype=F32)), F16)
+    args, logsumexp = moved(args, cuda_operators.device), torch.zeros(2, 4, 7, device=cuda_operators.device)
+    backward, half = cuda_operators.ops.deform_kv_attn_backward, torch.zeros_like(args[0])
+    for grad_output, output in ((half.float(), half), (half, half.float()), (half.bfloat16(), half)):
+        with pytest.raises(RuntimeError, match="grad_output and output do not match the queries"):
+            backward(grad_output, *args, output, logsumexp)
+    with pytest.raises(RuntimeError, match="logsumexp does not match the queries"):
+        backward(half, *args, half, logsumexp.half())
 
 
 def on_gpu() -> tuple[tuple[Any, ...], Tensor]:
@@ -340,3 +417,22 @@ def test_scores_and_biases_are_never_materialised():
     torch.cuda.reset_peak_memory_stats()
     run(torch.ops.attnzoo, args, grad_output)
     assert torch.cuda.max_memory_allocated() - before < 120 * 2**20
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_half_precision_is_not_widened_in_memory(dtype):
+    call = arguments(batch=1, heads=8, groups=1, queries=80_000, counts=(60,), head_dim=32, dtype=F32,
+                     tables=((9, 9),), padded=False)  # fmt: skip
+    args = moved(in_half(registered(call), dtype), "cuda")
+    grad_output = grad_for(args[0])
+    tokens = 2 * args[0].numel()  # bytes of the output, and of the gradient of the queries
+    run(torch.ops.attnzoo, args, grad_output)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run(torch.ops.attnzoo, args, grad_output)
+    # In float32, 4 numbers per query and head: logsumexp, delta, and parts of the gradients of the query positions;
+    # the size of 8 channels of 32. Parts of the gradients of the keys take at most 2048 · 8 rows of 66 numbers.
+    parts = 2048 * 8 * 66 * 4
+    assert torch.cuda.max_memory_allocated() - before < 2 * tokens + tokens / 4 + parts + 2**20

@@ -53,6 +53,30 @@ def test_opcheck(kind: str, name: str, dtype: torch.dtype, device: str) -> None:
     torch.library.opcheck(backward, (grad, *args, output, logsumexp), test_utils=tests)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["deform_kv_attn", "deform_kv_attn_in_blocks"])
+def test_opcheck_in_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
+    """Query, key, value and their gradients in half precision, all else in float32."""
+    args = registered("table", device, dtype=torch.float32)
+    args = (*(t.detach().to(dtype).requires_grad_() for t in args[:3]), *args[3:])
+    forward, backward = (getattr(torch.ops.attnzoo, f"{name}{suffix}").default for suffix in ("", "_backward"))
+    if (name, device) == ("deform_kv_attn", "cpu"):
+        with pytest.raises(RuntimeError, match="deform_kv_attn"):  # the Python API converts to float32
+            forward(*args)
+        return
+    torch.library.opcheck(forward, args)
+    with torch.no_grad():
+        output, logsumexp = forward(*args)
+        wide_output, wide_logsumexp = forward(*(t.float() for t in args[:3]), *args[3:])
+    assert torch.equal(output, wide_output.to(dtype))
+    assert torch.equal(logsumexp, wide_logsumexp)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(backward, (torch.ones_like(output), *args, output, logsumexp), test_utils=tests)
+    gradients = torch.autograd.grad(forward(*args)[0].float().square().sum(), args[:6])
+    assert [g.dtype for g in gradients] == [dtype] * 3 + [torch.float32] * 3
+
+
 class Biased(nn.Module):
     """A small model with one of the operators."""
 

@@ -1,7 +1,7 @@
 """Attention to sampled keys with a relative position bias: Python API, schemas, autograd, fallback, FLOPs."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -70,11 +70,11 @@ def deform_kv_attn(
     scale = check_scale(scale, query.shape[-1])
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     flat_tables = torch.cat([table.flatten(1) for table in tables], 1)
-    tensors = _upcast_half([query, key, value, *positions, flat_tables])
+    tokens = [query, key, value] if query.is_cuda else _widen([query, key, value])
     shapes = [size for table in tables for size in table.shape[1:]]
-    supported = _kernel_supports(tensors[0], len(tables))
+    supported = _kernel_supports(query, len(tables))
     operator = torch.ops.attnzoo.deform_kv_attn if supported else torch.ops.attnzoo.deform_kv_attn_in_blocks
-    output, _ = operator(*tensors, shapes, key_counts, key_padding, scale)
+    output, _ = operator(*tokens, *_widen([*positions, flat_tables]), shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
 
@@ -109,7 +109,7 @@ def deform_kv_attn_mlp(
     key_counts = check_key_counts(key_counts, len(mlps), key.shape[2])
     scale = check_scale(scale, query.shape[-1])
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
-    tensors = _upcast_half([query, key, value, *positions])
+    tensors = _widen([query, key, value, *positions])
     layers = [tensor.to(tensors[0].dtype) for layers in mlps for layer in layers for tensor in layer]
     output, _ = torch.ops.attnzoo.deform_kv_attn_mlp(*tensors, layers, key_counts, key_padding, scale)
     return output.to(query.dtype)
@@ -121,8 +121,9 @@ def _kernel_supports(query: Tensor, levels: int) -> bool:
     return not query.is_cuda or (query.shape[-1] <= max_head_dim and levels <= 64)
 
 
-def _upcast_half(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.float() for tensor in tensors] if tensors[0].dtype in HALF_DTYPES else tensors
+def _widen(args: Iterable[Any]) -> list[Any]:
+    """Half-precision tensors in float32, everything else as it is."""
+    return [arg.float() if isinstance(arg, Tensor) and arg.dtype in HALF_DTYPES else arg for arg in args]
 
 
 _lib = forward_ad.ReverseModeLibrary("attnzoo", "FRAGMENT")
@@ -174,25 +175,30 @@ def _mlp_inputs(
 @torch.library.impl(_lib, "deform_kv_attn", "CompositeExplicitAutograd")
 def _table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     _warn_fallback("deform_kv_attn", query.device.type)
-    with torch.autocast(query.device.type, enabled=False):
-        return blocks.forward(*_table_inputs(query, *args))
+    return _table_forward_in_blocks(query, *args)
 
 
 @torch.library.impl(_lib, "deform_kv_attn_in_blocks", "CompositeExplicitAutograd")
 def _unsupported_table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     reason = f"its kernel does not support {query.shape[-1]} channels per head in {query.dtype}, or so many levels"
     _warn_fallback("deform_kv_attn", query.device.type, reason)
+    return _table_forward_in_blocks(query, *args)
+
+
+def _table_forward_in_blocks(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
-        return blocks.forward(*_table_inputs(query, *args))
+        output, logsumexp = blocks.forward(*_table_inputs(*_widen((query, *args))))
+    return output.to(query.dtype), logsumexp
 
 
 @torch.library.impl(_lib, "deform_kv_attn_backward", "CompositeExplicitAutograd")
 @torch.library.impl(_lib, "deform_kv_attn_in_blocks_backward", "CompositeExplicitAutograd")
 def _table_backward_in_blocks(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *forward_args, output, logsumexp = args
+    wide_grad_output, *forward_args, output, logsumexp = _widen((grad_output, *args))
     inputs, bias = _table_inputs(*forward_args)
     with torch.autocast(grad_output.device.type, enabled=False):
-        return (*blocks.backward(inputs, bias, grad_output, output, logsumexp), bias.gradients)
+        gradients = (*blocks.backward(inputs, bias, wide_grad_output, output, logsumexp), bias.gradients)
+    return tuple(gradient.to(arg.dtype) for gradient, arg in zip(gradients, args, strict=False))
 
 
 @torch.library.impl(_lib, "deform_kv_attn_mlp", "CompositeExplicitAutograd")
@@ -214,7 +220,8 @@ def _mlp_backward_in_blocks(grad_output: Tensor, *args: Any) -> tuple[Tensor | l
 @torch.library.register_fake("attnzoo::deform_kv_attn_in_blocks", lib=_lib)
 @torch.library.register_fake("attnzoo::deform_kv_attn_mlp", lib=_lib)
 def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return blocks.new_token_major(query), query.new_empty(query.shape[:3])
+    dtype = torch.float32 if query.dtype in HALF_DTYPES else query.dtype
+    return blocks.new_token_major(query), query.new_empty(query.shape[:3], dtype=dtype)
 
 
 @torch.library.register_fake("attnzoo::deform_kv_attn_backward", lib=_lib)
@@ -257,19 +264,32 @@ def _double_backward_unsupported(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("deform_kv_attn does not support double backward; on the CPU, attnzoo.ops.reference does")
 
 
-def _register(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+def _register(
+    name: str, backward: Callable[..., Any], setup_context: Callable[..., None], autocast_devices: Sequence[str]
+) -> None:
     torch.library.register_autograd(f"attnzoo::{name}", backward, setup_context=setup_context, lib=_lib)
     torch.library.register_autograd(f"attnzoo::{name}_backward", _double_backward_unsupported, lib=_lib)
-    for device_type in autocast.DEVICES:
+    for device_type in autocast_devices:
         torch.library.register_autocast(f"attnzoo::{name}", device_type, torch.float32, lib=_lib)
     for suffix in ("", "_backward"):
         vmap.register_loop_vmap(getattr(torch.ops.attnzoo, f"{name}{suffix}").default, _lib)
 
 
+def _table_autocast(
+    operator: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *args: Any
+) -> tuple[Tensor, Tensor]:
+    """On CUDA, where half-precision tokens are not converted."""
+    tokens = [autocast.cast(tensor) for tensor in (query, key, value)]
+    with torch.autocast("cuda", enabled=False):
+        output, logsumexp = operator(*tokens, *_widen(args))
+    return output, logsumexp
+
+
 for _name in ("deform_kv_attn", "deform_kv_attn_in_blocks"):
-    _backward_operator = getattr(torch.ops.attnzoo, f"{_name}_backward")
-    _register(_name, partial(_table_backward, _backward_operator), _setup_table_context)
-_register("deform_kv_attn_mlp", _mlp_backward, _setup_mlp_context)
+    _operator, _backward_operator = (getattr(torch.ops.attnzoo, f"{_name}{suffix}") for suffix in ("", "_backward"))
+    _register(_name, partial(_table_backward, _backward_operator), _setup_table_context, ("cpu",))
+    _lib.impl(_name, partial(_table_autocast, _operator.default), "AutocastCUDA")
+_register("deform_kv_attn_mlp", _mlp_backward, _setup_mlp_context, autocast.DEVICES)
 
 
 # FLOPs of dense attention, as torch counts them; sampling the bias is elementwise and not counted.
