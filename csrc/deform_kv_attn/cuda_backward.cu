@@ -95,8 +95,9 @@ Gradients backward(
     constexpr int kDim = decltype(dim)::value;
     const TableGradSums<T> table_grad_sums{
         mutable_data<unsigned long long>(table_sums), exponents + 2 * problem.heads};
+    const Tensor cells_of_tables = call.make_cells<T>(sizes, stream);
     const BackwardArgs<S> args{
-        call.inputs<S>({&saved.grad_output, &saved.output, &grad_query}),
+        call.inputs<S>(cells_of_tables, {&saved.grad_output, &saved.output, &grad_query}),
         strided<S>(saved.grad_output),
         strided<S>(saved.output),
         data<T>(saved.logsumexp),

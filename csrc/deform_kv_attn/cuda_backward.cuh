@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
   T grad_query[1][kDim] = {};
   for (int32_t l = 0; l < sizes.num_levels; ++l) {
     const Level32 level = sizes.levels[l];
-    const T* table = inputs.table(task, level);
+    const T* cells = inputs.level_cells(task, level);
     unsigned long long* sums =
         args.grad_tables.sums + (int64_t{task.head} * sizes.cells + level.table_offset) * kWordsPerCell<T>;
     const Position<T> my_position = table_position(inputs.level_query_positions(task, l), query, level);
@@ -210,19 +210,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
         T grad_scores[1][kKeysPerStep] = {};
         add_dots<kDim>(my_query, step_tile.keys, scores);
         add_dots<kDim>(my_grad_output, step_tile.values, grad_scores);
+        Footprint<T> footprints[kKeysPerStep];
+        Cell<T> step_cells[kKeysPerStep];
+#pragma unroll
+        for (int j = 0; j < kKeysPerStep; ++j) {
+          footprints[j] = compute_footprint(my_position, step_tile.positions[j], level);
+          step_cells[j] = load_cell(cells, level, footprints[j]);
+        }
 #pragma unroll
         for (int j = 0; j < kKeysPerStep; ++j) {
           if (!step_tile.visible[j]) {
             grad_scores[0][j] = 0;
             continue;
           }
-          const Footprint<T> footprint = compute_footprint(my_position, step_tile.positions[j], level);
-          const Bias<T> bias = interpolate(table, level, footprint);
-          const T grad_score = state.weight(scores[0][j] + T(kLog2E) * bias.value) * (grad_scores[0][j] - state.delta);
+          const Footprint<T>& footprint = footprints[j];
+          const T score = scores[0][j] + interpolate(step_cells[j], footprint);
+          const T grad_score = state.weight(score) * (grad_scores[0][j] - state.delta);
           grad_scores[0][j] = grad_score;
-          grad_position.x += grad_score * bias.dx;
-          grad_position.y += grad_score * bias.dy;
-          const T scaled_grad = footprint.inside ? grad_score * fixed_point_scale : T(0);
+          add_position_gradient(step_cells[j], footprint, grad_score, grad_position);
+          const T scaled_grad = footprint.touches(level) ? grad_score * fixed_point_scale : T(0);
           const bool finite = std::abs(scaled_grad) < fixed_point_limit;
           nonfinite = nonfinite || !finite;
           interpolate_backward(sums, level, footprint, finite ? scaled_grad : T(0));
@@ -233,8 +239,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
     if (active) {
       T* to = args.grad_query_positions +
           ((task.index * sizes.num_levels + l) * sizes.queries + query) * 2;
-      to[0] = grad_position.x;
-      to[1] = grad_position.y;
+      to[0] = T(kLn2) * grad_position.x;
+      to[1] = T(kLn2) * grad_position.y;
     }
   }
   if (nonfinite) {
@@ -277,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
     --l;
   }
   const Level32 level = sizes.levels[l];
-  const T* table = inputs.table(task, level);
+  const T* cells = inputs.level_cells(task, level);
   const int32_t first_key = level.first_key + (block - level.first_block) * kKeysPerBlock;
   T* queries = dynamic_shared_memory<T>();
   T* grad_outputs = queries + kThreads * kPitch<T, kDim>;
@@ -312,16 +318,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
     T grad_weights[1][kKeysPerBlock] = {};
     add_dots<kDim>(queries + threadIdx.x * kPitch<T, kDim>, tile.keys, scores);
     add_dots<kDim>(grad_outputs + threadIdx.x * kPitch<T, kDim>, tile.values, grad_weights);
+    Footprint<T> footprints[kKeysPerBlock];
+    Cell<T> tile_cells[kKeysPerBlock];
+#pragma unroll
+    for (int j = 0; j < kKeysPerBlock; ++j) {
+      footprints[j] = compute_footprint(my_position, tile.positions[j], level);
+      tile_cells[j] = load_cell(cells, level, footprints[j]);
+    }
 #pragma unroll
     for (int j = 0; j < kKeysPerBlock; ++j) {
       T weight = 0;
       T grad_score = 0;
       if (tile.visible[j]) {
-        const Bias<T> bias = interpolate(table, level, compute_footprint(my_position, tile.positions[j], level));
-        weight = state.weight(scores[0][j] + T(kLog2E) * bias.value);
+        weight = state.weight(scores[0][j] + interpolate(tile_cells[j], footprints[j]));
         grad_score = weight * (grad_weights[0][j] - state.delta);
-        grad_positions[j].x += grad_score * bias.dx;
-        grad_positions[j].y += grad_score * bias.dy;
+        add_position_gradient(tile_cells[j], footprints[j], grad_score, grad_positions[j]);
       }
       weights[j * kPitch<T, kThreads> + threadIdx.x] = weight;
       grad_scores[j * kPitch<T, kThreads> + threadIdx.x] = grad_score;
@@ -385,7 +396,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
     for (int k = 0; k < kWarps; ++k) {
       sum += sums[threadIdx.x * kWarps + k];
     }
-    to[threadIdx.x / 2 * row + 2 * sizes.head_dim + threadIdx.x % 2] = -sum;
+    to[threadIdx.x / 2 * row + 2 * sizes.head_dim + threadIdx.x % 2] = T(-kLn2) * sum;
   }
 }
 

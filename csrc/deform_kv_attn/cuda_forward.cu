@@ -24,11 +24,13 @@ std::tuple<Tensor, Tensor> forward(
       using S = decltype(scalar);
       using T = ComputeType<S>;
       constexpr int kDim = decltype(dim)::value;
-      const ForwardArgs<S> args{call.inputs<S>({&output}), mutable_strided<S>(output), mutable_data<T>(logsumexp)};
+      const cudaStream_t stream = current_stream(query);
+      const Tensor cells = call.make_cells<T>(call.sizes(), stream);
+      const ForwardArgs<S> args{call.inputs<S>(cells, {&output}), mutable_strided<S>(output), mutable_data<T>(logsumexp)};
       const int64_t blocks = ceil_div(problem.queries, kThreads * kQueriesPerThread<T, kDim>);
       launch_with_shared_memory(
           sizeof(T) * kForwardSharedElements<T, kDim>, &forward_kernel<S, kDim>, args.inputs.sizes.tasks() * blocks,
-          kThreads, current_stream(query), args);
+          kThreads, stream, args);
     });
   }
   return {output, logsumexp};

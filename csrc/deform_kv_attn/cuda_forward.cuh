@@ -9,9 +9,6 @@
 
 namespace attnzoo::deform_kv_attn {
 
-constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-
 // The initial maximum of the softmax. Finite, because -inf - (-inf) is NaN.
 template <typename T>
 constexpr T kLowest = std::numeric_limits<T>::lowest();
@@ -35,8 +32,10 @@ template <typename T, int kDim>
 constexpr int kForwardSharedElements =
     kThreads * kQueriesPerThread<T, kDim> * kPitch<T, kDim> + KeyTile<T, kDim, kKeyTile>::kElements;
 
-// A step of the online softmax: replaces the scores by 2^(score - max), with the new maximum, and rescales the sums so
-// far to it.
+constexpr int kMaxGrowth = 8;
+
+// A step of the online softmax: replaces the scores by 2^(score - max). If a score is more than kMaxGrowth above `max`,
+// that becomes the new maximum, and the sums so far are rescaled to it, which few steps need.
 template <typename T, int kDim>
 __device__ __forceinline__ void update_softmax(T (&scores)[kKeysPerStep], T& max, T& sum, T (&output)[kDim]) {
   T new_max = max;
@@ -44,17 +43,19 @@ __device__ __forceinline__ void update_softmax(T (&scores)[kKeysPerStep], T& max
   for (int j = 0; j < kKeysPerStep; ++j) {
     new_max = std::fmax(new_max, scores[j]);
   }
-  const T rescale = std::exp2(max - new_max);
-  max = new_max;
-  sum *= rescale;
+  if (new_max > max + T(kMaxGrowth)) {
+    const T rescale = std::exp2(max - new_max);
+    max = new_max;
+    sum *= rescale;
 #pragma unroll
-  for (int j = 0; j < kKeysPerStep; ++j) {
-    scores[j] = std::exp2(scores[j] - new_max);
-    sum += scores[j];
+    for (int d = 0; d < kDim; ++d) {
+      output[d] *= rescale;
+    }
   }
 #pragma unroll
-  for (int d = 0; d < kDim; ++d) {
-    output[d] *= rescale;
+  for (int j = 0; j < kKeysPerStep; ++j) {
+    scores[j] = std::exp2(scores[j] - max);
+    sum += scores[j];
   }
 }
 
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   }
   for (int32_t l = 0; l < sizes.num_levels; ++l) {
     const Level32 level = sizes.levels[l];
-    const T* table = inputs.table(task, level);
+    const T* cells = inputs.level_cells(task, level);
     Position<T> positions[kQueries];
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
@@ -107,17 +108,23 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
         const auto step_tile = tile.from_key(step);
         T scores[kQueries][kKeysPerStep] = {};
         add_dots<kDim>(my_rows, step_tile.keys, scores);
+        // All loads before the first use, so that they are in flight together.
+        Footprint<T> footprints[kQueries][kKeysPerStep];
+        Cell<T> step_cells[kQueries][kKeysPerStep];
 #pragma unroll
         for (int j = 0; j < kKeysPerStep; ++j) {
-          const bool visible = step_tile.visible[j];
-          const Position<T> key = step_tile.positions[j];
 #pragma unroll
           for (int i = 0; i < kQueries; ++i) {
-            if (visible) {
-              scores[i][j] += T(kLog2E) * interpolate(table, level, compute_footprint(positions[i], key, level)).value;
-            } else {
-              scores[i][j] = -INFINITY;
-            }
+            footprints[i][j] = compute_footprint(positions[i], step_tile.positions[j], level);
+            step_cells[i][j] = load_cell(cells, level, footprints[i][j]);
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kKeysPerStep; ++j) {
+#pragma unroll
+          for (int i = 0; i < kQueries; ++i) {
+            const T score = scores[i][j] + interpolate(step_cells[i][j], footprints[i][j]);
+            scores[i][j] = step_tile.visible[j] ? score : -INFINITY;
           }
         }
 #pragma unroll

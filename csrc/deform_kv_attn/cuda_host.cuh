@@ -1,9 +1,11 @@
 // Host code: from tensors to kernel arguments.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include "arguments.h"
 #include "bias_parameters.h"
 #include "cuda_sizes.cuh"
+#include "cuda_table.cuh"
 
 namespace attnzoo::deform_kv_attn {
 
@@ -67,22 +70,44 @@ struct PreparedCall {
     sizes.keys = checked_int32(problem.keys, "keys per image");
     sizes.head_dim = checked_int32(problem.head_dim, "channels per head");
     sizes.cells = checked_int32(TableParameters::cells_per_head(problem), "cells per head");
+    sizes.padded_cells = checked_int32(problem.parameters_per_head, "cells per head");
     sizes.num_levels = static_cast<int32_t>(levels.size());
     int64_t block = 0;
     for (int l = 0; l < sizes.num_levels; ++l) {
       const Level& level = levels[l];
       sizes.levels[l] = {
-          static_cast<int32_t>(level.height),        static_cast<int32_t>(level.width),
-          static_cast<int32_t>(level.table_offset),  static_cast<int32_t>(level.first_key),
-          static_cast<int32_t>(level.end_key),       checked_int32(block, "blocks of keys")};
+          static_cast<int32_t>(level.height),
+          static_cast<int32_t>(level.width),
+          static_cast<int32_t>(level.table_offset),
+          static_cast<int32_t>(level.padded_width()),
+          static_cast<int32_t>(level.parameter_offset),
+          static_cast<int32_t>(level.first_key),
+          static_cast<int32_t>(level.end_key),
+          checked_int32(block, "blocks of keys")};
       block += ceil_div(level.end_key - level.first_key, kKeysPerBlock);
     }
     return sizes;
   }
 
+  // The tables as the kernels read them: see `Cell`. Kernels take little time compared to those that use them.
+  template <typename T>
+  Tensor make_cells(const Sizes& sizes, cudaStream_t stream) const {
+    const Tensor cells = torch::stable::new_empty(bias.tables, {problem.heads, problem.parameters_per_head, 4});
+    for (int32_t l = 0; l < sizes.num_levels; ++l) {
+      const Level& level = levels[l];
+      check(
+          std::is_same_v<T, double> || std::max(level.height, level.width) < kMaxFloatTableSize,
+          "the CUDA kernels take tables with less than 2**22 rows and columns in float32");
+      launch(
+          &cells_kernel<T>, ceil_div(problem.heads * level.padded_height() * level.padded_width(), kThreads), kThreads,
+          stream, {sizes, data<T>(bias.tables), mutable_data<T>(cells)}, l);
+    }
+    return cells;
+  }
+
   // `others`: the other tensors whose rows the kernels read or write.
   template <typename S>
-  Inputs<S> inputs(std::initializer_list<const Tensor*> others) const {
+  Inputs<S> inputs(const Tensor& cells, std::initializer_list<const Tensor*> others) const {
     using T = ComputeType<S>;
     bool vectorized = problem.head_dim % kVectorSize<T> == 0;
     const auto check_alignment = [&](const Tensor& tensor) {
@@ -105,7 +130,7 @@ struct PreparedCall {
         data<T>(arguments.query_positions),
         data<T>(arguments.key_positions),
         arguments.key_padding ? data<bool>(*arguments.key_padding) : nullptr,
-        data<T>(bias.tables),
+        data<T>(cells),
         static_cast<T>(problem.scale),
         vectorized};
   }

@@ -20,6 +20,8 @@ struct Level32 {
   int32_t height;  // of the table
   int32_t width;
   int32_t table_offset;  // of the table in the tables of a head
+  int32_t padded_width;
+  int32_t padded_offset;  // of the padded table in the padded tables of a head
   int32_t first_key;
   int32_t end_key;
   int32_t first_block;  // of kKeysPerBlock keys
@@ -33,7 +35,8 @@ struct Sizes {
   int32_t queries;
   int32_t keys;
   int32_t head_dim;
-  int32_t cells;  // of all tables of a head
+  int32_t cells;         // of all tables of a head
+  int32_t padded_cells;  // of all padded tables of a head
   int32_t num_levels;
   Level32 levels[kMaxLevels];
 
@@ -73,7 +76,7 @@ struct Inputs {
   const T* query_positions;  // (B, L, Nq, 2)
   const T* key_positions;    // (B, G, Nk, 2)
   const bool* masked;        // (B, Nk), or null
-  const T* tables;           // (H, cells)
+  const T* cells;            // (H, padded cells, 4), written by `cells_kernel`
   T scale;
   bool vectorized;  // the rows of all tensors of the call, outputs included, can be accessed in vectors of kVectorSize<T>
 
@@ -82,8 +85,10 @@ struct Inputs {
     return query_positions + (int64_t{task.image} * sizes.num_levels + level) * sizes.queries * 2;
   }
 
-  __device__ const T* table(const Task& task, const Level32& level) const {
-    return tables + int64_t{task.head} * sizes.cells + level.table_offset;
+  // The cells of a level, from row 0 and column 0 of its table on.
+  __device__ const T* level_cells(const Task& task, const Level32& level) const {
+    const int64_t padding = kTablePadding * (int64_t{level.padded_width} + 1);
+    return cells + (int64_t{task.head} * sizes.padded_cells + level.padded_offset + padding) * 4;
   }
 };
 

@@ -5,70 +5,142 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "../common/cuda_launch.cuh"
+#include "../common/cuda_vector.cuh"
 #include "cuda_sizes.cuh"
 
 namespace attnzoo::deform_kv_attn {
 
-// The footprint of a displacement in a table.
-template <typename T>
-struct Footprint {
-  int32_t column;  // of the upper left cell, from -1 on
-  int32_t row;
-  T fx;  // distance from it, in [0, 1)
-  T fy;
-  bool inside;  // false: all four cells are outside the table, or the displacement is NaN
-};
-
-template <typename T>
-__device__ __forceinline__ Footprint<T> compute_footprint(
-    const Position<T>& query, const Position<T>& key, const Level32& level) {
-  const T x = query.x - key.x;
-  const T y = query.y - key.y;
-  Footprint<T> footprint{};
-  footprint.inside = x > T(-1) && x < static_cast<T>(level.width) && y > T(-1) && y < static_cast<T>(level.height);
-  if (footprint.inside) {
-    const T left = std::floor(x);
-    const T top = std::floor(y);
-    footprint.column = static_cast<int32_t>(left);
-    footprint.row = static_cast<int32_t>(top);
-    footprint.fx = x - left;
-    footprint.fy = y - top;
-  }
-  return footprint;
-}
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
 
 __device__ __forceinline__ bool in_table(const Level32& level, int32_t column, int32_t row) {
   return static_cast<uint32_t>(column) < static_cast<uint32_t>(level.width) &&
       static_cast<uint32_t>(row) < static_cast<uint32_t>(level.height);
 }
 
-template <typename T>
-__device__ __forceinline__ T load_cell(const T* table, const Level32& level, int32_t column, int32_t row) {
-  return in_table(level, column, row) ? __ldg(table + row * level.width + column) : T(0);
+// Tables of floats have fewer rows and columns than this, because of `round_down`.
+constexpr int64_t kMaxFloatTableSize = int64_t{1} << 22;
+
+// The largest integer that is at most x, which must be less than 2^22 in size, 2^31 in double. Conversions take a
+// multiple of the time of an addition; adding 1.5 · 2^23 instead leaves the integer in the low bits.
+__device__ __forceinline__ float round_down(float x, int32_t& integer) {
+  constexpr float kShift = 12582912.0f;
+  const float shifted = __fadd_rd(x, kShift);
+  memcpy(&integer, &shifted, sizeof(integer));
+  integer -= 0x4B400000;  // the bits of kShift
+  return shifted - kShift;
 }
 
-// The bias and its derivatives with respect to the displacement.
+__device__ __forceinline__ double round_down(double x, int32_t& integer) {
+  constexpr double kShift = 6755399441055744.0;  // 1.5 · 2^52, whose low 32 bits are zero
+  const double shifted = __dadd_rd(x, kShift);
+  int64_t bits;
+  memcpy(&bits, &shifted, sizeof(bits));
+  integer = static_cast<int32_t>(bits);
+  return shifted - kShift;
+}
+
+// The footprint of a displacement in a table.
 template <typename T>
-struct Bias {
+struct Footprint {
+  int32_t column;  // of the upper left cell
+  int32_t row;
+  T fx;  // distance from it, in [0, 1]
+  T fy;
+
+  // Whether one of the four cells can be in the table.
+  __device__ __forceinline__ bool touches(const Level32& level) const {
+    return static_cast<uint32_t>(column + 1) <= static_cast<uint32_t>(level.width) &&
+        static_cast<uint32_t>(row + 1) <= static_cast<uint32_t>(level.height);
+  }
+};
+
+// Displacements that are NaN or beyond the padding move into it, where all cells are zero.
+template <typename T>
+__device__ __forceinline__ Footprint<T> compute_footprint(
+    const Position<T>& query, const Position<T>& key, const Level32& level) {
+  constexpr auto kMin = static_cast<T>(-kTablePadding);
+  const T x = std::fmin(std::fmax(query.x - key.x, kMin), static_cast<T>(level.width));
+  const T y = std::fmin(std::fmax(query.y - key.y, kMin), static_cast<T>(level.height));
+  Footprint<T> footprint;
+  footprint.fx = x - round_down(x, footprint.column);
+  footprint.fy = y - round_down(y, footprint.row);
+  return footprint;
+}
+
+// The bias within a footprint is value + fx · dx + fy · (dy + fx · dxdy), times log2(e). One access reads all four.
+template <typename T>
+struct Cell {
   T value;
   T dx;
   T dy;
+  T dxdy;
 };
 
 template <typename T>
-__device__ __forceinline__ Bias<T> interpolate(const T* table, const Level32& level, const Footprint<T>& footprint) {
-  if (!footprint.inside) {
-    return {T(0), T(0), T(0)};
+__device__ __forceinline__ Cell<T> load_cell(
+    const T* cells, const Level32& level, const Footprint<T>& footprint) {
+  const T* from = cells + 4 * int64_t{footprint.row * level.padded_width + footprint.column};
+  Cell<T> cell;
+  T parts[4 / kVectorSize<T>][kVectorSize<T>];
+#pragma unroll
+  for (int i = 0; i < 4 / kVectorSize<T>; ++i) {
+    load<true>(from + i * kVectorSize<T>, kVectorSize<T>, parts[i]);
   }
-  const T upper_left = load_cell(table, level, footprint.column, footprint.row);
-  const T lower_left = load_cell(table, level, footprint.column, footprint.row + 1);
-  const T upper_dx = load_cell(table, level, footprint.column + 1, footprint.row) - upper_left;
-  const T lower_dx = load_cell(table, level, footprint.column + 1, footprint.row + 1) - lower_left;
-  const T top = upper_left + footprint.fx * upper_dx;
-  const T dy = lower_left + footprint.fx * lower_dx - top;
-  return {top + footprint.fy * dy, upper_dx + footprint.fy * (lower_dx - upper_dx), dy};
+  memcpy(&cell, parts, sizeof(cell));
+  return cell;
+}
+
+// Times log2(e), as scores.
+template <typename T>
+__device__ __forceinline__ T interpolate(const Cell<T>& cell, const Footprint<T>& footprint) {
+  return cell.value + footprint.fx * cell.dx + footprint.fy * (cell.dy + footprint.fx * cell.dxdy);
+}
+
+// The gradient of a displacement, times log2(e).
+template <typename T>
+__device__ __forceinline__ void add_position_gradient(
+    const Cell<T>& cell, const Footprint<T>& footprint, T grad_score, Position<T>& gradient) {
+  gradient.x += grad_score * (cell.dx + footprint.fy * cell.dxdy);
+  gradient.y += grad_score * (cell.dy + footprint.fx * cell.dxdy);
+}
+
+template <typename T>
+struct CellsArgs {
+  Sizes sizes;
+  const T* tables;  // (H, cells)
+  T* cells;         // (H, padded cells, 4)
+};
+
+// The cells of one level, one per thread.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) cells_kernel(const __grid_constant__ CellsArgs<T> args, int32_t l) {
+  const Level32& level = args.sizes.levels[l];
+  const int64_t level_cells = int64_t{level.padded_width} * (level.height + 2 * kTablePadding);
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= level_cells * args.sizes.heads) {
+    return;
+  }
+  const int64_t head = i / level_cells;
+  const auto index = static_cast<int32_t>(i % level_cells);
+  const int32_t column = index % level.padded_width - static_cast<int32_t>(kTablePadding);
+  const int32_t row = index / level.padded_width - static_cast<int32_t>(kTablePadding);
+  const T* table = args.tables + head * args.sizes.cells + level.table_offset;
+  const auto at = [&](int32_t x, int32_t y) {
+    return in_table(level, x, y) ? T(kLog2E) * table[y * level.width + x] : T(0);
+  };
+  const T upper_left = at(column, row);
+  const T upper_dx = at(column + 1, row) - upper_left;
+  const T lower_left = at(column, row + 1);
+  const T lower_dx = at(column + 1, row + 1) - lower_left;
+  T* to = args.cells + (head * args.sizes.padded_cells + level.padded_offset + index) * 4;
+  to[0] = upper_left;
+  to[1] = upper_dx;
+  to[2] = lower_left - upper_left;
+  to[3] = lower_dx - upper_dx;
 }
 
 // The gradients of tables are accumulated in fixed point, in 64-bit integers: the sum of integers does not depend on

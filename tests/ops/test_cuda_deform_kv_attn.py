@@ -163,6 +163,23 @@ def test_queries_on_a_grid(cuda_operators, columns):
     check(cuda_operators, registered(call))
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_positions_at_cells_and_borders(cuda_operators, dtype):
+    """Displacements at whole cells, a rounding away from them, and around the borders of the table."""
+    call = arguments(queries=65, counts=(3,), tables=((6, 9),), padded=False, head_dim=8, dtype=dtype)
+    at = torch.arange(-8, 8.5, dtype=dtype).repeat_interleave(4)[:65]  # the centre is at column 4 and row 2.5
+    at[1::4] = at[1::4].nextafter(torch.tensor(math.inf, dtype=dtype))
+    at[2::4] = at[2::4].nextafter(torch.tensor(-math.inf, dtype=dtype))
+    at[3::4] += 0.5
+    call["query_positions"] = torch.stack([at, at.flip(0) - 0.5], -1)[None, None].contiguous()
+    call["key_positions"] = call["key_positions"] * 0 + torch.tensor([[0.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], dtype=dtype)
+    args = registered(call)
+    actual, expected = on_device(cuda_operators, args), run(torch.ops.attnzoo, moved(args, F64))
+    for number in (0, 1, 2, 3, 4, 7):  # derivatives by positions jump there
+        error = (actual[number] - expected[number]).abs().max().item()
+        assert error <= TOLERANCE[dtype] * max(1.0, expected[number].abs().max().item()), number
+
+
 def test_deterministic(cuda_operators):
     args = registered(arguments(queries=700, counts=(9, 4), tables=((2, 3), (1, 2)), head_dim=32, dtype=F32))
     runs = []
@@ -304,6 +321,8 @@ def test_unsupported_sizes_and_dtypes(cuda_operators):
         forward((single[0].half(), *single[1:]))
     with pytest.raises(RuntimeError, match="tables differ in dtype"):
         forward((*single[:5], single[5].half(), *single[6:]))
+    with pytest.raises(RuntimeError, match="less than 2\\*\\*22 rows and columns"):
+        forward(registered(arguments(heads=1, groups=1, counts=(1,), tables=((1, 2**22),), dtype=F32)))
     levels = 65
     with pytest.raises(RuntimeError, match="at most 64 levels"):
         forward(registered(arguments(counts=(1,) * levels, tables=((1, 1),) * levels)))

@@ -72,7 +72,7 @@ def deform_kv_attn(
     flat_tables = torch.cat([table.flatten(1) for table in tables], 1)
     tokens = [query, key, value] if query.is_cuda else _widen([query, key, value])
     shapes = [size for table in tables for size in table.shape[1:]]
-    supported = _kernel_supports(query, len(tables))
+    supported = _kernel_supports(query, shapes)
     operator = torch.ops.attnzoo.deform_kv_attn if supported else torch.ops.attnzoo.deform_kv_attn_in_blocks
     output, _ = operator(*tokens, *_widen([*positions, flat_tables]), shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
@@ -115,10 +115,13 @@ def deform_kv_attn_mlp(
     return output.to(query.dtype)
 
 
-def _kernel_supports(query: Tensor, levels: int) -> bool:
-    """Whether the kernel of the device supports this head dimension and number of levels; only CUDA has limits."""
-    max_head_dim = 64 if query.dtype == torch.float64 else 128
-    return not query.is_cuda or (query.shape[-1] <= max_head_dim and levels <= 64)
+def _kernel_supports(query: Tensor, shapes: Sequence[int]) -> bool:
+    """Whether the kernel of the device supports this head dimension and these tables; only CUDA has limits."""
+    if not query.is_cuda:
+        return True
+    double = query.dtype == torch.float64
+    fits = len(shapes) <= 2 * 64 and (double or max(shapes) < 2**22)
+    return fits and query.shape[-1] <= (64 if double else 128)
 
 
 def _widen(args: Iterable[Any]) -> list[Any]:
@@ -180,7 +183,7 @@ def _table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.impl(_lib, "deform_kv_attn_in_blocks", "CompositeExplicitAutograd")
 def _unsupported_table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    reason = f"its kernel does not support {query.shape[-1]} channels per head in {query.dtype}, or so many levels"
+    reason = f"its kernel does not support {query.shape[-1]} channels per head in {query.dtype}, or such tables"
     _warn_fallback("deform_kv_attn", query.device.type, reason)
     return _table_forward_in_blocks(query, *args)
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -145,6 +146,24 @@ void atomicMax(T* to, T x) {
 inline void atomicAdd(float4* to, float4 x) {
   emulation::require_alignment(to, sizeof(x));
   *to = {to->x + x.x, to->y + x.y, to->z + x.z, to->w + x.w};
+}
+
+template <typename T>
+T add_rounded_down(T x, T y) {
+  const int mode = std::fegetround();
+  std::fesetround(FE_DOWNWARD);
+  const volatile T a = x;  // neither computed at compile time nor moved
+  const volatile T sum = a + y;
+  std::fesetround(mode);
+  return sum;
+}
+
+inline float __fadd_rd(float x, float y) {
+  return add_rounded_down(x, y);
+}
+
+inline double __dadd_rd(double x, double y) {
+  return add_rounded_down(x, y);
 }
 
 using std::max;
