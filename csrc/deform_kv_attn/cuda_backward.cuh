@@ -208,8 +208,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
         const auto step_tile = tile.from_key(step);
         T scores[1][kKeysPerStep] = {};
         T grad_scores[1][kKeysPerStep] = {};
-        add_dots<kDim>(my_query, step_tile.keys, scores);
-        add_dots<kDim>(my_grad_output, step_tile.values, grad_scores);
+        add_dots<kDim, 2>(my_query, step_tile.keys, scores);
+        add_dots<kDim, 2>(my_grad_output, step_tile.values, grad_scores);
         Footprint<T> footprints[kKeysPerStep];
         Cell<T> step_cells[kKeysPerStep];
 #pragma unroll
@@ -316,8 +316,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
     const Position<T> my_position = table_position(inputs.level_query_positions(task, l), query, level);
     T scores[1][kKeysPerBlock] = {};
     T grad_weights[1][kKeysPerBlock] = {};
-    add_dots<kDim>(queries + threadIdx.x * kPitch<T, kDim>, tile.keys, scores);
-    add_dots<kDim>(grad_outputs + threadIdx.x * kPitch<T, kDim>, tile.values, grad_weights);
+    add_dots<kDim, 2>(queries + threadIdx.x * kPitch<T, kDim>, tile.keys, scores);
+    add_dots<kDim, 2>(grad_outputs + threadIdx.x * kPitch<T, kDim>, tile.values, grad_weights);
     Footprint<T> footprints[kKeysPerBlock];
     Cell<T> tile_cells[kKeysPerBlock];
 #pragma unroll

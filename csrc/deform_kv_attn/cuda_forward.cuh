@@ -25,6 +25,10 @@ struct ForwardArgs {
 template <typename T, int kDim>
 constexpr int kQueriesPerThread = sizeof(T) * kDim <= 128 ? 2 : 1;
 
+// Resident blocks per multiprocessor, for __launch_bounds__. Eight leave 128 registers per thread, six leave 168.
+template <typename T, int kDim>
+constexpr int kForwardBlocksPerSm = sizeof(T) * kDim <= 128 ? 8 : sizeof(T) * kDim <= 256 ? 6 : 4;
+
 constexpr int kKeyTile = 16;     // keys in shared memory at a time
 constexpr int kKeysPerStep = 4;  // keys that a thread processes at a time; more would take too many registers
 
@@ -60,8 +64,10 @@ __device__ __forceinline__ void update_softmax(T (&scores)[kKeysPerStep], T& max
 }
 
 template <typename S, int kDim>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ ForwardArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm<ComputeType<S>, kDim>)
+    forward_kernel(const __grid_constant__ ForwardArgs<S> args) {
   using T = ComputeType<S>;
+  constexpr int kUnrolledDots = kForwardBlocksPerSm<T, kDim> == 8 ? 1 : 2;  // vectors; more would spill registers
   constexpr int kQueries = kQueriesPerThread<T, kDim>;
   constexpr int kRows = kThreads * kQueries;
   const Inputs<S>& inputs = args.inputs;
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
       for (int step = 0; step < kKeyTile && first + step < level.end_key; step += kKeysPerStep) {
         const auto step_tile = tile.from_key(step);
         T scores[kQueries][kKeysPerStep] = {};
-        add_dots<kDim>(my_rows, step_tile.keys, scores);
+        add_dots<kDim, kUnrolledDots>(my_rows, step_tile.keys, scores);
         // All loads before the first use, so that they are in flight together.
         Footprint<T> footprints[kQueries][kKeysPerStep];
         Cell<T> step_cells[kQueries][kKeysPerStep];

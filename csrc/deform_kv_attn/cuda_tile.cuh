@@ -80,9 +80,9 @@ __device__ __forceinline__ void rows_from_shared(
 }
 
 // dots[i][j] += (row i of this thread) · rows[j]. A thread has kMyRows rows, kThreads rows apart, from `my_rows` on.
-template <int kDim, typename T, int kMyRows, int kRows>
+template <int kDim, int kUnroll, typename T, int kMyRows, int kRows>
 __device__ __forceinline__ void add_dots(const T* my_rows, const T* rows, T (&dots)[kMyRows][kRows]) {
-#pragma unroll 2
+#pragma unroll kUnroll
   for (int d = 0; d < kDim; d += kVectorSize<T>) {
     AlignedVector<T> a[kMyRows];
 #pragma unroll
