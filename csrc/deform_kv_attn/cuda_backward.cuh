@@ -32,10 +32,13 @@ struct BackwardArgs {
   T* key_grad_parts;  // (splits, B, H, Nk, 2 · D + 2): gradients of key, value and position
 };
 
-// Resident blocks per multiprocessor, for __launch_bounds__, if that is possible without spills. By default the
+// Resident blocks per multiprocessor, for __launch_bounds__, as many as are possible without spills. By default the
 // compiler uses all registers, to compute the biases of several keys at the same time.
 template <typename T, int kDim>
-constexpr int kBlocksPerSm = sizeof(T) * kDim <= 128 ? 6 : 1;
+constexpr int kGradQueryBlocksPerSm = sizeof(T) * kDim <= 128 ? 8 : 1;
+
+template <typename T, int kDim>
+constexpr int kGradKeyBlocksPerSm = sizeof(T) * kDim <= 128 ? 7 : 1;
 
 constexpr int32_t kNonfiniteExponent = 1 << 20;  // stands for infinity and NaN
 
@@ -151,7 +154,7 @@ template <typename T, int kDim>
 constexpr int kGradQuerySharedElements = 2 * kThreads * kPitch<T, kDim> + KeyTile<T, kDim, kKeyTile>::kElements;
 
 template <typename S, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
+__global__ void __launch_bounds__(kThreads, kGradQueryBlocksPerSm<ComputeType<S>, kDim>)
     grad_query_kernel(const __grid_constant__ BackwardArgs<S> args) {
   using T = ComputeType<S>;
   const Inputs<S>& inputs = args.inputs;
@@ -265,7 +268,7 @@ constexpr int kGradKeySharedElements = 2 * kThreads * kPitch<T, kDim> + KeyTile<
     2 * kKeysPerBlock * kPitch<T, kThreads>;
 
 template <typename S, int kDim>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<ComputeType<S>, kDim>)
+__global__ void __launch_bounds__(kThreads, kGradKeyBlocksPerSm<ComputeType<S>, kDim>)
     grad_key_value_kernel(const __grid_constant__ BackwardArgs<S> args) {
   using T = ComputeType<S>;
   constexpr int kVectors = kDim / kVectorSize<T> / kThreadsPerKey;  // vectors of channels per thread

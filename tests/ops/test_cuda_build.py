@@ -77,8 +77,8 @@ def usages(built: Built) -> list[Usage]:
 @pytest.mark.slow
 def test_main_path_does_not_spill_registers(usages):
     main_path = [usage for usage in usages if MAIN_PATH.match(usage.kernel)]
-    # directions, dtypes, unfused and fused samples; forward and both passes backward of two widths
-    assert len(main_path) == (2 * 3 * 2 + 3 * 2) * len(ARCHS)
+    # directions, dtypes, unfused and fused samples; forward and both passes backward, dtypes, widths
+    assert len(main_path) == (2 * 3 * 2 + 3 * 3 * 2) * len(ARCHS)
     assert [usage for usage in main_path if usage.spilled or usage.stack] == []
 
 

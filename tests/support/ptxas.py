@@ -22,7 +22,7 @@ NOT_SOURCES = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
 # all published models have D = 32.
 MAIN_PATH = re.compile(
     r"(forward|backward)_kernel<(float|Half|BFloat16), true, "
-    r"|(forward|grad_query|grad_key_value)_kernel<float, (32|64)>"
+    r"|(forward|grad_query|grad_key_value)_kernel<(float|Half|BFloat16), (32|64)>"
 )
 
 ENTRY = re.compile(
@@ -40,7 +40,7 @@ A test compiles the kernels and fails on spills or stack frames in the main path
 
 - `ms_deform_attn`: forward and backward with vectorised rows (`true`: a multiple of 16 bytes, such as D = 32) in float,
   Half and BFloat16
-- `deform_kv_attn`: up to 64 channels per head in float (`forward_kernel<float, 32>`, `<float, 64>`,
+- `deform_kv_attn`: up to 64 channels per head in float, Half and BFloat16 (`forward_kernel<float, 32>`, `<float, 64>`,
   `grad_query_kernel`, `grad_key_value_kernel`)
 
 Shared memory is the static part; the kernels of `deform_kv_attn` also request 22 to 84 KiB per block at launch.
