@@ -122,10 +122,12 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, key_padding: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The output (B, H, Nq, D), and the logsumexp (B, H, Nq) of each row of scores, +inf for fully masked rows."""
+    dtype = query.dtype  # may be half precision, unlike that of the bias
+    query, key, value = (tokens.to(bias.dtype) for tokens in (query, key, value))
     weights = kv_reference.attention_weights(query, key, bias, key_padding, scale)
     logsumexp = kv_reference.attention_scores(query, key, bias, key_padding, scale).logsumexp(-1)
     output = weights @ kv_reference.zero_masked_keys(value, key_padding)
-    return output, logsumexp.masked_fill(logsumexp == -torch.inf, torch.inf)
+    return output.to(dtype), logsumexp.masked_fill(logsumexp == -torch.inf, torch.inf)
 
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
