@@ -38,7 +38,7 @@ template <typename T, int kDim>
 constexpr int kGradQueryBlocksPerSm = sizeof(T) * kDim <= 128 ? 8 : 1;
 
 template <typename T, int kDim>
-constexpr int kGradKeyBlocksPerSm = sizeof(T) * kDim <= 128 ? 7 : 1;
+constexpr int kGradKeyBlocksPerSm = sizeof(T) * kDim <= 128 ? 6 : 1;
 
 constexpr int32_t kNonfiniteExponent = 1 << 20;  // stands for infinity and NaN
 

@@ -1,11 +1,9 @@
 // Host code: from tensors to kernel arguments.
 #pragma once
 
-#include <algorithm>
 #include <initializer_list>
 #include <limits>
 #include <optional>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,7 +13,6 @@
 #include "arguments.h"
 #include "bias_parameters.h"
 #include "cuda_sizes.cuh"
-#include "cuda_table.cuh"
 
 namespace attnzoo::deform_kv_attn {
 
@@ -89,21 +86,9 @@ struct PreparedCall {
     return sizes;
   }
 
-  // The tables as the kernels read them: see `Cell`. Kernels take little time compared to those that use them.
+  // The tables as the kernels read them, (H, padded cells, 4): see `Cell`.
   template <typename T>
-  Tensor make_cells(const Sizes& sizes, cudaStream_t stream) const {
-    const Tensor cells = torch::stable::new_empty(bias.tables, {problem.heads, problem.parameters_per_head, 4});
-    for (int32_t l = 0; l < sizes.num_levels; ++l) {
-      const Level& level = levels[l];
-      check(
-          std::is_same_v<T, double> || std::max(level.height, level.width) < kMaxFloatTableSize,
-          "the CUDA kernels take tables with less than 2**22 rows and columns in float32");
-      launch(
-          &cells_kernel<T>, ceil_div(problem.heads * level.padded_height() * level.padded_width(), kThreads), kThreads,
-          stream, {sizes, data<T>(bias.tables), mutable_data<T>(cells)}, l);
-    }
-    return cells;
-  }
+  Tensor make_cells(const Sizes& sizes, cudaStream_t stream) const;
 
   // `others`: the other tensors whose rows the kernels read or write.
   template <typename S>

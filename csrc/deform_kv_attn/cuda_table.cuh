@@ -108,41 +108,6 @@ __device__ __forceinline__ void add_position_gradient(
   gradient.y += grad_score * (cell.dy + footprint.fx * cell.dxdy);
 }
 
-template <typename T>
-struct CellsArgs {
-  Sizes sizes;
-  const T* tables;  // (H, cells)
-  T* cells;         // (H, padded cells, 4)
-};
-
-// The cells of one level, one per thread.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) cells_kernel(const __grid_constant__ CellsArgs<T> args, int32_t l) {
-  const Level32& level = args.sizes.levels[l];
-  const int64_t level_cells = int64_t{level.padded_width} * (level.height + 2 * kTablePadding);
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= level_cells * args.sizes.heads) {
-    return;
-  }
-  const int64_t head = i / level_cells;
-  const auto index = static_cast<int32_t>(i % level_cells);
-  const int32_t column = index % level.padded_width - static_cast<int32_t>(kTablePadding);
-  const int32_t row = index / level.padded_width - static_cast<int32_t>(kTablePadding);
-  const T* table = args.tables + head * args.sizes.cells + level.table_offset;
-  const auto at = [&](int32_t x, int32_t y) {
-    return in_table(level, x, y) ? T(kLog2E) * table[y * level.width + x] : T(0);
-  };
-  const T upper_left = at(column, row);
-  const T upper_dx = at(column + 1, row) - upper_left;
-  const T lower_left = at(column, row + 1);
-  const T lower_dx = at(column + 1, row + 1) - lower_left;
-  T* to = args.cells + (head * args.sizes.padded_cells + level.padded_offset + index) * 4;
-  to[0] = upper_left;
-  to[1] = upper_dx;
-  to[2] = lower_left - upper_left;
-  to[3] = lower_dx - upper_dx;
-}
-
 // The gradients of tables are accumulated in fixed point, in 64-bit integers: the sum of integers does not depend on
 // their order. The scale is the largest for which no sum can overflow (`log2_fixed_point_scale`). One integer holds all
 // bits of a float; a double needs a second one for the low bits, whose scale is larger by 2^kLowWordBits.
