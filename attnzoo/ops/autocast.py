@@ -22,6 +22,21 @@ def cast(tokens: Tensor) -> Tensor:
     return tokens.to(torch.get_autocast_dtype(device_type)) if enabled else tokens
 
 
+def widen_sampling(value: Tensor, *sampling: Tensor) -> tuple[Tensor, ...]:
+    """The coordinates and, last, the weights or logits of a half-precision `value`, in float32.
+
+    The CUDA kernels read weights in the dtype of `value` too: a copy would take memory and time.
+    """
+    *coordinates, weights = sampling
+    if not (value.is_cuda and weights.dtype == value.dtype):
+        weights = _widen(weights)
+    return *map(_widen, coordinates), weights
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF_DTYPES else tensor
+
+
 def register_autocast(name: str, lib: torch.library.Library) -> None:
     """Register the autocast rule of `attnzoo::name`, an operator on a value, level shapes and sampling tensors.
 
@@ -30,10 +45,9 @@ def register_autocast(name: str, lib: torch.library.Library) -> None:
     operator = getattr(torch.ops.attnzoo, name).default
 
     def autocast_impl(value: Tensor, shapes: list[int], *sampling: Tensor) -> Tensor:
-        sampling = tuple(tensor.float() if tensor.dtype in HALF_DTYPES else tensor for tensor in sampling)
         value = cast(value)
         with torch.autocast(value.device.type, enabled=False):
-            output: Tensor = operator(value, shapes, *sampling)
+            output: Tensor = operator(value, shapes, *widen_sampling(value, *sampling))
         return output
 
     for device_type in DEVICES:

@@ -1,4 +1,4 @@
-// Vectorized loads and stores: 16 bytes of T in memory, ComputeType<T> in registers.
+// Vectorized loads and stores: 8 or 16 bytes of T in memory, ComputeType<T> in registers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,41 +21,49 @@ inline bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % sizeof(uint4) == 0;
 }
 
-// kVectorized: every row is aligned to 16 bytes, and its size is a multiple of 16 bytes; one 128-bit access. Otherwise
-// only the first `count` elements are accessed, one by one, and `load` sets the others to zero. The memory that `load`
-// reads must not change while the kernel runs, because __ldg uses the read-only cache.
-template <bool kVectorized, typename T>
-__device__ __forceinline__ void load(const T* from, int count, ComputeType<T> (&x)[kVectorSize<T>]) {
-  T elements[kVectorSize<T>];
+// An unsigned integer type of 8 or 16 bytes.
+template <int kBytes>
+using VectorBits = std::conditional_t<kBytes == 16, uint4, uint2>;
+
+// kVectorized: every row is aligned to the vector of N elements (8 or 16 bytes), and its size is a multiple of it; one
+// access. Otherwise only the first `count` elements are accessed, one by one, and `load` sets the others to zero. The
+// memory that `load` reads must not change while the kernel runs, because __ldg uses the read-only cache.
+template <bool kVectorized, typename T, int N>
+__device__ __forceinline__ void load(const T* from, int count, ComputeType<T> (&x)[N]) {
+  T elements[N];
   if constexpr (kVectorized) {
-    const uint4 bytes = __ldg(reinterpret_cast<const uint4*>(from));
+    using Bits = VectorBits<sizeof(elements)>;
+    static_assert(sizeof(Bits) == sizeof(elements));
+    const Bits bytes = __ldg(reinterpret_cast<const Bits*>(from));
     memcpy(elements, &bytes, sizeof(bytes));
   } else {
 #pragma unroll
-    for (int i = 0; i < kVectorSize<T>; ++i) {
+    for (int i = 0; i < N; ++i) {
       elements[i] = i < count ? from[i] : T(0);
     }
   }
 #pragma unroll
-  for (int i = 0; i < kVectorSize<T>; ++i) {
+  for (int i = 0; i < N; ++i) {
     x[i] = static_cast<ComputeType<T>>(elements[i]);
   }
 }
 
-template <bool kVectorized, typename T>
-__device__ __forceinline__ void store(T* to, int count, const ComputeType<T> (&x)[kVectorSize<T>]) {
-  T elements[kVectorSize<T>];
+template <bool kVectorized, typename T, int N>
+__device__ __forceinline__ void store(T* to, int count, const ComputeType<T> (&x)[N]) {
+  T elements[N];
 #pragma unroll
-  for (int i = 0; i < kVectorSize<T>; ++i) {
+  for (int i = 0; i < N; ++i) {
     elements[i] = static_cast<T>(x[i]);
   }
   if constexpr (kVectorized) {
-    uint4 bytes;
+    using Bits = VectorBits<sizeof(elements)>;
+    static_assert(sizeof(Bits) == sizeof(elements));
+    Bits bytes;
     memcpy(&bytes, elements, sizeof(bytes));
-    *reinterpret_cast<uint4*>(to) = bytes;
+    *reinterpret_cast<Bits*>(to) = bytes;
   } else {
 #pragma unroll
-    for (int i = 0; i < kVectorSize<T>; ++i) {
+    for (int i = 0; i < N; ++i) {
       if (i < count) {
         to[i] = elements[i];
       }

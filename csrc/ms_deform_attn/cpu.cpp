@@ -157,7 +157,7 @@ struct Arguments {
       const Tensor& input_locations,
       const Tensor& input_weights,
       std::optional<Tensor> input_references)
-      : problem(make_problem(input_value, shapes, input_locations, input_weights, true)),
+      : problem(make_problem(input_value, shapes, input_locations, input_weights, {.shared_value = true})),
         value(
             input_value.stride(3) == 1 || problem.head_dim == 1 ? input_value : torch::stable::contiguous(input_value)),
         locations(torch::stable::contiguous(input_locations)),

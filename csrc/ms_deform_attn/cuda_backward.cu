@@ -22,7 +22,8 @@ using torch::headeronly::ScalarType;
 
 template <typename T, typename Samples>
 void launch_backward(const BackwardArgs<T, Samples>& args, cudaStream_t stream) {
-  const auto kernel = can_vectorize<T>(args.sizes.head_dim, args.grad_output, args.value, args.grad_value)
+  const auto kernel = can_vectorize(
+                          args.sizes.head_dim, kBackwardVectorSize<T>, args.grad_output, args.value, args.grad_value)
       ? &backward_kernel<T, true, Samples>
       : &backward_kernel<T, false, Samples>;
   launch(kernel, num_blocks(args.sizes, args.partition), kThreads, stream, args);
@@ -71,7 +72,7 @@ Tensor backward_deterministic(const BackwardArgs<T, Samples>& batch, const Tenso
   args.list = {mutable_data<int32_t>(cell_of_sample), mutable_data<Contribution<A>>(contributions)};
   GatherArgs<T> gather{
       args.sizes,
-      partition_rows<T>(sizes.tokens, sizes.head_dim),
+      partition_rows(sizes.tokens, sizes.head_dim, kVectorSize<T>),
       cells,
       data<int32_t>(cell_starts),
       nullptr,
@@ -98,7 +99,7 @@ Tensor backward_deterministic(const BackwardArgs<T, Samples>& batch, const Tenso
     gather.order = data<int64_t>(order);
     gather.grad_output = args.grad_output;
     gather.grad_value = mutable_data<T>(grad_value) + image * sizes.tokens * sizes.token_stride();
-    const auto kernel = can_vectorize<T>(sizes.head_dim, gather.grad_output, gather.grad_value)
+    const auto kernel = can_vectorize(sizes.head_dim, kVectorSize<T>, gather.grad_output, gather.grad_value)
         ? &gather_kernel<T, true>
         : &gather_kernel<T, false>;
     launch(kernel, num_blocks(gather.sizes, gather.partition), kThreads, stream, gather);
@@ -123,6 +124,7 @@ Tensor run_backward(
     const Problem& problem,
     const Tensor& grad_output,
     const Tensor& value,
+    const Tensor& weights,
     bool deterministic,
     const MakeSamples& make_samples) {
   if (grad_output.numel() == 0) {
@@ -133,13 +135,15 @@ Tensor run_backward(
   Tensor grad_value = contiguous_value;
   dispatch_floating_and_half(value, "ms_deform_attn", [&](auto scalar) {
     using T = decltype(scalar);
-    const auto samples = make_samples(ComputeType<T>());
-    const BackwardArgs<T, std::remove_const_t<decltype(samples)>> args{
-        make_sizes(problem),
-        partition_rows<T>(problem.queries, problem.head_dim),
-        data<T>(contiguous_grad_output), data<T>(contiguous_value), samples, nullptr, {}, {}};
-    grad_value =
-        deterministic ? backward_deterministic(args, contiguous_value) : backward_atomic(args, contiguous_value);
+    dispatch_weights<T>(weights, [&](auto weight) {
+      const auto samples = make_samples(ComputeType<T>(), weight);
+      const BackwardArgs<T, std::remove_const_t<decltype(samples)>> args{
+          make_sizes(problem),
+          partition_rows(problem.queries, problem.head_dim, kBackwardVectorSize<T>),
+          data<T>(contiguous_grad_output), data<T>(contiguous_value), samples, nullptr, {}, {}};
+      grad_value =
+          deterministic ? backward_deterministic(args, contiguous_value) : backward_atomic(args, contiguous_value);
+    });
   });
   return grad_value;
 }
@@ -151,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor locations,
     Tensor weights,
     bool deterministic) {
-  const Problem problem = make_problem(value, shapes, locations, weights);
+  const Problem problem = make_problem(value, shapes, locations, weights, {.half_weights = true});
   check_grad_output(grad_output, value, problem);
   check_device(value, grad_output);
   check_device(value, locations);
@@ -161,11 +165,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   weights = torch::stable::contiguous(weights);
   const Tensor grad_locations = torch::stable::new_empty(locations, locations.sizes());
   const Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
-  const Tensor grad_value = run_backward(problem, grad_output, value, deterministic, [&](auto scalar) {
-    using A = decltype(scalar);
-    return UnfusedSamples<A>{
-        data<A>(locations), data<A>(weights), mutable_data<A>(grad_locations), mutable_data<A>(grad_weights)};
-  });
+  const Tensor grad_value = run_backward(
+      problem, grad_output, value, weights, deterministic, [&](auto scalar, auto weight) {
+        using A = decltype(scalar);
+        using W = decltype(weight);
+        return UnfusedSamples<A, W>{
+            data<A>(locations), data<W>(weights), mutable_data<A>(grad_locations), mutable_data<W>(grad_weights)};
+      });
   return {grad_value, grad_locations, grad_weights};
 }
 
@@ -177,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
     Tensor offsets,
     Tensor logits,
     bool deterministic) {
-  const Problem problem = make_problem(value, shapes, offsets, logits);
+  const Problem problem = make_problem(value, shapes, offsets, logits, {.half_weights = true});
   check_references(references, value, problem);
   check_grad_output(grad_output, value, problem);
   check_device(value, grad_output);
@@ -191,17 +197,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
   const bool box = references.size(3) == 4;
   const Tensor grad_references = torch::stable::new_empty(references, references.sizes());
   const Tensor grad_offsets = torch::stable::new_empty(offsets, offsets.sizes());
-  const Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
-  const Tensor grad_value = run_backward(problem, grad_output, value, deterministic, [&](auto scalar) {
-    using A = decltype(scalar);
-    return FusedSamples<A>{
-        data<A>(references),
-        data<A>(offsets),
-        data<A>(logits),
-        box,
-        mutable_data<A>(grad_offsets),
-        mutable_data<A>(grad_logits)};
-  });
+  const Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes(), offsets.scalar_type());
+  const Tensor grad_value = run_backward(
+      problem, grad_output, value, logits, deterministic, [&](auto scalar, auto weight) {
+        using A = decltype(scalar);
+        using W = decltype(weight);
+        return FusedSamples<A, W>{
+            data<A>(references),
+            data<A>(offsets),
+            data<W>(logits),
+            box,
+            mutable_data<A>(grad_offsets),
+            mutable_data<A>(grad_logits)};
+      });
   if (grad_output.numel() > 0) {
     dispatch_floating(references, "ms_deform_attn", [&](auto scalar) {
       using A = decltype(scalar);
@@ -217,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused(
           &references_backward_kernel<A>, ceil_div(tasks, kThreads), kThreads, current_stream(value), args);
     });
   }
-  return {grad_value, grad_references, grad_offsets, grad_logits};
+  return {grad_value, grad_references, grad_offsets, torch::stable::to(grad_logits, logits.scalar_type())};
 }
 
 }  // namespace

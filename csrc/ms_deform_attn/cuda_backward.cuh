@@ -20,18 +20,23 @@ struct BackwardArgs {
   SampleList<ComputeType<T>> list;
 };
 
+// Channels per lane and access. In half precision the gradient of value takes twice the bytes of value: four channels
+// per lane, not eight, make the atomic additions of neighbouring lanes adjacent in memory.
+template <typename T>
+constexpr int kBackwardVectorSize = kVectorSize<ComputeType<T>>;
+
 // One sample, for the channels of this lane: adds Σ_d grad_output[d] · value[corner k][d] to dots[k], and adds to the
 // gradient of value while the loads are in flight.
-template <bool kVectorized, typename T>
+template <bool kVectorized, typename T, int N>
 __device__ __forceinline__ void backward_sample(
     const T* head_value,
     ComputeType<T>* head_grad_value,
     int32_t stride,
     int count,
     const Corners<ComputeType<T>>& corners,
-    const ComputeType<T> (&grad_output)[kVectorSize<T>],
+    const ComputeType<T> (&grad_output)[N],
     ComputeType<T> (&dots)[4]) {
-  ComputeType<T> x[4][kVectorSize<T>];
+  ComputeType<T> x[4][N];
   load_corners<kVectorized>(head_value, stride, count, corners.tokens, x);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -43,7 +48,7 @@ __device__ __forceinline__ void backward_sample(
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
-    for (int i = 0; i < kVectorSize<T>; ++i) {
+    for (int i = 0; i < N; ++i) {
       dots[k] += grad_output[i] * x[k][i];
     }
   }
@@ -85,6 +90,7 @@ template <typename T, bool kVectorized, typename Samples>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
     backward_kernel(const __grid_constant__ BackwardArgs<T, Samples> args) {
   using A = ComputeType<T>;
+  constexpr int N = kBackwardVectorSize<T>;
   __shared__ WarpCorners<A> warp_corners[kThreads / kWarpSize];
   WarpCorners<A>& corners = warp_corners[threadIdx.x / kWarpSize];
   const Sizes& sizes = args.sizes;
@@ -114,10 +120,10 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
     for (int32_t first_lane = 0; first_lane < thread.lanes && begin + first_lane < sizes.samples();
          first_lane += kSamplesPerReduction) {
       A dots[kSamplesPerReduction][4] = {};
-      for (int32_t channel = thread.lane * kVectorSize<T>; channel - thread.lane * kVectorSize<T> < sizes.head_dim;
-           channel += thread.lanes * kVectorSize<T>) {
+      for (int32_t channel = thread.lane * N; channel - thread.lane * N < sizes.head_dim;
+           channel += thread.lanes * N) {
         const int count = sizes.head_dim - channel;
-        A grad_output_vector[kVectorSize<T>] = {};
+        A grad_output_vector[N] = {};
         if (count > 0) {
           load<kVectorized>(grad_output + channel, count, grad_output_vector);
         }

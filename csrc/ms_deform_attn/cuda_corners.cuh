@@ -80,17 +80,16 @@ __device__ __forceinline__ T* token_row(T* base, int32_t token, int32_t stride) 
 
 // Loads a vector of channels of each corner; zeros outside the map. `head_value` points to the channels of this lane in
 // the first token; `count` of them exist, or none if it is not positive. All four loads come before any use.
-template <bool kVectorized, typename T>
+template <bool kVectorized, typename T, int N>
 __device__ __forceinline__ void load_corners(
-    const T* head_value, int32_t stride, int count, const int32_t (&tokens)[4],
-    ComputeType<T> (&x)[4][kVectorSize<T>]) {
+    const T* head_value, int32_t stride, int count, const int32_t (&tokens)[4], ComputeType<T> (&x)[4][N]) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     if (tokens[k] >= 0 && count > 0) {
       load<kVectorized>(token_row(head_value, tokens[k], stride), count, x[k]);
     } else {
 #pragma unroll
-      for (int i = 0; i < kVectorSize<T>; ++i) {
+      for (int i = 0; i < N; ++i) {
         x[k][i] = 0;
       }
     }

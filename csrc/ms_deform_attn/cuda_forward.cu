@@ -12,20 +12,21 @@ template <typename T, typename Samples>
 void launch_forward(const Problem& problem, const Tensor& value, const Samples& samples, const Tensor& output) {
   const ForwardArgs<T, Samples> args{
       make_sizes(problem),
-      partition_rows<T>(problem.queries, problem.head_dim),
+      partition_rows(problem.queries, problem.head_dim, kVectorSize<T>),
       data<T>(value),
       samples,
       mutable_data<T>(output)};
-  const auto kernel = can_vectorize<T>(problem.head_dim, args.value, args.output)
+  const auto kernel = can_vectorize(problem.head_dim, kVectorSize<T>, args.value, args.output)
       ? &forward_kernel<T, true, Samples>
       : &forward_kernel<T, false, Samples>;
   launch(kernel, num_blocks(args.sizes, args.partition), kThreads, current_stream(value), args);
 }
 
-// make_samples(scalar) returns `UnfusedSamples` or `FusedSamples` in the compute type, which is the type of the scalar.
-// It is called with the device of value as the current device.
+// make_samples(scalar, weight) returns `UnfusedSamples` or `FusedSamples` in the compute type, which is the type of the
+// scalar, with weights or logits in that of `weight`. It is called with the device of value as the current device.
 template <typename MakeSamples>
-Tensor run_forward(const Problem& problem, const Tensor& value, const MakeSamples& make_samples) {
+Tensor run_forward(
+    const Problem& problem, const Tensor& value, const Tensor& weights, const MakeSamples& make_samples) {
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Tensor contiguous_value = torch::stable::contiguous(value);
   const Tensor output =
@@ -33,27 +34,30 @@ Tensor run_forward(const Problem& problem, const Tensor& value, const MakeSample
   if (output.numel() > 0) {
     dispatch_floating_and_half(value, "ms_deform_attn", [&](auto scalar) {
       using T = decltype(scalar);
-      launch_forward<T>(problem, contiguous_value, make_samples(ComputeType<T>()), output);
+      dispatch_weights<T>(weights, [&](auto weight) {
+        launch_forward<T>(problem, contiguous_value, make_samples(ComputeType<T>(), weight), output);
+      });
     });
   }
   return output;
 }
 
 Tensor forward(Tensor value, std::vector<int64_t> shapes, Tensor locations, Tensor weights) {
-  const Problem problem = make_problem(value, shapes, locations, weights);
+  const Problem problem = make_problem(value, shapes, locations, weights, {.half_weights = true});
   check_device(value, locations);
   check_device(value, weights);
   locations = torch::stable::contiguous(locations);
   weights = torch::stable::contiguous(weights);
-  return run_forward(problem, value, [&](auto scalar) {
+  return run_forward(problem, value, weights, [&](auto scalar, auto weight) {
     using A = decltype(scalar);
-    return UnfusedSamples<A>{data<A>(locations), data<A>(weights), nullptr, nullptr};
+    using W = decltype(weight);
+    return UnfusedSamples<A, W>{data<A>(locations), data<W>(weights), nullptr, nullptr};
   });
 }
 
 Tensor forward_fused(
     Tensor value, std::vector<int64_t> shapes, Tensor references, Tensor offsets, Tensor logits) {
-  const Problem problem = make_problem(value, shapes, offsets, logits);
+  const Problem problem = make_problem(value, shapes, offsets, logits, {.half_weights = true});
   check_references(references, value, problem);
   check_device(value, references);
   check_device(value, offsets);
@@ -61,10 +65,11 @@ Tensor forward_fused(
   references = torch::stable::contiguous(references);
   offsets = torch::stable::contiguous(offsets);
   logits = torch::stable::contiguous(logits);
-  return run_forward(problem, value, [&](auto scalar) {
+  return run_forward(problem, value, logits, [&](auto scalar, auto weight) {
     using A = decltype(scalar);
-    return FusedSamples<A>{
-        data<A>(references), data<A>(offsets), data<A>(logits), references.size(3) == 4, nullptr, nullptr};
+    using W = decltype(weight);
+    return FusedSamples<A, W>{
+        data<A>(references), data<A>(offsets), data<W>(logits), references.size(3) == 4, nullptr, nullptr};
   });
 }
 

@@ -16,16 +16,15 @@ struct ForwardArgs {
   T* output;  // (B, Q, M, D)
 };
 
-template <bool kVectorized, typename T>
+template <bool kVectorized, typename T, int N>
 __device__ __forceinline__ void forward_sample(
-    const T* head_value, int32_t stride, int count, const Corners<ComputeType<T>>& corners,
-    ComputeType<T> (&sum)[kVectorSize<T>]) {
-  ComputeType<T> x[4][kVectorSize<T>];
+    const T* head_value, int32_t stride, int count, const Corners<ComputeType<T>>& corners, ComputeType<T> (&sum)[N]) {
+  ComputeType<T> x[4][N];
   load_corners<kVectorized>(head_value, stride, count, corners.tokens, x);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
-    for (int i = 0; i < kVectorSize<T>; ++i) {
+    for (int i = 0; i < N; ++i) {
       sum[i] += corners.weights[k] * x[k][i];
     }
   }

@@ -49,11 +49,10 @@ inline void check_device(const Tensor& value, const Tensor& other) {
       "ms_deform_attn: all tensors must be on the device of value");
 }
 
-// One group of threads per row, with one lane per 16 bytes of a head's channels: at least 4 lanes, which the kernels
+// One group of threads per row, with one lane per `vector_size` channels of a head: at least 4 lanes, which the kernels
 // need, and at most a warp.
-template <typename T>
-Partition partition_rows(int64_t rows, int64_t head_dim) {
-  const auto vectors = static_cast<uint64_t>(ceil_div(head_dim, kVectorSize<T>));
+inline Partition partition_rows(int64_t rows, int64_t head_dim, int vector_size) {
+  const auto vectors = static_cast<uint64_t>(ceil_div(head_dim, vector_size));
   const uint64_t lanes = std::clamp<uint64_t>(std::bit_ceil(vectors), 4, kWarpSize);
   return make_partition(rows, std::countr_zero(lanes));
 }
@@ -63,9 +62,20 @@ inline int64_t num_blocks(const Sizes& sizes, const Partition& partition) {
 }
 
 // Whether the channels of all heads can be accessed in whole vectors.
-template <typename T, typename... Pointers>
-bool can_vectorize(int64_t head_dim, const Pointers*... pointers) {
-  return head_dim % kVectorSize<T> == 0 && (is_aligned(pointers) && ...);
+template <typename... Pointers>
+bool can_vectorize(int64_t head_dim, int vector_size, const Pointers*... pointers) {
+  return head_dim % vector_size == 0 && (is_aligned(pointers) && ...);
+}
+
+// Calls `body` with a scalar of the dtype of attention weights or logits: T or, if T is in half precision, maybe float.
+template <typename T, typename Body>
+void dispatch_weights(const Tensor& weights, const Body& body) {
+  if constexpr (!std::is_same_v<T, ComputeType<T>>) {
+    if (weights.scalar_type() != torch::headeronly::ScalarType::Float) {
+      return body(T());
+    }
+  }
+  body(ComputeType<T>());
 }
 
 }  // namespace attnzoo::ms_deform_attn

@@ -39,12 +39,13 @@ __device__ A group_sum(A x, int lanes) {
   return x;
 }
 
-template <typename A>
+// W: the type of attention weights in memory.
+template <typename A, typename W>
 struct UnfusedSamples {
   const A* locations;  // (B, Q, M, L, P, 2)
-  const A* weights;    // (B, Q, M, L, P)
+  const W* weights;    // (B, Q, M, L, P)
   A* grad_locations;
-  A* grad_weights;
+  W* grad_weights;
 
   // The samples of one image of the batch.
   UnfusedSamples slice_image(const Sizes& sizes, int64_t image) const {
@@ -65,7 +66,7 @@ struct UnfusedSamples {
         level,
         locations[2 * index] * static_cast<A>(level.width) - A(0.5),
         locations[2 * index + 1] * static_cast<A>(level.height) - A(0.5),
-        weights[index]};
+        static_cast<A>(weights[index])};
   }
 
   __device__ void store_grads(
@@ -76,7 +77,7 @@ struct UnfusedSamples {
       const Sample<A>& sample,
       const SampleGrads<A>& grads) const {
     const int64_t index = query_head.index(sizes) * sizes.samples() + i;
-    grad_weights[index] = grads.weight;
+    grad_weights[index] = static_cast<W>(grads.weight);
     grad_locations[2 * index] = grads.x * static_cast<A>(sample.level.width);
     grad_locations[2 * index + 1] = grads.y * static_cast<A>(sample.level.height);
   }
@@ -84,11 +85,12 @@ struct UnfusedSamples {
   __device__ void finish(const Sizes&, const QueryHead&, const ThreadIndex&, const State&) const {}
 };
 
-template <typename A>
+// W: the type of logits in memory. Their gradients are in the compute type, because `finish` subtracts from them.
+template <typename A, typename W>
 struct FusedSamples {
   const A* references;  // (B, Q, L, box ? 4 : 2)
   const A* offsets;     // (B, Q, M, L, P, 2)
-  const A* logits;      // (B, Q, M, L, P)
+  const W* logits;      // (B, Q, M, L, P)
   bool box;
   A* grad_offsets;  // of positions in pixels, until `references_backward_kernel` has run
   A* grad_logits;
@@ -111,21 +113,21 @@ struct FusedSamples {
   };
 
   __device__ State init(const Sizes& sizes, const QueryHead& query_head, const ThreadIndex& thread) const {
-    const A* query_logits = logits + query_head.index(sizes) * sizes.samples();
+    const W* query_logits = logits + query_head.index(sizes) * sizes.samples();
     A max = -INFINITY;
     for (int32_t i = thread.lane; i < sizes.samples(); i += thread.lanes) {
-      max = std::fmax(max, query_logits[i]);
+      max = std::fmax(max, static_cast<A>(query_logits[i]));
     }
     max = group_max(max, thread.lanes);
     A sum = 0;
     for (int32_t i = thread.lane; i < sizes.samples(); i += thread.lanes) {
-      sum += std::exp(query_logits[i] - max);
+      sum += std::exp(static_cast<A>(query_logits[i]) - max);
     }
     return {max, A(1) / group_sum(sum, thread.lanes), A(0)};
   }
 
   __device__ A weight(const State& state, int64_t index) const {
-    return std::exp(logits[index] - state.max) * state.inverse_sum;
+    return std::exp(static_cast<A>(logits[index]) - state.max) * state.inverse_sum;
   }
 
   __device__ Sample<A> sample(const Sizes& sizes, const QueryHead& query_head, const State& state, int32_t i) const {

@@ -27,34 +27,39 @@ struct Problem {
   }
 };
 
+// What some kernels support and others do not.
+struct Support {
+  bool shared_value = false;  // a value (B, S, 1, D), which all heads share
+  bool half_weights = false;  // weights or logits in the half precision of value
+};
+
 // All floating-point tensors but value are float32, or float64 if value is float64.
-inline void check_dtype(const Tensor& value, const Tensor& other, const char* name) {
+inline void check_dtype(const Tensor& value, const Tensor& other, const char* name, bool half_supported = false) {
   using torch::headeronly::ScalarType;
   const auto expected = value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(
-      other.scalar_type() == expected,
+      other.scalar_type() == expected || (half_supported && other.scalar_type() == value.scalar_type()),
       "ms_deform_attn: ",
       name,
       " must be float64 if value is float64, and float32 otherwise");
 }
 
 // `shapes` is h0, w0, h1, w1, …; value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P). The fused
-// operator passes offsets and logits for locations and weights. Kernels that support it also take a value (B, S, 1, D),
-// which all heads share.
+// operator passes offsets and logits for locations and weights.
 inline Problem make_problem(
     const Tensor& value,
     const std::vector<int64_t>& shapes,
     const Tensor& locations,
     const Tensor& weights,
-    bool supports_shared_value = false) {
+    const Support& support = {}) {
   STD_TORCH_CHECK(
       value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5, "ms_deform_attn: wrong number of dimensions");
   check_dtype(value, locations, "locations or offsets");
-  check_dtype(value, weights, "weights or logits");
+  check_dtype(value, weights, "weights or logits", support.half_weights);
   Problem problem{
       value.size(0), value.size(1), locations.size(2), value.size(3), locations.size(1), locations.size(4), {}};
   STD_TORCH_CHECK(
-      value.size(2) == problem.heads || (supports_shared_value && value.size(2) == 1),
+      value.size(2) == problem.heads || (support.shared_value && value.size(2) == 1),
       "ms_deform_attn: value has ", value.size(2), " heads, but sampling_locations have ", problem.heads);
   int64_t start = 0;
   for (size_t i = 0; i + 1 < shapes.size(); i += 2) {

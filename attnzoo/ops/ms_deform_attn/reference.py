@@ -57,7 +57,8 @@ def ms_deform_attn_backward(
         grad_value = grad_value.sum(2, keepdim=True)
     grad_locations = 2 * torch.stack(grad_grids, 2).unflatten(0, (batch, heads)).transpose(1, 2)
     grad_weights = torch.stack(grad_level_weights, 2).unflatten(0, (batch, heads)).transpose(1, 2)
-    return grad_value.contiguous().to(value.dtype), grad_locations.contiguous(), grad_weights.contiguous()
+    grad_weights = grad_weights.contiguous().to(attention_weights.dtype)
+    return grad_value.contiguous().to(value.dtype), grad_locations.contiguous(), grad_weights
 
 
 def ms_deform_attn_fused(
@@ -77,7 +78,7 @@ def ms_deform_attn_fused(
     Otherwise identical to `ms_deform_attn` (Deformable DETR, arXiv:2010.04159, equation 3 and appendix A.4).
     """
     locations = sampling_locations(spatial_shapes, references, offsets)
-    return ms_deform_attn(value, spatial_shapes, locations, _softmax(logits), sampler)
+    return ms_deform_attn(value, spatial_shapes, locations, _softmax(logits.to(locations.dtype)), sampler)
 
 
 def ms_deform_attn_fused_backward(
@@ -89,7 +90,7 @@ def ms_deform_attn_fused_backward(
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Backward of `ms_deform_attn_fused`: gradients of value, references, offsets and logits."""
-    weights = _softmax(logits)
+    weights = _softmax(logits.to(offsets.dtype))
     locations = sampling_locations(spatial_shapes, references, offsets)
     grad_value, grad_locations, grad_weights = ms_deform_attn_backward(
         grad_output, value, spatial_shapes, locations, weights
@@ -100,7 +101,7 @@ def ms_deform_attn_fused_backward(
     if references.shape[-1] == 4:
         grad_box_size = _mul_or_zero(grad_locations, offsets * (0.5 / offsets.shape[4])).sum((2, 4))
         grad_references = torch.cat([grad_references, grad_box_size], -1)
-    return grad_value, grad_references, grad_offsets, grad_logits
+    return grad_value, grad_references, grad_offsets, grad_logits.to(logits.dtype)
 
 
 def sampling_locations(spatial_shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tensor) -> Tensor:

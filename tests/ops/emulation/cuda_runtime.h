@@ -27,6 +27,10 @@ struct dim3 {
   unsigned z = 1;
 };
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
