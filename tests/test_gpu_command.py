@@ -182,3 +182,15 @@ def test_smoke_test_on_the_cpu(tmp_path):
     assert "| grid_sample |" in page
     assert "### whole models" in page
     assert "### fitted exponents" in page
+
+
+def test_every_test_that_needs_a_gpu_is_run():
+    marked = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if uses_a_gpu(path)]
+    assert marked
+    for path in marked:
+        assert any(path.is_relative_to(ROOT / folder) for folder in gpu.CUDA_TESTS), path
+
+
+def uses_a_gpu(path: Path) -> bool:
+    text = path.read_text()
+    return path != Path(__file__) and ("mark.cuda" in text or "DEVICES" in text or "cuda_operators" in text)

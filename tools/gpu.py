@@ -31,6 +31,7 @@ RAW = MSDA, OTHER_OPS, MODELS, SCALING = "ops", "ops-fused-and-dat", "models", "
 SANITIZER, SANITIZER_TOOLS = "compute-sanitizer", ("memcheck", "racecheck")
 # Small tests that reach the branches of the kernels: the sanitizer slows down every launch.
 SANITIZED_TESTS = ("wider_than_a_warp", "unaligned_rows", "levels", "queries_on_a_grid", "masked_keys_are")
+CUDA_TESTS = ("tests/ops",)  # the folders with tests that need a GPU
 NOT_RUN = "NOT RUN"
 
 
@@ -119,7 +120,7 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
         command = [sys.executable, "-m", "attnzoo", "bench", verb, "--device", device]
         return Step(name, [*command, "--json", str(out / f"{name}.json"), *options], seconds)
 
-    tests = ["-m", "cuda"] if device == "cuda" else ["tests/ops/test_arguments.py"]
+    tests = [*parallel_pytest(), "-m", "cuda", *CUDA_TESTS] if device == "cuda" else ["tests/ops/test_arguments.py"]
     other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
     other_ops += ["window_attn", "neighborhood_attn", "decoder_values"]
     ops, models = ["--seconds", "0.1"], ["--seconds", "1"]
@@ -130,13 +131,18 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
         models += ["--tiny", "--models", "detr_r50", "--forward", "1x64x96", "--training", "1x64x64"]
         scaling += ["--tokens", "1024", "--attentions", "ms_deform"]
     return [
-        Step(TESTS, [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors", *tests], 90),
+        Step(TESTS, [sys.executable, "-m", "pytest", "-q", *tests], 90),
         bench(MSDA, "ops", 150, *ops, "--budget", "120", "--operators", "ms_deform_attn"),
         bench(OTHER_OPS, "ops", 90, *ops, "--budget", "70", "--operators", *other_ops),
         bench(MODELS, "models", 60, *models),
         bench(SCALING, "scaling", 60, *scaling, "--plot", str(out / "scaling.png")),
         *(sanitizer_steps(sanitizer) if sanitizer else []),
     ]
+
+
+def parallel_pytest() -> list[str]:
+    """Options of pytest-xdist, if it is installed: the tests take a minute in one process."""
+    return ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
 
 
 def tables_step(out: Path) -> Step:

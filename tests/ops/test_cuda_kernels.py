@@ -82,8 +82,11 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert error <= 16 * ROUNDING[dtype] * scale, f"{error:.1e} on a scale of {scale:.1e}"
 
 
-def check_plain(kernels: Kernels, dtype: torch.dtype, deterministic: bool, **sizes: Any) -> None:
-    args = typed(dtype, **sizes)
+def check_plain(
+    kernels: Kernels, dtype: torch.dtype, deterministic: bool, half_weights: bool = False, **sizes: Any
+) -> None:
+    value, shapes, locations, weights = typed(dtype, **sizes)
+    args = (value, shapes, locations, weights.to(dtype) if half_weights else weights)
     expected = reference.ms_deform_attn(*doubled(args))
     output = kernels.forward(*args)
     assert output.dtype == dtype
@@ -91,11 +94,18 @@ def check_plain(kernels: Kernels, dtype: torch.dtype, deterministic: bool, **siz
     grad = grad_for(output)
     expected_grads = reference.ms_deform_attn_backward(grad.cpu().double(), *doubled(args))
     actual = kernels.backward(grad, *args, deterministic)
-    assert [g.dtype for g in actual] == [dtype, sampling_dtype(args[0]), sampling_dtype(args[0])]
+    assert [g.dtype for g in actual] == [dtype, locations.dtype, args[3].dtype]
     assert_near(actual[0], expected_grads[0], dtype)
     # Sums and coordinates are in float32, where products of half-precision values are exact.
-    assert_near(actual[1], expected_grads[1], sampling_dtype(args[0]))
-    assert_near(actual[2], expected_grads[2], sampling_dtype(args[0]))
+    assert_near(actual[1], expected_grads[1], locations.dtype)
+    assert_near(actual[2], expected_grads[2], args[3].dtype)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("head_dim", [5, 12, 32])
+def test_half_precision_weights(kernels, head_dim, dtype, deterministic):
+    check_plain(kernels, dtype, deterministic, half_weights=True, head_dim=head_dim)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -131,7 +141,18 @@ def test_sizes_need_not_be_divisible(kernels, sizes, deterministic):
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
 @pytest.mark.parametrize("head_dim", [5, 32])
 def test_fused_agrees_with_the_reference(kernels, head_dim, dtype, box, deterministic):
-    args = fused_arguments(box, head_dim=head_dim, dtype=dtype)
+    check_fused(kernels, fused_arguments(box, head_dim=head_dim, dtype=dtype), deterministic)
+
+
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_fused_with_half_precision_logits(kernels, dtype, box):
+    args = fused_arguments(box, head_dim=32, dtype=dtype, points=5)
+    check_fused(kernels, args._replace(logits=args.logits.to(dtype)), deterministic=False)
+
+
+def check_fused(kernels: Kernels, args: Fused, deterministic: bool) -> None:
+    dtype = args.value.dtype
     leaves = [t.double().requires_grad_() for t in (args.value, args.references, args.offsets, args.logits)]
     expected = fused_reference(Fused(leaves[0], args.shapes, *leaves[1:]))
     output = kernels.fused(args)
@@ -141,9 +162,11 @@ def test_fused_agrees_with_the_reference(kernels, head_dim, dtype, box, determin
     expected_grads = torch.autograd.grad(expected, leaves, grad.cpu().double())
     actual = kernels.fused_backward(grad, args, deterministic)
     assert_near(actual[0], expected_grads[0], dtype)
-    for grad_sample, right in zip(actual[1:], expected_grads[1:], strict=True):
-        assert grad_sample.dtype == sampling_dtype(args.value)
-        assert_near(grad_sample, right, sampling_dtype(args.value))
+    for grad_sample, right, leaf in zip(
+        actual[1:], expected_grads[1:], (args.references, args.offsets, args.logits), strict=True
+    ):
+        assert grad_sample.dtype == leaf.dtype
+        assert_near(grad_sample, right, leaf.dtype)
 
 
 @pytest.mark.parametrize("box", [False, True])

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attnzoo.ops import autocast, forward_ad, library, vmap
 from attnzoo.ops.checks import HALF_DTYPES
+from attnzoo.ops.eager import EagerOperator
 from attnzoo.ops.ms_deform_attn import reference
 from attnzoo.ops.ms_deform_attn.checks import check_ms_deform_attn, check_ms_deform_attn_fused
 
@@ -44,7 +45,7 @@ def ms_deform_attn(
     if value.dtype in HALF_DTYPES:
         sampling_locations, attention_weights = autocast.widen_sampling(value, sampling_locations, attention_weights)
     value = _expand_heads(value, attention_weights.shape[2])
-    return torch.ops.attnzoo.ms_deform_attn(value, flat_shapes, sampling_locations, attention_weights)
+    return _eager(value, flat_shapes, sampling_locations, attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -71,7 +72,7 @@ def ms_deform_attn_fused(
     if value.dtype in HALF_DTYPES:
         references, offsets, logits = autocast.widen_sampling(value, references, offsets, logits)
     value = _expand_heads(value, logits.shape[2])
-    return torch.ops.attnzoo.ms_deform_attn_fused(value, flat_shapes, references, offsets, logits)
+    return _eager_fused(value, flat_shapes, references, offsets, logits)
 
 
 def _expand_heads(value: Tensor, heads: int) -> Tensor:
@@ -227,6 +228,8 @@ torch.library.register_autograd(
     "attnzoo::ms_deform_attn_fused", _fused_backward, setup_context=_fused_setup_context, lib=_lib
 )
 torch.library.register_autograd("attnzoo::ms_deform_attn_fused_backward", _double_backward_unsupported, lib=_lib)
+_eager = EagerOperator(torch.ops.attnzoo.ms_deform_attn.default, _setup_context, _backward)
+_eager_fused = EagerOperator(torch.ops.attnzoo.ms_deform_attn_fused.default, _fused_setup_context, _fused_backward)
 for _operator in (
     torch.ops.attnzoo.ms_deform_attn.default,
     torch.ops.attnzoo.ms_deform_attn_backward.default,
