@@ -31,7 +31,7 @@ RAW = MSDA, OTHER_OPS, MODELS, SCALING = "ops", "ops-fused-and-dat", "models", "
 SANITIZER, SANITIZER_TOOLS = "compute-sanitizer", ("memcheck", "racecheck")
 # Small tests that reach the branches of the kernels: the sanitizer slows down every launch.
 SANITIZED_TESTS = ("wider_than_a_warp", "unaligned_rows", "levels", "queries_on_a_grid", "masked_keys_are")
-CUDA_TESTS = ("tests/ops",)  # the folders with tests that need a GPU
+CUDA_TESTS = ("tests/ops", "tests/engine/test_cuda_graphs.py")  # where tests need a GPU
 NOT_RUN = "NOT RUN"
 
 
@@ -123,7 +123,8 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
     tests = [*parallel_pytest(), "-m", "cuda", *CUDA_TESTS] if device == "cuda" else ["tests/ops/test_arguments.py"]
     other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
     other_ops += ["window_attn", "neighborhood_attn", "decoder_values"]
-    ops, models = ["--seconds", "0.1"], ["--seconds", "1"]
+    ops = ["--seconds", "0.1"]
+    models = ["--seconds", "1", "--models", "deformable_detr_r50", "dat_tiny", "detr_r50"]
     scaling = ["--seconds", "0.2", "--limit", "1", "--roles", "encoder"]
     if tiny:
         other_ops, tests = ["ms_deform_attn_fused"], ["tests/ops/test_arguments.py"]
@@ -134,7 +135,7 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
         Step(TESTS, [sys.executable, "-m", "pytest", "-q", *tests], 90),
         bench(MSDA, "ops", 150, *ops, "--budget", "120", "--operators", "ms_deform_attn"),
         bench(OTHER_OPS, "ops", 90, *ops, "--budget", "70", "--operators", *other_ops),
-        bench(MODELS, "models", 60, *models),
+        bench(MODELS, "models", 75, *models),
         bench(SCALING, "scaling", 60, *scaling, "--plot", str(out / "scaling.png")),
         *(sanitizer_steps(sanitizer) if sanitizer else []),
     ]

@@ -288,6 +288,8 @@ def _check_experiment(config: ExperimentConfig) -> None:
     if config.task == "probe" and config.data.workers:
         message = f"data.workers = {config.data.workers}: probes are generated in the training process (allowed: 0)"
         raise UserError(message, key="data.workers")
+    if config.train.cuda_graphs and config.device == "cpu":
+        raise UserError("train.cuda_graphs = true: needs a GPU, but device = cpu", key=("train.cuda_graphs", "device"))
     _check_fsdp(config.train)
     check_slurm(config.slurm, config.processes)
 
@@ -300,7 +302,7 @@ def _check_fsdp(train: TrainConfig) -> None:
         key = "train.optimizer.name"
         reason = f"expected {key} = 'adamw', but it is {as_yaml(train.optimizer.name)}"
         raise UserError(f"train.parallel = 'fsdp2': {reason}", key=("train.parallel", key))
-    for key in ("train.compile", "train.channels_last"):
+    for key in ("train.compile", "train.cuda_graphs", "train.channels_last"):
         if getattr(train, key.removeprefix("train.")):
             raise UserError(f"train.parallel = 'fsdp2': does not support {key}", key=("train.parallel", key))
 

@@ -43,6 +43,7 @@ class TrainConfig:
     # with several processes. ddp: replicated model, fsdp2: sharded model, gradients and optimiser states
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     compile: bool = False  # torch.compile
+    cuda_graphs: bool = False  # launch the kernels of the model's passes as CUDA graphs; images of one size, on a GPU
     channels_last: bool = False  # memory format of images and convolutions
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

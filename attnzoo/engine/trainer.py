@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnzoo.engine import parallel
 from attnzoo.engine.checkpoint import CheckpointManager, load_checkpoint
@@ -82,7 +82,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.schedule = build_schedule(self.optimizer, config.schedule, self.steps)
         train_model = self.strategy.train_model
-        self.forward = self._autocast(torch.compile(train_model) if config.compile else train_model)
+        self.forward = self._autocast(self._compile(train_model))
         self._metrics: MetricsLogger | None = None
         self._observer: Observer | None = None
         self._metric_names: list[str] = []  # of the columns of the next two
@@ -259,6 +259,16 @@ class Trainer:
         self._last_save = (self.step, time.monotonic())
         log.info("resuming from %s", path)
         return int(state["num_rows"])
+
+    def _compile(self, model: nn.Module) -> Any:
+        """Raises UserError for CUDA graphs without a GPU."""
+        if self.config.cuda_graphs and self.ctx.device.type != "cuda":
+            raise UserError("train.cuda_graphs = true: needs a GPU, but the device is cpu", key="train.cuda_graphs")
+        if self.config.cuda_graphs and self.config.compile:
+            return torch.compile(model, mode="reduce-overhead")
+        if self.config.cuda_graphs:
+            return torch.compile(model, backend="cudagraphs")  # the same kernels as in eager mode
+        return torch.compile(model) if self.config.compile else model
 
     def _autocast(self, model: Any) -> Forward:
         if self.config.precision == "fp32":

@@ -63,6 +63,10 @@ def _check(config: ExperimentConfig, parameters: dict[str, list[str]]) -> None:
     check_optimizer_name(config.train.optimizer)
     if config.device == "cuda" and config.launcher == "local" and not torch.cuda.is_available():
         raise UserError("device = 'cuda': no CUDA GPU is visible here (allowed: auto, cpu)", key="device")
+    if config.train.cuda_graphs and config.launcher == "local" and not torch.cuda.is_available():
+        raise UserError(
+            "train.cuda_graphs = true: no CUDA GPU is visible here (allowed: false)", key="train.cuda_graphs"
+        )
     batch_size = max(config.data.batch_size // config.processes, 1)
     model = repr((config.model, num_classes, data.size, batch_size))
     if model not in parameters:  # runs may share the model and the sizes

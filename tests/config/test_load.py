@@ -116,6 +116,7 @@ BAD = [
     ("train.steps=null", "exactly one of train.steps and train.epochs, but neither is set"),
     ("train.parallel=fsdp", "unknown train.parallel 'fsdp'; did you mean 'fsdp2'? (allowed: ddp, fsdp2)"),
     ("train={parallel: fsdp2, compile: true}", "train.parallel = 'fsdp2': does not support train.compile"),
+    ("train={parallel: fsdp2, cuda_graphs: true}", "does not support train.cuda_graphs"),
     ("train={parallel: fsdp2, channels_last: true}", "'fsdp2': does not support train.channels_last"),
     ("train={parallel: fsdp2, optimizer: {name: sgd}}", "expected train.optimizer.name = 'adamw', but it is 'sgd'"),
     ("train=4", "train = 4: expected a mapping"),
@@ -162,6 +163,11 @@ BAD = [
     ("steps", "expected key=value"),
     ("train.steps=[1", "train.steps:1: not valid YAML"),
 ]
+
+
+def test_cuda_graphs_need_a_gpu(experiment: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.cuda_graphs = true: needs a GPU, but device = cpu"):
+        load(experiment, ["device=cpu", "train.cuda_graphs=true"])
 
 
 @pytest.mark.parametrize(("override", "message"), BAD)

@@ -10,6 +10,7 @@ from attnzoo.bench import accuracy, memory, records
 from attnzoo.bench.models.base import BenchModel, Outputs, Shape
 from attnzoo.bench.models.classifiers import CLASSIFICATION
 from attnzoo.bench.models.detectors import DETECTION
+from attnzoo.bench.models.graphs import CUDA_GRAPH, GraphedModel
 from attnzoo.bench.operators.base import OURS
 from attnzoo.bench.select import select_names
 from attnzoo.bench.timing import time_interleaved
@@ -33,7 +34,8 @@ def run(
 ) -> dict[str, Any]:
     """The record of forward passes on `forward` and training steps on `training`, both (B, H, W).
 
-    Outputs, or losses and gradients, are compared first; on a mismatch nothing is timed. Without transformers only our
+    Outputs, or losses and gradients, are compared first; on a mismatch nothing is timed. On a GPU our models run in
+    CUDA graphs too. Without transformers only our
     detectors are timed. `on_progress` receives the record after every row. Raises UserError for an unknown model.
     """
     record = records.header("models", device, ["attnzoo", "transformers"])
@@ -41,6 +43,8 @@ def run(
     for name in select_names("model", names, TASKS):
         task = TASKS[name]
         models, missing = task.build_models(name, tiny, device)
+        if device.type == "cuda":
+            models[CUDA_GRAPH] = GraphedModel(models[OURS])
         for mode, shape in ((FORWARD, forward or task.forward), (TRAINING, training or task.training)):
             images = torch.randn(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
             targets = task.make_targets(shape[0], device)
@@ -64,7 +68,8 @@ def _measure(
             return row
     calls = {name: _make_call(model, mode, images, targets) for name, model in models.items()}
     for name, samples in time_interleaved(calls, images.device, seconds).items():
-        peak_bytes = memory.peak_memory(calls[name], images.device)
+        # a graph keeps its memory between calls
+        peak_bytes = None if name == CUDA_GRAPH else memory.peak_memory(calls[name], images.device)
         row["implementations"][name] = {"seconds": samples, "peak_bytes": peak_bytes}
     return row
 
