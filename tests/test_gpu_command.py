@@ -81,7 +81,7 @@ def test_every_benchmark_is_a_valid_command_line(tmp_path, device, tiny):
 
 def test_every_operator_is_measured(tmp_path):
     steps = {step.name: step.command for step in gpu.steps("cuda", False, tmp_path, None)}
-    measured = {name for raw in (gpu.MSDA, gpu.OTHER_OPS) for name in steps[raw] if name in OPERATORS}
+    measured = {name for raw in (gpu.MSDA, gpu.DAT, gpu.OTHER_OPS) for name in steps[raw] if name in OPERATORS}
     assert measured == set(OPERATORS)
 
 
@@ -109,10 +109,10 @@ def test_sanitizer_search_path(tmp_path, monkeypatch):
         assert gpu.find_sanitizer(tmp_path / "packages") == str(expected)
 
 
-def test_sanitizer_steps_come_last_and_are_short(tmp_path):
+def test_sanitizer_steps_come_late_and_are_short(tmp_path):
     planned = gpu.steps("cuda", False, tmp_path, "/bin/compute-sanitizer")
     names = [step.name for step in planned]
-    assert names[-2:] == ["memcheck", "racecheck"]
+    assert names[-3:-1] == ["memcheck", "racecheck"]
     checks = [step for step in planned if step.name in gpu.SANITIZER_TOOLS]
     assert 0 < sum(step.seconds for step in checks) <= 80
     assert all(step.command[2:5] == ["/bin/compute-sanitizer", "--tool", step.name] for step in checks)

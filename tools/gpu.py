@@ -27,7 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 MIN_TORCH = (2, 11)
 ARCHIVES = (".whl", ".tar.gz")
 BUILD, TESTS, TABLES = "build", "tests", "tables"
-RAW = MSDA, OTHER_OPS, MODELS, SCALING = "ops", "ops-fused-and-dat", "models", "scaling"
+RAW = MSDA, DAT, MODELS, OTHER_OPS, SCALING = "ops", "ops-dat", "models", "ops-others", "scaling"
+# In the order of their importance: the time is limited.
+MSDA_CASES = [f"encoder-{size}-b{batch}" for size in ("800x1066", "800x1333") for batch in (1, 4, 2)]
+MSDA_CASES += ["decoder-b4", "decoder-b1"]
+MSDA_PEERS = ["grid_sample", "torch-ms-deform-attn", "deformops-triton", "deformops-cuda"]
+DAT_CASES = ["stage1-800x1333-b1", "stage3-224-b8"]  # few, because flex_attention is compiled for each
+OTHER_OPERATORS = ["ms_deform_attn_fused", "deform_kv_attn_mlp", "window_attn", "neighborhood_attn", "decoder_values"]
+OTHER_CASES = ["encoder-800x1066-b1", "decoder-b4", "stage3-224-b8", "swin-t-stage-1-shifted-b4"]
+OTHER_CASES += ["dat-pp-t-stage-1-b4", "detection-50x67", "queries-300-800x1066", "queries-300-256x256"]
 SANITIZER, SANITIZER_TOOLS = "compute-sanitizer", ("memcheck", "racecheck")
 # Small tests that reach the branches of the kernels: the sanitizer slows down every launch.
 SANITIZED_TESTS = ("wider_than_a_warp", "unaligned_rows", "levels", "queries_on_a_grid", "masked_keys_are")
@@ -121,23 +129,31 @@ def steps(device: str, tiny: bool, out: Path, sanitizer: str | None) -> list[Ste
         return Step(name, [*command, "--json", str(out / f"{name}.json"), *options], seconds)
 
     tests = [*parallel_pytest(), "-m", "cuda", *CUDA_TESTS] if device == "cuda" else ["tests/ops/test_arguments.py"]
-    other_ops = ["deform_kv_attn", "ms_deform_attn_fused", "deform_kv_attn_mlp"]
-    other_ops += ["window_attn", "neighborhood_attn", "decoder_values"]
-    ops = ["--seconds", "0.1"]
+    ops = ["--seconds", "0.05"]
+    msda = [*ops, "--operators", "ms_deform_attn", "--cases", *MSDA_CASES]
+    msda += ["--implementations", "attnzoo", *MSDA_PEERS, "--budget", "100"]
+    dat = [*ops, "--operators", "deform_kv_attn", "--cases", *DAT_CASES]
+    dat += ["--dtypes", "float32", "bfloat16", "--budget", "45"]
+    others = [*ops, "--operators", *OTHER_OPERATORS, "--cases", *OTHER_CASES]
+    others += ["--dtypes", "float32", "bfloat16", "--patterns", "local", "displaced", "random", "--budget", "40"]
     models = ["--seconds", "1", "--models", "deformable_detr_r50", "dat_tiny", "detr_r50"]
     scaling = ["--seconds", "0.2", "--limit", "1", "--roles", "encoder"]
     if tiny:
-        other_ops, tests = ["ms_deform_attn_fused"], ["tests/ops/test_arguments.py"]
-        ops += ["--cases", "decoder-b1", "--patterns", "local", "--dtypes", "float32", "--passes", "forward"]
+        tests = ["tests/ops/test_arguments.py"]
+        smallest = [*ops, "--dtypes", "float32", "--passes", "forward"]
+        msda = [*smallest, "--operators", "ms_deform_attn", "--cases", "decoder-b1", "--patterns", "local"]
+        dat = [*smallest, "--operators", "deform_kv_attn", "--cases", "stage4-224-b8"]
+        others = [*smallest, "--operators", "ms_deform_attn_fused", "--cases", "decoder-b1", "--patterns", "local"]
         models += ["--tiny", "--models", "detr_r50", "--forward", "1x64x96", "--training", "1x64x64"]
         scaling += ["--tokens", "1024", "--attentions", "ms_deform"]
     return [
         Step(TESTS, [sys.executable, "-m", "pytest", "-q", *tests], 90),
-        bench(MSDA, "ops", 150, *ops, "--budget", "120", "--operators", "ms_deform_attn"),
-        bench(OTHER_OPS, "ops", 90, *ops, "--budget", "70", "--operators", *other_ops),
+        bench(MSDA, "ops", 120, *msda),
+        bench(DAT, "ops", 75, *dat),
         bench(MODELS, "models", 75, *models),
-        bench(SCALING, "scaling", 60, *scaling, "--plot", str(out / "scaling.png")),
+        bench(OTHER_OPS, "ops", 60, *others),
         *(sanitizer_steps(sanitizer) if sanitizer else []),
+        bench(SCALING, "scaling", 60, *scaling, "--plot", str(out / "scaling.png")),
     ]
 
 
