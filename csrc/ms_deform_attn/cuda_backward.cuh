@@ -83,7 +83,6 @@ __device__ __forceinline__ void reduce_to_lanes(
   }
 }
 
-constexpr BlockOrder kBackwardOrder = BlockOrder::kHeadsFirst;
 constexpr int kBackwardBlocksPerSm = 4;  // as `kForwardBlocksPerSm`
 
 // kVectorized: as in `load`.
@@ -95,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
   __shared__ WarpCorners<A> warp_corners[kThreads / kWarpSize];
   WarpCorners<A>& corners = warp_corners[threadIdx.x / kWarpSize];
   const Sizes& sizes = args.sizes;
-  const ThreadIndex thread(sizes, args.partition, kBackwardOrder);
+  const ThreadIndex thread(sizes, args.partition);
   const QueryHead query_head(sizes, thread);
   auto state = args.samples.init(sizes, query_head, thread);
   const T* grad_output = args.grad_output + query_head.index(sizes) * sizes.head_dim;

@@ -125,7 +125,7 @@ __device__ __forceinline__ void gather_cell(
 template <typename T, bool kVectorized>
 __global__ void __launch_bounds__(kThreads, 8) gather_kernel(const __grid_constant__ GatherArgs<T> args) {
   const Sizes& sizes = args.sizes;
-  const ThreadIndex thread(sizes, args.partition, BlockOrder::kHeadsFirst);
+  const ThreadIndex thread(sizes, args.partition);
   if (thread.row >= sizes.tokens) {
     return;  // safe: the whole group returns, and groups do not synchronize with each other in this kernel
   }

@@ -34,7 +34,6 @@ __device__ __forceinline__ void forward_sample(
 // several on an H200; more blocks leave too few registers.
 template <typename T>
 constexpr int kForwardBlocksPerSm = sizeof(T) == 8 ? 4 : sizeof(T) == 4 ? 10 : 8;
-constexpr BlockOrder kForwardOrder = BlockOrder::kRowsFirst;
 template <typename T>
 constexpr int kSamplesInFlight = sizeof(T) == 4 ? 4 : 2;
 
@@ -46,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm<T>)
   __shared__ WarpCorners<A> warp_corners[kThreads / kWarpSize];
   WarpCorners<A>& corners = warp_corners[threadIdx.x / kWarpSize];
   const Sizes& sizes = args.sizes;
-  const ThreadIndex thread(sizes, args.partition, kForwardOrder);
+  const ThreadIndex thread(sizes, args.partition);
   const QueryHead query_head(sizes, thread);
   const auto state = args.samples.init(sizes, query_head, thread);
   // All lanes do as many iterations as the first, even without channels left: they compute footprints for the others.

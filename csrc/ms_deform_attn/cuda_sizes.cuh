@@ -54,28 +54,16 @@ inline Partition make_partition(int64_t rows, int32_t log_lanes) {
   return partition;
 }
 
-// Which blocks run at the same time. With the rows of one head, the map of that head is more often in the caches.
-enum class BlockOrder { kHeadsFirst, kRowsFirst };
-
 // The row, head and image that this thread works on, and its lane.
 struct ThreadIndex {
-  __device__ ThreadIndex(const Sizes& sizes, const Partition& partition, BlockOrder order)
+  __device__ ThreadIndex(const Sizes& sizes, const Partition& partition)
       : lanes(1 << partition.log_lanes), lane(threadIdx.x & (lanes - 1)), group(threadIdx.x >> partition.log_lanes) {
     const uint32_t heads = sizes.heads;
     const uint32_t blocks_per_head = partition.blocks_per_head;
-    uint32_t row_block = 0;
-    if (order == BlockOrder::kHeadsFirst) {
-      const uint32_t block = blockIdx.x / heads;
-      head = blockIdx.x % heads;
-      image = block / blocks_per_head;
-      row_block = block % blocks_per_head;
-    } else {
-      const uint32_t block = blockIdx.x / blocks_per_head;
-      head = block % heads;
-      image = block / heads;
-      row_block = blockIdx.x % blocks_per_head;
-    }
-    row = int64_t{row_block} * partition.rows_per_block() + group;
+    const uint32_t block = blockIdx.x / heads;
+    head = blockIdx.x % heads;
+    image = block / blocks_per_head;
+    row = int64_t{block % blocks_per_head} * partition.rows_per_block() + group;
   }
 
   // The lanes of this group, as a mask for warp shuffles.
