@@ -1,6 +1,8 @@
 """Batch samplers, collate function and loader."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -166,3 +168,18 @@ def _collate_unless_error(collate: Callable[[Any], Any], samples: Sequence[Any])
         return next((sample for sample in samples if isinstance(sample, UserError)), None) or collate(samples)
     except UserError as error:
         return error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch (CPU), NumPy and Python, and restore their state at the end."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -2,16 +2,13 @@
 
 import logging
 import os
-import random
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import timm.data
 import torch
 from PIL import Image
@@ -20,16 +17,24 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import DatasetFolder
 from torchvision.transforms.v2 import functional as F
 
-from attnzoo.data.batches import SampleIndex
+from attnzoo.data.batches import SampleIndex, seeded
 from attnzoo.data.cache import SampleCache
 from attnzoo.data.checks import check_option
-from attnzoo.data.folders import FolderContent, folder_content, folder_reader, is_class, open_folder, skip_unreadable
+from attnzoo.data.folders import (
+    FolderContent,
+    check_timm_folder,
+    class_names,
+    folder_content,
+    folder_reader,
+    open_folder,
+    skip_unreadable,
+)
 from attnzoo.data.hashes import combine_hashes
 from attnzoo.data.images import ImageReader, header_error, open_image
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
 from attnzoo.errors import UserError, describe, plural
-from attnzoo.paths import user_path
+from attnzoo.paths import denied, user_path
 from attnzoo.registry import Registry
 
 ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
@@ -124,21 +129,6 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
         if isinstance(self.source, timm.data.ImageDataset):
             return f"image {index} ({self.source.filename(index, absolute=True)})"
         return f"image {index}"
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch (CPU), NumPy and Python, and restore their state at the end."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +241,9 @@ class ImageFolderSpec(FileDatasetSpec):
 
     def _classes(self, split: str) -> list[str]:
         path = self._path(split)
-        classes = sorted(entry.name for entry in os.scandir(path) if is_class(entry)) if path.is_dir() else []
+        if reason := denied(path):
+            raise UserError(f"data.dataset.root: {path}: {reason}", key="data.dataset.root")
+        classes = class_names(path) if path.is_dir() else []
         if not classes:
             raise UserError(f"data.dataset.root: no class folders in {path}", key="data.dataset.root")
         return classes
@@ -327,6 +319,8 @@ class TimmSpec(FileDatasetSpec):
 
     def _open(self, split: str) -> Any:
         name = self.train if split == "train" else self.val
+        if self._reads_folders and self.root and os.path.isdir(self.root):
+            check_timm_folder(str(Path(self.root).absolute()))
         try:
             dataset = timm.data.create_dataset(
                 self.source, root=self.root, split=name, download=self.download, **(self.options or {})

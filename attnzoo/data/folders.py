@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def folder_reader(source: Any) -> Any:
 def _folders(reader: Any) -> set[str]:
     """All folders in which the images of a class may be added."""
     paths = {os.path.dirname(path) for path, _ in reader.samples}
-    return {str(reader.root), *paths, *(entry.path for entry in os.scandir(reader.root) if entry.is_dir())}
+    return {str(reader.root), *paths, *(entry.path for entry in os.scandir(reader.root) if _is_folder(entry))}
 
 
 def _modification_times(folders: Iterable[str]) -> dict[str, int]:
@@ -99,10 +100,20 @@ class ClassFolders(ImageFolder):
     """Images in class folders, without files and folders whose names begin with a dot."""
 
     def __init__(self, root: str):
-        super().__init__(root, loader=open_image, is_valid_file=_is_visible_image, allow_empty=True)
+        super().__init__(root, loader=open_image, allow_empty=True)
+
+    @staticmethod
+    def make_dataset(
+        directory: str | Path, class_to_idx: dict[str, int] | None = None, *args: Any, **options: Any
+    ) -> list[tuple[str, int]]:
+        samples = []
+        for name, label in sorted((class_to_idx or {}).items()):
+            paths = [entry.path for entry in image_files(os.path.join(directory, name))]
+            samples += [(path, label) for path in sorted(paths, key=os.path.split)]
+        return samples
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        classes = sorted(entry.name for entry in os.scandir(directory) if is_class(entry))
+        classes = class_names(directory)
         return classes, {name: label for label, name in enumerate(classes)}
 
     def keep(self, kept: Sequence[bool]) -> None:
@@ -112,13 +123,62 @@ class ClassFolders(ImageFolder):
         self.targets = [label for _, label in self.samples]
 
 
-def is_class(entry: Any) -> bool:
-    """Whether an entry of a folder is the folder of a class."""
-    return bool(entry.is_dir() and not entry.name.startswith("."))
+def class_names(folder: str | Path) -> list[str]:
+    """The names of the class folders in a folder, sorted. Raises UserError if it cannot be listed."""
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry) and not entry.name.startswith("."))
 
 
-def _is_visible_image(path: str) -> bool:
-    return not os.path.basename(path).startswith(".") and has_file_allowed_extension(path, IMG_EXTENSIONS)
+def image_files(folder: str, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
+    """The files below a folder with the suffix of an image, also behind links; `hidden`: names with a dot too.
+
+    Raises UserError for a folder that cannot be listed, instead of leaving out its images, and for a link to a folder
+    that contains it, behind which every image would be found again and again.
+    """
+    path = Path(folder).resolve()
+    yield from _image_files(folder, hidden, frozenset(_identity(os.stat(each)) for each in (path, *path.parents)))
+
+
+def _image_files(folder: str, hidden: bool, above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    folders = []
+    for entry in _entries(folder):
+        if entry.name.startswith(".") and not hidden:
+            continue
+        if _is_folder(entry):
+            folders.append(entry)
+        elif has_file_allowed_extension(entry.name, IMG_EXTENSIONS):
+            yield entry
+    for entry in folders:
+        identity = _identity(entry.stat())
+        if identity in above:
+            message = f"data.dataset: {entry.path} is a link to a folder that contains it; remove it"
+            raise UserError(message, key="data.dataset")
+        yield from _image_files(entry.path, hidden, above | {identity})
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"data.dataset: {folder}: {error.strerror}", key="data.dataset") from None
+
+
+@cache
+def check_timm_folder(root: str) -> None:
+    """Raise UserError for what timm waits for, such as a pipe, searches without end, or leaves out without a word."""
+    for entry in image_files(root, hidden=True):
+        is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+        if not is_file and os.path.exists(entry.path):
+            raise UserError(f"data.dataset: {entry.path}: not a regular file", key="data.dataset")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Unlike `entry.is_dir()`, False for a link that leads to itself or into a folder that may not be entered."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def open_folder(path: Path) -> ClassFolders:

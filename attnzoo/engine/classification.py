@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import nn
 
-from attnzoo.data.classification import ClassificationBatch, collate_classification, seeded
+from attnzoo.data.batches import seeded
+from attnzoo.data.classification import ClassificationBatch, collate_classification
 from attnzoo.data.config import ClassificationDataConfig
 from attnzoo.engine.dataset_task import DatasetTask
 from attnzoo.engine.distributed import DistContext
