@@ -29,7 +29,7 @@ from attnzoo.sweep.workers import WORKER_MODULE, open_crash_log
 POLL_SECONDS = 0.2
 REQUEUE_MARGIN_SECONDS = 15  # before the time limit: requeue then even if the run has not saved
 SRUN_ERROR = re.compile(
-    r"srun: error: (?:Node failure on (?P<lost>\S+)"
+    r"srun: error: (?:(?:Node failure on|Task launch for \S+ failed on node) (?P<lost>[^\s:]+)"
     r"|(?P<node>\S+): tasks? [\d,-]+: (?:Exited with exit code (?P<code>\d+)|(?P<signal>[A-Z][a-z ]+)))"
 )
 SIGNAL_EXIT_CODES = {signal.strsignal(signum): 128 + signum for signum in signal.valid_signals()}

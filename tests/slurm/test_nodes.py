@@ -50,6 +50,25 @@ def test_killed_rank_ends_the_others_and_all_resume(cluster, sweep):
     assert results(sweep.run()) == whole
 
 
+def test_node_that_cannot_start_a_process_is_a_machine_failure(cluster, sweep):
+    """Its daemon has ended, which SLURM does not know yet."""
+    go = sweep.folder / "go"
+    sweep.submit("train.steps=6", f"slurm.setup=['while [ ! -e {go} ]; do sleep 0.1; done']")
+    job = sweep.job()
+    wait(lambda: cluster.job(job)["JobState"] == "RUNNING", 120, "for the job's start")
+    lost = cluster.job(job)["BatchHost"]
+    cluster.kill_daemon(lost)
+    try:
+        go.touch()
+        wait(lambda: cluster.job(job)["ExcNodeList"] == lost, 120, lambda: f"for {sweep.describe('seed=3')}")
+        wait(lambda: "DOWN" in cluster.node_state(lost), 120, f"for {lost} to be down")
+    finally:
+        cluster.revive(lost)
+    state = sweep.wait_for_end()["seed=3"]
+    assert (state.state, state.machine_failures) == ("done", 1), sweep.describe("seed=3")
+    assert attempts.read(sweep.run())[0].reason == "lost a process of the run"
+
+
 def reference_of_pair(sweep) -> list[dict]:
     """The metrics of the same run with two processes of the local launcher."""
     assert sweep.start("processes=2", f"output={sweep.folder / 'whole'}") == 0

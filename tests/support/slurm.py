@@ -145,13 +145,20 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """SIGKILL all processes of a node, its daemon first, so that none can report it."""
-        pids = [int(line.split()[0]) for line in (self.folder / "pids").read_text().splitlines() if node in line]
         on_node = [pid for pid, environment in _environments() if environment.get("SLURMD_NODENAME") == node]
         workers = [pid for pid in on_node if str(self.folder).encode() in _read(pid, "environ")]
         steps = {_parent(pid) for pid in workers}
         steps = {pid for pid in steps if _read(pid, "comm").strip() == b"slurmstepd"}
-        for pid in [*pids[-1:], *steps, *workers]:
+        for pid in [self._daemon(node), *steps, *workers]:
             kill(pid)
+
+    def kill_daemon(self, node: str) -> None:
+        """SIGKILL the daemon of a node, but no job."""
+        kill(self._daemon(node))
+
+    def _daemon(self, node: str) -> int:
+        lines = (self.folder / "pids").read_text().splitlines()
+        return [int(line.split()[0]) for line in lines if node in line][-1]
 
     def revive(self, node: str) -> None:
         """Restart a killed node and wait until it accepts jobs."""

@@ -43,13 +43,21 @@ def test_worker_command_is_valid(tmp_path):
     assert "config.yaml" in ended.stderr
 
 
-@pytest.mark.parametrize(("how", "printed"), [("terminal", f"1 {-signal.SIGINT}"), ("nohup", "0 None")])
-def test_a_closed_terminal_stops_the_runs_unless_under_nohup(how, printed):
+@pytest.mark.parametrize(
+    ("signum", "how", "printed"),
+    [
+        (signal.SIGHUP, "terminal", f"1 {-signal.SIGINT}"),
+        (signal.SIGHUP, "nohup", "0 None"),
+        *((signum, "terminal", f"1 {-signal.SIGINT}") for signum in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)),
+    ],
+)
+def test_signals_that_end_a_program_stop_the_runs(signum, how, printed):
+    """Of a closed terminal, of the quit key, and those of SLURM before a time limit; not SIGHUP under nohup."""
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, how], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as launcher:
         assert launcher.stdout is not None
         assert launcher.stdout.readline() == "ready\n"
-        launcher.send_signal(signal.SIGHUP)
+        launcher.send_signal(signum)
         out, _ = launcher.communicate("\n", timeout=60)
     assert (launcher.returncode, out) == (0, f"{printed}\n")
