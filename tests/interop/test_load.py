@@ -139,13 +139,14 @@ def test_backbone_of_a_detector(trained: Detector, tmp_path: Path) -> None:
     assert not torch.equal(model.encoder[0].ffn.linear1.weight, trained.encoder[0].ffn.linear1.weight)
 
 
-NECK, HEAD = "neck.projections.1.0", "heads.classes.0.bias"
+NECK, HEAD, QUERIES = "neck.projections.1.0", "heads.classes.0.bias", "queries.embedding.weight"
 DAMAGE: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
     "sparse": (HEAD, Tensor.to_sparse, f"{HEAD} is sparse; expected a dense tensor of real numbers"),
     "quantized": (HEAD, lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), f"{HEAD} is quantized; expected"),
     "complex": (HEAD, lambda x: x.to(torch.complex64), f"{HEAD} is complex; expected"),
     "integers": (HEAD, Tensor.int, f"has int32 values for {HEAD}, expected float32"),
     "NaN": (HEAD, lambda x: x * float("nan"), f"has NaN, infinity or no values in {HEAD}"),
+    "NaN in float8": (QUERIES, lambda x: (x * float("nan")).to(torch.float8_e4m3fn), f"no values in {QUERIES}"),
     "meta": (HEAD, lambda x: x.to("meta"), f"has NaN, infinity or no values in {HEAD}"),
     "scalar": (HEAD, lambda x: x[0], rf"size mismatch for {HEAD}: \(\) in the file"),
     "size of a level": (f"{NECK}.bias", lambda x: x[1:], rf"size mismatch for {NECK}\.bias: \(31,\) in the file"),

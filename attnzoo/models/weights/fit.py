@@ -124,7 +124,7 @@ class Fit:
         """The name of a tensor to load that has NaN or infinity, or no values: on the meta device, unlike the model."""
         if any(parameter.is_meta for parameter in self._current.values()):
             return None
-        return next((name for name, each in self.values.items() if each.is_meta or not each.isfinite().all()), None)
+        return next((name for name, each in self.values.items() if each.is_meta or not _finite(each)), None)
 
     def _place(self, name: str, tensor: Tensor, parameter: Tensor) -> None:
         """Load a tensor, resized where that is known, or say why not."""
@@ -297,6 +297,11 @@ class Fit:
 
     def _level_only(self, name: str) -> bool:
         return self._other_levels and _NECK.match(name) is not None
+
+
+def _finite(tensor: Tensor) -> bool:
+    one_byte = tensor.element_size() == 1  # float8, for which there is no isfinite
+    return bool((tensor.float() if one_byte else tensor).isfinite().all())
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
