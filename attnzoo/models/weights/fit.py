@@ -189,14 +189,14 @@ class Fit:
             self.report.missing[name] = "another feature level"
             return
         theirs = projection_names(self._tensors)[self._levels[level]]
-        other = theirs + name.removeprefix(names[level])
-        if other not in self._tensors:
-            self.problems.append(f"has no {other}")
+        key = theirs + name.removeprefix(names[level])
+        if key not in self._tensors:
+            self.problems.append(f"has no {key}")
             self.report.missing[name] = "not in the file"
-        elif self._tensors[other].shape == current.shape:
-            self._load(name, self._tensors[other])
+        elif self._tensors[key].shape == current.shape:
+            self._load(name, self._tensors[key])
         else:
-            self._refuse_size(other, self._tensors[other].shape, current.shape)
+            self._refuse_size(key, self._tensors[key].shape, current.shape)
 
     def _load_levels(self, name: str, tensor: Tensor) -> None:
         pairs = ", ".join(f"{other} as {level}" for level, other in self._levels.items())

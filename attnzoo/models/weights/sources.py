@@ -217,7 +217,7 @@ def unrecognized(state: State, source: str = AUTO) -> str:
             return f"not weights of {named(source).title}, but of {found.title} (source: {found.name})"
     best = max(sources().values(), key=lambda source: source.matches(state) if source.keys[0][0].text else 0)
     kind = "of no known source" if source == AUTO else f"not of {named(source).title}"
-    found = best.matches(state)
+    count = best.matches(state)
     absent = [each.fill_zeros() for each in best.signature if not any(each.match(key, {}) for key in state)]
-    lacks = f"; {absent[0]} is missing" if absent and 2 * found > len(state) else ""
-    return f"weights {kind}; nearest is {best.title}, which has {found} of {plural(len(state), 'name')}{lacks}"
+    lacks = f"; {absent[0]} is missing" if absent and 2 * count > len(state) else ""
+    return f"weights {kind}; nearest is {best.title}, which has {count} of {plural(len(state), 'name')}{lacks}"
