@@ -39,7 +39,7 @@ OTHER_CASES += ["dat-pp-t-stage-1-b4", "detection-50x67", "queries-300-800x1066"
 SANITIZER, SANITIZER_TOOLS = "compute-sanitizer", ("memcheck", "racecheck")
 # Small tests that reach the branches of the kernels: the sanitizer slows down every launch.
 SANITIZED_TESTS = ("wider_than_a_warp", "unaligned_rows", "levels", "queries_on_a_grid", "masked_keys_are")
-CUDA_TESTS = ("tests/ops", "tests/engine/test_cuda_graphs.py")  # where tests need a GPU
+CUDA_TESTS = ("tests/ops", "tests/engine/test_cuda_graphs.py", "tests/bench/test_cuda_graphs.py")
 NOT_RUN = "NOT RUN"
 
 

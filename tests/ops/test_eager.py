@@ -69,3 +69,17 @@ def next_name(output: Tensor) -> str:
     """The gradient function behind the alias that a subclass adds."""
     ((function, _),) = output.grad_fn.next_functions
     return function.name()
+
+
+def test_gradients_of_deform_kv_attn_are_those_of_the_operator():
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 4, n, 8, generator=g, dtype=torch.float64) for n in (15, 6, 6))
+    positions = torch.rand(2, 1, 15, 2, generator=g, dtype=torch.float64), torch.rand(2, 2, 6, 2, generator=g).double()
+    table = torch.randn(4, 5, 9, generator=g, dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (query, key, value, *positions, table)]
+    output = ops.deform_kv_attn(*leaves[:5], [leaves[5]])
+    expected, _ = torch.ops.attnzoo.deform_kv_attn(*leaves[:5], table.flatten(1), [5, 9], [6], None, 8**-0.5)
+    assert output.grad_fn.name() != expected.grad_fn.name()
+    assert torch.equal(output, expected)
+    actual = torch.autograd.grad(output.square().sum(), leaves)
+    torch.testing.assert_close(actual, torch.autograd.grad(expected.square().sum(), leaves), rtol=0, atol=0)

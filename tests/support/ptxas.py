@@ -34,7 +34,7 @@ ENTRY = re.compile(
 HEAD = """# CUDA kernels as compiled
 
 Registers per thread of every kernel, as reported by `ptxas` with the flags of setup.py; {compiler}. Written by
-`python tests/support/ptxas.py`. No kernel has been timed or run on a GPU yet.
+`python tests/support/ptxas.py`. [Measured on a GPU](gpu.md).
 
 A test compiles the kernels and fails on spills or stack frames in the main paths:
 

@@ -22,6 +22,7 @@ from attnzoo.ops.deform_kv_attn.checks import (
     check_tokens,
 )
 from attnzoo.ops.deform_kv_attn.reference import Layer
+from attnzoo.ops.eager import EagerOperator
 
 
 def deform_kv_attn(
@@ -72,8 +73,7 @@ def deform_kv_attn(
     flat_tables = torch.cat([table.flatten(1) for table in tables], 1)
     tokens = [query, key, value] if query.is_cuda else _widen([query, key, value])
     shapes = [size for table in tables for size in table.shape[1:]]
-    supported = _kernel_supports(query, shapes)
-    operator = torch.ops.attnzoo.deform_kv_attn if supported else torch.ops.attnzoo.deform_kv_attn_in_blocks
+    operator = _EAGER["deform_kv_attn" if _kernel_supports(query, shapes) else "deform_kv_attn_in_blocks"]
     output, _ = operator(*tokens, *_widen([*positions, flat_tables]), shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
@@ -288,10 +288,13 @@ def _table_autocast(
     return output, logsumexp
 
 
+_EAGER: dict[str, EagerOperator] = {}
 for _name in ("deform_kv_attn", "deform_kv_attn_in_blocks"):
     _operator, _backward_operator = (getattr(torch.ops.attnzoo, f"{_name}{suffix}") for suffix in ("", "_backward"))
-    _register(_name, partial(_table_backward, _backward_operator), _setup_table_context, ("cpu",))
+    _backward = partial(_table_backward, _backward_operator)
+    _register(_name, _backward, _setup_table_context, ("cpu",))
     _lib.impl(_name, partial(_table_autocast, _operator.default), "AutocastCUDA")
+    _EAGER[_name] = EagerOperator(_operator.default, _setup_table_context, _backward)
 _register("deform_kv_attn_mlp", _mlp_backward, _setup_mlp_context, autocast.DEVICES)
 
 
