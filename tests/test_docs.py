@@ -40,6 +40,13 @@ def test_links_name_existing_files(path: Path) -> None:
         assert ":" in target or file.is_file(), target
 
 
+@pytest.mark.parametrize("path", PAGES[:2] + PAGES[3:], ids=page_id)  # CHANGELOG.md has the names of its time
+def test_named_tests_exist(path: Path) -> None:
+    files = [file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("*.py")]
+    for name in re.findall(r"\btests/[\w./-]+\.py|\btest_\w+\.py", path.read_text(encoding="utf-8")):
+        assert any(f"/{file}".endswith(f"/{name}") for file in files), name
+
+
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_lists_are_read_alike_by_both_renderers(path: Path) -> None:
     """In the site a list needs an empty line before it."""

@@ -22,7 +22,6 @@ from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
 from attnzoo.models.weights import AUTO, files, fit
-from attnzoo.models.weights.fit import refuse
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +101,7 @@ def _build(settings: ExperimentConfig, content: files.Content, path: str, source
         model = models.build(config, num_classes_of(config, content, path, source))
     assert isinstance(model, (Detector, Classifier))
     fitted = fit(model, content.state, source, path)
-    if fitted.problems:
-        raise refuse(fitted.problems, path, "")
+    fitted.check(path)
     if missing := fitted.report.missing:
         name, reason = next(iter(missing.items()))
         raise UserError(f"{path}: {plural(len(missing), 'tensor')} of the model missing, such as {name} ({reason})")

@@ -73,7 +73,7 @@ def describe_content(content: files.Content, path: str, source: str = sources.AU
         report = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
         return Description(path, found.title, *sizes, None, [], None, report)
     family = "detector" if found.model == "detector" else "vit"
-    num_classes = _num_classes(found.convert(unwrapped, ()).tensors)
+    num_classes = _num_classes(found.convert(unwrapped, (), path).tensors)
     fits = _fits(state, source, family, num_classes)
     exact = [name for name, result in fits.items() if _exact(result)]
     exact = _with_dilation(exact, content.options) or exact
@@ -152,19 +152,24 @@ def _distance(result: Fit) -> tuple[int, int]:
 
 def _num_classes(tensors: Mapping[str, Tensor]) -> int | None:
     """Of our names: a head with cross-entropy has one more logit, for "no object"."""
-    head: Any = tensors.get("heads.classes.0.weight", tensors.get("head.weight"))
-    if head is None:
+    logits = _logits(tensors)
+    if logits is None:
         return None
     dense = "neck.projections.0.1.weight" not in tensors and "heads.classes.0.weight" in tensors
-    return max(len(head) - dense, 1)
+    return max(logits - dense, 1)
+
+
+def _logits(tensors: Mapping[str, Tensor]) -> int | None:
+    """The number of rows of the class head; None without one."""
+    head = tensors.get("heads.classes.0.weight", tensors.get("head.weight"))
+    return None if head is None or head.ndim == 0 else len(head)
 
 
 def class_logits(state: Mapping[str, Tensor], source: str = sources.AUTO) -> int | None:
     """The number of logits of the class head in a state dict; None without one, or of no known source."""
     found, unwrapped, _ = sources.detect(state, source)
     tensors = {} if found is None else found.convert(unwrapped, ()).tensors
-    head = tensors.get("heads.classes.0.weight", tensors.get("head.weight"))
-    return None if head is None else len(head)
+    return _logits(tensors)
 
 
 def _depths(state: Mapping[str, Tensor]) -> list[int]:

@@ -15,6 +15,7 @@ from support.oracles import perturb
 from torch import Tensor, nn
 
 from attnzoo import interop, models
+from attnzoo.errors import UserError
 from attnzoo.interop.describe import describe
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.config import BackboneConfig
@@ -74,6 +75,27 @@ def test_swin(timm_swin: nn.Module, layout: str, tmp_path: Path) -> None:
     assert (report.missing, report.skipped) == ({}, [])
     x = torch.randn(2, 3, 256, 128, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(x), timm_swin(x), atol=1e-5, rtol=0)
+
+
+def test_position_bias_of_windows_that_are_not_square(timm_swin: nn.Module) -> None:
+    """It cannot be told how high and wide they are."""
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    with pytest.raises(
+        UserError, match=r"size mismatch for .*bias_table: \(21, 3\) in the file, \(49, 3\) in the model"
+    ):
+        interop.load(swin(), {**timm_swin.state_dict(), name: torch.zeros(21, 3)})
+
+
+def test_parts_of_other_sizes_are_named() -> None:
+    """transformers keeps query, key and value apart; here they are one tensor."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwinConfig(depths=list(DEPTHS), num_heads=list(HEADS), num_labels=CLASSES, **SWIN)
+    state = transformers.SwinForImageClassification(config).state_dict()
+    name = "swin.encoder.layers.0.blocks.0.attention.self.key.weight"
+    with pytest.raises(
+        UserError, match=r"the tensors that make up .*qkv.*weight have the sizes \(12, 12\), \(12, 5\), "
+    ):
+        interop.load(swin(), {**state, name: torch.zeros(12, 5)})
 
 
 @torch.no_grad()

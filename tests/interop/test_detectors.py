@@ -13,6 +13,7 @@ from support.oracles import CASES, DIM, LAYERS, QUERIES, Case, padded_batch, per
 from torch import Tensor
 
 from attnzoo import interop, models
+from attnzoo.errors import UserError
 from attnzoo.interop.describe import describe
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.weights.sources import named
@@ -79,6 +80,14 @@ def test_wrappers_are_removed(reference: Reference) -> None:
         report = interop.load(detector, {"epoch": 3, "state_dict": wrapped})
         assert not report.missing
         assert torch.equal(detector.heads.classes[0].weight, reference.detector.heads.classes[0].weight)
+
+
+def test_a_name_that_every_file_has_is_named(reference: Reference) -> None:
+    state = official(reference.state, dense=reference.case.dense)
+    absent = "class_embed.weight" if reference.case.dense else "input_proj.0.0.weight"
+    part = absent.split(".")[0]
+    with pytest.raises(UserError, match=rf"which has (\d+) of \1 names; {absent} is missing"):
+        interop.load(small_model(reference.case), {name: each for name, each in state.items() if part not in name})
 
 
 def dilated_model(dense: bool) -> Any:

@@ -2,13 +2,14 @@
 
 import argparse
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.models import tiny
-from torch import nn
+from torch import Tensor, nn
 
 from attnzoo import interop, models
 from attnzoo.__main__ import main
@@ -136,6 +137,39 @@ def test_backbone_of_a_detector(trained: Detector, tmp_path: Path) -> None:
     expected = trained.backbone.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.backbone.state_dict().items())
     assert not torch.equal(model.encoder[0].ffn.linear1.weight, trained.encoder[0].ffn.linear1.weight)
+
+
+NECK, HEAD, QUERIES = "neck.projections.1.0", "heads.classes.0.bias", "queries.embedding.weight"
+DAMAGE: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
+    "sparse": (HEAD, Tensor.to_sparse, f"{HEAD} is sparse; expected a dense tensor of real numbers"),
+    "quantized": (HEAD, lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), f"{HEAD} is quantized; expected"),
+    "complex": (HEAD, lambda x: x.to(torch.complex64), f"{HEAD} is complex; expected"),
+    "integers": (HEAD, Tensor.int, f"has int32 values for {HEAD}, expected float32"),
+    "NaN": (HEAD, lambda x: x * float("nan"), f"has NaN, infinity or no values in {HEAD}"),
+    "NaN in float8": (QUERIES, lambda x: (x * float("nan")).to(torch.float8_e4m3fn), f"no values in {QUERIES}"),
+    "meta": (HEAD, lambda x: x.to("meta"), f"has NaN, infinity or no values in {HEAD}"),
+    "scalar": (HEAD, lambda x: x[0], rf"size mismatch for {HEAD}: \(\) in the file"),
+    "size of a level": (f"{NECK}.bias", lambda x: x[1:], rf"size mismatch for {NECK}\.bias: \(31,\) in the file"),
+    "levels": ("neck.level_embedding", lambda x: x[1:], r"size mismatch for neck\.level_embedding: \(3, 32\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_tensors_that_cannot_be_loaded_are_named(trained: Detector, kind: str) -> None:
+    """Some raised an error of torch after others were loaded; integers and NaN were loaded."""
+    name, damage, message = DAMAGE[kind]
+    model = tiny(backbone={"strides": [16, 32]}, neck={"c6": False})
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        interop.load(model, {**trained.state_dict(), name: damage(trained.state_dict()[name])})
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_level_that_lacks_a_tensor_is_refused(trained: Detector) -> None:
+    state = {name: tensor for name, tensor in trained.state_dict().items() if name != f"{NECK}.bias"}
+    with pytest.raises(UserError, match=rf"the state dict has no {NECK}\.bias"):
+        interop.load(tiny(backbone={"strides": [16, 32]}, neck={"c6": False}), state)
 
 
 class Unsafe(nn.Module):

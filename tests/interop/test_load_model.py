@@ -128,6 +128,14 @@ def test_swin_of_transformers(tmp_path: Path) -> None:
     assert found.names[0] == f"LABEL_{expected.argmax()}"
 
 
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    """They gave predictions."""
+    state = models.create("swin_pico", num_classes=3).state_dict()
+    torch.save(state | {"head.bias": torch.full((3,), torch.inf)}, tmp_path / "pico.pt")
+    with pytest.raises(UserError, match=r"pico\.pt has NaN, infinity or no values in head\.bias"):
+        attnzoo.load_model(tmp_path / "pico.pt")
+
+
 def test_classifier_preset_is_told_from_the_keys(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(models.create("swin_pico", num_classes=1000).state_dict(), tmp_path / "pico.pt")

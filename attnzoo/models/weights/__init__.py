@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attnzoo.errors import UserError
 from attnzoo.models.weights import files, sources
-from attnzoo.models.weights.fit import Fit, LoadReport, refuse
+from attnzoo.models.weights.fit import Fit, LoadReport
 from attnzoo.models.weights.sources import AUTO, SAME, Converted
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,10 @@ def load_weights(
     state = files.read(weights, where) if isinstance(weights, str) else files.unwrap(weights)
     if state is None:
         raise UserError(f"{where}: no tensors in the state dict" if where else "no tensors in the state dict")
+    if not isinstance(weights, str):
+        files.check_tensors(state, path, where)
     result = fit(model, state, source, path, where)
-    if result.problems and (strict or not result.values):
-        raise refuse(result.problems, path, where)
+    result.check(path, where, strict=strict)
     result.apply()
     log.info("%s: %s", path, result.report)
     return result.report
@@ -47,7 +48,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path:
     """What loading a state dict would do; changes nothing. Raises UserError if none of its tensors fits."""
     targets = model.state_dict(keep_vars=True)
     found, unwrapped, outside = sources.detect(state, source)
-    candidates = [] if found is None else [found.convert(unwrapped, targets)]
+    candidates = [] if found is None else [found.convert(unwrapped, targets, path)]
     if source == AUTO:
         candidates.append(_same_names(state, targets))
     fits = [Fit(model, candidate) for candidate in candidates]

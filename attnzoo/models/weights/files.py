@@ -81,7 +81,9 @@ def read_content(path: str, where: str = "") -> Content:
     except Exception as error:  # torch.load and safetensors raise many types for an invalid file
         raise UserError(f"{prefix}{file} is not a state dict ({type(error).__name__})", key=where) from error
     state = unwrap(content)
-    if state is None:
+    if state is not None:
+        check_tensors(state, str(file), where)
+    else:
         keys = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{prefix}{file} is not a state dict (it holds {as_yaml(keys)})", key=where)
     config = content.get("config")
@@ -136,6 +138,23 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
             reason = f"holds a {unsafe[1]}, and loading it could run code"
             how = f"if you trust the file, keep its tensors alone: {way_out(file, WRAPPERS)}"
             raise UserError(f"{prefix}{file} {reason}; {how}", key=where) from None
+
+
+def check_tensors(state: Mapping[str, Any], path: str, where: str = "") -> None:
+    """Raise UserError for a tensor that is no plain array of real numbers: sparse, quantized or complex."""
+    import torch
+
+    prefix = f"{where}: " if where else ""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided:
+            kind = "sparse"
+        elif tensor.is_quantized:
+            kind = "quantized"
+        elif tensor.is_complex():
+            kind = "complex"
+        else:
+            continue
+        raise UserError(f"{prefix}{path}: {name} is {kind}; expected a dense tensor of real numbers", key=where)
 
 
 def unwrap(content: Any) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Fit tensors into a model: what is loaded, resized, left at its initial values, or refused."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,10 +106,35 @@ class Fit:
         if self.values and not any(parameter.is_meta for parameter in self._current.values()):
             self._model.load_state_dict(self.values, strict=False)
 
+    def check(self, path: str, where: str = "", *, strict: bool = True) -> None:
+        """Raise UserError for NaN or infinity, and for `problems`: with `strict` for all, else if nothing fits.
+
+        `where` is the config key of the path.
+        """
+        without = self._without_values()
+        problems = [f"has NaN, infinity or no values in {without}"] if without else self.problems
+        if not problems or not (strict or without or not self.values):
+            return
+        prefix = f"{where}: " if where else ""
+        starts = ("size", "the box heads")
+        separator = ": " if problems[0].startswith(starts) or " differ " in problems[0] else " "
+        raise UserError(f"{prefix}{path}{separator}{problems[0]}", key=where)
+
+    def _without_values(self) -> str | None:
+        """The name of a tensor to load that has NaN or infinity, or no values: on the meta device, unlike the model."""
+        if any(parameter.is_meta for parameter in self._current.values()):
+            return None
+        return next((name for name, each in self.values.items() if each.is_meta or not _finite(each)), None)
+
     def _place(self, name: str, tensor: Tensor, parameter: Tensor) -> None:
         """Load a tensor, resized where that is known, or say why not."""
         shape, current = parameter.shape, parameter.detach()
         sizes = f"{tuple(tensor.shape)} in the file, {tuple(shape)} in the model"
+        if parameter.is_floating_point() and not tensor.is_floating_point():
+            self.report.missing[name] = "another dtype"
+            kinds = [str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, parameter.dtype)]
+            self.problems.append(f"has {kinds[0]} values for {name}, expected {kinds[1]}")
+            return
         if self._other_levels and _NECK.match(name):
             self._place_level(name, current)
         elif tensor.shape == shape:
@@ -118,15 +143,19 @@ class Fit:
             self._load(name, tensor.flatten(1))  # a 1x1 convolution that is a linear layer here
         elif is_resizable_bias(name, tensor, shape):
             self._load(name, resize_position_bias(tensor, shape), f"bicubic, {sizes}")
-        elif _CLASSES.match(name) and tensor.shape[1:] == shape[1:]:
+        elif _CLASSES.match(name) and tensor.ndim == len(shape) and tensor.shape[1:] == shape[1:]:
             self.report.missing[name] = f"other classes, {sizes}"
         elif name == _QUERIES and tensor.shape[1:] == shape[1:]:
             self._load_rows(name, tensor, current)
         elif match := _PER_LEVEL.match(name):
             self._place_per_level(name, tensor, current, self._model.get_submodule(match[1]), sizes)
         else:
-            self.report.missing[name] = f"another size, {sizes}"
-            self.problems.append(f"size mismatch for {name}: {sizes}")
+            self._refuse_size(name, tensor.shape, shape)
+
+    def _refuse_size(self, name: str, theirs: Sequence[int], expected: Sequence[int]) -> None:
+        sizes = f"{tuple(theirs)} in the file, {tuple(expected)} in the model"
+        self.report.missing[name] = f"another size, {sizes}"
+        self.problems.append(f"size mismatch for {name}: {sizes}")
 
     def _load(self, name: str, tensor: Tensor, how: str = "") -> None:
         self.values[name] = tensor
@@ -145,6 +174,10 @@ class Fit:
     def _place_level(self, name: str, current: Tensor) -> None:
         """Part of the neck of a model with other levels: that of the level whose projection has the same shape."""
         if name == "neck.level_embedding":
+            size = (self._num_levels, current.shape[1])
+            if self._tensors[name].shape != size:
+                self._refuse_size(name, self._tensors[name].shape, size)
+                return
             rows = _initial(current)
             for level, other in self._levels.items():
                 rows[level] = self._tensors[name][other]
@@ -156,7 +189,14 @@ class Fit:
             self.report.missing[name] = "another feature level"
             return
         theirs = projection_names(self._tensors)[self._levels[level]]
-        self._load(name, self._tensors[theirs + name.removeprefix(names[level])])
+        key = theirs + name.removeprefix(names[level])
+        if key not in self._tensors:
+            self.problems.append(f"has no {key}")
+            self.report.missing[name] = "not in the file"
+        elif self._tensors[key].shape == current.shape:
+            self._load(name, self._tensors[key])
+        else:
+            self._refuse_size(key, self._tensors[key].shape, current.shape)
 
     def _load_levels(self, name: str, tensor: Tensor) -> None:
         pairs = ", ".join(f"{other} as {level}" for level, other in self._levels.items())
@@ -259,6 +299,11 @@ class Fit:
         return self._other_levels and _NECK.match(name) is not None
 
 
+def _finite(tensor: Tensor) -> bool:
+    one_byte = tensor.element_size() == 1  # float8, for which there is no isfinite
+    return bool((tensor.float() if one_byte else tensor).isfinite().all())
+
+
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.shape == b.shape and (a.is_meta or torch.equal(a, b)))
 
@@ -284,11 +329,3 @@ def _with_names_of(current: Mapping[str, Tensor], converted: Converted) -> tuple
         {new: converted.tensors[old] for new, old in names.items()},
         [old for new, old in names.items() if new not in current],
     )
-
-
-def refuse(problems: list[str], path: str, where: str) -> UserError:
-    """The error for weights that do not fit."""
-    prefix = f"{where}: " if where else ""
-    starts = ("size", "the box heads")
-    separator = ": " if problems[0].startswith(starts) or " differ " in problems[0] else " "
-    return UserError(f"{prefix}{path}{separator}{problems[0]}", key=where)

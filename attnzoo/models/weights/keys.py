@@ -73,3 +73,7 @@ class Template:
             return str(int(field["factor"] or 1) * value + int(field["add"] or 0))
 
         return _FIELD.sub(number, self._name) + rest
+
+    def fill_zeros(self) -> str:
+        """A name that matches, for messages."""
+        return _FIELD.sub(lambda field: field["add"] or "0", self._name)

@@ -14,10 +14,12 @@ _POSITION_BIAS = re.compile(r"(relative_position_bias_table|rpb|rpe_table\.\d+)\
 
 
 def is_resizable_bias(name: str, tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether this is a position bias table of as many heads."""
+    """Whether this is a position bias table of as many heads; one of two dimensions is of square windows."""
+    if _POSITION_BIAS.search(name) is None or tensor.ndim != len(shape) or not tensor.numel():
+        return False
     heads_dim = 1 if tensor.ndim == 2 else 0
-    same_heads = tensor.ndim == len(shape) and tensor.shape[heads_dim] == shape[heads_dim]
-    return same_heads and _POSITION_BIAS.search(name) is not None
+    square = tensor.ndim != 2 or math.isqrt(len(tensor)) ** 2 == len(tensor)
+    return square and tensor.shape[heads_dim] == shape[heads_dim]
 
 
 def resize_position_bias(table: Tensor, shape: torch.Size) -> Tensor:
@@ -57,7 +59,7 @@ def rows_of_levels(
     """
     if tensor.shape[0] % (heads * num_levels) or tensor.shape[1:] != current.shape[1:]:
         return None
-    theirs = tensor.view(heads, num_levels, -1, *tensor.shape[1:])
+    theirs = tensor.reshape(heads, num_levels, -1, *tensor.shape[1:])
     if current.shape[0] % (heads * theirs.shape[2]):
         return None
     ours = current.clone().view(heads, -1, *theirs.shape[2:])

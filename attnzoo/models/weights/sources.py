@@ -59,8 +59,12 @@ class Source:
         known = self._known(state)
         return sum(any(theirs.match(key, known) for theirs, _ in self.keys) for key in state)
 
-    def convert(self, state: State, targets: Collection[str]) -> Converted:
-        """The tensors under our names; `targets` are the names in the model. Raises UserError if a part is missing."""
+    def convert(self, state: State, targets: Collection[str], path: str = "") -> Converted:
+        """The tensors under our names; `targets` are the names in the model.
+
+        Raises UserError if one of the tensors that make up another is missing or has another size.
+        """
+        prefix = f"{path}: " if path else ""
         known = self._known(state)
         converted = Converted(self.title, {}, {}, [])
         parts: dict[str, dict[int, Tensor]] = {}
@@ -82,9 +86,13 @@ class Source:
         for name, pieces in parts.items():
             if len(pieces) < counts[name]:
                 raise UserError(
-                    f"{self.title}: {converted.origin[name]} is there, but only {len(pieces)} of the "
+                    f"{prefix}{self.title}: {converted.origin[name]} is there, but only {len(pieces)} of the "
                     f"{plural(counts[name], 'tensor')} that make up {name}"
                 )
+            shapes = [tuple(pieces[index].shape) for index in range(counts[name])]
+            if len({shape[1:] for shape in shapes}) > 1 or () in shapes:
+                sizes = ", ".join(map(str, shapes))
+                raise UserError(f"{prefix}{self.title}: the tensors that make up {name} have the sizes {sizes}")
             converted.tensors[name] = torch.cat([pieces[index] for index in range(counts[name])])
         return converted
 
@@ -209,4 +217,7 @@ def unrecognized(state: State, source: str = AUTO) -> str:
             return f"not weights of {named(source).title}, but of {found.title} (source: {found.name})"
     best = max(sources().values(), key=lambda source: source.matches(state) if source.keys[0][0].text else 0)
     kind = "of no known source" if source == AUTO else f"not of {named(source).title}"
-    return f"weights {kind}; nearest is {best.title}, which has {best.matches(state)} of {plural(len(state), 'name')}"
+    count = best.matches(state)
+    absent = [each.fill_zeros() for each in best.signature if not any(each.match(key, {}) for key in state)]
+    lacks = f"; {absent[0]} is missing" if absent and 2 * count > len(state) else ""
+    return f"weights {kind}; nearest is {best.title}, which has {count} of {plural(len(state), 'name')}{lacks}"

@@ -31,3 +31,12 @@ def test_every_form_is_compared_and_timed() -> None:
     assert exported.failures(record) == []
     (table,) = tables.tables(record)
     assert [line[2] for line in table.rows] == list(row["implementations"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_images_that_a_program_refuses_are_a_failure_of_one_line() -> None:
+    record = exported.run(["dat_pico"], seconds=0, shape=(1, 64, 64))
+    (failure,) = exported.failures(record)
+    assert "torch.export: AssertionError: Guard failed: " in failure
+    assert "\n" not in failure
