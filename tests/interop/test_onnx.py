@@ -18,6 +18,7 @@ from attnzoo.errors import UserError
 from attnzoo.interop.onnx import largest_difference, runner
 from attnzoo.interop.program import InferenceModel, smallest_sizes
 from attnzoo.models.detr.postprocess import postprocess
+from attnzoo.ops import sampling
 
 SINGLE: dict[str, Any] = {"backbone": {"strides": [32]}}
 DC5: dict[str, Any] = {"backbone": {"strides": [16], "dilation": True}}
@@ -198,6 +199,23 @@ def test_postprocessed_detectors_in_opset_18(name: str, sampling: str, tmp_path:
     options: dict[str, Any] = {"postprocess": True, "max_detections": 20}
     file = interop.export_model(model, tmp_path / "detector.onnx", opset=18, sampling=sampling, **options)
     assert largest_difference(file, model, **options) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_gathers_from_maps_of_one_size(tmp_path: Path) -> None:
+    """With sizes that are constants, onnxscript's optimizer names the bounds of Clip after its input."""
+
+    class Gather(nn.Module):
+        def forward(self, maps: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+            return sampling.gather(maps, grid)
+
+    inputs = torch.randn(2, 3, 5, 7), 2 * torch.rand(2, 4, 3, 2) - 1
+    program = torch.onnx.export(Gather(), inputs, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "gather.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "gather.onnx")
+    (output,) = session.run(None, {"maps": inputs[0].numpy(), "grid": inputs[1].numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), sampling.gather(*inputs), rtol=0, atol=1e-6)
 
 
 @pytest.fixture
