@@ -30,16 +30,19 @@ __device__ __forceinline__ void forward_sample(
   }
 }
 
-// Resident blocks per multiprocessor, for __launch_bounds__, and samples whose loads are in flight together. Fastest of
-// several on an H200; more blocks leave too few registers.
-template <typename T>
-constexpr int kForwardBlocksPerSm = sizeof(T) == 8 ? 4 : sizeof(T) == 4 ? 10 : 8;
-template <typename T>
-constexpr int kSamplesInFlight = sizeof(T) == 4 ? 4 : 2;
+// Resident blocks per multiprocessor, for __launch_bounds__, and samples whose loads are in flight together. Those of
+// the unfused operator were the fastest of several on an H200, though some registers are spilled. The others leave
+// enough registers for several loads in flight, without spills.
+template <typename T, bool kFused>
+constexpr int kForwardBlocksPerSm = sizeof(T) == 8 ? 4
+    : kFused                                       ? (sizeof(T) == 4 ? 6 : 4)
+                                                   : (sizeof(T) == 4 ? 10 : 8);
+template <typename T, bool kFused>
+constexpr int kSamplesInFlight = sizeof(T) == 4 && !kFused ? 4 : 2;
 
 // kVectorized: as in `load`.
 template <typename T, bool kVectorized, typename Samples>
-__global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm<T>)
+__global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm<T, Samples::kFused>)
     forward_kernel(const __grid_constant__ ForwardArgs<T, Samples> args) {
   using A = ComputeType<T>;
   __shared__ WarpCorners<A> warp_corners[kThreads / kWarpSize];
@@ -66,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm<T>)
       }
       corners.publish(thread, mine);
       const int lanes = min(thread.lanes, sizes.samples() - begin);
-#pragma unroll kSamplesInFlight<T>
+#pragma unroll kSamplesInFlight<T, Samples::kFused>
       for (int lane = 0; lane < lanes; ++lane) {
         forward_sample<kVectorized>(head_value, sizes.token_stride(), count, corners.from_lane(thread, lane), sum);
       }

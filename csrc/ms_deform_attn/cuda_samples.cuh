@@ -42,6 +42,8 @@ __device__ A group_sum(A x, int lanes) {
 // W: the type of attention weights in memory.
 template <typename A, typename W>
 struct UnfusedSamples {
+  static constexpr bool kFused = false;
+
   const A* locations;  // (B, Q, M, L, P, 2)
   const W* weights;    // (B, Q, M, L, P)
   A* grad_locations;
@@ -88,6 +90,8 @@ struct UnfusedSamples {
 // W: the type of logits in memory. Their gradients are in the compute type, because `finish` subtracts from them.
 template <typename A, typename W>
 struct FusedSamples {
+  static constexpr bool kFused = true;
+
   const A* references;  // (B, Q, L, box ? 4 : 2)
   const A* offsets;     // (B, Q, M, L, P, 2)
   const W* logits;      // (B, Q, M, L, P)

@@ -77,9 +77,13 @@ def usages(built: Built) -> list[Usage]:
 @pytest.mark.slow
 def test_main_path_does_not_spill_registers(usages):
     main_path = [usage for usage in usages if MAIN_PATH.match(usage.kernel)]
-    # directions, dtypes, unfused and fused samples; forward and both passes backward, dtypes, widths
-    assert len(main_path) == (2 * 3 * 2 + 3 * 3 * 2) * len(ARCHS)
-    assert [usage for usage in main_path if usage.spilled or usage.stack] == []
+    # directions, unfused and fused samples with weights of both types; forward and both passes backward, dtypes, widths
+    assert len(main_path) == (2 * 2 * (1 + 2 + 2) + 3 * 3 * 2) * len(ARCHS)
+    # these launch bounds were the fastest on a GPU: docs/results/gpu.md
+    chosen = [usage for usage in main_path if usage.kernel.startswith("forward_kernel") and "Unfused" in usage.kernel]
+    assert len(chosen) == 5 * len(ARCHS)
+    assert all(usage.spilled <= 64 for usage in chosen)
+    assert [usage for usage in main_path if usage not in chosen and (usage.spilled or usage.stack)] == []
 
 
 @pytest.mark.slow
