@@ -1,5 +1,8 @@
 """Autocast of the operators: values are cast to the autocast dtype, coordinates and attention weights stay float32."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,12 +32,13 @@ def widen_sampling(value: Tensor, *sampling: Tensor) -> tuple[Tensor, ...]:
     """
     *coordinates, weights = sampling
     if not (value.is_cuda and weights.dtype == value.dtype):
-        weights = _widen(weights)
-    return *map(_widen, coordinates), weights
+        weights = weights.float() if weights.dtype in HALF_DTYPES else weights
+    return *widen(coordinates), weights
 
 
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALF_DTYPES else tensor
+def widen(args: Iterable[Any]) -> list[Any]:
+    """Half-precision tensors in float32, everything else as it is."""
+    return [arg.float() if isinstance(arg, Tensor) and arg.dtype in HALF_DTYPES else arg for arg in args]
 
 
 def register_autocast(name: str, lib: torch.library.Library) -> None:

@@ -1,7 +1,7 @@
 """Eager calls of operators without the Python layers of torch.library's autograd.
 
-`torch.library.register_autograd` costs 40 µs more per forward and backward pass than `torch.autograd.Function`, as much
-as a kernel takes for few queries. Compilation, tracing, function transforms and tensor subclasses need those layers.
+For few queries they take longer than a kernel. Compilation, tracing, function transforms and tensor subclasses need
+them.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Attention to sampled keys with a relative position bias: Python API, schemas, autograd, fallback, FLOPs."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -71,10 +71,10 @@ def deform_kv_attn(
     scale = check_scale(scale, query.shape[-1])
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
     flat_tables = torch.cat([table.flatten(1) for table in tables], 1)
-    tokens = [query, key, value] if query.is_cuda else _widen([query, key, value])
+    tokens = [query, key, value] if query.is_cuda else autocast.widen([query, key, value])
     shapes = [size for table in tables for size in table.shape[1:]]
     operator = _EAGER["deform_kv_attn" if _kernel_supports(query, shapes) else "deform_kv_attn_in_blocks"]
-    output, _ = operator(*tokens, *_widen([*positions, flat_tables]), shapes, key_counts, key_padding, scale)
+    output, _ = operator(*tokens, *autocast.widen([*positions, flat_tables]), shapes, key_counts, key_padding, scale)
     return output.to(query.dtype)
 
 
@@ -109,7 +109,7 @@ def deform_kv_attn_mlp(
     key_counts = check_key_counts(key_counts, len(mlps), key.shape[2])
     scale = check_scale(scale, query.shape[-1])
     positions = query_positions.expand(query.shape[0], -1, -1, -1), key_positions
-    tensors = _widen([query, key, value, *positions])
+    tensors = autocast.widen([query, key, value, *positions])
     layers = [tensor.to(tensors[0].dtype) for layers in mlps for layer in layers for tensor in layer]
     output, _ = torch.ops.attnzoo.deform_kv_attn_mlp(*tensors, layers, key_counts, key_padding, scale)
     return output.to(query.dtype)
@@ -122,11 +122,6 @@ def _kernel_supports(query: Tensor, shapes: Sequence[int]) -> bool:
     double = query.dtype == torch.float64
     fits = len(shapes) <= 2 * 64 and (double or max(shapes) < 2**22)
     return fits and query.shape[-1] <= (64 if double else 128)
-
-
-def _widen(args: Iterable[Any]) -> list[Any]:
-    """Half-precision tensors in float32, everything else as it is."""
-    return [arg.float() if isinstance(arg, Tensor) and arg.dtype in HALF_DTYPES else arg for arg in args]
 
 
 _lib = forward_ad.ReverseModeLibrary("attnzoo", "FRAGMENT")
@@ -190,14 +185,14 @@ def _unsupported_table_forward(query: Tensor, *args: Any) -> tuple[Tensor, Tenso
 
 def _table_forward_in_blocks(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
-        output, logsumexp = blocks.forward(*_table_inputs(*_widen((query, *args))))
+        output, logsumexp = blocks.forward(*_table_inputs(*autocast.widen((query, *args))))
     return output.to(query.dtype), logsumexp
 
 
 @torch.library.impl(_lib, "deform_kv_attn_backward", "CompositeExplicitAutograd")
 @torch.library.impl(_lib, "deform_kv_attn_in_blocks_backward", "CompositeExplicitAutograd")
 def _table_backward_in_blocks(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    wide_grad_output, *forward_args, output, logsumexp = _widen((grad_output, *args))
+    wide_grad_output, *forward_args, output, logsumexp = autocast.widen((grad_output, *args))
     inputs, bias = _table_inputs(*forward_args)
     with torch.autocast(grad_output.device.type, enabled=False):
         gradients = (*blocks.backward(inputs, bias, wide_grad_output, output, logsumexp), bias.gradients)
@@ -284,7 +279,7 @@ def _table_autocast(
     """On CUDA, where half-precision tokens are not converted."""
     tokens = [autocast.cast(tensor) for tensor in (query, key, value)]
     with torch.autocast("cuda", enabled=False):
-        output, logsumexp = operator(*tokens, *_widen(args))
+        output, logsumexp = operator(*tokens, *autocast.widen(args))
     return output, logsumexp
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from attnzoo.ops.checks import FLOAT_DTYPES, check_compatible, check_sizes, check_tensor, format_shape
 
-STRIDED = torch.strided
-
 
 def check_ms_deform_attn(
     value: Tensor,
@@ -73,9 +71,9 @@ def _is_usual_case(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
         return False
     if value.dtype not in FLOAT_DTYPES or value.is_nested or locations.is_nested or weights.is_nested:
         return False
-    if not (
-        value.layout is locations.layout is weights.layout is STRIDED and value.dim() == 4 and locations.dim() == 6
-    ):
+    if not (value.layout is locations.layout is weights.layout is torch.strided):
+        return False
+    if value.dim() != 4 or locations.dim() != 6:
         return False
     tokens = 0
     for shape in shapes:
