@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "target", metavar="EXPERIMENT|RUN|PRESET", help="an experiment file, a folder of runs, or a preset"
     )
     parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="changes to an experiment, such as model.heads=4"
+    )
+    parser.add_argument(
         "--at", metavar="HxW", nargs="+", default=[], help="image sizes (default: that of the data set)"
     )
     parser.add_argument("--by-module", action="store_true", help="also list the parts of the models")
@@ -40,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds:g}: must be 0 or more, and finite")
     from attnzoo.cost.target import find_target  # imports torch
 
-    target = find_target(args.target, args.baseline)
+    target = find_target(args.target, args.baseline, args.overrides)
     for size in sizes or (None,):
         costs = _measure(target, size, args.seconds)
         _print(target, costs, args.by_module)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,19 +39,24 @@ class Target:
     preset: str | None = None
 
 
-def find_target(text: str, baseline: str | None = None) -> Target:
+def find_target(text: str, baseline: str | None = None, overrides: Sequence[str] = ()) -> Target:
     """The target of an argument; `baseline` names a variant, by default that of the sweep.
 
-    Loads the plugins of experiments. Raises UserError for what is none of the three, an invalid config, a missing data
-    set and an unknown baseline.
+    `overrides` change settings of an experiment file, such as "model.heads=4". Loads the plugins of experiments. Raises
+    UserError for what is none of the three, an invalid config, a missing data set, an unknown baseline, and overrides
+    of anything but an experiment file.
     """
     path = user_path(text)
-    if path.is_dir():
+    is_folder, is_preset = path.is_dir(), text in presets.names()
+    if overrides and (is_folder or is_preset):
+        kind = "folder of runs" if is_folder else "preset"
+        raise UserError(f"{overrides[0]}: {text} is a {kind}; only experiment files take key=value")
+    if is_folder:
         target = _of_runs(path)
-    elif text in presets.names():
+    elif is_preset:
         target = _of_preset(text)
     elif path.suffix in (".yaml", ".yml") or path.exists():
-        target = _of_experiment(path)
+        target = _of_experiment(path, overrides)
     else:
         raise UserError(
             f"{text}: no such experiment file, folder of runs or preset{did_you_mean(text, presets.names())}"
@@ -101,8 +107,8 @@ def _load_run(run: RunFolder) -> ExperimentConfig:
     return config
 
 
-def _of_experiment(path: Path) -> Target:
-    experiment = Experiment(path)
+def _of_experiment(path: Path, overrides: Sequence[str]) -> Target:
+    experiment = Experiment(path, overrides)
     sweep = expand_sweep(experiment)
     configs: dict[str, ExperimentConfig] = {}
     for run in sweep.runs:

@@ -23,8 +23,8 @@ from attnzoo.registry import Registry
 
 HEAD = """# Config reference
 
-Every key of an experiment file, with its type, default and range. `python -m attnzoo schema --markdown` writes this
-page; `python -m attnzoo schema` writes the same as a JSON Schema, with which
+Every key of an experiment file, with its type, default and range. `attnzoo schema --markdown` writes this
+page; `attnzoo schema` writes the same as a JSON Schema, with which
 [editors](config-and-sweeps.md#in-an-editor) complete and check experiment files. How keys are merged, and what a sweep
 runs: [config and sweeps](config-and-sweeps.md).
 """
@@ -91,7 +91,7 @@ def _cell(text: str) -> str:
 
 
 def _presets() -> str:
-    lines = ["## Presets", "", "Values of `model.preset`; `python -m attnzoo list NAME` shows what one sets.", ""]
+    lines = ["## Presets", "", "Values of `model.preset`; `attnzoo list NAME` shows what one sets.", ""]
     for task, family in (("detection", "detector"), ("classification", "vit")):
         names = ", ".join(f"`{name}`" for name in presets.names(family=family))
         lines.append(f"- `task: {task}`: {names}")

@@ -117,6 +117,18 @@ def test_variants_of_an_experiment(experiment: Path) -> None:
     assert len({few.digest, many.digest, slow.digest}) == 3
 
 
+def test_settings_of_an_experiment_can_be_changed(experiment: Path, sweep: Path) -> None:
+    changed = find_target(str(experiment), overrides=["data.batch_size=2", "sweep.baseline=many"])
+    assert [subject.batch_size for subject in changed.subjects.values()] == [2, 2, 2]
+    assert changed.baseline == "many"
+    with pytest.raises(UserError, match=r"model\.heds"):
+        find_target(str(experiment), overrides=["model.heds=2"])
+    for target, kind in ((str(sweep), "folder of runs"), ("swin_tiny", "preset")):
+        message = f"model.heads=4: {target} is a {kind}; only experiment files take key=value"
+        with pytest.raises(UserError, match=re.escape(message)):
+            find_target(target, overrides=["model.heads=4"])
+
+
 def test_variants_of_a_sweep(sweep: Path) -> None:
     target = find_target(str(sweep), "many")
     assert set(target.subjects) == {"few", "many", "slow"}

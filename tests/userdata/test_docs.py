@@ -18,7 +18,7 @@ from attnzoo.engine.checkpoint import CheckpointManager
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-own-data.md").read_text()
-COMMANDS = re.findall(r"^ +((?:python|make) .+)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^ +((?:attnzoo|python|make) .+)$", PAGE, re.MULTILINE)
 
 
 def is_training(command: str) -> bool:
@@ -28,10 +28,10 @@ def is_training(command: str) -> bool:
 def execute(command: str) -> None:
     """Run a command in this process, in the current folder."""
     program, *words = shlex.split(command)
-    assert program == "python"
-    if words[:2] == ["-m", "attnzoo"]:
-        assert main(words[2:]) == 0, command
+    if program == "attnzoo":
+        assert main(words) == 0, command
     else:
+        assert program == "python"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
             runpy.run_path(words[0], run_name="__main__")
@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_page_has_every_command() -> None:
-    verbs = {match[1] for command in COMMANDS if (match := re.match(r"python -m attnzoo (\w+)", command))}
+    verbs = {match[1] for command in COMMANDS if (match := re.match(r"attnzoo (\w+)", command))}
     assert verbs == {"data", "new", "run", "weights", "compare"}
     assert len(COMMANDS) == 12
 
