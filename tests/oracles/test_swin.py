@@ -1,5 +1,6 @@
 """Swin against timm and Hugging Face transformers 4.57.6, with the same perturbed weights."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from support.oracles import converted_state, perturb
 from torch import Tensor, nn
 
 from attnzoo import interop, models
+from attnzoo.attention.window_partition import WindowPartition
 from attnzoo.errors import UserError
+from attnzoo.geometry import Layout
 from attnzoo.models.vit.classifier import Classifier
 
 CLASSES = 5
@@ -69,6 +72,26 @@ def test_transformers(size: tuple[int, int]) -> None:
     model = converted(reference.state_dict())
     x = images(size)
     torch.testing.assert_close(model(x), reference(x, interpolate_pos_encoding=True).logits, atol=1e-5, rtol=0)
+
+
+def test_padding_of_windows_is_the_only_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where windows are padded, outputs differ from transformers', and are the same if the padding is attended."""
+    reference = transformers_model()
+    model = converted(reference.state_dict())
+    x = images((160, 224))  # maps of 40 x 56, 20 x 28, 10 x 14 and 5 x 7
+    expected = reference(x, interpolate_pos_encoding=True).logits
+    assert (model(x) - expected).abs().max() > 1e-3
+    masked = WindowPartition._mask
+
+    def attended(self: WindowPartition, layout: Layout) -> Tensor | None:
+        """The mask of a map that has the size of its windows."""
+        whole = copy.copy(self)
+        whole.height, whole.width = self.rows * self.window, self.columns * self.window
+        whole.pad = (0, 0)
+        return masked(whole, layout)
+
+    monkeypatch.setattr(WindowPartition, "_mask", attended)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=0)
 
 
 def test_gradients() -> None:
