@@ -1,6 +1,6 @@
 """Figures of the documentation that need results or trained runs.
 
-    python tools/docs_figures.py overview runs/ablate_points/points=4-seed=0    # docs/images/overview.png
+    python tools/docs_figures.py overview runs/ablate_attention/ms_deform-seed=1000    # docs/images/overview.png
     python tools/docs_figures.py scenes runs/encoders                           # docs/attentions/figures/scene-*.png
 
 The first draws learning curves and times from docs/results, and the sampling points of the given run. The second draws

@@ -39,7 +39,7 @@ EXPONENTS = {"O'Brien-Fleming": 0.0, "Wang-Tsiatis 1/4": EXPONENT, "Pocock": 0.5
 # Standard deviations of the noise of a variant and of the baseline.
 SPREADS = {"same": (1.0, 1.0), "variant twice": (2.0, 1.0), "variant only": (1.0, 0.0)}
 SKEWED = [(noise, spread) for noise in ("exponential", "lognormal") for spread in ("same", "variant twice")]
-# The skew of this project's runs: that of the paired differences of docs/results/ablate_attention is −1.1 to 1.1.
+# The skew of this project's runs: paired differences of docs/results/ablate_attention_untuned have −1.1 to 1.1.
 OWN = [("gamma", "variant only")]
 REALISTIC = [("normal", "same"), *SKEWED, *OWN]
 WORST = [("exponential", "variant only"), ("lognormal", "variant only")]
@@ -351,9 +351,9 @@ def markdown(raw: dict[str, Any]) -> str:
         "*variant twice*: the variant's is twice as large, so that differences are skewed; *variant only*: the "
         "baseline has none, so that differences are as skewed as the noise. Gamma noise has the skewness of this "
         f"project's own runs, {OWN_SKEWNESS} (the paired differences of "
-        "[ablate_attention](ablate_attention/results.json) have −1.1 to 1.1, 10 pairs each); exponential noise 2, "
-        "lognormal noise 6.2: without a baseline's noise, worst cases of which nothing is demanded. Effects and "
-        "margins are in standard deviations of a difference.",
+        "[ablate_attention_untuned](ablate_attention_untuned/results.json) have −1.1 to 1.1, 10 pairs each); "
+        "exponential noise 2, lognormal noise 6.2: without a baseline's noise, worst cases of which nothing is "
+        "demanded. Effects and margins are in standard deviations of a difference.",
         "",
         "## Coverage of the 95 % interval",
         "",

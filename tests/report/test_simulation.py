@@ -52,7 +52,7 @@ def test_noise_has_mean_zero_and_variance_one(noise: str) -> None:
 def test_deviations_and_skewness_of_own_runs() -> None:
     """The numbers of docs/statistics.md."""
     scores: dict[str, dict[int, float]] = {}
-    for run in read_records([ROOT / "docs/results/ablate_attention"])[0]:
+    for run in read_records([ROOT / "docs/results/ablate_attention_untuned"])[0]:
         scores.setdefault(run.entry.variant_name, {})[run.config.seed] = run.final["val/AP"]
     values = {name: np.array([by_seed[seed] for seed in range(10)]) for name, by_seed in scores.items()}
     skewness = [stats.skew(values[name] - values["dense"], bias=False) for name in values if name != "dense"]

@@ -8,7 +8,7 @@ from typing import Any
 from attnzoo.report.compare import compare
 from attnzoo.rundir.costs import Costs, VariantCosts, write_costs
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "ablate_attention" / "results.json"
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "ablate_attention_untuned" / "results.json"
 HOSTILE = '<script>alert("1")</script> R&D'
 
 
