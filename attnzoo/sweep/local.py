@@ -3,8 +3,8 @@
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import NamedTuple, Protocol
@@ -51,10 +51,15 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
     """Train `runs`, `jobs` at a time; a failed one does not stop the others.
 
     A run that is killed, or loses one of its processes, is retried at once, up to its `retries`. Ctrl-C lets every run
-    finish its step and save; a second one kills them.
+    finish its step and save; a second one kills them. So do exceptions, such as that of a closed pipe, which are then
+    raised.
     """
     queue, running, result = list(runs), list[RunProcess](), SweepResult()
-    with WorkerStarter() as starter, _SignalForwarder(running, starter) as signals:
+    with (
+        WorkerStarter() as starter,
+        _SignalForwarder(running, starter) as signals,
+        _stopped_by_errors(running, signals),
+    ):
         while running or (queue and not signals.count):
             while queue and len(running) < jobs and not signals.count:
                 starter.prepare(queue[0])
@@ -80,6 +85,23 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
                     queue.insert(0, ended.run)
         result.interrupted = bool(signals.count)
     return result
+
+
+@contextmanager
+def _stopped_by_errors(running: list[RunProcess], signals: "_SignalForwarder") -> Iterator[None]:
+    """After an exception within it, stop the runs, wait until they have saved, and record how they ended."""
+    try:
+        yield
+    except BaseException:
+        if not signals.count:  # a second stop would kill runs that are saving
+            signals.stop()
+        while running:
+            time.sleep(POLL_SECONDS)
+            for ended in list(running):
+                if (returncode := ended.worker.poll()) is not None:
+                    running.remove(ended)
+                    _finish(ended, returncode, interrupted=True)
+        raise
 
 
 def _finish(ended: RunProcess, returncode: int, interrupted: bool) -> Outcome:
@@ -123,6 +145,10 @@ class _SignalForwarder:
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """As a signal does."""
         self.count += 1
         if self.count == 1:
             with suppress(OSError):  # the terminal may be gone

@@ -186,7 +186,7 @@ def _submit(submission: Submission, folder: SweepFolder) -> str:
     except slurm.SlurmUnavailable as error:
         job = ""
         with suppress(slurm.SlurmUnavailable):
-            job = slurm.job_with_comment(job_comment(path)) or ""
+            job = slurm.jobs_by_comment().get(job_comment(path), "")
         if not job:
             raise error
     with atomic_write(path / JOB) as file:

@@ -21,7 +21,7 @@ from attnzoo.errors import ExitCode
 from attnzoo.files import open_file, open_for_appending
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.rebuild import JOBS, read_jobs
+from attnzoo.rundir.rebuild import JOBS, read_job, read_jobs
 from attnzoo.sweep import outcome
 from attnzoo.sweep.outcome import ExitKind, Outcome
 from attnzoo.sweep.workers import WORKER_MODULE, open_crash_log
@@ -54,6 +54,10 @@ def _supervise(submission: Path) -> int:
         return ExitCode.USER_ERROR
     if not Path(attnzoo.__file__).is_relative_to(content["code"]):
         log.error("attnzoo was imported from %s instead of the snapshot %s", attnzoo.__file__, content["code"])
+        return ExitCode.USER_ERROR
+    recorded, own = read_job(submission), slurm.array_job_id(attempts.job_id() or "")
+    if recorded not in (None, own):  # the sweep's folder was deleted while this job was queued, and submitted again
+        log.error("%s is now a submission of job %s; job %s trains nothing", submission, recorded, own)
         return ExitCode.USER_ERROR
     job = content["jobs"][task]
     return _Supervisor(RunFolder(job["run"]), job["nodes"], job["processes"], job["retries"]).supervise()

@@ -31,6 +31,7 @@ from attnzoo.rundir.folder import RunFolder, atomic_write, check_config
 from attnzoo.rundir.heartbeat import heartbeat_thread
 from attnzoo.rundir.lock import STALE_SECONDS, run_lock
 from attnzoo.rundir.metrics import is_final
+from attnzoo.streams import EchoHandler
 from attnzoo.worker.tasks import build_task
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
     root = logging.getLogger()
     handlers: list[logging.Handler] = [
         logging.FileHandler(run.log, encoding="utf-8"),
-        logging.StreamHandler(sys.stdout),
+        EchoHandler(),
     ]
     for handler in handlers:
         handler.setLevel(logging.INFO if ctx.is_main else logging.ERROR)
