@@ -78,6 +78,14 @@ def user_jobs() -> list[Job]:
     return _squeue(["--me"])
 
 
+def answers() -> bool:
+    """Whether SLURM's controller answers."""
+    try:
+        return " is UP" in _run(["scontrol", "ping"]).stdout
+    except SlurmUnavailable:
+        return False
+
+
 def is_running(job: str) -> bool:
     """Whether the job is in state RUNNING."""
     return _show_job(job).get("JobState") == "RUNNING"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import NamedTuple, Protocol
 
-from attnzoo.engine.interrupt import STOP_SIGNALS
+from attnzoo.engine.interrupt import stop_signals
 from attnzoo.sweep import outcome
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.outcome import ExitKind, Outcome
@@ -125,8 +125,7 @@ def _finish(ended: RunProcess, returncode: int, interrupted: bool) -> Outcome:
 class _SignalForwarder:
     """Counts the signals that ask a program to end, and forwards them to the running processes. A context manager.
 
-    They would end this process, and the runs would go on alone. SIGHUP, of a terminal that was closed, is left ignored
-    if it is, as under nohup.
+    They would end this process, and the runs would go on alone.
     """
 
     def __init__(self, running: Sequence[RunProcess], starter: WorkerStarter):
@@ -134,10 +133,7 @@ class _SignalForwarder:
         self._running, self._starter = running, starter
 
     def __enter__(self) -> "_SignalForwarder":
-        signals = [*STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            signals.remove(signal.SIGHUP)
-        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in signals}
+        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in stop_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from attnzoo import environment, ops
 from attnzoo.attention import load_plugin
-from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.experiment import ExperimentConfig, ProbeExperiment
 from attnzoo.config.load import load_saved
 from attnzoo.config.options import check_versions
 from attnzoo.config.record import check_record, to_record
@@ -166,7 +166,7 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         progress.log_metrics(metrics.write(trainer.step, row))
     del model
     pictures = None
-    if metrics is not None and config.train.pictures:
+    if metrics is not None and config.train.pictures and not isinstance(config, ProbeExperiment):
         eval_every = config.train.eval_every
         pictures = TrainingPictures(task.val, task.num_classes, metrics, run.pictures, ctx.device, eval_every)
     try:
