@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnzoo import run
+from attnzoo import run, streams
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError, as_options
@@ -30,6 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `attnzoo` and `python -m attnzoo`; returns the exit code."""
+    streams.open_missing()
     argv = sys.argv[1:] if argv is None else list(argv)
     program = "attnzoo" if Path(sys.argv[0]).stem == "attnzoo" else "python -m attnzoo"
     if argv[:1] == ["run"]:  # intermixed arguments, which argparse does not support in sub-commands

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from attnzoo import streams
 from attnzoo.environment import is_distributed_launch
 from attnzoo.errors import ExitCode, UserError, one_line
 from attnzoo.worker.malloc import restart_with_tunables
@@ -54,6 +55,7 @@ def _start(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m attnzoo.run") -> int:
     """The command line of `python -m attnzoo.run` and `attnzoo run`; `program` is its name in the help."""
+    streams.open_missing()
     args = _parser(program).parse_intermixed_args(argv)
     return report_errors(lambda: _start(args))
 

@@ -78,6 +78,14 @@ def user_jobs() -> list[Job]:
     return _squeue(["--me"])
 
 
+def answers() -> bool:
+    """Whether SLURM's controller answers."""
+    try:
+        return " is UP" in _run(["scontrol", "ping"]).stdout
+    except SlurmUnavailable:
+        return False
+
+
 def is_running(job: str) -> bool:
     """Whether the job is in state RUNNING."""
     return _show_job(job).get("JobState") == "RUNNING"
@@ -142,9 +150,13 @@ def submission_error(error: subprocess.CalledProcessError) -> SlurmUnavailable:
     return (SubmissionUncertain if is_uncertain else SlurmUnavailable)(f"sbatch: {message}")
 
 
-def job_with_comment(comment: str) -> str | None:
-    """The id of this user's job or array with the comment; None without one. Raises SlurmUnavailable."""
-    return next((array_job_id(job.id) for job in user_jobs() if job.comment == comment), None)
+def jobs_by_comment() -> dict[str, str]:
+    """The ids of this user's jobs and arrays by their comments. Raises SlurmUnavailable.
+
+    The newest of a comment: a sweep whose folder was deleted while it was queued, and submitted again, has two jobs.
+    """
+    ids = {(job.comment, array_job_id(job.id)) for job in user_jobs()}
+    return dict(sorted(((comment, job) for comment, job in ids if job.isdecimal()), key=lambda item: int(item[1])))
 
 
 def array_job_id(job: str) -> str:

@@ -326,12 +326,11 @@ def _failed(reasons: list[str]) -> list[str]:
 
 def _finish(args: argparse.Namespace, record: dict[str, Any], failures: list[str]) -> int:
     """Write and print a record; exit code 1 if one of our implementations failed or became slower."""
-    from rich.console import Console
-
     from attnzoo.bench.tables import describe_machine, tables
+    from attnzoo.report.console import PipeConsole
 
     _write(args, record)
-    console = Console(highlight=False)
+    console = PipeConsole(highlight=False)
     if not console.is_terminal:
         console.width = NON_TTY_WIDTH
     console.print(describe_machine(record), markup=False, soft_wrap=True)

@@ -4,9 +4,15 @@ import signal
 import time
 from types import FrameType
 
-# Ctrl-C, the end of a SLURM job, SLURM's warning signal, and one that users send with `scancel --signal`.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
+# Ctrl-C, the end of a SLURM job, its warning signal, a closed terminal, and others that users send with `scancel -s`.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 DUPLICATE_SIGINT_SECONDS = 1.0  # torchrun forwards a Ctrl-C that the terminal has sent to its workers already
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those of `STOP_SIGNALS` that this process is to follow: not SIGHUP if it is ignored, as under nohup."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return [signum for signum in STOP_SIGNALS if signum not in ignored]
 
 
 class TrainingInterrupted(Exception):
@@ -14,7 +20,7 @@ class TrainingInterrupted(Exception):
 
 
 class GracefulStop:
-    """Sets `requested` on the first of `STOP_SIGNALS`. A context manager.
+    """Sets `requested` on the first of `stop_signals()`. A context manager.
 
     Unblocks these signals: a parent may start the process with them blocked until the handlers are installed.
 
@@ -29,9 +35,10 @@ class GracefulStop:
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "GracefulStop":
-        for signum in STOP_SIGNALS:
+        signals = stop_signals()
+        for signum in signals:
             self._previous[signum] = signal.signal(signum, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return self
 
     def __exit__(self, *error: object) -> None:

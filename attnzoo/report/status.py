@@ -155,7 +155,7 @@ def resolve_job_ids(ledger: Ledger, content: dict[str, Any]) -> None:
     unknown = [number for number, submission in content["submissions"].items() if submission["job"] is None]
     if not unknown:
         return
-    by_comment = {job.comment: slurm.array_job_id(job.id) for job in slurm.user_jobs()}
+    by_comment = slurm.jobs_by_comment()
     for number in unknown:
         content["submissions"][number]["job"] = by_comment.get(job_comment(ledger.submission_folder(number)))
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from attnzoo.errors import UserError
+from attnzoo.report.console import PipeConsole
 from attnzoo.rundir import duration
 from attnzoo.rundir.background import call_periodically
 from attnzoo.rundir.metrics import STATUS
@@ -31,7 +32,7 @@ class ProgressDisplay:
 
     def __init__(self, total: int, on_start: Callable[[RunSpec], None], console: Console | None = None):
         self.on_start = on_start
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.console = console or PipeConsole(soft_wrap=True, highlight=False)
         self.total = total
         self.num_started = 0
         self._tasks: dict[str, TaskID] = {}

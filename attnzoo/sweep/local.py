@@ -3,13 +3,13 @@
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import NamedTuple, Protocol
 
-from attnzoo.engine.interrupt import STOP_SIGNALS
+from attnzoo.engine.interrupt import stop_signals
 from attnzoo.sweep import outcome
 from attnzoo.sweep.expand import RunSpec
 from attnzoo.sweep.outcome import ExitKind, Outcome
@@ -51,10 +51,15 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
     """Train `runs`, `jobs` at a time; a failed one does not stop the others.
 
     A run that is killed, or loses one of its processes, is retried at once, up to its `retries`. Ctrl-C lets every run
-    finish its step and save; a second one kills them.
+    finish its step and save; a second one kills them. So do exceptions, such as that of a closed pipe, which are then
+    raised.
     """
     queue, running, result = list(runs), list[RunProcess](), SweepResult()
-    with WorkerStarter() as starter, _SignalForwarder(running, starter) as signals:
+    with (
+        WorkerStarter() as starter,
+        _SignalForwarder(running, starter) as signals,
+        _stopped_by_errors(running, signals),
+    ):
         while running or (queue and not signals.count):
             while queue and len(running) < jobs and not signals.count:
                 starter.prepare(queue[0])
@@ -82,6 +87,23 @@ def train(runs: Sequence[RunSpec], jobs: int, callbacks: Callbacks) -> SweepResu
     return result
 
 
+@contextmanager
+def _stopped_by_errors(running: list[RunProcess], signals: "_SignalForwarder") -> Iterator[None]:
+    """After an exception within it, stop the runs, wait until they have saved, and record how they ended."""
+    try:
+        yield
+    except BaseException:
+        if not signals.count:  # a second stop would kill runs that are saving
+            signals.stop()
+        while running:
+            time.sleep(POLL_SECONDS)
+            for ended in list(running):
+                if (returncode := ended.worker.poll()) is not None:
+                    running.remove(ended)
+                    _finish(ended, returncode, interrupted=True)
+        raise
+
+
 def _finish(ended: RunProcess, returncode: int, interrupted: bool) -> Outcome:
     """Classify and record how a run ended.
 
@@ -103,8 +125,7 @@ def _finish(ended: RunProcess, returncode: int, interrupted: bool) -> Outcome:
 class _SignalForwarder:
     """Counts the signals that ask a program to end, and forwards them to the running processes. A context manager.
 
-    They would end this process, and the runs would go on alone. SIGHUP, of a terminal that was closed, is left ignored
-    if it is, as under nohup.
+    They would end this process, and the runs would go on alone.
     """
 
     def __init__(self, running: Sequence[RunProcess], starter: WorkerStarter):
@@ -112,10 +133,7 @@ class _SignalForwarder:
         self._running, self._starter = running, starter
 
     def __enter__(self) -> "_SignalForwarder":
-        signals = [*STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            signals.remove(signal.SIGHUP)
-        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in signals}
+        self._previous = {signum: signal.signal(signum, self._on_signal) for signum in stop_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -123,6 +141,10 @@ class _SignalForwarder:
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """As a signal does."""
         self.count += 1
         if self.count == 1:
             with suppress(OSError):  # the terminal may be gone

@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 def classify(run: RunFolder, returncode: int, start_time: float) -> Outcome:
     """The outcome of processes that started at `start_time` (seconds since the epoch) and ended with `returncode`.
 
-    SIGKILL, SIGHUP and a lost peer are failures of the machine; crashes are errors in the code. A process killed by
+    SIGKILL and a lost peer are failures of the machine; crashes are errors in the code. A process killed by
     signal n has the return code -n or 128 + n.
     """
     try:
@@ -53,8 +53,8 @@ def classify(run: RunFolder, returncode: int, start_time: float) -> Outcome:
         return Outcome(ExitKind.NOT_STARTED, last_line(run.log))
     if returncode == ExitCode.PEER_LOST:
         return Outcome(ExitKind.MACHINE_FAILURE, "lost a process of the run")
-    if signum in (signal.SIGKILL, signal.SIGHUP):
-        return Outcome(ExitKind.MACHINE_FAILURE, f"killed by {signal.Signals(signum).name}")
+    if signum == signal.SIGKILL:
+        return Outcome(ExitKind.MACHINE_FAILURE, "killed by SIGKILL")
     return Outcome(ExitKind.FAILED, f"exit code {returncode}: {last_line(run.log)}")
 
 

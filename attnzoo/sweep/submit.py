@@ -35,6 +35,9 @@ DRY_RUN_ID = "NUMBER"  # of a submission, in the scripts of a dry run
 # In the name of a log sbatch replaces %j and the like; PYTHONPATH cannot hold a colon.
 FORBIDDEN = {"%": "a percent sign", "\\": "a backslash", ":": "a colon", "\n": "a line break"}
 
+# `scancel --full` sends its signal to the shell too, which would end the job; it waits for the supervisor instead.
+TRAP = "trap : HUP INT QUIT USR1 USR2"
+
 
 @dataclass(frozen=True)
 class JobGroup:
@@ -57,7 +60,7 @@ class JobGroup:
     def executor_options(self, folder: Path, code: Path) -> dict[str, Any]:
         """The options of one submission, with its folder and the snapshot of the code."""
         pickle = shlex.join([sys.executable, "-m", "attnzoo.sweep.pickles", str(folder)])
-        setup = [*self.options["setup"], *_environment(self.runs[0].config, code), f"{pickle} || exit"]
+        setup = [TRAP, *self.options["setup"], *_environment(self.runs[0].config, code), f"{pickle} || exit"]
         no_limit = {"array_parallelism": ARRAY_SIZE}  # submitit's default is 256
         return no_limit | self.options | {"comment": job_comment(folder), "setup": setup}
 
@@ -186,7 +189,7 @@ def _submit(submission: Submission, folder: SweepFolder) -> str:
     except slurm.SlurmUnavailable as error:
         job = ""
         with suppress(slurm.SlurmUnavailable):
-            job = slurm.job_with_comment(job_comment(path)) or ""
+            job = slurm.jobs_by_comment().get(job_comment(path), "")
         if not job:
             raise error
     with atomic_write(path / JOB) as file:

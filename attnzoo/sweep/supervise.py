@@ -21,13 +21,16 @@ from attnzoo.errors import ExitCode
 from attnzoo.files import open_file, open_for_appending
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.rebuild import JOBS, read_jobs
+from attnzoo.rundir.rebuild import JOBS, read_job, read_jobs
 from attnzoo.sweep import outcome
 from attnzoo.sweep.outcome import ExitKind, Outcome
 from attnzoo.sweep.workers import WORKER_MODULE, open_crash_log
 
 POLL_SECONDS = 0.2
+CONTROLLER_SECONDS, CONTROLLER_POLL_SECONDS = 3600, 10  # how long to wait for SLURM's controller, which may restart
+NO_CONTROLLER = ("Unable to confirm allocation", "Unable to contact slurm controller")  # of srun
 REQUEUE_MARGIN_SECONDS = 15  # before the time limit: requeue then even if the run has not saved
+REQUEUE_REASONS = ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "timeout")  # of an interrupt
 SRUN_ERROR = re.compile(
     r"srun: error: (?:(?:Node failure on|Task launch for \S+ failed on node) (?P<lost>[^\s:]+)"
     r"|(?P<node>\S+): tasks? [\d,-]+: (?:Exited with exit code (?P<code>\d+)|(?P<signal>[A-Z][a-z ]+)))"
@@ -55,6 +58,10 @@ def _supervise(submission: Path) -> int:
     if not Path(attnzoo.__file__).is_relative_to(content["code"]):
         log.error("attnzoo was imported from %s instead of the snapshot %s", attnzoo.__file__, content["code"])
         return ExitCode.USER_ERROR
+    recorded, own = read_job(submission), slurm.array_job_id(attempts.job_id() or "")
+    if recorded not in (None, own):  # the sweep's folder was deleted while this job was queued, and submitted again
+        log.error("%s is now a submission of job %s; job %s trains nothing", submission, recorded, own)
+        return ExitCode.USER_ERROR
     job = content["jobs"][task]
     return _Supervisor(RunFolder(job["run"]), job["nodes"], job["processes"], job["retries"]).supervise()
 
@@ -79,8 +86,10 @@ class _Supervisor:
         try:
             with open_for_appending(self.run.path / ".lock"):
                 pass
-            self.log_offset = self.run.log.stat().st_size if self.run.log.exists() else 0
             returncode = self._train()
+            while returncode and self._controller_was_away() and self._wait_for_controller():
+                log.info("SLURM's controller is back: the processes are started again")
+                returncode = self._train()
             result = self._classify(returncode)
             log.info("%s: %s%s", self.run.path, result.kind, f" ({result.reason})" if result.reason else "")
             return self._handle(result)
@@ -90,6 +99,7 @@ class _Supervisor:
 
     def _train(self) -> int | None:
         """The return code of srun; None if the time limit comes before the workers end."""
+        self.log_offset = self.run.log.stat().st_size if self.run.log.exists() else 0
         with open_crash_log(self.run) as stderr:
             process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
@@ -119,7 +129,8 @@ class _Supervisor:
             self.got_sigterm = True
 
         signal.signal(signal.SIGTERM, on_sigterm)
-        signal.signal(signal.SIGCONT, lambda signum, frame: None)
+        for ignored in (signal.SIGCONT, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # srun would end the workers
+            signal.signal(ignored, lambda signum, frame: None)
         signal.signal(signal.SIGUSR1, forward)
         signal.signal(signal.SIGUSR2, forward)
 
@@ -149,8 +160,10 @@ class _Supervisor:
     def _handle(self, result: Outcome) -> int:
         """Record the outcome and requeue the job if that can help; returns the exit code."""
         outcome.record(self.run, result)
+        if result.kind in (ExitKind.INTERRUPTED, ExitKind.MACHINE_FAILURE):  # the controller is asked below
+            self._wait_for_controller()
         if result.kind is ExitKind.INTERRUPTED:
-            if result.reason in ("SIGUSR1", "SIGUSR2", "timeout"):
+            if result.reason in REQUEUE_REASONS:
                 return self._requeue()
             if slurm.was_cancelled(self.job):
                 self.run.write_status(state="cancelled")
@@ -173,6 +186,20 @@ class _Supervisor:
         slurm.requeue(self.job, exclude)
         return ExitCode.FAILED
 
+    def _controller_was_away(self) -> bool:
+        """Whether srun has started no process because SLURM's controller did not answer."""
+        output = self._srun_output()
+        return any(text in output for text in NO_CONTROLLER) and SRUN_ERROR.search(output) is None
+
+    def _wait_for_controller(self) -> bool:
+        """Wait until SLURM's controller answers; False if it does not for long, or the job is being ended."""
+        end = time.monotonic() + CONTROLLER_SECONDS
+        while not slurm.answers():
+            if self.got_sigterm or time.monotonic() > end:
+                return False
+            time.sleep(CONTROLLER_POLL_SECONDS)
+        return True
+
     def _nodes_to_exclude(self) -> set[str]:
         """The node that failed first, if enough others are up."""
         node, _ = self._first_failure()
@@ -181,12 +208,16 @@ class _Supervisor:
 
     def _first_failure(self) -> tuple[str | None, int | None]:
         """(node, exit code) of the process that failed first, from srun's messages; None if unknown."""
-        with open_file(self.run.log) as file:
-            file.seek(self.log_offset)
-            match = SRUN_ERROR.search(file.read().decode(errors="replace"))
+        match = SRUN_ERROR.search(self._srun_output())
         if match is None:
             return None, None
         if match["lost"]:
             return match["lost"], ExitCode.PEER_LOST
         code = int(match["code"]) if match["code"] else SIGNAL_EXIT_CODES.get(match["signal"].strip())
         return match["node"], code
+
+    def _srun_output(self) -> str:
+        """What was written to the run's log since srun was called."""
+        with open_file(self.run.log) as file:
+            file.seek(self.log_offset)
+            return file.read().decode(errors="replace")

@@ -2,6 +2,7 @@
 
 import sys
 
+from attnzoo import streams
 from attnzoo.worker.malloc import restart_with_tunables
 
 
@@ -26,5 +27,6 @@ def main(run_dir: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m attnzoo.worker RUN_DIR")
+    streams.open_missing()
     restart_with_tunables()
     sys.exit(main(sys.argv[1]))

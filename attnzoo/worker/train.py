@@ -12,7 +12,7 @@ import torch
 
 from attnzoo import environment, ops
 from attnzoo.attention import load_plugin
-from attnzoo.config.experiment import ExperimentConfig
+from attnzoo.config.experiment import ExperimentConfig, ProbeExperiment
 from attnzoo.config.load import load_saved
 from attnzoo.config.options import check_versions
 from attnzoo.config.record import check_record, to_record
@@ -31,6 +31,7 @@ from attnzoo.rundir.folder import RunFolder, atomic_write, check_config
 from attnzoo.rundir.heartbeat import heartbeat_thread
 from attnzoo.rundir.lock import STALE_SECONDS, run_lock
 from attnzoo.rundir.metrics import is_final
+from attnzoo.streams import EchoHandler
 from attnzoo.worker.tasks import build_task
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ def _train(run: RunFolder, config: ExperimentConfig, ctx: DistContext, stop: Gra
         progress.log_metrics(metrics.write(trainer.step, row))
     del model
     pictures = None
-    if metrics is not None and config.train.pictures:
+    if metrics is not None and config.train.pictures and not isinstance(config, ProbeExperiment):
         eval_every = config.train.eval_every
         pictures = TrainingPictures(task.val, task.num_classes, metrics, run.pictures, ctx.device, eval_every)
     try:
@@ -205,7 +206,7 @@ def _logging(run: RunFolder, ctx: DistContext) -> Iterator[None]:
     root = logging.getLogger()
     handlers: list[logging.Handler] = [
         logging.FileHandler(run.log, encoding="utf-8"),
-        logging.StreamHandler(sys.stdout),
+        EchoHandler(),
     ]
     for handler in handlers:
         handler.setLevel(logging.INFO if ctx.is_main else logging.ERROR)

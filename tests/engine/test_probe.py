@@ -45,6 +45,11 @@ def test_metrics(uninterrupted: RunFolder) -> None:
     assert uninterrupted.read_status()["accuracy"] == rows[-1]["val/accuracy"]
 
 
+def test_no_pictures_are_drawn(uninterrupted: RunFolder) -> None:
+    """There are no images; it was a warning of a TypeError."""
+    assert "WARNING" not in uninterrupted.log.read_text()
+
+
 def test_resumed_run_repeats_the_uninterrupted_one(uninterrupted: RunFolder, tmp_path: Path) -> None:
     check_resume(tiny_probe(tmp_path / "run"), uninterrupted, 6)
 

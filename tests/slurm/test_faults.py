@@ -110,9 +110,11 @@ def assert_cancelled(cluster, sweep: Sweep, restarts: int) -> None:
     assert not sweep.state().active
 
 
-def test_a_signal_that_a_user_sends_saves_and_requeues(cluster, sweep, undisturbed):
+@pytest.mark.parametrize("options", [["--signal=USR1"], ["--signal=HUP"], ["--full", "--signal=USR1"]])
+def test_a_signal_that_a_user_sends_saves_and_requeues(cluster, sweep, undisturbed, options):
+    """With --full also to the shell of the job and to srun."""
     sweep.submit()
     assert sweep.wait_for_step(20) < STEPS
-    cluster.ask("scancel", "--signal=USR1", sweep.job())
-    assert_survived(sweep, undisturbed, "scancel --signal=USR1", allowed=0)
+    cluster.ask("scancel", *options, sweep.job())
+    assert_survived(sweep, undisturbed, f"scancel {' '.join(options)}", allowed=0)
     assert cluster.restarts(sweep.job()) == 1

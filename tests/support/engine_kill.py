@@ -21,7 +21,10 @@ def inject_fault(moment: str, count: int) -> None:
     """Kill, sleep or signal the `count`-th time that the process reaches `moment`."""
     remaining = iter(range(count - 1, -1, -1))
     in_a_step = {"step": kill_self, "sleep": partial(time.sleep, 60)}
-    in_a_step |= {name: partial(os.kill, os.getpid(), signal.Signals[name]) for name in ("SIGTERM", "SIGUSR2")}
+    in_a_step |= {
+        name: partial(os.kill, os.getpid(), signal.Signals[name])
+        for name in ("SIGTERM", "SIGUSR2", "SIGHUP", "SIGQUIT")
+    }
     if moment in in_a_step:  # the weights have changed, nothing else
         inner_step = torch.optim.AdamW.step
 

@@ -32,6 +32,7 @@ def run(tmp_path) -> RunFolder:
         (ExitCode.USER_ERROR, Outcome(ExitKind.NOT_STARTED, "last words")),
         (-signal.SIGTERM, Outcome(ExitKind.INTERRUPTED, "SIGTERM")),
         (128 + signal.SIGUSR1, Outcome(ExitKind.INTERRUPTED, "SIGUSR1")),
+        (-signal.SIGHUP, Outcome(ExitKind.INTERRUPTED, "SIGHUP")),
         (128 + signal.SIGUSR2, Outcome(ExitKind.INTERRUPTED, "SIGUSR2")),
     ],
 )

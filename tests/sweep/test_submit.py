@@ -11,6 +11,7 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from attnzoo import run as attnzoo_run
+from attnzoo import slurm
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.report.status import UNCERTAIN_SECONDS, sweep_status
@@ -143,6 +144,31 @@ def test_a_run_that_the_list_of_a_job_does_not_have_has_no_job(tmp_path: Path) -
         content["submissions"]["001"] = {"job": "7", "runs": ["a", "c"], "time": 0.0}
     content = Ledger(tmp_path).read()
     assert [job_id_of(content, name) for name in "abc"] == ["7_0", None, None]
+
+
+def test_jobs_of_a_sweep_whose_folder_was_deleted_train_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its numbers are used again, and its jobs find the submission of others."""
+    folder = prepared(tmp_path, "0", monkeypatch, accepted(8))
+    (run,) = folder.assign(expand(Experiment("x.yaml")))
+    submit_runs(folder, [run])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    submission = folder.ledger.submission_folder("001").resolve()
+    (submission / "jobs.json").write_text(
+        (submission / "jobs.json").read_text().replace('"code": "', '"code": "/", "was": "')
+    )
+    stand_in("srun", "touch trained")
+    with pytest.raises(SystemExit, match="2"):
+        supervise(str(submission))
+    assert "job 7 trains nothing" in caplog.text
+    assert not Path("trained").exists()
+
+
+def test_the_newest_job_of_a_comment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(tmp_path, "0", monkeypatch, "")
+    stand_in("squeue", "printf '%s|PENDING||1:00|Priority|a\\n' 12_0 9_0 12_1 7")
+    assert slurm.jobs_by_comment() == {"a": "12"}
 
 
 def run(*options: str) -> int:

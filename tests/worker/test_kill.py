@@ -141,7 +141,7 @@ def test_second_ctrl_c_aborts(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGHUP", "SIGQUIT"])
 def test_other_signals_are_stop_requests_too(uninterrupted, tmp_path, name):
     run = tiny_run(tmp_path)
     assert ended(begin(run, name, 7)) == ExitCode.INTERRUPTED
