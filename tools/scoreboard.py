@@ -111,7 +111,7 @@ def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
         "the second, with 95 % intervals over pairs of equal seed. The contrasts of one comparison are tested as one",
         "family ([how a comparison decides](../statistics.md)). All are of seeds from 1000 on, run after config,",
         "margin and expected signs were committed.",
-        "Rows overlap: dense attention is asked in two trainings, and refinement with two stages combines the two rows",
+        "Rows overlap: dense attention is asked three times, and refinement with two stages combines the two rows",
         "before it. Made by `make results` from [scoreboard.yaml](scoreboard.yaml) and [results](README.md).",
         "",
         "| contrast | published | here | verdict | results | source |",
