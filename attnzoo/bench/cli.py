@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 PLOT_FORMATS = (".png", ".pdf", ".svg")
-NON_TTY_WIDTH = 180  # characters
 DEFAULT_THRESHOLD = 5.0  # percent
 
 
@@ -327,15 +326,13 @@ def _failed(reasons: list[str]) -> list[str]:
 def _finish(args: argparse.Namespace, record: dict[str, Any], failures: list[str]) -> int:
     """Write and print a record; exit code 1 if one of our implementations failed or became slower."""
     from attnzoo.bench.tables import describe_machine, tables
-    from attnzoo.report.console import PipeConsole
+    from attnzoo.console import console
 
     _write(args, record)
-    console = PipeConsole(highlight=False)
-    if not console.is_terminal:
-        console.width = NON_TTY_WIDTH
-    console.print(describe_machine(record), markup=False, soft_wrap=True)
+    output = console()
+    output.print(describe_machine(record), soft_wrap=True)
     for table in tables(record):
-        table.print(console)
+        table.print(output)
     for failure in failures:
-        console.print(failure, markup=False, soft_wrap=True)
+        output.print(failure, soft_wrap=True)
     return 1 if failures else 0

@@ -68,9 +68,9 @@ def _measure(target: "Target", size: "Size | None", seconds: float) -> "Costs":
 
 
 def _print(target: "Target", costs: "Costs", by_module: bool) -> None:
+    from attnzoo.console import console
     from attnzoo.cost.published import published
     from attnzoo.cost.table import cost_tables, module_table, published_table
-    from attnzoo.report.console import console
 
     tables = cost_tables(costs)
     variant = costs.variants[0]

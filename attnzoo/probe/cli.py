@@ -51,8 +51,8 @@ def main(args: argparse.Namespace) -> int:
             return code
     elif args.words:
         raise UserError(f"{COMMAND_LINE}: {args.words[0]!r}: finished runs take no names and options")
+    from attnzoo.console import console
     from attnzoo.probe.profile import read_profile
-    from attnzoo.report.console import console
 
     profile = read_profile([folder])
     profile_table(profile).print(console())

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.live import Live
 from rich.table import Table
 
-from attnzoo.report.console import console
+from attnzoo.console import console
 from attnzoo.report.status import RunStatus, counts, read_status
 from attnzoo.rundir import duration
 from attnzoo.rundir.metrics import PRIMARY_METRICS

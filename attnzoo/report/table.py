@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from attnzoo.console import console
 from attnzoo.report.comparison import Comparison, Variant
-from attnzoo.report.console import console
 from attnzoo.report.paired import PairedResult
 from attnzoo.report.pairs import TARGET, PairedRow, PairedTable
 from attnzoo.report.statistics import Estimate

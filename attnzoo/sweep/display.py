@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from attnzoo.console import PipeConsole
 from attnzoo.errors import UserError
-from attnzoo.report.console import PipeConsole
 from attnzoo.rundir import duration
 from attnzoo.rundir.background import call_periodically
 from attnzoo.rundir.metrics import STATUS

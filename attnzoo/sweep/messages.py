@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from attnzoo.console import console
 from attnzoo.environment import sources_hash
 from attnzoo.errors import UserError, plural
-from attnzoo.report.console import console
 from attnzoo.report.status import RunStatus
 from attnzoo.rundir import attempts
 from attnzoo.schema.keys import format_value

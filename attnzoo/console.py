@@ -1,4 +1,4 @@
-"""The console of reports."""
+"""Standard output of the command line, through rich."""
 
 from rich.console import Console
 
