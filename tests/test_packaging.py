@@ -309,6 +309,7 @@ print(json.dumps([torch.__version__, ops.backends()["cpu"], trained, others]))
 """
 
 
+@pytest.mark.long  # downloads another torch
 def test_operators_and_attentions_work_with_only_torch_of_another_version(wheel, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
