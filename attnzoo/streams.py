@@ -31,7 +31,7 @@ class EchoHandler(logging.StreamHandler):
         super().__init__(sys.stdout)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Close the handler if it cannot write; any other error is reported as logging does."""
+        """Fall silent if the stream cannot be written; any other error is reported as logging does."""
         if isinstance(sys.exc_info()[1], OSError):
             self.setLevel(logging.CRITICAL + 1)
         else:

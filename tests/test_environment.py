@@ -11,7 +11,7 @@ from attnzoo.environment import RESULT_SOURCES, sources_hash
 
 PACKAGE = Path(attnzoo.__file__).parent
 # What training imports but the results do not depend on: of the config they depend, and it is compared by itself.
-OTHERS = {"config", "environment", "errors", "files", "inference", "paths", "rundir", "schema"}
+OTHERS = {"config", "environment", "errors", "files", "inference", "paths", "rundir", "schema", "streams"}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ constexpr int64_t kQueriesPerTask = 512;
 struct Samples {
   const int32_t* rows;     // (heads, queries, samples): row of the upper left corner, counted over all heads
   const int32_t* pitches;  // (samples): rows from a corner to the one below
-  int64_t queries, samples;
+  int64_t samples;
 };
 
 // Calls task(i) for every i below `count`, on `threads` threads.
@@ -93,7 +93,7 @@ void visit_corners(const Samples& samples, int64_t index, float* rows, const flo
 extern "C" void forward(
     const float* value, const int32_t* rows, const int32_t* pitches, float* output, int64_t heads, int64_t queries,
     int64_t num_samples, int threads) {
-  const Samples samples{rows, pitches, queries, num_samples};
+  const Samples samples{rows, pitches, num_samples};
   const int64_t count = heads * queries;
   in_parallel((count + kQueriesPerTask - 1) / kQueriesPerTask, threads, [&](int64_t task) {
     const int64_t end = std::min(count, (task + 1) * kQueriesPerTask);
@@ -108,7 +108,7 @@ extern "C" void forward(
 extern "C" void backward(
     float* values_and_gradients, const int32_t* rows, const int32_t* pitches, const float* output_gradient,
     float* output, int64_t heads, int64_t queries, int64_t num_samples, int threads) {
-  const Samples samples{rows, pitches, queries, num_samples};
+  const Samples samples{rows, pitches, num_samples};
   in_parallel(heads, threads, [&](int64_t head) {
     for (int64_t index = head * queries; index < (head + 1) * queries; ++index) {
       visit_corners(samples, index, values_and_gradients, output_gradient, output);
