@@ -46,12 +46,20 @@ class QkvAttention(Attention):
         return rearrange(x, "b g n (m d) -> b g m n d", m=self.slot.heads)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        *,
+        zero_if_all_masked: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention within G groups: outputs (B, G, M, N, D) and, while recording, weights (B, G, M, N, K).
 
         q is (B, G, M, N, D), k and v are (B, G, M, K, D). `bias`, broadcast to the scores, is added to them; `mask`
-        (B or 1, G, 1, N or 1, K) is True where a key is attended. Outputs are zero if `mask` has no key.
+        (B or 1, G, 1, N or 1, K) is True where a key is attended. Outputs are zero if `mask` has no key; without
+        `zero_if_all_masked` they are finite, which saves a pass over the outputs.
         """
         is_vector = mask is not None and q.shape[-2] == 1
         has_own_bias = bias is not None and bias.dim() == q.dim()
@@ -64,7 +72,7 @@ class QkvAttention(Attention):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
         output = F.dropout(weights, self.dropout, self.training).to(v.dtype) @ v
-        empty = None if mask is None else ~mask.any(-1, keepdim=True)
+        empty = ~mask.any(-1, keepdim=True) if mask is not None and zero_if_all_masked else None
         output = output if empty is None else output.masked_fill(empty, 0)
         if not self.recording:
             return output, None

@@ -34,7 +34,10 @@ class GridWindows:
             key = value if level.pos is None else value + windows.partition(level.pos)
             query = key if self_attention else windows.partition(level_queries[index])
             q, k, v = map(attention.split_heads, attention.project(query, key, value))
-            output, weights = attention.attend(q, k, v, self._bias(table), windows.mask)
+            # in maps without padding only the pixels that fill up windows have no key; `reverse_heads` drops them
+            has_padding = level.layout.padding_mask is not None
+            bias = self._bias(table)
+            output, weights = attention.attend(q, k, v, bias, windows.mask, zero_if_all_masked=has_padding)
             outputs.append(windows.reverse_heads(output).flatten(2))
             if weights is not None:
                 keys = windows.partition(level.layout.padded_centers)

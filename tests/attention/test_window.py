@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnzoo.attention import Attention, build, record
 from attnzoo.errors import UserError
@@ -135,6 +136,30 @@ def test_inference_equals_the_path_with_gradients(role: Role, padded: bool, bias
     expected = attention(queries, memory)
     with torch.inference_mode():
         assert_close(attention(queries, memory), expected.detach(), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_only_padding_takes_a_pass_that_zeroes_outputs(padded: bool) -> None:
+    """The pixels that fill up the windows of (5, 7) have no key either, but are dropped."""
+    masks = [torch.zeros(2, 5, 7, dtype=torch.bool)] if padded else None
+    memory = pyramid([(5, 7)], masks=masks)
+    attention = make(window=3, shift=1)
+    with FilledMasks() as filled:
+        attention(memory.as_queries(), memory)
+    assert filled.scores == 1
+    assert filled.outputs == int(padded)
+
+
+class FilledMasks(TorchDispatchMode):
+    """Counts calls of masked_fill on scores, of 9 keys, and on outputs, of the channels of a head."""
+
+    scores = outputs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.masked_fill.Scalar:
+            self.scores += args[0].shape[-1] == 9
+            self.outputs += args[0].dim() == 5 and args[0].shape[-1] == DIM // HEADS
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("window", [1, 3, 4])

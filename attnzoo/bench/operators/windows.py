@@ -198,7 +198,7 @@ def _window(case: Case, device: torch.device) -> OpFn:
     """`window` of the tokens of a map."""
     attention = build("window", Slot(case.dim, case.heads, role=Role.STAGE))
     assert isinstance(attention, QkvAttention)
-    return _in_windows(lambda *tensors: attention.attend(*tensors)[0], case)
+    return _in_windows(lambda *tensors: attention.attend(*tensors, zero_if_all_masked=False)[0], case)
 
 
 @WINDOW_ATTN.implementation("matmul", install="part of attnzoo", package="attnzoo")
