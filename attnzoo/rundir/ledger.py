@@ -69,10 +69,11 @@ class Ledger:
         may not be read.
         """
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
+        submitted = submissions(self.sweep)  # before the ledger, in which a submission is first
         try:
             content = parse_json(read_bytes(self.path))
         except (FileNotFoundError, NotADirectoryError):
-            return empty | self._rebuild("missing") if submissions(self.sweep) else empty
+            return empty | self._rebuild("missing") if submitted else empty
         except PermissionError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
@@ -80,8 +81,10 @@ class Ledger:
         if not isinstance(content, dict) or not _is_valid(empty | content):
             return empty | self._rebuild("corrupt")
         recorded = content.pop("sha256", None)
-        if recorded is not None and recorded != _hash(content):
+        if recorded != _hash(content) and (recorded is not None or submitted):  # earlier versions had neither
             return empty | self._rebuild("changed since it was written")
+        if submitted.keys() - content.get("submissions", {}).keys():
+            return empty | self._rebuild("older than its last submission")
         return empty | content
 
     def exists(self) -> bool:
