@@ -60,7 +60,8 @@ def summarize(sweep: Path, runs: Sequence[Path]) -> None:
     """Write and print the comparison of `runs`, unless all are corrupt; HParams: of all runs of `sweep`."""
     if runs and all(RunFolder(run).corruption() for run in runs):
         return
-    comparison = compare(runs or [user_path(folder) for folder in find_plan([sweep]).include])
+    folders = [run for run in runs if run.is_dir()]  # what lies in place of another is reported as corrupt
+    comparison = compare(folders or [user_path(folder) for folder in find_plan([sweep]).include])
     written, warning = list[Path](), ""
     try:
         written = write_outputs(comparison, sweep)  # first: nobody may read the output any more

@@ -63,7 +63,7 @@ class Ledger:
         self.path = sweep / FILENAME
 
     def read(self) -> dict[str, Any]:
-        """The content; no runs if there is no ledger yet.
+        """The content; without a ledger, the runs whose folders are there.
 
         Rebuilt, which is said once on stderr, if it is corrupt, or missing after a submission. Raises UserError if it
         may not be read.
@@ -73,7 +73,7 @@ class Ledger:
         try:
             content = parse_json(read_bytes(self.path))
         except (FileNotFoundError, NotADirectoryError):
-            return empty | self._rebuild("missing") if submitted else empty
+            return empty | (self._rebuild("missing") if submitted else rebuild(self.sweep))
         except PermissionError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
@@ -88,13 +88,13 @@ class Ledger:
         return empty | content
 
     def exists(self) -> bool:
-        """Whether there is a ledger, or what is left of one after a submission."""
+        """Whether there is a ledger, or what it can be rebuilt from."""
         try:
             self.path.lstat()
         except PermissionError:  # `read` says so
             return True
         except OSError:
-            return bool(submissions(self.sweep))
+            return any(rebuild(self.sweep).values())
         return True
 
     def _rebuild(self, reason: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from attnzoo.files import read_bytes
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, has_types, parse_json
+from attnzoo.rundir.folder import CONFIG_START, RunFolder, has_types, parse_json
 
 FOLDER, JOBS, JOB = "slurm", "jobs.json", "job"
 
@@ -85,4 +85,10 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_run(run: RunFolder) -> bool:
-    return any(os.path.lexists(path) for path in (run.config, run.status, run.metrics))
+    """Whether the folder is that of a run: it was started, or its config is one of ours."""
+    if os.path.lexists(run.status) or os.path.lexists(run.metrics):
+        return True
+    try:
+        return read_bytes(run.config).startswith(CONFIG_START.encode())
+    except OSError:
+        return False
