@@ -135,9 +135,13 @@ def test_a_run_that_may_not_be_read_is_named_and_the_others_count(
 
 
 @needs_root
-def test_checkpoints_that_may_not_be_read_are_no_run(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`compare` named them as a run that it leaves out."""
-    (sweep / "seed=0" / "checkpoints").mkdir(mode=0o700)
+@pytest.mark.parametrize("name", ["seed=0/checkpoints", "slurm/001"])
+def test_other_folders_that_may_not_be_read_are_no_runs(
+    sweep: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`compare` named them as runs that it leaves out."""
+    (sweep / name).mkdir(parents=True)
+    (sweep / name).chmod(0o700)
     assert attnzoo_main.main(["compare", str(sweep), "--csv"]) == ExitCode.OK
     expected = capsys.readouterr()
     with another_user():
