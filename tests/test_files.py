@@ -1,7 +1,6 @@
 """What users or other programs hand over may be a pipe, of any size, nested without end, or no text."""
 
 import ast
-import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -264,32 +263,3 @@ def _reading_call(node: ast.Call) -> str | None:
     if node.func.attr == "open" and owner in ("self", "Image", "webbrowser", "zipfile", "tarfile"):
         return None
     return f"{owner}.{node.func.attr}"
-
-
-@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "words", "bytes", "cut", "0", "huge"])
-def test_damaged_list_of_the_daemons_of_a_test_cluster(tmp_path: Path, kind: str) -> None:
-    """`down` ended in a traceback or never, and `up` would have deleted the folder of daemons that run."""
-    source = Path(__file__).parents[1] / "slurm" / "local" / "cluster.py"
-    spec = importlib.util.spec_from_file_location("cluster", source)
-    assert spec is not None
-    assert spec.loader is not None
-    cluster = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cluster)
-    (tmp_path / cluster.MARKER).touch()
-    file = tmp_path / "pids"
-    texts = {
-        "words": "x slurmd\n",
-        "bytes": "\udcff",
-        "cut": "12\n",
-        "0": "0 munged\n",
-        "huge": f"{10**4000} munged\n",
-    }
-    if kind in texts:
-        file.write_bytes(f"1 init\n{texts[kind]}".encode(errors="surrogateescape"))
-    else:
-        make(file, kind)
-    with pytest.raises(cluster.ClusterError, match="pids: damaged; stop the daemons of this cluster"):
-        cluster.down(tmp_path)
-    file.rename(tmp_path / "other")
-    file.write_text(f"{os.getpid()} slurmd-n1\n")  # of another program since a reboot
-    cluster.down(tmp_path)

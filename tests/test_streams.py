@@ -4,13 +4,19 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.run_folder import create_sweep, finish
 from support.sweep import write_tiny
 
+from attnzoo import __main__ as attnzoo_main
 from attnzoo.errors import ExitCode
 from attnzoo.report.status import sweep_status
+from attnzoo.report.summary import summarize
+from attnzoo.rundir.costs import read_costs
 from attnzoo.streams import EchoHandler
 
 
@@ -47,14 +53,43 @@ def test_runs_stop_if_nobody_reads_the_output(tmp_path: Path) -> None:
     assert not any(status.active for status in sweep_status(tmp_path / "runs" / "tiny"))
 
 
-def test_log_that_nobody_reads_is_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def unread_output() -> Iterator[None]:
+    """Standard output is a pipe that nobody reads."""
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as stream:
+    with os.fdopen(write, "w") as stream, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(sys, "stdout", stream)
+        try:
+            yield
+        finally:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def test_log_that_nobody_reads_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with unread_output():
         handler = EchoHandler()
         for _ in range(2):
             handler.handle(logging.makeLogRecord({"msg": "a step", "levelno": logging.INFO}))
-        monkeypatch.undo()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_final_comparison_is_written_if_nobody_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `attnzoo run x.yaml | head -20`."""
+    monkeypatch.chdir(tmp_path)
+    runs = [run.folder for run in create_sweep(range(2))]
+    for run in runs:
+        finish(run)
+    with unread_output(), pytest.raises(BrokenPipeError):
+        summarize(Path("runs/x"), [run.path for run in runs])
+    assert "0.5" in Path("runs/x/comparison.md").read_text()
+    assert Path("runs/x/comparison.html").exists()
+
+
+@pytest.mark.slow
+def test_costs_are_written_if_nobody_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    create_sweep(range(1))
+    with unread_output():
+        assert attnzoo_main.main(["cost", "runs/x", "--seconds", "0.1"]) == ExitCode.BROKEN_PIPE
+    assert read_costs(Path("runs/x")) is not None

@@ -46,9 +46,11 @@ def main(args: argparse.Namespace) -> int:
     target = find_target(args.target, args.baseline, args.overrides)
     for size in sizes or (None,):
         costs = _measure(target, size, args.seconds)
+        sweep = target.sweep if size is None and args.seconds else None
+        path = None if sweep is None else _write(costs, sweep)  # first: nobody may read the output any more
         _print(target, costs, args.by_module)
-        if target.sweep is not None and size is None and args.seconds:
-            print(f"written: {_write(costs, target.sweep)}")
+        if path is not None:
+            print(f"written: {path}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Writes metrics to metrics.jsonl, the source of truth, and to TensorBoard, a view of it."""
 
+import hashlib
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from tensorboard.plugins.text import summary_v2 as text
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.errors import UserError
-from attnzoo.files import read_text
+from attnzoo.files import read_bytes, read_text
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.metrics import is_validation
 
@@ -47,9 +48,8 @@ class MetricsLogger:
                 f"{run.metrics}: has {len(self.rows)} rows, but the checkpoint was saved after {num_rows}; restore the "
                 "file, or delete the run folder to train from scratch"
             )
-        with atomic_write(run.metrics) as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        self._file = run.metrics.open("a", buffering=1, encoding="utf-8")
+        self._path = run.metrics
+        self._write_rows()
         evaluated = {row["step"] for row in self.rows if is_validation(row)}
         kept = _read_pictures(run.tensorboard, evaluated) if evaluated else []
         _wait_for_newer_event_file_name(run)
@@ -68,7 +68,9 @@ class MetricsLogger:
         finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
         row = {"step": step, **finite}
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        self._file.write(line)
+        self._written.update(line.encode())
         self._add_row(row)
         return row
 
@@ -91,8 +93,15 @@ class MetricsLogger:
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
     def sync(self) -> int:
-        """Write all rows to the disk, where a power cut does not lose them; returns their number."""
+        """Write all rows to the disk, where a power cut does not lose them; returns their number.
+
+        If the file was damaged or deleted meanwhile, it is written again.
+        """
         os.fsync(self._file.fileno())
+        if not self._is_intact():
+            log.warning("%s: changed while the run trains; written again", self._path)
+            self._file.close()
+            self._write_rows()
         return len(self.rows)
 
     def close(self) -> None:
@@ -100,6 +109,21 @@ class MetricsLogger:
         self.sync()
         self._file.close()
         self._tensorboard.close()
+
+    def _write_rows(self) -> None:
+        content = "".join(json.dumps(row) + "\n" for row in self.rows)
+        if self._path.is_dir():  # damaged; a file is replaced
+            self._path.rename(self._path.with_name(f"{self._path.name}.corrupt"))
+        with atomic_write(self._path) as file:
+            file.write(content)
+        self._written = hashlib.sha256(content.encode())
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
+
+    def _is_intact(self) -> bool:
+        try:
+            return hashlib.sha256(read_bytes(self._path)).digest() == self._written.digest()
+        except OSError:
+            return False
 
     def _add_row(self, row: dict[str, Any]) -> None:
         if costs := {key.removeprefix(COSTS): value for key, value in row.items() if key.startswith(COSTS)}:

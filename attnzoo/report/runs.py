@@ -112,5 +112,5 @@ def _entry(path: Path, entry: Mapping[str, Any]) -> RunEntry:
 def _is_run(run: RunFolder) -> bool:
     try:
         return any(path.exists() for path in (run.config, run.status, run.metrics))
-    except PermissionError:  # it is reported when it is read
-        return True
+    except PermissionError:  # a run is reported when it is read; others are checkpoints, or the output of jobs
+        return run.path.name in Ledger(run.path.parent).read()["runs"]

@@ -57,13 +57,18 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
 
 
 def summarize(sweep: Path, runs: Sequence[Path]) -> None:
-    """Print and write the comparison of `runs`, unless all are corrupt; HParams: of all runs of `sweep`."""
+    """Write and print the comparison of `runs`, unless all are corrupt; HParams: of all runs of `sweep`."""
     if runs and all(RunFolder(run).corruption() for run in runs):
         return
-    comparison = compare(runs or [user_path(folder) for folder in find_plan([sweep]).include])
-    print_comparison(comparison)
+    folders = [run for run in runs if run.is_dir()]  # what lies in place of another is reported as corrupt
+    comparison = compare(folders or [user_path(folder) for folder in find_plan([sweep]).include])
+    written, warning = list[Path](), ""
     try:
-        for path in write_outputs(comparison, sweep):
-            print(path)
+        written = write_outputs(comparison, sweep)  # first: nobody may read the output any more
     except OSError as error:
-        print(f"warning: {error.filename}: the comparison was not written ({error.strerror})", file=sys.stderr)
+        warning = f"warning: {error.filename}: the comparison was not written ({error.strerror})"
+    print_comparison(comparison)
+    for path in written:
+        print(path)
+    if warning:
+        print(warning, file=sys.stderr)

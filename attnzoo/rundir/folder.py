@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -234,6 +235,7 @@ class RunFolder:
         Raises UserError, with how to mend it, if a file of a run that was started is missing or corrupt. Of the config
         that it has not changed; it is parsed where it is needed.
         """
+        self._check_folder()
         status = self.read_status()  # first: metrics.jsonl is complete when the status is "done"
         if status["state"] == "pending" and not self.metrics.exists():
             return status, []
@@ -254,6 +256,17 @@ class RunFolder:
         except UserError as error:
             return str(error)
         return None
+
+    def _check_folder(self) -> None:
+        """Raise UserError if something else lies in place of the folder; a run that was never started may have none."""
+        try:
+            is_folder = stat.S_ISDIR(self.path.stat().st_mode)
+        except PermissionError:  # as is said of its files
+            return
+        except OSError:
+            is_folder = not os.path.lexists(self.path)
+        if not is_folder:
+            raise UserError(f"{self.path}: not a folder; delete it")
 
     def _raise_incomplete(self, steps: int, rows: Sequence[Mapping[str, float]]) -> None:
         """Raise UserError for a finished run without its last rows."""

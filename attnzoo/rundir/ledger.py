@@ -63,16 +63,17 @@ class Ledger:
         self.path = sweep / FILENAME
 
     def read(self) -> dict[str, Any]:
-        """The content; no runs if there is no ledger yet.
+        """The content; without a ledger, the runs whose folders are there.
 
         Rebuilt, which is said once on stderr, if it is corrupt, or missing after a submission. Raises UserError if it
         may not be read.
         """
         empty: dict[str, Any] = {"experiment": "", "runs": {}, "submissions": {}}
+        submitted = submissions(self.sweep)  # before the ledger, in which a submission is first
         try:
             content = parse_json(read_bytes(self.path))
         except (FileNotFoundError, NotADirectoryError):
-            return empty | self._rebuild("missing") if submissions(self.sweep) else empty
+            return empty | (self._rebuild("missing") if submitted else rebuild(self.sweep))
         except PermissionError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
@@ -80,18 +81,20 @@ class Ledger:
         if not isinstance(content, dict) or not _is_valid(empty | content):
             return empty | self._rebuild("corrupt")
         recorded = content.pop("sha256", None)
-        if recorded is not None and recorded != _hash(content):
+        if recorded != _hash(content) and (recorded is not None or submitted):  # earlier versions had neither
             return empty | self._rebuild("changed since it was written")
+        if submitted.keys() - content.get("submissions", {}).keys():
+            return empty | self._rebuild("older than its last submission")
         return empty | content
 
     def exists(self) -> bool:
-        """Whether there is a ledger, or what is left of one after a submission."""
+        """Whether there is a ledger, or what it can be rebuilt from."""
         try:
             self.path.lstat()
         except PermissionError:  # `read` says so
             return True
         except OSError:
-            return bool(submissions(self.sweep))
+            return any(rebuild(self.sweep).values())
         return True
 
     def _rebuild(self, reason: str) -> dict[str, Any]:

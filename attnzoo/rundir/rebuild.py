@@ -9,21 +9,22 @@ Imports neither torch nor omegaconf.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from attnzoo.files import read_bytes
 from attnzoo.rundir import attempts
-from attnzoo.rundir.folder import RunFolder, has_types, parse_json
+from attnzoo.rundir.folder import CONFIG_START, RunFolder, has_types, parse_json
 
 FOLDER, JOBS, JOB = "slurm", "jobs.json", "job"
 
 
 def submissions(sweep: Path) -> dict[str, dict[str, Any]]:
-    """The submissions of a sweep by number, as in its ledger, by their folders; none without any."""
+    """The submissions of a sweep by number, in order, as in its ledger, by their folders; none without any."""
     found = {}
-    for number in sorted(_names(sweep / FOLDER)):
-        content = read_jobs(sweep / FOLDER / number) if number.isdecimal() else None
+    for number in sorted(filter(str.isdecimal, _names(sweep / FOLDER)), key=int):
+        content = read_jobs(sweep / FOLDER / number)
         if content is not None:
             names = [Path(job["run"]).name for job in content["jobs"]]
             found[number] = {"job": read_job(sweep / FOLDER / number), "runs": names, "time": content["time"]}
@@ -67,11 +68,12 @@ def rebuild(sweep: Path) -> dict[str, Any]:
     found = submissions(sweep)
     folders = [run for name in sorted(_names(sweep)) if is_run_name(name) and _is_run(run := RunFolder(sweep / name))]
     runs: dict[str, dict[str, Any]] = {run.path.name: {"attempts": len(attempts.read(run))} for run in folders}
+    times: Counter[str] = Counter()
     for number, submission in found.items():  # in order: the last one of a run counts
         for task, name in enumerate(submission["runs"]):
+            times[name] += 1
             entry = runs.setdefault(name, {"attempts": 0})
-            submitted = 1 + sum(name in other["runs"] for before, other in found.items() if before < number)
-            entry |= {"submission": number, "task": task, "attempts": max(entry["attempts"], submitted)}
+            entry |= {"submission": number, "task": task, "attempts": max(entry["attempts"], times[name])}
     return {"runs": runs, "submissions": found}
 
 
@@ -83,4 +85,10 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_run(run: RunFolder) -> bool:
-    return any(os.path.lexists(path) for path in (run.config, run.status, run.metrics))
+    """Whether the folder is that of a run: it was started, or its config is one of ours."""
+    if os.path.lexists(run.status) or os.path.lexists(run.metrics):
+        return True
+    try:
+        return read_bytes(run.config).startswith(CONFIG_START.encode())
+    except OSError:
+        return False

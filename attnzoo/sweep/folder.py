@@ -11,7 +11,7 @@ from attnzoo.config.load import Experiment, differences, digest, find_digest, lo
 from attnzoo.config.options import resolve_options
 from attnzoo.errors import UserError, plural
 from attnzoo.files import read_bytes
-from attnzoo.rundir import attempts
+from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder, check_config
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep.expand import RunSpec, expand
@@ -77,8 +77,9 @@ class SweepFolder:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})", key="output") from None
 
     def record_start(self, run: RunSpec) -> None:
-        """Count one more start of a run."""
+        """Count one more start of a run by this process."""
         with self.ledger.update() as content:
+            content["local"] = process.current()  # again: a ledger that was rebuilt lacks it
             entry = content["runs"].setdefault(run.folder.path.name, {})
             entry["attempts"] = entry.get("attempts", 0) + 1
             entry.pop("cancelled", None)

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from attnzoo.rundir import process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.sweep import local
+from attnzoo.sweep.costs import measure_costs
 from attnzoo.sweep.display import ProgressDisplay
 from attnzoo.sweep.expand import RunSpec, expand_sweep
 from attnzoo.sweep.folder import SweepFolder, check_location
@@ -87,15 +87,16 @@ def run(
     if config.launcher == "slurm":
         return _submit_rounds(experiment, folder, rounds, to_start, only, follow)
     runs, result = _train_rounds(experiment, folder, rounds, to_start, only)
+    ended = False
     if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
-        _measure_costs(folder, sweep.baseline)
+        ended = measure_costs(folder.path, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
     failures = report_failures(runs, result) + report_corrupt(runs)
     if result.interrupted:
         command = shlex.join(["python", "-m", "attnzoo.run", str(path), *overrides])
         print(f"interrupted; to resume, run the same command again: {command}", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    return ExitCode.FAILED if failures else ExitCode.OK
+    return ExitCode.INTERRUPTED if ended else ExitCode.FAILED if failures else ExitCode.OK
 
 
 def _to_start(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None, required: bool = True) -> list[RunSpec]:
@@ -155,14 +156,6 @@ def _num_jobs(config: ExperimentConfig) -> int:
     if config.device != "cpu" and torch.cuda.is_available():
         return 1
     return max(1, len(os.sched_getaffinity(0)) // (config.threads * config.processes))
-
-
-def _measure_costs(folder: SweepFolder, baseline: str) -> None:
-    """Measure the costs of all variants, now that nothing of the sweep trains; a failure is only reported."""
-    arguments = [sys.executable, "-m", "attnzoo.cost", str(folder.path), "--baseline", baseline]
-    sys.stdout.flush()
-    if code := subprocess.run(arguments, check=False).returncode:
-        print(f"the costs were not measured (exit code {code}): {shlex.join(arguments[1:])}", file=sys.stderr)
 
 
 def _submit_rounds(

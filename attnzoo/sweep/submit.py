@@ -129,7 +129,7 @@ def snapshot(runs: Sequence[RunSpec], folder: SweepFolder) -> Path:
 
 
 def reserve(groups: Sequence[JobGroup], folder: SweepFolder, content: dict[str, Any], code: Path) -> list[Submission]:
-    """Write submissions of `groups` into the `content` of the ledger, and their folders, which sbatch needs.
+    """Write submissions of `groups` into the `content` of the ledger, and create their folders.
 
     A submission is in the ledger before sbatch runs, and its job is found by its comment: a crash of this process
     neither loses a run nor submits it twice. Call it within the `update` of the ledger that decides what is missing.
@@ -144,9 +144,6 @@ def reserve(groups: Sequence[JobGroup], folder: SweepFolder, content: dict[str, 
             entry = content["runs"][name]
             entry |= {"attempts": entry.get("attempts", 0) + 1, "submission": number, "task": task}
             entry.pop("cancelled", None)
-        path = folder.ledger.submission_folder(number).resolve()
-        with atomic_write(path / JOBS) as file:
-            json.dump({"code": str(code), "time": now, "jobs": [_job(run) for run in group.runs]}, file, indent=1)
     return submissions
 
 
@@ -163,10 +160,16 @@ def _create_folder(folder: SweepFolder) -> str:
 def submit(submissions: Sequence[Submission], folder: SweepFolder) -> list[str]:
     """Submit to SLURM; returns a line for each submission.
 
-    Raises UserError with sbatch's message if it rejects one; that and the later ones are taken out of the ledger. If
-    SLURM may have accepted it all the same, it stays there.
+    Raises UserError with sbatch's message, and what was submitted before, if it rejects one; that and the later ones
+    are taken out of the ledger. If SLURM may have accepted it all the same, it stays there.
     """
-    lines = []
+    try:
+        for submission in submissions:  # they are in the ledger: one that lacks any is old
+            _write_jobs(submission, folder)
+    except OSError:
+        _release(submissions, folder)
+        raise
+    lines = list[str]()
     for index, submission in enumerate(submissions):
         try:
             lines.append(_submit(submission, folder))
@@ -175,11 +178,17 @@ def submit(submissions: Sequence[Submission], folder: SweepFolder) -> list[str]:
             number = plural(len(submission.group.runs), "run")
             hint = f"SLURM may have accepted the job of {number} all the same: `status` shows it if so; if not, "
             message = f"{error}; {hint}submit again after {UNCERTAIN_SECONDS // 60} minutes"
-            raise UserError(message, key="slurm") from None
+            raise UserError("; before it: ".join([message, *lines]), key="slurm") from None
         except UserError as error:
             _release(submissions[index:], folder)
-            raise UserError(str(error), key="slurm") from None
+            raise UserError("; before it: ".join([str(error), *lines]), key="slurm") from None
     return lines
+
+
+def _write_jobs(submission: Submission, folder: SweepFolder) -> None:
+    jobs = [_job(run) for run in submission.group.runs]
+    with atomic_write(folder.ledger.submission_folder(submission.number).resolve() / JOBS) as file:
+        json.dump({"code": str(submission.code), "time": time.time(), "jobs": jobs}, file, indent=1)
 
 
 def _submit(submission: Submission, folder: SweepFolder) -> str:

@@ -8,7 +8,6 @@ has an earlier cluster, which is deleted; `up` and `down` refuse any other folde
 import argparse
 import getpass
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -33,11 +32,12 @@ ACCOUNTING_PROGRAMS = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
 }
-MEND_PIDS = "stop the daemons of this cluster (see `pgrep -a slurm`, `pgrep -a munge`), then delete it"
+DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")  # in the order of their start
 MARKER = ".attnzoo-cluster"  # in the folder of a cluster, and in no other
 SOCKET_LENGTH = 90
 START_SECONDS = 60
 STOP_SECONDS = 10
+RUN_SECONDS = 30
 
 # cred_expire also delays requeued jobs. Preempted jobs get their --signal only with preempt_send_user_signal and
 # a grace time.
@@ -157,8 +157,9 @@ def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
     """
     _check_folder(folder)
     _check_programs(REQUIRED_PROGRAMS | ACCOUNTING_PROGRAMS if accounting else REQUIRED_PROGRAMS)
-    if _pids(folder):
-        raise ClusterError(f"a cluster is already running in {folder}; in this shell: . {folder / 'env'}")
+    if _daemons(folder):
+        stop = f"`cluster.py down {folder}` stops it"
+        raise ClusterError(f"a cluster is already running in {folder}; in this shell: . {folder / 'env'}; {stop}")
     if len(str(folder)) > SOCKET_LENGTH:
         raise ClusterError(f"{folder}: the path is too long for a socket; name a folder in /tmp")
     if folder.exists():
@@ -178,17 +179,16 @@ def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
 def down(folder: Path) -> None:
     """Cancel all jobs, then stop the daemons, the last one first. Raises ClusterError for any other folder."""
     _check_folder(folder)
-    pids = _pids(folder)
-    if any(name == "slurmctld" for _, name in pids):
+    daemons = _daemons(folder)
+    if "slurmctld" in daemons.values() and (folder / "slurm.conf").is_file():  # SLURM's commands wait for it
         _run(folder, "scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
         _run(folder, "scancel", "--user", getpass.getuser())
         _wait(STOP_SECONDS, lambda: not _run(folder, "squeue", "--noheader"))
-    for pid, name in reversed(pids):
+    for pid in reversed(daemons):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-            if not _wait(STOP_SECONDS, lambda pid=pid, name=name: not _alive(pid, name)):
+            if not _wait(STOP_SECONDS, lambda pid=pid: pid not in _daemons(folder)):
                 os.kill(pid, signal.SIGKILL)
-    (folder / "pids").unlink(missing_ok=True)
 
 
 def start_node(folder: Path, name: str) -> int:
@@ -289,13 +289,15 @@ def _start_daemon(folder: Path, name: str, *command: str) -> int:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(folder), start_new_session=True
         )
-    with (folder / "pids").open("a") as pids:
-        pids.write(f"{process.pid} {name}\n")
     return process.pid
 
 
 def _run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, env=_environment(folder), text=True, capture_output=True, timeout=30)
+    """The output of a program; "" if it takes longer than RUN_SECONDS, as of a controller that does not answer."""
+    try:
+        done = subprocess.run(command, env=_environment(folder), text=True, capture_output=True, timeout=RUN_SECONDS)
+    except subprocess.TimeoutExpired:
+        return ""
     return done.stdout
 
 
@@ -305,25 +307,21 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | {"SLURM_CONF": str(folder / "slurm.conf")}
 
 
-def _pids(folder: Path) -> list[tuple[int, str]]:
-    """(pid, name) of the running daemons, in the order of their start. Raises ClusterError for a damaged file."""
-    file = folder / "pids"
-    if not os.path.lexists(file):
-        return []
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else [""]
-    if not all(re.fullmatch(r"[1-9]\d{0,8} [a-z]+(-[a-z0-9]+)?", line) for line in lines):
-        raise ClusterError(f"{file}: damaged; {MEND_PIDS}")
-    pids = [(int(pid), name) for pid, name in map(str.split, lines)]
-    return [(pid, name) for pid, name in pids if _alive(pid, name)]
+def _daemons(folder: Path) -> dict[int, str]:
+    """The running daemons of the cluster in `folder`, pid -> program, in the order of their start.
 
-
-def _alive(pid: int, name: str) -> bool:
-    """Whether the process is running and is that daemon: after a reboot its pid may be reused."""
-    try:
-        program, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return program == name.split("-")[0] and rest.split()[0] != "Z"
+    By the environment of every process: a file that lists them could be lost.
+    """
+    mark, found = f"SLURM_CONF={folder}/slurm.conf".encode(), dict[int, str]()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            program, _, rest = (path / "stat").read_text(errors="replace").partition("(")[2].rpartition(")")
+            is_ours = program in DAEMONS and mark in (path / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, PermissionError, ProcessLookupError):  # it has ended, or is another user's
+            continue
+        if is_ours and rest.split()[0] != "Z":
+            found[int(path.name)] = program
+    return dict(sorted(found.items(), key=lambda item: (DAEMONS.index(item[1]), item[0])))
 
 
 def _free_ports(count: int) -> Sequence[int]:

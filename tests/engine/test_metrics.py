@@ -102,6 +102,46 @@ def test_error_names_the_lost_rows(tmp_path):
     assert len(RunFolder(tmp_path).read_metrics()) == 2
 
 
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "digit changed": lambda path: path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4")),
+    "deleted": lambda path: path.unlink(),
+    "folder": folder,
+    "link to itself": link_to_itself,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_file_that_is_damaged_while_the_run_trains_is_written_again(tmp_path, caplog, damage):
+    """A finished run lacked its first rows, and nobody was told."""
+    run = RunFolder(tmp_path)
+    metrics = MetricsLogger(run)
+    for step in range(1, 4):
+        metrics.write(step, {"train/loss": 0.5})
+    assert metrics.sync() == 3
+    assert not caplog.text
+    damage(run.metrics)
+    metrics.write(4, {"train/loss": 0.25})
+    assert metrics.sync() == 4
+    assert f"{run.metrics}: changed while the run trains; written again" in caplog.text
+    metrics.write(5, {"train/loss": 0.125})
+    metrics.close()
+    assert run.read_metrics() == metrics.rows
+    assert [row["step"] for row in metrics.rows] == [1, 2, 3, 4, 5]
+    assert caplog.text.count("written again") == 1
+
+
 def test_sweep_in_hparams(tmp_path):
     """Union of columns, values per run, seeds of a variant grouped, metrics from the runs, no further runs."""
     variants = {

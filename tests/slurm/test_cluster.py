@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from support.slurm import ROOT, program
+from support.slurm import ROOT, program, require
 
 PROGRAM = str(ROOT / "slurm" / "local" / "cluster.py")
 
@@ -35,7 +36,6 @@ def test_path_too_long_for_a_socket_is_an_error(tmp_path, cluster):
 def occupied(folder: Path) -> Path:
     (folder / "mine").mkdir(parents=True)
     (folder / "mine" / "thesis.tex").write_text("years of work")
-    (folder / "pids").write_text("1 init\n")
     return folder
 
 
@@ -90,7 +90,7 @@ def test_folders_of_others_are_left_alone(tmp_path, action, make, reason):
 
 def test_the_folder_is_private_and_the_daemons_listen_here_alone(cluster):
     assert cluster.folder.stat().st_mode & 0o777 == 0o700
-    pids = [int(line.split()[0]) for line in (cluster.folder / "pids").read_text().splitlines()]
+    pids = program._daemons(cluster.folder)
     inodes = {os.readlink(path) for pid in pids for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
@@ -104,3 +104,23 @@ def test_a_cluster_can_be_started_again_in_its_folder(tmp_path):
     (folder / program.MARKER).touch()
     (folder / "state").mkdir()
     program._check_folder(folder)
+
+
+def test_a_running_cluster_is_found_without_its_files():
+    """`up` started a second one over it, and `down` left the first one running."""
+    require(program.REQUIRED_PROGRAMS)
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as name:
+        folder = Path(name).resolve()
+        program.up(folder)
+        try:
+            daemons = program._daemons(folder)
+            assert list(daemons.values()) == ["munged", "slurmctld", "slurmd", "slurmd"]
+            for path in [path for path in folder.iterdir() if path.is_file() and path.name != program.MARKER]:
+                path.unlink()
+            done = call("up", folder)
+            assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+            assert f"a cluster is already running in {folder}" in done.stderr
+            assert program._daemons(folder) == daemons
+        finally:
+            program.down(folder)
+        assert not program._daemons(folder)

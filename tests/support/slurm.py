@@ -157,8 +157,8 @@ class Cluster:
         kill(self._daemon(node))
 
     def _daemon(self, node: str) -> int:
-        lines = (self.folder / "pids").read_text().splitlines()
-        return [int(line.split()[0]) for line in lines if node in line][-1]
+        daemons = [pid for pid, name in program._daemons(self.folder).items() if name == "slurmd"]
+        return next(pid for pid in daemons if node.encode() in _read(pid, "cmdline").split(b"\0"))
 
     def revive(self, node: str) -> None:
         """Restart a killed node and wait until it accepts jobs."""

@@ -1,10 +1,13 @@
 """One corrupt file of one run: it is named, with how to mend it, and the other runs of the sweep go on."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,52 @@ def test_cancel_stops_corrupt_runs_and_the_others(runs: list[RunSpec], capsys: p
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_status_and_cancel_of_a_sweep_whose_ledger_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They refused while its runs trained."""
+    monkeypatch.chdir(tmp_path)
+    done, training, _ = create_sweep(range(3))
+    finish(done.folder)
+    process = subprocess.Popen([sys.executable, "-c", OTHER_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        training.folder.write_status(state="running", **json.loads(process.stdout.readline()))
+        Path("runs/x/sweep.json").unlink()
+        statuses = [(status.name, status.state) for status in sweep_status(Path("runs/x"))]
+        assert statuses == [("seed=0", "done"), ("seed=1", "running"), ("seed=2", "pending")]
+        assert attnzoo_main.main(["cancel", "runs/x"]) == ExitCode.OK
+        assert process.wait(timeout=20) == -signal.SIGTERM
+        assert capsys.readouterr().out == "cancelled: 1 of 3 runs (0 SLURM jobs, 1 local)\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.touch, lambda path: path.symlink_to("nowhere")], ids=["pipe", "file", "broken link"]
+)
+def test_what_lies_in_place_of_the_folder_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], make: Callable[[Path], object]
+) -> None:
+    """The sweep ended with an error about another path, without its comparison."""
+    monkeypatch.chdir(tmp_path)
+    runs = create_sweep(range(3))
+    for run in runs:
+        finish(run.folder)
+    path = runs[0].folder.path
+    shutil.rmtree(path)
+    make(path)
+    assert attnzoo_run.main(["x.yaml"]) == ExitCode.FAILED
+    out, err = capfd.readouterr()
+    assert err == f"corrupt: {path}: not a folder; delete it\n"
+    assert "2 of 3 runs are already done" in out
+    assert Path("runs/x/comparison.md").exists()
+    assert attnzoo_main.main(["status", "runs/x"]) == ExitCode.FAILED
+    assert attnzoo_main.main(["cancel", "runs/x"]) == ExitCode.OK
+    assert "not a folder; delete it" in " ".join(capfd.readouterr().out.split())
 
 
 @pytest.mark.slow

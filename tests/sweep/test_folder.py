@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,15 @@ def test_run_with_a_corrupt_config_keeps_its_folder(experiment: Path, tmp_path: 
     folder.create(again, "x", again[1:])
     assert "config.yaml" in str(first[0].folder.corruption())
     assert first[1].folder.corruption() is None
+
+
+def test_a_rebuilt_ledger_has_the_launcher_from_its_next_start(experiment: Path, tmp_path: Path) -> None:
+    """Else another `run` takes the runs that wait for it for ones that nobody is going to start."""
+    folder = SweepFolder(tmp_path / "runs" / "x")
+    assigned = folder.assign(runs(experiment))
+    folder.create(assigned, str(experiment))
+    folder.ledger.path.write_bytes(b"")
+    folder.record_start(assigned[0])
+    content = folder.ledger.read()
+    assert content["runs"].keys() == {"dim=8-seed=0", "dim=16-seed=0"}
+    assert content["local"]["pid"] == os.getpid()

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,47 @@ def test_signals_that_end_a_program_stop_the_runs(signum, how, printed):
         launcher.send_signal(signum)
         out, _ = launcher.communicate("\n", timeout=60)
     assert (launcher.returncode, out) == (0, f"{printed}\n")
+
+
+COSTS = """
+import sys
+from pathlib import Path
+from attnzoo.sweep.costs import measure_costs
+
+sys.executable = "./measure"
+print("measured" if not measure_costs(Path("runs/x"), "a") else "ended", flush=True)
+"""
+MEASURE = """#!/bin/sh
+sleep 60 &
+echo $$ $!
+wait
+"""
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
+)
+def test_signals_end_the_measurement_of_costs(tmp_path: Path, signum: signal.Signals) -> None:
+    """It went on alone. What it has forked for the memory ends too."""
+    (tmp_path / "measure").write_text(MEASURE)
+    (tmp_path / "measure").chmod(0o755)
+    command = [sys.executable, "-c", COSTS]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=tmp_path, **streams) as launcher:
+        assert launcher.stdout is not None
+        pids = [int(pid) for pid in launcher.stdout.readline().split()]
+        assert len(pids) == 2
+        launcher.send_signal(signum)
+        out, err = launcher.communicate(timeout=60)
+    command_line = "python -m attnzoo.cost runs/x --baseline a"
+    assert (launcher.returncode, out) == (0, "ended\n")
+    assert err == f"the costs were not measured ({signum.name}): {command_line}\n"
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; not if it waits for its parent to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

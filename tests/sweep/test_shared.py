@@ -135,6 +135,21 @@ def test_a_run_that_may_not_be_read_is_named_and_the_others_count(
 
 
 @needs_root
+@pytest.mark.parametrize("name", ["seed=0/checkpoints", "slurm/001"])
+def test_other_folders_that_may_not_be_read_are_no_runs(
+    sweep: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`compare` named them as runs that it leaves out."""
+    (sweep / name).mkdir(parents=True)
+    (sweep / name).chmod(0o700)
+    assert attnzoo_main.main(["compare", str(sweep), "--csv"]) == ExitCode.OK
+    expected = capsys.readouterr()
+    with another_user():
+        assert attnzoo_main.main(["compare", str(sweep), "--csv"]) == ExitCode.OK
+    assert capsys.readouterr() == expected
+
+
+@needs_root
 @pytest.mark.parametrize("command", ["status", "compare", "cancel"])
 def test_a_sweep_that_may_not_be_read_is_one_line(
     sweep: Path, capsys: pytest.CaptureFixture[str], command: str

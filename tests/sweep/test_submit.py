@@ -2,67 +2,37 @@
 
 import json
 import pickle
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from submitit.core.utils import DelayedSubmission
+from support.submissions import (
+    REFUSED,
+    TEST_ONLY,
+    UNCERTAIN,
+    accepted,
+    in_queue,
+    prepared,
+    run,
+    stand_in,
+    submit_runs,
+)
 
-from attnzoo import run as attnzoo_run
 from attnzoo import slurm
 from attnzoo.config.load import Experiment
 from attnzoo.errors import UserError
 from attnzoo.report.status import UNCERTAIN_SECONDS, sweep_status
 from attnzoo.rundir.ledger import Ledger, job_comment, job_id_of
-from attnzoo.sweep import pickles, submit
-from attnzoo.sweep.expand import RunSpec, expand
+from attnzoo.sweep import pickles, snapshot, submit
+from attnzoo.sweep.expand import expand
 from attnzoo.sweep.folder import SweepFolder
 from attnzoo.sweep.supervise import supervise
-
-EXPERIMENT = """
-name: x
-launcher: slurm
-base: base/detr_scenes.yaml
-data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
-model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 5, eval_every: null}
-sweep: {seeds: [%s]}
-slurm: {partition: small, time: 1, signal_seconds: 30, memory: 2G, parallelism: 3, options: {nice: 10}}
-"""
-
-
-def stand_in(name: str, text: str) -> None:
-    """A shell script in ./bin for a program of SLURM."""
-    program = Path("bin", name)
-    program.write_text(f"#!/bin/sh\n{text}\n")
-    program.chmod(0o755)
-
-
-def accepted(job: int) -> str:
-    """What sbatch answers."""
-    return f"echo 'Submitted batch job {job}'"
-
-
-def prepared(folder: Path, seeds: str, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> SweepFolder:
-    """A sweep's folder, with its runs; `sbatch` is the shell script that stands for it."""
-    monkeypatch.chdir(folder)
-    (folder / "bin").mkdir()
-    stand_in("sbatch", sbatch)
-    stand_in("squeue", "")
-    stand_in("srun", "")  # submitit asks whether it is there
-    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
-    (folder / "x.yaml").write_text(EXPERIMENT % seeds)
-    return SweepFolder(folder / "runs" / "x")
-
-
-def submit_runs(folder: SweepFolder, runs: list[RunSpec]) -> list[str]:
-    folder.create(runs, "x.yaml")
-    code = submit.snapshot(runs, folder)
-    with folder.ledger.update() as content:
-        submissions = submit.reserve(submit.group_by_resources(runs), folder, content, code)
-    return submit.submit(submissions, folder)
 
 
 @pytest.mark.parametrize("seeds", ["0", "0, 1, 2, 3"])
@@ -101,9 +71,6 @@ def test_variables_of_the_user_do_not_change_a_submission(
     assert variables == ["SBATCH_ACCOUNT=0"]
 
 
-REFUSED = "echo 'sbatch: error: Batch job submission failed: invalid partition' >&2; exit 1"
-
-
 def test_what_sbatch_refuses_is_one_line_and_leaves_no_submission(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +97,7 @@ def test_groups_after_a_refused_one_leave_no_submission(tmp_path: Path, monkeypa
     folder = prepared(tmp_path, "0", monkeypatch, f"[ -e {tmp_path}/first ] && {{ {REFUSED}; }}; >first; {accepted(7)}")
     sweep = "sweep.zip={model.ffn: [16, 32, 64], slurm.cpus_per_task: [1, 2, 3]}"
     runs = folder.assign(expand(Experiment("x.yaml", [sweep])))
-    with pytest.raises(UserError, match="invalid partition"):
+    with pytest.raises(UserError, match=r"invalid partition; before it: submitted 1 run as job 7 \("):
         submit_runs(folder, runs)
     content = folder.ledger.read()
     assert [values["runs"] for values in content["submissions"].values()] == [["ffn=16-seed=0"]]
@@ -169,20 +136,6 @@ def test_the_newest_job_of_a_comment_counts(tmp_path: Path, monkeypatch: pytest.
     prepared(tmp_path, "0", monkeypatch, "")
     stand_in("squeue", "printf '%s|PENDING||1:00|Priority|a\\n' 12_0 9_0 12_1 7")
     assert slurm.jobs_by_comment() == {"a": "12"}
-
-
-def run(*options: str) -> int:
-    """Submit as a user does; the model's check is not the subject here."""
-    return attnzoo_run.main(["x.yaml", *options])
-
-
-UNCERTAIN = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
-TEST_ONLY = '[ "$1" = --test-only ] && exit 0; '
-
-
-def in_queue(folder: SweepFolder, job: str, number: str = "001") -> str:
-    """A squeue that knows a pending job with the comment of a submission."""
-    return f"echo '{job}|PENDING||1:00|Priority|{job_comment(folder.ledger.submission_folder(number))}'"
 
 
 @pytest.mark.parametrize("seconds_until_known", ["at once", "later"])
@@ -265,24 +218,56 @@ def test_paths_that_slurm_reads_otherwise_are_refused(
     assert not list(tmp_path.glob("**/sweep.json"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"null", b"[]", b"{", None])
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Without its hash, as by a program that knows nothing of it."""
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def copied_before(folder: SweepFolder) -> Callable[..., Path]:
+    """The snapshot of the code, at which the ledger has no submission yet, and is copied."""
+
+    def create_snapshot(path: Path, plugins: Sequence[str]) -> Path:
+        shutil.copy(folder.ledger.path, "before.json")
+        return snapshot.create_snapshot(path, plugins)
+
+    return create_snapshot
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "bytes": lambda path: path.write_bytes(b"\xff\xfe"),
+    "null": lambda path: path.write_bytes(b"null"),
+    "list": lambda path: path.write_bytes(b"[]"),
+    "cut": lambda path: path.write_bytes(b"{"),
+    "deleted": Path.unlink,
+    "no fields": lambda path: path.write_bytes(b"{}"),
+    "no runs": lambda path: changed(path, lambda content: content.pop("runs")),
+    "no submissions": lambda path: changed(path, lambda content: content.pop("submissions")),
+    "runs without submission": lambda path: changed(
+        path, lambda content: [entry.pop("submission") for entry in content["runs"].values()]
+    ),
+    "of before the submission": lambda path: shutil.copy("before.json", path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_ledger_is_rebuilt_and_nothing_is_submitted_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    damage: bytes | None,
+    damage: Callable[[Path], object],
 ) -> None:
-    """None: deleted."""
     folder = prepared(tmp_path, "0, 1", monkeypatch, f"{TEST_ONLY}echo >>calls; {accepted(7)}")
+    monkeypatch.setattr(submit, "create_snapshot", copied_before(folder))
     assert run() == 0
     comment = job_comment(folder.ledger.submission_folder("001"))
     stand_in("squeue", "\n".join(f"echo '7_{task}|PENDING||1:00|Priority|{comment}'" for task in (0, 1)))
     before = sweep_status(folder.path)
     entries = folder.entries()
-    if damage is None:
-        folder.ledger.path.unlink()
-    else:
-        folder.ledger.path.write_bytes(damage)
+    damage(folder.ledger.path)
     capsys.readouterr()
     assert sweep_status(folder.path) == before
     (line,) = capsys.readouterr().err.splitlines()
