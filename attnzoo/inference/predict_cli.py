@@ -4,7 +4,7 @@ import argparse
 
 from attnzoo.errors import UserError, as_options, plural
 from attnzoo.inference import options
-from attnzoo.paths import user_path
+from attnzoo.paths import argument_path
 
 EXAMPLES = """examples:
   attnzoo predict runs/ablate_points/points=4-seed=0 photos/ -o out --threshold 0.2
@@ -17,8 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     options.add_model_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, or folders with images at any depth")
-    parser.add_argument("-o", "--output", metavar="OUT", type=user_path, required=True, help="a folder, made if needed")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE|FOLDER",
+        nargs="+",
+        type=argument_path,
+        help="images, or folders with images at any depth",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=argument_path, required=True, help="a folder, made if needed"
+    )
     parser.add_argument(
         "--threshold",
         metavar="SCORE",
