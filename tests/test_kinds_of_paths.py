@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("loop").symlink_to("loop")
     Path("loop.py").symlink_to("loop.py")
     Path("loop.yaml").symlink_to("loop.yaml")
-    Path("loops.yaml").write_text("base: loop.yaml\n")
+    Path("circle.yaml").write_text("base: loop.yaml\n")
     return tmp_path
 
 
@@ -49,11 +49,11 @@ def coco(**options: str) -> CocoSpec:
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "experiment": (lambda: find_experiment("folder"), "folder: expected an experiment file, not a folder"),
     "pipe as experiment": (lambda: find_experiment("pipe"), "^pipe: not a regular file$"),
-    "loop as experiment": (lambda: find_experiment("loop.py"), "^loop.py: no such experiment file$"),
+    "loop as experiment": (lambda: find_experiment("loop.py"), r"^loop\.py: no such experiment file"),
     "base": (lambda: load_layers(Path("base.yaml")), rf"base\.yaml: base: .*/folder: {FOLDER}"),
     "bases": (lambda: load_layers(Path("bases.yaml")), rf"bases\.yaml: base: .*/folder: {FOLDER}"),
     "pipe as base": (lambda: load_layers(Path("pipe.yaml")), "base: .*/pipe: not a regular file"),
-    "loop as base": (lambda: load_layers(Path("loops.yaml")), r"base: no such file 'loop.yaml' \(looked in"),
+    "loop as base": (lambda: load_layers(Path("circle.yaml")), r"base: no such file 'loop.yaml' \(looked in"),
     "profile": (lambda: find_profile("folder.yaml", Path("x.yaml")), rf"slurm\.profile: 'folder\.yaml': {FOLDER}"),
     "plugin": (lambda: load_plugin("folder.py"), rf"folder\.py': {FOLDER}"),
     "plugin that is a loop": (lambda: load_plugin("loop.py"), r"loop\.py': no such file"),

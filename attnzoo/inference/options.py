@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnzoo.errors import UserError, as_options, plural
+from attnzoo.errors import UserError, as_options, one_line, plural
 from attnzoo.paths import argument_path
 
 if TYPE_CHECKING:
@@ -54,6 +54,6 @@ def load_weights(args: argparse.Namespace, weights: str | Path, overrides: Seque
 def print_skipped(errors: Sequence[UserError], total: int) -> None:
     """Warn of images that were skipped, of `total`: the first by name, and their number."""
     for error in errors[:SHOWN]:
-        print(f"skipped: {error}", file=sys.stderr)
+        print(f"skipped: {one_line(str(error))}", file=sys.stderr)
     if errors:
         print(f"skipped {len(errors)} of {plural(total, 'image')}", file=sys.stderr)

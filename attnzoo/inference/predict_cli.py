@@ -2,7 +2,7 @@
 
 import argparse
 
-from attnzoo.errors import UserError, as_options, plural
+from attnzoo.errors import UserError, as_options, plural, printable
 from attnzoo.inference import options
 from attnzoo.paths import argument_path
 
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     options.print_skipped(result.errors, len(images))
     if not result.written:
         raise UserError("none of the images can be used; nothing was written")
-    print(f"{plural(len(images) - len(result.errors), 'image')}: {result.summary}")
+    print(printable(f"{plural(len(images) - len(result.errors), 'image')}: {result.summary}"))
     for path in result.written:
         print(path)
     return 0
