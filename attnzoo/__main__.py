@@ -12,7 +12,7 @@ from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
 from attnzoo.errors import UserError, as_options
 from attnzoo.inference import draw_cli, eval_cli, export_cli, predict_cli
-from attnzoo.paths import user_path
+from attnzoo.paths import argument_path
 from attnzoo.probe import cli as probe_cli
 from attnzoo.reference import cli as schema_cli
 from attnzoo.userdata import cli as data_cli
@@ -43,21 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train what an experiment file describes")
     status = commands.add_parser("status", help="show the status of a sweep")
-    status.add_argument("folder", metavar="RUNS_DIR", type=user_path, help="the folder of a sweep")
+    status.add_argument("folder", metavar="RUNS_DIR", type=argument_path, help="the folder of a sweep")
     status.add_argument("--watch", action="store_true", help="refresh until no run is active")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
     cancel = commands.add_parser("cancel", help="stop the runs of a sweep; they save first")
-    cancel.add_argument("folder", metavar="RUNS_DIR", type=user_path, help="the folder of a sweep")
+    cancel.add_argument("folder", metavar="RUNS_DIR", type=argument_path, help="the folder of a sweep")
     cancel.add_argument("runs", metavar="RUN", nargs="*", default=[], help="run names (default: all)")
     cancel.set_defaults(command=_cancel)
     compare = commands.add_parser("compare", help="compare finished runs: means, intervals, cost")
-    compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=user_path, help="a folder of runs")
+    compare.add_argument("folders", metavar="RUNS_DIR", nargs="+", type=argument_path, help="a folder of runs")
     compare.add_argument("--baseline", metavar="NAME", help="the variant that others are compared with")
     compare.add_argument("--margin", type=_positive, help="differences of the primary metric that do not matter")
-    compare.add_argument("--target", metavar="SCORE", type=float, help="the score whose steps are compared")
-    compare.add_argument("--save", metavar="DIR", type=user_path, help="keep the tables and the raw results in DIR")
-    compare.add_argument("--html", metavar="FILE", type=user_path, help="also write a page with plots into FILE")
+    compare.add_argument("--target", metavar="SCORE", type=_number, help="the score whose steps are compared")
+    compare.add_argument("--save", metavar="DIR", type=argument_path, help="keep the tables and the raw results in DIR")
+    compare.add_argument("--html", metavar="FILE", type=argument_path, help="also write a page with plots into FILE")
     formats = compare.add_mutually_exclusive_group()
     for name in ("JSON", "CSV", "Markdown"):
         formats.add_argument(f"--{name.lower()}", action="store_true", help=f"print {name} instead, and keep nothing")
@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     schema = commands.add_parser("schema", help="print the JSON Schema of experiment files, for editors")
     schema_cli.add_arguments(schema).set_defaults(command=schema_cli.main)
     weights = commands.add_parser("weights", help="say what a file of weights is, which preset fits, what is loaded")
-    weights.add_argument("path", metavar="FILE", help="a file, a run folder or a Hugging Face folder")
+    weights.add_argument(
+        "path", metavar="FILE", type=argument_path, help="a file, a run folder or a Hugging Face folder"
+    )
     weights.add_argument("--source", metavar="NAME", default="auto", help="of its names (default: told from the keys)")
     weights.set_defaults(command=_weights)
     data = commands.add_parser("data", help="say what is in a data set before training, or convert it")
@@ -102,14 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run.report_errors(lambda: args.command(args))
 
 
-def _positive(text: str) -> float:
+def _number(text: str, lowest: float = -math.inf, expected: str = "a number") -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    if not lowest < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
     return value
+
+
+def _positive(text: str) -> float:
+    return _number(text, 0, "a positive number")
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -127,8 +127,16 @@ def describe(error: BaseException) -> str:
 
 def one_line(message: str, limit: int = 1000) -> str:
     """A message on one line; the middle of one that quotes more than fits in `limit` characters is left out."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """Text for one line of a terminal: control characters, as names in data sets may have, become escapes.
+
+    They could move the cursor, set the title of the window, or add lines that the program did not write.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def plural(number: int, noun: str, many: str = "") -> str:

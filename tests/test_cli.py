@@ -52,7 +52,7 @@ def test_help_takes_less_than_a_second(module: list[str]) -> None:
         (["tiny.yaml", "model.num_classes=3"], "the data set has 10 classes"),
         (["tiny.yaml", "model.queries=1000"], "exceeds the 20 encoder tokens"),
         (["tiny.yaml", "model.backbone.options.in_chans=4"], "model: does not run on images of 32 x 32 pixels"),
-        (["tiny.yaml", "model.backbone.weights=none.pth"], "file not found: none.pth"),
+        (["tiny.yaml", "model.backbone.weights=none.pth"], "none.pth: no such file"),
         (["tiny.yaml", "model.backbone.weights=tiny.yaml"], "tiny.yaml is not a state dict"),
         (["tiny.yaml", "data.batch_size=1000"], "there are only 24 training images"),
         (["tiny.yaml", "train.optimizer.name=adamww"], "did you mean 'adamw'?"),
@@ -70,7 +70,7 @@ def test_help_takes_less_than_a_second(module: list[str]) -> None:
         (["tiny.yaml", "sweep.zip={model.dim: [8, 16], model.ffn: [8]}"], "error: command line: sweep.zip: expected"),
         (["tiny.yaml", "sweep.zip={}", "data.dataset.noise=loud"], "error: command line: data.dataset.noise = 'loud'"),
         (["tiny.yaml", "sweep.zip={}", "sweep.variants={a: {}, b: {model.preset: detr_r50}}"], "run b-seed=0: preset"),
-        (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "does not exist"),
+        (["tiny.yaml", f"plugins=[{'m' * 300}.py]"], "no such file"),
         (
             ["tiny.yaml", "model.encoder.attention.slot=3"],
             "has no option 'slot' (options: points, offsets, weights, sampling)",

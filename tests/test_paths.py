@@ -8,7 +8,7 @@ import pytest
 import attnzoo
 from attnzoo.__main__ import main
 from attnzoo.errors import UserError, as_options, check_type
-from attnzoo.paths import output_file, user_path
+from attnzoo.paths import output_file, output_folder, user_path
 
 PACKAGE = Path(attnzoo.__file__).parent
 
@@ -39,14 +39,35 @@ def test_files_to_write(tmp_path: Path) -> None:
     assert output_file(tmp_path / "a" / "b.PNG", (".png",)) == tmp_path / "a" / "b.PNG"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "nowhere.png").symlink_to("missing/x.png")
     for path, message in (
         (tmp_path, rf"output = {tmp_path}: is a folder; name a file, such as {tmp_path}/NAME\.png"),
         (tmp_path / "a.gif", r"a\.gif: expected a name that ends in \.png or \.svg"),
         (tmp_path / "a", r"a: expected a name that ends in \.png or \.svg"),
         (tmp_path / "file" / "a.png", rf"{tmp_path}/file is not a folder"),
+        (tmp_path / "loop.png", r"loop\.png: Too many levels of symbolic links"),
+        (tmp_path / "nowhere.png", r"nowhere\.png: is a link that leads nowhere"),
+        (tmp_path / f"{'a' * 300}.png", r"aaa\.png: File name too long"),
     ):
         with pytest.raises(UserError, match=message):
             output_file(path, (".png", ".svg"))
+
+
+def test_folders_to_write(tmp_path: Path) -> None:
+    assert output_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("missing")
+    for name, message in (
+        ("file", "is a file; name a folder"),
+        ("file/a", "file is not a folder"),
+        ("loop", "Too many levels of symbolic links"),
+        ("nowhere", "is a link that leads nowhere"),
+        ("a" * 300, "File name too long"),
+    ):
+        with pytest.raises(UserError, match=message):
+            output_folder(tmp_path / name)
 
 
 def test_errors_of_commands_name_options() -> None:
@@ -83,6 +104,7 @@ def test_numbers_of_options(text: str, capsys: pytest.CaptureFixture[str]) -> No
     for arguments, expected in (
         (["data", "folder", "--val-fraction", text], "a number between 0 and 1"),
         (["compare", "folder", "--margin", text], "a positive number"),
+        *([] if text == "0" else [(["compare", "folder", "--target", text], "a number")]),
     ):
         with pytest.raises(SystemExit) as error:
             main(arguments)

@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from attnzoo.files import read_bytes
-from attnzoo.paths import user_path
+from attnzoo.paths import real_path, user_path
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = ("site-packages", "dist-packages")
@@ -24,7 +24,7 @@ def plugin_files(source: str) -> dict[str, Path]:
     """
     if source.endswith(".py"):
         path = user_path(source)
-        found, top, folders = {path.name: path}, "", {path.absolute().parent, path.resolve().parent}
+        found, top, folders = {path.name: path}, "", {path.absolute().parent, real_path(path).parent}
     else:
         top = source.partition(".")[0]
         top_spec, spec = importlib.util.find_spec(top), importlib.util.find_spec(source)
@@ -95,7 +95,7 @@ def _is_own(name: str, path: Path, top: str, folders: Iterable[Path]) -> bool:
     package = name.partition("/")[0].partition(".")[0]
     if package == top:
         return True
-    if package == "attnzoo" or path.resolve().is_relative_to(STANDARD_LIBRARY):
+    if package == "attnzoo" or real_path(path).is_relative_to(STANDARD_LIBRARY):
         return False
-    below = [p.relative_to(f) for f in folders for p in (path.absolute(), path.resolve()) if p.is_relative_to(f)]
+    below = [p.relative_to(f) for f in folders for p in (path.absolute(), real_path(path)) if p.is_relative_to(f)]
     return any(not set(INSTALLED) & set(relative.parts) for relative in below)

@@ -17,7 +17,7 @@ from attnzoo.attention.base import ATTENTIONS
 from attnzoo.attention.plugin_files import plugin_files
 from attnzoo.errors import UserError
 from attnzoo.files import read_bytes
-from attnzoo.paths import denied, user_path
+from attnzoo.paths import real_path, user_path, why_no_file
 
 SNAPSHOT_DIR = Path(__file__).resolve().parents[2] / "plugins"  # in a code snapshot
 FILE_MODULE = "attnzoo_plugin_"  # begins the module name of a plugin that is a file
@@ -91,12 +91,11 @@ def _snapshot_or(source: str | Path) -> str | Path:
 
 def _find(source: str, prefix: str) -> ModuleSpec:
     if source.endswith(".py"):
-        path = user_path(source).resolve()
+        path = real_path(user_path(source))
         name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or not isfile(path):
-            reason = denied(path)
-            raise UserError(f"{prefix}plugin {str(path)!r}{f': {reason}' if reason else ' does not exist'}")
+            raise UserError(f"{prefix}plugin {str(path)!r}: {why_no_file(path)}")
         if not os.access(path, os.R_OK):
             raise UserError(f"{prefix}plugin {str(path)!r}: Permission denied")
         return spec

@@ -1,15 +1,16 @@
 """The command line of the benchmarks: `python -m attnzoo bench {ops,scaling,models,export,tables}`."""
 
 import argparse
+import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnzoo.errors import UserError, unknown
-from attnzoo.paths import user_path
+from attnzoo.errors import UserError, as_options, unknown
+from attnzoo.paths import argument_path, output_file
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda")
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 DEFAULT_THRESHOLD = 5.0  # percent
+MAX_PIXELS = 2**28  # of a batch of images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -68,7 +70,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=float, metavar="SECONDS", default=10.0, help="skip calls expected to take longer"
     )
-    parser.add_argument("--plot", type=user_path, metavar="FILE", help="plot file (png, pdf or svg)")
+    parser.add_argument("--plot", type=argument_path, metavar="FILE", help="plot file (png, pdf or svg)")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -93,15 +95,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(benchmark=_run_tables)
-    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=user_path, help="files written by --json")
+    parser.add_argument("raw", metavar="RAW.json", nargs="+", type=argument_path, help="files written by --json")
     parser.add_argument("--title", default="Benchmarks", help="the title of the page")
-    parser.add_argument("--out", type=user_path, metavar="FILE.md", help="output file (default: print)")
+    parser.add_argument("--out", type=argument_path, metavar="FILE.md", help="output file (default: print)")
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument("--json", type=argument_path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -152,15 +154,23 @@ def _check_numbers(args: argparse.Namespace) -> None:
         shape = getattr(args, option, None)
         if shape is not None and min(shape) < 1:
             raise UserError(f"--{option} {'x'.join(map(str, shape))}: every number must be at least 1")
+        if shape is not None:
+            check_pixels(f"--{option}", shape)
+
+
+def check_pixels(option: str, shape: Sequence[int]) -> None:
+    """Raise UserError for images, of `shape` ([B,] H, W), that no machine has the memory for."""
+    if math.prod(shape) > MAX_PIXELS:
+        raise UserError(f"{option} {'x'.join(map(str, shape))}: expected at most {MAX_PIXELS:,} pixels")
 
 
 def _check_writable(option: str, path: Path | None) -> None:
     """Raise UserError, before any measurement, if a file cannot be written; its folder need not exist yet."""
     if path is None:
         return
+    with as_options(path=option):
+        output_file(path, key="path")
     with _writing(option, path):
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a directory")
         existing_parent = next(folder for folder in path.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=existing_parent).close()
 

@@ -1,11 +1,11 @@
 """Locates experiment files, their bases and SLURM profiles."""
 
 import difflib
-from os.path import isdir, isfile  # unlike those of Path they do not raise for a name that is too long
+from os.path import exists, isdir, isfile  # unlike those of Path they do not raise for a name that is too long
 from pathlib import Path
 
 from attnzoo.errors import UserError, as_yaml, did_you_mean, unknown
-from attnzoo.paths import denied, user_path
+from attnzoo.paths import denied, real_path, user_path, why_no_file
 from attnzoo.schema import yaml12
 from attnzoo.schema.merge import ConfigLayer
 
@@ -26,11 +26,14 @@ def find_experiment(path: str | Path) -> Path:
         return packaged
     if isdir(path):
         raise UserError(f"{path}: expected an experiment file, not a folder")
+    if exists(path):
+        raise UserError(f"{path}: {why_no_file(path)}")
     if reason := denied(path):
         raise UserError(f"{path}: {reason}")
     if "=" in path.name and path.suffix != ".yaml":
         raise UserError(f"{path}: expected an experiment file before overrides, as in EXPERIMENT.yaml key=value")
-    siblings = [str(other) for other in sorted(path.parent.glob("*.yaml"))] if isdir(path.parent) else []
+    beside = sorted(path.parent.glob("*.yaml")) if isdir(path.parent) else []
+    siblings = [str(other) for other in beside if isfile(other)]
     names = [f"{PACKAGED.name}/{other.name}" for other in sorted(PACKAGED.glob("*.yaml"))]
     raise UserError(f"{path}: no such experiment file{did_you_mean(str(path), dict.fromkeys(siblings + names))}")
 
@@ -41,7 +44,7 @@ def load_layers(path: Path, parents: tuple[Path, ...] = ()) -> list[ConfigLayer]
     A base is looked for relative to the file, then among the package's experiments. Raises UserError for a missing or
     circular base.
     """
-    path = path.resolve()
+    path = real_path(path)
     if path in parents:
         chain = " -> ".join(str(p) for p in (*parents[parents.index(path) :], path))
         raise UserError(f"{parents[-1]}: circular base: {chain}", key="base")
@@ -71,8 +74,8 @@ def find_profile(name: str, experiment: Path) -> Path:
         path = user_path(name)
         if isfile(path):
             return path
-        raise UserError(f"slurm.profile: {denied(path) or 'no such file'} {name!r}", key="slurm.profile")
-    folders = [Path("slurm"), *(parent / "slurm" for parent in experiment.resolve().parents), PROFILES]
+        raise UserError(f"slurm.profile: {name!r}: {why_no_file(path)}", key="slurm.profile")
+    folders = [Path("slurm"), *(parent / "slurm" for parent in real_path(experiment).parents), PROFILES]
     for folder in folders:
         if isfile(path := folder / f"{name}.yaml"):
             return path
@@ -82,7 +85,7 @@ def find_profile(name: str, experiment: Path) -> Path:
 
 def display_path(path: Path) -> str:
     """A path for messages: relative to the current folder if it is inside."""
-    path = path.resolve()
+    path = real_path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -93,8 +96,16 @@ def _find_base(base: str, child: Path) -> Path:
             return path
         if reason := denied(path):
             raise UserError(f"{display_path(child)}: base: {path}: {reason}", key="base")
+    for path in (folder / user_path(base) for folder in folders):
+        if exists(path):
+            raise UserError(f"{display_path(child)}: base: {path}: {why_no_file(path)}", key="base")
     parents = [folder / Path(base).parent for folder in folders]
-    found = [(folder, path) for folder, parent in zip(folders, parents, strict=True) for path in parent.glob("*.yaml")]
+    found = [
+        (folder, path)
+        for folder, parent in zip(folders, parents, strict=True)
+        for path in parent.glob("*.yaml")
+        if isfile(path)
+    ]
     known = {str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path) for folder, path in found}
     close = difflib.get_close_matches(base, sorted(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""

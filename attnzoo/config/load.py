@@ -19,6 +19,7 @@ from attnzoo.engine.config import TrainConfig
 from attnzoo.errors import COMMAND_LINE, UserError, as_yaml, unknown
 from attnzoo.files import read_bytes
 from attnzoo.models.presets import preset_layers
+from attnzoo.paths import real_path
 from attnzoo.rundir.folder import atomic_write, check_config, config_text, is_cut_short
 from attnzoo.schema import yaml12
 from attnzoo.schema.keys import flatten
@@ -311,5 +312,5 @@ def _absolute_plugin(plugin: str, experiment: Path) -> str:
     """The absolute path of a plugin next to the experiment or in the current folder, for the saved config."""
     if not plugin.endswith(".py"):
         return plugin
-    candidates = [path for path in (experiment.resolve().parent / plugin, Path(plugin).resolve()) if isfile(path)]
+    candidates = [path for path in (real_path(experiment).parent / plugin, real_path(plugin)) if isfile(path)]
     return str(candidates[0]) if candidates else plugin

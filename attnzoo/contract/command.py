@@ -10,7 +10,7 @@ from typing import Any
 from attnzoo.attention import ATTENTIONS, load_accepted
 from attnzoo.contract.report import report
 from attnzoo.errors import COMMAND_LINE, ExitCode, UserError, unknown
-from attnzoo.paths import user_path
+from attnzoo.paths import real_path, user_path
 from attnzoo.schema import yaml12
 
 
@@ -63,7 +63,7 @@ def _names(target: str, verbose: bool) -> tuple[list[str], list[UserError]]:
         raise UserError(
             f"{unknown('attention', target, ATTENTIONS.names())}; a file is given by its path, ending in .py"
         )
-    in_package = [name for name in ATTENTIONS.names() if _file(name) == user_path(target).resolve()]
+    in_package = [name for name in ATTENTIONS.names() if _file(name) == real_path(user_path(target))]
     if in_package:
         return in_package, []
     try:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attnzoo.bench.cli import check_pixels
 from attnzoo.errors import UserError, plural
 
 if TYPE_CHECKING:
@@ -98,4 +99,6 @@ def _parse_size(text: str) -> "Size":
     match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
     if not match:
         raise UserError(f"--at {text}: expected HxW in pixels, such as 224x224")
-    return int(match[1]), int(match[2])
+    size = int(match[1]), int(match[2])
+    check_pixels("--at", size)
+    return size

@@ -30,11 +30,11 @@ from attnzoo.data.folders import (
     skip_unreadable,
 )
 from attnzoo.data.hashes import combine_hashes
-from attnzoo.data.images import ImageReader, header_error, open_image
+from attnzoo.data.images import ImageReader, header_error, open_image, reason_of
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels
 from attnzoo.data.registries import SPLITS, DatasetSpec, FileDatasetSpec, format_difference, transform_errors
 from attnzoo.errors import UserError, describe, plural
-from attnzoo.paths import denied, user_path
+from attnzoo.paths import user_path, why_no_folder
 from attnzoo.registry import Registry
 
 ImageTransform = Callable[[Image.Image], Tensor] | PixelTransform
@@ -97,7 +97,7 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
             image, label = self.source[index]
             image = self._reader.to_rgb(image, lambda: self._name(index))
         except Exception as error:  # Pillow raises anything
-            raise self._unreadable(index, describe(error)) from error
+            raise self._unreadable(index, reason_of(error, self._file(index))) from error
         if not 0 <= label < self.num_classes:
             classes = plural(self.num_classes, "class", "classes")
             message = f"data.dataset: {self._name(index)}: label {label} out of range for {classes}"
@@ -124,11 +124,16 @@ class ClassificationDataset(Dataset[tuple[Tensor, int]]):
 
     def _name(self, index: int) -> str:
         """The image in messages: its index and, if known, its file."""
+        file = self._file(index)
+        return f"image {index} ({file})" if file else f"image {index}"
+
+    def _file(self, index: int) -> str:
+        """The file of an image; "" if it is not known."""
         if isinstance(self.source, DatasetFolder):
-            return f"image {index} ({self.source.samples[index][0]})"
+            return str(self.source.samples[index][0])
         if isinstance(self.source, timm.data.ImageDataset):
-            return f"image {index} ({self.source.filename(index, absolute=True)})"
-        return f"image {index}"
+            return str(self.source.filename(index, absolute=True))
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,9 +246,9 @@ class ImageFolderSpec(FileDatasetSpec):
 
     def _classes(self, split: str) -> list[str]:
         path = self._path(split)
-        if reason := denied(path):
-            raise UserError(f"data.dataset.root: {path}: {reason}", key="data.dataset.root")
-        classes = class_names(path) if path.is_dir() else []
+        if not os.path.isdir(path):
+            raise UserError(f"data.dataset.root: {path}: {why_no_folder(path)}", key="data.dataset.root")
+        classes = class_names(path)
         if not classes:
             raise UserError(f"data.dataset.root: no class folders in {path}", key="data.dataset.root")
         return classes

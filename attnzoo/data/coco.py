@@ -18,7 +18,7 @@ from torchvision.ops import box_convert
 from attnzoo.data.annotations import find_objects, names_outside, read_annotations, read_summary, to_coco
 from attnzoo.data.batches import SampleIndex
 from attnzoo.data.cache import SampleCache
-from attnzoo.data.coco_images import check_exist, filter_readable, for_each_image
+from attnzoo.data.coco_images import check_exist, filter_readable, for_each_image, links_outside
 from attnzoo.data.hashes import combine_hashes, hash_file
 from attnzoo.data.images import MAX_DECODED_BYTES, ImageReader, check_image
 from attnzoo.data.pixels import PixelTransform, apply_to_pixels, normalise
@@ -33,7 +33,7 @@ from attnzoo.data.registries import (
     transform_errors,
 )
 from attnzoo.errors import UserError, plural
-from attnzoo.paths import denied, user_path
+from attnzoo.paths import user_path, why_no_file, why_no_folder
 
 COCO_AREA_THRESHOLDS = (32.0**2, 96.0**2)
 MAX_CLASSES = 100_000  # limit for labels: category_id, where unused ids also become classes
@@ -194,7 +194,8 @@ class CocoSpec(FileDatasetSpec):
     in published checkpoints; "contiguous" numbers the categories without gaps. `keep_empty_images`: whether to train on
     images without objects, as the published detectors do; evaluation always includes them. `on_error`: "fail" stops at
     the first missing or damaged image; "skip" checks every image on load and skips unreadable ones, with a warning.
-    `outside`: "refuse" stops at file names that lead out of the image folder, "warn" says how many there are.
+    `outside`: "refuse" stops at file names that lead out of the image folder, through links too; "warn" says how many
+    lead out by themselves.
     """
 
     root: str
@@ -259,7 +260,8 @@ class CocoSpec(FileDatasetSpec):
         annotations = read_annotations(path)
         self.check()
         entries = sorted(annotations["images"], key=lambda entry: entry["id"])
-        if outside := names_outside(annotations):
+        outside = links_outside(image_dir, entries) if self.outside == "refuse" else names_outside(annotations)
+        if outside:
             message = f"{path}: {plural(len(outside), 'image')} outside the image folder; the first: {outside[0]!r}"
             if self.outside == "refuse":
                 raise UserError(f"data.dataset.outside = 'refuse': {message}", key="data.dataset.outside")
@@ -297,8 +299,8 @@ class CocoSpec(FileDatasetSpec):
         root = user_path(self.root)
         path = root if option == "root" else root / user_path(getattr(self, option))
         if not (isdir(path) if directory else isfile(path)):
-            key, kind = f"data.dataset.{option}", "folder" if directory else "file"
-            raise UserError(f"{key}: {denied(path) or f'there is no {kind}'} {path}", key=key)
+            key, reason = f"data.dataset.{option}", (why_no_folder if directory else why_no_file)(path)
+            raise UserError(f"{key}: {path}: {reason}", key=key)
         return path
 
 

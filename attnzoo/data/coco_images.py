@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from attnzoo.data.images import ImageReader
 from attnzoo.errors import UserError
-from attnzoo.paths import denied
+from attnzoo.paths import denied, real_path
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,6 +39,15 @@ def check_exist(image_dir: Path, entries: list[dict[str, Any]]) -> None:
         if not isfile(image_dir / entry["file_name"]):
             path = image_dir / entry["file_name"]
             raise UserError(f"{path}: {denied(path) or 'the image file is missing'}")
+
+
+def links_outside(image_dir: Path, entries: list[dict[str, Any]]) -> list[str]:
+    """The file names that lead out of the image folder, through links too."""
+    names = [entry["file_name"] for entry in entries]
+    root = real_path(image_dir)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda name: real_path(image_dir / name), names)
+    return [name for name, path in zip(names, found, strict=True) if not path.is_relative_to(root)]
 
 
 def for_each_image(fn: Callable[[Path, int, int], T], image_dir: Path, entries: list[dict[str, Any]]) -> list[T]:

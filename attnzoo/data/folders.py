@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from attnzoo.data.images import open_image
 from attnzoo.errors import UserError
+from attnzoo.paths import real_path
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def image_files(folder: str, hidden: bool = False) -> Iterator[os.DirEntry[str]]
     Raises UserError for a folder that cannot be listed, instead of leaving out its images, and for a link to a folder
     that contains it, behind which every image would be found again and again.
     """
-    path = Path(folder).resolve()
+    path = real_path(folder)
     yield from _image_files(folder, hidden, frozenset(_identity(os.stat(each)) for each in (path, *path.parents)))
 
 

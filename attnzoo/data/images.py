@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import EpsImagePlugin, ExifTags, Image, ImageOps
+from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -32,18 +32,24 @@ log = logging.getLogger(__name__)
 def open_image(path: str | Path) -> Image.Image:
     """The image in a file, not yet decoded.
 
-    Raises UserError for what is no regular file, and for more pixels than Pillow's limit or ATTNZOO_MAX_PIXELS, and
-    whatever else Pillow raises, also for a file of none of FORMATS.
+    Raises UserError for a file that is missing, may not be read or is no regular file, and for more pixels than
+    Pillow's limit or ATTNZOO_MAX_PIXELS, and whatever else Pillow raises, also for a file of none of FORMATS.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: not a regular file")  # a pipe would never end
-    _set_pixel_limit()
+    configure_pillow()
     try:
         return Image.open(path, formats=_formats())
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         message = f"more than {limit:,} pixels; set {PIXEL_LIMIT} to read it if you trust it"
         raise UserError(f"{path}: {message}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: the image file is missing") from None
+    except OSError as error:
+        if error.errno is None:  # Pillow's own: the file is damaged
+            raise
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 @cache
@@ -58,8 +64,15 @@ def suffixes() -> set[str]:
 
 
 @cache
-def _set_pixel_limit() -> None:
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many pixels, which are read
+def configure_pillow() -> None:
+    """Set the limit of pixels, and silence Pillow's warnings. Raises UserError for a limit that is no number.
+
+    Pillow warns of half as many pixels, which are read, and of damaged metadata, beside which the pixels are read or
+    refused with an error.
+    """
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)
     if value := os.environ.get(PIXEL_LIMIT):
         if not value.isdecimal() or int(value) < 2:
             raise UserError(f"{PIXEL_LIMIT} = {value!r}: expected a number of pixels")
@@ -70,6 +83,7 @@ class ImageReader:
     """Reads the images of one data set; warns once if 16-bit files seem to hold 12-bit data."""
 
     def __init__(self) -> None:
+        configure_pillow()  # for data sets that open their images themselves
         self._warned = torch.zeros((), dtype=torch.bool).share_memory_()  # with loader workers
 
     def read(self, path: Path, height: int, width: int) -> tv_tensors.Image:
@@ -188,10 +202,8 @@ def header_error(path: str) -> HeaderError | None:
     try:
         with open_image(path) as image:
             mode = image.mode
-    except UserError as error:
-        return HeaderError(str(error).removeprefix(f"{path}: "), damaged=True)
     except Exception as error:  # Pillow raises anything
-        return HeaderError(describe(error), damaged=True)
+        return HeaderError(reason_of(error, path), damaged=True)
     try:
         check_mode(mode)
     except ValueError as error:
@@ -199,17 +211,20 @@ def header_error(path: str) -> HeaderError | None:
     return None
 
 
+def reason_of(error: BaseException, path: str | Path) -> str:
+    """Why the image in a file cannot be read, without the file's name."""
+    return describe(error).removeprefix(f"{path}: ").removesuffix(f" {str(path)!r}")  # ours begin, Pillow's end with it
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     try:
         with open_image(path) as image:
             yield image
-    except FileNotFoundError:
-        raise UserError(f"{path}: the image file is missing") from None
     except UserError:
         raise
     except Exception as error:  # Pillow raises anything
-        raise UserError(f"{path}: the image file is damaged or unsupported ({describe(error)})") from error
+        raise UserError(f"{path}: the image file is damaged or unsupported ({reason_of(error, path)})") from error
 
 
 def _check_size(path: Path, image: Image.Image, height: int, width: int) -> None:

@@ -1,10 +1,11 @@
 """`attnzoo draw`: what queries of a trained model attend to, as a figure or an interactive page."""
 
 import argparse
+from pathlib import Path
 
 from attnzoo.errors import UserError, as_options, plural
 from attnzoo.inference import options
-from attnzoo.paths import output_file, user_path
+from attnzoo.paths import argument_path, output_file, real_path, user_path
 
 EXAMPLES = """examples:
   attnzoo draw runs/ablate_points/points=4-seed=0 a.jpg -o a.png
@@ -20,9 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     options.add_model_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, or folders with images at any depth")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=user_path, required=True, help="a .png, .svg or .pdf, or a .html page"
+        "images",
+        metavar="IMAGE|FOLDER",
+        nargs="+",
+        type=argument_path,
+        help="images, or folders with images at any depth",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=argument_path,
+        required=True,
+        help="a .png, .svg or .pdf, or a .html page",
     )
     parser.add_argument("--html", action="store_true", help="write an interactive page, one file that works offline")
     which = parser.add_mutually_exclusive_group()
@@ -51,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     images = find_images(args.images, exclude=args.output)
     with as_options(**OPTIONS):
         output_file(args.output, FORMATS)
-        if args.output.resolve() in {image.path.resolve() for image in images}:
+        if real_path(args.output) in {real_path(image.path) for image in images}:
             raise UserError(f"output = {args.output}: one of the images; choose another file", key="output")
         model = options.load(args)
         other = args.compare
@@ -88,7 +100,7 @@ def _point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def _name(weights: str) -> str:
+def _name(weights: str | Path) -> str:
     """A short name of weights: of a run with its experiment, of a checkpoint with its run."""
     path = user_path(weights)
     if path.parent.name == "checkpoints":

@@ -75,7 +75,11 @@ def draw_attentions(
     compared: list[Observation] = []
     if isinstance(compare, LoadedModel):
         for name in layers:
-            find_layers(compare.model, name)
+            try:
+                find_layers(compare.model, name)
+            except UserError:
+                message = f"compare = {names[1]}: has no layer {name!r}; both models need the layers that are drawn"
+                raise UserError(message, key="compare") from None
     for image in as_list(images):
         try:
             one = _observe(model, image, keep)

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, plural, printable
 from attnzoo.inference import options
 
 EXAMPLES = """examples:
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     result = evaluate(model, dataset, per_class=args.per_class, use_cache=not args.no_cache)
     speed = measure_speed(model, dataset[0][0]) if args.speed else None
     for difference in result.differences[:3]:
-        print(f"classes differ: {difference}", file=sys.stderr)
+        print(f"classes differ: {printable(difference)}", file=sys.stderr)
     if args.json:
         content = {"images": result.num_images, "metrics": result.metrics}
         content |= {"per_class": result.per_class} if args.per_class else {}
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     for name, value in result.metrics.items():
         print(_row(name, value))
     for name, values in result.per_class.items():
-        print(f"{name:24}" + "  ".join(f"{metric} {_percent(value)}" for metric, value in values.items()))
+        print(f"{printable(name):24}" + "  ".join(f"{metric} {_percent(value)}" for metric, value in values.items()))
     if not args.overrides and (recorded := recorded_metrics(model)) is not None:
         print(_beside(result.metrics, *recorded))
     if speed is not None:

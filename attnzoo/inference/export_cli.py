@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnzoo.errors import ExitCode, as_options
 from attnzoo.inference import options
-from attnzoo.paths import user_path
+from attnzoo.paths import argument_path
 
 if TYPE_CHECKING:
     from attnzoo.inference.loaded import LoadedModel
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.epilog = EXAMPLES
     options.add_model_arguments(parser)
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=user_path, required=True, help="a .onnx or .pt2; its folder is made"
+        "-o", "--output", metavar="FILE", type=argument_path, required=True, help="a .onnx or .pt2; its folder is made"
     )
     parser.add_argument(
         "--opset",

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from attnzoo.data.images import suffixes
+from attnzoo.data.images import configure_pillow, suffixes
 from attnzoo.errors import UserError
-from attnzoo.paths import user_path
+from attnzoo.paths import real_path, user_path
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,20 @@ class ImageFile:
 def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> list[ImageFile]:
     """The files that are given, and those in folders whose suffix Pillow knows, at any depth, sorted; each once.
 
+    What cannot be read, such as a link that leads nowhere, is among them, so that whoever reads them names it.
+
     `exclude`, and files below it, which may be pictures of these images, are left out of folders. Raises UserError for
-    a path that does not exist, and without images.
+    a path that does not exist, a wrong limit of pixels, and without images.
     """
-    left_out = None if exclude is None else exclude.resolve()
+    configure_pillow()
+    left_out = None if exclude is None else real_path(exclude)
     files: dict[Path, ImageFile] = {}
     taken: set[str] = set()
     for path in map(user_path, given):
         if not path.exists():
             raise UserError(f"{path}: no such image or folder")
         for file in _in_folder(path) if path.is_dir() else [path]:
-            resolved = file.resolve()
+            resolved = real_path(file)
             is_excluded = path.is_dir() and left_out in (resolved, *resolved.parents)
             if resolved in files or is_excluded:
                 continue
@@ -50,7 +53,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 
     known = suffixes()
     found = sorted(Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
-    return (path for path in found if path.suffix.lower() in known and path.is_file())
+    return (path for path in found if path.suffix.lower() in known)
 
 
 def _unused(name: str, taken: set[str]) -> str:

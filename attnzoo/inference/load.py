@@ -83,12 +83,16 @@ def load_model(
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"device = {as_yaml(str(device))}"
     try:
         target = torch.device(device)
     except RuntimeError:
-        raise UserError(f"device = {as_yaml(str(device))}: expected auto, cpu, cuda or cuda:N", key="device") from None
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device = {as_yaml(str(device))}: there is no GPU that PyTorch can use", key="device")
+        target = None
+    if target is None or target.type not in ("cpu", "cuda"):
+        raise UserError(f"{name}: expected auto, cpu, cuda or cuda:N", key="device")
+    if target.type == "cuda" and (target.index or 0) >= (count := torch.cuda.device_count()):
+        reason = f"only {plural(count, 'GPU')}" if count else "no GPU"
+        raise UserError(f"{name}: there is {reason} that PyTorch can use", key="device")
     return target
 
 

@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnzoo.errors import UserError, as_options, plural
+from attnzoo.errors import UserError, as_options, one_line, plural
+from attnzoo.paths import argument_path
 
 if TYPE_CHECKING:
     from attnzoo.inference.loaded import LoadedModel
@@ -19,6 +21,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, overrides: bool = True)
     parser.add_argument(
         "weights",
         metavar="WEIGHTS|RUN",
+        type=argument_path,
         help="a run folder, a checkpoint, a file of published weights, or a Hugging Face folder",
     )
     parser.add_argument("--preset", metavar="NAME", help="the model of the weights (default: told from their names)")
@@ -40,7 +43,7 @@ def load(args: argparse.Namespace) -> "LoadedModel":
     return load_weights(args, args.weights, args.overrides)
 
 
-def load_weights(args: argparse.Namespace, weights: str, overrides: Sequence[str] = ()) -> "LoadedModel":
+def load_weights(args: argparse.Namespace, weights: str | Path, overrides: Sequence[str] = ()) -> "LoadedModel":
     """The model of these weights, with the other arguments. Raises UserError as `load_model` does."""
     from attnzoo.inference.load import load_model
 
@@ -51,6 +54,6 @@ def load_weights(args: argparse.Namespace, weights: str, overrides: Sequence[str
 def print_skipped(errors: Sequence[UserError], total: int) -> None:
     """Warn of images that were skipped, of `total`: the first by name, and their number."""
     for error in errors[:SHOWN]:
-        print(f"skipped: {error}", file=sys.stderr)
+        print(f"skipped: {one_line(str(error))}", file=sys.stderr)
     if errors:
         print(f"skipped {len(errors)} of {plural(total, 'image')}", file=sys.stderr)

@@ -14,7 +14,7 @@ from attnzoo.inference.image_files import ImageFile
 from attnzoo.inference.loaded import Detections, LoadedModel, Prediction
 from attnzoo.inference.pictures import read_image, size_of
 from attnzoo.inference.progress import progress
-from attnzoo.paths import output_folder
+from attnzoo.paths import output_folder, real_path
 from attnzoo.rundir.folder import atomic_write
 
 JSON = "predictions.json"
@@ -47,7 +47,7 @@ def predict_files(
     it.
     """
     paths = [image.path for image in images]
-    if among := [path for path in paths if path.resolve().parent == folder.resolve()]:
+    if among := [path for path in paths if real_path(path).parent == real_path(folder)]:
         message = f"folder = {folder}: the folder of {among[0]}, which a picture could replace; choose another"
         raise UserError(message, key="folder")
     output_folder(folder)

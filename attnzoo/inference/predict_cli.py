@@ -2,9 +2,9 @@
 
 import argparse
 
-from attnzoo.errors import UserError, as_options, plural
+from attnzoo.errors import UserError, as_options, plural, printable
 from attnzoo.inference import options
-from attnzoo.paths import user_path
+from attnzoo.paths import argument_path
 
 EXAMPLES = """examples:
   attnzoo predict runs/ablate_points/points=4-seed=0 photos/ -o out --threshold 0.2
@@ -17,8 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     options.add_model_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, or folders with images at any depth")
-    parser.add_argument("-o", "--output", metavar="OUT", type=user_path, required=True, help="a folder, made if needed")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE|FOLDER",
+        nargs="+",
+        type=argument_path,
+        help="images, or folders with images at any depth",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=argument_path, required=True, help="a folder, made if needed"
+    )
     parser.add_argument(
         "--threshold",
         metavar="SCORE",
@@ -53,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     options.print_skipped(result.errors, len(images))
     if not result.written:
         raise UserError("none of the images can be used; nothing was written")
-    print(f"{plural(len(images) - len(result.errors), 'image')}: {result.summary}")
+    print(printable(f"{plural(len(images) - len(result.errors), 'image')}: {result.summary}"))
     for path in result.written:
         print(path)
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnzoo.errors import COMMAND_LINE, ExitCode, UserError, as_yaml, unknown
-from attnzoo.paths import user_path
+from attnzoo.paths import argument_path, real_path, user_path
 
 if TYPE_CHECKING:
     from attnzoo.bench.tables import TextTable
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--heads", metavar="N", type=int, help="attention heads (default: 4)")
     parser.add_argument("--steps", metavar="N", type=int, help="training steps (default: 400)")
     parser.add_argument("--output", metavar="DIR", help="where the folder of the runs is made (default: runs)")
-    parser.add_argument("--plot", metavar="FILE", type=user_path, help="write a heat map: png, pdf or svg")
+    parser.add_argument("--plot", metavar="FILE", type=argument_path, help="write a heat map: png, pdf or svg")
     return parser
 
 
@@ -144,7 +144,7 @@ def _attention(target: str, words: Sequence[str]) -> tuple[str, list[str]]:
         raise unknown("attention", words[0], names).at(target)
     if not words and len(names) > 1:
         raise UserError(f"{target}: registers {', '.join(names)}: name one of them")
-    return (words[0] if words else names[0]), [str(Path(target).resolve())]
+    return (words[0] if words else names[0]), [str(real_path(target))]
 
 
 def _parse_option(word: str) -> tuple[str, Any]:

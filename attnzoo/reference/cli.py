@@ -4,7 +4,7 @@ import argparse
 import json
 
 from attnzoo.errors import UserError, as_options
-from attnzoo.paths import output_file, user_path
+from attnzoo.paths import argument_path, output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "plugins", metavar="PLUGIN", nargs="*", default=[], help="add the attentions of a file or module"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=user_path, help="write into FILE (default: print)")
+    parser.add_argument("-o", "--output", metavar="FILE", type=argument_path, help="write into FILE (default: print)")
     parser.add_argument("--markdown", action="store_true", help="the reference of all keys as a page, not JSON")
     return parser
 

@@ -10,7 +10,7 @@ from typing import Any
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import identity
 from attnzoo.errors import UserError, plural, unknown
-from attnzoo.paths import user_path
+from attnzoo.paths import real_path, user_path
 from attnzoo.report import environments
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.environments import TrainedRun
@@ -96,7 +96,7 @@ def compare(
 def _find_costs(folders: Iterable[Path]) -> tuple[Costs | None, list[str]]:
     """The costs of the first sweep in `folders` that has any, and why they cannot be read."""
     for folder in folders:
-        for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
+        for sweep in (folder, real_path(folder).parent, *sorted(folder.glob("*/"))):
             try:
                 if costs := read_costs(sweep):
                     return costs, []

@@ -24,6 +24,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from attnzoo.config.load import load_saved
 from attnzoo.errors import UserError
+from attnzoo.paths import real_path
 from attnzoo.report.records import RunRecord
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import Ledger
@@ -80,8 +81,8 @@ def write_sweep(sweep: Path, comparison: str | None = None, records: Iterable[Ru
     `comparison`, in Markdown. `records`: runs that have been read already; the others are read.
     """
     ledger = Ledger(sweep).read()["runs"]
-    by_folder = {record.source.resolve(): record for record in records}
-    folder = sweep.resolve()
+    by_folder = {real_path(record.source): record for record in records}
+    folder = real_path(sweep)
     runs = {name: _read_started(RunFolder(sweep / name), by_folder.get(folder / name)) for name in ledger}
     started = {name: run for name, run in runs.items() if run is not None}
     if not started:
@@ -94,7 +95,7 @@ def write_sweep(sweep: Path, comparison: str | None = None, records: Iterable[Ru
     columns = [{key: config[key] for key in config if key in swept} for config in configs.values()]
     options = shorten_keys([variant | column for variant, column in zip(variants, columns, strict=True)])
     # with the name of the sweep: TensorBoard would average equal variants of several sweeps
-    trial_ids = {name: f"{sweep.resolve().name}/{_trial_id(name, entry)}" for name, entry in entries.items()}
+    trial_ids = {name: f"{real_path(sweep).name}/{_trial_id(name, entry)}" for name, entry in entries.items()}
     tasks = {str(config["task"]) for config in configs.values()}
     write_hparams(sweep, dict(zip(entries, options, strict=True)), trial_ids, tasks)
     overview = [_layout_summary({key: None for _, keys in started.values() for key in keys})]

@@ -9,6 +9,7 @@ from typing import Any
 from attnzoo.config.load import digest, from_values
 from attnzoo.errors import UserError
 from attnzoo.files import read_bytes, reason
+from attnzoo.paths import real_path, why_no_folder
 from attnzoo.rundir.folder import RunFolder, parse_json
 from attnzoo.rundir.ledger import Ledger, is_comparison
 
@@ -56,9 +57,9 @@ def find_runs(folders: Iterable[Path]) -> dict[RunFolder, RunEntry]:
         candidates = [folder, *folder.glob("*/"), *folder.glob("*/*/")]
         paths = [path for path in sorted(candidates) if _is_run(RunFolder(path))]
         if not paths:
-            reason = "no runs in it" if folder.is_dir() else "no such folder"
+            reason = "no runs in it" if folder.is_dir() else why_no_folder(folder)
             raise UserError(f"{folder}: {reason}; expected a folder of runs, such as runs/ablate_points")
-        runs |= {path.resolve(): RunFolder(path) for path in paths}
+        runs |= {real_path(path): RunFolder(path) for path in paths}
     sweeps = dict.fromkeys(path.parent for path in runs)
     entries = {sweep / name: entry for sweep in sweeps for name, entry in Ledger(sweep).read()["runs"].items()}
     order = {path: index for index, path in enumerate(entries)}
@@ -69,6 +70,8 @@ def find_runs(folders: Iterable[Path]) -> dict[RunFolder, RunEntry]:
 def find_plan(folders: Iterable[Path]) -> SweepPlan:
     """The plan of the first sweep in `folders`, each the folder of a run, of a sweep or of several, that has one."""
     for folder in folders:
+        if not folder.is_dir():  # which `find_runs` refuses
+            continue
         if (folder / RESULTS).is_file():
             try:
                 content = parse_json(read_bytes(folder / RESULTS))
@@ -80,7 +83,7 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
             if comparison:
                 return _current(_plan(comparison), content.get("configs"), folder / RESULTS)
             continue
-        for sweep in (folder, folder.resolve().parent, *sorted(folder.glob("*/"))):
+        for sweep in (folder, real_path(folder).parent, *sorted(folder.glob("*/"))):
             try:
                 comparison = Ledger(sweep).read().get("comparison")
             except UserError:  # it may not be read

@@ -13,6 +13,7 @@ from typing import Any
 from attnzoo import slurm
 from attnzoo.errors import UserError
 from attnzoo.files import open_file
+from attnzoo.paths import why_no_folder
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME, Ledger, job_comment, job_id_of, submission_of
@@ -82,7 +83,7 @@ def sweep_status(sweep: Path) -> list[RunStatus]:
 def _ledger(sweep: Path) -> Ledger:
     ledger = Ledger(sweep)
     if not ledger.exists():
-        reason = f"no {FILENAME} in it" if sweep.is_dir() else "no such folder"
+        reason = f"no {FILENAME} in it" if sweep.is_dir() else why_no_folder(sweep)
         raise UserError(f"{sweep}: {reason}; expected the folder of a sweep, such as runs/ablate_points")
     return ledger
 

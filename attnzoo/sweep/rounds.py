@@ -8,7 +8,7 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.errors import UserError, plural
-from attnzoo.paths import user_path
+from attnzoo.paths import real_path, user_path
 from attnzoo.report.paired import LEVEL, paired_differences
 from attnzoo.report.power import pairs_for_difference, pairs_for_equivalence
 from attnzoo.report.records import read_records, with_digests
@@ -27,7 +27,7 @@ class SeedRounds:
         self._margin = config.sweep.margin
         self._costs = config.sweep.costs
         self._given_baseline = None if config.sweep.baseline is None else sweep.baseline
-        self._include = [str(user_path(folder).resolve()) for folder in config.sweep.include]
+        self._include = [str(real_path(user_path(folder))) for folder in config.sweep.include]
         self._metric = PRIMARY_METRICS[config.task]
         self._included = self._read_included()
 

@@ -14,6 +14,7 @@ from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
 from attnzoo.environment import is_distributed_launch
 from attnzoo.errors import ExitCode, UserError, plural
+from attnzoo.paths import real_path
 from attnzoo.report.status import RunStatus, ledger_status, read_status, run_status, sweep_status
 from attnzoo.report.summary import summarize
 from attnzoo.rundir import process
@@ -255,8 +256,8 @@ def _submit(
 
 def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[RunSpec]]:
     """The sweep's folder, and the runs with theirs: a run's config.yaml resumes in its own folder."""
-    own = RunFolder(experiment.path.resolve().parent)
-    if len(runs) == 1 and own.config == experiment.path.resolve() and (own.path.parent / LEDGER).exists():
+    own = RunFolder(real_path(experiment.path).parent)
+    if len(runs) == 1 and own.config == real_path(experiment.path) and (own.path.parent / LEDGER).exists():
         folder = SweepFolder(own.path.parent)
         return folder, folder.assign(runs, name=own.path.name)
     folder = SweepFolder(runs[0].folder.path.parent)

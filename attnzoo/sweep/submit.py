@@ -20,6 +20,7 @@ from attnzoo import slurm
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.slurm import parse_minutes, tasks_per_node
 from attnzoo.errors import UserError, plural
+from attnzoo.paths import real_path
 from attnzoo.report.status import UNCERTAIN_SECONDS
 from attnzoo.rundir.folder import atomic_write
 from attnzoo.rundir.ledger import job_comment
@@ -89,7 +90,7 @@ def check(groups: Sequence[JobGroup], folder: SweepFolder, validate: bool = True
 
     Raises UserError with SLURM's message, and for folders whose names SLURM or the shell would read otherwise.
     """
-    for key, path in (("output", folder.path.resolve()), ("", Path.cwd())):
+    for key, path in (("output", real_path(folder.path)), ("", Path.cwd())):
         if found := next((text for character, text in FORBIDDEN.items() if character in str(path)), None):
             where = "output folder" if key else "current folder"
             raise UserError(f"{where} {path}: with SLURM its path may not contain {found}", key=key or ())
@@ -250,7 +251,7 @@ def _job(run: RunSpec) -> dict[str, str | int]:
     """What the supervisor of a run needs to know."""
     config = run.config
     retries = config.retries if config.slurm.retries is None else config.slurm.retries
-    folder = str(run.folder.path.resolve())
+    folder = str(real_path(run.folder.path))
     return {"run": folder, "nodes": config.slurm.nodes, "processes": config.processes, "retries": retries}
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from attnzoo.errors import UserError, as_options
-from attnzoo.paths import output_file, user_path
+from attnzoo.paths import argument_path, output_file, output_folder
 
 if TYPE_CHECKING:
     from attnzoo.userdata.check import DataReport
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments of `attnzoo data`."""
     parser.add_argument(
-        "folder", metavar="FOLDER", type=user_path, help="COCO format, class folders, YOLO or Pascal VOC"
+        "folder", metavar="FOLDER", type=argument_path, help="COCO format, class folders, YOLO or Pascal VOC"
     )
-    parser.add_argument("--sheet", metavar="FILE.png", type=user_path, help="write pictures with their boxes")
-    parser.add_argument("--convert", metavar="OUT", type=user_path, help="write it as COCO format or class folders")
+    parser.add_argument("--sheet", metavar="FILE.png", type=argument_path, help="write pictures with their boxes")
+    parser.add_argument("--convert", metavar="OUT", type=argument_path, help="write it as COCO format or class folders")
     _add_val_fraction(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -28,7 +28,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
 def add_new_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments of `attnzoo new`."""
     parser.add_argument("name", metavar="NAME", help="of the experiment; writes NAME.yaml")
-    parser.add_argument("--data", metavar="FOLDER", type=user_path, required=True, help="the data set")
+    parser.add_argument("--data", metavar="FOLDER", type=argument_path, required=True, help="the data set")
     parser.add_argument("--weights", metavar="WEIGHTS", help="a file, run folder or Hugging Face folder to start from")
     _add_val_fraction(parser)
     return parser
@@ -64,6 +64,9 @@ def data(args: argparse.Namespace) -> int:
             output_file(args.sheet, (".png", ".svg", ".pdf"), "sheet")
     if args.convert is not None and args.convert.exists():
         raise UserError(f"--convert {args.convert}: exists already; name another folder, or remove it")
+    if args.convert is not None:
+        with as_options(convert="--convert"):
+            output_folder(args.convert, "convert")
     content = read_folder(args.folder)
     report = _check(content)
     if args.json:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import ExifTags
 
-from attnzoo.data.images import check_mode, open_image
+from attnzoo.data.images import check_mode, configure_pillow, open_image, reason_of
 from attnzoo.files import read_bytes
 
 
@@ -30,6 +30,7 @@ def read_files(paths: Sequence[Path], done: Callable[[], object] = lambda: None)
         done()
         return state
 
+    configure_pillow()  # whose error is not one of every image
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(read, paths))
 
@@ -46,5 +47,5 @@ def _read(path: Path) -> FileState:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except Exception as error:  # Pillow's decoders raise anything
-        return FileState((0, 0), (0, 0), digest, str(error))
+        return FileState((0, 0), (0, 0), digest, reason_of(error, path))
     return FileState((height, width) if turned else (width, height), (width, height), digest, "")

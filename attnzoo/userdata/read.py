@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from attnzoo.errors import UserError
-from attnzoo.paths import user_path
+from attnzoo.paths import user_path, why_no_folder
 from attnzoo.userdata.coco import find_annotations, read_coco
 from attnzoo.userdata.content import (
     Content,
@@ -33,7 +33,7 @@ def read_folder(folder: str | Path) -> Content:
     """
     root = user_path(folder).absolute()
     if not root.is_dir():
-        raise UserError(f"{root}: {'is a file; name the folder of a data set' if root.exists() else 'no such folder'}")
+        raise UserError(f"{root}: {why_no_folder(root)}; expected the folder of a data set")
     if annotations := find_annotations(root):
         return read_coco(root, annotations)
     if files := find_voc(root):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from attnzoo.errors import plural
+from attnzoo.errors import plural, printable
 from attnzoo.userdata.check import DataReport, SplitReport
 
 MAX_CLASSES = 30  # that are listed: the most common, and the rarest
@@ -26,7 +26,7 @@ def report_text(report: DataReport) -> str:
             text = f"{mark}{problem.text}: {problem.count:,}, the first {problem.first}"
             lines.append(f"  {split}: {text}" if split != "both" else f"  {text}")
     lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _counts(report: DataReport, detection: bool) -> list[str]:

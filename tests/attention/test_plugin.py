@@ -66,7 +66,7 @@ def test_loads_a_module_by_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_rejects_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"plugins: plugin '.*nothing.py' does not exist"):
+    with pytest.raises(UserError, match=r"plugins: plugin '.*nothing.py': no such file"):
         load_plugin(tmp_path / "nothing.py", where="plugins")
     for name in ("no_such_module", "no_such.module", "", ".relative"):
         with pytest.raises(UserError, match="no such module"):

@@ -70,5 +70,5 @@ def test_options_of_plugins_are_checked(tmp_path: Path, monkeypatch: pytest.Monk
     assert load(tmp_path / "x.yaml").model.encoder.attention == {"name": "mine_checked", "size": 3}
     with pytest.raises(UserError, match=r"^command line: model\.encoder\.attention\.size = 'x': expected int"):
         load(tmp_path / "x.yaml", ["model.encoder.attention.size=x"])
-    with pytest.raises(UserError, match=r"^command line: plugins: plugin '.*gone\.py' does not exist"):
+    with pytest.raises(UserError, match=r"^command line: plugins: plugin '.*gone\.py': no such file"):
         load(tmp_path / "x.yaml", ["plugins=[gone.py]"])

@@ -56,7 +56,7 @@ def test_times_are_parsed_as_in_slurm(time: int | str, expected: int) -> None:
     ("change", "message"),
     [
         ("slurm.profile=mein", "unknown profile 'mein'; did you mean 'mine'?"),
-        ("slurm.profile=nowhere/x.yaml", "slurm.profile: no such file 'nowhere/x.yaml'"),
+        ("slurm.profile=nowhere/x.yaml", "slurm.profile: 'nowhere/x.yaml': no such file"),
         ("slurm.partitoin=x", "did you mean 'slurm.partition'?"),
         ("slurm.time=1h", "slurm.time = '1h': expected minutes, HH:MM:SS or D-HH:MM:SS"),
         ("slurm.time=30:00", "expected minutes, HH:MM:SS"),  # minutes to SLURM, hours to most readers

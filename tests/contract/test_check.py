@@ -98,7 +98,7 @@ def test_list_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing.py"], "nothing.py' does not exist"),
+        (["nothing.py"], "nothing.py': no such file"),
         (["empty.py"], "registers no attention"),
         (["broken.py"], "broken.py:1: ModuleNotFoundError: No module named 'no_such_library'"),
         (["typo.py"], "typo.py:1: SyntaxError"),

@@ -205,6 +205,7 @@ def test_command_prints_published_figures_and_parts(capsys: pytest.CaptureFixtur
         ),
         ("tiny.yaml --at 32", "--at 32: expected HxW in pixels, such as 224x224"),
         ("tiny.yaml --at 0x32", "--at 0x32: expected HxW in pixels, such as 224x224"),
+        ("tiny.yaml --at 99999x99999", "--at 99999x99999: expected at most 268,435,456 pixels"),
         ("tiny.yaml --seconds nan", "--seconds nan: must be 0 or more, and finite"),
         ("empty", "empty: no runs in it; expected a folder of runs, such as runs/ablate_points"),
         ("deformable_detr_r50_two_stage --at 64x64", "model.queries = 300: exceeds the 85 encoder tokens"),

@@ -146,9 +146,9 @@ def test_crowd_and_area_are_optional(root):
 
 
 def test_wrong_options_name_the_key(root, tmp_path):
-    with pytest.raises(UserError, match=r"^data\.dataset\.root: there is no folder"):
+    with pytest.raises(UserError, match=r"^data\.dataset\.root: .*nowhere: no such folder"):
         dataset_info(coco_config(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: there is no file"):
+    with pytest.raises(UserError, match=r"data\.dataset\.val_annotations: .*none\.json: no such file"):
         dataset_info(coco_config(root, val_annotations="annotations/none.json"))
     with pytest.raises(UserError, match="did you mean 'labels'"):
         dataset_info(coco_config(root, label="contiguous"))
@@ -166,6 +166,19 @@ def test_images_outside_the_folder_are_reported_or_refused(root, caplog, name):
     assert caplog.text.count("1 image outside the image folder; the first") == 1
     with pytest.raises(UserError, match=r"outside = 'refuse': .*all\.json: 1 image outside the image folder"):
         build_dataset(coco_config(root, outside="refuse"), "val")
+
+
+def test_links_that_lead_out_of_the_folder_are_refused(root, tmp_path):
+    first = sorted((root / "pictures").iterdir())[0]
+    first.rename(tmp_path / "elsewhere.png")
+    first.symlink_to(tmp_path / "elsewhere.png")
+    assert len(build_dataset(coco_config(root), "val")) == 5
+    with pytest.raises(UserError, match=rf"1 image outside the image folder; the first: '{first.name}'"):
+        build_dataset(coco_config(root, outside="refuse"), "val")
+    first.unlink()
+    first.symlink_to(first.with_name("moved.png"))
+    (tmp_path / "elsewhere.png").rename(first.with_name("moved.png"))
+    assert len(build_dataset(coco_config(root, outside="refuse"), "val")) == 5
 
 
 def test_byte_order_mark_and_other_encodings(root):

@@ -277,3 +277,10 @@ def test_names_in_the_page_are_text(detector: LoadedModel) -> None:
     assert page.count("<script") == 2
     assert "alert(" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_model_without_the_layers_is_not_compared(
+    detector: LoadedModel, classifier: LoadedModel, image: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"^compare = b: has no layer 'decoder.1'; both models need the layers"):
+        draw_attentions(detector, image, tmp_path / "a.png", compare=classifier, names=("a", "b"))

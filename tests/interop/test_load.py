@@ -205,7 +205,7 @@ def test_broken_files_and_folders(tmp_path: Path) -> None:
             interop.load(model, tmp_path / name)
     with pytest.raises(UserError, match=r"no weights in this folder; a run folder has checkpoints/\*\.pt"):
         interop.load(model, tmp_path)
-    with pytest.raises(UserError, match="file not found"):
+    with pytest.raises(UserError, match="no such file"):
         interop.load(model, tmp_path / "nowhere.pt")
 
 

@@ -182,11 +182,13 @@ def test_errors(tmp_path: Path) -> None:
     torch.save(models.create("swin_pico", num_classes=3).state_dict(), tmp_path / "pico.pt")
     for arguments, message in [
         ({"path": "deformable_detr_r50"}, r"is a preset, without weights: give a file of weights"),
-        ({"path": "nowhere.pth"}, r"file not found: nowhere\.pth"),
+        ({"path": "nowhere.pth"}, r"nowhere\.pth: no such file"),
         ({"path": tmp_path}, r"no weights in this folder"),
         ({"path": tmp_path / "pico.pt", "preset": "swin_pic"}, r"unknown preset 'swin_pic'; did you mean 'swin_pico'"),
         ({"path": tmp_path / "pico.pt", "preset": "swin_tiny"}, r"pico\.pt"),
         ({"path": tmp_path / "pico.pt", "device": "gpu"}, r"device = 'gpu': expected auto, cpu"),
+        ({"path": tmp_path / "pico.pt", "device": "meta"}, r"device = 'meta': expected auto, cpu"),
+        ({"path": tmp_path / "pico.pt", "device": "cuda:99"}, r"device = 'cuda:99': there is (no|only \d+) GPU"),
         ({"path": tmp_path / "pico.pt", "class_names": ["a"]}, r"class_names: 1 name, but the model has 3 classes"),
         ({"path": tmp_path / "pico.pt", "overrides": ["model.imagesize=3"]}, r"imagesize.*image_size"),
     ]:

@@ -66,7 +66,7 @@ def test_head_for_other_classes_keeps_its_initialisation(file: str) -> None:
 
 
 def test_errors_name_the_file_and_the_tensor(file: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"file not found: nowhere\.pt"):
+    with pytest.raises(UserError, match=r"nowhere\.pt: no such file"):
         build(weights="nowhere.pt")
     with pytest.raises(
         UserError,
@@ -80,7 +80,7 @@ def test_errors_name_the_file_and_the_tensor(file: str, tmp_path: Path) -> None:
     (tmp_path / "list.pt").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"list\.pt is not a state dict"):
         build(weights=str(tmp_path / "list.pt"))
-    with pytest.raises(UserError, match="file not found: aaa"):
+    with pytest.raises(UserError, match="no such file"):
         build(weights="a" * 5000)
 
 

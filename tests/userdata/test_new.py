@@ -167,7 +167,7 @@ def test_a_run_gives_its_model_and_half_its_rate(tmp_path: Path) -> None:
         (["new", "a/b", "--data", "data"], "NAME = 'a/b': expected letters"),
         (["new", "there", "--data", "data"], "there.yaml: exists already"),
         (["new", "x", "--data", "none"], "none: no such folder"),
-        (["new", "x", "--data", "data", "--weights", "none.pth"], "file not found: none.pth"),
+        (["new", "x", "--data", "data", "--weights", "none.pth"], "none.pth: no such file"),
         (["new", "x", "--data", "one"], "too few images for a validation split"),
         (["new", "x" * 201, "--data", "data"], "NAME: 201 bytes long: expected at most 200"),
         (["new", "x", "--data", "\udcff"], '\\udcff": not text in UTF-8, which an experiment file cannot name'),

@@ -120,3 +120,20 @@ def test_outputs_of_data_are_checked_first(tmp_path: Path, capsys: pytest.Captur
     for sheet, message in ((str(tmp_path), "is a folder; name a file"), ("a.gif", "expected a name that ends in .png")):
         assert main(["data", str(root), "--sheet", sheet]) == 2
         assert capsys.readouterr().err.startswith(f"error: --sheet {sheet}: {message}")
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = class_folders(tmp_path / "data")
+    for split in ("train", "val"):
+        folders = sorted(path for path in (root / split).iterdir() if path.is_dir())
+        folders[0].rename(root / split / "\x1b]0;title\x07")
+        (root / split / "\x1b]0;title\x07" / "a\nnote: fine.png").write_bytes(b"")
+    assert main(["data", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b]0;title\x07" in out
+    assert r"a\nnote: fine.png" in out
+    assert main(["data", f"{root}\x1b"]) == 2
+    assert r"data\x1b: no such folder" in capsys.readouterr().err

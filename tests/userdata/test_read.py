@@ -153,7 +153,7 @@ def test_two_files_of_a_split_are_an_error(tmp_path: Path) -> None:
         read_folder(root)
     with pytest.raises(UserError, match="no such folder"):
         read_folder(tmp_path / "none")
-    with pytest.raises(UserError, match=r"_old\.json: is a file; name the folder"):
+    with pytest.raises(UserError, match=r"_old\.json: is a file, not a folder"):
         read_folder(root / "annotations" / "instances_train_old.json")
 
 

@@ -7,6 +7,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError
+from attnzoo.models.precision import match_precision
 from attnzoo.models.vit.config import VitConfig
 from attnzoo.models.vit.trunk import Trunk
 
@@ -35,6 +36,6 @@ class Features(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """`mask` (B, H, W) is True where images are padded."""
-        feature_maps = self.trunk(images, mask)
+        feature_maps = self.trunk(match_precision(images, next(self.trunk.parameters())), mask)
         selected = zip(self.out_indices, self.norms, strict=True)
         return [rearrange(norm(feature_maps[stage]), "b h w c -> b c h w") for stage, norm in selected]

@@ -6,13 +6,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import exists, isdir, isfile
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
 from attnzoo.files import JSON_ERRORS, read_bytes, read_json
-from attnzoo.paths import denied, user_path
+from attnzoo.paths import user_path, why_no_file
 
 # Files of a folder, by preference; those of an index hold parts.
 FOLDER_FILES = (
@@ -40,8 +40,7 @@ def find(path: str, where: str = "") -> Path:
     if isfile(full):
         return full
     if not isdir(full):
-        kind = "not a file" if exists(full) else denied(full) or "file not found"
-        raise UserError(f"{prefix}{kind}: {path}", key=where)
+        raise UserError(f"{prefix}{path}: {why_no_file(full)}", key=where)
     for pattern in FOLDER_FILES:
         if files := sorted(full.glob(pattern)):
             return files[-1]
