@@ -96,6 +96,11 @@ def test_layers_heads_and_initial_offsets(browser: Browser, folder: Path) -> Non
     assert points.count() == everything // 4
     page.locator("#initial").check()
     page.locator("#view circle.initial").first.wait_for(state="attached")
+    levels = {color: set() for color in ("#E69F00", "#56B4E9")}
+    for ring in page.locator("#view circle.initial").all():
+        if (color := ring.get_attribute("stroke") or "") in levels:
+            levels[color].add(ring.get_attribute("r"))
+    assert len(set.union(*levels.values())) == len(levels)  # in a box the levels would hide one another
     page.get_by_label("encoder.0").click()
     assert "token of level 0" in caption(page, "encoder.0")
     click_at(page, 0.3, 0.8)
