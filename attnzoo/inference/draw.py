@@ -177,7 +177,7 @@ def _shares(points: Array, areas: Array, levels: Array) -> list[Path]:
         number, share = sorted(there[at]).index(level), 360 / len(there[at])
         sector = Path.wedge(90 + share * number, 90 + share * (number + 1))
         disc = Path.unit_circle() if share == 360 else sector
-        shares.append(Path(disc.vertices / 2, disc.codes))
+        shares.append(Path(np.asarray(disc.vertices) / 2, disc.codes))
     return shares
 
 

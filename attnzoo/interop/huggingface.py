@@ -29,7 +29,7 @@ def model_settings(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
     return None
 
 
-def _check(config: Mapping[str, Any], where: str = "", **expected: Any) -> None:
+def _check(config: Mapping[str, Any], where: str = "", /, **expected: Any) -> None:
     """Raise UserError for an option with another value than the only one that our models have."""
     for name, value in expected.items():
         if config.get(name, value) != value:
