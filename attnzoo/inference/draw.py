@@ -276,8 +276,10 @@ def level_color(level: int) -> str:
     return COLORS[level % len(COLORS)]
 
 
-def level_handles(levels: int, noun: str = "level") -> list[Artist]:
-    """Legend entries of `levels` levels."""
+def level_handles(levels: int, noun: str = "level", *, nets: bool = False) -> list[Artist]:
+    """Legend entries of `levels` levels: points, or the lines of nets."""
+    if nets:
+        return [Line2D([], [], color=level_color(level), label=f"{noun} {level}") for level in range(levels)]
     return [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=level_color(level), markeredgecolor="black",
                markeredgewidth=0.4, label=f"{noun} {level}")

@@ -16,7 +16,7 @@ from attnzoo.models.config import BackboneConfig
 from attnzoo.models.weights import Fit, files, fit, sources
 
 # by the number of blocks in each stage
-RESNETS = {
+RESNETS: dict[tuple[int, ...], tuple[str, ...]] = {
     (2, 2, 2, 2): ("resnet18",),
     (3, 4, 6, 3): ("resnet50", "resnet34", "wide_resnet50_2", "resnext50_32x4d"),
     (3, 4, 23, 3): ("resnet101", "wide_resnet101_2", "resnext101_32x8d"),

@@ -132,6 +132,7 @@ def test_a_classifier_has_grids_windows_and_bias(browser: Browser, folder: Path)
     color = page.locator("#view circle.key").first.get_attribute("fill")
     page.locator("#bias").check()
     page.locator("#legend", has_text="position bias").wait_for()
+    assert page.locator("#legend span", has_text="group 1").locator("line").count() == 1  # the net of a group
     assert page.locator("#view circle.key").first.get_attribute("fill") != color
     page.get_by_label("stage1.1").click()
     caption(page, "stage1.1 · window")

@@ -170,7 +170,7 @@ const renderLegend = (of, reference, isMap) => {
   const dash = (stroke, dashes = "none") => element("svg", { width: 16, height: 10 }, element("line", { x1: 0, y1: 5, x2: 16, y2: 5, stroke, "stroke-width": 2, "stroke-dasharray": dashes }));
   const entries = [], colours = state.bias && of.bias !== null;
   const noun = of.kind === GRID && of.levels.length === 1 ? "group" : "level", count = noun === "group" ? of.groups : of.levels.length;
-  if (!isMap && count > 1 && !colours) for (let index = 0; index < count; index++) entries.push([dot(color(index)), `${noun} ${index}`]);
+  if (!isMap && count > 1) for (let index = 0; index < count; index++) entries.push([colours ? dash(color(index)) : dot(color(index)), `${noun} ${index}`]);
   entries.push(isMap ? [ramp(MAP), "attention: none … most"] : [dot("none", "var(--ink)"), "area: weight"]);
   if (colours) entries.push([ramp(BIAS), `position bias: −${of.maxBias.toPrecision(2)} … ${of.maxBias.toPrecision(2)}`]);
   if (of.kind === GRID && of.grids) entries.push([dash("var(--muted)"), "grid without offsets"]);
