@@ -147,17 +147,18 @@ def legend(record: AttentionRecord, bias: bool = False) -> list[Artist]:
     """Legend entries of what `draw_attention` draws."""
     handles: list[Artist] = []
     levels = len(record.map_sizes)
+    by_bias = record.kind == Kind.GRID and bias and record.bias is not None  # levels and groups then colour nets alone
     if record.kind in (Kind.POINTS, Kind.GRID, Kind.WINDOW) and levels > 1:
-        handles += draw.level_handles(levels)
-    if record.kind == Kind.GRID and levels == 1 and record.locations is not None and not bias:
+        handles += draw.level_handles(levels, nets=by_bias)
+    if record.kind == Kind.GRID and levels == 1 and record.locations is not None:
         groups = record.locations.shape[1]
-        handles += draw.level_handles(groups, "group") if groups > 1 else []
+        handles += draw.level_handles(groups, "group", nets=by_bias) if groups > 1 else []
     moved = record.kind == Kind.WINDOW and not at_centers(record, 0, 0)
     if record.kind in (Kind.POINTS, Kind.GRID) or moved:
         handles.append(draw.area_handle())
     else:
         handles.append(draw.Gradient("attention: none … most", draw.MAP))
-    if record.kind == Kind.GRID and bias and record.bias is not None:
+    if by_bias:
         handles.append(draw.Gradient("position bias: negative … positive", draw.DIVERGING))
     if record.kind == Kind.GRID and record.grids is not None:
         handles.append(Line2D([], [], color="#999999", linewidth=0.6, label="grid without offsets"))

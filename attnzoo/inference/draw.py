@@ -16,11 +16,13 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.path import Path
+from matplotlib.transforms import IdentityTransform
 
 Array = npt.NDArray[Any]
 
@@ -138,16 +140,45 @@ def draw_sampling_points(
     """Sampling points (M, L, P, 2), coloured by level, with areas in proportion to their weights (M, L, P).
 
     With the reference point (x, y) or box (cx, cy, w, h). `highest`: the weight of the largest area, by default the
-    highest. Small points lie over large ones; points outside of the picture are not shown.
+    highest. Small points lie over large ones; levels with equal points, as of initial offsets in a box, share a disc.
+    Points outside of the picture are not shown.
     """
     if reference is not None:
         draw_reference(axes, reference)
     levels = np.broadcast_to(np.arange(weights.shape[1])[:, None], weights.shape).reshape(-1)
     order = np.argsort(-weights.reshape(-1), kind="stable")
-    x, y = locations.reshape(-1, 2)[order].T
+    points, levels = locations.reshape(-1, 2)[order], levels[order]
     areas = MAX_POINT_AREA * weights.reshape(-1)[order] / max(highest or float(weights.max()), 1e-12)
-    colors = [level_color(int(level)) for level in levels[order]]
-    axes.scatter(x, y, s=areas, color=colors, edgecolors="black", linewidths=0.4, alpha=0.85, zorder=4)
+    axes.add_collection(
+        PathCollection(
+            _shares(points, areas, levels),
+            areas,
+            offsets=points,
+            offset_transform=axes.transData,
+            transform=IdentityTransform(),
+            facecolors=[level_color(int(level)) for level in levels],
+            edgecolors="black",
+            linewidths=0.4,
+            alpha=0.85,
+            zorder=4,
+        )
+    )
+
+
+def _shares(points: Array, areas: Array, levels: Array) -> list[Path]:
+    """A disc for each of n points, or the sector of its level where several levels have the same place and area."""
+    places = np.column_stack([points, areas]).round(4)  # finer than can be seen
+    _, place = np.unique(places, axis=0, return_inverse=True)
+    there: dict[int, set[int]] = {}
+    for at, level in zip(place.reshape(-1).tolist(), levels.tolist(), strict=True):
+        there.setdefault(at, set()).add(level)
+    shares = []
+    for at, level in zip(place.reshape(-1).tolist(), levels.tolist(), strict=True):
+        number, share = sorted(there[at]).index(level), 360 / len(there[at])
+        sector = Path.wedge(90 + share * number, 90 + share * (number + 1))
+        disc = Path.unit_circle() if share == 360 else sector
+        shares.append(Path(np.asarray(disc.vertices) / 2, disc.codes))
+    return shares
 
 
 def draw_deformed_grid(
@@ -245,8 +276,10 @@ def level_color(level: int) -> str:
     return COLORS[level % len(COLORS)]
 
 
-def level_handles(levels: int, noun: str = "level") -> list[Artist]:
-    """Legend entries of `levels` levels."""
+def level_handles(levels: int, noun: str = "level", *, nets: bool = False) -> list[Artist]:
+    """Legend entries of `levels` levels: points, or the lines of nets."""
+    if nets:
+        return [Line2D([], [], color=level_color(level), label=f"{noun} {level}") for level in range(levels)]
     return [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=level_color(level), markeredgecolor="black",
                markeredgewidth=0.4, label=f"{noun} {level}")

@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   attnzoo draw dat_tiny.pth cat.jpg -o cat.png --xy 120,80 --layer stage3.1 --bias
   attnzoo draw r50_deformable_detr-checkpoint.pth a.jpg b.jpg -o page.html --html
 """
-OPTIONS = {name: f"--{name}" for name in ("query", "xy", "best", "layer", "head", "compare")} | {"output": "-o"}
+OPTIONS = {name: f"--{name}" for name in ("query", "xy", "best", "layer", "head", "compare", "bias")} | {"output": "-o"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from attnzoo.inference.loaded import THRESHOLD, LoadedModel
 from attnzoo.inference.observe import INITIAL, Observation, aims, find_layers, find_record, initial, observe
 from attnzoo.inference.page.write import write_page
 from attnzoo.inference.pictures import ImageLike, as_list, cannot_run, size_of
-from attnzoo.inference.records import initial_record
+from attnzoo.inference.records import Kind, initial_record
 from attnzoo.paths import display_name, output_file
 from attnzoo.rundir.folder import atomic_write
 
@@ -94,6 +94,9 @@ def draw_attentions(
         observed.append(one)
     if not listed:
         return None
+    shown = [find_record(observed[0], name) for name in layers]
+    if bias and not any(record.kind == Kind.GRID and record.bias is not None for record in shown):
+        raise UserError(f"bias: {', '.join(layers)}: no deformed grid with a position bias", key="bias")
     others = compared if isinstance(compare, LoadedModel) else _initial(observed, layers) if compare else None
     labels = [_label(image, index) for index, image in enumerate(listed)]
     if query is None and xy is None:
@@ -106,11 +109,11 @@ def draw_attentions(
         rows += make_rows(one, chosen, layers, head, None if others is None else others[index], name, title)
     if suffix == PAGE:
         first = rows[0].panels[0]
-        shown = {"layer": first.record.name, "query": first.query, "head": head, "bias": bias, "zoom": zoom}
+        start = {"layer": first.record.name, "query": first.query, "head": head, "bias": bias, "zoom": zoom}
         pictures = {names[0]: observed}
         if others is not None and compare != INITIAL:
             pictures[names[1] if names[1] != names[0] else f"{names[1]} (compared)"] = others
-        write_page(target, pictures, labels, names[0], shown | {"initial": compare == INITIAL})
+        write_page(target, pictures, labels, names[0], start | {"initial": compare == INITIAL})
         return None
     figure = draw_gallery(rows, head, bias, zoom)
     with atomic_write(target, "wb") as file:

@@ -30,18 +30,21 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
     left_out = None if exclude is None else real_path(exclude)
     files: dict[Path, ImageFile] = {}
     taken: set[str] = set()
+    hidden = False
     for path in map(user_path, given):
         if not path.exists():
             raise UserError(f"{path}: no such image or folder")
         for file in _in_folder(path) if path.is_dir() else [path]:
             resolved = real_path(file)
             is_excluded = path.is_dir() and left_out in (resolved, *resolved.parents)
+            hidden |= is_excluded
             if resolved in files or is_excluded:
                 continue
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             files[resolved] = ImageFile(file, _unused(name, taken))
     if not files:
-        raise UserError(f"no images in {', '.join(map(str, given))}")
+        outside = f" outside of {exclude}, where the output goes" if hidden else ""
+        raise UserError(f"no images in {', '.join(map(str, given))}{outside}")
     return list(files.values())
 
 

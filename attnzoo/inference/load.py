@@ -124,6 +124,9 @@ def _names_in_data(settings: ExperimentConfig) -> list[str]:
 
 def _published_names(content: files.Content, num_classes: int, task: str) -> list[str]:
     """Those in config.json of a Hugging Face folder, else of COCO or ImageNet if the number of classes is theirs."""
+    given = content.options.get("class_names")
+    if isinstance(given, list) and len(given) == num_classes:
+        return list(map(str, given))
     names = content.options.get("id2label")
     if isinstance(names, Mapping) and {*names} == {str(index) for index in range(num_classes)}:
         return [str(names[str(index)]) for index in range(num_classes)]

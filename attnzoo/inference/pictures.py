@@ -1,6 +1,7 @@
 """Images that users have, as upright 8-bit RGB: files, PIL images, arrays and tensors."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from os import PathLike, fspath
 from typing import Any
 
@@ -57,15 +58,21 @@ def read_image(image: ImageLike) -> Image.Image:
     """
     _check_type(image)
     if isinstance(image, (str, PathLike)):
-        return ImageReader().read_upright(user_path(image))
+        return _reader().read_upright(user_path(image))
     if isinstance(image, Image.Image):
         try:
-            return ImageReader().to_rgb(image, lambda: "the image")
+            return _reader().to_rgb(image, lambda: "the image")
         except Exception as error:  # Pillow's decoders raise anything
             raise UserError(f"the image cannot be read ({error})") from error
     if isinstance(image, Tensor):
         return _from_array(image.detach().cpu().movedim(0, -1).numpy() if image.ndim == 3 else None, image)
     return _from_array(image, image)
+
+
+@cache
+def _reader() -> ImageReader:
+    """One of all images: it warns once."""
+    return ImageReader()
 
 
 def cannot_run(image: ImageLike, size: tuple[int, int], error: Exception) -> UserError:

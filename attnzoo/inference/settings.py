@@ -146,7 +146,7 @@ def _published(preset: str, changes: dict[str, Any], overrides: Sequence[str]) -
     # padding changes results a little, those of DC5 models more
     fixed: dict[str, Any] = {"train.precision": "fp32", "data.val_batch_size": 1 if _is_detector(preset) else 64}
     if not _is_detector(preset):
-        fixed["data.augment.size"] = presets.vit_config(preset, {}).image_size
+        fixed["data.augment.size"] = changes.get("model.image_size", presets.vit_config(preset, {}).image_size)
     own = [f"model.preset={preset}", *(f"{key}={as_yaml(value)}" for key, value in (fixed | changes).items())]
     return Experiment(PACKAGED / recipe, [*own, *overrides]).config()
 
@@ -184,9 +184,10 @@ def _of_hub_model(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
     settings, family = options.get("settings"), options.get("family")
     if not isinstance(settings, Mapping) or family not in ("detector", "classifier"):
         return None
-    return nearest_preset(
-        (presets.detector_config if family == "detector" else presets.classifier_config)(None, settings)
-    )
+    build = presets.detector_config if family == "detector" else presets.classifier_config
+    preset, changes = nearest_preset(build(None, settings))
+    augment = options.get("augment")
+    return preset, changes | ({} if augment is None else {"data.augment": augment})
 
 
 def nearest_preset(config: Any) -> tuple[str, dict[str, Any]]:

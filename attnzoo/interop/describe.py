@@ -11,14 +11,23 @@ from torch import Tensor, nn
 from attnzoo import models
 from attnzoo.errors import UserError, plural
 from attnzoo.models import presets
+from attnzoo.models.backbone import Backbone
+from attnzoo.models.config import BackboneConfig
 from attnzoo.models.weights import Fit, files, fit, sources
 
+# by the number of blocks in each stage
+RESNETS: dict[tuple[int, ...], tuple[str, ...]] = {
+    (2, 2, 2, 2): ("resnet18",),
+    (3, 4, 6, 3): ("resnet50", "resnet34", "wide_resnet50_2", "resnext50_32x4d"),
+    (3, 4, 23, 3): ("resnet101", "wide_resnet101_2", "resnext101_32x8d"),
+    (3, 8, 36, 3): ("resnet152",),
+}
 SAME_SHAPES = "told apart by their dilation alone, which weights do not show"
 
 
 @dataclass(frozen=True)
 class Description:
-    """A file of weights. `presets` fit it exactly, except for the number of classes.
+    """A file of weights. `presets` fit it exactly, except for the number of classes; of a backbone, names of backbones.
 
     `told_by` is the config beside the file that says which model it is of; None without one.
     """
@@ -44,6 +53,9 @@ class Description:
             same = f", which is {self.presets[0]}" if self.presets else ""
             lines += [f"model: that of {self.told_by}{same}", f"load it: {self.how}"]
             return "\n".join([*lines, self.report])
+        if self.num_classes is None and self.presets:
+            load = f"load it: model.backbone.name={self.presets[0]} model.backbone.weights={self.path}"
+            return "\n".join([*lines, f"backbone: {self.presets[0]}", load, self.report])
         if self.nearest is None:
             return "\n".join([*lines, "preset: none; for model.backbone.weights", self.report])
         if self.presets:
@@ -71,7 +83,8 @@ def describe_content(content: files.Content, path: str, source: str = sources.AU
     if found.model == "backbone":
         depths = _depths(unwrapped)
         report = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
-        return Description(path, found.title, *sizes, None, [], None, report)
+        names = [name for name in RESNETS.get(depths, ()) if _is_backbone(state, name)]
+        return Description(path, found.title, *sizes, None, names, None, report)
     family = "detector" if found.model == "detector" else "vit"
     num_classes = _num_classes(found.convert(unwrapped, (), path).tensors)
     fits = _fits(state, source, family, num_classes)
@@ -172,6 +185,13 @@ def class_logits(state: Mapping[str, Tensor], source: str = sources.AUTO) -> int
     return _logits(tensors)
 
 
-def _depths(state: Mapping[str, Tensor]) -> list[int]:
+def _is_backbone(state: Mapping[str, Tensor], name: str) -> bool:
+    """Whether the weights are those of the ResNet of this name."""
+    with torch.device("meta"):
+        body = Backbone(BackboneConfig(name, strides=[4, 8, 16, 32], norm="trained")).body
+    return _exact(fit(body, state))
+
+
+def _depths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     names = [name.split(".") for name in state]
-    return [len({parts[1] for parts in names if parts[0] == f"layer{stage}"}) for stage in range(1, 5)]
+    return tuple(len({parts[1] for parts in names if parts[0] == f"layer{stage}"}) for stage in range(1, 5))

@@ -1,10 +1,12 @@
 """Export detectors and Swin classifiers to folders that Hugging Face transformers 4 loads."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError, as_yaml, check_type
@@ -18,6 +20,7 @@ from attnzoo.paths import output_folder
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BODY = "backbone.body."
+_BIAS_TABLE = "relative_position_bias_table"
 _TIMM = "model.backbone.conv_encoder.model."
 # Options that transformers' models do not have, and the values that they imply.
 _COMMON = {"neck.fpn": False, "head.select": "class_agnostic", "head.content": "position", "head.anchor_size": 0.05}
@@ -131,7 +134,18 @@ def _tensors(model: nn.Module, source: str) -> dict[str, Tensor]:
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     tensors = {_TIMM + name.removeprefix(_BODY): tensor for name, tensor in state.items() if name.startswith(_BODY)}
     tensors |= named(source).export({name: tensor for name, tensor in state.items() if not name.startswith(_BODY)})
+    for name in [name for name in tensors if name.endswith(_BIAS_TABLE)]:
+        index = _relative_positions(math.isqrt(len(tensors[name])) // 2 + 1)
+        tensors[name.removesuffix(_BIAS_TABLE) + "relative_position_index"] = index
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _relative_positions(window: int) -> Tensor:
+    """(window², window²) int64: the row of the bias table of each query and key. transformers misses it in a file."""
+    steps = torch.arange(window)
+    rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+    place = (rows * (2 * window - 1) + columns).reshape(-1)
+    return place[:, None] - place + place.max()
 
 
 def _parts(config: DetectorConfig, key: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ detector = HubModel.from_pretrained("folder").model
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,43 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="attnzoo", tags=["a
     """A detector or classifier, `model`, with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     `settings` has the fields of DetectorConfig or ClassifierConfig; `family` is "detector" or "classifier".
+    `class_names`, one per class, and `augment`, the settings at `data.augment`, are for `attnzoo.load_model`.
     """
 
-    def __init__(self, settings: dict[str, Any], num_classes: int, family: str):
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        num_classes: int,
+        family: str,
+        class_names: list[str] | None = None,
+        augment: dict[str, Any] | None = None,
+    ):
         super().__init__()
         build = presets.detector_config if family == "detector" else presets.classifier_config
         self.model = models.build(build(None, settings), num_classes)
 
     @classmethod
-    def of(cls, model: Detector | Classifier) -> "HubModel":
-        """A copy of a model of attnzoo."""
+    def of(
+        cls,
+        model: Detector | Classifier,
+        class_names: Sequence[str] | None = None,
+        augment: Mapping[str, Any] | None = None,
+    ) -> "HubModel":
+        """A copy of a model of attnzoo.
+
+        With `class_names` and `augment`, such as `settings.data.augment` of what `attnzoo.load_model` returns, the
+        folder says what the classes are called and how images are resized and normalised. Raises UserError for another
+        number of names than classes.
+        """
+        names = None if class_names is None else list(class_names)
+        if names is not None and len(names) != model.num_classes:
+            raise UserError(f"class_names has {len(names)} names, but the model has {model.num_classes} classes")
         settings = dataclasses.asdict(model.config) | {"preset": None, "weights": None}
         if isinstance(model, Detector):
             settings["backbone"]["weights"] = None
         family = "detector" if isinstance(model, Detector) else "classifier"
-        hub_model = cls(settings=settings, num_classes=model.num_classes, family=family)
+        told: dict[str, Any] = {"class_names": names, "augment": None if augment is None else dict(augment)}
+        hub_model = cls(settings=settings, num_classes=model.num_classes, family=family, **told)
         hub_model.model.load_state_dict(model.state_dict())
         return hub_model.train(model.training)
 

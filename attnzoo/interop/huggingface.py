@@ -9,6 +9,9 @@ from attnzoo.files import JSON_ERRORS, read_json
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 DETECTORS = {"activation_function": "relu", "position_embedding_type": "sine"}
+RESNET = {"model_type": "resnet", "embedding_size": 64, "hidden_act": "relu"} | dict.fromkeys(
+    ("downsample_in_first_stage", "downsample_in_bottleneck"), False
+)
 SWIN = {"hidden_act": "gelu", "use_absolute_embeddings": False, "qkv_bias": True}
 NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet
 
@@ -26,11 +29,11 @@ def model_settings(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
     return None
 
 
-def _check(config: Mapping[str, Any], **expected: Any) -> None:
+def _check(config: Mapping[str, Any], where: str = "", /, **expected: Any) -> None:
     """Raise UserError for an option with another value than the only one that our models have."""
     for name, value in expected.items():
         if config.get(name, value) != value:
-            raise UserError(f"{CONFIG}: {name} = {as_yaml(config[name])}: only {as_yaml(value)} is supported")
+            raise UserError(f"{CONFIG}: {where}{name} = {as_yaml(config[name])}: only {as_yaml(value)} is supported")
 
 
 def preprocessing(folder: Path, task: str) -> dict[str, Any]:
@@ -96,7 +99,11 @@ def _detector(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _backbone(config: Mapping[str, Any], levels: int) -> tuple[str, dict[str, Any], list[int]]:
     """Name and options of timm, and the indices of the maps, of which the last has stride 32."""
     own = config.get("backbone_config")
-    if isinstance(own, Mapping):
+    if isinstance(own, Mapping) and own.get("model_type") == "timm_backbone":
+        kwargs = {"out_indices": own["out_indices"]} if own.get("out_indices") else {}
+        config = {"backbone": own.get("backbone"), "backbone_kwargs": kwargs}
+    elif isinstance(own, Mapping):
+        _check(own, "backbone_config.", **RESNET)
         bottleneck = own.get("layer_type", "bottleneck") == "bottleneck"
         sizes = own.get("hidden_sizes", [256, 512, 1024, 2048])
         channels = [size // 4 for size in sizes] if bottleneck else list(sizes)

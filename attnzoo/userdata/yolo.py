@@ -69,9 +69,16 @@ def _from_yaml(path: Path) -> tuple[dict[str, list[Path]], list[str], tuple[str,
         raise UserError(f"{path}: names: expected a list of class names, or a mapping of numbers to names")
     base = path.parent / user_path(str(values.get("path", "")))
     base = base if base.is_dir() else path.parent
-    splits = {split: values.get(split) for split in ("train", "val", "test")}
-    folders = {split: _listed(path, base, value) for split, value in splits.items() if value}
-    return folders, list(map(str, names)), ()
+    folders, notes = {}, []
+    for split in ("train", "val", "test"):
+        if value := values.get(split):
+            try:
+                folders[split] = _listed(path, base, value)
+            except UserError as error:
+                if split != "test":
+                    raise
+                notes.append(f"the test split is left out: {error}")  # not needed; exports often name one without it
+    return folders, list(map(str, names)), tuple(notes)
 
 
 def _listed(path: Path, base: Path, value: Any) -> list[Path]:

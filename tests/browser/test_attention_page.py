@@ -96,6 +96,11 @@ def test_layers_heads_and_initial_offsets(browser: Browser, folder: Path) -> Non
     assert points.count() == everything // 4
     page.locator("#initial").check()
     page.locator("#view circle.initial").first.wait_for(state="attached")
+    levels = {color: set() for color in ("#E69F00", "#56B4E9")}
+    for ring in page.locator("#view circle.initial").all():
+        if (color := ring.get_attribute("stroke") or "") in levels:
+            levels[color].add(ring.get_attribute("r"))
+    assert len(set.union(*levels.values())) == len(levels)  # in a box the levels would hide one another
     page.get_by_label("encoder.0").click()
     assert "token of level 0" in caption(page, "encoder.0")
     click_at(page, 0.3, 0.8)
@@ -127,6 +132,7 @@ def test_a_classifier_has_grids_windows_and_bias(browser: Browser, folder: Path)
     color = page.locator("#view circle.key").first.get_attribute("fill")
     page.locator("#bias").check()
     page.locator("#legend", has_text="position bias").wait_for()
+    assert page.locator("#legend span", has_text="group 1").locator("line").count() == 1  # the net of a group
     assert page.locator("#view circle.key").first.get_attribute("fill") != color
     page.get_by_label("stage1.1").click()
     caption(page, "stage1.1 · window")

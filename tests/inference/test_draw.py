@@ -40,6 +40,15 @@ def test_sampling_points_are_where_they_should_be() -> None:
     assert center_of(figure, axes, draw.level_color(1)) == pytest.approx((0.8, 0.3), abs=0.03)
 
 
+def test_levels_with_equal_points_are_all_seen() -> None:
+    """As of initial offsets in a box: the last level hid the others."""
+    for levels in (1, 2, 4, 5):
+        figure, axes = panel()
+        draw.draw_sampling_points(axes, np.full((1, levels, 1, 2), 0.5), np.ones((1, levels, 1)))
+        centers = [center_of(figure, axes, draw.level_color(level)) for level in range(levels)]
+        np.testing.assert_allclose(np.mean(centers, 0), (0.5, 0.5), atol=0.03)
+
+
 def test_boxes_are_centred_where_they_should_be() -> None:
     figure, axes = panel()
     draw.draw_boxes(axes, np.array([[0.2, 0.3, 0.6, 0.9]]), color="#0072B2")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.drawn import drawable, picture
 from support.run_folder import create_untrained
 
@@ -15,6 +16,7 @@ from attnzoo import interop
 from attnzoo.__main__ import main
 from attnzoo.data.annotations import read_annotations
 from attnzoo.errors import UserError
+from attnzoo.inference import pictures
 from attnzoo.inference.drawing import draw_attentions
 from attnzoo.inference.evaluate import evaluate
 from attnzoo.inference.loaded import Detections, LoadedModel
@@ -126,6 +128,8 @@ def test_options_are_named_as_they_were_typed(
         (["draw", str(run), image, "-o", out, "--best", "0"], "--best 0: expected at least 1"),
         (["draw", str(run), image, "-o", out, "--layer", "decodr"], "--layer: unknown layer 'decodr'; did you mean"),
         (["draw", str(run), image, "-o", out, "--xy", "900,3"], "--xy 900,3: outside of the image of 64"),
+        (["draw", str(run), image, "-o", out, "--bias"], "--bias: decoder.1: no deformed grid with a position bias"),
+        (["predict", str(run), str(photos), "-o", str(photos)], f"outside of {photos}, where the output goes"),
         (["draw", str(run), image, "-o", str(tmp_path)], f"-o {tmp_path}: is a folder; name a file"),
         (["weights", str(photos / "c.png"), "--source", "dtr"], "c.png is not a state dict"),
     ]:
@@ -140,6 +144,16 @@ def test_settings_on_the_command_line(run: Path, photos: Path, tmp_path: Path) -
     out = str(tmp_path / "out")
     assert main(["predict", str(run), str(photos), "-o", out, "--set", "max_detections=1", "--threshold", "0"]) == 0
     assert (tmp_path / "out" / "predictions.json").read_text().count('"score"') == 2
+
+
+def test_the_range_of_16_bit_images_is_said_once(
+    detector: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures._reader.cache_clear()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((64, 64), 4000, np.uint16)).save(tmp_path / name)
+    detector.predict([tmp_path / "a.png", tmp_path / "b.png"])
+    assert caplog.text.count("a 16-bit image with values up to 4000") == 1
 
 
 def test_wrong_types_are_refused_at_the_door(detector: LoadedModel, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from support.oracles import CASES, QUERIES, small_model
 from support.run_folder import create_untrained
 from support.userdata import class_folders, coco
@@ -70,6 +71,22 @@ def test_a_folder_of_the_hub(model: Detector, tmp_path: Path) -> None:
     hub.HubModel.of(model).save_pretrained(tmp_path)
     assert f"model: that of {tmp_path / 'config.json'}" in str(describe_weights(tmp_path))
     assert_loads(attnzoo.load_model(tmp_path).settings.model, tmp_path, model)
+
+
+def test_a_folder_of_the_hub_predicts_as_the_run_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes had numbers, and images were resized as in the published recipe."""
+    hub = pytest.importorskip("attnzoo.interop.hub")
+    monkeypatch.chdir(tmp_path)
+    loaded = attnzoo.load_model(create_untrained(), class_names=[f"digit {index}" for index in range(10)])
+    of = hub.HubModel.of(loaded.model, loaded.class_names, loaded.settings.data.augment)
+    of.save_pretrained(tmp_path / "hub")
+    again = attnzoo.load_model(tmp_path / "hub")
+    assert again.class_names == loaded.class_names
+    image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
+    assert torch.equal(again.preprocess(image), loaded.preprocess(image))
+    assert torch.equal(again.predict(image, 0.0)[0].scores, loaded.predict(image, 0.0)[0].scores)
+    with pytest.raises(UserError, match="class_names has 1 names, but the model has 10 classes"):
+        hub.HubModel.of(loaded.model, ["one"])
 
 
 def test_eval_of_published_weights_says_how_to_give_the_data(

@@ -181,4 +181,13 @@ def test_resnet(library: str, tmp_path: Path) -> None:
         torch.testing.assert_close(actual, expected, atol=1e-8, rtol=1e-8)
     description = describe(str(tmp_path / "resnet.pth"))
     assert description.source == "ResNet (torchvision, timm)"
-    assert "2, 2, 2, 2" in str(description)
+    assert f"load it: model.backbone.name=resnet18 model.backbone.weights={tmp_path / 'resnet.pth'}" in str(description)
+
+
+def test_which_resnet_a_file_is_of(tmp_path: Path) -> None:
+    """The numbers of blocks leave several."""
+    for name in ("resnet34", "resnet50", "wide_resnet50_2", "resnet101"):
+        torch.save({"model": torchvision.models.get_model(name, weights=None).state_dict()}, tmp_path / "file.pth")
+        assert describe(str(tmp_path / "file.pth")).presets == [name]
+    torch.save(timm.create_model("resnet26").state_dict(), tmp_path / "file.pth")
+    assert "preset: none; for model.backbone.weights" in str(describe(str(tmp_path / "file.pth")))

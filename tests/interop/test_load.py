@@ -127,8 +127,10 @@ def test_weights_of_the_wrong_kind_are_refused() -> None:
         interop.load(swin, swin.state_dict(), "swim")
     with pytest.raises(UserError, match=r"not weights of DETR .*, but of .* of attnzoo \(source: attnzoo_classifier\)"):
         interop.load(swin, swin.state_dict(), "detr")
-    with pytest.raises(UserError, match=r"the state dict: weights not of Swin .*; nearest is .* of attnzoo"):
+    with pytest.raises(UserError, match=r"the state dict: weights not of Swin .*: none has names such as foo"):
         interop.load(swin, {"foo": torch.zeros(1)}, "swin")
+    with pytest.raises(UserError, match=r"weights of no known source: none has names such as foo\.0"):
+        interop.load(swin, {"foo.0": torch.zeros(1)})
 
 
 def test_backbone_of_a_detector(trained: Detector, tmp_path: Path) -> None:

@@ -74,6 +74,23 @@ def test_options_that_our_models_do_not_have_are_refused(name: str, value: objec
         model_settings(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("embedding_size", 16), ("model_type", "swin"), ("downsample_in_first_stage", True)]
+)
+def test_backbones_that_our_models_do_not_have_are_refused(name: str, value: object) -> None:
+    """A narrow stem was said to lack keys."""
+    backbone = {"model_type": "resnet", "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]} | {name: value}
+    with pytest.raises(UserError, match=rf"config.json: backbone_config\.{name} = .*: only .* is supported"):
+        model_settings({"model_type": "detr", "backbone_config": backbone})
+
+
+def test_a_backbone_of_timm_by_its_own_config() -> None:
+    backbone = {"model_type": "timm_backbone", "backbone": "resnet101", "out_indices": [1, 2, 3, 4]}
+    told = model_settings({"model_type": "detr", "backbone_config": backbone})
+    assert told is not None
+    assert (told[1]["model.backbone.name"], told[1]["model.backbone.strides"]) == ("resnet101", [32])
+
+
 def test_another_normalisation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 96}, "image_mean": [0.5, 0.5, 0.5]}')
     with pytest.raises(UserError, match="image_mean"):
@@ -119,6 +136,7 @@ def test_swin_of_transformers(tmp_path: Path) -> None:
     reference = transformers.SwinForImageClassification(transformers.SwinConfig(image_size=64, num_labels=3, **sizes))
     perturb(reference)
     reference.eval().save_pretrained(tmp_path)
+    assert attnzoo.load_model(tmp_path).preprocess(PICTURE).shape == (3, 64, 64)  # as config.json says
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 64, "width": 64}}')
     model = attnzoo.load_model(tmp_path)
     (found,) = model.predict(Image.fromarray(PICTURE))

@@ -105,6 +105,20 @@ def test_yolo_paths_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monke
     assert boxes_of(read_folder(tmp_path / "elsewhere"), "train") == expected("train")
 
 
+def test_yolo_names_a_test_split_that_is_not_there(tmp_path: Path) -> None:
+    """As exports of Roboflow do, with folders beside data.yaml."""
+    root = yolo(tmp_path / "data")
+    lines = [f"{split}: ../images/{folder}" for split, folder in (("train", "train"), ("val", "val"), ("test", "test"))]
+    (root / "data.yaml").write_text("\n".join([*lines, "names: [ant, bee]", ""]))
+    content = read_folder(root)
+    assert set(content.splits) == {"train", "val"}
+    (note,) = content.notes
+    assert note.startswith("the test split is left out: ")
+    (root / "data.yaml").write_text("\n".join([lines[0], "val: ../images/valid", "names: [ant, bee]", ""]))
+    with pytest.raises(UserError, match=r"there is no .*/images/valid"):
+        read_folder(root)
+
+
 def test_yolo_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
     root = yolo(tmp_path / "data")
     image = root / "images" / "train" / "train0.png"

@@ -215,8 +215,11 @@ def unrecognized(state: State, source: str = AUTO) -> str:
         found, _, _ = detect(state)
         if found is not None:
             return f"not weights of {named(source).title}, but of {found.title} (source: {found.name})"
-    best = max(sources().values(), key=lambda source: source.matches(state) if source.keys[0][0].text else 0)
     kind = "of no known source" if source == AUTO else f"not of {named(source).title}"
+    others = [each for each in sources().values() if each.keys[0][0].text]  # tables of attnzoo have any name
+    best = max(others, key=lambda each: each.matches(state))
+    if not best.matches(state):
+        return f"weights {kind}: none has names such as {next(iter(state))}"
     count = best.matches(state)
     absent = [each.fill_zeros() for each in best.signature if not any(each.match(key, {}) for key in state)]
     lacks = f"; {absent[0]} is missing" if absent and 2 * count > len(state) else ""

@@ -87,13 +87,14 @@ const render = async () => {
     const [x, y] = [reference[0] * W, reference[1] * H], arm = 5 * unit, path = `M${x - arm} ${y - arm}L${x + arm} ${y + arm}M${x - arm} ${y + arm}L${x + arm} ${y - arm}`;
     for (const [stroke, width] of [["#000", 4], ["#fff", 2]]) shapes.push(element("path", { d: path, stroke, "stroke-width": width, "vector-effect": "non-scaling-stroke", fill: "none" }));
   }
+  const apart = reference && reference.length === 4 ? 2.5 : 0;  // in a box the levels have the same initial points: rings around rings
   if (state.initial && of.initial && reference) for (const key of keys) {
     const [dx, dy] = of.initial[key.head][key.level][key.key % of.points], [h, w] = of.levels[key.level];
     const scale = reference.length === 4 ? [reference[2] / (2 * of.points), reference[3] / (2 * of.points)] : [1 / w, 1 / h];
     const start = [reference[0] + dx * scale[0], reference[1] + dy * scale[1]];
     if (state.head !== null) shapes.push(line(start, [key.x, key.y], { stroke: color(key.level), opacity: 0.7, "stroke-dasharray": "3 3" }));
     for (const [stroke, width] of [["#000", 4], [color(key.level), 2]]) shapes.push(element("circle", { class: "initial", cx: start[0] * W, cy: start[1] * H,
-      r: 4.5 * unit, fill: "none", stroke, "stroke-width": width, "vector-effect": "non-scaling-stroke" }));
+      r: (4.5 + apart * (of.levels.length - 1 - key.level)) * unit, fill: "none", stroke, "stroke-width": width, "vector-effect": "non-scaling-stroke" }));
   }
   view.replaceChildren(...shapes);
   drawn = keys;
@@ -169,7 +170,7 @@ const renderLegend = (of, reference, isMap) => {
   const dash = (stroke, dashes = "none") => element("svg", { width: 16, height: 10 }, element("line", { x1: 0, y1: 5, x2: 16, y2: 5, stroke, "stroke-width": 2, "stroke-dasharray": dashes }));
   const entries = [], colours = state.bias && of.bias !== null;
   const noun = of.kind === GRID && of.levels.length === 1 ? "group" : "level", count = noun === "group" ? of.groups : of.levels.length;
-  if (!isMap && count > 1 && !colours) for (let index = 0; index < count; index++) entries.push([dot(color(index)), `${noun} ${index}`]);
+  if (!isMap && count > 1) for (let index = 0; index < count; index++) entries.push([colours ? dash(color(index)) : dot(color(index)), `${noun} ${index}`]);
   entries.push(isMap ? [ramp(MAP), "attention: none … most"] : [dot("none", "var(--ink)"), "area: weight"]);
   if (colours) entries.push([ramp(BIAS), `position bias: −${of.maxBias.toPrecision(2)} … ${of.maxBias.toPrecision(2)}`]);
   if (of.kind === GRID && of.grids) entries.push([dash("var(--muted)"), "grid without offsets"]);
