@@ -1,6 +1,7 @@
 """Compares variants: mean and confidence interval over seeds, and cost."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -96,7 +97,8 @@ def compare(
 def _find_costs(folders: Iterable[Path]) -> tuple[Costs | None, list[str]]:
     """The costs of the first sweep in `folders` that has any, and why they cannot be read."""
     for folder in folders:
-        for sweep in (folder, real_path(folder).parent, *sorted(folder.glob("*/"))):
+        below = (path for path in sorted(folder.glob("*/")) if os.access(path, os.X_OK, effective_ids=True))
+        for sweep in (folder, real_path(folder).parent, *below):
             try:
                 if costs := read_costs(sweep):
                     return costs, []

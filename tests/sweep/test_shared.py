@@ -135,7 +135,7 @@ def test_a_run_that_may_not_be_read_is_named_and_the_others_count(
 
 
 @needs_root
-@pytest.mark.parametrize("name", ["seed=0/checkpoints", "slurm/001"])
+@pytest.mark.parametrize("name", ["seed=0/checkpoints", "slurm/001", "slurm"])
 def test_other_folders_that_may_not_be_read_are_no_runs(
     sweep: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
