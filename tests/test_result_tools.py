@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -83,3 +84,15 @@ def test_verdicts_of_contrasts_do_not_depend_on_their_order() -> None:
     assert [opposite.get(result.verdict, result.verdict) for result in results] == [
         result.verdict for result in reversed_results
     ]
+
+
+def test_undecided_contrasts_say_how_many_pairs_they_would_take() -> None:
+    scoreboard = tool("scoreboard")
+    contrasts = scoreboard.read_contrasts(PUBLISHED / "scoreboard.yaml")
+    page = scoreboard.scoreboard(contrasts, PUBLISHED)
+    undecided = [line for line in page.splitlines() if line.startswith("|") and "undecided after" in line]
+    assert undecided
+    assert all(
+        re.search(r"\*\*undecided after all \d+ planned pairs; about \d+ more would decide\*\*", line)
+        for line in undecided
+    )

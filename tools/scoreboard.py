@@ -17,12 +17,14 @@ AGREEMENT = {
     "better": {"better": "agrees", "worse": "disagrees", "equivalent": "disagrees"},
     "equivalent": {"better": "disagrees", "worse": "disagrees", "equivalent": "agrees"},
 }
+DEFORMABLE_DETR = "Zhu et al., Deformable DETR (ICLR 2021), table 1"
 REFERENCES = (
-    ("Faster R-CNN + FPN, 109 epochs", "42.0"),
-    ("DETR, 500 epochs", "42.0"),
-    ("DETR-DC5, 500 epochs", "43.3"),
-    ("DETR-DC5, 50 epochs", "35.3"),
-    ("Deformable DETR, 50 epochs", "43.8"),
+    ("Faster R-CNN + FPN, 109 epochs", "42.0", DEFORMABLE_DETR),
+    ("DETR, 500 epochs", "42.0", DEFORMABLE_DETR),
+    ("DETR-DC5, 500 epochs", "43.3", DEFORMABLE_DETR),
+    ("DETR-DC5, 50 epochs", "35.3", DEFORMABLE_DETR),
+    ("Deformable DETR, 50 epochs", "43.8", DEFORMABLE_DETR),
+    ("Sparse R-CNN, 300 proposals, 36 epochs", "45.0", "Sun et al., Sparse R-CNN (CVPR 2021), README of its code"),
 )
 
 
@@ -46,6 +48,15 @@ class Judged:
 
     result: PairedResult
     metric: str
+    more_pairs: int | None  # about how many more would decide, were they planned now; None if decided or too many
+
+    @property
+    def words(self) -> str:
+        """The verdict in words, with the pairs it would take."""
+        if self.result.verdict != "undecided" or self.result.more_pairs != 0:
+            return self.result.words
+        missing = "" if self.more_pairs is None else f"; about {self.more_pairs:,} more would decide"
+        return f"undecided after all {self.result.pairs} planned pairs{missing}"
 
 
 def judge(contrasts: Sequence[Contrast], folder: Path) -> list[Judged]:
@@ -64,7 +75,9 @@ def judge(contrasts: Sequence[Contrast], folder: Path) -> list[Judged]:
         variant, baseline = contrast.compare
         differences.append(paired_differences(scores[variant], scores[baseline]))
     results = compare_pairs(differences, plan.margin, looks=plan.looks)
-    return [Judged(result, metric.title) for result in results]
+    anew = compare_pairs(differences, plan.margin)  # after its last look a sequential comparison estimates none
+    pairs = zip(results, anew, strict=True)
+    return [Judged(result, metric.title, estimate.more_pairs) for result, estimate in pairs]
 
 
 def _judge_all(contrasts: Sequence[Contrast], folder: Path) -> dict[str, Judged]:
@@ -83,7 +96,7 @@ def _cells(contrast: Contrast, judged: Judged | None) -> tuple[str, str]:
         return f"not asked: {contrast.reason}", "–"
     if judged is None:
         return f"experiments/{contrast.results}.yaml has not been run", "–"
-    verdict = AGREEMENT[contrast.expected].get(judged.result.verdict, judged.result.words)
+    verdict = AGREEMENT[contrast.expected].get(judged.result.verdict, judged.words)
     return f"{_difference(judged.result)} {judged.metric}. {contrast.note}".strip(), f"**{verdict}**"
 
 
@@ -110,7 +123,7 @@ def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
         "scratch on generated scenes: the question is whether the sign carries over. Differences are of the first over",
         "the second, with 95 % intervals over pairs of equal seed. The contrasts of one comparison are tested as one",
         "family ([how a comparison decides](../statistics.md)). All are of seeds from 1000 on, run after config,",
-        "margin and expected signs were committed.",
+        "margin and expected signs were committed ([plan](plan.md)).",
         "Rows overlap: dense attention is asked three times, and refinement with two stages combines the two rows",
         "before it. Made by `make results` from [scoreboard.yaml](scoreboard.yaml) and [results](README.md).",
         "",
@@ -122,11 +135,11 @@ def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
         lines.append(f"| {contrast.contrast} | {contrast.effect} | {here} | {verdict} | {link} | {contrast.source} |")
     lines += [
         "",
-        "For reference, published COCO val AP with a ResNet-50 (Zhu et al., Deformable DETR, table 1); not run here:",
+        "For reference, published COCO val AP with a ResNet-50; not run here:",
         "",
-        "| detector | AP |",
-        "| --- | --: |",
-        *(f"| {name} | {value} |" for name, value in REFERENCES),
+        "| detector | AP | source |",
+        "| --- | --: | --- |",
+        *(f"| {name} | {value} | {source} |" for name, value, source in REFERENCES),
         "",
     ]
     return "\n".join(lines)
