@@ -29,7 +29,16 @@ from attnzoo.report.table import write_comparison
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "docs" / "results"
 PROFILE = "profile.png"
-DECODERS = ("ablate_points", "ablate_attention", "ablate_detector", "ablate_control_arms")  # for attention_shares.md
+# Experiments in attention_shares.md, by what varies.
+DECODERS = (
+    "ablate_points",
+    "ablate_attention",
+    "ablate_detector",
+    "ablate_control_arms",
+    "ablate_samples",
+    "ablate_levels",
+)
+ENCODERS = ("ablate_encoder",)
 TABLED = ("ops", "scaling", "models")  # kinds of records
 
 
@@ -79,9 +88,11 @@ def _scoreboard(source: Path, out: Path) -> Path:
 
 
 def _shares(source: Path, out: Path) -> Path:
-    folders = [source / name for name in DECODERS if (source / name / RESULTS).exists()]
+    decoders, encoders = (
+        [source / name for name in names if (source / name / RESULTS).exists()] for names in (DECODERS, ENCODERS)
+    )
     path = out / "attention_shares.md"
-    path.write_text(_tool("attention_shares").page(folders), encoding="utf-8")
+    path.write_text(_tool("attention_shares").page(decoders, encoders), encoding="utf-8")
     return path
 
 

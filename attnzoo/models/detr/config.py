@@ -48,7 +48,9 @@ class HeadConfig:
     content: Literal["position", "memory"] = "position"
     # two-stage: width and height of initial proposals at the finest level, doubled per level
     anchor_size: float = number(0.05, OPEN_FRACTION)
-    box_size_bias: float | None = -2.0  # initial bias of width and height in logit space; null: PyTorch's default
+    # initial bias of width and height in logit space, where references are points (where they are boxes, such as
+    # proposals of two stages, it is 0); null: PyTorch's default
+    box_size_bias: float | None = -2.0
     # focal: initial class probability; null: PyTorch's default bias
     class_prior: float | None = number(0.01, OPEN_FRACTION)
 
