@@ -11,9 +11,9 @@ LAST = 1  # number of the last of two decoder layers
 
 HEAD = """# Where decoders and encoders attend
 
-On eight validation images, after each evaluation; mean of the seeds, with half the width of its 95 % interval (t). Where the decoder
-varies, of the cross-attention of its last layer, for objects that the matcher assigns to a prediction; where the encoder varies, of
-its only layer.
+On eight validation images, after each evaluation; mean of the seeds, with half the width of its 95 % interval (t).
+Where the decoder varies, of the cross-attention of its last layer, for objects that the matcher assigns to a
+prediction; where the encoder varies, of its only layer.
 [What the values are](../tensorboard.md). Exploratory: no verdict is drawn from this page.
 """
 INSIDE = "**Share of the attention inside the predicted box**, by training step:"

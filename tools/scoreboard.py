@@ -47,22 +47,24 @@ class Judged:
     """The result of a contrast, in units of `metric`."""
 
     result: PairedResult
+    anew: PairedResult  # of the same pairs, as if they had been planned in one round
     metric: str
-    more_pairs: int | None  # about how many more would decide, were they planned now; None if decided or too many
 
     @property
     def words(self) -> str:
         """The verdict in words, with the pairs it would take."""
         if self.result.verdict != "undecided" or self.result.more_pairs != 0:
             return self.result.words
-        missing = "" if self.more_pairs is None else f"; about {self.more_pairs:,} more would decide"
-        return f"undecided after all {self.result.pairs} planned pairs{missing}"
+        words = f"undecided after all {self.result.pairs} planned pairs"
+        if self.anew.verdict != "undecided":
+            return f"{words}; planned in one round they would have decided"
+        return words if self.anew.more_pairs is None else f"{words}; about {self.anew.more_pairs:,} more would decide"
 
 
 def judge(contrasts: Sequence[Contrast], folder: Path) -> list[Judged]:
-    """The contrasts of one saved comparison, as one family of tests.
+    """The contrasts of one saved comparison, in one family of tests with what else it compares with its baseline.
 
-    Verdicts depend neither on the order of two variants nor on the baseline of the comparison.
+    So a contrast with the baseline has the verdict of the comparison's page, in whichever order its variants are.
     """
     plan = find_plan([folder])
     records = read_records([folder])[0]
@@ -70,14 +72,13 @@ def judge(contrasts: Sequence[Contrast], folder: Path) -> list[Judged]:
     scores: dict[str, dict[int, float]] = {}
     for record in sorted(records, key=lambda record: record.config.seed):
         scores.setdefault(record.entry.variant_name, {})[record.config.seed] = record.final.get(metric.key, math.nan)
-    differences = []
-    for contrast in contrasts:
-        variant, baseline = contrast.compare
-        differences.append(paired_differences(scores[variant], scores[baseline]))
+    asked = [tuple(contrast.compare) for contrast in contrasts]
+    planned = [(variant, plan.baseline) for variant in scores if plan.baseline not in (None, variant)]
+    family = asked + [pair for pair in planned if pair not in asked and pair[::-1] not in asked]
+    differences = [paired_differences(scores[variant], scores[baseline]) for variant, baseline in family]
     results = compare_pairs(differences, plan.margin, looks=plan.looks)
     anew = compare_pairs(differences, plan.margin)  # after its last look a sequential comparison estimates none
-    pairs = zip(results, anew, strict=True)
-    return [Judged(result, metric.title, estimate.more_pairs) for result, estimate in pairs]
+    return [Judged(result, other, metric.title) for result, other in zip(results, anew, strict=True)][: len(asked)]
 
 
 def _judge_all(contrasts: Sequence[Contrast], folder: Path) -> dict[str, Judged]:
@@ -121,7 +122,7 @@ def scoreboard(contrasts: list[Contrast], folder: Path) -> str:
         "",
         "Published effects are of COCO or ImageNet, in percent; ours, from 0 to 1, of small detectors trained from",
         "scratch on generated scenes: the question is whether the sign carries over. Differences are of the first over",
-        "the second, with 95 % intervals over pairs of equal seed. The contrasts of one comparison are tested as one",
+        "the second, with 95 % intervals over pairs of equal seed. All variants of a comparison are tested as one",
         "family ([how a comparison decides](../statistics.md)). All are of seeds from 1000 on, run after config,",
         "margin and expected signs were committed ([plan](plan.md)).",
         "Rows overlap: dense attention is asked three times, and refinement with two stages combines the two rows",
