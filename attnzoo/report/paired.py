@@ -48,6 +48,8 @@ class PairedResult:
             return self.verdict
         if self.invalid:
             return f"undecided: {self.invalid} {_plural(self.invalid)} without a finite difference"
+        if self.mean == 0 and self.deviation == 0:
+            return f"undecided: equal in all {self.pairs} pairs, so the settings may have no effect"
         if self.more_pairs == 0:
             return "undecided after all planned pairs"
         if self.more_pairs is None:
