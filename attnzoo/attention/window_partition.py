@@ -38,13 +38,18 @@ class WindowPartition:
         if not all(map(_statically_zero, self.pad)):
             x = F.pad(x, (0, 0, 0, self.pad[1], 0, self.pad[0]))
         x = self._roll(x, reverse=False)
-        return rearrange(x, "b (y h) (x w) c -> b (y x) (h w) c", h=self.window, w=self.window)
+        x = rearrange(x, "b (y h) (x w) c -> b y x h w c", h=self.window, w=self.window)
+        return _copy(x).flatten(3, 4).flatten(1, 2)
 
     def reverse(self, windows: Tensor) -> Tensor:
         """Windows (B, windows, N, C) as tokens (B, S, C)."""
         sizes = {"y": self.rows, "x": self.columns, "h": self.window, "w": self.window}
-        x = self._roll(rearrange(windows, "b (y x) (h w) c -> b (y h) (x w) c", **sizes), reverse=True)
-        return x[:, : self.height, : self.width].flatten(1, 2)
+        x = _copy(rearrange(windows, "b (y x) (h w) c -> b y h x w c", **sizes))
+        x = self._roll(x.flatten(3, 4).flatten(1, 2), reverse=True)
+        if not all(map(_statically_zero, self.pad)):
+            # a slice would be flattened as a view of maps without padding: torch.export would keep that of its example
+            x = F.pad(x, (0, 0, 0, -self.pad[1], 0, -self.pad[0]))
+        return x.flatten(1, 2)
 
     def reverse_heads(self, x: Tensor) -> Tensor:
         """Outputs or weights (B, windows, M, N, D) as (B, S, M, D)."""
@@ -93,6 +98,11 @@ class WindowPartition:
             region = region.masked_fill(layout.padding_mask.unflatten(1, (self.height, self.width)), 0)
         regions = self.partition(region.flatten(1)[..., None])[..., 0]
         return ((regions[..., :, None] == regions[..., None, :]) & (regions > 0)[..., None, :])[:, :, None]
+
+
+def _copy(x: Tensor) -> Tensor:
+    """A contiguous copy; `reshape` first asks whether it is needed, and torch.export keeps its example's answer."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _wrapped(index: Tensor, size: int) -> Tensor:

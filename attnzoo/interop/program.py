@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from attnzoo import ops
 from attnzoo.errors import UserError, check_type, unknown
@@ -120,13 +121,19 @@ def _export(model: InferenceModel) -> torch.export.ExportedProgram:
         name: {axis: dynamic for axis, size in enumerate(AXES[name]) if not size.isdigit()} for name in model.inputs
     }
     kwargs = model.example(*TRACED)
-    try:
-        program = torch.export.export(model, (), kwargs, dynamic_shapes=dynamic_axes)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"PyTorch cannot export this model: {reason}") from error
+    # Size-oblivious, a program has no guards on what is true of the example alone, such as several windows. But some
+    # convolutions ask for the batch, and then it takes no single image, as without this mode it always does.
+    for oblivious in (True, False) if isinstance(model.model, Classifier) else (False,):
+        try:
+            with _config.patch(backed_size_oblivious=oblivious):
+                program = torch.export.export(model, (), kwargs, dynamic_shapes=dynamic_axes)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise UserError(f"PyTorch cannot export this model: {reason}") from error
+        if _bounds(program)["images.0"].lower < 2:
+            break
     for name, limit in largest_sizes(program).items():
         raise UserError(f"PyTorch cannot export this model for all sizes: {name} would be at most {limit}")
     return program

@@ -218,6 +218,18 @@ def test_gathers_from_maps_of_one_size(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(output), sampling.gather(*inputs), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["swin_tiny", "dat_tiny"])
+def test_a_program_of_windows_for_any_size(preset: str, tmp_path: Path) -> None:
+    """Maps of several windows and of one, filled up or not: none of it is taken from the traced example."""
+    model = classifier(preset, stages=1) if preset == "dat_tiny" else classifier(preset)
+    program = torch.export.load(interop.export_model(model, tmp_path / "model.pt2", mask=False)).module()
+    eager = InferenceModel(model, mask=False)
+    for size in ((1, 224, 224), (2, 224, 256), (1, 200, 333), (1, 64, 96)):
+        inputs = eager.example(*size)
+        torch.testing.assert_close(program(**inputs), eager(**inputs), rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of a tiny detector with a checkpoint of random weights, and without data."""
