@@ -98,7 +98,7 @@ def draw_times(axes: Axes) -> None:
         axes.loglog(tokens, seconds, "o-", color=COLORS[name], label=name, linewidth=1.5, markersize=3)
     axes.set(xlabel="tokens on the map", ylabel="seconds")
     axes.set_title("Attention of an encoder: time,\nforward + backward, 2 CPU threads", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_scene(axes: Axes, scene: Scene) -> None:
@@ -116,7 +116,7 @@ def draw_scene(axes: Axes, scene: Scene) -> None:
 
 
 def overview(run: Path) -> None:
-    figure = Figure(figsize=(11, 3.7), dpi=110, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(11.5, 3.7), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     convergence, scene, times = figure.subplots(1, 3)
     draw_convergence(convergence)
