@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attnzoo.inference.loaded import LoadedModel
     from attnzoo.report.results import Results
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def results(*folders: "str | Path") -> "Results":

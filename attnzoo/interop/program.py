@@ -125,7 +125,7 @@ def _export(model: InferenceModel) -> torch.export.ExportedProgram:
     # convolutions ask for the batch, and then it takes no single image, as without this mode it always does.
     for oblivious in (True, False) if isinstance(model.model, Classifier) else (False,):
         try:
-            with _config.patch(backed_size_oblivious=oblivious):
+            with _config.patch(backed_size_oblivious=oblivious):  # type: ignore[attr-defined]
                 program = torch.export.export(model, (), kwargs, dynamic_shapes=dynamic_axes)
         except UserError:
             raise
