@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
-from os.path import isfile
+from os.path import isdir, isfile
 from pathlib import Path
 from types import ModuleType
 
@@ -106,7 +106,8 @@ def _find(source: str, prefix: str) -> ModuleSpec:
     except Exception as error:  # in a parent package
         raise UserError(f"{prefix}plugin {source!r}: {_describe(error)}") from error
     if spec is None:
-        raise UserError(f"{prefix}plugin {source!r}: no such module (a file is given by its path, ending in .py)")
+        what = "a folder, not a module" if isdir(source) else "no such module"
+        raise UserError(f"{prefix}plugin {source!r}: {what} (a file is given by its path, ending in .py)")
     return spec
 
 

@@ -71,6 +71,8 @@ def test_rejects_a_missing_file(tmp_path: Path) -> None:
     for name in ("no_such_module", "no_such.module", "", ".relative"):
         with pytest.raises(UserError, match="no such module"):
             load_plugin(name)
+    with pytest.raises(UserError, match=r"a folder, not a module \(a file is given by its path, ending in .py\)"):
+        load_plugin(str(tmp_path))
 
 
 def test_rejects_a_module_without_attentions(tmp_path: Path) -> None:
