@@ -39,9 +39,8 @@ def check_positions(query_positions: Tensor, key_positions: Tensor, levels: int,
     if groups < 1 or heads % groups:
         raise ValueError(f"key_positions: G (axis 1) is {groups}, which does not divide H = {heads}")
     check_compatible("query_positions", query_positions, "(B or 1, L, Nq, 2)", "query", query)
-    images = query_positions.shape[0]
-    if not isinstance(images, int) or images != 1:  # a dynamic number is not compared with 1: it would never be 1 then
-        images = batch
+    shared = query_positions.shape[0]
+    images = 1 if isinstance(shared, int) and shared == 1 else batch  # a dynamic size compared with 1 could not be 1
     check_sizes("query_positions", query_positions, {"B": images, "L": levels, "Nq": queries, "(x, y)": 2})
 
 
