@@ -1,4 +1,4 @@
-"""The hash of the sources that affect results."""
+"""The hash of the sources that affect results, and the version of the code."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from test_imports import ALLOWED, imports
 
 import attnzoo
-from attnzoo.environment import RESULT_SOURCES, sources_hash
+from attnzoo.environment import RESULT_SOURCES, sources_hash, version
 
 PACKAGE = Path(attnzoo.__file__).parent
 # What training imports but the results do not depend on: of the config they depend, and it is compared by itself.
@@ -65,3 +65,9 @@ def test_all_that_training_imports_is_in_the_hash() -> None:
         imported = {part.split(".")[1] for path in paths if path.is_file() for part in imports(path) if "zoo." in part}
         queue += sorted(imported & ALLOWED.keys() - found - OTHERS)
     assert {name.removesuffix(".py") for name in RESULT_SOURCES} == found
+
+
+def test_version_of_attnzoo_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attnzoo, "__version__", "9.8.7")  # as after a pull, before the next install
+    assert version("attnzoo") == "9.8.7"
+    assert version("no-such-distribution") is None
