@@ -25,7 +25,7 @@ RESULT_SOURCES = ("attention", "data", "engine", "geometry.py", "models", "ops",
 
 
 def version(package: str) -> str | None:
-    """The installed version of a distribution, or None; of attnzoo that of the code, which an install may not know yet."""
+    """The installed version of a distribution, or None; of attnzoo that of the code, which may be newer."""
     if package == "attnzoo":
         return attnzoo.__version__
     try:
