@@ -1,11 +1,12 @@
 """Whole detectors and classifiers as programs of `torch.export`, with dynamic batch and size."""
 
-from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config
+from torch.overrides import TorchFunctionMode
 
 from attnzoo import ops
 from attnzoo.errors import UserError, check_type, unknown
@@ -16,6 +17,7 @@ from attnzoo.ops.sampling import SAMPLERS
 
 TOP = 5  # classes of each image
 TRACED = (2, 512, 640)  # batch, height, width; large, as sizes of maps of one pixel would be taken for constants
+LARGEST = 2**31  # a smaller upper bound of a size comes from the model
 AXES = {
     "images": ("batch", "3", "height", "width"),
     "mask": ("batch", "height", "width"),
@@ -61,7 +63,8 @@ class InferenceModel(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         if mask is not None:
             torch._check(mask.shape[1] == images.shape[2] and mask.shape[2] == images.shape[3])
-        output = self.model(images, mask)
+        with _ContiguousConvolutions() if torch.compiler.is_exporting() else nullcontext():
+            output = self.model(images, mask)
         if isinstance(self.model, Classifier):
             if not self.postprocess:
                 return (output,)
@@ -84,6 +87,17 @@ class InferenceModel(nn.Module):
             inputs["sizes"] = torch.tensor([[480, 640 + image] for image in range(batch)])
         device = next(self.model.parameters()).device
         return {name: value.to(device) for name, value in inputs.items()}
+
+
+class _ContiguousConvolutions(TorchFunctionMode):
+    """Convolutions of contiguous maps: of others, PyTorch asks for the batch, and the program takes no single image."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv2d:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
@@ -120,36 +134,25 @@ def _export(model: InferenceModel) -> torch.export.ExportedProgram:
     dynamic_axes: Any = {
         name: {axis: dynamic for axis, size in enumerate(AXES[name]) if not size.isdigit()} for name in model.inputs
     }
-    kwargs = model.example(*TRACED)
-    # Size-oblivious, a program has no guards on what is true of the example alone, such as several windows. But some
-    # convolutions ask for the batch, and then it takes no single image, as without this mode it always does.
-    for oblivious in (True, False) if isinstance(model.model, Classifier) else (False,):
-        try:
-            with _config.patch(backed_size_oblivious=oblivious):  # type: ignore[attr-defined]
-                program = torch.export.export(model, (), kwargs, dynamic_shapes=dynamic_axes)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise UserError(f"PyTorch cannot export this model: {reason}") from error
-        if _bounds(program)["images.0"].lower < 2:
-            break
-    for name, limit in largest_sizes(program).items():
-        raise UserError(f"PyTorch cannot export this model for all sizes: {name} would be at most {limit}")
+    try:
+        # Without guards on what is true of the example alone, such as several images or windows.
+        with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            program = torch.export.export(model, (), model.example(*TRACED), dynamic_shapes=dynamic_axes)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"PyTorch cannot export this model: {reason}") from error
+    for name, bounds in size_bounds(program).items():
+        if bounds.upper < LARGEST:
+            raise UserError(f"PyTorch cannot export this model for all sizes: {name} would be at most {bounds.upper}")
+        if bounds.lower > 1 and name == "images.0":
+            raise UserError(f"PyTorch cannot export this model for single images: batches would be from {bounds.lower}")
     return program
 
 
-def largest_sizes(program: torch.export.ExportedProgram) -> Mapping[str, int]:
-    """The axes of inputs that have an upper limit, such as "images.2"."""
-    return {name: int(bounds.upper) for name, bounds in _bounds(program).items() if bounds.upper < 2**31}
-
-
-def smallest_sizes(program: torch.export.ExportedProgram) -> Mapping[str, int]:
-    """The smallest size of each dynamic axis of the inputs; batches of one image are always possible."""
-    return {name: int(bounds.lower) for name, bounds in _bounds(program).items() if bounds.lower > 2}
-
-
-def _bounds(program: torch.export.ExportedProgram) -> dict[str, Any]:
+def size_bounds(program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """Bounds of the axes of inputs, such as "images.2"."""
     inputs = set(program.graph_signature.user_inputs)
     sizes = {
         f"{node.name}.{axis}": size.node.expr
