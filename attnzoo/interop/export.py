@@ -55,12 +55,20 @@ _SWIN = {
 }
 
 
-def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequence[str] | None = None) -> Path:
+def export_huggingface(
+    model: nn.Module,
+    folder: str | Path,
+    class_names: Sequence[str] | None = None,
+    augment: Mapping[str, Any] | None = None,
+) -> Path:
     """Write config.json, model.safetensors and preprocessor_config.json; returns the folder.
 
     `model` is a DETR or a Deformable DETR with a backbone of timm, which becomes DetrForObjectDetection or
     DeformableDetrForObjectDetection, or a Swin, which becomes SwinForImageClassification. Reading the folder with
-    `attnzoo.interop.load` gives the same weights. `class_names` are in the order of the logits.
+    `attnzoo.interop.load` gives the same weights. `class_names` are in the order of the logits. With `augment`, such as
+    `settings.data.augment` of what `attnzoo.load_model` returns, the folder says how images are resized; without it, as
+    published: detectors 800 by at most 1333 pixels, classifiers `image_size`. transformers squashes images of a Swin to
+    a square, without the crop of `crop_pct`.
 
     Raises UserError, before anything is written, for a model that transformers does not have, whose message names the
     option, and for a folder that is a file. TypeError for arguments of other types.
@@ -69,11 +77,12 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
 
     check_type("model", model, (nn.Module,), "a detector or a classifier of attnzoo")
     check_type("class_names", class_names, (list, tuple, type(None)), "a list of names")
+    check_type("augment", augment, (Mapping, type(None)), "the options of data.augment")
     folder = output_folder(folder)
     if isinstance(model, Detector):
-        config, processor = _detector(model)
+        config, processor = _detector(model, {"name": "detr"} if augment is None else augment)
     elif isinstance(model, Classifier):
-        config, processor = _swin(model)
+        config, processor = _swin(model, {"name": "timm"} if augment is None else augment)
     else:
         raise UserError(f"cannot export a {type(model).__name__}: expected a detector or a classifier of attnzoo")
     names = [f"LABEL_{index}" for index in range(model.num_classes)] if class_names is None else list(class_names)
@@ -88,7 +97,7 @@ def export_huggingface(model: nn.Module, folder: str | Path, class_names: Sequen
     return folder
 
 
-def _detector(model: Detector) -> tuple[dict[str, Any], dict[str, Any]]:
+def _detector(model: Detector, augment: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     config = model.config
     dense = config.encoder.attention["name"] == "dense"
     _require(config, _DETR if dense else _DEFORMABLE, "DETR" if dense else "Deformable DETR")
@@ -122,9 +131,9 @@ def _detector(model: Detector) -> tuple[dict[str, Any], dict[str, Any]]:
     processor = {
         "image_processor_type": f"{family}ImageProcessor",
         "format": "coco_detection",
-        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "size": {"shortest_edge": augment.get("eval_scale", 800), "longest_edge": augment.get("max_size", 1333)},
         "do_pad": True,
-        **_normalization(),
+        **_pixels(augment.get("name") == "detr"),
     }
     return values, processor
 
@@ -202,7 +211,7 @@ def _require_sizes(model: Detector, dense: bool) -> None:
         raise _unsupported("model.neck.c6", config.neck.c6, "Deformable DETR", "false with one level")
 
 
-def _swin(model: Classifier) -> tuple[dict[str, Any], dict[str, Any]]:
+def _swin(model: Classifier, augment: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     config = model.config
     _require(config, _SWIN, "Swin")
     stages = [stage for stage in (config.stage1, config.stage2, config.stage3, config.stage4) if stage.depth]
@@ -220,8 +229,10 @@ def _swin(model: Classifier) -> tuple[dict[str, Any], dict[str, Any]]:
         "hidden_dropout_prob": config.dropout,
         "drop_path_rate": config.drop_path,
     }
-    size = {"height": config.image_size, "width": config.image_size}
-    return values, {"image_processor_type": "ViTImageProcessor", "size": size, **_normalization()}
+    side = augment.get("size", config.image_size)
+    size = {"height": side, "width": side}
+    processor = {"image_processor_type": "ViTImageProcessor", "size": size, **_pixels(augment.get("name") == "timm")}
+    return values, processor
 
 
 def _window(config: VitConfig, stages: Sequence[StageConfig]) -> int:
@@ -242,9 +253,9 @@ def _window(config: VitConfig, stages: Sequence[StageConfig]) -> int:
     return int(window)
 
 
-def _normalization() -> dict[str, Any]:
+def _pixels(resized: bool) -> dict[str, Any]:
     return {
-        "do_resize": True,
+        "do_resize": resized,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

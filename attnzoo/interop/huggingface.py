@@ -46,6 +46,8 @@ def preprocessing(folder: Path, task: str) -> dict[str, Any]:
     for name, value in NORMALISATION.items():
         if content.get(name, value) != value:
             raise UserError(f"{PREPROCESSOR}: {name} = {as_yaml(content[name])}: only {as_yaml(value)} is supported")
+    if content.get("do_resize") is False:
+        return {"data.augment": {"name": "none"}}
     if not isinstance(size, Mapping):
         size = {"height": size, "width": size, "shortest_edge": size}
     if task == "detection":

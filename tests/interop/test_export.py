@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.oracles import CASES, Case, padded_batch, perturb, small_model
 
+import attnzoo
 from attnzoo import interop, models
 from attnzoo.errors import UserError
 from attnzoo.interop.hub import HubModel
@@ -54,6 +57,24 @@ def test_preprocessing_is_read_by_transformers(tmp_path: Path) -> None:
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
     assert type(processor).__name__ == "DeformableDetrImageProcessor"
     assert processor.size == {"shortest_edge": 800, "longest_edge": 1333}
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape"),
+    [
+        ({"name": "detr", "eval_scale": 96, "max_size": 120}, (96, 114)),
+        ({"name": "detr", "eval_scale": 90, "max_size": 95}, (80, 95)),
+        ({"name": "none"}, (64, 76)),
+    ],
+    ids=["shorter_side", "longer_side", "as_they_are"],
+)
+def test_images_are_resized_as_in_evaluation(augment: dict[str, Any], shape: tuple[int, int], tmp_path: Path) -> None:
+    """They were resized to 800 pixels, whatever the model was trained on."""
+    interop.export_huggingface(trained(CASES["multi_scale"]), tmp_path, augment=augment)
+    image = np.random.default_rng(0).integers(0, 255, (64, 76, 3), dtype=np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    assert processor(Image.fromarray(image), return_tensors="pt")["pixel_values"].shape[2:] == shape
+    assert attnzoo.load_model(tmp_path).preprocess(image).shape[1:] == shape
 
 
 @torch.no_grad()
