@@ -18,7 +18,9 @@ prediction; where the encoder varies, of its only layer.
 """
 INSIDE = "**Share of the attention inside the predicted box**, by training step:"
 ENTROPY = "**Entropy of the weights**, 1 where all keys weigh the same, by training step:"
-ENTROPY_ENCODER = "**Entropy of the weights in the encoder**, 1 where all keys weigh the same, by training step:"
+ENTROPY_ENCODER = (
+    "**Entropy of the weights in the encoder**, 1 where all keys weigh the same, as in a convolution, by training step:"
+)
 LEVELS = "**Share of the finest level**, by the size of the object, at the last step:"
 
 

@@ -1,5 +1,6 @@
 """Benchmark records as tables, for the terminal and as Markdown."""
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -294,7 +295,7 @@ def format_exponent(fit: dict[str, Any] | None) -> str:
     if fit is None:
         return DASH
     error = fit["exponent_stderr"]
-    return f"{fit['exponent']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    return f"{fit['exponent']:.2f}" + ("" if error is None or math.isnan(error) else f" ± {error:.2f}")
 
 
 def models_tables(record: dict[str, Any]) -> list[TextTable]:

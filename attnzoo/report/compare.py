@@ -24,6 +24,8 @@ from attnzoo.rundir.costs import Costs, read_costs
 from attnzoo.rundir.metrics import METRICS, PRIMARY_METRICS
 from attnzoo.schema.keys import flatten, format_value, shorten_keys
 
+_DATASET = "data.dataset.name"
+
 
 @dataclass(frozen=True)
 class _VariantRuns:
@@ -265,17 +267,31 @@ def _warnings(
     batches = sorted({config.data.batch_size * config.train.accumulate for config in configs})
     if len(batches) > 1:
         warnings.append(f"Warning: images per step differ ({', '.join(map(str, batches))}).")
-    data = [dict(flatten({"data": {"dataset": config.data.dataset}})) for config in configs]
-    for key in dict.fromkeys(key for options in data for key in options):
-        values = list(dict.fromkeys(format_value(options.get(key)) for options in data))
-        if len(values) > 1:
-            warnings.append(f"Warning: {key} differs ({', '.join(values)}): scores are not of the same data.")
+    warnings += _data_differences(configs)
     if num_unfinished := sum(len(variant.unfinished) for variant in variants):
         verb = "is" if len(finals) == 1 else "are"
         warnings.append(
             f"{num_unfinished} of {plural(len(finals), 'run')} {verb} not finished, excluded from the means."
         )
     return warnings
+
+
+def _data_differences(configs: Sequence[ExperimentConfig]) -> list[str]:
+    """Options of one data set that differ, and that there are several; several probes are meant."""
+    by_name: dict[Any, list[dict[str, Any]]] = {}
+    for config in configs:
+        options = dict(flatten({"data": {"dataset": config.data.dataset}}))
+        by_name.setdefault(options.pop(_DATASET, None), []).append(options)
+    found = {} if len(by_name) < 2 or configs[0].task == "probe" else {_DATASET: list(by_name)}
+    for data in by_name.values():
+        for key in dict.fromkeys(key for options in data for key in options):
+            values = list(dict.fromkeys(format_value(options.get(key)) for options in data))
+            if len(values) > 1:
+                found[key] = values
+    return [
+        f"Warning: {key} differs ({', '.join(values)}): scores are not of the same data."
+        for key, values in found.items()
+    ]
 
 
 def _step_counts(finals: Collection[Mapping[str, float]]) -> list[int]:

@@ -14,6 +14,8 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import expand
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
 
 def test_classifiers_show_their_own_columns(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(
@@ -119,6 +121,11 @@ def test_other_data_give_a_warning(tmp_path: Path) -> None:
     )
     warning = "Warning: data.dataset.val_images differs (20, 24): scores are not of the same data."
     assert warning in compare([folder]).warnings
+
+
+def test_several_probes_give_no_warning_about_data() -> None:
+    """Every option of one probe was said to differ from those of the others; their scores are not compared."""
+    assert not [line for line in compare([RESULTS / "probes"]).warnings if "of the same data" in line]
 
 
 def test_a_baseline_that_two_sweeps_have_is_not_chosen(tmp_path: Path) -> None:
