@@ -8,8 +8,8 @@ from attnzoo.inference import options
 from attnzoo.paths import argument_path, output_file, real_path, user_path
 
 EXAMPLES = """examples:
-  attnzoo draw runs/ablate_points/points=4-seed=0 a.jpg -o a.png
-  attnzoo draw runs/ablate_points/points=4-seed=0 a.jpg -o a.pdf --best 2 --layer decoder --compare initial
+  attnzoo draw runs/ablate_points/points=4-seed=1000 a.jpg -o a.png
+  attnzoo draw runs/ablate_points/points=4-seed=1000 a.jpg -o a.pdf --best 2 --layer decoder --compare initial
   attnzoo draw dat_tiny.pth cat.jpg -o cat.png --xy 120,80 --layer stage3.1 --bias
   attnzoo draw r50_deformable_detr-checkpoint.pth a.jpg b.jpg -o page.html --html
 """

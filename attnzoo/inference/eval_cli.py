@@ -10,7 +10,7 @@ from attnzoo.errors import UserError, plural, printable
 from attnzoo.inference import options
 
 EXAMPLES = """examples:
-  attnzoo eval runs/ablate_points/points=4-seed=0
+  attnzoo eval runs/ablate_points/points=4-seed=1000
   attnzoo eval r50_deformable_detr-checkpoint.pth data.dataset.root=/data/coco --per-class
 """
 TITLES = {

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from attnzoo.inference.loaded import LoadedModel
 
 EXAMPLES = """examples:
-  attnzoo export runs/ablate_points/points=4-seed=0 -o model.onnx
+  attnzoo export runs/ablate_points/points=4-seed=1000 -o model.onnx
   attnzoo export r50_deformable_detr-checkpoint.pth -o model.onnx --sampling gather --postprocess
-  attnzoo export runs/ablate_points/points=4-seed=0 -o model.pt2
+  attnzoo export runs/ablate_points/points=4-seed=1000 -o model.pt2
 """
 OPTIONS = {"file": "-o", "opset": "--opset", "sampling": "--sampling"}
 

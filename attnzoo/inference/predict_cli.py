@@ -7,7 +7,7 @@ from attnzoo.inference import options
 from attnzoo.paths import argument_path
 
 EXAMPLES = """examples:
-  attnzoo predict runs/ablate_points/points=4-seed=0 photos/ -o out --threshold 0.2
+  attnzoo predict runs/ablate_points/points=4-seed=1000 photos/ -o out --threshold 0.2
   attnzoo predict r50_deformable_detr-checkpoint.pth a.jpg b.jpg -o out --threshold 0.5 --json
 """
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/drawing.md: python docs/drawing/figures.py runs/ablate_points/points=4-seed=0
+"""Draw the pictures of docs/drawing.md: python docs/drawing/figures.py runs/ablate_points/points=4-seed=1000
 
 The argument is a run of `make demo`; the pictures are of its validation set. The page is photographed in Chromium.
 """

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name, tensor in model.state_dict().items()
     }
     torch.save({"model": weights}, tmp_path / "deformable_detr_refine.pth")
-    run = tmp_path / "runs" / "ablate_points" / "points=4-seed=0"
+    run = tmp_path / "runs" / "ablate_points" / "points=4-seed=1000"
     config: Any = Experiment("experiments/ablate_points.yaml").config()
     (run / "checkpoints").mkdir(parents=True)
     save(config, run / "config.yaml")
