@@ -40,6 +40,7 @@ DECODERS = (
 )
 ENCODERS = ("ablate_encoder",)
 TABLED = ("ops", "scaling", "models")  # kinds of records
+OLD_OPTIONS = "Commands are as they were run: `--operations` and `--peers` of older ones are now `--operators` and `--implementations`."
 
 
 def regenerate(source: Path, out: Path) -> list[Path]:
@@ -68,7 +69,8 @@ def _operators(source: Path, out: Path) -> list[Path]:
     found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.glob("*.json"))}
     tabled = {path: records.read(path) for path, content in found.items() if content.get("kind") in TABLED}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tables.md").write_text(render_page(tabled, "Operators: tables"), encoding="utf-8")
+    title, body = render_page(tabled, "Operators: tables").split("\n", 1)
+    (out / "tables.md").write_text(f"{title}\n\n{OLD_OPTIONS}\n{body}", encoding="utf-8")
     plot_scaling(tabled[source / "scaling.json"], out / "scaling.png")
     return [out / "tables.md", out / "scaling.png"]
 
