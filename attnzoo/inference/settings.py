@@ -16,7 +16,7 @@ from attnzoo.config.load import Experiment
 from attnzoo.config.record import check_record
 from attnzoo.errors import UserError, as_yaml, plural, unknown
 from attnzoo.interop import huggingface
-from attnzoo.interop.describe import class_logits, describe_content
+from attnzoo.interop.describe import SAME_SHAPES, Description, class_logits, describe_content
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
@@ -157,15 +157,30 @@ def _is_detector(preset: str) -> bool:
 
 def _told_preset(content: files.Content, path: str, source: str) -> str:
     description = describe_content(content, path, source)
-    if description.presets:
-        return description.presets[0]
-    if description.num_classes is None:
-        raise UserError(f"{path}: weights of a backbone alone ({description.source}): nothing to predict with")
+    preset = preset_of(description, "--preset {0}, in Python preset={0!r}")
+    if preset is not None:
+        return preset
     nearest = "" if description.nearest is None else f"; the nearest is {description.nearest}"
     raise UserError(
         f"{path}: {description.source}, but no preset fits{nearest}. Give the preset (--preset), and what differs as "
         "overrides (--set), such as model.queries=100; `attnzoo weights` lists it"
     )
+
+
+def preset_of(description: Description, how: str) -> str | None:
+    """The preset that weights fit, None without one; warns if they fit several, of which `how` gives another.
+
+    Raises UserError for weights of a backbone.
+    """
+    if description.num_classes is None:
+        reason = f"{description.source}, without a class head: nothing to predict with"
+        raise UserError(f"{description.path}: {reason}; a detector takes a backbone as model.backbone.weights")
+    if len(description.presets) > 1:
+        first, *others = description.presets
+        names = f"{', '.join(others)}, {SAME_SHAPES}"
+        other = how.format(others[0])
+        log.warning("%s: taken as %s, but may be %s: %s if they are", description.path, first, names, other)
+    return next(iter(description.presets), None)
 
 
 def num_classes_of(config: ModelConfig, content: files.Content, path: str, source: str) -> int:

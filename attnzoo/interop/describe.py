@@ -82,9 +82,11 @@ def describe_content(content: files.Content, path: str, source: str = sources.AU
     sizes = _sizes(state)
     if found.model == "backbone":
         depths = _depths(unwrapped)
-        report = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
-        names = [name for name in RESNETS.get(depths, ()) if _is_backbone(state, name)]
-        return Description(path, found.title, *sizes, None, names, None, report)
+        blocks = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
+        bodies = {name: _fit_backbone(state, name, path) for name in RESNETS.get(depths, ())}
+        names = [name for name, result in bodies.items() if _exact(result)]
+        loaded = [_report(bodies[names[0]], True)] if names else []
+        return Description(path, found.title, *sizes, None, names, None, "\n".join([blocks, *loaded]))
     family = "detector" if found.model == "detector" else "vit"
     num_classes = _num_classes(found.convert(unwrapped, (), path).tensors)
     fits = _fits(state, source, family, num_classes)
@@ -185,11 +187,11 @@ def class_logits(state: Mapping[str, Tensor], source: str = sources.AUTO) -> int
     return _logits(tensors)
 
 
-def _is_backbone(state: Mapping[str, Tensor], name: str) -> bool:
-    """Whether the weights are those of the ResNet of this name."""
+def _fit_backbone(state: Mapping[str, Tensor], name: str, path: str) -> Fit:
+    """What would be loaded into the ResNet of this name."""
     with torch.device("meta"):
         body = Backbone(BackboneConfig(name, strides=[4, 8, 16, 32], norm="trained")).body
-    return _exact(fit(body, state))
+    return fit(body, state, path=path)
 
 
 def _depths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
