@@ -134,8 +134,12 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
                 raise
             from attnzoo.models.weights.pickles import way_out
 
+            kept = way_out(file, WRAPPERS)
+            if kept is None:
+                message = f"{prefix}{file} is not a state dict (it holds a {unsafe[1]}, and no tensors)"
+                raise UserError(message, key=where) from None
             reason = f"holds a {unsafe[1]}, and loading it could run code"
-            how = f"if you trust the file, keep its tensors alone: {way_out(file, WRAPPERS)}"
+            how = f"if you trust the file, keep its tensors alone: {kept}"
             raise UserError(f"{prefix}{file} {reason}; {how}", key=where) from None
 
 
