@@ -20,6 +20,8 @@ from attnzoo.rundir.folder import atomic_write
 JSON = "predictions.json"
 MIN_SCORE = 1e-3  # of a detection that is worth a lower threshold
 
+Found = tuple[str, Any, tuple[int, int]]  # the name of an image, its prediction, and its (height, width)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -42,6 +44,8 @@ def predict_files(
 ) -> Written:
     """Predict for all images, and write `folder`/predictions.json and an annotated picture of each, with its name.
 
+    Pictures are numbered where several images have the same name, whatever the suffix; the JSON names the images.
+
     Images that cannot be read, or are too small for the model, are skipped; without any other, nothing is written.
     Raises UserError for a threshold outside 0…1, and for a folder with one of the images, where a picture could replace
     it.
@@ -60,13 +64,13 @@ def predict_files(
         size = prediction.size if isinstance(prediction, Detections) else size_of(paths[index])
         entries[index] = prediction, size
         if draw:
-            target = (folder / images[index].name).with_suffix(".jpg")
+            target = (folder / images[index].picture).with_suffix(".jpg")
             target.parent.mkdir(parents=True, exist_ok=True)
             annotate(read_image(paths[index]), prediction).save(target, quality=92)
     skipped = [errors[index] for index in sorted(errors)]
     if not entries:
         return Written([], "", skipped)
-    found = {images[index].name: entries[index] for index in sorted(entries)}
+    found = [(images[index].name, *entries[index]) for index in sorted(entries)]
     written = [folder / JSON] if json else []
     if json:
         content = _coco(found, model.class_names) if model.task == "detection" else _classes(found, model.class_names)
@@ -75,16 +79,15 @@ def predict_files(
     return Written([*written, *([folder] if draw else [])], _summary(model, found, threshold), skipped)
 
 
-def _summary(model: LoadedModel, found: dict[str, tuple[Prediction, Any]], threshold: float) -> str:
+def _summary(model: LoadedModel, found: Sequence[Found], threshold: float) -> str:
     if model.task != "detection":
         return "classified"
-    count = sum(len(prediction.labels) for prediction, _ in found.values())
+    count = sum(len(prediction.labels) for _, prediction, _ in found)
     summary = f"{plural(count, 'detection')} with a score of at least {threshold:g}"
     if count:
         return summary
-    highest = {name: each.highest for name, (each, _) in found.items() if isinstance(each, Detections)}
-    best = max(highest, key=highest.__getitem__)
-    return f"{summary}; the highest score is {highest[best]:.2g}, in {best}: {_lower_threshold(highest[best])}"
+    highest, best = max((each.highest, name) for name, each, _ in found if isinstance(each, Detections))
+    return f"{summary}; the highest score is {highest:.2g}, in {best}: {_lower_threshold(highest)}"
 
 
 def _lower_threshold(score: float) -> str:
@@ -95,11 +98,11 @@ def _lower_threshold(score: float) -> str:
     return f"a threshold of {math.floor(score * 10**digits) / 10**digits:.{digits}f} shows it"
 
 
-def _coco(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
+def _coco(found: Sequence[Found], names: Sequence[str]) -> dict[str, Any]:
     """A COCO instances file whose annotations have a `score`; category ids are class indices."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (name, (prediction, (height, width))) in enumerate(found.items(), start=1):
+    for number, (name, prediction, (height, width)) in enumerate(found, start=1):
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         rows = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), strict=True)
         for (x1, y1, x2, y2), score, label in rows:
@@ -112,7 +115,7 @@ def _coco(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _classes(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
+def _classes(found: Sequence[Found], names: Sequence[str]) -> dict[str, Any]:
     """The best classes of each image, with their probabilities."""
     images = [
         {"id": number, "file_name": name, "width": width, "height": height}
@@ -122,6 +125,6 @@ def _classes(found: dict[str, tuple[Any, tuple[int, int]]], names: Sequence[str]
                 for label, score in zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
             ]
         }
-        for number, (name, (prediction, (height, width))) in enumerate(found.items(), start=1)
+        for number, (name, prediction, (height, width)) in enumerate(found, start=1)
     ]
     return {"images": images, "categories": [{"id": index, "name": name} for index, name in enumerate(names)]}

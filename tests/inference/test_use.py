@@ -93,6 +93,22 @@ def test_a_file_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
     assert len(read_annotations(tmp_path / "out" / "predictions.json")["images"]) == 1
 
 
+def test_images_of_the_same_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JSON named a file that did not exist."""
+    monkeypatch.chdir(tmp_path)
+    images = ["odd/same.png", "odd/same.jpg", "b/same.png", "b/other.png"]
+    for image in map(Path, images):
+        image.parent.mkdir(exist_ok=True)
+        picture(image)
+    assert main(["predict", str(run), *images, "-o", "out"]) == 0
+    names = [each["file_name"] for each in read_annotations(Path("out/predictions.json"))["images"]]
+    assert names == ["odd/same.png", "same.jpg", "b/same.png", "other.png"]
+    assert {path.name for path in Path("out").glob("*.jpg")} == {"same.jpg", "same-2.jpg", "same-3.jpg", "other.jpg"}
+    assert main(["predict", str(run), "odd", "b", "-o", "out"]) == 0
+    names = [each["file_name"] for each in read_annotations(Path("out/predictions.json"))["images"]]
+    assert names == ["same.jpg", "odd/same.png", "other.png", "b/same.png"]
+
+
 def test_the_highest_score_is_said_when_nothing_passes(
     run: Path,
     photos: Path,
