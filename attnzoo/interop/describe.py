@@ -121,7 +121,9 @@ def _sizes(state: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def _report(result: Fit, fits: bool) -> str:
     problems = [] if fits else [f"  does not fit: {problem}" for problem in result.problems[:3]]
-    return "\n".join([str(result.report), *problems])
+    without = result.without_values()
+    refused = [f"  is refused: {without}"] if without else []
+    return "\n".join([str(result.report), *problems, *refused])
 
 
 def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: int | None) -> dict[str, Fit]:

@@ -2,18 +2,23 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.models import tiny
+from support.oracles import CASES, small_model
 from torch import Tensor, nn
 
+import attnzoo
 from attnzoo import interop, models
 from attnzoo.__main__ import main
 from attnzoo.errors import UserError
+from attnzoo.inference.weights import describe_weights
 from attnzoo.models.detr.detector import Detector
 
 LEVELS: dict[str, Any] = {"backbone": {"strides": [8, 16, 32]}, "neck": {"c6": True}}
@@ -241,3 +246,29 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     assert main(["weights", str(tmp_path / "other.pt")]) == 2
     assert "weights of no known source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_with_nan_have_the_name_in_the_file(
+    prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`weights` said that they fit, and what refused them gave the name in the model."""
+    path, key = tmp_path / "pico.pt", f"{prefix}head.bias"
+    state = {f"{prefix}{name}": each for name, each in models.create("swin_pico").state_dict().items()}
+    torch.save(state | {key: state[key] * torch.nan}, path)
+    message = f"has NaN, infinity or no values in {key}{' (head.bias)' if prefix else ''}"
+    assert main(["weights", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"  is refused: {message}"
+    assert main(["export", str(path), "-o", str(tmp_path / "a.pt2")]) == 2
+    assert capsys.readouterr().err == f"error: {path} {message}\n"
+
+
+def test_the_part_with_nan_is_named(tmp_path: Path) -> None:
+    """Query, key and value of transformers make up one tensor."""
+    path = interop.export_huggingface(small_model(CASES["refine"]), tmp_path) / "model.safetensors"
+    state, key = load_file(path), "model.decoder.layers.1.self_attn.v_proj.weight"
+    save_file(state | {key: state[key] * torch.nan}, path)
+    message = f"has NaN, infinity or no values in {key} (decoder.1.self_attention.in_proj_weight)"
+    assert str(describe_weights(tmp_path)).splitlines()[-1] == f"  is refused: {message}"
+    with pytest.raises(UserError, match=re.escape(f"{path} {message}")):
+        attnzoo.load_model(tmp_path)

@@ -48,7 +48,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path:
     """What loading a state dict would do; changes nothing. Raises UserError if none of its tensors fits."""
     targets = model.state_dict(keep_vars=True)
     found, unwrapped, outside = sources.detect(state, source)
-    candidates = [] if found is None else [found.convert(unwrapped, targets, path)]
+    candidates = []
+    if found is not None:
+        candidates = [found.convert(unwrapped, targets, path).within(_prefix(unwrapped, state))]
     if source == AUTO:
         candidates.append(_same_names(state, targets))
     fits = [Fit(model, candidate) for candidate in candidates]
@@ -64,6 +66,13 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path:
     return best
 
 
+def _prefix(unwrapped: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What `sources.detect` took from the start of all names."""
+    name, tensor = next(iter(unwrapped.items()))
+    key = next(key for key, other in state.items() if other is tensor and key.endswith(name))
+    return key.removesuffix(name)
+
+
 def _same_names(state: Mapping[str, Any], targets: Mapping[str, Tensor]) -> Converted:
     """A state dict of the same model; timm joins names with underscores where it extracts features."""
     by_joined = {name.replace(".", "_"): name for name in targets}
@@ -73,5 +82,5 @@ def _same_names(state: Mapping[str, Any], targets: Mapping[str, Tensor]) -> Conv
         if name is None:
             skipped.append(key)
         else:
-            tensors[name], origin[name] = tensor, key
+            tensors[name], origin[name] = tensor, [key]
     return Converted(SAME, tensors, origin, skipped)
