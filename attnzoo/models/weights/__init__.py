@@ -13,7 +13,7 @@ from attnzoo.models.weights.sources import AUTO, SAME, Converted
 
 log = logging.getLogger(__name__)
 
-__all__ = ["AUTO", "Fit", "LoadReport", "fit", "load_weights"]
+__all__ = ["AUTO", "Fit", "LoadReport", "fit", "fit_whole", "load_weights"]
 
 
 def load_weights(
@@ -37,11 +37,31 @@ def load_weights(
         raise UserError(f"{where}: no tensors in the state dict" if where else "no tensors in the state dict")
     if not isinstance(weights, str):
         files.check_tensors(state, path, where)
-    result = fit(model, state, source, path, where)
-    result.check(path, where, strict=strict)
+    result = fit_whole(model, state, source, path, where, strict=strict)
     result.apply()
     log.info("%s: %s", path, result.report)
     return result.report
+
+
+def fit_whole(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str = AUTO,
+    path: str = "",
+    where: str = "",
+    *,
+    strict: bool = True,
+) -> Fit:
+    """As `fit`, of weights without problems. Raises UserError for others, with the presets that they fit."""
+    result = None
+    try:
+        result = fit(model, state, source, path, where)
+        result.check(path, where, strict=strict)
+    except UserError as error:
+        from attnzoo.models.weights.match import explain  # imports models, which import this
+
+        raise explain(error, result, state, source) from None
+    return result
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path: str = "", where: str = "") -> Fit:
