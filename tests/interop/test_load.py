@@ -205,15 +205,51 @@ def test_files_in_the_format_before_torch_1_6(trained: Detector, tmp_path: Path)
 def test_broken_files_and_folders(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     (tmp_path / "list.pt").write_bytes(pickle.dumps([1]))
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     torch.save([1, 2], tmp_path / "numbers.pt")
-    for name in ("list.pt", "cut.safetensors", "numbers.pt"):
+    (tmp_path / "index.json").write_text('{"weight_map": {"weight": "index.json"}}')
+    (tmp_path / "other.json").write_text('{"weight": 3}')
+    with pytest.raises(UserError, match=r"index\.json: weight_map has index\.json, which holds no tensors"):
+        interop.load(model, tmp_path / "index.json")
+    for name in ("list.pt", "numbers.pt", "other.json"):
         with pytest.raises(UserError, match=rf"{name} is not a state dict"):
             interop.load(model, tmp_path / name)
     with pytest.raises(UserError, match=r"no weights in this folder; a run folder has checkpoints/\*\.pt"):
         interop.load(model, tmp_path)
     with pytest.raises(UserError, match="no such file"):
         interop.load(model, tmp_path / "nowhere.pt")
+
+
+CUT = "is cut short or damaged: download it again"
+PAGE, POINTER = b"\n<!DOCTYPE html>\n<html></html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+DOWNLOADS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda content: b"", "is empty: download it again"),
+    "page": (lambda content: PAGE, "is a web page: download the file itself"),
+    "pointer": (lambda content: POINTER, "is a pointer of Git LFS, without the weights: fetch them with git lfs pull"),
+    "a few bytes": (lambda content: content[:3], CUT),
+    "header": (lambda content: content[:20], CUT),
+    "half": (lambda content: content[: len(content) // 2], CUT),
+    "end": (lambda content: content[:-10], CUT),
+}
+
+
+@pytest.mark.parametrize("kind", DOWNLOADS)
+@pytest.mark.parametrize("name", ["new.pth", "old.pth", "model.safetensors", "shard.safetensors"])
+def test_failed_downloads(kind: str, name: str, tmp_path: Path) -> None:
+    """All were said to be no state dict."""
+    change, message = DOWNLOADS[kind]
+    state = {"weight": torch.randn(3, 40), "bias": torch.randn(3)}
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name == "new.pth")
+    model = nn.Linear(40, 3)
+    interop.load(model, path)
+    path.write_bytes(change(path.read_bytes()))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(f'{{"weight_map": {{"weight": "{name}"}}}}')
+    with pytest.raises(UserError, match=re.escape(f"{path} {message}")):
+        interop.load(model, index if name.startswith("shard") else path)
 
 
 def test_run_folder_gives_the_averaged_weights_of_the_best_step(
