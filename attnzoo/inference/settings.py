@@ -92,7 +92,12 @@ def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> tuple[fi
         changes |= huggingface.preprocessing(file.parent, "detection" if _is_detector(preset) else "classification")
     except UserError as error:
         raise error.at(str(file.parent)) from None
-    settings = _published(preset, changes, overrides)
+    try:
+        settings = _published(preset, changes, ())
+    except UserError as error:
+        raise huggingface.as_theirs(error, file.with_name(huggingface.CONFIG)) from None
+    if overrides:
+        settings = _published(preset, changes, overrides)
     return content, Trained(file, content, settings, None, file.with_name(huggingface.CONFIG))
 
 
@@ -200,7 +205,11 @@ def _of_hub_model(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
     if not isinstance(settings, Mapping) or family not in ("detector", "classifier"):
         return None
     build = presets.detector_config if family == "detector" else presets.classifier_config
-    preset, changes = nearest_preset(build(None, settings))
+    try:
+        config = build(None, settings)
+    except UserError as error:
+        raise error.at(huggingface.CONFIG) from None
+    preset, changes = nearest_preset(config)
     augment = options.get("augment")
     return preset, changes | ({} if augment is None else {"data.augment": augment})
 
