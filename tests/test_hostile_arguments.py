@@ -50,7 +50,7 @@ COMMANDS = [
     (["compare", "folder", "--html", "folder"], "folder: no runs in it"),
     (["weights", "loop"], "loop: no such file"),
     (["weights", "pipe.pt"], "pipe.pt: not a regular file"),
-    (["weights", "empty.pt"], "empty.pt is not a state dict"),
+    (["weights", "empty.pt"], "empty.pt is empty: download it again"),
     (["weights", "folder"], "folder: no weights in this folder"),
     (["weights", LONG], "no such file"),
     (["data", "a.png"], "a.png: is a file, not a folder"),

@@ -103,6 +103,15 @@ def class_names(config: DataConfig) -> list[str]:
     return names
 
 
+def category_ids(config: DataConfig) -> list[int | None] | None:
+    """The category id of each class index of a data set in COCO format; None of others, whose ids are the indices.
+
+    Raises UserError or OSError for files that are missing.
+    """
+    spec = _build_spec(config)
+    return spec.category_ids if isinstance(spec, coco.CocoSpec) else None
+
+
 def dataset_fingerprint(config: DataConfig) -> str | None:
     """The version of a generated data set, or a hash of the files of another.
 

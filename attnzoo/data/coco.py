@@ -216,12 +216,12 @@ class CocoSpec(FileDatasetSpec):
 
     @property
     def num_classes(self) -> int:
-        return len(self._categories)
+        return len(self.category_ids)
 
     @property
     def class_names(self) -> list[str]:
         names = read_summary(self._path("val_annotations")).categories
-        return [NO_CATEGORY if i is None else names[i] for i in self._categories]
+        return [NO_CATEGORY if i is None else names[i] for i in self.category_ids]
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
@@ -279,10 +279,11 @@ class CocoSpec(FileDatasetSpec):
         image_ids = [entry["id"] for entry in entries]
         if ids_with_objects.isdisjoint(image_ids):
             raise self._no_objects(split)
-        return DetectionDataset(annotations, image_dir, image_ids, self._categories, transform, reader)
+        return DetectionDataset(annotations, image_dir, image_ids, self.category_ids, transform, reader)
 
     @property
-    def _categories(self) -> list[int | None]:
+    def category_ids(self) -> list[int | None]:
+        """One category id per class index, None for an index without category."""
         ids = sorted(read_summary(self._path("val_annotations")).categories)
         if self.labels == "contiguous":
             return [*ids]

@@ -10,14 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from attnzoo.errors import UserError, as_yaml, check_type
+from attnzoo.attention import ATTENTIONS
+from attnzoo.errors import UserError, as_yaml, check_type, plural
 from attnzoo.inference.examples import to_picture
 from attnzoo.inference.gallery import draw_gallery, make_rows
 from attnzoo.inference.loaded import THRESHOLD, LoadedModel
 from attnzoo.inference.observe import INITIAL, Observation, aims, find_layers, find_record, initial, observe
 from attnzoo.inference.page.write import write_page
 from attnzoo.inference.pictures import ImageLike, as_list, cannot_run, size_of
-from attnzoo.inference.records import Kind, initial_record
+from attnzoo.inference.records import AttentionRecord, Kind, attention_names, initial_record
 from attnzoo.paths import display_name, output_file
 from attnzoo.rundir.folder import atomic_write
 
@@ -56,9 +57,10 @@ def draw_attentions(
 
     `layer`: a name such as "decoder.1" or "stage3.0", or "encoder" for all of its layers; by default the last of the
     decoder, or of each stage. `head`: one head, by default all. `compare`: beside each picture the initial offsets
-    ("initial") or another model with the same layers. `bias`: colours the keys of a deformed grid by their position
-    bias. `zoom`: shows the surroundings of the query. `names`: of both models. `on_error` is called with the error of
-    each image that cannot be read or is too small for a model, which is left out; by default it is raised.
+    ("initial") or another model with the same attention and as many queries in these layers, in a page in all layers.
+    `bias`: colours the keys of a deformed grid by their position bias. `zoom`: shows the surroundings of the query.
+    `names`: of both models. `on_error` is called with the error of each image that cannot be read or is too small for a
+    model, which is left out; by default it is raised.
 
     A page holds all layers, heads and queries; the choice is what it shows first. Returns the figure, or None for a
     page, or if all images are left out. Raises UserError for a layer, head, query or pixel that is not there, and for
@@ -95,6 +97,10 @@ def draw_attentions(
     if not listed:
         return None
     shown = [find_record(observed[0], name) for name in layers]
+    if isinstance(compare, LoadedModel):
+        both = observed[0].records.keys() & compared[0].records.keys() if suffix == PAGE else ()
+        for name in dict.fromkeys([*layers, *sorted(both)]):
+            _check_same(name, (model, observed[0]), (compare, compared[0]), names)
     if bias and not any(record.kind == Kind.GRID and record.bias is not None for record in shown):
         raise UserError(f"bias: {', '.join(layers)}: no deformed grid with a position bias", key="bias")
     others = compared if isinstance(compare, LoadedModel) else _initial(observed, layers) if compare else None
@@ -164,6 +170,31 @@ def _observe(model: LoadedModel, image: ImageLike, keep: Sequence[str] | None) -
         return observe(model.model, inputs, model.class_names, keep, model.forward)
     except Exception as error:
         raise cannot_run(image, size_of(image), error) from error
+
+
+def _check_same(
+    name: str, ours: tuple[LoadedModel, Observation], theirs: tuple[LoadedModel, Observation], names: tuple[str, str]
+) -> None:
+    """Raise UserError unless a layer of both has the same attention with the same sizes, and as many queries."""
+    described = [f"{_attention_of(model, name)}, {_sizes(find_record(each, name))}" for model, each in (ours, theirs)]
+    if described[0] != described[1]:
+        told = f"{name} is {described[1]}, but {described[0]} in {names[0]}"
+        raise UserError(f"compare = {names[1]}: {told}; its queries and what they attend to differ", key="compare")
+
+
+def _attention_of(model: LoadedModel, layer: str) -> str:
+    """The registered name of the attention of a layer."""
+    qualified = next(key for key, name in attention_names(model.model).items() if name == layer)
+    kind = type(model.model.get_submodule(qualified))
+    return next((name for name in ATTENTIONS.names() if ATTENTIONS.get(name) is kind), kind.__name__)
+
+
+def _sizes(record: AttentionRecord) -> str:
+    parts = [plural(record.num_queries, "query", "queries"), plural(record.num_heads, "head")]
+    if record.kind == Kind.POINTS:
+        levels, points = record.weights.shape[2:]
+        return ", ".join([*parts, plural(levels, "level"), plural(points, "point")])
+    return ", ".join([*parts, plural(record.weights.shape[-1], "key")])
 
 
 def _initial(observed: Sequence[Observation], layers: Sequence[str]) -> list[Observation]:

@@ -1,6 +1,7 @@
 """Finding the images that are given on a command line, in folders and alone."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,10 +13,16 @@ from attnzoo.paths import real_path, user_path
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file, and its name relative to the folder that was given, unique among the images."""
+    """A file.
+
+    - `name`: relative to the folder that was given, or the file's own; the path that was given, if others have this
+      name too
+    - `picture`: the name of a picture of it, unique among the images whatever the suffix
+    """
 
     path: Path
     name: str
+    picture: str
 
 
 def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> list[ImageFile]:
@@ -28,8 +35,7 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
     """
     configure_pillow()
     left_out = None if exclude is None else real_path(exclude)
-    files: dict[Path, ImageFile] = {}
-    taken: set[str] = set()
+    files: dict[Path, tuple[Path, str]] = {}
     hidden = False
     for path in map(user_path, given):
         if not path.exists():
@@ -41,11 +47,16 @@ def find_images(given: Sequence[str | Path], exclude: Path | None = None) -> lis
             if resolved in files or is_excluded:
                 continue
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-            files[resolved] = ImageFile(file, _unused(name, taken))
+            files[resolved] = file, name
     if not files:
         outside = f" outside of {exclude}, where the output goes" if hidden else ""
         raise UserError(f"no images in {', '.join(map(str, given))}{outside}")
-    return list(files.values())
+    counts = Counter(name for _, name in files.values())
+    taken: set[str] = set()
+    return [
+        ImageFile(file, name if counts[name] == 1 else file.as_posix(), _unused(name, taken))
+        for file, name in files.values()
+    ]
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:

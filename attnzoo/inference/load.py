@@ -21,7 +21,8 @@ from attnzoo.inference.settings import num_classes_of, read_trained, settings_of
 from attnzoo.models.detr.config import DetectorConfig
 from attnzoo.models.detr.detector import Detector
 from attnzoo.models.vit.classifier import Classifier
-from attnzoo.models.weights import AUTO, files, fit
+from attnzoo.models.weights import AUTO, files, fit_whole
+from attnzoo.models.weights.match import explain
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +105,11 @@ def _build(settings: ExperimentConfig, content: files.Content, path: str, source
     with torch.random.fork_rng(devices=[]):
         model = models.build(config, num_classes_of(config, content, path, source))
     assert isinstance(model, (Detector, Classifier))
-    fitted = fit(model, content.state, source, path)
-    fitted.check(path)
+    fitted = fit_whole(model, content.state, source, path)
     if missing := fitted.report.missing:
         name, reason = next(iter(missing.items()))
-        raise UserError(f"{path}: {plural(len(missing), 'tensor')} of the model missing, such as {name} ({reason})")
+        message = f"{path}: {plural(len(missing), 'tensor')} of the model missing, such as {name} ({reason})"
+        raise explain(UserError(message), fitted, content.state, source)
     fitted.apply()
     log.info("%s: %s", path, fitted.report)
     return model

@@ -16,7 +16,7 @@ from attnzoo.config.load import Experiment
 from attnzoo.config.record import check_record
 from attnzoo.errors import UserError, as_yaml, plural, unknown
 from attnzoo.interop import huggingface
-from attnzoo.interop.describe import class_logits, describe_content
+from attnzoo.interop.describe import SAME_SHAPES, Description, class_logits, describe_content
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.models.detr.config import DetectorConfig
@@ -92,7 +92,12 @@ def read_configured(path: str | Path, overrides: Sequence[str] = ()) -> tuple[fi
         changes |= huggingface.preprocessing(file.parent, "detection" if _is_detector(preset) else "classification")
     except UserError as error:
         raise error.at(str(file.parent)) from None
-    settings = _published(preset, changes, overrides)
+    try:
+        settings = _published(preset, changes, ())
+    except UserError as error:
+        raise huggingface.as_theirs(error, file.with_name(huggingface.CONFIG)) from None
+    if overrides:
+        settings = _published(preset, changes, overrides)
     return content, Trained(file, content, settings, None, file.with_name(huggingface.CONFIG))
 
 
@@ -157,15 +162,30 @@ def _is_detector(preset: str) -> bool:
 
 def _told_preset(content: files.Content, path: str, source: str) -> str:
     description = describe_content(content, path, source)
-    if description.presets:
-        return description.presets[0]
-    if description.num_classes is None:
-        raise UserError(f"{path}: weights of a backbone alone ({description.source}): nothing to predict with")
+    preset = preset_of(description, "--preset {0}, in Python preset={0!r}")
+    if preset is not None:
+        return preset
     nearest = "" if description.nearest is None else f"; the nearest is {description.nearest}"
     raise UserError(
         f"{path}: {description.source}, but no preset fits{nearest}. Give the preset (--preset), and what differs as "
         "overrides (--set), such as model.queries=100; `attnzoo weights` lists it"
     )
+
+
+def preset_of(description: Description, how: str) -> str | None:
+    """The preset that weights fit, None without one; warns if they fit several, of which `how` gives another.
+
+    Raises UserError for weights of a backbone.
+    """
+    if description.num_classes is None:
+        reason = f"{description.source}, without a class head: nothing to predict with"
+        raise UserError(f"{description.path}: {reason}; a detector takes a backbone as model.backbone.weights")
+    if len(description.presets) > 1:
+        first, *others = description.presets
+        names = f"{', '.join(others)}, {SAME_SHAPES}"
+        other = how.format(others[0])
+        log.warning("%s: taken as %s, but may be %s: %s if they are", description.path, first, names, other)
+    return next(iter(description.presets), None)
 
 
 def num_classes_of(config: ModelConfig, content: files.Content, path: str, source: str) -> int:
@@ -185,7 +205,11 @@ def _of_hub_model(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
     if not isinstance(settings, Mapping) or family not in ("detector", "classifier"):
         return None
     build = presets.detector_config if family == "detector" else presets.classifier_config
-    preset, changes = nearest_preset(build(None, settings))
+    try:
+        config = build(None, settings)
+    except UserError as error:
+        raise error.at(huggingface.CONFIG) from None
+    preset, changes = nearest_preset(config)
     augment = options.get("augment")
     return preset, changes | ({} if augment is None else {"data.augment": augment})
 

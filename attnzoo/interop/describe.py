@@ -1,7 +1,6 @@
 """What a file of weights is: its source, the presets that it fits, and what would be loaded."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from attnzoo.errors import UserError, plural
 from attnzoo.models import presets
 from attnzoo.models.backbone import Backbone
 from attnzoo.models.config import BackboneConfig
-from attnzoo.models.weights import Fit, files, fit, sources
+from attnzoo.models.weights import Fit, files, fit, match, sources
 
 # by the number of blocks in each stage
 RESNETS: dict[tuple[int, ...], tuple[str, ...]] = {
@@ -82,13 +81,14 @@ def describe_content(content: files.Content, path: str, source: str = sources.AU
     sizes = _sizes(state)
     if found.model == "backbone":
         depths = _depths(unwrapped)
-        report = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
-        names = [name for name in RESNETS.get(depths, ()) if _is_backbone(state, name)]
-        return Description(path, found.title, *sizes, None, names, None, report)
-    family = "detector" if found.model == "detector" else "vit"
-    num_classes = _num_classes(found.convert(unwrapped, (), path).tensors)
-    fits = _fits(state, source, family, num_classes)
-    exact = [name for name, result in fits.items() if _exact(result)]
+        blocks = f"{len(unwrapped)} tensors; blocks in layer1 … layer4: {', '.join(map(str, depths))}"
+        bodies = {name: _fit_backbone(state, name, path) for name in RESNETS.get(depths, ())}
+        names = [name for name, result in bodies.items() if match.is_exact(result)]
+        loaded = [_report(bodies[names[0]], True)] if names else []
+        return Description(path, found.title, *sizes, None, names, None, "\n".join([blocks, *loaded]))
+    num_classes = match.num_classes(found.convert(unwrapped, (), path).tensors)
+    fits = match.fits(state, source, match.family_of(found), num_classes)
+    exact = [name for name, result in fits.items() if match.is_exact(result)]
     exact = _with_dilation(exact, content.options) or exact
     if not fits:
         return Description(path, found.title, *sizes, num_classes, [], None, "fits no preset")
@@ -119,18 +119,9 @@ def _sizes(state: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def _report(result: Fit, fits: bool) -> str:
     problems = [] if fits else [f"  does not fit: {problem}" for problem in result.problems[:3]]
-    return "\n".join([str(result.report), *problems])
-
-
-def _fits(state: Mapping[str, Tensor], source: str, family: str, num_classes: int | None) -> dict[str, Fit]:
-    fits = {}
-    names = models.names(family=family)
-    for preset in [name for name in names if _is_plausible(name, family, state)] or names:
-        with torch.device("meta"):
-            model = models.create(preset, num_classes=num_classes)
-        with suppress(UserError):  # nothing fits
-            fits[preset] = fit(model, state, source)
-    return fits
+    without = result.without_values()
+    refused = [f"  is refused: {without}"] if without else []
+    return "\n".join([str(result.report), *problems, *refused])
 
 
 def _with_dilation(exact: list[str], options: Mapping[str, Any]) -> list[str]:
@@ -146,50 +137,22 @@ def _with_dilation(exact: list[str], options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _is_plausible(preset: str, family: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether preset and file have the same kind of attention: a model takes a second to build."""
-    if family == "detector":
-        deformable = any("sampling_offsets" in name for name in state)
-        return deformable == (presets.detector_config(preset, {}).encoder.attention["name"] == "ms_deform")
-    dat = any("conv_offset" in name for name in state)
-    return dat == (presets.vit_config(preset, {}).stage4.second["name"] == "dat")
-
-
-def _exact(result: Fit) -> bool:
-    return not (result.problems or result.report.missing or result.report.reshaped)
-
-
 def _distance(result: Fit) -> tuple[int, int]:
     return len(result.problems) + len(result.report.missing), len(result.report.skipped)
-
-
-def _num_classes(tensors: Mapping[str, Tensor]) -> int | None:
-    """Of our names: a head with cross-entropy has one more logit, for "no object"."""
-    logits = _logits(tensors)
-    if logits is None:
-        return None
-    dense = "neck.projections.0.1.weight" not in tensors and "heads.classes.0.weight" in tensors
-    return max(logits - dense, 1)
-
-
-def _logits(tensors: Mapping[str, Tensor]) -> int | None:
-    """The number of rows of the class head; None without one."""
-    head = tensors.get("heads.classes.0.weight", tensors.get("head.weight"))
-    return None if head is None or head.ndim == 0 else len(head)
 
 
 def class_logits(state: Mapping[str, Tensor], source: str = sources.AUTO) -> int | None:
     """The number of logits of the class head in a state dict; None without one, or of no known source."""
     found, unwrapped, _ = sources.detect(state, source)
     tensors = {} if found is None else found.convert(unwrapped, ()).tensors
-    return _logits(tensors)
+    return match.logits(tensors)
 
 
-def _is_backbone(state: Mapping[str, Tensor], name: str) -> bool:
-    """Whether the weights are those of the ResNet of this name."""
+def _fit_backbone(state: Mapping[str, Tensor], name: str, path: str) -> Fit:
+    """What would be loaded into the ResNet of this name."""
     with torch.device("meta"):
         body = Backbone(BackboneConfig(name, strides=[4, 8, 16, 32], norm="trained")).body
-    return _exact(fit(body, state))
+    return fit(body, state, path=path)
 
 
 def _depths(state: Mapping[str, Tensor]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.errors import UserError
-from attnzoo.inference.settings import read_configured
+from attnzoo.inference.settings import preset_of, read_configured
 from attnzoo.inference.weights import nearest_preset
 from attnzoo.interop.describe import describe_content
 from attnzoo.models import presets
@@ -50,13 +50,13 @@ def read_start(weights: str, task: str) -> Start:
         preset, changes = nearest_preset(trained.settings.model)
         return Start({"preset": preset} | _nested(changes), path)
     description = describe_content(content, weights)
-    preset = next(iter(description.presets), "")
-    if not preset:
+    told = preset_of(description, "model.preset: {0}")
+    if told is None:
         nearest = f"; the nearest is {description.nearest}" if description.nearest else ""
         raise UserError(f"{weights}: {description.source}; its weights fit no preset exactly{nearest}")
-    detector = preset in presets.names(family="detector")
-    _check_task("detection" if detector else "classification", task, f"{weights}: weights of {preset}")
-    return Start({"preset": preset}, path)
+    detector = told in presets.names(family="detector")
+    _check_task("detection" if detector else "classification", task, f"{weights}: weights of {told}")
+    return Start({"preset": told}, path)
 
 
 def _check_task(found: str, task: str, what: str) -> None:

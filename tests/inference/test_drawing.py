@@ -284,3 +284,29 @@ def test_a_model_without_the_layers_is_not_compared(
 ) -> None:
     with pytest.raises(UserError, match=r"^compare = b: has no layer 'decoder.1'; both models need the layers"):
         draw_attentions(detector, image, tmp_path / "a.png", compare=classifier, names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.decoder.attention.name=dense", "decoder.1 is dense, 20 queries, 4 heads, "),
+        ("model.queries=10", "decoder.1 is ms_deform, 10 queries, 4 heads, "),
+        ("model.decoder.attention.points=2", "decoder.1 is ms_deform, 20 queries, 4 heads, "),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["png", "html"])
+def test_another_attention_is_not_compared(
+    detector: LoadedModel, image: Path, tmp_path: Path, change: str, message: str, suffix: str
+) -> None:
+    """Queries that have nothing in common were drawn side by side."""
+    other = drawable("detr_scenes.yaml", change)
+    with pytest.raises(UserError, match=f"^compare = b: {message}.*, but ms_deform, 20 queries, .* in a;"):
+        draw_attentions(detector, image, tmp_path / f"a.{suffix}", compare=other, names=("a", "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_compares_all_layers(detector: LoadedModel, image: Path, tmp_path: Path) -> None:
+    other = drawable("detr_scenes.yaml", "model.encoder.attention.name=dense")
+    draw_attentions(detector, image, tmp_path / "a.png", compare=other)
+    with pytest.raises(UserError, match=r"compare = other: encoder\.0 is dense"):
+        draw_attentions(detector, image, tmp_path / "a.html", compare=other)

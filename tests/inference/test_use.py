@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from support.drawn import drawable, picture
 from support.run_folder import create_untrained
+from support.userdata import coco
 
 import attnzoo
 from attnzoo import interop
@@ -91,6 +92,47 @@ def test_a_file_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
     assert '"pictures":["\\ufffd.png",' in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert main(["predict", str(run), str(image), "-o", str(tmp_path / "out")]) == 0
     assert len(read_annotations(tmp_path / "out" / "predictions.json")["images"]) == 1
+
+
+def test_images_of_the_same_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JSON named a file that did not exist."""
+    monkeypatch.chdir(tmp_path)
+    images = ["odd/same.png", "odd/same.jpg", "b/same.png", "b/other.png"]
+    for image in map(Path, images):
+        image.parent.mkdir(exist_ok=True)
+        picture(image)
+    assert main(["predict", str(run), *images, "-o", "out"]) == 0
+    names = [each["file_name"] for each in read_annotations(Path("out/predictions.json"))["images"]]
+    assert names == ["odd/same.png", "same.jpg", "b/same.png", "other.png"]
+    assert {path.name for path in Path("out").glob("*.jpg")} == {"same.jpg", "same-2.jpg", "same-3.jpg", "other.jpg"}
+    assert main(["predict", str(run), "odd", "b", "-o", "out"]) == 0
+    names = [each["file_name"] for each in read_annotations(Path("out/predictions.json"))["images"]]
+    assert names == ["same.jpg", "odd/same.png", "other.png", "b/same.png"]
+
+
+def test_category_ids_are_those_of_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They were class indices, for which the annotations of the data set have other ids."""
+    monkeypatch.chdir(tmp_path)
+    coco(Path("data"), ids=(3, 7))
+    of_split = "{0}_annotations: annotations/instances_{0}.json, {0}_images: {0}"
+    files = ", ".join(map(of_split.format, ("train", "val")))
+    dataset = f"{{name: coco, root: data, {files}, labels: contiguous}}"
+    arguments = ["predict", str(create_untrained(dataset, 2)), "data/val", "-o", "out", "--json", "--threshold", "0"]
+
+    def predicted() -> tuple[dict[int, str], set[int]]:
+        assert main(arguments) == 0
+        content = read_annotations(Path("out/predictions.json"))
+        names = {each["id"]: each["name"] for each in content["categories"]}
+        return names, {each["category_id"] for each in content["annotations"]}
+
+    assert predicted() == ({3: "ant", 7: "bee"}, {3, 7})
+    assert not caplog.records
+    Path("data/annotations/instances_val.json").unlink()
+    assert predicted() == ({0: "class 0", 1: "class 1"}, {0, 1})
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "category ids are class indices, as the data set of the run cannot be read (data.dataset" in caplog.text
 
 
 def test_the_highest_score_is_said_when_nothing_passes(

@@ -2,18 +2,23 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.models import tiny
+from support.oracles import CASES, small_model
 from torch import Tensor, nn
 
+import attnzoo
 from attnzoo import interop, models
 from attnzoo.__main__ import main
 from attnzoo.errors import UserError
+from attnzoo.inference.weights import describe_weights
 from attnzoo.models.detr.detector import Detector
 
 LEVELS: dict[str, Any] = {"backbone": {"strides": [8, 16, 32]}, "neck": {"c6": True}}
@@ -200,15 +205,51 @@ def test_files_in_the_format_before_torch_1_6(trained: Detector, tmp_path: Path)
 def test_broken_files_and_folders(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     (tmp_path / "list.pt").write_bytes(pickle.dumps([1]))
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     torch.save([1, 2], tmp_path / "numbers.pt")
-    for name in ("list.pt", "cut.safetensors", "numbers.pt"):
+    (tmp_path / "index.json").write_text('{"weight_map": {"weight": "index.json"}}')
+    (tmp_path / "other.json").write_text('{"weight": 3}')
+    with pytest.raises(UserError, match=r"index\.json: weight_map has index\.json, which holds no tensors"):
+        interop.load(model, tmp_path / "index.json")
+    for name in ("list.pt", "numbers.pt", "other.json"):
         with pytest.raises(UserError, match=rf"{name} is not a state dict"):
             interop.load(model, tmp_path / name)
     with pytest.raises(UserError, match=r"no weights in this folder; a run folder has checkpoints/\*\.pt"):
         interop.load(model, tmp_path)
     with pytest.raises(UserError, match="no such file"):
         interop.load(model, tmp_path / "nowhere.pt")
+
+
+CUT = "is cut short or damaged: download it again"
+PAGE, POINTER = b"\n<!DOCTYPE html>\n<html></html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+DOWNLOADS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda content: b"", "is empty: download it again"),
+    "page": (lambda content: PAGE, "is a web page: download the file itself"),
+    "pointer": (lambda content: POINTER, "is a pointer of Git LFS, without the weights: fetch them with git lfs pull"),
+    "a few bytes": (lambda content: content[:3], CUT),
+    "header": (lambda content: content[:20], CUT),
+    "half": (lambda content: content[: len(content) // 2], CUT),
+    "end": (lambda content: content[:-10], CUT),
+}
+
+
+@pytest.mark.parametrize("kind", DOWNLOADS)
+@pytest.mark.parametrize("name", ["new.pth", "old.pth", "model.safetensors", "shard.safetensors"])
+def test_failed_downloads(kind: str, name: str, tmp_path: Path) -> None:
+    """All were said to be no state dict."""
+    change, message = DOWNLOADS[kind]
+    state = {"weight": torch.randn(3, 40), "bias": torch.randn(3)}
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name == "new.pth")
+    model = nn.Linear(40, 3)
+    interop.load(model, path)
+    path.write_bytes(change(path.read_bytes()))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(f'{{"weight_map": {{"weight": "{name}"}}}}')
+    with pytest.raises(UserError, match=re.escape(f"{path} {message}")):
+        interop.load(model, index if name.startswith("shard") else path)
 
 
 def test_run_folder_gives_the_averaged_weights_of_the_best_step(
@@ -241,3 +282,29 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     assert main(["weights", str(tmp_path / "other.pt")]) == 2
     assert "weights of no known source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_with_nan_have_the_name_in_the_file(
+    prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`weights` said that they fit, and what refused them gave the name in the model."""
+    path, key = tmp_path / "pico.pt", f"{prefix}head.bias"
+    state = {f"{prefix}{name}": each for name, each in models.create("swin_pico").state_dict().items()}
+    torch.save(state | {key: state[key] * torch.nan}, path)
+    message = f"has NaN, infinity or no values in {key}{' (head.bias)' if prefix else ''}"
+    assert main(["weights", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"  is refused: {message}"
+    assert main(["export", str(path), "-o", str(tmp_path / "a.pt2")]) == 2
+    assert capsys.readouterr().err == f"error: {path} {message}\n"
+
+
+def test_the_part_with_nan_is_named(tmp_path: Path) -> None:
+    """Query, key and value of transformers make up one tensor."""
+    path = interop.export_huggingface(small_model(CASES["refine"]), tmp_path) / "model.safetensors"
+    state, key = load_file(path), "model.decoder.layers.1.self_attn.v_proj.weight"
+    save_file(state | {key: state[key] * torch.nan}, path)
+    message = f"has NaN, infinity or no values in {key} (decoder.1.self_attention.in_proj_weight)"
+    assert str(describe_weights(tmp_path)).splitlines()[-1] == f"  is refused: {message}"
+    with pytest.raises(UserError, match=re.escape(f"{path} {message}")):
+        attnzoo.load_model(tmp_path)

@@ -31,6 +31,10 @@ def linear() -> nn.Linear:
     return nn.Linear(3, 2)
 
 
+def arrays() -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in linear().state_dict().items()}
+
+
 CONTENTS = {
     "whole module": (linear(), ".state_dict()"),
     "module under a name": ({"epoch": 3, "ema": None, "model": linear()}, '["model"].state_dict()'),
@@ -39,6 +43,10 @@ CONTENTS = {
         {"state_dict": {"model": linear().state_dict()}, "cfg": Extra()},
         '["state_dict"]["model"]',
     ),
+    "arrays": ({"model": arrays()}, "torch.as_tensor(each)"),
+    "arrays and numbers": ({**arrays(), "epoch": 3, "cfg": Extra()}, "torch.as_tensor(each)"),
+    "under another name": ({"epoch": 3, "params": linear().state_dict(), "cfg": Extra()}, "['params']"),
+    "arrays beside tensors": ({**linear().state_dict(), "bias": arrays()["bias"]}, "torch.as_tensor(each)"),
     "tensors beside something": ({**linear().state_dict(), "cfg": Extra()}, "isinstance(each, torch.Tensor)"),
 }
 
@@ -60,6 +68,17 @@ def test_the_advice_gives_a_file_that_loads(
     model = nn.Linear(3, 2)
     interop.load(model, "weights.pt")
     assert torch.equal(model.weight, linear().weight)
+    assert torch.equal(model.bias, linear().bias)
+
+
+def test_a_pickle_without_tensors(tmp_path: Path) -> None:
+    """The advice wrote a file without any."""
+    nested: dict[str, Any] = {"cfg": Extra(), "epoch": 3, "model": {}}
+    nested["model"]["model"] = nested
+    for content in (nested, [Extra()]):
+        torch.save(content, tmp_path / "file.pth")
+        with pytest.raises(UserError, match=r"file\.pth is not a state dict \(it holds a .*Extra, and no tensors\)"):
+            interop.load(nn.Linear(3, 2), tmp_path / "file.pth")
 
 
 def test_finding_the_advice_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

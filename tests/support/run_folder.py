@@ -10,18 +10,19 @@ from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import RunSpec, expand
 from attnzoo.sweep.folder import SweepFolder
 
-EXPERIMENT = """
+SCENES = "{name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}"
+EXPERIMENT = f"""
 base: base/detr_scenes.yaml
 name: x
-data: {dataset: {name: digit_scenes, image_size: 32, sizes: [6, 14], train_images: 24, val_images: 6}, batch_size: 4}
-model: {dim: 16, heads: 2, ffn: 16, queries: 5}
-train: {steps: 2, log_every: 1, eval_every: null, pictures: false}
+data: {{dataset: {SCENES}, batch_size: 4}}
+model: {{dim: 16, heads: 2, ffn: 16, queries: 5}}
+train: {{steps: 2, log_every: 1, eval_every: null, pictures: false}}
 """
 
 
-def create_sweep(seeds: Iterable[int]) -> list[RunSpec]:
+def create_sweep(seeds: Iterable[int], dataset: str = SCENES) -> list[RunSpec]:
     """Write x.yaml, an experiment that trains in a second, and the sweep runs/x of it; returns the runs, untrained."""
-    Path("x.yaml").write_text(f"{EXPERIMENT}sweep: {{seeds: {list(seeds)}}}\n")
+    Path("x.yaml").write_text(f"{EXPERIMENT.replace(SCENES, dataset)}sweep: {{seeds: {list(seeds)}}}\n")
     experiment = Experiment("x.yaml")
     sweep = SweepFolder(Path("runs/x"))
     runs = sweep.assign(check_runs(experiment, expand(experiment)))
@@ -36,17 +37,17 @@ def finish(run: RunFolder, steps: int = 2, metric: str = "val/AP", value: float 
     run.write_status(state="done", step=steps, steps=steps, **{metric.removeprefix("val/"): value})
 
 
-def create_untrained() -> Path:
-    """A run of a tiny detector, of `create_sweep`, with a checkpoint of random weights; its folder. Needs no data."""
+def create_untrained(dataset: str = SCENES, num_classes: int = 10) -> Path:
+    """A run of a tiny detector, of `create_sweep`, with a checkpoint of random weights; its folder."""
     import torch
 
     from attnzoo import models
     from attnzoo.config.load import load_saved
 
-    (spec,) = create_sweep([0])
+    (spec,) = create_sweep([0], dataset)
     run = Path("runs/x") / spec.name
     torch.manual_seed(0)
-    model = models.build(load_saved(run / "config.yaml").model, 10)
+    model = models.build(load_saved(run / "config.yaml").model, num_classes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))

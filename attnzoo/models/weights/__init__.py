@@ -13,7 +13,7 @@ from attnzoo.models.weights.sources import AUTO, SAME, Converted
 
 log = logging.getLogger(__name__)
 
-__all__ = ["AUTO", "Fit", "LoadReport", "fit", "load_weights"]
+__all__ = ["AUTO", "Fit", "LoadReport", "fit", "fit_whole", "load_weights"]
 
 
 def load_weights(
@@ -37,18 +37,40 @@ def load_weights(
         raise UserError(f"{where}: no tensors in the state dict" if where else "no tensors in the state dict")
     if not isinstance(weights, str):
         files.check_tensors(state, path, where)
-    result = fit(model, state, source, path, where)
-    result.check(path, where, strict=strict)
+    result = fit_whole(model, state, source, path, where, strict=strict)
     result.apply()
     log.info("%s: %s", path, result.report)
     return result.report
+
+
+def fit_whole(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str = AUTO,
+    path: str = "",
+    where: str = "",
+    *,
+    strict: bool = True,
+) -> Fit:
+    """As `fit`, of weights without problems. Raises UserError for others, with the presets that they fit."""
+    result = None
+    try:
+        result = fit(model, state, source, path, where)
+        result.check(path, where, strict=strict)
+    except UserError as error:
+        from attnzoo.models.weights.match import explain  # imports models, which import this
+
+        raise explain(error, result, state, source) from None
+    return result
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path: str = "", where: str = "") -> Fit:
     """What loading a state dict would do; changes nothing. Raises UserError if none of its tensors fits."""
     targets = model.state_dict(keep_vars=True)
     found, unwrapped, outside = sources.detect(state, source)
-    candidates = [] if found is None else [found.convert(unwrapped, targets, path)]
+    candidates = []
+    if found is not None:
+        candidates = [found.convert(unwrapped, targets, path).within(_prefix(unwrapped, state))]
     if source == AUTO:
         candidates.append(_same_names(state, targets))
     fits = [Fit(model, candidate) for candidate in candidates]
@@ -64,6 +86,13 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str = AUTO, path:
     return best
 
 
+def _prefix(unwrapped: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What `sources.detect` took from the start of all names."""
+    name, tensor = next(iter(unwrapped.items()))
+    key = next(key for key, other in state.items() if other is tensor and key.endswith(name))
+    return key.removesuffix(name)
+
+
 def _same_names(state: Mapping[str, Any], targets: Mapping[str, Tensor]) -> Converted:
     """A state dict of the same model; timm joins names with underscores where it extracts features."""
     by_joined = {name.replace(".", "_"): name for name in targets}
@@ -73,5 +102,5 @@ def _same_names(state: Mapping[str, Any], targets: Mapping[str, Tensor]) -> Conv
         if name is None:
             skipped.append(key)
         else:
-            tensors[name], origin[name] = tensor, key
+            tensors[name], origin[name] = tensor, [key]
     return Converted(SAME, tensors, origin, skipped)

@@ -12,6 +12,7 @@ from typing import Any
 
 from attnzoo.errors import UserError, as_yaml
 from attnzoo.files import JSON_ERRORS, read_bytes, read_json
+from attnzoo.models.weights.damage import damage
 from attnzoo.paths import user_path, why_no_file
 
 # Files of a folder, by preference; those of an index hold parts.
@@ -71,14 +72,7 @@ def read(path: str, where: str = "") -> dict[str, Any]:
 def read_content(path: str, where: str = "") -> Content:
     """The state dict as `read` gives it, with the options: those of argparse, or of config.json beside the file."""
     file, prefix = find(path, where), f"{where}: " if where else ""
-    try:
-        content = _read_file(file, prefix, where)
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{prefix}{file}: {error.strerror}", key=where) from None
-    except Exception as error:  # torch.load and safetensors raise many types for an invalid file
-        raise UserError(f"{prefix}{file} is not a state dict ({type(error).__name__})", key=where) from error
+    content = _read_file(file, prefix, where)
     state = unwrap(content)
     if state is not None:
         check_tensors(state, str(file), where)
@@ -101,15 +95,30 @@ def _options(content: Any, file: Path) -> dict[str, Any]:
 
 
 def _read_file(file: Path, prefix: str, where: str) -> Any:
+    try:
+        if file.suffix != ".json":
+            return _read_tensors(file, prefix, where)
+        parts = sorted(set(read_json(file)["weight_map"].values()))
+        paths = [find(str(file.with_name(part)), where) for part in parts]
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{prefix}{file}: {error.strerror}", key=where) from None
+    except Exception as error:  # torch.load and safetensors raise many types for an invalid file
+        reason = damage(file, error) or f"is not a state dict ({type(error).__name__})"
+        raise UserError(f"{prefix}{file} {reason}", key=where) from error
+    state: dict[str, Any] = {}
+    for path in paths:
+        if path.suffix == ".json":
+            raise UserError(f"{prefix}{file}: weight_map has {path.name}, which holds no tensors", key=where)
+        state |= _read_file(path, prefix, where)
+    return state
+
+
+def _read_tensors(file: Path, prefix: str, where: str) -> Any:
     import safetensors.torch
     import torch
 
-    if file.suffix == ".json":
-        parts = sorted(set(read_json(file)["weight_map"].values()))
-        state: dict[str, Any] = {}
-        for part in parts:
-            state |= _read_file(find(str(file.with_name(part)), where), prefix, where)
-        return state
     if file.suffix == ".safetensors":
         return safetensors.torch.load_file(file)
     checksum = _CHECKSUM.search(file.name)
@@ -134,8 +143,12 @@ def _read_file(file: Path, prefix: str, where: str) -> Any:
                 raise
             from attnzoo.models.weights.pickles import way_out
 
+            kept = way_out(file, WRAPPERS)
+            if kept is None:
+                message = f"{prefix}{file} is not a state dict (it holds a {unsafe[1]}, and no tensors)"
+                raise UserError(message, key=where) from None
             reason = f"holds a {unsafe[1]}, and loading it could run code"
-            how = f"if you trust the file, keep its tensors alone: {way_out(file, WRAPPERS)}"
+            how = f"if you trust the file, keep its tensors alone: {kept}"
             raise UserError(f"{prefix}{file} {reason}; {how}", key=where) from None
 
 

@@ -82,7 +82,8 @@ class Fit:
     def __init__(self, model: nn.Module, converted: Converted):
         self._model = model
         self._current = model.state_dict(keep_vars=True)
-        self._tensors, unknown = _with_names_of(self._current, converted)
+        self._tensors, self._origin, unknown = _with_names_of(self._current, converted)
+        self._loaded_from: dict[str, str] = {}  # of `values` with another name in `_tensors`
         self.report = LoadReport(converted.source, skipped=[*converted.skipped])
         self.problems: list[str] = []
         self.values: dict[str, Tensor] = {}
@@ -111,8 +112,9 @@ class Fit:
 
         `where` is the config key of the path.
         """
-        without = self._without_values()
-        problems = [f"has NaN, infinity or no values in {without}"] if without else self.problems
+        on_meta = any(parameter.is_meta for parameter in self._current.values())
+        without = self.without_values(allow_meta=on_meta)
+        problems = [without] if without else self.problems
         if not problems or not (strict or without or not self.values):
             return
         prefix = f"{where}: " if where else ""
@@ -120,11 +122,20 @@ class Fit:
         separator = ": " if problems[0].startswith(starts) or " differ " in problems[0] else " "
         raise UserError(f"{prefix}{path}{separator}{problems[0]}", key=where)
 
-    def _without_values(self) -> str | None:
-        """The name of a tensor to load that has NaN or infinity, or no values: on the meta device, unlike the model."""
-        if any(parameter.is_meta for parameter in self._current.values()):
-            return None
-        return next((name for name, each in self.values.items() if each.is_meta or not _finite(each)), None)
+    def without_values(self, allow_meta: bool = False) -> str:
+        """Which tensor to load has NaN or infinity, or no values, as on the meta device, in words; "" if none has."""
+        for name, each in self.values.items():
+            if not (allow_meta if each.is_meta else _finite(each)):
+                return f"has NaN, infinity or no values in {self._called(name)}"
+        return ""
+
+    def _called(self, name: str) -> str:
+        """The name in the file of a tensor, and the model's if it is another: of the part with NaN or infinity."""
+        source = self._loaded_from.get(name, name)
+        keys, tensor = self._origin[source], self._tensors[source]
+        parts = tensor.chunk(len(keys)) if len(keys) > 1 else [tensor]
+        key = next((key for key, part in zip(keys, parts, strict=True) if part.is_meta or not _finite(part)), keys[0])
+        return name if key == name else f"{key} ({name})"
 
     def _place(self, name: str, tensor: Tensor, parameter: Tensor) -> None:
         """Load a tensor, resized where that is known, or say why not."""
@@ -133,7 +144,7 @@ class Fit:
         if parameter.is_floating_point() and not tensor.is_floating_point():
             self.report.missing[name] = "another dtype"
             kinds = [str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, parameter.dtype)]
-            self.problems.append(f"has {kinds[0]} values for {name}, expected {kinds[1]}")
+            self.problems.append(f"has {kinds[0]} values for {self._called(name)}, expected {kinds[1]}")
             return
         if self._other_levels and _NECK.match(name):
             self._place_level(name, current)
@@ -155,10 +166,11 @@ class Fit:
     def _refuse_size(self, name: str, theirs: Sequence[int], expected: Sequence[int]) -> None:
         sizes = f"{tuple(theirs)} in the file, {tuple(expected)} in the model"
         self.report.missing[name] = f"another size, {sizes}"
-        self.problems.append(f"size mismatch for {name}: {sizes}")
+        self.problems.append(f"size mismatch for {self._called(name)}: {sizes}")
 
-    def _load(self, name: str, tensor: Tensor, how: str = "") -> None:
+    def _load(self, name: str, tensor: Tensor, how: str = "", of: str = "") -> None:
         self.values[name] = tensor
+        self._loaded_from[name] = of or name
         self.report.loaded.append(name)
         if how:
             self.report.reshaped[name] = how
@@ -194,7 +206,7 @@ class Fit:
             self.problems.append(f"has no {key}")
             self.report.missing[name] = "not in the file"
         elif self._tensors[key].shape == current.shape:
-            self._load(name, self._tensors[key])
+            self._load(name, self._tensors[key], of=key)
         else:
             self._refuse_size(key, self._tensors[key].shape, current.shape)
 
@@ -237,7 +249,7 @@ class Fit:
             given = [name for name in shared if name in self.values]
             if any(not _equal(self.values[given[0]], self.values[name]) for name in given[1:]):
                 self.problems.append(
-                    f"{given[0]} and {given[1]} differ in the file, but the model shares them "
+                    f"{' and '.join(map(self._called, given[:2]))} differ in the file, but the model shares them "
                     "(model.head.shared = false, or refine = true, does not)"
                 )
             if given:
@@ -283,13 +295,14 @@ class Fit:
             self.problems.insert(0, f"has {plural(len(missing), 'missing key')}, e.g. {missing[0]!r}")
 
     def _report_skipped(self, unknown: list[str], converted: Converted) -> None:
-        self.report.skipped += [converted.origin[name] for name in unknown]
+        self.report.skipped += [key for name in unknown for key in converted.origin[name]]
         if self._is_body:
             return  # backbones are cut after the last stage that is used, and have no head
         stray = [name for name in converted.skipped if not name.endswith(_COUNTER)]
         stray += [
-            name
+            key
             for name in unknown
+            for key in converted.origin[name]
             if not _ATTENTION.match(name) and not name.endswith(_COUNTER) and not self._level_only(name)
         ]
         if stray:
@@ -313,8 +326,10 @@ def _initial(current: Tensor) -> Tensor:
     return torch.zeros(current.shape, device="cpu") if current.is_meta else current.detach().cpu().clone()
 
 
-def _with_names_of(current: Mapping[str, Tensor], converted: Converted) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under the names of the model, and the names that it does not have.
+def _with_names_of(
+    current: Mapping[str, Tensor], converted: Converted
+) -> tuple[dict[str, Tensor], dict[str, list[str]], list[str]]:
+    """The tensors under the names of the model, their names in the file, and our names that the model does not have.
 
     A backbone alone has other prefixes than the backbone of a detector.
     """
@@ -327,5 +342,6 @@ def _with_names_of(current: Mapping[str, Tensor], converted: Converted) -> tuple
     names = max(options, key=lambda option: len(option.keys() & current.keys()))
     return (
         {new: converted.tensors[old] for new, old in names.items()},
+        {new: converted.origin[old] for new, old in names.items()},
         [old for new, old in names.items() if new not in current],
     )

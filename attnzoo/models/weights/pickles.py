@@ -35,20 +35,26 @@ class _Other:
     def add(self, value: Any) -> None: ...
 
 
+class _Array(_Other):
+    """Stands for an array of numpy."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return _HARMLESS.get((module, name), _Other)
+        is_array = module.startswith("numpy.") and name in ("_reconstruct", "_frombuffer")
+        return _Array if is_array else _HARMLESS.get((module, name), _Other)
 
 
 def _load(file: Any, **options: Any) -> Any:
     return _Unpickler(file, **options).load()
 
 
-def way_out(file: Path, wrappers: Sequence[str]) -> str:
+def way_out(file: Path, wrappers: Sequence[str]) -> str | None:
     """A line of Python that keeps the tensors of a pickle which needs other classes; it runs the code of the file.
 
-    `wrappers` are the names under which a state dict, or a module, may be.
-    For a whole module it is to be run where the classes of the module can be imported.
+    Arrays of numpy become tensors. `wrappers` are the names under which a state dict, or a module, may be; other
+    mappings are searched after them. For a whole module the line is to be run where the classes of the module can be
+    imported. None without any tensors.
     """
     loaded = f"torch.load({str(file)!r}, weights_only=False)"
     try:
@@ -57,18 +63,31 @@ def way_out(file: Path, wrappers: Sequence[str]) -> str:
             content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=harmless)
     except Exception:  # of a file that is damaged, or of an old form
         return f'torch.save({loaded}.state_dict(), "weights.pt") for a whole module'
-    return f'torch.save({_state_dict(content, loaded, wrappers)}, "weights.pt")'
+    kept = _state_dict(content, loaded, wrappers, set())
+    return None if kept is None else f'torch.save({kept}, "weights.pt")'
 
 
-def _state_dict(content: Any, expression: str, wrappers: Sequence[str]) -> str:
-    """The expression of the state dict in what `expression` gives."""
-    if not isinstance(content, Mapping):
+def _state_dict(content: Any, expression: str, wrappers: Sequence[str], seen: set[int]) -> str | None:
+    """The expression of the state dict in what `expression` gives; None if there are no tensors in it.
+
+    `seen` are the ids of mappings above: a file may nest one in itself.
+    """
+    if type(content) is _Other:
         return f"{expression}.state_dict()"
-    for name in wrappers:
-        if isinstance(content.get(name), _Other):
-            return f'{expression}["{name}"].state_dict()'
-        if isinstance(content.get(name), Mapping):
-            return _state_dict(content[name], f'{expression}["{name}"]', wrappers)
-    if all(isinstance(value, torch.Tensor) for value in content.values()):
-        return expression
-    return f"{{name: each for name, each in {expression}.items() if isinstance(each, torch.Tensor)}}"
+    if not isinstance(content, Mapping) or id(content) in seen:
+        return None
+    seen.add(id(content))
+    tensors = [isinstance(value, torch.Tensor) for value in content.values()]
+    inside = [name for name in wrappers if name in content]
+    if not any(tensors):
+        inside += [name for name, value in content.items() if name not in wrappers and isinstance(value, Mapping)]
+    for name in inside:
+        key = f'"{name}"' if name in wrappers else repr(name)
+        if found := _state_dict(content[name], f"{expression}[{key}]", wrappers, seen):
+            return found
+    if any(isinstance(value, _Array) for value in content.values()):
+        return f'{{name: torch.as_tensor(each) for name, each in {expression}.items() if hasattr(each, "shape")}}'
+    if not any(tensors):
+        return None
+    kept = f"{{name: each for name, each in {expression}.items() if isinstance(each, torch.Tensor)}}"
+    return expression if all(tensors) else kept

@@ -28,12 +28,20 @@ State = Mapping[str, Tensor]
 
 @dataclass
 class Converted:
-    """A state dict with our names; `origin` maps them to the names in the file, `skipped` has no name here."""
+    """A state dict with our names.
+
+    `origin` maps them to the names in the file, several for a tensor in parts; those in `skipped` have none here.
+    """
 
     source: str
     tensors: dict[str, Tensor]
-    origin: dict[str, str]
+    origin: dict[str, list[str]]
     skipped: list[str]
+
+    def within(self, prefix: str) -> "Converted":
+        """The same of a file in which all names start with `prefix`."""
+        origin = {name: [f"{prefix}{key}" for key in keys] for name, keys in self.origin.items()}
+        return Converted(self.source, self.tensors, origin, [f"{prefix}{key}" for key in self.skipped])
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Source:
         prefix = f"{path}: " if path else ""
         known = self._known(state)
         converted = Converted(self.title, {}, {}, [])
-        parts: dict[str, dict[int, Tensor]] = {}
+        parts: dict[str, dict[int, tuple[str, Tensor]]] = {}
         counts: dict[str, int] = {}
         for key, tensor in state.items():
             if key.endswith(self.ignore):
@@ -80,20 +88,23 @@ class Source:
             for name in names:
                 if template.part is not None:
                     index, counts[name] = template.part
-                    parts.setdefault(name, {})[index] = tensor
+                    parts.setdefault(name, {})[index] = key, tensor
                 converted.tensors.setdefault(name, tensor)
-                converted.origin.setdefault(name, key)
+                converted.origin.setdefault(name, [key])
         for name, pieces in parts.items():
             if len(pieces) < counts[name]:
                 raise UserError(
-                    f"{prefix}{self.title}: {converted.origin[name]} is there, but only {len(pieces)} of the "
+                    f"{prefix}{self.title}: {converted.origin[name][0]} is there, but only {len(pieces)} of the "
                     f"{plural(counts[name], 'tensor')} that make up {name}"
                 )
-            shapes = [tuple(pieces[index].shape) for index in range(counts[name])]
+            converted.origin[name], tensors = map(
+                list, zip(*(pieces[index] for index in range(counts[name])), strict=True)
+            )
+            shapes = [tuple(tensor.shape) for tensor in tensors]
             if len({shape[1:] for shape in shapes}) > 1 or () in shapes:
                 sizes = ", ".join(map(str, shapes))
                 raise UserError(f"{prefix}{self.title}: the tensors that make up {name} have the sizes {sizes}")
-            converted.tensors[name] = torch.cat([pieces[index] for index in range(counts[name])])
+            converted.tensors[name] = torch.cat(tensors)
         return converted
 
     def export(self, state: State) -> dict[str, Tensor]:
