@@ -113,5 +113,6 @@ def test_long_tests_exist() -> None:
 
 def test_log_of_long_tests_has_neither_steps_nor_temporary_paths() -> None:
     assert long_tests.log_line("2026-11-28 01:57:24 INFO step 5/600: train/loss 7.7") is None
+    assert long_tests.log_line(f"rootdir: {long_tests.ROOT}") == "rootdir: ."
     assert long_tests.log_line("2: time_over at step 5") == "2: time_over at step 5"
     assert long_tests.log_line(f"submitted ({tempfile.gettempdir()}/soak/runs)") == "submitted (TMP/soak/runs)"

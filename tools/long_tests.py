@@ -63,8 +63,8 @@ def write(line: str, log: TextIO) -> None:
 
 
 def log_line(line: str) -> str | None:
-    """The line as it is logged, with TMP for the folder of temporary files; None if a training logs it."""
-    return None if TRAINING_LOG.match(line) else line.replace(tempfile.gettempdir(), "TMP")
+    """The line as it is logged, without this machine's folders: TMP for temporary files; None if a training logs it."""
+    return None if TRAINING_LOG.match(line) else line.replace(str(ROOT), ".").replace(tempfile.gettempdir(), "TMP")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
