@@ -142,14 +142,23 @@ def test_guide_shows_the_measured_times() -> None:
             assert cell == ("not measured" if milliseconds is None else f"{milliseconds:,.0f}"), (name, tokens)
 
 
-def test_guide_shows_the_scores_by_object_size() -> None:
-    scores: dict[str, list[list[float]]] = defaultdict(list)
-    for run in json.loads((DOCS / "results/ablate_attention/results.json").read_text())["runs"]:
-        final = [row for row in run["metrics"] if "val/AP" in row][-1]
-        scores[run["variant_name"]].append([final[f"val/AP_{size}"] for size in "SML"])
-    rows = table(GUIDE, "By object size")
-    for name, runs in scores.items():
-        (cells,) = [cells for label, cells in rows.items() if label.startswith(name)]
+@pytest.mark.parametrize(
+    ("heading", "experiments"),
+    [
+        ("By object size", ["ablate_attention"]),
+        ("By object size, in the encoder", ["ablate_encoder", "ablate_encoder_dcn"]),
+    ],
+)
+def test_guide_shows_the_scores_by_object_size(heading: str, experiments: list[str]) -> None:
+    scores: dict[str, dict[int, list[float]]] = defaultdict(dict)
+    for name in experiments:
+        for run in json.loads((DOCS / f"results/{name}/results.json").read_text())["runs"]:
+            final = [row for row in run["metrics"] if "val/AP" in row][-1]
+            scores[run["variant_name"]][run["seed"]] = [final[f"val/AP_{size}"] for size in "SML"]
+    rows = table(GUIDE, heading)
+    for name, by_seed in scores.items():
+        runs = [by_seed[seed] for seed in range(1000, 1006)]
+        (cells,) = [cells for label, cells in rows.items() if re.fullmatch(rf"`?{name}`?(,.*)?", label)]
         assert cells == [f"{statistics.mean(column):.3f}" for column in zip(*runs, strict=True)]
 
 
