@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 
 from attnzoo.attention import load_plugin
@@ -74,7 +75,7 @@ def _of_runs(folder: Path) -> Target:
     A variant without a run that can be read, or whose plugins changed, is left out with a message. Raises UserError if
     no variant remains.
     """
-    runs = {run: entry for run, entry in find_runs([folder]).items() if run.config.exists()}
+    runs = {run: entry for run, entry in find_runs([folder]).items() if exists(run.config)}
     if not runs:
         raise UserError(f"{folder}: no run in it has a config.yaml")
     sweeps = dict.fromkeys(run.path.parent for run in runs)

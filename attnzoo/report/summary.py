@@ -1,6 +1,7 @@
 """The final outputs of a sweep: its comparison, as text and as a page, and TensorBoard's HParams."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +53,8 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
     try:
         hparams.write_sweep(sweep, markdown(comparison), records)
     except OSError as error:
-        print(f"warning: {error.filename}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
+        name = os.fsdecode(error.filename)
+        print(f"warning: {name}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
     return written
 
 

@@ -1,5 +1,6 @@
 """What `attnzoo run` prints of the runs of a sweep."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -69,9 +70,17 @@ def report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
     for run in runs:
         outcome = result.outcomes.get(run.folder.path.name)
         if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED, ExitKind.CORRUPT):
-            print(f"{outcome.kind}: {run.name}: {outcome.reason} (log: {run.folder.log})", file=sys.stderr)
+            log = f" (log: {run.folder.log})" if os.path.exists(run.folder.log) else ""
+            print(f"{outcome.kind}: {run.name}: {outcome.reason}{log}", file=sys.stderr)
             count += 1
     return count
+
+
+def report_unwritable(reasons: Mapping[str, str]) -> int:
+    """Print every run whose folder cannot be written, by its name; returns how many."""
+    for name, reason in reasons.items():
+        print(f"{ExitKind.NOT_STARTED}: {name}: {reason}", file=sys.stderr)
+    return len(reasons)
 
 
 def report_corrupt(runs: Sequence[RunSpec]) -> int:
