@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from attnzoo.errors import one_line, printable
 from attnzoo.paths import user_path
 from attnzoo.report import hparams
 from attnzoo.report.compare import compare
@@ -48,13 +49,13 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
         write_page(comparison, page)
         written.append(page)
     except Exception as error:
-        print(f"warning: {page} was not written ({type(error).__name__}: {error})", file=sys.stderr)
+        print(f"warning: {page} was not written ({one_line(f'{type(error).__name__}: {error}')})", file=sys.stderr)
     records = [run for variant in comparison.variants for run in variant.runs]
     try:
         hparams.write_sweep(sweep, markdown(comparison), records)
     except OSError as error:
         name = os.fsdecode(error.filename)
-        print(f"warning: {name}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
+        print(f"warning: {printable(name)}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
     return written
 
 

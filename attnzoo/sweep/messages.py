@@ -8,7 +8,7 @@ from rich.table import Table
 
 from attnzoo.console import console
 from attnzoo.environment import sources_hash
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, one_line, plural, printable
 from attnzoo.report.status import RunStatus
 from attnzoo.rundir import attempts
 from attnzoo.schema.keys import format_value
@@ -30,7 +30,7 @@ def recorded_state(run: RunSpec) -> str:
 def print_restarts(runs: Sequence[RunSpec]) -> None:
     """Print which runs restart from scratch, and why, if any does."""
     if reason := describe_restarts(runs):
-        print(reason)
+        print(printable(reason))
 
 
 def print_other_sources(runs: Sequence[RunSpec]) -> None:
@@ -39,7 +39,7 @@ def print_other_sources(runs: Sequence[RunSpec]) -> None:
     current = sources_hash()
     sources = [{(found or {}).get("sources", "unknown") for found in attempts.environments(run.folder)} for run in done]
     if other := [found for found in sources if found != {current}]:
-        hashes = ", ".join(sorted(set.union(*other) - {current}))
+        hashes = printable(", ".join(sorted(set.union(*other) - {current})))
         print(
             f"{len(other)} of {len(done)} finished runs were trained by other sources of attnzoo ({hashes}; now "
             f"{current}); delete the folder of a run to train it again"
@@ -71,7 +71,7 @@ def report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
         outcome = result.outcomes.get(run.folder.path.name)
         if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED, ExitKind.CORRUPT):
             log = f" (log: {run.folder.log})" if os.path.exists(run.folder.log) else ""
-            print(f"{outcome.kind}: {run.name}: {outcome.reason}{log}", file=sys.stderr)
+            print(f"{outcome.kind}: {run.name}: {one_line(outcome.reason)}{log}", file=sys.stderr)
             count += 1
     return count
 
@@ -87,5 +87,5 @@ def report_corrupt(runs: Sequence[RunSpec]) -> int:
     """Print every corrupt run and how to mend it; returns how many."""
     messages = [message for run in runs if (message := run.folder.corruption())]
     for message in messages:
-        print(f"corrupt: {message}", file=sys.stderr)
+        print(f"corrupt: {printable(message)}", file=sys.stderr)
     return len(messages)
