@@ -90,7 +90,8 @@ def run(
         return _submit_rounds(experiment, folder, rounds, to_start, only, follow)
     runs, result = _train_rounds(experiment, folder, rounds, to_start, only)
     ended = False
-    if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
+    succeeded = any(outcome.kind is ExitKind.DONE for outcome in result.outcomes.values())
+    if succeeded and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
         ended = measure_costs(folder.path, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
     failures = report_failures(runs, result) + report_corrupt(runs)
