@@ -10,7 +10,7 @@ from typing import Any
 from attnzoo import run, streams
 from attnzoo.bench import cli as bench_cli
 from attnzoo.cost import cli as cost_cli
-from attnzoo.errors import UserError, as_options
+from attnzoo.errors import UserError, as_options, printable, printable_lines
 from attnzoo.inference import draw_cli, eval_cli, export_cli, predict_cli
 from attnzoo.paths import argument_path
 from attnzoo.probe import cli as probe_cli
@@ -128,7 +128,7 @@ def _cancel(args: argparse.Namespace) -> int:
     from attnzoo.sweep.cancel import cancel
 
     for line in cancel(args.folder, args.runs):
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -174,7 +174,7 @@ def _weights(args: argparse.Namespace) -> int:
     from attnzoo.inference.weights import describe_weights
 
     with as_options(source="--source"):
-        print(describe_weights(args.path, args.source))
+        print(printable_lines(str(describe_weights(args.path, args.source))))
     return 0
 
 

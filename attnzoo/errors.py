@@ -139,6 +139,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines for a terminal: each is `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def plural(number: int, noun: str, many: str = "") -> str:
     """`"1 run"`, `"2 runs"`; `many` is the plural of a noun that takes more than an s."""
     return f"{number:,} {noun if number == 1 else many or f'{noun}s'}"

@@ -81,16 +81,16 @@ def output_file(path: str | os.PathLike[str], suffixes: Sequence[str] = (), key:
     return file
 
 
-def output_folder(path: str | os.PathLike[str], key: str = "folder") -> Path:
+def output_folder(path: str | os.PathLike[str], key: str = "folder", writable: bool = True) -> Path:
     """A folder that is going to be written, `~` expanded.
 
-    Raises UserError for a file, a link that leads nowhere, or if nothing can be written.
+    Raises UserError for a file, a link that leads nowhere, or, if it must be `writable`, if nothing can be written.
     """
     folder = user_path(path)
     if exists(folder) and not isdir(folder):
         raise UserError(f"{key} = {folder}: is a file; name a folder", key=key)
     _check_name(folder, f"{key} = {folder}", key)
-    _check_writable(folder.absolute(), f"{key} = {folder}", key)
+    _check_writable(folder.absolute(), f"{key} = {folder}", key, writable)
     return folder
 
 
@@ -105,12 +105,12 @@ def _check_name(path: Path, name: str, key: str) -> None:
         raise UserError(f"{name}: {error.strerror}", key=key) from None
 
 
-def _check_writable(folder: Path, name: str, key: str) -> None:
-    """Raise UserError unless files can be written into the folder, or the nearest above it that exists."""
+def _check_writable(folder: Path, name: str, key: str, writable: bool = True) -> None:
+    """Raise UserError unless the folder, or the nearest above it that exists, is one, and is `writable`."""
     above = next(parent for parent in (folder, *folder.parents) if exists(parent))
     if not isdir(above):
         raise UserError(f"{name}: {above} is not a folder", key=key)
-    if not os.access(above, os.W_OK | os.X_OK):
+    if writable and not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{name}: the folder {above} cannot be written to", key=key)
 
 

@@ -26,8 +26,11 @@ OPTION_KEYS = {
 }
 RESERVED_OPTIONS = (
     *("array", "clusters", "comment", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "wrap"),
-    *("parsable", "test-only", "wait", "quiet", "help", "usage", "version"),  # change what sbatch does or answers
+    # change what sbatch does or answers
+    *("parsable", "test-only", "wait", "quiet", "help", "usage", "version", "autocomplete", "external"),
+    *("chdir", "export-file", "uid", "gid"),  # jobs need the folder, the environment and the user of the submission
 )
+EXACT_OPTIONS = ("gpus", "export")  # of sbatch, although others begin with their names
 
 
 def parse_minutes(time: int | str) -> int:
@@ -93,8 +96,15 @@ def _check_options(config: SlurmConfig) -> None:
             raise UserError(f"{key}: set slurm.{OPTION_KEYS[name]} instead", key=key)
         if name in RESERVED_OPTIONS:
             raise UserError(f"{key}: reserved, the sweep sets it", key=key)
+        if name == "export" and not re.match(r"ALL(,|$)", str(value)):
+            raise _expected(
+                "options.export", value, "ALL or ALL,NAME=value: jobs need the environment of the submission"
+            )
+        known = [*OPTION_KEYS, *RESERVED_OPTIONS]
+        if name and name not in EXACT_OPTIONS and (whole := next((k for k in known if k.startswith(name)), "")):
+            raise UserError(f"{key}: sbatch reads it as {whole}, which cannot be set here", key=key)
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            hint = did_you_mean(name.replace("_", "-").strip("-"), [*OPTION_KEYS, *RESERVED_OPTIONS])
+            hint = did_you_mean(name.replace("_", "-").strip("-"), known)
             raise UserError(f"{key}: expected the long name of an sbatch option, without leading dashes{hint}", key=key)
         if "\n" in str(value):
             raise _expected(f"options.{name}", value, "one line")

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 
 from attnzoo.attention import load_plugin
@@ -13,7 +14,7 @@ from attnzoo.config.options import check_versions, resolve_options
 from attnzoo.cost.published import published
 from attnzoo.cost.subject import Size, Subject, subject_of
 from attnzoo.engine.config import TrainConfig
-from attnzoo.errors import UserError, did_you_mean, unknown
+from attnzoo.errors import UserError, did_you_mean, one_line, printable, unknown
 from attnzoo.models import presets
 from attnzoo.models.config import ModelConfig
 from attnzoo.paths import user_path
@@ -74,7 +75,7 @@ def _of_runs(folder: Path) -> Target:
     A variant without a run that can be read, or whose plugins changed, is left out with a message. Raises UserError if
     no variant remains.
     """
-    runs = {run: entry for run, entry in find_runs([folder]).items() if run.config.exists()}
+    runs = {run: entry for run, entry in find_runs([folder]).items() if exists(run.config)}
     if not runs:
         raise UserError(f"{folder}: no run in it has a config.yaml")
     sweeps = dict.fromkeys(run.path.parent for run in runs)
@@ -93,7 +94,7 @@ def _of_runs(folder: Path) -> Target:
     if not configs:
         raise next(iter(errors.values()))
     for name in by_variant.keys() - configs.keys():
-        print(f"variant {name} is left out: {errors[name]}", file=sys.stderr)
+        print(f"variant {printable(name)} is left out: {one_line(str(errors[name]))}", file=sys.stderr)
     is_sweep = len(sweeps) == 1 and next(iter(runs)).path != folder
     return _of_configs(configs, find_plan([folder]).baseline, folder if is_sweep else None)
 

@@ -25,6 +25,7 @@ from attnzoo.data.config import ClassificationDataConfig, DataConfig, ProbeDataC
 from attnzoo.data.pixels import PixelTransform, normalise
 from attnzoo.data.probes import PROBE_AUGMENTATIONS, PROBES
 from attnzoo.data.registries import DETECTION_AUGMENTATIONS, DETECTION_DATASETS, SPLITS
+from attnzoo.data.synthetic import SyntheticSpec
 from attnzoo.errors import UserError, unknown
 from attnzoo.registry import Registry
 
@@ -39,12 +40,26 @@ def build_dataset(config: DataConfig, split: str, run_seed: int = 0) -> Any:
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    return _build_spec(_of_run(config, run_seed)).build(split, _build_transform(config, split))
+
+
+def _of_run(config: DataConfig, run_seed: int) -> DataConfig:
+    """The config with the seed of the run in place of `seed: run`."""
     dataset = dict(config.dataset)
     if dataset.get("seed") == "run":
         val_seed = dataset.get("val_seed")
         dataset |= {"seed": run_seed, "val_seed": 0 if val_seed is None else val_seed}
-    spec = _build_spec(dataclasses.replace(config, dataset=dataset))
-    return spec.build(split, _build_transform(config, split))
+    return dataclasses.replace(config, dataset=dataset)
+
+
+def check_cache(config: DataConfig, run_seed: int, writable: bool) -> None:
+    """Raise UserError if a data set is generated and could not be, because of where the cache is.
+
+    `writable`: whether it must be writable on this machine.
+    """
+    spec = _build_spec(_of_run(config, run_seed))
+    if isinstance(spec, SyntheticSpec):
+        spec.check_cache(writable)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from attnzoo.errors import UserError
 from attnzoo.files import open_for_appending
-from attnzoo.paths import user_path
+from attnzoo.paths import output_folder, user_path
 
 T = TypeVar("T")
 
@@ -39,15 +39,36 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnzoo"
 
 
+def check_cache(name: str, key: Mapping[str, Any], writable: bool) -> None:
+    """Raise UserError if `cached_folder` could not make its folder: a file is in its place, a name is too long.
+
+    With `writable`, also if the cache may not be written, unless the folder is there; nodes of a cluster may have other
+    permissions than this machine.
+    """
+    root = cache_root()
+    variable = "ATTNZOO_CACHE" if os.environ.get("ATTNZOO_CACHE") else "the cache"
+    if os.path.isdir(_folder(name, key)):
+        return
+    try:
+        for folder in (root, root / name):
+            output_folder(folder, key=variable, writable=writable)
+    except UserError as error:
+        raise UserError(str(error)) from None  # of no key of an experiment
+
+
+def _folder(name: str, key: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return cache_root() / name / digest
+
+
 def cached_folder(name: str, key: Mapping[str, Any], generate: Callable[[Path], None]) -> Path:
     """The folder of `name` for `key` (JSON values), filled by `generate` on first use.
 
     Atomic: `generate` writes to a temporary folder, which is then renamed, under a file lock. Raises UserError if the
     cache cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_root() / name / digest
-    if folder.is_dir():
+    folder = _folder(name, key)
+    if os.path.isdir(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from attnzoo.data.cache import cached_folder
+from attnzoo.data.cache import cached_folder, check_cache
 from attnzoo.data.registries import SPLITS
 from attnzoo.data.rendering import Scene, SceneOptions, SceneRenderer, check_dataset_option
 
@@ -64,8 +64,15 @@ class SyntheticSpec(SceneOptions, ABC):
 
     def folder(self) -> Path:
         """The cache folder, generated on first use. Raises UserError if the cache cannot be written."""
+        return cached_folder(self.name, self._cache_key(), self.generate)
+
+    def check_cache(self, writable: bool) -> None:
+        """Raise UserError if the cache folder could not be made; without `writable`, whatever its permissions here."""
+        check_cache(self.name, self._cache_key(), writable)
+
+    def _cache_key(self) -> dict[str, Any]:
         options = {key: _canonical(value) for key, value in asdict(self).items()}
-        return cached_folder(self.name, options | {"version": self.version}, self.generate)
+        return options | {"version": self.version}
 
     def scenes(self, split: str) -> Iterator[Scene]:
         """The scenes of "train" or "val" in order."""

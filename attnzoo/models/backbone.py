@@ -1,6 +1,7 @@
 """Backbones: timm models as feature extractors, and the hierarchical ViTs of attnzoo."""
 
 import difflib
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,7 @@ import timm
 import torch
 from einops import rearrange
 from timm.layers import Format
-from timm.models import FeatureListNet
+from timm.models import FeatureListNet, is_model_in_modules
 from torch import Tensor, nn
 
 from attnzoo.errors import UserError, as_yaml, describe
@@ -20,6 +21,12 @@ from attnzoo.models.weights import load_weights
 
 RESNET_FROZEN = ("conv1", "layer1")  # in DETR and Deformable DETR
 KEY = "model.backbone"
+# Options of timm's constructors that are sizes: some models are built with negative ones, and lack layers.
+SIZES = (
+    *("layers", "depths", "channels", "dims", "embed_dim", "embed_dims", "num_heads", "stem_width", "base_width"),
+    *("cardinality", "patch_size", "window_size", "kernel_sizes"),
+)
+RESNET_LISTS = ("layers", "channels")  # one entry for each of the four stages
 
 
 class Backbone(nn.Module):
@@ -109,6 +116,7 @@ def _create_timm(config: BackboneConfig, **kwargs: Any) -> Any:
         raise UserError(
             f"{KEY}.name: unknown model {config.name!r}, neither in timm nor in attnzoo{hint}", key=f"{KEY}.name"
         )
+    _check_timm_options(config)
     if config.dilation:
         kwargs["output_stride"] = 16
     try:
@@ -122,3 +130,29 @@ def _create_timm(config: BackboneConfig, **kwargs: Any) -> Any:
             f"{KEY}: timm cannot create a feature extractor from {config.name} with {settings}: {reason}",
             key=(f"{KEY}.name", f"{KEY}.options"),
         ) from error
+
+
+def _check_timm_options(config: BackboneConfig) -> None:
+    """Raise UserError for options with which timm builds another model than they say, or fails without saying why."""
+    is_resnet = is_model_in_modules(config.name, ["resnet"])
+    for name, value in config.options.items():
+        key, problem = f"{KEY}.options.{name}", ""
+        if is_resnet and name in RESNET_LISTS:
+            sizes = value if isinstance(value, (list, tuple)) else ()
+            if len(sizes) != 4 or not all(type(size) is int and size > 0 for size in sizes):
+                problem = "expected four numbers at least 1, one for each stage"
+        elif is_resnet and name == "block":
+            problem = f"the kind of blocks is that of {config.name}; set {KEY}.name to choose another"
+        elif name in SIZES and any(size < 1 for size in _integers(value)):
+            problem = f"expected {'a number' if isinstance(value, int) else 'numbers'} at least 1"
+        if problem:
+            raise UserError(f"{key} = {as_yaml(value)}: {problem}", key=key)
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """The integers in nested lists."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _integers(item)
+    elif type(value) is int:
+        yield value

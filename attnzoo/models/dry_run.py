@@ -1,6 +1,7 @@
 """Dry runs on the meta device: whether a model runs, and which of its parameters are unused."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,8 @@ def dry_run(config: ModelConfig, num_classes: int, size: tuple[int, int], batch_
 
     Raises UserError for a model that cannot be built or run.
     """
-    with torch.device("meta"), _limited_modules():
+    with torch.device("meta"), _limited_modules(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an error says more
         try:
             model = models.build(config, num_classes)
         except UserError:

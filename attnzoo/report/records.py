@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def read_records(folders: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
     """The runs in `folders`, and why others were left out. Raises UserError for a folder without runs or results."""
     records, left_out, run_folders = [], [], []
     for folder in folders:
-        if (folder / RESULTS).is_file():
+        if isfile(folder / RESULTS):  # False for one that may not be read
             records += _read_results(folder / RESULTS)
         else:
             run_folders.append(folder)

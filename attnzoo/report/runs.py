@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
     for folder in folders:
         if not folder.is_dir():  # which `find_runs` refuses
             continue
-        if (folder / RESULTS).is_file():
+        if isfile(folder / RESULTS):  # False for one that may not be read
             try:
                 content = parse_json(read_bytes(folder / RESULTS))
             except OSError as error:
@@ -87,7 +88,7 @@ def find_plan(folders: Iterable[Path]) -> SweepPlan:
             try:
                 comparison = Ledger(sweep).read().get("comparison")
             except UserError:  # it may not be read
-                if sweep == folder:
+                if sweep == folder and not _is_run(RunFolder(folder)):
                     raise
                 continue
             if comparison:

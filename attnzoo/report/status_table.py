@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from attnzoo.console import console
+from attnzoo.errors import printable
 from attnzoo.report.status import RunStatus, counts, read_status
 from attnzoo.rundir import duration
 from attnzoo.rundir.metrics import PRIMARY_METRICS
@@ -23,7 +24,7 @@ def print_status(sweep: Path, watch: bool, as_json: bool) -> int:
     status = read_status(sweep)
     statuses = status.runs
     if status.problem:
-        print(f"{status.problem}; the states are those of the run folders", file=sys.stderr)
+        print(f"{printable(status.problem)}; the states are those of the run folders", file=sys.stderr)
     if as_json:
         print(json.dumps([dataclasses.asdict(status) for status in statuses], indent=1))
     elif watch:

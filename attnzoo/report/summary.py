@@ -1,11 +1,13 @@
 """The final outputs of a sweep: its comparison, as text and as a page, and TensorBoard's HParams."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from attnzoo.errors import one_line, printable
 from attnzoo.paths import user_path
 from attnzoo.report import hparams
 from attnzoo.report.compare import compare
@@ -47,12 +49,13 @@ def write_outputs(comparison: Comparison, sweep: Path) -> list[Path]:
         write_page(comparison, page)
         written.append(page)
     except Exception as error:
-        print(f"warning: {page} was not written ({type(error).__name__}: {error})", file=sys.stderr)
+        print(f"warning: {page} was not written ({one_line(f'{type(error).__name__}: {error}')})", file=sys.stderr)
     records = [run for variant in comparison.variants for run in variant.runs]
     try:
         hparams.write_sweep(sweep, markdown(comparison), records)
     except OSError as error:
-        print(f"warning: {error.filename}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
+        name = os.fsdecode(error.filename)
+        print(f"warning: {printable(name)}: not written for TensorBoard ({error.strerror})", file=sys.stderr)
     return written
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from attnzoo.console import console
+from attnzoo.errors import printable
 from attnzoo.report.comparison import Comparison, Variant
 from attnzoo.report.paired import PairedResult
 from attnzoo.report.pairs import TARGET, PairedRow, PairedTable
@@ -124,7 +125,7 @@ def _rich_paired_table(paired: PairedTable) -> Table:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The verdicts, the tables and their notes as Markdown."""
+    """The verdicts, the tables and their notes as Markdown; control characters become escapes."""
     header, rows = cells(comparison)
     lines = [
         *_markdown_table(header, rows, len(comparison.columns)),
@@ -136,7 +137,7 @@ def markdown(comparison: Comparison) -> str:
         notes = [f"{note}  " for note in paired_notes(comparison.paired)]
         paired = _markdown_table(*paired_cells(comparison.paired), 2)
         lines = [*sentences, "", *lines, "", f"{paired_title(comparison.paired)}:", "", *paired, "", *notes]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:

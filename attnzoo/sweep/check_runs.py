@@ -9,7 +9,7 @@ from attnzoo import models
 from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment, digest
 from attnzoo.config.options import resolve_options
-from attnzoo.data.build import dataset_info
+from attnzoo.data.build import check_cache, dataset_info
 from attnzoo.engine.optim import check_optimizer_name, check_parameter_patterns
 from attnzoo.engine.trainer import count_steps
 from attnzoo.errors import UserError
@@ -36,6 +36,8 @@ def check_runs(experiment: Experiment, runs: Sequence[RunSpec]) -> list[RunSpec]
         shared = resolved[run.digest]
         config = dataclasses.replace(run.config, data=shared.data, model=shared.model, versions=shared.versions)
         valid.append(dataclasses.replace(run, config=config, digest=digest(config)))
+    for config in {run.digest: run.config for run in valid}.values():
+        check_cache(config.data, config.seed, writable=config.launcher == "local")
     valid = drop_repeats(valid, experiment)
     names = {name for model_names in parameters.values() for name in model_names}
     for run in valid:

@@ -112,6 +112,17 @@ class ProgressDisplay:
         self.console.print(line, markup=False)
 
 
+@contextmanager
+def display_run(run: RunSpec, display: ProgressDisplay | None) -> Iterator[None]:
+    """Show the progress of a run that this process trains, if it is the one that shows it."""
+    if display is None:
+        yield
+    else:
+        display.start(run)
+        with display.live_updates(run):
+            yield
+
+
 def _read_status(run: RunSpec) -> dict[str, Any]:
     """The status of a run; "pending" if it is corrupt, which is reported at the end."""
     try:

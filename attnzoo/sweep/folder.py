@@ -1,5 +1,7 @@
 """The folder of a sweep: its run folders and its ledger."""
 
+import errno
+import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +23,8 @@ LENGTHENED = (
     "; a run cannot be lengthened, because its learning rate and its comparison depend on its length: stop this one to "
     "keep to the old length, or sweep train.steps to compare lengths"
 )
+# Of a file that cannot be written, where the other runs could not be written either.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LONGEST_FILE = "pictures/" + "0" * 60  # below a run's folder, or longer
 MEND_CONFIG = "restore it to resume that run"
 MAX_DIFFERENCES = 3  # named in a message
@@ -50,16 +54,18 @@ class SweepFolder:
         self,
         runs: Sequence[RunSpec],
         experiment: str,
-        to_start: Sequence[RunSpec] = (),
+        to_start: Sequence[RunSpec] | None = None,
         comparison: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> dict[str, str]:
         """Write the ledger, then the configs of new runs and of those in `to_start`, before anything trains.
 
         Configs are rewritten for runs that restart, because keys that do not affect results may have changed, and for
         those that were never started, because they may have been edited. Entries of earlier sweeps in this folder stay
-        if they were started. `comparison`: how the runs are compared, the fields of a `SweepPlan`. Raises UserError if
-        the folder cannot be written.
+        if they were started. `comparison`: how the runs are compared, the fields of a `SweepPlan`. Returns why runs of
+        `to_start`, by default all, cannot start, by the names of their folders, which cannot be written. Raises
+        UserError if the folder of the sweep cannot be.
         """
+        unwritable = dict[str, str]()
         try:
             with self.ledger.update() as content:
                 old = content["runs"]
@@ -69,12 +75,15 @@ class SweepFolder:
                 content |= {"experiment": name, "runs": kept | entries}
                 if comparison is not None:
                     content["comparison"] = dict(comparison)
-            rewritten = {run.folder.path for run in to_start}
+            rewritten = {run.folder.path for run in to_start or ()}
             for run in runs:
                 if run.folder.path in rewritten or _is_new(run.folder):
-                    save(run.config, run.folder.config)
+                    reason = _save_config(run)
+                    if reason and (to_start is None or run.folder.path in rewritten):
+                        unwritable[run.folder.path.name] = reason
         except OSError as error:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})", key="output") from None
+        return unwritable
 
     def record_start(self, run: RunSpec) -> None:
         """Count one more start of a run by this process."""
@@ -89,7 +98,24 @@ class SweepFolder:
         return dict(self.ledger.read()["runs"])
 
     def _was_started(self, name: str, entry: dict[str, Any]) -> bool:
-        return "submission" in entry or (self.path / name / "status.json").exists()
+        if "submission" in entry:
+            return True
+        try:
+            RunFolder(self.path / name).status.stat()
+        except OSError as error:
+            return isinstance(error, PermissionError)  # nobody can say that it was not
+        return True
+
+
+def _save_config(run: RunSpec) -> str:
+    """Write the config of a run; returns why its folder cannot be written, else "". Raises OSError for a full disk."""
+    try:
+        save(run.config, run.folder.config)
+    except OSError as error:
+        if error.errno in FULL or not os.path.lexists(run.folder.path):
+            raise
+        return f"{run.folder.config}: cannot be written ({error.strerror})"
+    return ""
 
 
 def check_location(run: Path) -> None:
@@ -100,6 +126,8 @@ def check_location(run: Path) -> None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:  # a path that is too long, a link to itself, a folder that may not be entered
+            if isinstance(error, PermissionError) and os.path.lexists(run):
+                return  # only that of this run, which is reported as such
             raise UserError(f"output folder {run.parent}: {error.strerror}", key="output") from None
         if stat.S_ISDIR(mode):
             return
@@ -197,9 +225,17 @@ def _belongs_to(folder: RunFolder, run: RunSpec, entry: Mapping[str, Any]) -> bo
     if folder.corruption():
         return recorded or "digest" not in entry
     if content is None:
-        return recorded or not any(folder.path.iterdir())
+        return recorded or _is_empty(folder.path)
     try:
         config = load_saved(folder.config)
     except UserError:  # of another version of the schema, or edited by hand
         return recorded
     return config.seed == run.seed and find_digest(config, [run.digest]) is not None
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is known to be in a folder: it may be one that may not be read."""
+    try:
+        return not any(folder.iterdir())
+    except PermissionError:
+        return True

@@ -1,5 +1,6 @@
 """What `attnzoo run` prints of the runs of a sweep."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +8,7 @@ from rich.table import Table
 
 from attnzoo.console import console
 from attnzoo.environment import sources_hash
-from attnzoo.errors import UserError, plural
+from attnzoo.errors import UserError, one_line, plural, printable
 from attnzoo.report.status import RunStatus
 from attnzoo.rundir import attempts
 from attnzoo.schema.keys import format_value
@@ -29,7 +30,7 @@ def recorded_state(run: RunSpec) -> str:
 def print_restarts(runs: Sequence[RunSpec]) -> None:
     """Print which runs restart from scratch, and why, if any does."""
     if reason := describe_restarts(runs):
-        print(reason)
+        print(printable(reason))
 
 
 def print_other_sources(runs: Sequence[RunSpec]) -> None:
@@ -38,7 +39,7 @@ def print_other_sources(runs: Sequence[RunSpec]) -> None:
     current = sources_hash()
     sources = [{(found or {}).get("sources", "unknown") for found in attempts.environments(run.folder)} for run in done]
     if other := [found for found in sources if found != {current}]:
-        hashes = ", ".join(sorted(set.union(*other) - {current}))
+        hashes = printable(", ".join(sorted(set.union(*other) - {current})))
         print(
             f"{len(other)} of {len(done)} finished runs were trained by other sources of attnzoo ({hashes}; now "
             f"{current}); delete the folder of a run to train it again"
@@ -69,14 +70,22 @@ def report_failures(runs: Sequence[RunSpec], result: local.SweepResult) -> int:
     for run in runs:
         outcome = result.outcomes.get(run.folder.path.name)
         if outcome is not None and outcome.kind not in (ExitKind.DONE, ExitKind.INTERRUPTED, ExitKind.CORRUPT):
-            print(f"{outcome.kind}: {run.name}: {outcome.reason} (log: {run.folder.log})", file=sys.stderr)
+            log = f" (log: {run.folder.log})" if os.path.exists(run.folder.log) else ""
+            print(f"{outcome.kind}: {run.name}: {one_line(outcome.reason)}{log}", file=sys.stderr)
             count += 1
     return count
+
+
+def report_unwritable(reasons: Mapping[str, str]) -> int:
+    """Print every run whose folder cannot be written, by its name; returns how many."""
+    for name, reason in reasons.items():
+        print(f"{ExitKind.NOT_STARTED}: {name}: {reason}", file=sys.stderr)
+    return len(reasons)
 
 
 def report_corrupt(runs: Sequence[RunSpec]) -> int:
     """Print every corrupt run and how to mend it; returns how many."""
     messages = [message for run in runs if (message := run.folder.corruption())]
     for message in messages:
-        print(f"corrupt: {message}", file=sys.stderr)
+        print(f"corrupt: {printable(message)}", file=sys.stderr)
     return len(messages)

@@ -4,8 +4,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import FILENAME as LEDGER
 from attnzoo.sweep import local
 from attnzoo.sweep.costs import measure_costs
-from attnzoo.sweep.display import ProgressDisplay
+from attnzoo.sweep.display import ProgressDisplay, display_run
 from attnzoo.sweep.expand import RunSpec, expand_sweep
 from attnzoo.sweep.folder import SweepFolder, check_location
 from attnzoo.sweep.messages import (
@@ -33,8 +33,9 @@ from attnzoo.sweep.messages import (
     recorded_state,
     report_corrupt,
     report_failures,
+    report_unwritable,
 )
-from attnzoo.sweep.outcome import Outcome
+from attnzoo.sweep.outcome import ExitKind, Outcome
 from attnzoo.sweep.rounds import SeedRounds
 
 FOLLOW_SECONDS = 5.0  # between looks at the jobs
@@ -89,7 +90,8 @@ def run(
         return _submit_rounds(experiment, folder, rounds, to_start, only, follow)
     runs, result = _train_rounds(experiment, folder, rounds, to_start, only)
     ended = False
-    if result.outcomes and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
+    succeeded = any(outcome.kind is ExitKind.DONE for outcome in result.outcomes.values())
+    if succeeded and not result.interrupted and len(sweep.variants) > 1 and config.sweep.costs:
         ended = measure_costs(folder.path, sweep.baseline)
     summarize(folder.path, [run.folder.path for run in runs])
     failures = report_failures(runs, result) + report_corrupt(runs)
@@ -137,8 +139,9 @@ def _train_rounds(
     """Train round after round; returns the runs of all rounds and their outcomes."""
     runs, jobs, outcomes = rounds.needed_runs(), _num_jobs(experiment.config()), dict[str, Outcome]()
     while True:
-        folder.create(runs, str(experiment.path), to_start, rounds.comparison)
-        result = _train(folder, runs, to_start, jobs, only)
+        unwritable = folder.create(runs, str(experiment.path), to_start, rounds.comparison)
+        outcomes |= {name: Outcome(ExitKind.NOT_STARTED, reason) for name, reason in unwritable.items()}
+        result = _train(folder, _without(runs, unwritable), _without(to_start, unwritable), jobs, only)
         outcomes |= result.outcomes
         more = rounds.needed_runs()
         if result.interrupted or len(more) == len(runs):
@@ -216,6 +219,10 @@ def _still_to_start(
     return [run for run in to_start if _should_start(statuses[run.folder.path.name], only)]
 
 
+def _without(runs: Sequence[RunSpec], names: Collection[str]) -> list[RunSpec]:
+    return [run for run in runs if run.folder.path.name not in names]
+
+
 def _should_start(status: RunStatus, only: str | None) -> bool:
     startable = status.state not in ("done", "corrupt") and not status.active
     return startable and (only is None or STATE_FILTERS[only](status))
@@ -237,7 +244,8 @@ def _submit(
         raise experiment.locate(UserError(message, key="launcher"))
     submit.check(groups, folder)
     states = [recorded_state(run) for run in runs]
-    folder.create(runs, str(experiment.path), to_start, comparison)
+    unwritable = folder.create(runs, str(experiment.path), to_start, comparison)
+    to_start = _without(to_start, unwritable)
     if set(states) <= {"done", "corrupt"}:
         print(already_done(states.count("done"), len(runs)))
         summarize(folder.path, [run.folder.path for run in runs])
@@ -248,10 +256,10 @@ def _submit(
         submissions = submit.reserve(submit.group_by_resources(to_start), folder, content, code)
     for line in submit.submit(submissions, folder):
         print(line)
-    if skipped := len(runs) - len(to_start):
+    if skipped := len(runs) - len(unwritable) - len(to_start):
         print(f"{skipped} of {plural(len(runs), 'run')} skipped (done, already submitted, corrupt or not selected)")
     print(f"to monitor: python -m attnzoo status {shlex.quote(str(folder.path))} --watch")
-    return ExitCode.FAILED if report_corrupt(runs) else ExitCode.OK
+    return ExitCode.FAILED if report_unwritable(unwritable) + report_corrupt(runs) else ExitCode.OK
 
 
 def _sweep_folder(experiment: Experiment, runs: list[RunSpec]) -> tuple[SweepFolder, list[RunSpec]]:
@@ -296,23 +304,24 @@ def _train_in_process_group(
     from attnzoo.worker.train import train_run
 
     ctx = distributed.init(device)
-    to_start, num_corrupt, error = list[RunSpec](), 0, None
+    to_start, num_left_out, error = list[RunSpec](), 0, None
     if ctx.is_main:
         try:
             to_start = _to_start_here(folder, runs, only)
             print_restarts(to_start)
             print_other_sources(runs)
-            folder.create(runs, experiment, comparison=comparison)
-            num_corrupt = sum(recorded_state(run) == "corrupt" for run in runs)
+            unwritable = folder.create(runs, experiment, comparison=comparison)
+            to_start = _without(to_start, unwritable)
+            num_left_out = report_unwritable(unwritable) + sum(recorded_state(run) == "corrupt" for run in runs)
         except UserError as reason:
             error = str(reason)
-    error, to_start, num_corrupt = ctx.broadcast_object((error, to_start, num_corrupt))
+    error, to_start, num_left_out = ctx.broadcast_object((error, to_start, num_left_out))
     if error is not None:
         raise UserError(error)
     code = int(ExitCode.OK)
     with ProgressDisplay(len(to_start), folder.record_start) if ctx.is_main else nullcontext() as display:
         for run in to_start:
-            with _display_run(run, display):
+            with display_run(run, display):
                 code = train_run(run.folder.path)
             if code != ExitCode.OK:
                 break
@@ -322,7 +331,7 @@ def _train_in_process_group(
         summarize(folder.path, [run.folder.path for run in runs])
     if ctx.is_main:
         report_corrupt(runs)
-    return int(ExitCode.FAILED) if code == ExitCode.OK and num_corrupt else code
+    return int(ExitCode.FAILED) if code == ExitCode.OK and num_left_out else code
 
 
 def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | None) -> list[RunSpec]:
@@ -330,14 +339,3 @@ def _to_start_here(folder: SweepFolder, runs: Sequence[RunSpec], only: str | Non
     if only is None:  # a run may seem active on the node that a requeued job has left: its lock decides
         return [run for run in runs if recorded_state(run) not in ("done", "corrupt")]
     return _to_start(folder, runs, only)
-
-
-@contextmanager
-def _display_run(run: RunSpec, display: ProgressDisplay | None) -> Iterator[None]:
-    """Show the progress of a run that this process trains, if it is the one that shows it."""
-    if display is None:
-        yield
-    else:
-        display.start(run)
-        with display.live_updates(run):
-            yield

@@ -24,7 +24,7 @@ from attnzoo.engine.metrics import MetricsLogger
 from attnzoo.engine.progress import ProgressReporter
 from attnzoo.engine.seeding import stream_seed
 from attnzoo.engine.trainer import Trainer, TrainingDiverged, count_steps
-from attnzoo.errors import ExitCode, UserError
+from attnzoo.errors import ExitCode, UserError, printable
 from attnzoo.inference.training import TrainingPictures
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder, atomic_write, check_config
@@ -62,10 +62,10 @@ def train_run(run_dir: str | Path) -> ExitCode:
                 return ExitCode.OK
             return _run_and_record(run, config, ctx)
     except RendezvousError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return ExitCode.PEER_LOST
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return ExitCode.USER_ERROR
 
 

@@ -20,18 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-REQUIRED_PROGRAMS = {
-    "munged": "munge",
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "sbatch": "slurm-client",
-    "squeue": "slurm-client",
-}
-ACCOUNTING_PROGRAMS = {
-    "slurmdbd": "slurmdbd slurm-wlm-mysql-plugin",
-    "mariadbd": "mariadb-server",
-    "mariadb-install-db": "mariadb-server",
-}
+REQUIRED_PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd"}
+REQUIRED_PROGRAMS |= dict.fromkeys(("sbatch", "squeue"), "slurm-client")
+ACCOUNTING_PROGRAMS = dict.fromkeys(("mariadbd", "mariadb-install-db"), "mariadb-server")
+ACCOUNTING_PROGRAMS |= {"slurmdbd": "slurmdbd slurm-wlm-mysql-plugin"}
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")  # in the order of their start
 MARKER = ".attnzoo-cluster"  # in the folder of a cluster, and in no other
 SOCKET_LENGTH = 90
@@ -131,7 +123,7 @@ def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=("up", "down"))
-    parser.add_argument("folder", type=Path, help="cluster directory; a short path, since it holds Unix sockets")
+    parser.add_argument("folder", type=_path, help="cluster directory; a short path, since it holds Unix sockets")
     parser.add_argument("--cpus", type=int, default=4, help="CPUs per node")
     parser.add_argument("--accounting", action="store_true", help="enable accounting (sacct)")
     args = parser.parse_args()
@@ -148,6 +140,12 @@ def main() -> int:
         return 1
     print(f"two nodes are up; in this shell: . {folder / 'env'}")
     return 0
+
+
+def _path(text: str) -> Path:
+    if not text:  # often a variable that is not set; Path("") is the current folder
+        raise argparse.ArgumentTypeError("an empty path: name a new or empty folder")
+    return Path(text)
 
 
 def up(folder: Path, cpus: int = 4, accounting: bool = False) -> None:
@@ -203,10 +201,13 @@ def _check_folder(folder: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(status.st_mode):
-        raise ClusterError(f"{folder}: is {'a link' if folder.is_symlink() else 'a file'}; name a new or empty folder")
+        what = {stat.S_IFLNK: "a link", stat.S_IFREG: "a file"}.get(stat.S_IFMT(status.st_mode), "a pipe or a device")
+        raise ClusterError(f"{folder}: is {what}; name a new or empty folder")
     if status.st_uid != os.geteuid():
         raise ClusterError(f"{folder}: belongs to another user; name a new or empty folder")
-    if not (folder / MARKER).is_file() and any(folder.iterdir()):
+    names = os.listdir(folder)
+    marker = (folder / MARKER).lstat() if MARKER in names else None  # a file of ours, not a link to one
+    if names and not (marker and stat.S_ISREG(marker.st_mode) and marker.st_uid == os.geteuid()):
         raise ClusterError(f"{folder}: holds other files, which would be deleted; name a new or empty folder")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ def test_every_key_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, v
 def dry_run(path: Path, *overrides: str) -> str:
     """What `run --dry-run` writes to stderr: nothing, or one line that says what is wrong."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: print(message, file=err)  # pytest would collect them
         code = main([str(path), "--dry-run", *overrides])
     lines = err.getvalue().splitlines()
     assert (code, len(lines)) in [(0, 0), (2, 1)], err.getvalue()
@@ -137,9 +140,16 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+LAYERS = ("[1, 1, 1]", "[1, 1, 1, 1, 1]", "[1, 1, -1, 1]", "[1, 0, 1, 1]", "[1, 1, a, 1]", "[1, 1, 1.5, 1]", "3", "[]")
+FOUR = "expected four numbers at least 1, one for each stage"
+SWIN = "model.backbone={name: swin_tiny_patch4_window7_224"
 HOSTILE = [
-    ("model.backbone.options={layers: [1, 1, 1]}", "IndexError: list index out of range"),
-    ("model.backbone.options={block: x}", "AttributeError: 'str' object has no attribute 'expansion'"),
+    *((f"model.backbone.options={{layers: {layers}}}", FOUR) for layers in LAYERS),
+    ("model.backbone.options={channels: [0, 32, 48, 64]}", "options.channels = [0, 32, 48, 64]: expected four numbers"),
+    ("model.backbone.options={block: x}", "options.block = 'x': the kind of blocks is that of resnet18; set"),
+    ("model.backbone.options={stem_width: -3}", "model.backbone.options.stem_width = -3: expected a number at least 1"),
+    (f"{SWIN}, options: {{depths: [2, 2, -6, 2]}}}}", "options.depths = [2, 2, -6, 2]: expected numbers at least 1"),
+    (f"{SWIN}, options: {{window_size: 0}}}}", "options.window_size = 0: expected a number at least 1"),
     ("model.backbone.options={act_layer: x}", "act_layer: x}: KeyError: 'x'"),
     (f"model.backbone.options={{a: {'[' * 200}{']' * 200}}}", "not valid YAML: nested deeper than 64 levels"),
     (f"model.backbone.options={{a: {'[' * 60}{']' * 60}}}", "unexpected keyword argument 'a'"),

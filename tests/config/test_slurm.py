@@ -71,6 +71,16 @@ def test_times_are_parsed_as_in_slurm(time: int | str, expected: int) -> None:
         ("slurm.options={mem: 3G}", "slurm.options.mem: set slurm.memory instead"),
         ("slurm.options={array: 3}", "slurm.options.array: reserved, the sweep sets it"),
         ("slurm.options={parsable: true}", "slurm.options.parsable: reserved, the sweep sets it"),
+        ("slurm.options={chdir: /}", "slurm.options.chdir: reserved, the sweep sets it"),
+        ("slurm.options={uid: 5}", "slurm.options.uid: reserved, the sweep sets it"),
+        ("slurm.options={gid: 5}", "slurm.options.gid: reserved, the sweep sets it"),
+        ("slurm.options={export-file: x}", "slurm.options.export-file: reserved, the sweep sets it"),
+        ("slurm.options={export: NONE}", "slurm.options.export = 'NONE': expected ALL or ALL,NAME=value"),
+        ("slurm.options={export: HOME}", "slurm.options.export = 'HOME': expected ALL or ALL,NAME=value"),
+        ("slurm.options={export: ALLOW}", "slurm.options.export = 'ALLOW': expected ALL or ALL,NAME=value"),
+        ("slurm.options={export: true}", "slurm.options.export = true: expected ALL or ALL,NAME=value"),
+        ("slurm.options={chd: /}", "slurm.options.chd: sbatch reads it as chdir, which cannot be set here"),
+        ("slurm.options={parsab: true}", "slurm.options.parsab: sbatch reads it as parsable, which cannot be set here"),
         ("slurm.options={begin: [now]}", "slurm.options.begin = [now]: expected bool | int | str"),
         ("slurm.options={cpus_per_task: x}", "without leading dashes; did you mean 'cpus-per-task'?"),
     ],
@@ -80,6 +90,11 @@ def test_errors_name_their_source(experiment: Path, change: str, message: str) -
         load(experiment, [change])
     assert message in str(caught.value)
     assert "command line" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", ["{export: ALL}", "{export: 'ALL,A=1'}", "{gpus: 1}", "{gres: x}", "{hold: true}"])
+def test_other_options_of_sbatch_are_passed_on(experiment: Path, options: str) -> None:
+    assert slurm(experiment, f"slurm.options={options}").options
 
 
 def test_error_in_a_profile_names_its_file(experiment: Path, tmp_path: Path) -> None:

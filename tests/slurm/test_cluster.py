@@ -55,6 +55,29 @@ def a_file(folder: Path) -> Path:
     return folder
 
 
+def a_pipe(folder: Path) -> Path:
+    os.mkfifo(folder)
+    return folder
+
+
+def marked_by_a_link(folder: Path) -> Path:
+    (occupied(folder) / program.MARKER).symlink_to("/etc/passwd")
+    return folder
+
+
+def marked_by_a_folder(folder: Path) -> Path:
+    (occupied(folder) / program.MARKER).mkdir()
+    return folder
+
+
+def marked_by_another_user(folder: Path) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED HERE: needs root")
+    (occupied(folder) / program.MARKER).touch()
+    os.chown(folder / program.MARKER, 65534, -1)
+    return folder
+
+
 def of_another_user(folder: Path) -> Path:
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED HERE: needs root")
@@ -75,6 +98,10 @@ def tree(folder: Path) -> dict[str, bytes | None]:
         (linked, "is a link"),
         (linked_empty, "is a link"),
         (a_file, "is a file"),
+        (a_pipe, "is a pipe"),
+        (marked_by_a_link, "holds other files"),
+        (marked_by_a_folder, "holds other files"),
+        (marked_by_another_user, "holds other files"),
         (of_another_user, "belongs to another user"),
     ],
 )
@@ -86,6 +113,16 @@ def test_folders_of_others_are_left_alone(tmp_path, action, make, reason):
     assert f"{folder}: {reason}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("action", ["up", "down"])
+def test_an_empty_path_is_refused(tmp_path, monkeypatch, action):
+    """It was the current folder, here an empty one."""
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, PROGRAM, action, ""], text=True, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: argument folder: an empty path: name a new or empty folder\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_private_and_the_daemons_listen_here_alone(cluster):

@@ -1,12 +1,15 @@
 """Runs are validated, and their options written out, before anything is written."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from attnzoo import run as attnzoo_run
 from attnzoo.attention import ATTENTIONS
 from attnzoo.config.load import Experiment, digest, load, save
-from attnzoo.errors import UserError
+from attnzoo.data.build import check_cache
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import RunSpec, expand
 
@@ -142,3 +145,51 @@ def test_plugins_are_hashed_by_content(tmp_path: Path, monkeypatch: pytest.Monke
         assert config.plugins == [str(plugin)]
         digests.append(digest(config))
     assert digests[0] == digests[1] != digests[2]
+
+
+CACHES = {
+    "{}/file": "{}/file: is a file; name a folder",
+    "{}/file/below": "{}/file/below: {}/file is not a folder",
+    "/dev/null": "/dev/null: is a file; name a folder",
+    "/dev/null/below": "/dev/null/below: /dev/null is not a folder",
+    "{}/" + "a" * 300: "{}/" + "a" * 300 + ": File name too long",
+    "{}/loop": "{}/loop: Too many levels of symbolic links",
+    "{}/taken": "{}/taken/digit_scenes: is a file; name a folder",
+}
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+@pytest.mark.parametrize(("cache", "message"), CACHES.items(), ids=lambda text: text[:20])
+def test_a_cache_that_cannot_be_is_refused_before_any_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cache: str,
+    message: str,
+    launcher: str,
+) -> None:
+    """Each run started, and failed; then the costs were measured."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "digit_scenes").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNZOO_CACHE", cache.format(tmp_path))
+    (tmp_path / "x.yaml").write_text("base: base/detr_scenes.yaml\nname: x\nsweep: {seeds: [0, 1]}\n")
+    assert attnzoo_run.main(["x.yaml", f"launcher={launcher}"]) == ExitCode.USER_ERROR
+    assert capsys.readouterr().err == f"error: ATTNZOO_CACHE = {message.format(tmp_path, tmp_path)}\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED HERE: changing the user needs root")
+def test_only_the_local_launcher_must_be_able_to_write_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes may have other permissions than the login node, and a cache may be shared and full."""
+    monkeypatch.setenv("ATTNZOO_CACHE", "/proc/cache")
+    config = load("experiments/base/detr_scenes.yaml", ["name=x"]).data
+    os.setresuid(65534, 65534, 0)  # `os.access` asks for the real user
+    try:
+        check_cache(config, 0, writable=False)
+        with pytest.raises(UserError, match=r"^ATTNZOO_CACHE = /proc/cache: the folder /proc cannot be written to$"):
+            check_cache(config, 0, writable=True)
+    finally:
+        os.setresuid(0, 0, 0)

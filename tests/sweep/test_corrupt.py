@@ -161,6 +161,22 @@ def test_what_lies_in_place_of_the_folder_of_a_run(
     assert "not a folder; delete it" in " ".join(capfd.readouterr().out.split())
 
 
+def test_a_run_whose_folder_cannot_be_written_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No run was trained, and the folder of the sweep was blamed."""
+    monkeypatch.chdir(tmp_path)
+    runs = create_sweep(range(2))
+    config = runs[0].folder.config
+    config.unlink()
+    config.mkdir()  # stands for a folder that may not be written, which root may
+    assert attnzoo_run.main(["x.yaml"]) == ExitCode.FAILED
+    out, err = capfd.readouterr()
+    assert err == f"not started: seed=0: {config}: cannot be written (Is a directory)\n"
+    assert "skipped" not in out
+    assert runs[1].folder.read_status()["state"] == "done"
+
+
 @pytest.mark.slow
 def test_torchrun_leaves_corrupt_runs_out(runs: list[RunSpec]) -> None:
     """With one process, so that the runs are those of the local launcher."""

@@ -98,6 +98,17 @@ def test_failing_run_does_not_stop_the_others(tiny: Path) -> None:
 
 
 @pytest.mark.slow
+def test_no_costs_are_measured_if_no_run_has_succeeded(tiny: Path) -> None:
+    """That took 100 s, after which the failures were reported."""
+    lr = ["train.optimizer.lr=1e30", "train.clip=null", "train.schedule.name=constant", "train.schedule.warmup=0"]
+    ended = sweep("sweep.costs=true", *lr)
+    assert ended.returncode == 1
+    assert ended.stderr.count("failed: ") == 2
+    assert "measuring" not in ended.stderr
+    assert not (tiny.parent / "runs" / "tiny" / "costs.json").exists()
+
+
+@pytest.mark.slow
 def test_interrupted_sweep_saves_and_resumes(tiny: Path) -> None:
     steps = "train.steps=200"
     command = [sys.executable, "-m", "attnzoo.run", "tiny.yaml", steps, "train.log_every=5"]

@@ -21,6 +21,7 @@ from attnzoo.models.weights import files as weights_files
 from attnzoo.rundir.folder import RunFolder, atomic_write
 from attnzoo.rundir.ledger import Ledger
 from attnzoo.sweep import snapshot
+from attnzoo.sweep.check_runs import check_runs
 from attnzoo.sweep.expand import expand
 from attnzoo.sweep.folder import SweepFolder
 from attnzoo.userdata import coco
@@ -69,7 +70,8 @@ def _finished_sweep(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("x.yaml").write_text(EXPERIMENT)
     sweep = SweepFolder(root / "runs" / "x")
     with umask(0o022):
-        runs = sweep.assign(expand(Experiment("x.yaml")))
+        experiment = Experiment("x.yaml")
+        runs = sweep.assign(check_runs(experiment, expand(experiment)))
         sweep.create(runs, "x.yaml")
         for run in runs:
             finish(run.folder)
@@ -196,3 +198,57 @@ def test_files_that_may_not_be_read_are_named(shared: Path) -> None:
     for call in calls:
         with another_user(), pytest.raises((UserError, PermissionError), match="Permission denied"):
             call()
+
+
+@contextmanager
+def in_a_writable_sweep(sweep: Path) -> Iterator[None]:
+    """As a user who may write in the sweep's folder, but not in all of its runs."""
+    sweep.chmod(0o777)
+    for name in ("sweep.json", ".sweep.lock"):
+        (sweep / name).chmod(0o666)
+    with another_user():
+        yield
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o700, 0o711, 0o744])
+@pytest.mark.parametrize("name", ["seed=0", "seed=1"])
+def test_a_run_that_may_not_be_read_does_not_stop_the_others(
+    sweep: Path, capsys: pytest.CaptureFixture[str], name: str, mode: int
+) -> None:
+    """`run` ended with "output folder runs/x: cannot be written", which was the wrong folder, and trained none."""
+    assert attnzoo_main.main(["compare", str(sweep), "--csv"]) == ExitCode.OK  # imports everything first
+    (sweep / name / "status.json").chmod(0o600)
+    (sweep / name).chmod(mode)
+    capsys.readouterr()
+    with in_a_writable_sweep(sweep):
+        code = attnzoo_main.main(["run", "x.yaml"])
+    out, err = capsys.readouterr()
+    assert "output folder" not in err
+    assert f"corrupt: {Path('runs/x', name, 'status.json')}: Permission denied\n" in err
+    assert (code, "1 of 2 runs are already done" in out) == (ExitCode.FAILED, True)
+    assert set(Ledger(sweep).read()["runs"]) == {"seed=0", "seed=1"}
+
+
+@needs_root
+def test_an_entry_of_a_run_that_may_not_be_read_stays(sweep: Path) -> None:
+    """Another sweep in the same folder forgot it."""
+    (sweep / "seed=0").chmod(0o700)
+    folder = SweepFolder(sweep)
+    runs = folder.assign(expand(Experiment("x.yaml", ["sweep.seeds=[2]"])))
+    with in_a_writable_sweep(sweep):
+        assert folder.create(runs, "x.yaml", runs) == {}
+    assert set(Ledger(sweep).read()["runs"]) == {"seed=0", "seed=1", "seed=2"}
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o755, 0o711])
+def test_a_run_that_may_not_be_written_is_named_and_the_others_are_prepared(sweep: Path, mode: int) -> None:
+    (sweep / "seed=2").mkdir(mode=mode)
+    folder = SweepFolder(sweep)
+    with in_a_writable_sweep(sweep):
+        runs = folder.assign(expand(Experiment("x.yaml", ["sweep.seeds=[2,3]"])))
+        unwritable = folder.create(runs, "x.yaml", runs)
+    config = sweep / "seed=2" / "config.yaml"
+    assert unwritable == {"seed=2": f"{config}: cannot be written (Permission denied)"}
+    assert (sweep / "seed=3" / "config.yaml").exists()
