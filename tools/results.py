@@ -40,7 +40,10 @@ DECODERS = (
 )
 ENCODERS = ("ablate_encoder",)
 TABLED = ("ops", "scaling", "models")  # kinds of records
-OLD_OPTIONS = "Commands are as they were run: `--operations` and `--peers` of older ones are now `--operators` and `--implementations`."
+OLD_OPTIONS = (
+    "Commands are as they were run: "
+    "`--operations` and `--peers` of older ones are now `--operators` and `--implementations`."
+)
 
 
 def regenerate(source: Path, out: Path) -> list[Path]:
