@@ -80,9 +80,11 @@ class Ledger:
             raise UserError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
             return empty | self._rebuild(str(error.strerror))
-        if not isinstance(content, dict) or not _is_valid(empty | content):
+        if not isinstance(content, dict) or "runs" not in content or not _is_valid(empty | content):
             return empty | self._rebuild("corrupt")
         recorded = content.pop("sha256", None)
+        if recorded is None and not content["runs"]:  # of no version of ours
+            return empty | self._rebuild("corrupt")
         if recorded != _hash(content) and (recorded is not None or submitted):  # earlier versions had neither
             return empty | self._rebuild("changed since it was written")
         if submitted.keys() - content.get("submissions", {}).keys():
