@@ -26,8 +26,8 @@ class RunJobs:
 def find_jobs(ledger: Ledger, content: dict[str, Any], names: Collection[str]) -> RunJobs:
     """The jobs of the runs `names`; corrects the job ids in the `content` of the ledger. Raises SlurmUnavailable.
 
-    A submission that SLURM did not confirm, as after `SubmissionUncertain` or when the submitter was killed, is looked
-    up by its comment. A job without a known comment counts by its id.
+    A submission whose recorded job does not have its comment is looked up by it: so is one that SLURM did not confirm,
+    as after `SubmissionUncertain` or when the submitter was killed. A job without a known comment counts by its id.
     """
     last = {name: submission for name in names if (submission := submission_of(content, name)) is not None}
     submissions = {content["runs"][name]["submission"]: submission for name, submission in last.items()}
@@ -36,7 +36,11 @@ def find_jobs(ledger: Ledger, content: dict[str, Any], names: Collection[str]) -
             submission["job"] = read_job(ledger.submission_folder(number))
     jobs = _ask(content, names)
     comments = _comments(jobs)
-    unconfirmed = [number for number, submission in submissions.items() if submission["job"] is None]
+    unconfirmed = [
+        number
+        for number, submission in submissions.items()
+        if not is_comment_of(comments.get(submission["job"], ""), ledger.submission_folder(number))
+    ]
     if unconfirmed and _look_up(ledger, submissions, unconfirmed):
         jobs = _ask(content, names)
         comments = _comments(jobs)

@@ -52,5 +52,8 @@ def test_the_job_of_another_sweep_with_the_same_number_is_left_alone(folder, tmp
         shutil.copytree(sweep.folder / "runs", tmp_path / "copy")
         assert attnzoo_main.main(["cancel", str(tmp_path / "copy" / "faults")]) == 0
         assert len(queue(cluster)) == 4
+
+        (sweep.runs / "slurm" / "002" / "job").write_text("999\n")
+        (sweep.runs / "sweep.json").write_text("null")
         assert attnzoo_main.main(["cancel", str(sweep.runs)]) == 0
         assert queue(cluster) == before

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from attnzoo.report.status import sweep_status
 from attnzoo.rundir.folder import RunFolder
 from attnzoo.rundir.ledger import job_comment
 from attnzoo.sweep.folder import SweepFolder
+from attnzoo.sweep.supervise import supervise
 
 OTHERS = ["attnzoo /elsewhere/slurm/001", "attnzoo /elsewhere", "(null)", "mine"]
 
@@ -164,3 +167,54 @@ def test_odd_names_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     queue("7", comment=own_comment(sweep))
     (status,) = sweep_status(sweep.path)
     assert (status.job, status.active) == ("7", True)
+
+
+@pytest.mark.parametrize("number", ["999", "3"], ids=["unknown", "of another"])
+def test_jobs_whose_number_is_lost_are_found_by_their_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: str
+) -> None:
+    """`cancel` said "0 of 2", and `run` submitted again, while they were queued."""
+    sweep = submitted(tmp_path, "0, 1", monkeypatch)
+    queue("7_0", "7_1", comment=own_comment(sweep))
+    stand_in("squeue", "cat queue; echo '3_0|PENDING||1:00|Priority|attnzoo /elsewhere/slurm/001'")
+    (sweep.ledger.submission_folder("001") / "job").write_text(f"{number}\n")
+    sweep.ledger.path.write_text("null")
+    assert [(status.active, status.job) for status in sweep_status(sweep.path)] == [(True, "7_0"), (True, "7_1")]
+    assert run() == 0
+    assert Path("calls").read_text().count("\n") == 1
+    sweep.ledger.path.write_text("null")
+    capsys.readouterr()
+    assert attnzoo_main.main(["cancel", str(sweep.path)]) == 0
+    assert capsys.readouterr().out == "cancelled: 2 of 2 runs (2 SLURM jobs, 0 local)\n"
+    assert Path("cancelled").read_text() == "--quiet 7_0 7_1\n"
+    assert sweep.ledger.read()["submissions"]["001"]["job"] == "7"
+
+
+def test_a_job_whose_number_is_damaged_trains_if_the_ledger_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = submitted(tmp_path, "0", monkeypatch)
+    submission = sweep.ledger.submission_folder("001").resolve()
+    (submission / "job").write_text("999\n")
+    content = json.loads((submission / "jobs.json").read_text())
+    (submission / "jobs.json").write_text(json.dumps(content | {"code": "/"}))  # attnzoo is not imported from there
+    for name in ("scontrol", "sinfo"):
+        stand_in(name, "")
+    stand_in("srun", "touch trained")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with preserved_handlers(), pytest.raises(SystemExit):
+        supervise(str(submission))
+    assert "trains nothing" not in caplog.text
+    assert Path("trained").exists()
+
+
+@contextmanager
+def preserved_handlers() -> Iterator[None]:
+    """The supervisor changes those of its process."""
+    signals = [getattr(signal, f"SIG{name}") for name in ("TERM", "CONT", "HUP", "INT", "QUIT", "USR1", "USR2")]
+    handlers = [signal.getsignal(each) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, handlers, strict=True):
+            signal.signal(each, handler)
