@@ -110,10 +110,11 @@ def test_the_job_of_the_original_is_not_that_of_its_copy(tmp_path: Path, monkeyp
 
 
 LOCKED = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from attnzoo.rundir import process
 from attnzoo.rundir.lock import run_lock
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # tests of the supervisor leave it ignored
 with run_lock(Path(sys.argv[1])):
     print(json.dumps(process.current()), flush=True)
     sys.stdin.read()
