@@ -174,7 +174,7 @@ def _squeue(selection: Sequence[str]) -> list[Job]:
     result = _run(["squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FIELDS}", *selection])
     if result.returncode and "Invalid job id" not in result.stderr:  # for a single job that ended long ago
         raise SlurmUnavailable(f"squeue: {_error_message(result)}")
-    rows = [line.split("|", 5) for line in result.stdout.splitlines()]
+    rows = [line.split("|", 5) for line in result.stdout.split("\n")]  # only there: paths may have other line breaks
     return [Job(*row) for row in rows if len(row) == 6]  # a comment may contain line breaks
 
 
@@ -182,10 +182,11 @@ def _sacct(ids: Collection[str]) -> list[Job]:
     """The jobs in the accounting database; none without one."""
     if not ids or shutil.which("sacct") is None:
         return []
-    fields = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList"]
+    fields = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList,Comment"]
     result = _run(["sacct", *fields, "--jobs", ",".join(ids)])
-    rows = [line.split("|") for line in result.stdout.splitlines()] if result.returncode == 0 else []
-    return [Job(job, state.split()[0], nodes) for job, state, nodes in rows]  # "CANCELLED by 1000"
+    rows = [line.split("|", 3) for line in result.stdout.split("\n")] if result.returncode == 0 else []
+    # a state may be "CANCELLED by 1000"; the comment is "" without AccountingStoreFlags=job_comment
+    return [Job(row[0], row[1].split(" ")[0], row[2], comment="".join(row[3:])) for row in rows if len(row) >= 3]
 
 
 def ignored_variables(options: Collection[str]) -> list[str]:
@@ -224,11 +225,9 @@ def _run(
     command: Sequence[str], stdin: str | None = None, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(
+        result = subprocess.run(
             command,
-            input=stdin,
-            encoding="utf-8",
-            errors="replace",
+            input=None if stdin is None else os.fsencode(stdin),
             capture_output=True,
             timeout=COMMAND_TIMEOUT,
             env={**(_without_slurm(CONNECTION) if environment is None else environment), "LC_ALL": "C"},
@@ -237,6 +236,9 @@ def _run(
         raise SlurmUnavailable(f"{command[0]} is missing: is this a login node of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:
         raise SlurmUnavailable(f"SLURM does not answer: {command[0]} took more than {COMMAND_TIMEOUT} s") from None
+    # not as text, in which subprocess takes the \r of a path for a line break
+    out, err = (output.decode(errors="replace") for output in (result.stdout, result.stderr))
+    return subprocess.CompletedProcess(command, result.returncode, out, err)
 
 
 def _error_message(result: "subprocess.CompletedProcess[str] | subprocess.CalledProcessError") -> str:

@@ -177,7 +177,7 @@ def test_numbers_of_64_bits() -> None:
 
 @pytest.mark.parametrize("job", ["", "x", "1\0", "1_2", "²"])
 def test_job_that_squeue_does_not_take(tmp_path: Path, job: str) -> None:
-    content = {"runs": {}, "submissions": {"001": {"job": job, "runs": []}}}
+    content = {"runs": {"a": {}}, "submissions": {"001": {"job": job, "runs": []}}}
     (tmp_path / "sweep.json").write_text(json.dumps(content))
     assert Ledger(tmp_path).read()["submissions"] == {}
 

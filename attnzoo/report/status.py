@@ -6,7 +6,7 @@ Reads only. Imports neither torch nor omegaconf, so that it is fast for hundreds
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from attnzoo import slurm
 from attnzoo.errors import UserError
 from attnzoo.files import open_file
 from attnzoo.paths import why_no_folder
+from attnzoo.report.jobs import RunJobs, find_jobs
 from attnzoo.rundir import attempts, process
 from attnzoo.rundir.folder import RunFolder
-from attnzoo.rundir.ledger import FILENAME, Ledger, job_comment, job_id_of, submission_of
+from attnzoo.rundir.ledger import FILENAME, Ledger, job_id_of, submission_of
+from attnzoo.rundir.lock import is_training_here
 from attnzoo.rundir.metrics import STATUS
-from attnzoo.rundir.rebuild import read_job
 from attnzoo.slurm import Job
 
 DEAD_SECONDS = 300  # a running job without a heartbeat for this long counts as dead
 UNCERTAIN_SECONDS = 120  # so long a job that sbatch did not confirm may still appear in SLURM's queue
 UNCONFIRMED = "submitted, not yet confirmed by SLURM"
+NOT_SUBMITTED = "not submitted"
 INTERRUPT_REASONS = {"TIMEOUT": "time limit", "PREEMPTED": "preempted", "NODE_FAIL": "node failure"}
 TAIL_BYTES = 65536
 
@@ -33,8 +35,9 @@ class RunStatus:
     """The state of a run: pending, running, done, failed, dead, interrupted, cancelled or corrupt; `note` says why.
 
     `active`: queued or running. `missing`: neither started nor submitted. `restarts`: starts after the first.
-    `machine_failures`: attempts that ended in a machine failure. `eta`: estimated seconds to the end. `metrics`: the
-    latest values, by name.
+    `machine_failures`: attempts that ended in a machine failure. `eta`: estimated seconds to the end. `in_queue`:
+    whether SLURM has `job`, waiting or running. `other_job`: the job in the ledger, if that is another's now.
+    `metrics`: the latest values, by name.
     """
 
     name: str
@@ -49,6 +52,8 @@ class RunStatus:
     machine_failures: int = 0
     steps_lost: int = 0
     job: str | None = None
+    in_queue: bool = False
+    other_job: str | None = None
     host: str | None = None
     heartbeat: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -64,7 +69,7 @@ class SweepStatus:
 
 def read_status(sweep: Path) -> SweepStatus:
     """The runs of the sweep in `sweep`, by their folders alone if SLURM does not answer. Raises UserError as below."""
-    ledger = _ledger(sweep)
+    ledger = existing_ledger(sweep)
     try:
         return SweepStatus(ledger_status(ledger, ledger.read()))
     except slurm.SlurmUnavailable as error:
@@ -76,11 +81,12 @@ def sweep_status(sweep: Path) -> list[RunStatus]:
 
     Raises UserError without a ledger, and slurm.SlurmUnavailable if runs were submitted and SLURM does not answer.
     """
-    ledger = _ledger(sweep)
+    ledger = existing_ledger(sweep)
     return ledger_status(ledger, ledger.read())
 
 
-def _ledger(sweep: Path) -> Ledger:
+def existing_ledger(sweep: Path) -> Ledger:
+    """The ledger of the sweep in `sweep`. Raises UserError without one."""
     ledger = Ledger(sweep)
     if not ledger.exists():
         reason = f"no {FILENAME} in it" if sweep.is_dir() else why_no_folder(sweep)
@@ -89,25 +95,26 @@ def _ledger(sweep: Path) -> Ledger:
 
 
 def ledger_status(ledger: Ledger, content: dict[str, Any], ask_slurm: bool = True) -> list[RunStatus]:
-    """The runs in the `content` of a ledger, whose missing job ids are filled in. Raises slurm.SlurmUnavailable."""
-    if ask_slurm:
-        resolve_job_ids(ledger, content)
-    job_ids = {name: job_id_of(content, name) for name in content["runs"]}
+    """The runs in the `content` of a ledger, whose job ids are corrected. Raises slurm.SlurmUnavailable."""
     read = {name: _read(RunFolder(ledger.sweep / name)) for name in content["runs"]}
-    unfinished = {name for name, (status, corruption) in read.items() if corruption or status["state"] != "done"}
-    asked = {job for name, job in job_ids.items() if job and name in unfinished and ask_slurm}
-    jobs = slurm.jobs(asked)
+    unfinished = [name for name, (status, corruption) in read.items() if corruption or status["state"] != "done"]
+    jobs = find_jobs(ledger, content, unfinished) if ask_slurm else RunJobs()
     launched = "queued" if _launcher_is_alive(content.get("local")) else ""
     statuses = []
     for name, entry in content["runs"].items():
-        run, job_id = RunFolder(ledger.sweep / name), job_ids[name]
+        run, job = RunFolder(ledger.sweep / name), jobs.own.get(name)
         status, corruption = read[name]
-        job = jobs.get(job_id or "")
         if corruption:
-            statuses.append(RunStatus(name, "corrupt", corruption, active=_is_training(run, status, job), job=job_id))
+            result = RunStatus(name, "corrupt", corruption, active=_is_training(run, status, job))
         else:
             expected = launched or _is_expected(content, name, ask_slurm)
-            statuses.append(_run_status(run, status, entry, job_id, job, expected))
+            result = _run_status(run, status, entry, job, expected)
+        other = jobs.others.get(name)
+        job_id = None if other else job_id_of(content, name)
+        if other and result.note == NOT_SUBMITTED:
+            result = replace(result, note=f"{NOT_SUBMITTED}: job {other} is not of this sweep")
+        in_queue = job is not None and job.active
+        statuses.append(replace(result, job=job_id, in_queue=in_queue, other_job=other))
     return statuses
 
 
@@ -128,7 +135,7 @@ def run_status(run: RunFolder) -> RunStatus:
     status, corruption = _read(run)
     if corruption:
         return RunStatus(run.path.name, "corrupt", corruption, active=_is_training(run, status, None))
-    return _run_status(run, status, {}, None, None, expected="")
+    return _run_status(run, status, {}, None, expected="")
 
 
 def _read(run: RunFolder) -> tuple[dict[str, Any], str | None]:
@@ -145,29 +152,8 @@ def _is_training(run: RunFolder, status: Mapping[str, Any], job: Job | None) -> 
     return job.active if job is not None else status["state"] == "running" and _is_alive(run, status)
 
 
-def resolve_job_ids(ledger: Ledger, content: dict[str, Any]) -> None:
-    """Fill in the job ids of submissions that SLURM did not confirm. Raises SlurmUnavailable.
-
-    They are found by their comments; `SubmissionUncertain` and a submitter that was killed leave such submissions.
-    """
-    for number, submission in content["submissions"].items():
-        if submission["job"] is None:
-            submission["job"] = read_job(ledger.submission_folder(number))
-    unknown = [number for number, submission in content["submissions"].items() if submission["job"] is None]
-    if not unknown:
-        return
-    by_comment = slurm.jobs_by_comment()
-    for number in unknown:
-        content["submissions"][number]["job"] = by_comment.get(job_comment(ledger.submission_folder(number)))
-
-
 def _run_status(
-    run: RunFolder,
-    status: Mapping[str, Any],
-    entry: Mapping[str, Any],
-    job_id: str | None,
-    job: Job | None,
-    expected: str,
+    run: RunFolder, status: Mapping[str, Any], entry: Mapping[str, Any], job: Job | None, expected: str
 ) -> RunStatus:
     """`expected`: why the run is about to start, such as a local launcher that runs the sweep; "" if it is not."""
     starts, heartbeat = attempts.read(run), run.heartbeat()
@@ -187,7 +173,6 @@ def _run_status(
         restarts=max(len(starts) - 1, 0),
         machine_failures=sum(attempt.is_machine_failure for attempt in ended),
         steps_lost=sum(attempt.steps_lost for attempt in starts),
-        job=job_id,
         host=status.get("host") if recorded_running else None,
         heartbeat=heartbeat,
         metrics={name: status[name] for name in STATUS.values() if name in status},
@@ -217,7 +202,7 @@ def _resolve_state(
         return "failed", f"{job.state.lower()}: {last_log_line(run, entry)}"
     if recorded == "running":
         return ("running", "") if _is_alive(run, status) else ("dead", _heartbeat_age(run))
-    return "pending", expected or (f"{run.status.name} is missing" if run.metrics.exists() else "not submitted")
+    return "pending", expected or (f"{run.status.name} is missing" if run.metrics.exists() else NOT_SUBMITTED)
 
 
 def _active_state(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[str, str]:
@@ -234,7 +219,7 @@ def _active_state(run: RunFolder, status: Mapping[str, Any], job: Job) -> tuple[
 def _is_alive(run: RunFolder, status: Mapping[str, Any]) -> bool:
     """Whether a run without a job is being trained: by its process on this host, by its heartbeat on others."""
     if status.get("host") == attempts.node_name():
-        return process.is_running_here(status)
+        return is_training_here(run, status)
     return time.time() - (run.heartbeat() or 0) < DEAD_SECONDS
 
 

@@ -16,6 +16,7 @@ damaged or deleted is rebuilt. Imports neither torch nor omegaconf.
 import fcntl
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ from typing import Any
 from attnzoo.errors import UserError
 from attnzoo.files import read_bytes
 from attnzoo.rundir.folder import atomic_write, has_types, open_lock, parse_json
-from attnzoo.rundir.rebuild import is_run_name, rebuild, submissions
+from attnzoo.rundir.rebuild import FOLDER, is_run_name, rebuild, submissions
 
 FILENAME = "sweep.json"
+COMMENT = "attnzoo "  # of a job, before the folder of its submission
 _reported: set[Path] = set()  # ledgers whose damage was reported
 # Fields and types of a run, of a submission, of the local launcher and of the comparison.
 RUN: dict[str, Any] = {
@@ -78,9 +80,11 @@ class Ledger:
             raise UserError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
             return empty | self._rebuild(str(error.strerror))
-        if not isinstance(content, dict) or not _is_valid(empty | content):
+        if not isinstance(content, dict) or "runs" not in content or not _is_valid(empty | content):
             return empty | self._rebuild("corrupt")
         recorded = content.pop("sha256", None)
+        if recorded is None and not content["runs"]:  # of no version of ours
+            return empty | self._rebuild("corrupt")
         if recorded != _hash(content) and (recorded is not None or submitted):  # earlier versions had neither
             return empty | self._rebuild("changed since it was written")
         if submitted.keys() - content.get("submissions", {}).keys():
@@ -120,7 +124,7 @@ class Ledger:
 
     def submission_folder(self, number: str) -> Path:
         """The folder with the job files of a submission."""
-        return self.sweep / "slurm" / number
+        return self.sweep / FOLDER / number
 
 
 def _hash(content: dict[str, Any]) -> str:
@@ -162,7 +166,15 @@ def is_comparison(values: Any) -> bool:
 
 def job_comment(submission: Path) -> str:
     """The comment of the job of a submission, by its folder: the job is found by it."""
-    return f"attnzoo {submission.resolve()}"
+    return f"{COMMENT}{submission.resolve()}"
+
+
+def is_comment_of(comment: str, submission: Path) -> bool:
+    """Whether the comment of a job names the folder of a submission, through whatever links."""
+    if not (comment.startswith(COMMENT) and comment.endswith(f"/{submission.name}")):
+        return False
+    own = job_comment(submission)
+    return comment == own or COMMENT + os.path.realpath(comment.removeprefix(COMMENT)) == own
 
 
 def job_id_of(content: dict[str, Any], name: str) -> str | None:

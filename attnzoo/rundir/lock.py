@@ -6,15 +6,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from attnzoo.errors import UserError
+from attnzoo.rundir import process
 from attnzoo.rundir.attempts import job_id, node_name
 from attnzoo.rundir.folder import RunFolder, has_types, open_lock, parse_json
 
+LOCK = ".lock"  # in a run folder
 STALE_SECONDS = 60  # an older heartbeat is stale
 LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -32,7 +34,7 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
     Raises UserError if another process holds the lock, with its name, and if the folder cannot be written.
     """
     end = time.monotonic() + wait
-    path = folder / ".lock"
+    path = folder / LOCK
     with open_lock(path) as file:
         while (owner := _try_acquire(file, RunFolder(folder))) is not None:
             if time.monotonic() > end:
@@ -44,6 +46,27 @@ def run_lock(folder: Path, wait: float = 0) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 _write_owner(file, "")
+
+
+def is_training_here(run: RunFolder, status: Mapping[str, Any]) -> bool:
+    """Whether the process in the `status` of a run trains it on this machine.
+
+    In a copy of the folder, the status names the process that trains the original: it holds another lock.
+    """
+    if not process.is_running_here(status):
+        return False
+    folders = _locked_folders(status["pid"])
+    return not folders or any(folder.exists() and folder.samefile(run.path) for folder in folders)
+
+
+def _locked_folders(pid: int) -> list[Path]:
+    """The folders whose lock files a process has open; none if that may not be read."""
+    paths = []
+    with suppress(OSError):
+        for descriptor in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                paths.append(Path(os.readlink(descriptor).removesuffix(" (deleted)")))
+    return [path.parent for path in paths if path.name == LOCK]
 
 
 def _try_acquire(file: IO[bytes], run: RunFolder) -> dict[str, Any] | None:

@@ -17,10 +17,11 @@ from types import FrameType
 
 import attnzoo
 from attnzoo import slurm
-from attnzoo.errors import ExitCode
+from attnzoo.errors import ExitCode, UserError
 from attnzoo.files import open_file, open_for_appending
 from attnzoo.rundir import attempts
 from attnzoo.rundir.folder import RunFolder
+from attnzoo.rundir.ledger import Ledger
 from attnzoo.rundir.rebuild import JOBS, read_job, read_jobs
 from attnzoo.sweep import outcome
 from attnzoo.sweep.outcome import ExitKind, Outcome
@@ -59,11 +60,21 @@ def _supervise(submission: Path) -> int:
         log.error("attnzoo was imported from %s instead of the snapshot %s", attnzoo.__file__, content["code"])
         return ExitCode.USER_ERROR
     recorded, own = read_job(submission), slurm.array_job_id(attempts.job_id() or "")
-    if recorded not in (None, own):  # the sweep's folder was deleted while this job was queued, and submitted again
+    # otherwise the sweep's folder was deleted while this job was queued, and submitted again
+    if recorded not in (None, own) and _job_in_ledger(submission) != own:
         log.error("%s is now a submission of job %s; job %s trains nothing", submission, recorded, own)
         return ExitCode.USER_ERROR
     job = content["jobs"][task]
     return _Supervisor(RunFolder(job["run"]), job["nodes"], job["processes"], job["retries"]).supervise()
+
+
+def _job_in_ledger(submission: Path) -> str | None:
+    """The id of the job of a submission by the ledger, in case the one in its folder is damaged; None if not known."""
+    try:
+        job: str | None = Ledger(submission.parents[1]).read()["submissions"][submission.name]["job"]
+    except (UserError, KeyError):
+        return None
+    return job
 
 
 class _Supervisor:

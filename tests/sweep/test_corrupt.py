@@ -137,6 +137,27 @@ def test_status_and_cancel_of_a_sweep_whose_ledger_was_deleted(
         process.communicate()
 
 
+@pytest.mark.parametrize("content", ["{}", '{"experiment": "x.yaml", "submissions": {}}', '{"runs": {}}'])
+def test_a_ledger_without_runs_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """It was an empty sweep, of which `cancel` cancelled nothing."""
+    monkeypatch.chdir(tmp_path)
+    runs = create_sweep(range(2))
+    for run in runs:
+        finish(run.folder)
+    Path("runs/x/sweep.json").write_text(content)
+    assert [(status.name, status.state) for status in sweep_status(Path("runs/x"))] == [
+        ("seed=0", "done"),
+        ("seed=1", "done"),
+    ]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("runs/x/sweep.json: corrupt; rebuilt from the runs and their jobs; ")
+    assert attnzoo_main.main(["cancel", "runs/x"]) == ExitCode.OK
+    assert capsys.readouterr().out == "cancelled: 0 of 2 runs (0 SLURM jobs, 0 local)\n"
+    assert json.loads(Path("runs/x/sweep.json").read_text())["runs"].keys() == {"seed=0", "seed=1"}
+
+
 @pytest.mark.parametrize(
     "make", [os.mkfifo, Path.touch, lambda path: path.symlink_to("nowhere")], ids=["pipe", "file", "broken link"]
 )
