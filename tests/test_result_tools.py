@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from attnzoo.config.experiment import ExperimentConfig
 from attnzoo.config.load import Experiment
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results"
+USERS = {"tune_encoder": ["ablate_encoder", "ablate_encoder_dcn"]}  # of tuned rates
 TUNED = sorted(path.parent.name for path in PUBLISHED.glob("tune_*/results.json"))
 RATE = "train.optimizer.lr"
 
@@ -27,15 +29,28 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-def variants(name: str) -> dict[str, dict]:
-    return Experiment(ROOT / "experiments" / f"{name}.yaml").config().sweep.variants
+def variants(*names: str) -> dict[str, dict]:
+    return {name: options for file in names for name, options in config(file).sweep.variants.items()}
 
 
-@pytest.mark.parametrize("name", TUNED)
+def config(name: str) -> ExperimentConfig:
+    return Experiment(ROOT / "experiments" / f"{name}.yaml").config()
+
+
+def test_the_demo_has_the_learning_rates_that_were_chosen() -> None:
+    """Its variants are those of two files."""
+    tuning, demo = tool("tuning"), config("ablate_points")
+    areas = tuning.read_areas(PUBLISHED / "tune_attention") | tuning.read_areas(PUBLISHED / "tune_points")
+    for variant, name in {"points=4": "ms_deform", "points=1": "points=1", "dense": "dense"}.items():
+        used = demo.sweep.variants[variant].get(RATE, demo.train.optimizer.lr)
+        assert used == tuning.chosen(areas[name]), variant
+
+
+@pytest.mark.parametrize("name", [name for name in TUNED if name != "tune_points"])
 def test_experiments_have_the_learning_rates_that_were_chosen(name: str) -> None:
     tuning = tool("tuning")
     areas = tuning.read_areas(PUBLISHED / name)
-    tuned, used = variants(name), variants(name.replace("tune_", "ablate_"))
+    tuned, used = variants(name), variants(*USERS.get(name, [name.replace("tune_", "ablate_")]))
     assert {variant: options | {RATE: tuning.chosen(areas[variant])} for variant, options in tuned.items()} == used
     assert {len(seeds) for rates in areas.values() for seeds in rates.values()} == {2}
 
