@@ -154,7 +154,7 @@ TOLERATED = {
         "environment": content(json.dumps(START | {"environment": {"sources": 1, "torch": ["2"]}}) + "\n"),
         "list": content("[]\n[[\n1\n"),
     },
-    "sweep.json": {"deleted": delete, "no runs": content("{}")},
+    "sweep.json": {"deleted": delete},
 }
 CORRUPT_LEDGER = {
     "emptied": content(""),
@@ -165,6 +165,7 @@ CORRUPT_LEDGER = {
     "zero-filled": zero_filled,
     "Latin-1": latin1,
     "null": content("null"),
+    "no runs": content("{}"),
     "number": content("5"),
     "list": content("[]"),
     "runs are a list": changed(runs=["seed=0"]),

@@ -202,11 +202,15 @@ def test_files_that_may_not_be_read_are_named(shared: Path) -> None:
 
 @contextmanager
 def in_a_writable_sweep(sweep: Path) -> Iterator[None]:
-    """As a user who may write in the sweep's folder, but not in all of its runs."""
+    """As a user who may write in the sweep's folder and in a cache, but not in all runs."""
     sweep.chmod(0o777)
     for name in ("sweep.json", ".sweep.lock"):
         (sweep / name).chmod(0o666)
-    with another_user():
+    cache = sweep / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.MonkeyPatch.context() as patch, another_user():
+        patch.setenv("ATTNZOO_CACHE", str(cache.resolve()))
         yield
 
 
