@@ -21,7 +21,7 @@ def read_profiles(folder: Path) -> Profile:
     """The profile of each attention in the results of a sweep of probes."""
     profiles: Profile = {}
     for score in read_profile([folder]):
-        profiles.setdefault(score.attention, {})[score.probe] = score.normalized
+        profiles.setdefault(score.attention, {})[score.label] = score.normalized
     return profiles
 
 

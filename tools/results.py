@@ -18,7 +18,7 @@ from types import ModuleType
 from attnzoo.bench import records
 from attnzoo.bench.plot import plot_scaling
 from attnzoo.bench.tables import render_page
-from attnzoo.probe.plot import plot_profile
+from attnzoo.probe.plot import plot
 from attnzoo.probe.profile import read_profile
 from attnzoo.report.compare import compare
 from attnzoo.report.page.write import write_page
@@ -61,7 +61,7 @@ def regenerate(source: Path, out: Path) -> list[Path]:
             write_page(comparison, folder / PAGE)
             written.append(folder / PAGE)
         if (raw.parent / PROFILE).exists():
-            plot_profile(read_profile([raw.parent]), folder / PROFILE)
+            plot(read_profile([raw.parent]), folder / PROFILE)
             written.append(folder / PROFILE)
     operators = _operators(source / "operators", out / "operators")
     pages = [_scoreboard(source, out), *_tuning(source, out), *_prediction(source, out), _shares(source, out)]

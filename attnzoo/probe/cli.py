@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--heads", metavar="N", type=int, help="attention heads (default: 4)")
     parser.add_argument("--steps", metavar="N", type=int, help="training steps (default: 400)")
     parser.add_argument("--output", metavar="DIR", help="where the folder of the runs is made (default: runs)")
-    parser.add_argument("--plot", metavar="FILE", type=argument_path, help="write a heat map: png, pdf or svg")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=argument_path,
+        help="write a heat map, or curves over difficulty: png, pdf or svg",
+    )
     return parser
 
 
@@ -57,9 +62,9 @@ def main(args: argparse.Namespace) -> int:
     profile = read_profile([folder])
     profile_table(profile).print(console())
     if args.plot is not None:
-        from attnzoo.probe.plot import plot_profile
+        from attnzoo.probe.plot import plot
 
-        plot_profile(profile, args.plot)
+        plot(profile, args.plot)
         print(args.plot)
     return code
 
@@ -74,7 +79,7 @@ def profile_table(profile: Sequence["ProbeScore"]) -> "TextTable":
     rows = [
         (
             *([score.attention] if several else []),
-            score.probe,
+            score.label,
             score.capability,
             f"{score.score:.3f}",
             f"{score.chance:.3f}",

@@ -1,4 +1,4 @@
-"""Heat map of profiles: attention × probe."""
+"""Pictures of profiles: a heat map of attention × probe, or curves over the difficulty of each probe."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,14 +21,60 @@ def check_path(path: Path) -> None:
         output_file(path, [f".{name}" for name in FORMATS], "plot")
 
 
+def plot(profile: Sequence[ProbeScore], path: Path) -> None:
+    """Curves over difficulty where an attention met several difficulties of one probe, else the heat map."""
+    met = [(score.attention, score.probe) for score in profile]
+    (plot_profile if len(set(met)) == len(met) else plot_curves)(profile, path)
+
+
+def plot_curves(profile: Sequence[ProbeScore], path: Path) -> None:
+    """Accuracy of every attention against difficulty, a panel for each probe; png, pdf or svg.
+
+    Means over seeds with their 95 % intervals; chance is dotted.
+    """
+    attentions = list(dict.fromkeys(score.attention for score in profile))
+    probes = list(dict.fromkeys(score.probe for score in profile))
+    columns = min(4, len(probes))
+    lines = math.ceil(len(probes) / columns)
+    figure = Figure(figsize=(3.1 * columns, 2.6 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+    for axis in panels[len(probes) :]:
+        axis.set_axis_off()
+    for axis, probe in zip(panels, probes, strict=False):
+        shown = [score for score in profile if score.probe == probe]
+        values = sorted({score.value for score in shown})
+        chance = {score.value: score.chance for score in shown}
+        axis.plot(range(len(values)), [chance[value] for value in values], "k:", linewidth=1, label="chance")
+        for index, name in enumerate(attentions):
+            points = sorted((score for score in shown if score.attention == name), key=lambda score: score.value)
+            shift = 0.04 * (index - (len(attentions) - 1) / 2)  # intervals beside each other
+            axis.errorbar(
+                [values.index(score.value) + shift for score in points],
+                [score.score for score in points],
+                [score.ci95 or 0.0 for score in points],
+                fmt="o-",
+                markersize=3,
+                linewidth=1.3,
+                capsize=2,
+                label=name,
+            )
+        axis.set(title=probe, xlabel=shown[0].difficulty, ylim=(0, 1.03))
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.grid(alpha=0.3)
+    figure.supylabel("accuracy")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    _save(figure, path)
+
+
 def plot_profile(profile: Sequence[ProbeScore], path: Path) -> None:
     """Accuracy, steps to 90 % and cost of every attention on every probe; png, pdf or svg.
 
     Colours are those of viridis, whose lightness orders the values for every kind of colour vision; cells have numbers.
     """
     attentions = list(dict.fromkeys(score.attention for score in profile))
-    probes = list(dict.fromkeys(score.probe for score in profile))
-    cells = {(score.attention, score.probe): score for score in profile}
+    probes = list(dict.fromkeys(score.label for score in profile))
+    cells = {(score.attention, score.label): score for score in profile}
     panels: list[tuple[str, Callable[[ProbeScore], float | None], str, bool]] = [
         ("accuracy\n(colour: 0 at chance, 1 at the ceiling)", lambda cell: cell.normalized, "{:.2f}", False),
         (f"steps to {SHARE:.0%} of the way to the ceiling", lambda cell: cell.steps, "{:.0f}", True),
@@ -59,6 +105,10 @@ def plot_profile(profile: Sequence[ProbeScore], path: Path) -> None:
         axis.set_xticks(range(len(probes)), probes, rotation=45, ha="right", fontsize=8)
         axis.set_yticks(range(len(attentions)), attentions, fontsize=8)
         axis.set_facecolor("#e8e8e8")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower(), dpi=150, metadata=_metadata(path))
 

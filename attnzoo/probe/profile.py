@@ -12,6 +12,7 @@ from attnzoo.models.probe.config import ProbeConfig
 from attnzoo.report.curves import steps_to_score
 from attnzoo.report.records import RunRecord, read_records
 from attnzoo.report.runs import find_plan
+from attnzoo.report.statistics import mean_ci95
 from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 SHARE = 0.9  # of the way from chance to the ceiling, for `steps`
@@ -21,7 +22,9 @@ SHARE = 0.9  # of the way from chance to the ceiling, for `steps`
 class ProbeScore:
     """One attention on one probe; means over the seeds.
 
-    - `probe`: its name, with the difficulty if that is not the default
+    - `probe`: its name
+    - `difficulty`: the option that makes it harder, and `value`: of that option
+    - `is_default`: whether that is the default difficulty
     - `scores`: accuracy of each seed
     - `chance`, `ceiling`: of the best constant answer and of a model without errors
     - `steps`: median steps until 90 % of the way from chance to the ceiling; None if half of the runs do not get there
@@ -31,6 +34,9 @@ class ProbeScore:
 
     attention: str
     probe: str
+    difficulty: str
+    value: float
+    is_default: bool
     capability: str
     scores: tuple[float, ...]
     chance: float
@@ -40,9 +46,20 @@ class ProbeScore:
     seconds: float | None
 
     @property
+    def label(self) -> str:
+        """The name of the probe, with the difficulty if that is not the default."""
+        return self.probe if self.is_default else f"{self.probe} ({self.difficulty} {self.value:g})"
+
+    @property
     def score(self) -> float:
         """Mean accuracy."""
         return statistics.fmean(self.scores)
+
+    @property
+    def ci95(self) -> float | None:
+        """Half-width of the 95 % interval of the mean; None with one seed."""
+        estimate = mean_ci95(self.scores)
+        return None if estimate is None else estimate.ci95
 
     @property
     def normalized(self) -> float:
@@ -57,13 +74,14 @@ def read_profile(folders: Sequence[Path]) -> list[ProbeScore]:
     """
     records, _ = read_records(folders)
     digests = find_plan(folders).digests
-    groups: dict[tuple[str, str], dict[int, RunRecord]] = {}  # the runs by seed, of several the newest
+    groups: dict[tuple[str, str, float], dict[int, RunRecord]] = {}  # the runs by seed, of several the newest
     for record in records:
         if record.config.task == "probe" and record.final and (not digests or record.digest in digests):
-            groups.setdefault((_attention(record), _probe(record)), {})[record.config.seed] = record
+            key = _attention(record), str(record.config.data.dataset["name"]), _difficulty(_spec(record))
+            groups.setdefault(key, {})[record.config.seed] = record
     if not groups:
         raise UserError(f"{', '.join(map(str, folders))}: no finished run of task: probe")
-    return [_score(attention, probe, [*runs.values()]) for (attention, probe), runs in groups.items()]
+    return [_score(attention, probe, [*runs.values()]) for (attention, probe, _), runs in groups.items()]
 
 
 def _score(attention: str, probe: str, runs: Sequence[RunRecord]) -> ProbeScore:
@@ -77,6 +95,9 @@ def _score(attention: str, probe: str, runs: Sequence[RunRecord]) -> ProbeScore:
     return ProbeScore(
         attention=attention,
         probe=probe,
+        difficulty=spec.difficulty,
+        value=_difficulty(spec),
+        is_default=_difficulty(spec) == PROBES.options(probe)[spec.difficulty].default,
         capability=spec.capability,
         scores=tuple(run.final[key] for run in runs),
         chance=chance,
@@ -94,11 +115,9 @@ def _attention(record: RunRecord) -> str:
     return record.entry.variant or str(model.attention["name"])
 
 
-def _probe(record: RunRecord) -> str:
-    spec = _spec(record)
-    name, value = record.config.data.dataset["name"], getattr(spec, spec.difficulty)
-    default = PROBES.options(name)[spec.difficulty].default
-    return str(name) if value == default else f"{name} ({spec.difficulty} {value:g})"
+def _difficulty(spec: ProbeSpec) -> float:
+    value: float = getattr(spec, spec.difficulty)
+    return value
 
 
 def _spec(record: RunRecord) -> ProbeSpec:

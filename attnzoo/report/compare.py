@@ -287,7 +287,7 @@ def _data_differences(configs: Sequence[ExperimentConfig]) -> list[str]:
         for key in dict.fromkeys(key for options in data for key in options):
             values = list(dict.fromkeys(format_value(options.get(key)) for options in data))
             if len(values) > 1:
-                found[key] = values
+                found[key] = list(dict.fromkeys([*found.get(key, []), *values]))
     return [
         f"Warning: {key} differs ({', '.join(values)}): scores are not of the same data."
         for key, values in found.items()

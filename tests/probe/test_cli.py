@@ -1,4 +1,4 @@
-"""`attnzoo probe`: profiles from training and from finished runs, heat map, errors."""
+"""`attnzoo probe`: profiles from training and from finished runs, pictures, errors."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from attnzoo import attention
 from attnzoo.config.load import Experiment
 from attnzoo.data.build import PROBES
 from attnzoo.errors import ExitCode
-from attnzoo.probe.plot import plot_profile
+from attnzoo.probe.plot import plot
 from attnzoo.probe.profile import ProbeScore, read_profile
 from attnzoo.sweep.expand import expand
 
@@ -55,7 +55,7 @@ def test_profile_of_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert "unknown scale" in out
     assert (tmp_path / "map.svg").read_text().startswith("<?xml")
     profile = read_profile([tmp_path / "runs/probe_probe_plugin"])
-    assert [score.probe for score in profile] == ["scale", "find"]
+    assert [score.label for score in profile] == ["scale", "find"]
     assert all(score.steps is None and score.seconds > 0 and score.mflops > 0 for score in profile)
     assert attnzoo_main.main(["compare", "runs/probe_probe_plugin", "--save", "saved"]) == ExitCode.OK
     assert attnzoo_main.main(["probe", "saved"]) == ExitCode.OK, "the profile can be read from saved results"
@@ -83,8 +83,8 @@ def test_errors(words, message, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not list(tmp_path.iterdir())
 
 
-def score(attention: str, probe: str, accuracy: float, steps: float | None) -> ProbeScore:
-    return ProbeScore(attention, probe, "", (accuracy,), 0.25, 1.0, steps, 2.0, None)
+def score(attention: str, probe: str, accuracy: float, steps: float | None, value: float = 8) -> ProbeScore:
+    return ProbeScore(attention, probe, "keys", value, value == 8, "", (accuracy,), 0.25, 1.0, steps, 2.0, None)
 
 
 def test_normalized_score() -> None:
@@ -97,10 +97,21 @@ def test_heat_map_with_gaps(suffix: str, tmp_path: Path) -> None:
     """An attention without one of the probes, and one that never gets to 90 %; the same runs give the same bytes."""
     profile = [score("dense", "find", 0.9, 120.0), score("dense", "read", 0.4, None), score("dat", "find", 0.3, None)]
     for name in ("one", "two"):
-        plot_profile(profile, tmp_path / f"{name}.{suffix}")
+        plot(profile, tmp_path / f"{name}.{suffix}")
     if suffix != "svg":
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
     assert (tmp_path / f"one.{suffix}").stat().st_size > 1000
+
+
+def test_curves_where_a_probe_has_several_difficulties(tmp_path: Path) -> None:
+    """A panel for each probe, a line for each attention that has scores, by rising difficulty."""
+    profile = [score("dense", "find", 0.9 - 0.1 * keys, None, keys) for keys in (8, 2, 4)]
+    profile += [score("dat", "find", 0.3, None, 2), score("dense", "read", 0.4, None)]
+    plot(profile, tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    for word in ("find", "read", "keys", "accuracy", "chance", "dense", "dat"):
+        assert f"<!-- {word} -->" in text
+    assert [score.label for score in profile[:2]] == ["find", "find (keys 2)"]
 
 
 def test_the_documented_scores_are_those_of_the_raw_results() -> None:
@@ -113,5 +124,5 @@ def test_the_documented_scores_are_those_of_the_raw_results() -> None:
     chances: dict[str, str] = {}
     for cell in read_profile([docs / "results/profile_probes"]):
         expected.setdefault(cell.attention, []).append(f"{cell.score:.3f}")
-        chances[cell.probe] = f"{cell.chance:.3f}"
+        chances[cell.label] = f"{cell.chance:.3f}"
     assert documented == expected | {"*chance*": [*chances.values()]}

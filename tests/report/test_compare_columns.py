@@ -123,6 +123,18 @@ def test_other_data_give_a_warning(tmp_path: Path) -> None:
     assert warning in compare([folder]).warnings
 
 
+def test_values_of_several_data_sets_are_all_named(tmp_path: Path) -> None:
+    """Only the values of the last data set with the option were."""
+    variants = ", ".join(
+        f"{name}-{count}: {{data.dataset: {{name: {name}, train_images: {count}}}}}"
+        for name, counts in (("digits", (10, 20)), ("patterns", (30, 40)))
+        for count in counts
+    )
+    text = f"task: classification\nname: x\ntrain: {{steps: 5}}\nsweep: {{variants: {{{variants}}}, seeds: [0, 1]}}\n"
+    warnings = compare([create(tmp_path / "1", text)]).warnings
+    assert "Warning: data.dataset.train_images differs (10, 20, 30, 40): scores are not of the same data." in warnings
+
+
 def test_several_probes_give_no_warning_about_data() -> None:
     """Every option of one probe was said to differ from those of the others; their scores are not compared."""
     assert not [line for line in compare([RESULTS / "probes"]).warnings if "of the same data" in line]
