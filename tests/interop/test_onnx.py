@@ -105,6 +105,7 @@ def test_a_detector_without_grid_sample_in_opset_18(one_stage: nn.Module, one_st
     assert_images_matter(runner(one_stage_file, wrapped), wrapped)
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_have_names(one_stage_file: Path) -> None:
     session = onnxruntime.InferenceSession(one_stage_file, providers=["CPUExecutionProvider"])
     assert {entry.name: entry.shape for entry in session.get_inputs()} == {
@@ -118,6 +119,7 @@ def test_inputs_and_outputs_have_names(one_stage_file: Path) -> None:
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_an_unpadded_batch_equals_one_without_mask(one_stage: nn.Module, one_stage_file: Path) -> None:
     wrapped = InferenceModel(one_stage)
     inputs = wrapped.example(1, 128, 96)
@@ -223,7 +225,7 @@ def test_gathers_from_maps_of_one_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["swin_tiny", "dat_tiny", "window_backbone"])
 def test_a_program_of_windows_for_any_size(name: str, tmp_path: Path) -> None:
     """Maps of several windows and of one, filled up or not: none of it is taken from the traced example."""
-    model = detector(name) if name in DETECTORS else classifier(name, stages=1 if name == "dat_tiny" else 4)
+    model = detector(name) if name in DETECTORS else classifier(name, stages=1 if name == "dat_tiny" else 2)
     program = torch.export.load(interop.export_model(model, tmp_path / "model.pt2", mask=False)).module()
     eager = InferenceModel(model, mask=False)
     for size in ((1, 224, 224), (2, 224, 256), (1, 200, 333), (1, 64, 96)):
