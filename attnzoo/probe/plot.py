@@ -30,7 +30,7 @@ def plot(profile: Sequence[ProbeScore], path: Path) -> None:
 def plot_curves(profile: Sequence[ProbeScore], path: Path) -> None:
     """Accuracy of every attention against difficulty, a panel for each probe; png, pdf or svg.
 
-    Means over seeds with their 95 % intervals; chance is dotted.
+    Lines are means over seeds, dots are seeds; chance is dotted.
     """
     attentions = list(dict.fromkeys(score.attention for score in profile))
     probes = list(dict.fromkeys(score.probe for score in profile))
@@ -41,26 +41,20 @@ def plot_curves(profile: Sequence[ProbeScore], path: Path) -> None:
     for axis in panels[len(probes) :]:
         axis.set_axis_off()
     for axis, probe in zip(panels, probes, strict=False):
+        axis.grid(alpha=0.3)
         shown = [score for score in profile if score.probe == probe]
         values = sorted({score.value for score in shown})
         chance = {score.value: score.chance for score in shown}
         axis.plot(range(len(values)), [chance[value] for value in values], "k:", linewidth=1, label="chance")
         for index, name in enumerate(attentions):
             points = sorted((score for score in shown if score.attention == name), key=lambda score: score.value)
-            shift = 0.04 * (index - (len(attentions) - 1) / 2)  # intervals beside each other
-            axis.errorbar(
-                [values.index(score.value) + shift for score in points],
-                [score.score for score in points],
-                [score.ci95 or 0.0 for score in points],
-                fmt="o-",
-                markersize=3,
-                linewidth=1.3,
-                capsize=2,
-                label=name,
-            )
+            shift = 0.04 * (index - (len(attentions) - 1) / 2)  # dots of attentions beside each other
+            places = [values.index(score.value) + shift for score in points]
+            seeds = [(place, value) for place, score in zip(places, points, strict=True) for value in score.scores]
+            axis.plot(places, [score.score for score in points], color=f"C{index}", linewidth=1.3, label=name)
+            axis.plot(*zip(*seeds, strict=True), "o", color=f"C{index}", markersize=3, alpha=0.6)
         axis.set(title=probe, xlabel=shown[0].difficulty, ylim=(0, 1.03))
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.grid(alpha=0.3)
     figure.supylabel("accuracy")
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)

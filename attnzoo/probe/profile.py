@@ -12,7 +12,6 @@ from attnzoo.models.probe.config import ProbeConfig
 from attnzoo.report.curves import steps_to_score
 from attnzoo.report.records import RunRecord, read_records
 from attnzoo.report.runs import find_plan
-from attnzoo.report.statistics import mean_ci95
 from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 SHARE = 0.9  # of the way from chance to the ceiling, for `steps`
@@ -54,12 +53,6 @@ class ProbeScore:
     def score(self) -> float:
         """Mean accuracy."""
         return statistics.fmean(self.scores)
-
-    @property
-    def ci95(self) -> float | None:
-        """Half-width of the 95 % interval of the mean; None with one seed."""
-        estimate = mean_ci95(self.scores)
-        return None if estimate is None else estimate.ci95
 
     @property
     def normalized(self) -> float:
