@@ -24,10 +24,11 @@ BCA_PAIRS = 20  # with fewer, the bootstrap's intervals are too narrow
 class PairedResult:
     """What the differences of one variant to the baseline say; positive differences are better.
 
-    All but `invalid` describe the finite differences; None where they are too few or all equal.
+    All but `invalid` and `later` describe the finite differences; None where they are too few or all equal.
     """
 
     pairs: int  # finite differences
+    later: int  # made after the look at which a sequential comparison decided; they are not used
     invalid: int  # NaN or infinite ones; from the first on, nothing more is decided
     mean: float | None
     deviation: float | None  # standard deviation of a difference; from two pairs on
@@ -82,7 +83,7 @@ def compare_pairs(
     at least one false `better` or `worse` among the variants, and of at least one false `equivalent`; intervals have
     coverage 1 − `level`. `looks`: the planned numbers of pairs of a sequential comparison (`planned_looks`), whose
     differences must be in the order in which the runs were made. Verdicts use the looks that the data reached and, once
-    made, stay. Raises ValueError for a margin that is not positive.
+    made, stay: a result is that of the look that decided. Raises ValueError for a margin that is not positive.
     """
     if margin is not None and not 0 < margin < math.inf:
         raise ValueError(f"margin: expected a positive number, got {margin}")
@@ -95,18 +96,20 @@ def compare_pairs(
             reached = [_Sample.of(values[:pairs]) if len(values) >= pairs else None for values in differences]
             usable = [None if sample and sample.invalid else sample for sample in reached]
             claims.update(usable, margin, looks, index)
+        table = [_Sample.of(values[: claims.pairs.get(index)]) for index, values in enumerate(differences)]
     p_values = [_two_sided(sample.smaller_p) for sample in table]
     holm = [None] * len(table) if looks else _holm(p_values)
     results = []
-    for index, (sample, values) in enumerate(zip(table, differences, strict=True)):
+    for index, sample in enumerate(table):
         verdict = claims.verdicts.get(index, "undecided")
         results.append(
             PairedResult(
                 pairs=sample.n,
+                later=len(differences[index]) - sample.n - sample.invalid,
                 invalid=sample.invalid,
                 mean=sample.mean,
                 deviation=sample.deviation,
-                interval=sample.interval(_interval_level(len(values), level, looks)),
+                interval=sample.interval(_interval_level(sample.n + sample.invalid, level, looks)),
                 bca=bca_interval(sample.values, level) if sample.n >= BCA_PAIRS else None,
                 p_value=p_values[index],
                 holm_p=holm[index],
@@ -196,6 +199,7 @@ class _Claims:
     def __init__(self, num_variants: int, level: float) -> None:
         self.level = level
         self.verdicts: dict[int, Verdict] = {}
+        self.pairs: dict[int, int] = {}  # at which each verdict of a sequential comparison was made
         self.not_different = set(range(num_variants))  # variants whose difference is not shown
         self.not_equivalent = set(range(num_variants))
 
@@ -204,13 +208,17 @@ class _Claims:
         if margin is not None:
             p_values = [sample.larger_p(margin) if sample else None for sample in samples]
             for index in _step_down(p_values, self.not_equivalent, self.level / 2, looks, look):
-                self.verdicts.setdefault(index, "equivalent")
+                self._decide(index, "equivalent", looks[look])
         p_values = [sample.smaller_p if sample else None for sample in samples]
         for index in _step_down(p_values, self.not_different, self.level / 2, looks, look):
             sample = samples[index]
             assert sample is not None
             assert sample.mean is not None
-            self.verdicts.setdefault(index, "better" if sample.mean > 0 else "worse")
+            self._decide(index, "better" if sample.mean > 0 else "worse", looks[look])
+
+    def _decide(self, index: int, verdict: Verdict, pairs: int) -> None:
+        if index not in self.verdicts:
+            self.verdicts[index], self.pairs[index] = verdict, pairs
 
 
 def _step_down(

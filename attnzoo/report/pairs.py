@@ -125,6 +125,8 @@ def _sentence(row: PairedRow, table: PairedTable) -> str:
     if result.mean is None:
         return f"{row.name}: no seed in common with {table.baseline} yet."
     pairs = f"{result.pairs} pair{'s' if result.pairs != 1 else ''}"
+    if result.later:
+        pairs += f"; {result.later} made after this verdict {'are' if result.later > 1 else 'is'} not used"
     interval = ""
     if result.interval is not None:
         low, high = (format(bound, f"+{spec}") for bound in result.interval)

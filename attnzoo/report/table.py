@@ -169,7 +169,7 @@ def paired_cells(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
                 AA_COPY if row.is_aa else final.words,
                 difference(final, spec),
                 *([_bounds(final.bca, spec)] if has_bca else []),
-                str(final.pairs),
+                f"{final.pairs} of {final.pairs + final.later}" if final.later else str(final.pairs),
                 "" if row.is_aa else holm,
                 _p_value(final.sign_flip_p),
                 _number(final.probability_better, ".2f"),

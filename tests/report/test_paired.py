@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,10 +164,11 @@ def test_a_look_asks_for_a_smaller_p_value_and_its_interval_is_wider() -> None:
 
 def test_a_verdict_of_an_earlier_look_stays() -> None:
     looks = (5, 10)
-    (result,) = compare_pairs([shifted(3.0, 0.1) + [-9.0] * 5], looks=looks)
-    assert (result.verdict, result.pairs) == ("better", 10)
-    assert result.mean < 0
-    assert compare_pairs([shifted(3.0, 0.1) + [-9.0] * 4], looks=looks)[0].verdict == "better"
+    (decided,) = compare_pairs([shifted(3.0, 0.1)], looks=looks)
+    assert (decided.verdict, decided.pairs, decided.later) == ("better", 5, 0)
+    for later in (4, 5):
+        (result,) = compare_pairs([shifted(3.0, 0.1) + [-9.0] * later], looks=looks)
+        assert result == replace(decided, later=later), "no verdict beside an interval that contradicts it"
 
 
 def test_a_variant_decided_early_leaves_its_share_to_the_others() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from attnzoo.report.pairs import Scores, pair_variants
+from attnzoo.report.table import paired_cells
 from attnzoo.rundir.metrics import PRIMARY_METRICS
 
 AP = PRIMARY_METRICS["detection"]
@@ -79,6 +80,16 @@ def test_all_planned_pairs_are_run():
     assert row.final.words == "undecided after all planned pairs"
     (row,) = pair_variants([unclear], BASE, AP, is_given=True, looks=(2, 4, 6)).rows
     assert "more pair" in row.final.words
+
+
+def test_pairs_made_after_a_verdict_are_counted_and_not_used():
+    """A verdict stood beside the interval of all pairs, which contradicted it."""
+    variant, base = scores("variant", 0.301, 0.299, 0.3, 0.302, 0.1, 0.05), scores("base", *[0.2] * 6)
+    table = pair_variants([variant], base, AP, is_given=True, looks=(4, 6))
+    (sentence,) = table.sentences()
+    assert sentence.startswith("variant is better than base: +0.100 AP, 95 % interval +0.09")
+    assert sentence.endswith(", 4 pairs; 2 made after this verdict are not used.")
+    assert paired_cells(table)[1][1][3] == "4 of 6"
 
 
 def test_beyond_the_margin_more_pairs_are_those_that_find_the_difference():
