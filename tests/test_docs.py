@@ -146,7 +146,7 @@ def test_guide_shows_the_measured_times() -> None:
     ("heading", "experiments"),
     [
         ("By object size", ["ablate_attention"]),
-        ("By object size, in the encoder", ["ablate_encoder", "ablate_encoder_dcn"]),
+        ("By object size, in the encoder", ["ablate_encoder", "ablate_encoder_dcn_first"]),
     ],
 )
 def test_guide_shows_the_scores_by_object_size(heading: str, experiments: list[str]) -> None:
