@@ -126,3 +126,28 @@ def test_the_documented_scores_are_those_of_the_raw_results() -> None:
         expected.setdefault(cell.attention, []).append(f"{cell.score:.3f}")
         chances[cell.label] = f"{cell.chance:.3f}"
     assert documented == expected | {"*chance*": [*chances.values()]}
+
+
+def test_the_documented_curves_are_those_of_the_raw_results() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (
+        (docs / "probes.md")
+        .read_text(encoding="utf-8")
+        .partition("## Accuracy against difficulty")[2]
+        .partition("\n## ")[0]
+    )
+    curves: dict[tuple[str, str], list[str]] = {}
+    for cell in sorted(read_profile([docs / "results/probe_curves"]), key=lambda cell: cell.value):
+        curves.setdefault((cell.probe, cell.attention), []).append(f"{cell.score:.2f}")
+    for curve in (
+        ("read", "ms_deform"),
+        ("read", "ms_deform-1-head"),
+        ("count", "ms_deform-1-head"),
+        ("reach", "window"),
+        ("reach", "ms_deform"),
+    ):
+        assert ", ".join(curves[curve]) in text
+    assert set(curves["count", "ms_deform"]) == {"1.00"}
+    assert set(curves["find", "dense"]) == set(curves["find", "dat"]) == {"1.00"}
+    assert f"`ms_deform` has {curves['find', 'ms_deform'][0]}, with eight {curves['find', 'ms_deform'][-1]}" in text
+    assert f"{curves['read', 'dense'][0]} and {curves['read', 'dat'][0]} in `read`" in text
