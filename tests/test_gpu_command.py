@@ -65,6 +65,17 @@ def test_old_torch_and_missing_folder_are_one_line_errors(monkeypatch, capsys, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_relative_folder_of_wheels_is_that_of_the_caller(monkeypatch, tmp_path):
+    """Steps run in the repository: every install failed, and the run went on without the peers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wheels").mkdir()
+    given = []
+    monkeypatch.setattr(gpu, "build_and_install", lambda wheels, *others: given.append(wheels) or [])
+    monkeypatch.setattr(gpu, "steps", lambda *arguments: [])
+    gpu.main(["--device", "cpu", "--out", "out", "--wheels", "wheels"])
+    assert given == [tmp_path / "wheels"]
+
+
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("tiny", [False, True])
 def test_every_benchmark_is_a_valid_command_line(tmp_path, device, tiny):

@@ -224,12 +224,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     deadline = time.monotonic() + 60 * args.minutes
-    out = args.out.resolve()
+    out, wheels = args.out.resolve(), args.wheels and args.wheels.resolve()  # steps run in the repository
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         packages = Path(folder)
         variables = environment(args.device, packages)
-        results = build_and_install(args.wheels, packages, deadline, variables)
+        results = build_and_install(wheels, packages, deadline, variables)
         sanitizer = find_sanitizer(packages) if args.device == "cuda" else None
         if sanitizer is None:
             reason = f"{SANITIZER} was not found" if args.device == "cuda" else "no GPU"

@@ -12,12 +12,21 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, to
 
 
 def max_relative_errors(
-    fn: OpFn, names: Sequence[str], tensors: tuple[Tensor, ...], grad_output: Tensor, expected: Sequence[Tensor]
+    fn: OpFn,
+    names: Sequence[str],
+    tensors: tuple[Tensor, ...],
+    grad_output: Tensor,
+    expected: Sequence[Tensor],
+    backward: bool = True,
 ) -> dict[str, float]:
-    """Largest error of the output and of every gradient, relative to the largest expected element."""
-    actual = forward_backward(fn, tensors, grad_output)
+    """Largest error of the output and, if `backward`, of every gradient, relative to the largest expected element."""
+    if backward:
+        actual = forward_backward(fn, tensors, grad_output)
+    else:
+        with torch.no_grad():
+            actual = [fn(*tensors)]
     labels = ["output", *(f"gradient of {name}" for name in names)]
-    return {label: max_relative_error(a, e) for label, a, e in zip(labels, actual, expected, strict=True)}
+    return {label: max_relative_error(a, e) for label, a, e in zip(labels, actual, expected, strict=backward)}
 
 
 def max_relative_error(actual: Tensor, expected: Tensor) -> float:

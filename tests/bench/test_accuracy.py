@@ -25,6 +25,13 @@ def test_wrong_gradient_is_detected():
     assert check_tolerances(errors, torch.float64) == "gradient of value: relative error 5.0e-01, allowed 1e-10"
 
 
+def test_without_a_backward_pass_the_output_alone_is_checked():
+    value = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    expected = [value.sin(), value.cos()]
+    errors = max_relative_errors(lambda x: x.detach().sin(), ["value"], (value,), value, expected, backward=False)
+    assert errors == {"output": 0.0}
+
+
 def test_max_relative_error():
     expected = torch.tensor([1.0, -4.0])
     assert max_relative_error(torch.tensor([1.0, -3.0]), expected) == 0.25

@@ -97,6 +97,12 @@ def forward_backward(fn: OpFn, tensors: tuple[Tensor, ...], grad_output: Tensor)
     return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
+def needs_forward_only(query: Tensor) -> None:
+    """Raise UnavailableError if flex_attention is to give gradients on a device where it has no backward pass."""
+    if query.device.type != "cuda" and query.requires_grad:
+        raise UnavailableError(f"has no backward pass for {query.device.type}; --passes forward measures it")
+
+
 def require_compiled(device: torch.device, operator: str) -> None:
     """Raise UnavailableError if attnzoo has no compiled kernel and would fall back to plain PyTorch."""
     state = ops.backends()[device.type]

@@ -124,11 +124,12 @@ def run_measurement(measurement: Measurement, settings: Settings, peak_rates: Pe
     g = torch.Generator().manual_seed(1)
     grad_output = torch.randn(operator.output_shape(case), generator=g).to(device, dtype)
     expected = operator.reference(case, tensors, grad_output)
+    backward = any(name != "forward" for name in settings.passes)
     entries: dict[str, dict[str, Any]] = {}
     fns: dict[str, OpFn] = {}
     for name in filter_names(settings.implementations, operator.implementations):
         implementation = operator.implementations[name]
-        entries[name], fn = _load_and_check(implementation, case, operator, tensors, grad_output, expected)
+        entries[name], fn = _load_and_check(implementation, case, operator, tensors, grad_output, expected, backward)
         if fn is not None:
             fns[name] = fn
     row: dict[str, Any] = {
@@ -141,13 +142,13 @@ def run_measurement(measurement: Measurement, settings: Settings, peak_rates: Pe
         "implementations": entries,
     }
     for pass_name in settings.passes:
-        backward = pass_name != "forward"
-        calls = {name: timed_call(fn, tensors, grad_output, backward) for name, fn in fns.items()}
+        is_backward = pass_name != "forward"
+        calls = {name: timed_call(fn, tensors, grad_output, is_backward) for name, fn in fns.items()}
         for name, samples in time_interleaved(calls, device, settings.seconds).items():
             entries[name]["seconds"][pass_name] = samples
             entries[name]["peak_bytes"][pass_name] = memory.peak_memory(calls[name], device)
-        macs = operator.macs(case) * (3 if backward else 1)
-        num_bytes = roofline.min_bytes(tensors, grad_output, backward)
+        macs = operator.macs(case) * (3 if is_backward else 1)
+        num_bytes = roofline.min_bytes(tensors, grad_output, is_backward)
         row["roofline_seconds"][pass_name] = roofline.roofline_seconds(operator, macs, num_bytes, dtype, peak_rates)
     return row
 
@@ -159,14 +160,15 @@ def _load_and_check(
     tensors: tuple[Tensor, ...],
     grad_output: Tensor,
     expected: list[Tensor],
+    backward: bool,
 ) -> tuple[dict[str, Any], OpFn | None]:
-    """The implementation's entry in the row, and its function if the output and gradients are correct."""
+    """The implementation's entry in the row, and its function if output and, if `backward`, gradients are right."""
     entry: dict[str, Any] = {
         "state": "missing", "reason": implementation.install, "errors": {}, "seconds": {}, "peak_bytes": {},
     }  # fmt: skip
     try:
         fn = implementation.factory(case, grad_output.device)
-        entry["errors"] = accuracy.max_relative_errors(fn, operator.tensors, tensors, grad_output, expected)
+        entry["errors"] = accuracy.max_relative_errors(fn, operator.tensors, tensors, grad_output, expected, backward)
     except ImportError:
         return entry, None
     except UnavailableError as error:

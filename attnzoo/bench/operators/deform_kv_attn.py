@@ -19,9 +19,9 @@ from attnzoo.bench.operators.base import (
     OURS,
     Operator,
     OpFn,
-    UnavailableError,
     forward_backward,
     in_float32,
+    needs_forward_only,
     require_compiled,
 )
 from attnzoo.bench.operators.ms_deform_attn import OFFSET_PIXELS, off_grid
@@ -248,11 +248,10 @@ def _sdpa(case: Case, device: torch.device) -> OpFn:
 @DEFORM_KV_ATTN.implementation("flex_attention", install="part of torch", package="torch")
 def _flex_attention(case: Case, device: torch.device) -> OpFn:
     """torch's flex_attention, compiled, with the bias as its score_mod. Half precision is upcast to float32."""
-    if device.type != "cuda":
-        raise UnavailableError(f"has no backward pass for {device.type}")
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, key_positions: Tensor, table: Tensor) -> Tensor:
+        needs_forward_only(query)
         return compiled(query, key, value, score_mod=table_score_mod(case, key_positions, table))
 
     return in_float32(attend)

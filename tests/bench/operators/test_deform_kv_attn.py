@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnzoo.bench.operators import deform_kv_attn
-from attnzoo.bench.operators.base import forward_backward
+from attnzoo.bench.operators.base import UnavailableError, forward_backward, needs_forward_only
 
 CPU = torch.device("cpu")
 CASE = deform_kv_attn.Case("odd", 5, 7, stride=2, heads=2, groups=1, head_dim=4)
@@ -34,6 +34,14 @@ def test_score_mod_of_flex_attention_adds_the_same_bias():
     score_mod = deform_kv_attn.table_score_mod(case, key_positions, table)
     actual = flex_attention(query, key, value, score_mod=score_mod)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_flex_attention_has_no_backward_pass_on_a_cpu():
+    """Without gradients it can be measured."""
+    query = torch.zeros(1)
+    needs_forward_only(query)
+    with pytest.raises(UnavailableError, match="no backward pass for cpu; --passes forward measures it"):
+        needs_forward_only(query.requires_grad_())
 
 
 def test_reference_in_blocks_of_queries(monkeypatch):
