@@ -97,10 +97,14 @@ def forward_backward(fn: OpFn, tensors: tuple[Tensor, ...], grad_output: Tensor)
     return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
-def needs_forward_only(query: Tensor) -> None:
-    """Raise UnavailableError if flex_attention is to give gradients on a device where it has no backward pass."""
-    if query.device.type != "cuda" and query.requires_grad:
+def check_flex_attention(query: Tensor) -> None:
+    """Raise UnavailableError for what torch's flex_attention lacks on this device."""
+    if query.device.type == "cuda":
+        return
+    if query.requires_grad:
         raise UnavailableError(f"has no backward pass for {query.device.type}; --passes forward measures it")
+    if query.dtype == torch.float64:
+        raise UnavailableError(f"has no float64 kernel for {query.device.type}")
 
 
 def require_compiled(device: torch.device, operator: str) -> None:

@@ -19,9 +19,9 @@ from attnzoo.bench.operators.base import (
     OURS,
     Operator,
     OpFn,
+    check_flex_attention,
     forward_backward,
     in_float32,
-    needs_forward_only,
     require_compiled,
 )
 from attnzoo.bench.operators.ms_deform_attn import OFFSET_PIXELS, off_grid
@@ -251,7 +251,7 @@ def _flex_attention(case: Case, device: torch.device) -> OpFn:
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, key_positions: Tensor, table: Tensor) -> Tensor:
-        needs_forward_only(query)
+        check_flex_attention(query)
         return compiled(query, key, value, score_mod=table_score_mod(case, key_positions, table))
 
     return in_float32(attend)

@@ -11,7 +11,7 @@ from attnzoo.attention import build
 from attnzoo.attention.neighborhood import NeighborhoodAttention
 from attnzoo.attention.qkv import QkvAttention
 from attnzoo.attention.window_partition import WindowPartition
-from attnzoo.bench.operators.base import BUILD, OURS, Operator, OpFn, forward_backward, in_float32, needs_forward_only
+from attnzoo.bench.operators.base import BUILD, OURS, Operator, OpFn, check_flex_attention, forward_backward, in_float32
 from attnzoo.geometry import Layout, Role, Slot
 
 SIZE = 7  # of windows and neighborhoods, in pixels
@@ -273,7 +273,7 @@ def _flex(pairs: Callable[[Case], Pairs]) -> Callable[[Case, torch.device], OpFn
             def score_mod(score: Tensor, image: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
                 return score + table[head, entries[row, column]]
 
-            needs_forward_only(query)
+            check_flex_attention(query)
             q, k, v = (_split(x, case) for x in (query, key, value))
             output: Tensor = compiled(q, k, v, score_mod=score_mod, block_mask=block_mask)
             return output.transpose(1, 2).flatten(2)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnzoo.bench.operators import deform_kv_attn
-from attnzoo.bench.operators.base import UnavailableError, forward_backward, needs_forward_only
+from attnzoo.bench.operators.base import UnavailableError, check_flex_attention, forward_backward
 
 CPU = torch.device("cpu")
 CASE = deform_kv_attn.Case("odd", 5, 7, stride=2, heads=2, groups=1, head_dim=4)
@@ -36,12 +36,13 @@ def test_score_mod_of_flex_attention_adds_the_same_bias():
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_flex_attention_has_no_backward_pass_on_a_cpu():
-    """Without gradients it can be measured."""
+def test_flex_attention_on_a_cpu_is_forward_and_not_in_float64():
     query = torch.zeros(1)
-    needs_forward_only(query)
+    check_flex_attention(query)
     with pytest.raises(UnavailableError, match="no backward pass for cpu; --passes forward measures it"):
-        needs_forward_only(query.requires_grad_())
+        check_flex_attention(query.requires_grad_())
+    with pytest.raises(UnavailableError, match="no float64 kernel for cpu"):
+        check_flex_attention(query.detach().double())
 
 
 def test_reference_in_blocks_of_queries(monkeypatch):
