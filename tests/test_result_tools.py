@@ -103,7 +103,9 @@ def test_verdicts_of_contrasts_do_not_depend_on_their_order() -> None:
 
 def test_verdicts_are_those_of_the_comparison() -> None:
     scoreboard = tool("scoreboard")
-    contrasts = [c for c in scoreboard.read_contrasts(PUBLISHED / "scoreboard.yaml") if c.results == "ablate_levels"]
+    contrasts = [c for c in scoreboard.read_contrasts(PUBLISHED / "scoreboard.yaml") if c.results == "ablate_levels"][
+        :1
+    ]
     judged = scoreboard.judge(contrasts, PUBLISHED / "ablate_levels")
     page = (PUBLISHED / "ablate_levels" / "comparison.md").read_text()
     assert [case.result.verdict for case in judged] == ["undecided"]  # as one of two variants; alone it is "better"

@@ -36,13 +36,15 @@ class Implementation:
 
     `factory(case, device)` imports the package and returns the function to time. Its docstring names the version it was
     written for and how the arguments map. It raises ImportError or UnavailableError if it cannot run here; `install`
-    says how to install it. `package` is the distribution whose version is recorded.
+    says how to install it. `package` is the distribution whose version is recorded. `is_compiled`: by torch.compile,
+    whose threads do not survive the fork in which memory is measured on a CPU.
     """
 
     name: str
     factory: Factory
     install: str
     package: str
+    is_compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class Operator:
             return [case for case in self.cases if case in self.cpu_cases]
         return [case for case in self.cases if case not in self.opt_in_cases]
 
-    def implementation(self, name: str, *, install: str, package: str) -> Callable[[Factory], Factory]:
+    def implementation(
+        self, name: str, *, install: str, package: str, is_compiled: bool = False
+    ) -> Callable[[Factory], Factory]:
         """Decorator that registers the factory of an implementation."""
 
         def register(factory: Factory) -> Factory:
             assert name not in self.implementations, f"{self.name}: duplicate implementation {name}"
-            self.implementations[name] = Implementation(name, factory, install, package)
+            self.implementations[name] = Implementation(name, factory, install, package, is_compiled)
             return factory
 
         return register

@@ -146,7 +146,8 @@ def run_measurement(measurement: Measurement, settings: Settings, peak_rates: Pe
         calls = {name: timed_call(fn, tensors, grad_output, is_backward) for name, fn in fns.items()}
         for name, samples in time_interleaved(calls, device, settings.seconds).items():
             entries[name]["seconds"][pass_name] = samples
-            entries[name]["peak_bytes"][pass_name] = memory.peak_memory(calls[name], device)
+            forks = not operator.implementations[name].is_compiled or device.type == "cuda"
+            entries[name]["peak_bytes"][pass_name] = memory.peak_memory(calls[name], device) if forks else None
         macs = operator.macs(case) * (3 if is_backward else 1)
         num_bytes = roofline.min_bytes(tensors, grad_output, is_backward)
         row["roofline_seconds"][pass_name] = roofline.roofline_seconds(operator, macs, num_bytes, dtype, peak_rates)

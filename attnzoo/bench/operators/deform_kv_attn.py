@@ -245,7 +245,7 @@ def _sdpa(case: Case, device: torch.device) -> OpFn:
     return in_float32(attend)
 
 
-@DEFORM_KV_ATTN.implementation("flex_attention", install="part of torch", package="torch")
+@DEFORM_KV_ATTN.implementation("flex_attention", install="part of torch", package="torch", is_compiled=True)
 def _flex_attention(case: Case, device: torch.device) -> OpFn:
     """torch's flex_attention, compiled, with the bias as its score_mod. Half precision is upcast to float32."""
     compiled = torch.compile(flex_attention, dynamic=False)

@@ -283,5 +283,9 @@ def _flex(pairs: Callable[[Case], Pairs]) -> Callable[[Case, torch.device], OpFn
     return factory
 
 
-WINDOW_ATTN.implementation("flex_attention", install="part of torch", package="torch")(_flex(window_pairs))
-NEIGHBORHOOD_ATTN.implementation("flex_attention", install="part of torch", package="torch")(_flex(neighborhood_pairs))
+WINDOW_ATTN.implementation("flex_attention", install="part of torch", package="torch", is_compiled=True)(
+    _flex(window_pairs)
+)
+NEIGHBORHOOD_ATTN.implementation("flex_attention", install="part of torch", package="torch", is_compiled=True)(
+    _flex(neighborhood_pairs)
+)
