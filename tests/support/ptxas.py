@@ -36,8 +36,8 @@ HEAD = """# CUDA kernels as compiled
 Registers per thread of every kernel, as reported by `ptxas` with the flags of setup.py; {compiler}. Written by
 `python tests/support/ptxas.py`. [Measured on a GPU](gpu.md).
 
-A test compiles the kernels and fails on spills or stack frames in the main paths. The unfused `forward_kernel` may spill up to 64 bytes:
-its launch bounds were the fastest [on a GPU](gpu.md). The main paths:
+A test compiles the kernels and fails on spills or stack frames in the main paths. The unfused `forward_kernel` may
+spill up to 64 bytes: its launch bounds were the fastest [on a GPU](gpu.md). The main paths:
 
 - `ms_deform_attn`: forward and backward with vectorised rows (`true`: a multiple of 16 bytes, such as D = 32) in float,
   Half and BFloat16
