@@ -48,6 +48,8 @@ def plot_curves(profile: Sequence[ProbeScore], path: Path) -> None:
         axis.plot(range(len(values)), [chance[value] for value in values], "k:", linewidth=1, label="chance")
         for index, name in enumerate(attentions):
             points = sorted((score for score in shown if score.attention == name), key=lambda score: score.value)
+            if not points:
+                continue
             shift = 0.04 * (index - (len(attentions) - 1) / 2)  # dots of attentions beside each other
             places = [values.index(score.value) + shift for score in points]
             seeds = [(place, value) for place, score in zip(places, points, strict=True) for value in score.scores]
@@ -56,8 +58,12 @@ def plot_curves(profile: Sequence[ProbeScore], path: Path) -> None:
         axis.set(title=probe, xlabel=shown[0].difficulty, ylim=(0, 1.03))
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     figure.supylabel("accuracy")
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    lines_by_name = {line.get_label(): line for axis in panels for line in axis.get_lines()}
+    shown_names = ["chance", *attentions]
+    figure.legend(
+        [lines_by_name[name] for name in shown_names], shown_names, loc="outside lower center",
+        ncols=len(shown_names), frameon=False,
+    )  # fmt: skip
     _save(figure, path)
 
 

@@ -24,12 +24,14 @@ class Scores:
 class PairedRow:
     """A variant and its baseline, over the seeds that both have finished.
 
-    `final`: of the scores at the end, which decide. `area`: of the area under the learning curve, by itself.
-    `correlation`: of the two variants' scores over seeds, from three pairs on; pairing pays where it is high. `is_aa`:
-    whether the variant is a copy of the baseline, which is not judged.
+    `seeds`: those of the result, in a sequential comparison up to the look that decided. `final`: of the scores at the
+    end, which decide. `area`: of the area under the learning curve, by itself. `correlation`: of the two variants'
+    scores over seeds, from three pairs on; pairing pays where it is high. `is_aa`: whether the variant is a copy of the
+    baseline, which is not judged.
     """
 
     name: str
+    seeds: list[int]
     final: PairedResult
     area: PairedResult
     correlation: float | None
@@ -83,8 +85,10 @@ def pair_variants(
         final = results.get(variant.name)
         if final is None:
             (final,) = compare_pairs([_differences(variant, baseline)])
-        (area,) = compare_pairs([paired_differences(_areas(variant), _areas(baseline))])
-        rows.append(PairedRow(variant.name, final, area, _correlation(variant, baseline), variant.name == aa))
+        seeds = [seed for seed in sorted(variant.final) if seed in baseline.final][: final.pairs + final.invalid]
+        used = Scores(variant.name, {seed: variant.final[seed] for seed in seeds}, variant.curves)
+        (area,) = compare_pairs([paired_differences(_areas(used), _areas(baseline))])
+        rows.append(PairedRow(variant.name, seeds, final, area, _correlation(used, baseline), variant.name == aa))
     values = list(baseline.final.values())
     target_is_relative = target is None
     if target is None and values:

@@ -90,6 +90,9 @@ def test_pairs_made_after_a_verdict_are_counted_and_not_used():
     assert sentence.startswith("variant is better than base: +0.100 AP, 95 % interval +0.09")
     assert sentence.endswith(", 4 pairs; 2 made after this verdict are not used.")
     assert paired_cells(table)[1][1][3] == "4 of 6"
+    (row,) = table.rows
+    assert row.seeds == [0, 1, 2, 3]
+    assert row.area.pairs == 4
 
 
 def test_beyond_the_margin_more_pairs_are_those_that_find_the_difference():

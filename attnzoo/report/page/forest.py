@@ -28,7 +28,7 @@ def forest_plot(paired: PairedTable, series: Sequence[Series], width: int) -> Ma
     if is_wide:
         left = min(220.0, max(len(row.name) for row in paired.rows) * CHARACTER + 22)
         right = width - 248.0
-    pairs = {row.name: _pairs(by_name[row.name], baseline, paired) for row in paired.rows}
+    pairs = {row.name: _pairs(row, by_name[row.name], baseline, paired) for row in paired.rows}
     x = scale(_extent(paired, pairs), left, right)
     bottom = TOP + ROW[is_wide] * len(paired.rows)
     parts: list[object] = []
@@ -75,12 +75,13 @@ def _row(
     return item.group(*labels, *marks)
 
 
-def _pairs(item: Series, baseline: Series, paired: PairedTable) -> list[float]:
-    """The finite differences, one per seed."""
+def _pairs(row: PairedRow, item: Series, baseline: Series, paired: PairedTable) -> list[float]:
+    """The finite differences, one per seed of the verdict."""
     ours, theirs = (
         {run.config.seed: run.final.get(paired.metric.key, math.nan) for run in one.variant.finished}
         for one in (item, baseline)
     )
+    ours = {seed: ours[seed] for seed in row.seeds}
     return [value for value in paired_differences(ours, theirs) if math.isfinite(value)]
 
 
