@@ -67,7 +67,8 @@ class Disk:
 
     def restore(self) -> None:
         """Replace the content of the folder by what survived."""
-        shutil.rmtree(self.folder)
+        while self.folder.exists():  # the thread of TensorBoard's writer, which a power cut would end, may add a file
+            shutil.rmtree(self.folder, ignore_errors=True)
         for path, content in self._survived.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
